@@ -1,0 +1,246 @@
+"""YAML and --set -> Sweep -> [TrialSpec]. Bad input is one message that names file, key and value.
+
+Imports neither torch nor ray: the classes that validate the settings of methods and tasks are handed in.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from bench.spec import (
+    DecodeSpec,
+    JsonDict,
+    MethodEntry,
+    MethodSpec,
+    ModelSpec,
+    ResourceSpec,
+    Sweep,
+    TaskSpec,
+    TrainSpec,
+    TrialSpec,
+)
+
+SpecT = TypeVar("SpecT", bound=BaseModel)
+
+
+class ConfigError(ValueError):
+    """The sweep asks for something that cannot be. Nothing has been started."""
+
+
+class Resolver(Protocol):
+    """Turns names into classes and validates their settings; see :mod:`bench.resolver`."""
+
+    def method(self, name: str, config: JsonDict) -> MethodSpec: ...
+
+    def task(self, name: str, config: JsonDict) -> TaskSpec: ...
+
+    def model(self, spec: ModelSpec) -> ModelSpec: ...
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys without a word."""
+
+
+def _mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} occurs twice", key_node.start_mark)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def load_sweep(path: Path, settings: Sequence[str] = ()) -> Sweep:
+    """Read a sweep and apply ``key.path=value`` settings to it.
+
+    Raises:
+        ConfigError: The file is not there or not a sweep.
+    """
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # a SafeLoader
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a mapping with name, task and methods")
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting}: expected key.path=value")
+        set_key(raw, key, yaml.safe_load(value) if value else "", f"--set {setting}")
+    return validated(Sweep, raw, str(path))
+
+
+def set_key(raw: dict[str, Any], dotted: str, value: Any, where: str) -> None:
+    """Set ``a.b.0.c`` in nested mappings and lists; a bare name in place of a mapping stands for its short form.
+
+    Raises:
+        ConfigError: The path does not exist.
+    """
+    *parents, last = dotted.split(".")
+    node: Any = raw
+    for depth, key in enumerate(parents):
+        if isinstance(node, list):
+            node = _element(node, key, where)
+            continue
+        child = node.setdefault(key, {})
+        if isinstance(child, str):
+            child = node[key] = {"path" if key == "model" else "name": child}
+        if not isinstance(child, dict | list):
+            raise ConfigError(f"{where}: {'.'.join(parents[: depth + 1])} is {child!r}, which has no keys")
+        node = child
+    if isinstance(node, list):
+        raise ConfigError(f"{where}: name a key of an entry, as in {'.'.join(parents)}.0.{last}")
+    node[last] = value
+
+
+def _element(entries: list[Any], index: str, where: str) -> Any:
+    if not index.isdigit() or int(index) >= len(entries):
+        raise ConfigError(f"{where}: {index!r} is not an index of a list of {len(entries)} (0 is the first)")
+    if isinstance(entries[int(index)], str):
+        entries[int(index)] = {"name": entries[int(index)]}
+    return entries[int(index)]
+
+
+def expand(sweep: Sweep, resolver: Resolver) -> list[TrialSpec]:
+    """All trials of a sweep: grid x methods x their grids x seeds, in this order, without repetitions.
+
+    Raises:
+        ConfigError: A setting is invalid.
+    """
+    trials: dict[str, TrialSpec] = {}
+    for shared in combinations(sweep.grid):
+        for number, entry in enumerate(sweep.methods):
+            for own in combinations(entry.grid):
+                for trial in _trials(sweep, entry, f"methods.{number}", shared, own, resolver):
+                    trials.setdefault(trial.trial_id, trial)
+    return list(trials.values())
+
+
+def combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Every choice of one value per key; one empty choice for an empty grid."""
+    for key, values in grid.items():
+        if not values:
+            raise ConfigError(f"grid.{key}: an empty list asks for no trial at all")
+    for values in itertools.product(*grid.values()):
+        yield dict(zip(grid, values, strict=True))
+
+
+def _trials(
+    sweep: Sweep, entry: MethodEntry, where: str, shared: JsonDict, own: JsonDict, resolver: Resolver
+) -> Iterator[TrialSpec]:
+    parts: dict[str, Any] = {
+        "model": sweep.model.model_dump(),
+        "task": dict(sweep.task),
+        "train": {**sweep.train.model_dump(exclude_unset=True), **entry.train},
+        "decode": sweep.decode.model_dump(),
+        "resources": {**sweep.resources.model_dump(exclude_unset=True), **entry.resources},
+        "config": copy.deepcopy(entry.config),
+    }
+    if {"steps", "epochs"} & entry.train.keys():
+        # A method that names its own length replaces the sweep's, in whichever unit that is.
+        for unit in {"steps", "epochs"} - entry.train.keys():
+            parts["train"].pop(unit, None)
+    for choice, place in ((shared, "grid"), (own, f"{where}.grid")):
+        for key, value in choice.items():
+            if key.split(".")[0] not in parts or "." not in key:
+                known = ", ".join(f"{part}.…" for part in parts)
+                raise ConfigError(f"{place}: {key!r} is not a key that can vary; it starts with one of {known}")
+            set_key(parts, key, value, place)
+    train = validated(TrainSpec, parts["train"], f"{where}.train")
+    resources = validated(ResourceSpec, parts["resources"], f"{where}.resources")
+    check_batches(train, resources, where)
+    task_config = {key: value for key, value in parts["task"].items() if key != "name"}
+    if "name" not in parts["task"]:
+        raise ConfigError("task.name is missing: say which task, e.g. 'task: facts'")
+    method = resolver.method(entry.name, parts["config"])
+    task = resolver.task(parts["task"]["name"], task_config)
+    model = resolver.model(validated(ModelSpec, parts["model"], "model"))
+    label = ",".join(f"{key.split('.', 1)[1]}={value}" for key, value in {**shared, **own}.items())
+    for seed in sweep.seeds:
+        yield TrialSpec(
+            method=method,
+            model=model,
+            task=task,
+            train=train,
+            decode=validated(DecodeSpec, parts["decode"], "decode"),
+            resources=resources,
+            seed=seed,
+            label=label,
+        )
+
+
+def check_batches(train: TrainSpec, resources: ResourceSpec, where: str) -> None:
+    """Every rank takes the same share of a batch, in whole micro-batches.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    per_step = resources.ranks * (train.micro_batch_size or 1)
+    if train.batch_size % per_step:
+        micro = f" x micro_batch_size {train.micro_batch_size}" if train.micro_batch_size else ""
+        raise ConfigError(
+            f"{where}.train.batch_size: {train.batch_size} is not a multiple of ranks {resources.ranks}{micro} = "
+            f"{per_step}; every rank takes an equal share"
+        )
+
+
+def validated(model: type[SpecT], raw: Any, where: str) -> SpecT:
+    """``raw`` as a ``model``.
+
+    Raises:
+        ConfigError: With the dotted key, the value and, for a misspelt key, the close match.
+    """
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(model, problem, where) for problem in error.errors())) from error
+
+
+def _explain(model: type[BaseModel], problem: Any, where: str) -> str:
+    location = [str(part) for part in problem["loc"] if not str(part).startswith(("function-", "literal"))]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(model, location[:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        meant = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+        return f"{where}: {key}: unknown key (value {problem['input']!r}); {meant}"
+    if problem["type"] == "missing":
+        return f"{where}: {key}: missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {key}: {message}, got {problem['input']!r}" if key else f"{where}: {message}"
+
+
+def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """Field names of the model that a location leads to; none where that is no model."""
+    current: Any = model
+    for part in location:
+        if part.isdigit():
+            continue
+        annotation = current.model_fields[part].annotation
+        current = _model_within(annotation)
+        if current is None:
+            return []
+    return list(current.model_fields)
+
+
+def _model_within(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if (found := _model_within(argument)) is not None:
+            return found
+    return None

@@ -1,0 +1,175 @@
+"""What came of a trial: the immutable, versioned record that reports are rendered from.
+
+Absent is ``null``, never a sentinel. "Succeeded with an error" cannot be written: an outcome is Completed or Failed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from bench.spec import JsonDict, Spec, TrialSpec
+
+Reason = Literal[
+    "out_of_memory", "diverged", "timed_out", "worker_lost", "node_lost", "error", "infeasible", "cancelled"
+]
+# Not the trial's fault: the same trial may well succeed when tried again.
+RETRYABLE: frozenset[str] = frozenset({"worker_lost", "node_lost"})
+
+
+class ParameterCounts(Spec):
+    """Elements, not bytes. Trained and stored differ where a reparametrisation is thrown away after training."""
+
+    trained: int
+    stored: int
+    total: int = Field(description="of the patched model: frozen and trained")
+
+    @property
+    def trained_fraction(self) -> float:
+        return self.trained / self.total
+
+
+class PhaseCost(Spec):
+    """Time and memory of one phase on one rank."""
+
+    seconds: float
+    peak_memory_bytes: int = Field(description="highest use within the phase; memory_method says of what")
+    start_memory_bytes: int
+    device_peak_reserved_bytes: int | None = Field(None, description="CUDA caching allocator, None on CPU")
+
+
+class RankCost(Spec):
+    """What one rank spent, by phase, in order of the flow."""
+
+    rank: int
+    phases: dict[str, PhaseCost]
+    baseline_memory_bytes: int = Field(description="after imports, before the model is loaded")
+    memory_method: str = Field(description="where the bytes were read, e.g. cuda_allocated or vm_hwm")
+
+
+class TrainCost(Spec):
+    """Throughput of the optimiser steps in the steady window (warm-up, validation and saving excluded)."""
+
+    steps: int
+    steady_steps: int = Field(description="steps in the window that the rates below are taken from")
+    tokens_per_second: float | None = Field(description="useful (non-padding) tokens, over all ranks")
+    target_tokens_per_second: float | None
+    useful_token_fraction: float = Field(description="useful tokens / tokens in the padded batches")
+    step_seconds_p50: float | None
+    step_seconds_p90: float | None
+    step_seconds_p99: float | None
+    skipped_steps: int = Field(description="optimiser steps that the engine skipped")
+
+
+class DecodeCost(Spec):
+    """Generation: new tokens up to and including the end token, over all ranks."""
+
+    sources: int
+    new_tokens: int
+    tokens_per_second: float | None
+    seconds: float
+
+
+class TrainPoint(Spec):
+    """One optimiser step. Loss is the mean over target tokens of the whole batch, label smoothing included."""
+
+    step: int
+    loss: float
+    learning_rate: float
+
+
+class DevPoint(Spec):
+    """Mean loss per target token over the dev pairs, without label smoothing."""
+
+    step: int
+    loss: float
+
+
+class Scores(Spec):
+    """Test scores of the predictions."""
+
+    values: dict[str, float] = Field(description="metric to value over all test sources")
+    by_tag: dict[str, dict[str, float]] = Field(default_factory=dict, description="tag to metric to value")
+    sources_by_tag: dict[str, int] = Field(default_factory=dict)
+    signatures: dict[str, str] = Field(description="metric to tokeniser, case, references and library version")
+    higher_is_better: dict[str, bool]
+
+
+class Completed(Spec):
+    """The trial ran to its end."""
+
+    status: Literal["completed"] = "completed"
+    parameters: ParameterCounts
+    scores: Scores
+    dev_loss: float | None = Field(description="of the state that was scored; None where nothing was trained")
+    test_loss: float
+    best_step: int | None
+    train_curve: list[TrainPoint]
+    dev_curve: list[DevPoint]
+    train: TrainCost | None
+    decode: DecodeCost
+    ranks: list[RankCost]
+    adapter_bytes: int = Field(description="size on disk of adapter.safetensors; 0 where nothing was trained")
+    data: JsonDict = Field(description="examples per split, truncations, subset seed")
+
+
+class Failed(Spec):
+    """The trial ended early. A failure is a result: it is a row of the report."""
+
+    status: Literal["failed"] = "failed"
+    reason: Reason
+    phase: str | None = Field(description="where in the flow; None before a rank started")
+    rank: int | None
+    message: str
+    traceback: str | None = None
+    log_tail: str | None = None
+
+
+Outcome = Annotated[Completed | Failed, Field(discriminator="status")]
+
+
+class Provenance(Spec):
+    """What made the record: enough to repeat it."""
+
+    tuneoff_version: str
+    code_sha256: str = Field(description="of the Python sources of bench and methods")
+    git_revision: str | None
+    git_dirty: bool | None
+    python_version: str
+    package_versions: dict[str, str]
+    device: str
+    cpu_cores: int
+    threads_per_rank: int | None
+    load_average_1min: float | None
+
+
+class RankReport(Spec):
+    """What a rank sends back to the driver. Of a completed trial only rank 0 carries the outcome."""
+
+    outcome: Outcome | None
+    provenance: Provenance | None
+
+
+class Attempt(Spec):
+    """One try at a trial."""
+
+    attempt_id: str
+    number: int
+    earlier_reasons: list[Reason] = Field(default_factory=list, description="why earlier attempts were lost")
+
+
+class TrialResult(Spec):
+    """The record: ``results/<sweep>/trials/<trial_id>/result.json``. Its existence says that the trial is done."""
+
+    schema_version: Literal[1] = 1
+    trial_id: str
+    sweep: str
+    spec: TrialSpec
+    outcome: Outcome
+    attempt: Attempt
+    launcher: str
+    started_at: str = Field(description="ISO 8601, UTC")
+    total_seconds: float = Field(description="from launch to the end of the last rank, start-up included")
+    provenance: Provenance | None = Field(description="None where no rank got far enough to tell")
+    files: dict[str, str] = Field(default_factory=dict, description="file name to sha256, beside the record")

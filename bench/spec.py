@@ -1,0 +1,175 @@
+"""What is asked for: a sweep, and the trials it expands to. Frozen values that travel as JSON.
+
+Field names carry their unit; ``None`` appears only where absence has a meaning. Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+JsonDict = dict[str, Any]
+
+# Bumped when the meaning of a hashed field changes, so that old records are not mistaken for new ones.
+IDENTITY_VERSION = 1
+
+
+class Spec(BaseModel):
+    """Base of everything that is read from YAML or travels to a rank."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ModelSpec(Spec):
+    """The base model: a local folder, a hub id, or the embedded default ``smollm2-135m``."""
+
+    path: str = "smollm2-135m"
+    revision: str | None = Field(None, description="hub revision (branch, tag or commit); None is the hub's main")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    trust_remote_code: bool = Field(False, description="run code that a hub repository ships; off for a reason")
+    weights_sha256: str | None = Field(None, description="set by the driver for local folders; part of the identity")
+
+
+class TrainSpec(Spec):
+    """How a trial trains. All methods of a sweep share it; a method entry may override single fields."""
+
+    learning_rate: PositiveFloat = 1e-4
+    steps: PositiveInt | None = Field(None, description="optimiser steps; exactly one of steps and epochs is set")
+    epochs: PositiveFloat | None = Field(None, description="passes over the training pairs")
+    batch_size: PositiveInt = Field(8, description="sequences per optimiser step over all ranks")
+    micro_batch_size: PositiveInt | None = Field(
+        None, description="sequences per forward pass of one rank; None takes the rank's whole share at once"
+    )
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="global gradient norm; 0 does not clip")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    gradient_checkpointing: bool = False
+    evaluate_every_steps: PositiveInt | None = Field(
+        None, description="dev loss every n steps, best state kept; None evaluates after the last step only"
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainSpec:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("set either steps or epochs, not both")
+        return self
+
+
+class DecodeSpec(Spec):
+    """How predictions are generated, the same for every method."""
+
+    beams: PositiveInt = 1
+    max_new_tokens: PositiveInt = 96
+    min_new_tokens: Annotated[int, Field(ge=0)] = 0
+    length_penalty: float = Field(1.0, description="exponent on the length in beam search; ineffective with beams: 1")
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] = 0
+    batch_size: PositiveInt = 16
+
+    @model_validator(mode="after")
+    def _effective(self) -> DecodeSpec:
+        if self.beams == 1 and self.length_penalty != 1.0:
+            raise ValueError("length_penalty has no effect with beams: 1; set beams to 2 or more, or leave it out")
+        return self
+
+
+class ResourceSpec(Spec):
+    """What one trial needs. Ranks, ZeRO stage and precision are part of a trial's identity; the rest is placement."""
+
+    ranks: PositiveInt = 1
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is cuda where there is a GPU, else cpu")
+    cpus_per_rank: PositiveInt | None = Field(None, description="None: all cores of the machine, shared by the ranks")
+    timeout_seconds: PositiveFloat | None = Field(None, description="wall time of a trial, start-up included")
+
+
+class TaskSpec(Spec):
+    """A task as it travels: the class that loads it and its validated settings."""
+
+    name: str
+    target: str = Field(description='"module:Class"')
+    config: JsonDict = Field(default_factory=dict)
+    data_sha256: str | None = Field(None, description="of the data files; stands for their paths in the identity")
+
+
+class MethodSpec(Spec):
+    """A method as it travels: the class that patches the model and its validated settings."""
+
+    name: str
+    target: str = Field(description='"module:Class"')
+    config: JsonDict = Field(default_factory=dict)
+
+
+class TrialSpec(Spec):
+    """One method x settings x model x task x seed: everything a rank needs to know."""
+
+    method: MethodSpec
+    model: ModelSpec
+    task: TaskSpec
+    train: TrainSpec
+    decode: DecodeSpec
+    resources: ResourceSpec
+    seed: int
+    label: str = Field("", description="short settings of the method for people, e.g. 'num_prompt_tokens=10'")
+
+    @property
+    def identity(self) -> JsonDict:
+        """The fields that change the answer. Paths of hashed data, labels, placement and time limits do not."""
+        content = self.model_dump(mode="json", exclude={"label"})
+        for placement in ("device", "cpus_per_rank", "timeout_seconds"):
+            del content["resources"][placement]
+        if self.task.data_sha256:
+            content["task"]["config"].pop("path", None)
+        if self.model.weights_sha256:
+            del content["model"]["path"]
+        return {"version": IDENTITY_VERSION, **content}
+
+    @property
+    def trial_id(self) -> str:
+        """Readable slug and 10 hex digits of the hash of :attr:`identity`."""
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        slug = re.sub(r"[^A-Za-z0-9._=-]+", "-", "-".join(filter(None, [self.method.name, self.label])))[:80].strip("-")
+        return f"{slug}-s{self.seed}-{digest[:10]}"
+
+
+def _bare_name(entry: Any) -> Any:
+    return {"name": entry} if isinstance(entry, str) else entry
+
+
+def _bare_model(entry: Any) -> Any:
+    return {"path": entry} if isinstance(entry, str) else entry
+
+
+class MethodEntry(Spec):
+    """One line of a sweep's ``methods:``; a bare name is short for ``{name: ...}``."""
+
+    name: str = Field(description='a registered name, or "module:Class"')
+    config: JsonDict = Field(default_factory=dict, description="settings of the method's own Config")
+    train: JsonDict = Field(default_factory=dict, description="fields of train that differ for this method")
+    resources: JsonDict = Field(default_factory=dict, description="fields of resources that differ for this method")
+    grid: dict[str, list[Any]] = Field(
+        default_factory=dict, description="dotted key (config.x, train.x, resources.x) to values: one trial each"
+    )
+
+
+class Sweep(Spec):
+    """One YAML file: what to compare."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    model: Annotated[ModelSpec, BeforeValidator(_bare_model)] = ModelSpec()
+    task: Annotated[JsonDict, BeforeValidator(_bare_name)] = Field(description="name, and the settings of that task")
+    train: TrainSpec = TrainSpec()
+    decode: DecodeSpec = DecodeSpec()
+    resources: ResourceSpec = ResourceSpec()
+    methods: Annotated[list[Annotated[MethodEntry, BeforeValidator(_bare_name)]], Field(min_length=1)]
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    grid: dict[str, list[Any]] = Field(
+        default_factory=dict, description="dotted key (task.x, train.x, decode.x, ...) to values, for every method"
+    )
