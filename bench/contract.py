@@ -1,0 +1,347 @@
+"""What every method must keep, as checks that run on tiny models. Tests and plugin authors use the same code.
+
+Each check takes a :class:`Subject` and raises :class:`ContractError` with the reason. Models are in float64, so that
+what must be equal is equal to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+
+from bench.method import Method, positions_of, trained_parameters
+
+TOLERANCE = 1e-6
+VOCABULARY = 96
+EOS = 1
+# Rows of different length, so that batching them needs padding. Ids 0 and 1 are padding and end.
+ROWS = ((7, 21, 5, 40, 13, 2, 33), (11, 3, 60), (25, 8, 14, 90, 6))
+
+
+class ContractError(AssertionError):
+    """A method breaks the contract."""
+
+
+class WordTokenizer:
+    """A tokenizer of the tiny models: words become ids by their length and first letter."""
+
+    eos_token_id = EOS
+    pad_token_id = 0
+
+    def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
+        return {"input_ids": [2 + (7 * ord(word[0]) + len(word)) % (VOCABULARY - 2) for word in text.split()]}
+
+
+def tiny_gpt2() -> Any:
+    """Two layers, fused projections, learned absolute positions."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=96,
+        n_embd=24,
+        n_layer=2,
+        n_head=4,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=EOS,
+        eos_token_id=EOS,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def tiny_llama() -> Any:
+    """Two layers, rotary positions, four heads that share two key/value heads."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=96,
+        pad_token_id=0,
+        bos_token_id=EOS,
+        eos_token_id=EOS,
+    )
+    return LlamaForCausalLM(config)
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {"gpt2": tiny_gpt2, "llama": tiny_llama}
+
+
+def tiny_model(family: str, seed: int = 0) -> Any:
+    """A frozen tiny model with random weights, in float64 and evaluation mode.
+
+    Weights are larger than an untrained model's, so that attention and norms matter.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = FAMILIES[family]().double()
+        for parameter in model.parameters():
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    model.generation_config.pad_token_id = 0
+    return model.requires_grad_(False).eval()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A method with settings, and the family of tiny models to check it on."""
+
+    method_class: type[Method]
+    config: Any
+    family: str
+
+    def method(self) -> Method:
+        return self.method_class(self.config, WordTokenizer())
+
+    def patched(self, disturbed: bool = True) -> tuple[Method, Any]:
+        """A freshly patched model. ``disturbed`` moves what is trained off its start, which may well be a no-op."""
+        method = self.method()
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            model = method.patch(tiny_model(self.family))
+            if disturbed:
+                for _, parameter in trained_parameters(model):
+                    parameter.data += 0.1 * torch.randn_like(parameter)
+        return method, model.eval()
+
+
+def left_padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask with padding in front."""
+    return _padded(rows, left=True)
+
+
+def right_padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask with padding behind."""
+    return _padded(rows, left=False)
+
+
+def _padded(rows: Sequence[Sequence[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    length = max(map(len, rows))
+    padding = [[0] * (length - len(row)) for row in rows]
+    ids = [pad + list(row) if left else list(row) + pad for row, pad in zip(rows, padding, strict=True)]
+    mask = [
+        [0] * len(pad) + [1] * len(row) if left else [1] * len(row) + [0] * len(pad)
+        for row, pad in zip(rows, padding, strict=True)
+    ]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def logits_of(model: Any, ids: torch.Tensor, mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    """Logits for explicit positions, as training and scoring ask for them."""
+    logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, position_ids=positions_of(mask), **kwargs).logits
+    return logits
+
+
+def _require_close(found: torch.Tensor, expected: torch.Tensor, what: str, tolerance: float = TOLERANCE) -> None:
+    difference = float((found - expected).abs().max())
+    if not difference <= tolerance:
+        raise ContractError(f"{what}: largest difference {difference:.3g}, allowed {tolerance:g}")
+
+
+def check_logits_are_aligned(subject: Subject) -> None:
+    """Logits for exactly the tokens that went in, and a finite loss for labels."""
+    _, model = subject.patched()
+    ids, mask = right_padded(ROWS)
+    labels = ids.masked_fill(mask == 0, -100)
+    with torch.no_grad():
+        outputs = model(input_ids=ids, attention_mask=mask, position_ids=positions_of(mask), labels=labels)
+    if outputs.logits.shape != (*ids.shape, VOCABULARY):
+        raise ContractError(f"logits have shape {tuple(outputs.logits.shape)} for input of shape {tuple(ids.shape)}")
+    if not torch.isfinite(outputs.loss):
+        raise ContractError(f"the loss is {float(outputs.loss)}")
+
+
+def check_is_causal(subject: Subject) -> None:
+    """No token sees a later one."""
+    _, model = subject.patched()
+    ids, mask = right_padded([ROWS[0]])
+    changed = ids.clone()
+    changed[0, 4:] = torch.tensor([50, 51, 52])
+    with torch.no_grad():
+        before, after = logits_of(model, ids, mask), logits_of(model, changed, mask)
+    _require_close(after[:, :4], before[:, :4], "later tokens changed the logits of earlier ones")
+    if torch.equal(after[:, 4:], before[:, 4:]):
+        raise ContractError("other tokens gave the same logits")
+
+
+def check_padding_changes_nothing(subject: Subject) -> None:
+    """A row alone, batched with padding behind and batched with padding in front has the same logits."""
+    _, model = subject.patched()
+    with torch.no_grad():
+        alone = [logits_of(model, *right_padded([row]))[0] for row in ROWS]
+        for pad, side in ((right_padded, "behind"), (left_padded, "in front")):
+            ids, mask = pad(ROWS)
+            batched = logits_of(model, ids, mask)
+            for row, expected in enumerate(alone):
+                _require_close(batched[row][mask[row] == 1], expected, f"padding {side} changed the logits of a row")
+
+
+def check_cache_changes_nothing(subject: Subject) -> None:
+    """Greedy and beam search give the same tokens with and without cache, alone and in a left-padded batch."""
+    _, model = subject.patched()
+    for beams in (1, 3):
+        settings = {"num_beams": beams, "do_sample": False, "max_new_tokens": 8, "pad_token_id": 0, "eos_token_id": EOS}
+        ids, mask = left_padded(ROWS)
+        with torch.no_grad():
+            cached = model.generate(input_ids=ids, attention_mask=mask, use_cache=True, **settings)
+            plain = model.generate(input_ids=ids, attention_mask=mask, use_cache=False, **settings)
+            if not torch.equal(cached, plain):
+                raise ContractError(f"generation with {beams} beams depends on the cache")
+            for row, tokens in enumerate(ROWS):
+                one, one_mask = left_padded([tokens])
+                alone = model.generate(input_ids=one, attention_mask=one_mask, use_cache=True, **settings)
+                new_alone, new_batched = alone[0, len(tokens) :], cached[row, ids.shape[1] :]
+                if _until_end(new_alone) != _until_end(new_batched):
+                    raise ContractError(f"generation with {beams} beams differs between a row alone and in a batch")
+
+
+def _until_end(tokens: torch.Tensor) -> list[int]:
+    ids: list[int] = tokens.tolist()
+    return ids[: ids.index(EOS)] if EOS in ids else [token for token in ids if token != 0]
+
+
+def train_a_little(model: Any, steps: int = 3) -> list[float]:
+    """A few AdamW steps on one padded batch, for checks and their tests. Returns the losses."""
+    ids, mask = right_padded(ROWS)
+    labels = ids.masked_fill(mask == 0, -100)
+    optimizer = torch.optim.AdamW([p for _, p in trained_parameters(model)], lr=1e-2, weight_decay=0.0)
+    losses = []
+    model.train()
+    for _ in range(steps):
+        loss = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions_of(mask), labels=labels, use_cache=False
+        ).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    model.eval()
+    return losses
+
+
+def check_only_declared_is_trained(subject: Subject) -> None:
+    """Training lowers the loss, moves every trained tensor and leaves the base weights bit-identical."""
+    method, model = subject.patched(disturbed=False)
+    trained = dict(trained_parameters(model))
+    if not method.trains:
+        if trained:
+            raise ContractError(f"it says that it trains nothing, and {len(trained)} tensors require grad")
+        return
+    if not trained:
+        raise ContractError("nothing requires grad: it trains nothing")
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    losses = train_a_little(model, steps=5)
+    if not losses[-1] < losses[0]:
+        raise ContractError(f"five steps did not lower the loss: {losses[0]:.4f} to {losses[-1]:.4f}")
+    for name, parameter in model.named_parameters():
+        moved = not torch.equal(parameter.detach(), before[name])
+        if moved and name not in trained:
+            raise ContractError(f"{name} moved, and it is not among what the method trains")
+        if not moved and name in trained:
+            raise ContractError(f"{name} requires grad and did not move: it has no part in the output")
+
+
+def check_state_reloads(subject: Subject) -> None:
+    """What is stored makes a freshly patched model give the same logits."""
+    method, model = subject.patched(disturbed=False)
+    if method.trains:
+        train_a_little(model)
+    state = {name: tensor.detach().clone() for name, tensor in method.adapter_state(model).items()}
+    with torch.random.fork_rng():
+        torch.manual_seed(2)  # another start, which loading has to replace
+        fresh_method = subject.method()
+        fresh = fresh_method.patch(tiny_model(subject.family)).eval()
+    fresh_method.load_adapter_state(fresh, state)
+    ids, mask = right_padded(ROWS)
+    with torch.no_grad():
+        found, expected = logits_of(fresh, ids, mask), logits_of(model, ids, mask)
+    _require_close(found, expected, "a reloaded state gives other logits")
+
+
+def check_gradient_checkpointing(subject: Subject) -> None:
+    """Recomputing activations changes neither loss nor gradients."""
+    gradients: list[dict[str, torch.Tensor]] = []
+    for checkpointing in (False, True):
+        method, model = subject.patched()
+        if not method.trains:
+            return
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        ids, mask = right_padded(ROWS)
+        logits_of(model, ids, mask, use_cache=False).logsumexp(-1)[mask == 1].sum().backward()  # type: ignore[no-untyped-call]
+        gradients.append(
+            {name: parameter.grad for name, parameter in trained_parameters(model) if parameter.grad is not None}
+        )
+    if gradients[0].keys() != gradients[1].keys():
+        raise ContractError("gradient checkpointing changed which tensors get a gradient")
+    for name, expected in gradients[0].items():
+        _require_close(gradients[1][name], expected, f"gradient checkpointing changed the gradient of {name}")
+
+
+def check_minds_its_own_business(subject: Subject) -> None:
+    """Sets no seed, makes no distributed call, leaves the model on its device."""
+    states = []
+    for seed in (3, 4):
+        with torch.random.fork_rng(), _no_distributed_calls():
+            torch.manual_seed(seed)
+            model = subject.method().patch(tiny_model(subject.family))
+            states.append(torch.random.get_rng_state())
+    if torch.equal(states[0], states[1]):
+        raise ContractError("it sets a seed: after patching, the random state does not depend on the trial's seed")
+    if devices := {parameter.device.type for parameter in model.parameters()} - {"cpu"}:
+        raise ContractError(f"it moved parameters to {', '.join(sorted(devices))}")
+
+
+@contextmanager
+def _no_distributed_calls() -> Iterator[None]:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ContractError("it makes a distributed call")
+
+    with ExitStack() as patches:
+        for name in ("all_reduce", "broadcast", "all_gather", "all_gather_object", "barrier", "init_process_group"):
+            patches.enter_context(mock.patch.object(torch.distributed, name, refuse))
+        yield
+
+
+def check_counts(subject: Subject) -> None:
+    """Trained and stored tensors can be counted, also on a model without weights."""
+    method, model = subject.patched()
+    with torch.device("meta"):
+        empty = FAMILIES[subject.family]().requires_grad_(False).eval()
+    empty_method = subject.method_class(subject.config)
+    patched: nn.Module = empty_method.patch(empty)
+    for what, real, counted in (
+        ("trained", _sizes(dict(trained_parameters(model))), _sizes(dict(trained_parameters(patched)))),
+        ("stored", _sizes(method.adapter_state(model)), _sizes(empty_method.adapter_state(patched))),
+    ):
+        if real != counted:
+            raise ContractError(f"on a model without weights it counts other {what} tensors")
+
+
+def _sizes(tensors: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+CHECKS: dict[str, Callable[[Subject], None]] = {
+    "logits are aligned": check_logits_are_aligned,
+    "causal": check_is_causal,
+    "padding changes nothing": check_padding_changes_nothing,
+    "cache changes nothing": check_cache_changes_nothing,
+    "only what is declared is trained": check_only_declared_is_trained,
+    "state reloads": check_state_reloads,
+    "gradient checkpointing": check_gradient_checkpointing,
+    "minds its own business": check_minds_its_own_business,
+    "counts": check_counts,
+}

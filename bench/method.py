@@ -1,0 +1,116 @@
+"""The one module that authors of a method import.
+
+A method gets the base model *already frozen*, patches it, and names nothing else: not the loop, not the device, not
+the seed, not other ranks. Whatever requires grad after :meth:`Method.patch` is trained.
+
+B batch, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+
+class MethodConfig(BaseModel):
+    """Base of a method's own settings: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class MethodError(ValueError):
+    """A method cannot do what was asked of it with this model."""
+
+
+class Method(ABC):
+    """How a frozen base model is patched and what of it is trained.
+
+    The first line of the docstring is the description that ``tuneoff methods`` prints.
+
+    Args:
+        config: Validated settings.
+        tokenizer: Of the base model. ``None`` where a model is only counted (its weights are on the meta device).
+    """
+
+    class Config(MethodConfig):
+        """No settings."""
+
+    paper: ClassVar[str] = ""
+    """Authors, year and identifier of the source."""
+
+    trains: ClassVar[bool] = True
+    """False only for the untouched base model."""
+
+    def __init__(self, config: Any, tokenizer: Any = None) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+
+    @abstractmethod
+    def patch(self, model: Any) -> nn.Module:
+        """Change ``model`` in place (or wrap it) and return it.
+
+        The patched model still takes ``(input_ids, attention_mask, position_ids, labels)`` and returns logits for
+        exactly those tokens, shape ``(B, T, V)``; it still generates.
+
+        Raises:
+            MethodError: It matched nothing in this model.
+        """
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Groups for ``torch.optim.AdamW``. A group's ``lr_scale`` multiplies the trial's learning rate."""
+        return [{"params": [parameter for _, parameter in trained_parameters(model)], "lr_scale": 1.0}]
+
+    def after_step(self, model: nn.Module, step: int) -> None:  # noqa: B027 - most methods need none
+        """Hook after each optimiser step, for methods that adapt during training. ``step`` counts from 1."""
+
+    def adapter_state(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """What is stored and shipped; by default the trained tensors under their names."""
+        return {name: parameter.detach() for name, parameter in trained_parameters(model)}
+
+    def load_adapter_state(self, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+        """Put a stored state into a freshly patched model.
+
+        Raises:
+            MethodError: Names or shapes differ from what this method stores.
+        """
+        copy_state(dict(trained_parameters(model)), state)
+
+
+def trained_parameters(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
+    """Names and parameters that require grad; a shared parameter counts once."""
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def copy_state(target: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
+    """Copy ``state`` into ``target``, strictly: the same names, the same shapes.
+
+    Raises:
+        MethodError: They differ.
+    """
+    if missing := sorted(target.keys() - state.keys()):
+        raise MethodError(f"the stored state lacks {len(missing)} tensors of this method, among them {missing[0]!r}")
+    if unexpected := sorted(state.keys() - target.keys()):
+        raise MethodError(f"the stored state has {len(unexpected)} unknown tensors, among them {unexpected[0]!r}")
+    with torch.no_grad():
+        for name, tensor in target.items():
+            if tensor.shape != state[name].shape:
+                raise MethodError(f"{name}: stored shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
+            tensor.copy_(state[name])
+
+
+def positions_of(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Position ids that count real tokens only, so that padding on either side changes nothing.
+
+    Args:
+        attention_mask: ``(B, T)``, 1 at real tokens.
+
+    Returns:
+        ``(B, T)`` int64; 0 at padding.
+    """
+    mask = attention_mask.long()
+    return ((mask.cumsum(-1) - 1) * mask).clamp(min=0)

@@ -1,0 +1,19 @@
+"""No tuning at all: the row that every other row is measured against."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import nn
+
+from bench.method import Method
+
+
+class NoTuning(Method):
+    """The untouched base model."""
+
+    trains: ClassVar[bool] = False
+
+    def patch(self, model: Any) -> nn.Module:
+        module: nn.Module = model
+        return module

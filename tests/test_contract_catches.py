@@ -1,0 +1,142 @@
+"""The contract's checks fail where they should: one broken method for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bench import contract
+from bench.contract import ContractError, Subject
+from bench.method import Method
+from methods.full import FullFineTuning
+from methods.prompt_tuning import PromptTuning
+
+
+class AddsToEmbeddings(Method):
+    """A trained vector on every input embedding; sound, and a base for the broken ones."""
+
+    def patch(self, model: Any) -> nn.Module:
+        model.offset = nn.Parameter(torch.zeros(model.config.hidden_size, dtype=torch.float64, device=model.device))
+        model.get_input_embeddings().register_forward_hook(self.change)
+        self.model = model
+        return model
+
+    def change(self, _: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output + self.model.offset
+
+
+class SeesTheFuture(AddsToEmbeddings):
+    def change(self, _: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output + self.model.offset * output.mean(dim=1, keepdim=True)
+
+
+class CountsPadding(AddsToEmbeddings):
+    def change(self, _: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output + self.model.offset * output.shape[1]
+
+
+class DependsOnTheCache(AddsToEmbeddings):
+    def change(self, _: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output + (50 if output.shape[1] == 1 else 0) * torch.linspace(-1, 1, output.shape[-1])
+
+
+class TrainsNothing(Method):
+    def patch(self, model: Any) -> nn.Module:
+        return model
+
+
+class HasADeadTensor(AddsToEmbeddings):
+    def patch(self, model: Any) -> nn.Module:
+        super().patch(model)
+        model.dead = nn.Parameter(torch.zeros(3, dtype=torch.float64, device=model.device))
+        return model
+
+
+class MovesTheBase(AddsToEmbeddings):
+    def change(self, _: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        if self.model.training:
+            self.model.get_input_embeddings().weight.data += 1e-3
+        return output + self.model.offset
+
+
+class StoresTooLittle(AddsToEmbeddings):
+    def adapter_state(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        return {}
+
+    def load_adapter_state(self, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+        pass
+
+
+class SetsASeed(AddsToEmbeddings):
+    def patch(self, model: Any) -> nn.Module:
+        torch.manual_seed(0)
+        return super().patch(model)
+
+
+class KeepsThePromptPositions(Method):
+    """As Hugging Face peft's prompt tuning: logits for P + T positions."""
+
+    def patch(self, model: Any) -> nn.Module:
+        width = model.config.hidden_size
+        model.prompt = nn.Parameter(torch.zeros(2, width, dtype=torch.float64))
+        forward = model.forward
+
+        def longer(input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any) -> Any:
+            embeddings = model.get_input_embeddings()(input_ids)
+            embeddings = torch.cat([model.prompt.expand(len(embeddings), -1, -1), embeddings], dim=1)
+            return forward(inputs_embeds=embeddings)
+
+        model.forward = longer
+        return model
+
+
+class DetachesWhenCheckpointed(AddsToEmbeddings):
+    def change(self, _: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output + self.model.offset * (2 if self.model.is_activation_checkpointing else 1)
+
+
+class AllReduces(AddsToEmbeddings):
+    def patch(self, model: Any) -> nn.Module:
+        torch.distributed.barrier()
+        return super().patch(model)
+
+
+class GrowsWithItsWeights(AddsToEmbeddings):
+    def adapter_state(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        return {} if next(model.parameters()).is_meta else super().adapter_state(model)
+
+
+def subject(method_class: type[Method]) -> Subject:
+    return Subject(method_class, method_class.Config(), "llama")
+
+
+@pytest.mark.parametrize(
+    ("method_class", "check", "reason"),
+    [
+        (KeepsThePromptPositions, contract.check_logits_are_aligned, "logits have shape|loss"),
+        (SeesTheFuture, contract.check_is_causal, "later tokens changed"),
+        (CountsPadding, contract.check_padding_changes_nothing, "padding behind changed"),
+        (DependsOnTheCache, contract.check_cache_changes_nothing, "depends on the cache"),
+        (TrainsNothing, contract.check_only_declared_is_trained, "it trains nothing"),
+        (HasADeadTensor, contract.check_only_declared_is_trained, "dead requires grad and did not move"),
+        (MovesTheBase, contract.check_only_declared_is_trained, "not among what the method trains"),
+        (StoresTooLittle, contract.check_state_reloads, "a reloaded state gives other logits"),
+        (SetsASeed, contract.check_minds_its_own_business, "it sets a seed"),
+        (AllReduces, contract.check_minds_its_own_business, "makes a distributed call"),
+        (DetachesWhenCheckpointed, contract.check_gradient_checkpointing, "changed the gradient of offset"),
+        (GrowsWithItsWeights, contract.check_counts, "other stored tensors"),
+    ],
+)
+def test_check_fails(method_class: type[Method], check: Any, reason: str) -> None:
+    with pytest.raises((ContractError, ValueError), match=reason):
+        check(subject(method_class))
+
+
+@pytest.mark.parametrize("check", contract.CHECKS.values(), ids=contract.CHECKS)
+@pytest.mark.parametrize("method_class", [FullFineTuning, PromptTuning])
+def test_sound_methods_pass(method_class: type[Method], check: Any) -> None:
+    check(subject(method_class))
