@@ -1,0 +1,114 @@
+"""The one module that authors of a task import: what a data set must provide."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+
+Split = Literal["train", "dev", "test"]
+SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+
+
+class TaskError(ValueError):
+    """The data cannot be read or is not what the task says it is. The message names file and line."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One unique source with all its references."""
+
+    id: str
+    facts: tuple[tuple[str, ...], ...]
+    source: str
+    references: tuple[str, ...]
+    tags: tuple[str, ...] = ()
+
+
+class TaskConfig(BaseModel):
+    """Settings that every task has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    train_examples: PositiveInt | None = Field(None, description="training pairs (source, one reference); None is all")
+    dev_examples: PositiveInt | None = Field(None, description="unique dev sources; None is all")
+    test_examples: PositiveInt | None = Field(None, description="unique test sources; None is all")
+    subset_seed: int = Field(0, description="draws the subsets; the same for every method and seed of a sweep")
+    loss_references: PositiveInt | None = Field(
+        1, description="references of a source that dev and test loss are taken on; None is all"
+    )
+    template: str = Field("Data: {source}\nText:", description="what the model reads before it writes")
+    max_source_tokens: PositiveInt = Field(384, description="longer sources are cut at the end, and counted")
+    max_target_tokens: PositiveInt = Field(128, description="longer references are cut at the end, and counted")
+
+    @field_validator("template")
+    @classmethod
+    def _has_source(cls, template: str) -> str:
+        if "{source}" not in template:
+            raise ValueError("a template has the place {source}")
+        return template
+
+
+class Task(ABC):
+    """A data set with its linearisation, references and official metric settings.
+
+    The first line of the docstring is the description that ``tuneoff tasks`` prints.
+    """
+
+    class Config(TaskConfig):
+        """No settings but the common ones."""
+
+    licence: ClassVar[str] = ""
+    citation: ClassVar[str] = ""
+    lowercase: ClassVar[bool] = False
+    """Whether the official BLEU ignores case."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def data_files(self) -> Mapping[Split, str]:
+        """Path or URL of each split.
+
+        Raises:
+            TaskError: A file is not there.
+        """
+
+    @abstractmethod
+    def load(self, split: Split) -> list[Example]:
+        """All examples of a split, references grouped by source.
+
+        Raises:
+            TaskError: Naming file and line.
+        """
+
+    def data_sha256(self) -> str | None:
+        """Hash of the data files, which stands for their paths in a trial's identity; None if they are remote."""
+        files = self.data_files()
+        if any("://" in location for location in files.values()):
+            return None
+        digest = hashlib.sha256()
+        for split in SPLITS:
+            digest.update(hashlib.sha256(Path(files[split]).read_bytes()).digest())
+        return digest.hexdigest()
+
+
+def linearise(facts: Sequence[Sequence[str]]) -> str:
+    """``subject : relation : object | ...``, the form of Li & Liang 2021 without their tokenisation."""
+    return " | ".join(" : ".join(fact) for fact in facts)
+
+
+def existing_file(path: Path, what: str) -> str:
+    """The path as text.
+
+    Raises:
+        TaskError: There is no such file.
+    """
+    if not path.is_file():
+        raise TaskError(f"task.path: {what} is not there: no file {str(path)!r}")
+    return str(path)
