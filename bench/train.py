@@ -1,0 +1,348 @@
+"""The only training loop: a DeepSpeed engine on every rank. It names no method.
+
+B batch, T tokens, N target tokens, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from bench.data import Batch, Pair, collate, micro_batches, num_steps, training_order
+from bench.measure import PhaseMeter, StepClock, percentile, steady_start
+from bench.method import Method, trained_parameters
+from bench.record import DevPoint, TrainCost, TrainPoint
+from bench.spec import JsonDict, ResourceSpec, TrainSpec
+
+# Losses are reduced over ranks, checked and reported every so many steps: a host that waits for the device at every
+# step would slow a GPU down.
+REPORT_EVERY_STEPS = 5
+
+
+class Diverged(ArithmeticError):
+    """A loss or a gradient became infinite or not a number."""
+
+
+class TargetLoss(nn.Module):
+    """Negative log-likelihood, summed over the target tokens of a batch.
+
+    Logits are computed at the positions that predict a target token and nowhere else: the input of the output
+    projection is reduced to these rows before it is multiplied, whatever the model does around it.
+
+    Args:
+        model: A patched causal language model.
+        label_smoothing: As in ``torch.nn.functional.cross_entropy``.
+    """
+
+    def __init__(self, model: Any, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.model = model
+        self.label_smoothing = label_smoothing
+        self._predicting: torch.Tensor | None = None
+        model.get_output_embeddings().register_forward_pre_hook(self._select_rows)
+
+    def _select_rows(self, _: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        if self._predicting is None:
+            return None
+        hidden_states = args[0]  # (B, T, D)
+        return (hidden_states.flatten(0, 1)[self._predicting], *args[1:])
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        predicting: torch.Tensor,
+        target_ids: torch.Tensor,
+    ) -> torch.Tensor:
+        self._predicting = predicting
+        try:
+            outputs = self.model(
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+            )
+        finally:
+            self._predicting = None
+        logits = outputs.logits.float()  # (N, V)
+        smoothing = self.label_smoothing if self.training else 0.0
+        return nn.functional.cross_entropy(logits, target_ids, label_smoothing=smoothing, reduction="sum")
+
+    def of(self, batch: Batch) -> torch.Tensor:
+        """The loss of a batch, for callers without an engine."""
+        loss: torch.Tensor = self(**vars(batch))
+        return loss
+
+
+@dataclass
+class Trained:
+    """What training leaves behind."""
+
+    state: dict[str, torch.Tensor]
+    best: DevPoint
+    train_curve: list[TrainPoint]
+    dev_curve: list[DevPoint]
+    cost: TrainCost
+
+
+def deepspeed_config(train: TrainSpec, resources: ResourceSpec, micro_batch_size: int, num_trained: int) -> JsonDict:
+    """DeepSpeed's configuration, complete: nothing is left to "auto".
+
+    Buckets are sized by what is trained. DeepSpeed's default of 5e8 elements would reserve 2 GB for an adapter of a few
+    thousand.
+    """
+    bucket = min(max(num_trained, 2**16), 500_000_000)
+    return {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": train.batch_size // (micro_batch_size * resources.ranks),
+        "train_batch_size": train.batch_size,
+        "gradient_clipping": train.max_grad_norm,
+        "bf16": {"enabled": resources.precision == "bf16"},
+        "zero_optimization": {
+            "stage": resources.zero_stage,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "stage3_prefetch_bucket_size": bucket,
+        },
+        "steps_per_print": 2**31,
+    }
+
+
+def learning_rate_factor(train: TrainSpec, steps: int) -> Callable[[int], float]:
+    """Multiplier of the learning rate for the step with this index (from 0)."""
+
+    def factor(step: int) -> float:
+        if step < train.warmup_steps:
+            return (step + 1) / train.warmup_steps
+        if train.schedule == "constant":
+            return 1.0
+        progress = (step - train.warmup_steps) / max(1, steps - train.warmup_steps)
+        return 1.0 - progress if train.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    return factor
+
+
+@dataclass
+class Training:
+    """One trial's training on one rank.
+
+    The loss of a step is the mean over all target tokens of the global batch, whatever ranks and micro-batches it is
+    cut into, so that the numbers of ranks change nothing but rounding.
+    """
+
+    method: Method
+    model: nn.Module
+    train: TrainSpec
+    resources: ResourceSpec
+    seed: int
+    rank: int
+    device: torch.device
+    pad_token_id: int
+    meter: PhaseMeter
+    progress: Callable[[JsonDict], None]
+    train_curve: list[TrainPoint] = field(default_factory=list, init=False)
+    dev_curve: list[DevPoint] = field(default_factory=list, init=False)
+
+    def run(self, pairs: Sequence[Pair], dev_pairs: Sequence[Pair]) -> Trained:
+        """Train, and return the state with the lowest dev loss.
+
+        Raises:
+            Diverged: The loss is not finite.
+        """
+        with self.meter.phase("initialise"):
+            steps = num_steps(self.train, len(pairs))
+            engine, micro_batch_size = self._engine(steps)
+            order = training_order([pair.num_tokens for pair in pairs], self.train.batch_size, steps, self.seed)
+            clock = StepClock(self.device)
+        best: DevPoint | None = None
+        state: dict[str, torch.Tensor] = {}
+        pending: list[tuple[int, torch.Tensor, float]] = []
+        with self.meter.phase("train"):
+            engine.train()
+            clock.resume()
+            for step, batch in enumerate(order, start=1):
+                learning_rate = float(engine.get_lr()[0])
+                loss = self._step(engine, pairs, batch, micro_batch_size)
+                self.method.after_step(engine.module.model, step)
+                clock.tick()
+                pending.append((step, loss, learning_rate))
+                evaluating = step == steps or step % (self.train.evaluate_every_steps or steps) == 0
+                if evaluating or step % REPORT_EVERY_STEPS == 0:
+                    self._report(pending, steps, clock, pairs, order)
+                if evaluating:
+                    with self.meter.phase("validate"):
+                        point = DevPoint(step=step, loss=self._dev_loss(engine, dev_pairs))
+                        self.dev_curve.append(point)
+                        if best is None or point.loss < best.loss:
+                            best, state = point, gathered_state(self.method, engine.module.model)
+                    engine.train()
+                    clock.resume()
+        if best is None:
+            raise RuntimeError("training ended without an evaluation")
+        cost = self._cost(clock.durations(), pairs, order, int(engine.skipped_steps))
+        engine.destroy()
+        return Trained(state, best, self.train_curve, self.dev_curve, cost)
+
+    def _engine(self, steps: int) -> tuple[Any, int]:
+        import deepspeed
+
+        share = self.train.batch_size // self.resources.ranks
+        micro_batch_size = self.train.micro_batch_size or share
+        if self.train.gradient_checkpointing:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        groups = [
+            {"params": group["params"], "lr": self.train.learning_rate * group.get("lr_scale", 1.0)}
+            for group in self.method.parameter_groups(self.model)
+        ]
+        optimizer = torch.optim.AdamW(
+            groups,
+            lr=self.train.learning_rate,
+            betas=(0.9, self.train.adam_beta2),
+            weight_decay=self.train.weight_decay,
+            fused=True,
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(self.train, steps))
+        parameters = [parameter for _, parameter in trained_parameters(self.model)]
+        num_trained = sum(parameter.numel() for parameter in parameters)
+        engine, *_ = deepspeed.initialize(
+            model=TargetLoss(self.model, self.train.label_smoothing).to(self.device),
+            model_parameters=parameters,
+            optimizer=optimizer,
+            lr_scheduler=scheduler,
+            config=deepspeed_config(self.train, self.resources, micro_batch_size, num_trained),
+        )
+        return engine, micro_batch_size
+
+    def _step(self, engine: Any, pairs: Sequence[Pair], batch: Sequence[int], micro_batch_size: int) -> torch.Tensor:
+        """One optimiser step. Returns this rank's part of the batch's mean loss."""
+        num_targets = sum(len(pairs[index].target_ids) for index in batch)
+        micros = micro_batches(batch, self.rank, self.resources.ranks, micro_batch_size)
+        total = torch.zeros((), device=self.device)
+        for micro in micros:
+            inputs = collate([pairs[index] for index in micro], self.pad_token_id).to(self.device)
+            loss = engine(**vars(inputs)) / num_targets
+            # The engine divides by the accumulation steps and averages gradients over ranks: undo both.
+            engine.backward(loss * (len(micros) * self.resources.ranks))
+            engine.step()
+            total += loss.detach()
+        return total
+
+    def _report(
+        self,
+        pending: list[tuple[int, torch.Tensor, float]],
+        steps: int,
+        clock: StepClock,
+        pairs: Sequence[Pair],
+        order: Sequence[Sequence[int]],
+    ) -> None:
+        losses = torch.stack([loss for _, loss, _ in pending])
+        dist.all_reduce(losses)
+        for (step, _, learning_rate), loss in zip(pending, losses.tolist(), strict=True):
+            if not math.isfinite(loss):
+                raise Diverged(f"the loss of step {step} is {loss} (learning rate {learning_rate:g})")
+            self.train_curve.append(TrainPoint(step=step, loss=loss, learning_rate=learning_rate))
+        pending.clear()
+        durations = clock.durations()
+        tokens = sum(pairs[index].num_tokens for batch in order[: len(durations)] for index in batch)
+        last = self.train_curve[-1]
+        remaining = (steps - last.step) * sum(durations) / len(durations)
+        self.progress(
+            {
+                "step": last.step,
+                "steps": steps,
+                "loss": last.loss,
+                "tokens_per_second": tokens / sum(durations),
+                "remaining_seconds": remaining,
+            }
+        )
+
+    def _dev_loss(self, engine: Any, pairs: Sequence[Pair]) -> float:
+        engine.eval()
+        return mean_loss(engine, pairs, self.train.batch_size, self.pad_token_id, self.device)
+
+    def _cost(
+        self, durations: list[float], pairs: Sequence[Pair], order: Sequence[Sequence[int]], skipped_steps: int
+    ) -> TrainCost:
+        steady = steady_start(len(durations))
+        window = torch.tensor([sum(durations[steady:])], dtype=torch.float64, device=self.device)
+        dist.all_reduce(window, op=dist.ReduceOp.MAX)
+        seconds = float(window)
+        batches = [[pairs[index] for index in batch] for batch in order[steady:]]
+        tokens = sum(pair.num_tokens for batch in batches for pair in batch)
+        targets = sum(len(pair.target_ids) for batch in batches for pair in batch)
+        padded = sum(
+            len(micro) * max(pairs[index].num_tokens for index in micro)
+            for batch in order[steady:]
+            for rank in range(self.resources.ranks)
+            for micro in micro_batches(
+                batch, rank, self.resources.ranks, self.train.micro_batch_size or len(batch) // self.resources.ranks
+            )
+        )
+        return TrainCost(
+            steps=len(durations),
+            steady_steps=len(durations) - steady,
+            tokens_per_second=tokens / seconds if seconds else None,
+            target_tokens_per_second=targets / seconds if seconds else None,
+            useful_token_fraction=tokens / padded,
+            step_seconds_p50=percentile(durations[steady:], 0.5),
+            step_seconds_p90=percentile(durations[steady:], 0.9),
+            step_seconds_p99=percentile(durations[steady:], 0.99),
+            skipped_steps=skipped_steps,
+        )
+
+
+def mean_loss(loss_of: Any, pairs: Sequence[Pair], batch_size: int, pad_token_id: int, device: torch.device) -> float:
+    """Mean loss per target token over ``pairs``, shared by all ranks of the process group.
+
+    Every rank makes the same number of forward passes, as ZeRO-3 needs; a rank without a batch of its own repeats one
+    that does not count.
+
+    Args:
+        loss_of: A :class:`TargetLoss` or an engine around one, in evaluation mode.
+        pairs: All pairs; they are shared out here.
+        batch_size: Pairs per forward pass.
+        pad_token_id: For padding.
+        device: Of the model.
+    """
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    by_length = sorted(range(len(pairs)), key=lambda index: pairs[index].num_tokens)
+    batches = [by_length[at : at + batch_size] for at in range(0, len(by_length), batch_size)]
+    totals = torch.zeros(2, dtype=torch.float64, device=device)
+    with torch.no_grad():
+        for first in range(0, len(batches), ranks):
+            counts = first + rank < len(batches)
+            chosen = batches[first + rank] if counts else batches[0]
+            batch = collate([pairs[index] for index in chosen], pad_token_id).to(device)
+            loss = loss_of(**vars(batch))
+            if counts:
+                totals += torch.stack(
+                    [loss.double(), torch.tensor(float(len(batch.target_ids)), device=device).double()]
+                )
+    dist.all_reduce(totals)
+    return float(totals[0] / totals[1])
+
+
+@contextlib.contextmanager
+def gathered(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Whole parameters inside the block, also where ZeRO-3 has cut them into shards."""
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(parameters)):
+        yield
+
+
+def gathered_state(method: Method, model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy on the CPU of what the method stores. A collective operation under ZeRO-3."""
+    with gathered([parameter for _, parameter in trained_parameters(model)]):
+        return {
+            name: tensor.detach().to("cpu", copy=True).contiguous()
+            for name, tensor in method.adapter_state(model).items()
+        }

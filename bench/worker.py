@@ -1,0 +1,338 @@
+"""What one rank does, readable top to bottom: load, patch, train, validate, save, decode, score.
+
+Both launchers call :func:`run_rank` in a fresh process. Imports of torch and DeepSpeed happen here and below.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore  # torch.distributed has it too, without telling type checkers
+
+from bench import metrics, models
+from bench.data import Tokenization, subset, training_examples
+from bench.decode import generate
+from bench.measure import PhaseMeter
+from bench.method import Method, trained_parameters
+from bench.provenance import code_sha256, collect, cpu_name
+from bench.record import Completed, DecodeCost, Failed, ParameterCounts, Provenance, RankCost, RankReport, Reason
+from bench.registry import load_method, load_task
+from bench.spec import JsonDict, TrialSpec
+from bench.task import Example, Task
+from bench.train import Diverged, TargetLoss, Trained, Training, mean_loss
+
+ADAPTER_FILE = "adapter.safetensors"
+ADAPTER_SETTINGS_FILE = "adapter.json"
+PREDICTIONS_FILE = "predictions.jsonl"
+
+# A rank that waits longer than this for another one in a collective operation gives up.
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class RankContext:
+    """Where a rank stands among the ranks of its trial, and whom it reports to."""
+
+    rank: int
+    ranks: int
+    local_rank: int
+    store: Any  # torch.distributed.Store that all ranks share
+    outbox: Path  # folder for files that the driver collects
+    driver_code_sha256: str
+    threads: int
+    progress: Callable[[JsonDict], None] = field(default=lambda event: None)
+
+
+def run_rank(spec: TrialSpec, context: RankContext) -> RankReport:
+    """Run this rank's part of a trial. Exceptions become outcomes."""
+    meter: PhaseMeter | None = None
+    provenance: Provenance | None = None
+    try:
+        if context.driver_code_sha256 != code_sha256():
+            raise RuntimeError(  # noqa: TRY301
+                "this rank has other sources of bench and methods than the driver; install the same revision on all "
+                "nodes, or let the sweep ship its code"
+            )
+        device = select_device(spec, context)
+        torch.set_num_threads(context.threads)
+        provenance = collect(device_name(device), context.threads)
+        meter = PhaseMeter(device, on_enter=lambda phase: context.progress({"phase": phase}))
+        join_process_group(spec, context, device)
+        outcome = _Trial(spec, context, device, meter).run()
+        dist.barrier()
+        dist.destroy_process_group()
+    except Exception as error:  # noqa: BLE001 - every failure is a result
+        reason = failure(error, meter.current if meter else None, context.rank)
+        return RankReport(outcome=reason, provenance=provenance)
+    return RankReport(outcome=outcome, provenance=provenance)
+
+
+def failure(error: Exception, phase: str | None, rank: int) -> Failed:
+    """An exception as an outcome."""
+    return Failed(
+        reason=failure_reason(error),
+        phase=phase,
+        rank=rank,
+        message=f"{type(error).__name__}: {error}",
+        traceback="".join(traceback.format_exception(error)),
+    )
+
+
+def failure_reason(error: Exception) -> Reason:
+    """Out of memory and divergence are told apart from plain errors."""
+    if isinstance(error, Diverged):
+        return "diverged"
+    cpu_allocation_failed = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or cpu_allocation_failed:
+        return "out_of_memory"
+    return "error"
+
+
+def select_device(spec: TrialSpec, context: RankContext) -> torch.device:
+    """The device of this rank. The launcher has shown it as many GPUs as it may use."""
+    wanted = spec.resources.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("resources.device: cuda was asked for, and this rank sees no GPU")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", context.local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """Name of the hardware, for the record."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
+def join_process_group(spec: TrialSpec, context: RankContext, device: torch.device) -> None:
+    """Join the trial's ranks over the store that the launcher brought, so that no port is guessed."""
+    os.environ["LOCAL_RANK"] = str(context.local_rank)  # the only variable that DeepSpeed insists on
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed.ops
+
+    # On CPU, DeepSpeed would compile a shared-memory all-reduce at start-up, for a minute and behind a lock without a
+    # time limit. gloo does the same work.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=PrefixStore("process_group", context.store),
+        rank=context.rank,
+        world_size=context.ranks,
+        timeout=COLLECTIVE_TIMEOUT,
+    )
+
+
+@dataclass
+class _Trial:
+    """One rank's walk through the phases."""
+
+    spec: TrialSpec
+    context: RankContext
+    device: torch.device
+    meter: PhaseMeter
+
+    def run(self) -> Completed | None:
+        spec, meter = self.spec, self.meter
+        with meter.phase("load"):
+            task, splits = self._load_examples()
+            tokenizer = models.load_tokenizer(spec.model)
+            tokens = Tokenization(tokenizer, task.config)
+            pairs = tokens.pairs(splits["train"])
+            dev_pairs = tokens.pairs(splits["dev"], task.config.loss_references)
+            test_pairs = tokens.pairs(splits["test"], task.config.loss_references)
+        method = self._method(tokenizer)
+        trained, counts = None, None
+        if method.trains:
+            model, counts = self._patched_model(method)
+            trained = self._training(method, model, tokenizer.pad_token_id).run(pairs, dev_pairs)
+            del model
+            with meter.phase("save"):
+                adapter_bytes = self._save_adapter(trained, tokens.config.template)
+        # What is scored is the stored adapter in a fresh base model, not whatever the engine holds at the end.
+        method = self._method(tokenizer)
+        model, fresh_counts = self._patched_model(method)
+        if trained is not None:
+            with meter.phase("load"):
+                method.load_adapter_state(model, trained.state)
+        model = model.to(self.device).eval()
+        with meter.phase("validate"):
+            loss = TargetLoss(model).eval()
+            batch_size = spec.train.batch_size
+            test_loss = mean_loss(loss, test_pairs, batch_size, tokenizer.pad_token_id, self.device)
+            dev_loss = (
+                trained.best.loss
+                if trained is not None
+                else mean_loss(loss, dev_pairs, batch_size, tokenizer.pad_token_id, self.device)
+            )
+        with meter.phase("decode"):
+            predictions, decode_cost = self._predictions(model, tokenizer, tokens, splits["test"])
+        ranks = self._gathered_costs()
+        if self.context.rank != 0:
+            return None
+        with meter.phase("score"):
+            scores = metrics.score(
+                predictions,
+                [example.references for example in splits["test"]],
+                [example.tags for example in splits["test"]],
+                task.lowercase,
+            )
+            self._write_predictions(splits["test"], predictions)
+        ranks[0] = meter.rank_cost(0)
+        return Completed(
+            parameters=counts or fresh_counts,
+            scores=scores,
+            dev_loss=dev_loss,
+            test_loss=test_loss,
+            best_step=trained.best.step if trained else None,
+            train_curve=trained.train_curve if trained else [],
+            dev_curve=trained.dev_curve if trained else [],
+            train=trained.cost if trained else None,
+            decode=decode_cost,
+            ranks=ranks,
+            adapter_bytes=adapter_bytes if trained else 0,
+            data={
+                "train_pairs": len(pairs),
+                "dev_sources": len(splits["dev"]),
+                "test_sources": len(splits["test"]),
+                "truncated_sources": tokens.truncated_sources,
+                "truncated_targets": tokens.truncated_targets,
+            },
+        )
+
+    def _load_examples(self) -> tuple[Task, dict[str, Sequence[Example]]]:
+        task_class = load_task(self.spec.task.target)
+        task = task_class(task_class.Config(**self.spec.task.config))
+        config = task.config
+        return task, {
+            "train": training_examples(task.load("train"), config.train_examples, config.subset_seed),
+            "dev": subset(task.load("dev"), config.dev_examples, config.subset_seed, "dev"),
+            "test": subset(task.load("test"), config.test_examples, config.subset_seed, "test"),
+        }
+
+    def _method(self, tokenizer: Any) -> Method:
+        method_class = load_method(self.spec.method.target)
+        return method_class(method_class.Config(**self.spec.method.config), tokenizer)
+
+    def _patched_model(self, method: Method) -> tuple[Any, ParameterCounts]:
+        """A fresh base model, frozen, patched under the trial's seed, and counted before any engine shards it."""
+        with self.meter.phase("load"):
+            dtype = torch.bfloat16 if self.spec.resources.precision == "bf16" else torch.float32
+            model = models.load_model(self.spec.model, dtype)
+        with self.meter.phase("patch"):
+            seed_everything(self.spec.seed)
+            model = method.patch(model)
+            counts = count_parameters(method, model)
+            if method.trains and counts.trained == 0:
+                raise RuntimeError(f"the method {self.spec.method.name!r} trains nothing in this model")
+            # Dropout differs between ranks, which see different rows.
+            seed_everything(self.spec.seed + 1_000_003 * self.context.rank)
+        return model, counts
+
+    def _training(self, method: Method, model: Any, pad_token_id: int) -> Training:
+        return Training(
+            method=method,
+            model=model,
+            train=self.spec.train,
+            resources=self.spec.resources,
+            seed=self.spec.seed,
+            rank=self.context.rank,
+            device=self.device,
+            pad_token_id=pad_token_id,
+            meter=self.meter,
+            progress=self.context.progress,
+        )
+
+    def _save_adapter(self, trained: Trained, template: str) -> int:
+        from safetensors.torch import save_file
+
+        if self.context.rank != 0:
+            return 0
+        path = self.context.outbox / ADAPTER_FILE
+        save_file(trained.state, path)
+        settings = {
+            "method": self.spec.method.model_dump(mode="json"),
+            "model": self.spec.model.model_dump(mode="json"),
+            "template": template,
+        }
+        (self.context.outbox / ADAPTER_SETTINGS_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        return path.stat().st_size
+
+    def _predictions(
+        self, model: Any, tokenizer: Any, tokens: Tokenization, examples: Sequence[Example]
+    ) -> tuple[list[str], DecodeCost]:
+        """Predictions in the order of ``examples`` (whole on rank 0 only), and what they cost all ranks together."""
+        context = self.context
+        texts, new_tokens, seconds = generate(
+            model,
+            tokenizer,
+            [tokens.source(example) for example in examples],
+            self.spec.decode,
+            self.device,
+            context.rank,
+            context.ranks,
+            context.progress,
+        )
+        shares = share_json(context, "predictions", {"texts": texts, "new_tokens": new_tokens, "seconds": seconds})
+        merged = {int(index): text for share in shares for index, text in share["texts"].items()}
+        total, slowest = sum(share["new_tokens"] for share in shares), max(share["seconds"] for share in shares)
+        cost = DecodeCost(
+            sources=len(examples),
+            new_tokens=total,
+            tokens_per_second=total / slowest if slowest else None,
+            seconds=slowest,
+        )
+        return [merged[index] for index in range(len(examples))], cost
+
+    def _gathered_costs(self) -> list[RankCost]:
+        cost = self.meter.rank_cost(self.context.rank)
+        shares = share_json(self.context, "costs", cost.model_dump(mode="json"))
+        return [RankCost.model_validate(share) for share in shares]
+
+    def _write_predictions(self, examples: Sequence[Example], predictions: Sequence[str]) -> None:
+        lines = [
+            json.dumps(
+                {
+                    "id": example.id,
+                    "source": example.source,
+                    "prediction": prediction,
+                    "references": example.references,
+                    "tags": example.tags,
+                },
+                ensure_ascii=False,
+            )
+            for example, prediction in zip(examples, predictions, strict=True)
+        ]
+        (self.context.outbox / PREDICTIONS_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def share_json(context: RankContext, key: str, value: JsonDict) -> list[JsonDict]:
+    """Every rank's value, in order of ranks, by way of the store: JSON crosses, no pickles."""
+    context.store.set(f"{key}/{context.rank}", json.dumps(value))
+    return [json.loads(context.store.get(f"{key}/{rank}")) for rank in range(context.ranks)]
+
+
+def count_parameters(method: Method, model: Any) -> ParameterCounts:
+    """Elements trained, stored and in total. To be called before an engine shards the model."""
+    return ParameterCounts(
+        trained=sum(parameter.numel() for _, parameter in trained_parameters(model)),
+        stored=sum(tensor.numel() for tensor in method.adapter_state(model).values()),
+        total=sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python and torch. Data order has generators of its own."""
+    random.seed(seed)
+    torch.manual_seed(seed)
