@@ -1,0 +1,150 @@
+"""Live view of a sweep on a terminal; plain lines where there is none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from bench.launch import Progress
+from bench.record import Completed, Failed, TrialResult
+from bench.report import ABSENT
+from bench.spec import JsonDict, TrialSpec
+
+# Without a terminal, progress within training is one line in so many seconds.
+LINE_SECONDS = 10.0
+
+
+@dataclass
+class _Shown:
+    started_at: float = field(default_factory=time.monotonic)
+    phase: str = "start"
+    step: JsonDict = field(default_factory=dict)
+    last_line_at: float = 0.0
+
+
+class Display:
+    """Shows which trials run, their phase, step, loss, tokens/s and time left, and what is done."""
+
+    def __init__(self, console: Console, total: int, done: int) -> None:
+        self.console = console
+        self.total = total
+        self.done = done
+        self.failed = 0
+        self._running: dict[str, _Shown] = {}
+        self._started_at = time.monotonic()
+        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=True)
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self._live.stop()
+
+    def start(self, spec: TrialSpec) -> None:
+        """A trial has started."""
+        self._running[spec.trial_id] = _Shown()
+        self.console.print(f"[bold]start[/]  {spec.trial_id}", highlight=False)
+
+    def progress(self, event: Progress) -> None:
+        """A rank has told where it is; rank 0 speaks for the trial."""
+        shown = self._running.get(event.trial_id)
+        if shown is None or event.rank != 0:
+            return
+        if "phase" in event.data:
+            shown.phase = str(event.data["phase"])
+        else:
+            shown.step = {**shown.step, **event.data}
+        now = time.monotonic()
+        if not self.console.is_terminal and "step" in event.data and now - shown.last_line_at > LINE_SECONDS:
+            shown.last_line_at = now
+            self.console.print(f"       {event.trial_id}  {'  '.join(_step_cells(shown))}", highlight=False)
+
+    def result(self, result: TrialResult) -> None:
+        """A record was committed."""
+        self._running.pop(result.trial_id, None)
+        self.done += 1
+        outcome = result.outcome
+        if isinstance(outcome, Completed):
+            score = f"BLEU {outcome.scores.values['bleu']:.1f}"
+            self.console.print(
+                f"[bold green]done[/]   {result.trial_id}  {score}  {result.total_seconds:.0f} s", highlight=False
+            )
+            return
+        self.failed += 1
+        self.console.print(f"[bold red]failed[/] {result.trial_id}  {outcome.reason}: ", end="", highlight=False)
+        self.console.print(outcome.message, markup=False, highlight=False)
+        if isinstance(outcome, Failed) and outcome.reason not in ("infeasible", "cancelled") and outcome.log_tail:
+            self.console.print(_indented(outcome.log_tail.splitlines()[-8:]), markup=False, highlight=False)
+
+    def _render(self) -> Group:
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for heading in ("trial", "phase", "step", "loss", "tokens/s", "left", "running"):
+            table.add_column(heading, overflow="fold" if heading == "trial" else "ellipsis")
+        for trial_id, shown in self._running.items():
+            running = f"{time.monotonic() - shown.started_at:.0f} s"
+            table.add_row(Text(trial_id), shown.phase, *_step_cells(shown), running)
+        elapsed = time.monotonic() - self._started_at
+        failed = f", {self.failed} failed" if self.failed else ""
+        return Group(table, Text(f"{self.done} of {self.total} trials done{failed}, {elapsed:.0f} s", style="dim"))
+
+
+def _step_cells(shown: _Shown) -> tuple[str, str, str, str]:
+    step = shown.step
+    if shown.phase == "decode" and "decoded" in step:
+        return f"{step['decoded']}/{step['of']}", "", "", ""
+    if "step" not in step:
+        return "", "", "", ""
+    return (
+        f"{step['step']}/{step['steps']}",
+        f"{step['loss']:.3f}",
+        f"{step['tokens_per_second']:.0f}",
+        f"{step['remaining_seconds']:.0f} s",
+    )
+
+
+def _indented(lines: Sequence[str]) -> str:
+    return "\n".join(f"         {line}" for line in lines)
+
+
+def results_table(results: Sequence[TrialResult]) -> Table:
+    """The end-of-sweep table for a terminal."""
+    table = Table(title=None)
+    table.add_column("trial", overflow="fold")
+    for heading in ("BLEU", "chrF++", "TER", "ROUGE-L", "trained", "peak MiB", "train tok/s", "total s"):
+        table.add_column(heading, justify="right")
+    ordered = sorted(results, key=lambda result: -_bleu(result))
+    for result in ordered:
+        outcome = result.outcome
+        if isinstance(outcome, Failed):
+            table.add_row(
+                Text(result.trial_id), Text(outcome.reason, style="red"), *[""] * 6, f"{result.total_seconds:.0f}"
+            )
+            continue
+        scores = [f"{outcome.scores.values[name]:.1f}" for name in ("bleu", "chrf", "ter", "rouge_l")]
+        peak = max((c.phases["train"].peak_memory_bytes for c in outcome.ranks if "train" in c.phases), default=None)
+        rate = outcome.train.tokens_per_second if outcome.train else None
+        table.add_row(
+            Text(result.trial_id),
+            *scores,
+            f"{outcome.parameters.trained:,}",
+            ABSENT if peak is None else f"{peak / 2**20:,.0f}",
+            ABSENT if rate is None else f"{rate:,.0f}",
+            f"{result.total_seconds:.0f}",
+        )
+    return table
+
+
+def _bleu(result: TrialResult) -> float:
+    return result.outcome.scores.values["bleu"] if isinstance(result.outcome, Completed) else -1.0

@@ -1,0 +1,51 @@
+"""What the driver does before the first trial: read the data once, fetch the model, start the launcher."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench import models
+from bench.config import ConfigError
+from bench.launch import Launcher
+from bench.resolver import load_splits
+from bench.spec import TrialSpec
+
+
+def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None]) -> None:
+    """Find malformed data before any trial starts, and convert the embedded model if that was never done.
+
+    Raises:
+        ConfigError: The data or the model cannot be used.
+    """
+    try:
+        for task in {trial.task.model_dump_json(): trial.task for trial in trials}.values():
+            splits = load_splits(task)
+            counts = ", ".join(f"{len(examples)} {split}" for split, examples in splits.items())
+            say(f"task {task.name}: {counts} examples")
+        if any(trial.model.path == models.EMBEDDED for trial in trials) and not models.embedded_folder().is_dir():
+            say(f"converting {models.EMBEDDED} to safetensors, once, into {models.embedded_folder()}")
+            models.embedded_model()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def make_launcher(name: str, scratch: Path, address: str | None) -> Launcher:
+    """The launcher of this name; ``auto`` is Ray where Ray is installed.
+
+    Raises:
+        ConfigError: Ray is asked for and not installed, or an address is given to a launcher that has no use for it.
+    """
+    has_ray = importlib.util.find_spec("ray") is not None
+    if name == "local" or (name == "auto" and not has_ray and address is None):
+        if address is not None:
+            raise ConfigError(f"--address {address} has no effect with --launcher local; leave one of them out")
+        from bench.launch_local import LocalLauncher
+
+        return LocalLauncher(scratch)
+    if not has_ray:
+        raise ConfigError("--launcher ray needs the package ray; install it, or use --launcher local")
+    from bench.launch_ray import RayLauncher
+
+    return RayLauncher(scratch, address)

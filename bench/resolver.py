@@ -1,0 +1,73 @@
+"""Names in a sweep -> classes, validated settings, and hashes of data and weights. Happens on the driver, once."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+from bench import models
+from bench.config import ConfigError, validated
+from bench.data import subset, training_examples
+from bench.registry import load_method, load_task, resolve
+from bench.spec import JsonDict, MethodSpec, ModelSpec, TaskSpec
+from bench.task import SPLITS, Example, Split, TaskError
+
+
+class RegistryResolver:
+    """Resolves with the registries of methods and tasks. Data and weights are hashed once for all trials."""
+
+    def method(self, name: str, config: JsonDict) -> MethodSpec:
+        """A method entry with all its settings, defaults included."""
+        target = resolve("method", name)
+        settings = validated(load_method(target).Config, config, f"method {name}: config")
+        return MethodSpec(name=name.rpartition(":")[2], target=target, config=settings.model_dump(mode="json"))
+
+    def task(self, name: str, config: JsonDict) -> TaskSpec:
+        """A task with all its settings; its files must be there."""
+        return _task(name, json.dumps(config))
+
+    def model(self, spec: ModelSpec) -> ModelSpec:
+        """A model whose folder, if it is one, is complete."""
+        return _model(spec)
+
+
+@functools.cache
+def _task(name: str, config: str) -> TaskSpec:
+    target = resolve("task", name)
+    task_class = load_task(target)
+    settings = validated(task_class.Config, json.loads(config), f"task {name}")
+    data_sha256 = task_class(settings).data_sha256()
+    short = name.rpartition(":")[2]
+    return TaskSpec(name=short, target=target, config=settings.model_dump(mode="json"), data_sha256=data_sha256)
+
+
+@functools.cache
+def _model(spec: ModelSpec) -> ModelSpec:
+    if spec.path == models.EMBEDDED:
+        if spec.revision is not None:
+            raise ConfigError(f"model.revision: {spec.revision!r} has no effect with the embedded model; leave it out")
+        models.embedded_package()
+        return spec
+    return spec.model_copy(update={"weights_sha256": models.weights_sha256(spec)})
+
+
+def load_splits(spec: TaskSpec) -> dict[Split, list[Example]]:
+    """The examples that a trial uses, subsets drawn.
+
+    Raises:
+        TaskError: The data is malformed or too small for the subsets asked for.
+    """
+    task_class = load_task(spec.target)
+    task = task_class(task_class.Config(**spec.config))
+    config = task.config
+    splits: dict[Split, list[Example]] = {}
+    for split in SPLITS:
+        examples = task.load(split)
+        if not examples:
+            raise TaskError(f"task {spec.name}: the {split} split is empty")
+        if split == "train":
+            splits[split] = training_examples(examples, config.train_examples, config.subset_seed)
+        else:
+            size = config.dev_examples if split == "dev" else config.test_examples
+            splits[split] = subset(examples, size, config.subset_seed, split)
+    return splits
