@@ -31,6 +31,10 @@ from bench.spec import (
 SpecT = TypeVar("SpecT", bound=BaseModel)
 
 
+# A bare text in place of these mappings stands for this key of theirs.
+SHORT_FORMS = {"model": "path", "task": "name"}
+
+
 class ConfigError(ValueError):
     """The sweep asks for something that cannot be. Nothing has been started."""
 
@@ -97,8 +101,8 @@ def set_key(raw: dict[str, Any], dotted: str, value: Any, where: str) -> None:
             node = _element(node, key, where)
             continue
         child = node.setdefault(key, {})
-        if isinstance(child, str):
-            child = node[key] = {"path" if key == "model" else "name": child}
+        if isinstance(child, str) and (short := SHORT_FORMS.get(key)):
+            child = node[key] = {short: child}
         if not isinstance(child, dict | list):
             raise ConfigError(f"{where}: {'.'.join(parents[: depth + 1])} is {child!r}, which has no keys")
         node = child

@@ -9,6 +9,8 @@ import contextlib
 import os
 import shutil
 import tempfile
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ class _RankActor:
         os.environ.update(environment)
         self._outbox = Path(tempfile.mkdtemp(prefix="tuneoff-rank-"))
         self._store: Any = None
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
     def place(self) -> tuple[str, str, list[int]]:
         """Address, node and GPUs of this process, for the order of ranks."""
@@ -80,6 +83,16 @@ class _RankActor:
     def clear(self) -> None:
         """Delete what the driver has taken."""
         shutil.rmtree(self._outbox, ignore_errors=True)
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process when the raylet that started it is gone, as after the death of an embedded cluster's driver.
+
+    Ray by itself lets an actor finish its running method first, which for a rank may take hours.
+    """
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 class RayLauncher(Launcher):

@@ -38,13 +38,25 @@ def model_source(spec: ModelSpec) -> str:
     """
     if spec.path == EMBEDDED:
         return str(embedded_model())
+    folder = local_folder(spec)
+    return spec.path if folder is None else str(folder)
+
+
+def local_folder(spec: ModelSpec) -> Path | None:
+    """The model folder that a path names; None for a hub id and for the embedded model.
+
+    Raises:
+        ModelError: It looks like a path and there is no folder, or the folder is no model folder.
+    """
     folder = Path(spec.path).expanduser()
+    if spec.path == EMBEDDED:
+        return None
     if folder.is_dir():
         require_model_files(folder)
-        return str(folder)
+        return folder
     if spec.path.startswith((".", "/", "~")) or spec.path.count("/") > 1:
         raise ModelError(f"model.path: there is no folder {spec.path!r}")
-    return spec.path
+    return None
 
 
 def require_model_files(folder: Path) -> None:
@@ -66,10 +78,8 @@ def weights_sha256(spec: ModelSpec) -> str | None:
 
     Those two are identified by id and revision, or by the version of the package.
     """
-    folder = Path(spec.path).expanduser()
-    if spec.path == EMBEDDED or not folder.is_dir():
+    if (folder := local_folder(spec)) is None:
         return None
-    require_model_files(folder)
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
         digest.update(path.name.encode())

@@ -46,6 +46,9 @@ TABLE: tuple[Column, ...] = (
     ("total_seconds", "total s", None, _decimals(1)),
 )
 
+# These do not vary over seeds, so that they need no spread.
+PARAMETER_COLUMNS = ("trained_parameters", "trained_percent")
+
 
 def load(root: Path) -> pd.DataFrame:
     """One row per trial of a results folder, failed ones included; the columns of results.csv."""
@@ -228,12 +231,13 @@ def _cell(values: pd.DataFrame, column: Column, rivals: Sequence[pd.DataFrame]) 
     if numbers.empty:
         return ABSENT
     shown = text(float(numbers.mean()))
-    if len(numbers) > 1:
+    if len(numbers) > 1 and name not in PARAMETER_COLUMNS:
         shown += f" ± {text(float(numbers.std(ddof=1)))}"
     if higher_is_better is None:
         return shown
-    # What trains nothing costs nothing: it takes part in scores, not in the race for the smallest cost.
-    means = [float(mean) for rival in rivals if (mean := rival[name].astype(float).mean()) == mean and mean != 0]
+    means = [float(mean) for rival in rivals if (mean := rival[name].astype(float).mean()) == mean]
+    if name in PARAMETER_COLUMNS:
+        means = [mean for mean in means if mean > 0]  # What trains nothing is no method with few parameters.
     best = max(means, default=None) if higher_is_better else min(means, default=None)
     return f"**{shown}**" if len(rivals) > 1 and float(numbers.mean()) == best else shown
 

@@ -1,0 +1,105 @@
+"""Tiny models and tasks, made on the fly. No network, no downloaded weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before ray is imported anywhere: Ray decides at import time how clusters authenticate.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+NAMES = ("Ann", "Bob", "Cid", "Dan", "Eve", "Flo", "Gus", "Hal")
+CITIES = ("Rome", "Oslo", "Lima", "Bern", "Kyiv")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with the public data sets, which are not part of the repository."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the public data sets are not there: no folder {SHARED_DATA}")
+    return SHARED_DATA
+
+
+def write_split(path: Path, rows: list[tuple[str, str]]) -> None:
+    lines = [
+        json.dumps(
+            {
+                "source": f"{name} : home : {city}",
+                "facts": [[name, "home", city]],
+                "references": [f"{name} lives in {city}.", f"The home of {name} is {city}."],
+                "tags": ["seen" if name < "D" else "unseen"],
+            }
+        )
+        for name, city in rows
+    ]
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="session")
+def tiny_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the task jsonl: 28 / 6 / 6 sources with two references each."""
+    folder = tmp_path_factory.mktemp("task")
+    rows = [(name, city) for name in NAMES for city in CITIES]
+    random.Random(0).shuffle(rows)
+    for split, (start, end) in {"train": (0, 28), "dev": (28, 34), "test": (34, 40)}.items():
+        write_split(folder / f"{split}.jsonl", rows[start:end])
+    return folder
+
+
+def save_tiny_model(folder: Path, family: str) -> Path:
+    """A randomly initialised model of a few thousand parameters with a byte-level tokenizer, as a model folder."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<pad>", "<end>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = [f"Data: {n} : home : {c}\nText: {n} lives in {c}. The home of {n} is {c}." for n in NAMES for c in CITIES]
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>")
+    fast.save_pretrained(folder)
+    special: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+    torch.manual_seed(0)
+    model: Any
+    if family == "gpt2":
+        no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        config = GPT2Config(
+            vocab_size=len(fast), n_positions=128, n_embd=32, n_layer=2, n_head=4, **no_dropout, **special
+        )
+        model = GPT2LMHeadModel(config)
+    else:
+        llama = LlamaConfig(
+            vocab_size=len(fast),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            **special,
+        )
+        model = LlamaForCausalLM(llama)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Model folders by family."""
+    return {family: save_tiny_model(tmp_path_factory.mktemp(f"model-{family}"), family) for family in ("gpt2", "llama")}

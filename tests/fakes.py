@@ -1,0 +1,166 @@
+"""A launcher without processes, and records without trials."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from bench.launch import Ended, Launcher, Machine, Progress, Running
+from bench.record import (
+    Attempt,
+    Completed,
+    DecodeCost,
+    DevPoint,
+    Failed,
+    Outcome,
+    ParameterCounts,
+    PhaseCost,
+    Provenance,
+    RankCost,
+    Scores,
+    TrainCost,
+    TrainPoint,
+    TrialResult,
+)
+from bench.spec import (
+    DecodeSpec,
+    MethodSpec,
+    ModelSpec,
+    ResourceSpec,
+    TaskSpec,
+    TrainSpec,
+    TrialSpec,
+)
+
+MEBIBYTE = 2**20
+
+
+def trial(method: str = "full", seed: int = 0, label: str = "", **resources: object) -> TrialSpec:
+    """A trial that nothing will run."""
+    return TrialSpec(
+        method=MethodSpec(name=method, target=f"methods.{method}:X"),
+        model=ModelSpec(),
+        task=TaskSpec(name="facts", target="bench.tasks.facts.task:Facts", data_sha256="0" * 64),
+        train=TrainSpec(learning_rate=1e-3, steps=10),
+        decode=DecodeSpec(),
+        resources=ResourceSpec.model_validate(resources),
+        seed=seed,
+        label=label,
+    )
+
+
+def completed(bleu: float = 50.0, trained: int = 100, train: bool = True, peak: int = 300) -> Completed:
+    """An outcome with round numbers."""
+    phase = PhaseCost(seconds=12.5, peak_memory_bytes=peak * MEBIBYTE, start_memory_bytes=200 * MEBIBYTE)
+    cost = TrainCost(
+        steps=10,
+        steady_steps=5,
+        tokens_per_second=1000.0 + trained,
+        target_tokens_per_second=400.0,
+        useful_token_fraction=0.98,
+        step_seconds_p50=0.5,
+        step_seconds_p90=0.6,
+        step_seconds_p99=0.7,
+        skipped_steps=0,
+    )
+    values = {"bleu": bleu, "chrf": bleu + 5, "ter": 100 - bleu, "rouge_l": bleu + 10}
+    return Completed(
+        parameters=ParameterCounts(trained=trained, stored=trained, total=10_000 + trained),
+        scores=Scores(
+            values=values,
+            by_tag={"seen": {**values, "bleu": bleu + 1}, "unseen": {**values, "bleu": bleu - 1}},
+            sources_by_tag={"seen": 30, "unseen": 10},
+            signatures={"bleu": "nrefs:3|tok:13a"},
+            higher_is_better={"bleu": True, "chrf": True, "ter": False, "rouge_l": True},
+        ),
+        dev_loss=1.5,
+        test_loss=1.6,
+        best_step=10 if train else None,
+        train_curve=[TrainPoint(step=10, loss=1.2, learning_rate=0.0)] if train else [],
+        dev_curve=[DevPoint(step=10, loss=1.5)] if train else [],
+        train=cost if train else None,
+        decode=DecodeCost(sources=40, new_tokens=800, tokens_per_second=160.0, seconds=5.0),
+        ranks=[
+            RankCost(
+                rank=0,
+                phases={"decode": phase, **({"train": phase} if train else {})},
+                baseline_memory_bytes=100 * MEBIBYTE,
+                memory_method="vm_hwm",
+            )
+        ],
+        adapter_bytes=4 * trained,
+        data={"train_pairs": 320, "truncated_sources": 0, "truncated_targets": 0},
+    )
+
+
+def provenance(device: str = "Testium 9000") -> Provenance:
+    """Provenance that does not depend on the machine."""
+    return Provenance(
+        tuneoff_version="0.1.0",
+        code_sha256="ab" * 32,
+        git_revision="1" * 40,
+        git_dirty=False,
+        python_version="3.11.7",
+        package_versions={"torch": "2.13.0"},
+        device=device,
+        cpu_cores=2,
+        threads_per_rank=2,
+        load_average_1min=0.5,
+    )
+
+
+def record(spec: TrialSpec, outcome: Outcome, device: str = "Testium 9000") -> TrialResult:
+    """A record of a trial that was never run."""
+    return TrialResult(
+        trial_id=spec.trial_id,
+        sweep="demo",
+        spec=spec,
+        outcome=outcome,
+        attempt=Attempt(attempt_id="0", number=1),
+        launcher="fake",
+        started_at="2026-01-02T03:04:05+00:00",
+        total_seconds=20.0,
+        provenance=provenance(device),
+    )
+
+
+class FakeLauncher(Launcher):
+    """Ends each trial with the next of the outcomes planned for it; without a plan it completes."""
+
+    name = "fake"
+
+    def __init__(self, scratch: Path, machine: Machine | None = None) -> None:
+        super().__init__(machine or Machine(cpus=2, gpus=0), scratch)
+        self.plans: dict[str, list[Outcome]] = {}
+        self.started: list[str] = []
+        self.most_at_once = 0
+        self.on_start: Callable[[TrialSpec], None] = lambda spec: None
+        self.hangs: set[str] = set()
+
+    def start(self, spec: TrialSpec) -> None:
+        self.on_start(spec)
+        self.started.append(spec.trial_id)
+        outbox = self.scratch / spec.trial_id
+        outbox.mkdir(parents=True, exist_ok=True)
+        run = Running(spec, outbox, self.machine.threads(spec), self.machine.share(spec))
+        self.running[spec.trial_id] = run
+        self.most_at_once = max(self.most_at_once, len(self.running))
+        self.events.put(Progress(spec.trial_id, 0, {"phase": "train"}))
+        if spec.trial_id not in self.hangs:
+            self._end(run, self.plans[spec.trial_id].pop(0) if self.plans.get(spec.trial_id) else completed())
+
+    def stop(self, trial_id: str, reason: Literal["timed_out", "cancelled"]) -> None:
+        self._end(self.running[trial_id], Failed(reason=reason, phase=None, rank=None, message=reason))
+
+    def close(self) -> None:
+        self.running.clear()
+
+    def _run(self, run: Running) -> tuple[Outcome, Provenance | None]:
+        raise NotImplementedError
+
+    def _end(self, run: Running, outcome: Outcome) -> None:
+        prediction = run.outbox / "predictions.jsonl"
+        prediction.write_text('{"id": "a"}\n')
+        self.events.put(Ended(run.trial_id, outcome, provenance(), time.time(), 1.0, [prediction]))

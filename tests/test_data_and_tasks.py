@@ -1,0 +1,179 @@
+"""Tasks read what their README says, batches are what training promises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.contract import WordTokenizer
+from bench.data import Pair, Tokenization, collate, micro_batches, num_steps, subset, training_examples, training_order
+from bench.spec import TrainSpec
+from bench.task import Example, TaskConfig, TaskError, linearise
+from bench.tasks.e2e import E2E, slots
+from bench.tasks.facts.task import Facts
+from bench.tasks.jsonl import JsonLines
+
+
+@pytest.mark.parametrize("form", ["raw", "paper"])
+def test_e2e_counts(form: str, shared_data: Path) -> None:
+    task = E2E(E2E.Config(path=str(shared_data / "e2e"), form=form))
+    counts = {}
+    for split in ("train", "dev", "test"):
+        examples = task.load(split)
+        counts[split] = (len(examples), sum(len(example.references) for example in examples))
+    assert counts == {"train": (4862, 42061), "dev": (547, 4672), "test": (630, 4693)}
+
+
+def test_e2e_sources_of_both_forms(shared_data: Path) -> None:
+    raw, paper = (
+        E2E(E2E.Config(path=str(shared_data / "e2e"), form=form)).load("test")[0] for form in ("raw", "paper")
+    )
+    assert raw.source == "name : Blue Spice | eatType : coffee shop | area : city centre"
+    assert paper.source == "name : Blue Spice | Type : coffee shop | area : city centre"
+    assert raw.facts == (("name", "Blue Spice"), ("eatType", "coffee shop"), ("area", "city centre"))
+    assert raw.references[1] == "Blue Spice is a coffee shop in city centre."
+    assert paper.references[1] == "Blue Spice is a coffee shop in city centre ."
+
+
+def test_e2e_without_a_folder_names_its_public_source() -> None:
+    assert all(url.startswith("https://") for url in E2E(E2E.Config()).data_files().values())
+    with pytest.raises(TaskError, match=r"paper form is read from a folder; set task.path"):
+        E2E(E2E.Config(form="paper")).data_files()
+
+
+def test_e2e_malformed_rows_are_named(tmp_path: Path) -> None:
+    for name in ("trainset.csv", "devset.csv"):
+        (tmp_path / name).write_text('mr,ref\n"name[A]",A is here.\n')
+    (tmp_path / "testset_w_refs.csv").write_text('mr,ref\n"name[A]",A is here.\nname A,broken\n')
+    task = E2E(E2E.Config(path=str(tmp_path)))
+    assert task.load("dev")[0].source == "name : A"
+    with pytest.raises(TaskError, match=r"testset_w_refs.csv: row 2: expected 'slot\[value\], slot\[value\]'"):
+        task.load("test")
+    (tmp_path / "devset.csv").write_text("mr,text\na,b\n")
+    with pytest.raises(TaskError, match=r"devset.csv: no column 'ref'; the columns are mr, text"):
+        task.load("dev")
+
+
+slot_text = st.text(st.characters(blacklist_characters="[],", blacklist_categories=("C", "Z")), min_size=1)
+value_text = st.text(st.characters(blacklist_characters="[]", blacklist_categories=("C",)))
+
+
+@given(st.lists(st.tuples(slot_text, value_text), min_size=1, max_size=6))
+def test_slots_read_back_what_was_written(facts: list[tuple[str, str]]) -> None:
+    text = ", ".join(f"{slot}[{value}]" for slot, value in facts)
+    assert slots(text, "here") == tuple(facts)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{broken", "line 2: not valid JSON"),
+        ("[1]", "line 2: expected an object, got list"),
+        ('{"references": ["x"]}', "line 2: 'source' must be a text that is not empty, got None"),
+        ('{"source": "a"}', "line 2: 'references' must be a list of at least one text"),
+        ('{"source": "a", "references": [""]}', "line 2: 'references' must be a list of at least one text"),
+        ('{"source": "s", "references": ["x"]}', "line 2: the source of line 1 again"),
+    ],
+)
+def test_malformed_json_lines_are_named(line: str, message: str, tmp_path: Path) -> None:
+    good = '{"source": "s", "references": ["t"]}'
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(good + "\n")
+    (tmp_path / "train.jsonl").write_text(f"{good}\n{line}\n")
+    with pytest.raises(TaskError, match=rf"train.jsonl: {message}"):
+        JsonLines(JsonLines.Config(path=str(tmp_path))).load("train")
+
+
+def test_facts_have_unseen_relations_in_the_test_split_only() -> None:
+    task = Facts(Facts.Config())
+    sizes = {split: len(task.load(split)) for split in ("train", "dev", "test")}
+    assert sizes == {"train": 2400, "dev": 300, "test": 400}
+    example = task.load("test")[0]
+    assert example.source == linearise(example.facts)
+    assert len(example.references) >= 3
+    trained = {relation for example in task.load("train") for _, relation, _ in example.facts}
+    assert len(trained) >= 30
+    for example in task.load("test"):
+        assert ("unseen" in example.tags) == any(relation not in trained for _, relation, _ in example.facts)
+
+
+def examples(count: int) -> list[Example]:
+    return [Example(f"e{n}", (), f"source {n}", (f"first {n}", f"second {n}")) for n in range(count)]
+
+
+def test_subsets_are_the_same_for_every_method_and_differ_by_seed() -> None:
+    everything = examples(20)
+    assert subset(everything, 5, 0, "dev") == subset(everything, 5, 0, "dev")
+    assert subset(everything, 5, 0, "dev") != subset(everything, 5, 1, "dev")
+    pairs = training_examples(everything, 7, 0)
+    assert len(pairs) == 7
+    assert all(len(pair.references) == 1 for pair in pairs)
+    with pytest.raises(TaskError, match=r"task.dev_examples: 21 asked for, the dev split has 20"):
+        subset(everything, 21, 0, "dev")
+
+
+def test_long_sources_are_cut_and_targets_keep_their_end() -> None:
+    config = TaskConfig(template="Data: {source} Text:", max_source_tokens=3, max_target_tokens=2)
+    tokens = Tokenization(WordTokenizer(), config)
+    example = Example("x", (), "a b c d e", ("one two three",))
+    (pair,) = tokens.pairs([example])
+    assert len(pair.source_ids) == 3 + 1, "the end of the template stays"
+    assert len(pair.target_ids) == 2 + 1
+    assert pair.target_ids[-1] == WordTokenizer.eos_token_id
+    assert (tokens.truncated_sources, tokens.truncated_targets) == (1, 1)
+    with pytest.raises(ValueError, match=r"a template has the place \{source\}"):
+        TaskConfig(template="Text:")
+
+
+def test_collate_points_at_the_positions_that_predict_targets() -> None:
+    batch = collate([Pair([5, 6], [7, 1]), Pair([8], [9, 3, 1])], pad_token_id=0)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 1], [8, 9, 3, 1]]
+    assert batch.predicting.tolist() == [1, 2, 4, 5, 6]
+    assert batch.target_ids.tolist() == [7, 1, 9, 3, 1]
+    flat = batch.input_ids.flatten()
+    assert torch.equal(flat[batch.predicting + 1], batch.target_ids)
+
+
+lengths_strategy = st.lists(st.integers(1, 60), min_size=1, max_size=40)
+
+
+@given(lengths_strategy, st.integers(1, 6), st.integers(1, 30), st.integers(0, 3))
+def test_training_order_covers_epochs_and_depends_on_the_seed_alone(
+    lengths: list[int], batch_size: int, steps: int, seed: int
+) -> None:
+    order = training_order(lengths, batch_size, steps, seed)
+    assert [len(batch) for batch in order] == [batch_size] * steps
+    assert order == training_order(lengths, batch_size, steps, seed)
+    counts = [sum(batch.count(index) for batch in order) for index in range(len(lengths))]
+    assert max(counts) - min(counts) <= 1, "every pair is seen equally often, to one"
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
+def test_ranks_and_micro_batches_share_a_batch_out_exactly(ranks: int, micro: int, accumulation: int) -> None:
+    batch = list(range(ranks * micro * accumulation))
+    shares = [micro_batches(batch, rank, ranks, micro) for rank in range(ranks)]
+    assert sorted(index for share in shares for part in share for index in part) == batch
+    assert all(len(share) == accumulation for share in shares)
+
+
+def test_bucketing_leaves_next_to_no_padding(shared_data: Path) -> None:
+    lines = (shared_data / "webnlg" / "webnlg17_train.jsonl").read_text().splitlines()[:4000]
+    lengths = [len(json.dumps(json.loads(line)).split()) for line in lines]
+    order = training_order(lengths, 8, 400, seed=0)
+    useful = sum(lengths[index] for batch in order for index in batch)
+    padded = sum(len(batch) * max(lengths[index] for index in batch) for batch in order)
+    assert useful / padded > 0.97
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [({"steps": 7}, 7), ({"epochs": 2, "batch_size": 5}, 8), ({"batch_size": 5}, 4), ({"epochs": 0.01}, 1)],
+)
+def test_number_of_steps(train: dict[str, Any], expected: int) -> None:
+    assert num_steps(TrainSpec(**train), num_pairs=20) == expected
