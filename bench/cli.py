@@ -101,29 +101,11 @@ def _print_results(found: list[TrialResult], folder: Path) -> None:
 @app.command()
 def plan(sweep_file: SweepFile, settings: Settings = None) -> None:
     """Show the trials of a sweep and what each would train. Starts nothing, writes nothing."""
+    from bench.display import planned_table
     from bench.plan import plan as planned
 
     sweep, trials = _trials(sweep_file, settings)
-    table = Table(title=f"{sweep.name}: {len(trials)} trials")
-    for heading in ("trial", "settings", "trained", "trained %", "stored", "steps", "batch", "lr", "ranks", "ZeRO"):
-        table.add_column(heading, overflow="fold")
-    for trial in planned(trials):
-        spec, parameters = trial.spec, trial.parameters
-        length = f"{spec.train.steps}" if spec.train.steps else f"{spec.train.epochs or 1:g} epochs"
-        training = (
-            [length, str(spec.train.batch_size), f"{spec.train.learning_rate:g}"] if parameters.trained else [""] * 3
-        )
-        table.add_row(
-            Text(spec.trial_id),
-            Text(", ".join(f"{key}={value}" for key, value in spec.method.config.items() if value is not None)),
-            f"{parameters.trained:,}",
-            f"{100 * parameters.trained_fraction:.4f}",
-            f"{parameters.stored:,}",
-            *training,
-            str(spec.resources.ranks),
-            str(spec.resources.zero_stage),
-        )
-    console.print(table)
+    console.print(planned_table(sweep.name, planned(trials)))
 
 
 @app.command()

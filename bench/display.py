@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.launch import Progress
+from bench.plan import PlannedTrial
 from bench.record import Completed, Failed, TrialResult
-from bench.report import ABSENT
+from bench.report import ABSENT, cell_name, row
 from bench.spec import JsonDict, TrialSpec
 
 # Without a terminal, progress within training is one line in so many seconds.
@@ -119,32 +120,69 @@ def _indented(lines: Sequence[str]) -> str:
 
 
 def results_table(results: Sequence[TrialResult]) -> Table:
-    """The end-of-sweep table for a terminal."""
-    table = Table(title=None)
-    table.add_column("trial", overflow="fold")
-    for heading in ("BLEU", "chrF++", "TER", "ROUGE-L", "trained", "peak MiB", "train tok/s", "total s"):
-        table.add_column(heading, justify="right")
-    ordered = sorted(results, key=lambda result: -_bleu(result))
-    for result in ordered:
-        outcome = result.outcome
-        if isinstance(outcome, Failed):
-            table.add_row(
-                Text(result.trial_id), Text(outcome.reason, style="red"), *[""] * 6, f"{result.total_seconds:.0f}"
-            )
+    """The end-of-sweep table for a terminal, best BLEU first."""
+    several_seeds = len({result.spec.seed for result in results}) > 1
+    table = Table(padding=(0, 1), collapse_padding=True)
+    table.add_column("method", overflow="fold", min_width=14)
+    for heading in ("BLEU", "chrF++", "TER", "ROUGE-L", "trained", "peak MiB", "tok/s", "s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for result in sorted(results, key=lambda result: -_bleu(result)):
+        name = Text(f"{cell_name(result)} s{result.spec.seed}" if several_seeds else cell_name(result))
+        seconds = f"{result.total_seconds:.0f}"
+        if isinstance(result.outcome, Failed):
+            table.add_row(name, Text(result.outcome.reason, style="red"), *[""] * 6, seconds)
             continue
-        scores = [f"{outcome.scores.values[name]:.1f}" for name in ("bleu", "chrf", "ter", "rouge_l")]
-        peak = max((c.phases["train"].peak_memory_bytes for c in outcome.ranks if "train" in c.phases), default=None)
-        rate = outcome.train.tokens_per_second if outcome.train else None
+        values = row(result)
+        scores = [f"{values[score]:.1f}" for score in ("bleu", "chrf", "ter", "rouge_l")]
+        peak, rate = values.get("peak_memory_bytes"), values.get("train_tokens_per_second")
         table.add_row(
-            Text(result.trial_id),
+            name,
             *scores,
-            f"{outcome.parameters.trained:,}",
+            _compact(values["trained_parameters"]),
             ABSENT if peak is None else f"{peak / 2**20:,.0f}",
             ABSENT if rate is None else f"{rate:,.0f}",
-            f"{result.total_seconds:.0f}",
+            seconds,
         )
     return table
 
 
 def _bleu(result: TrialResult) -> float:
     return result.outcome.scores.values["bleu"] if isinstance(result.outcome, Completed) else -1.0
+
+
+def planned_table(sweep: str, trials: Sequence[PlannedTrial]) -> Table:
+    """What a sweep would run, for a terminal."""
+    table = Table(title=f"{sweep}: {len(trials)} trials", padding=(0, 1), collapse_padding=True)
+    table.add_column("trial and settings", overflow="fold")
+    for heading in ("trained", "%", "stored"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for trial in trials:
+        parameters = trial.parameters
+        table.add_row(
+            Text(trial.spec.trial_id).append("\n" + "\n".join(_settings(trial)), style="dim"),
+            f"{parameters.trained:,}",
+            f"{100 * parameters.trained_fraction:.3f}",
+            f"{parameters.stored:,}",
+        )
+    return table
+
+
+def _settings(trial: PlannedTrial) -> list[str]:
+    spec = trial.spec
+    lines = []
+    if config := {key: value for key, value in spec.method.config.items() if value is not None}:
+        lines.append(", ".join(f"{key}={value}" for key, value in config.items()))
+    if trial.parameters.trained:
+        length = f"{spec.train.steps} steps" if spec.train.steps else f"{spec.train.epochs or 1:g} epochs"
+        lines.append(f"{length}, batch {spec.train.batch_size}, learning rate {spec.train.learning_rate:g}")
+    ranks = "1 rank" if spec.resources.ranks == 1 else f"{spec.resources.ranks} ranks"
+    lines.append(f"{ranks}, ZeRO {spec.resources.zero_stage}, {spec.resources.precision}")
+    return lines
+
+
+def _compact(count: int) -> str:
+    """A count in at most six characters."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f}{unit}"
+    return str(count)

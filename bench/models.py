@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import os
 import shutil
 import tempfile
@@ -173,13 +175,15 @@ def embedded_model() -> Path:
     package = embedded_package()
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    noise = io.StringIO()  # progress bars that would break the caller's display; errors are exceptions
     try:
-        AutoTokenizer.from_pretrained(package, gguf_file=EMBEDDED_GGUF).save_pretrained(partial)
-        model = AutoModelForCausalLM.from_pretrained(package, gguf_file=EMBEDDED_GGUF, dtype=torch.float32)
-        # The weights are dequantised, but transformers refuses to save while the model still says it is quantised.
-        del model.config.quantization_config
-        model.hf_quantizer = None
-        model.save_pretrained(partial)
+        with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
+            AutoTokenizer.from_pretrained(package, gguf_file=EMBEDDED_GGUF).save_pretrained(partial)
+            model = AutoModelForCausalLM.from_pretrained(package, gguf_file=EMBEDDED_GGUF, dtype=torch.float32)
+            # The weights are dequantised, but transformers refuses to save while the model says it is quantised.
+            del model.config.quantization_config
+            model.hf_quantizer = None
+            model.save_pretrained(partial)
         try:
             partial.rename(target)
         except OSError:

@@ -1,0 +1,41 @@
+"""What the README shows works as shown."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bench.config import expand, load_sweep
+from bench.contract import CHECKS, FAMILIES, Subject
+from bench.registry import load_method
+from bench.resolver import RegistryResolver
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def block(language: str) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    assert found, f"the README has no {language} block"
+    return found.group(1)
+
+
+def test_the_sweep_is_valid(tmp_path: Path, shared_data: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(block("yaml"))
+    trials = expand(load_sweep(path, (f"task.path={shared_data / 'e2e'}",)), RegistryResolver())
+    assert len(trials) == (1 + 1 + 2) * 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_method_in_twenty_lines_keeps_the_contract(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = block("python")
+    assert len(code.splitlines()) <= 20
+    (tmp_path / "norm_scales.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    method_class = load_method("norm_scales:NormScales")
+    for check in CHECKS.values():
+        check(Subject(method_class, method_class.Config(), family))
