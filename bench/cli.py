@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -78,6 +79,8 @@ def _run_pending(
     from bench.prepare import make_launcher, prepare
     from bench.schedule import Schedule
 
+    # Batch systems ask with SIGTERM; a shell that starts a job in the background has it ignore SIGINT.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     prepare(pending, lambda message: console.print(message, style="dim", highlight=False))
     launcher = make_launcher(name.value, store.scratch, address)
     try:

@@ -234,10 +234,11 @@ def test_a_killed_driver_leaves_no_orphans_and_the_same_command_goes_on(launcher
     assert all(after[trial_id] == record for trial_id, record in committed.items()), "a committed record was touched"
 
 
-def test_ctrl_c_keeps_what_is_done(bench: Bench) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_keeps_what_is_done(how: signal.Signals, bench: Bench) -> None:
     driver = bench.start("  - none\n  - odd_methods:Slow", "--launcher", "local", "--set", "train.steps=600")
     wait_for(lambda: bench.mark.exists() and len(bench.records()) == 1, 120, "not one trial done and one running")
-    driver.send_signal(signal.SIGINT)
+    driver.send_signal(how)
     output, _ = driver.communicate(timeout=60)
     assert driver.returncode == 130, output
     assert "finished trials are kept" in output
