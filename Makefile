@@ -3,15 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: quickstart test test-all lint format
+.PHONY: quickstart test lint format
 
 quickstart: $(STAMP)
 	$(BIN)/tuneoff run configs/quickstart.yaml
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
-
-test-all: lint
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)
