@@ -102,18 +102,15 @@ class RayLauncher(Launcher):
         scratch: Folder on this machine for files on their way into the store.
         address: Of a running cluster, to which the code of ``bench`` and ``methods`` is sent; None starts a local one
             that ends with this process.
-        num_cpus: Cores of the local cluster; None is all of them.
     """
 
     name = "ray"
 
-    def __init__(self, scratch: Path, address: str | None = None, num_cpus: int | None = None) -> None:
+    def __init__(self, scratch: Path, address: str | None = None) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # Unset, Ray hides GPUs from actors that ask for none, which is what is wanted; it only warns of a change.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if address is None:
-            options |= {"include_dashboard": False, "num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES}
+            options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         else:
             modules = [str(SOURCE_ROOT / package) for package in ("bench", "methods")]
             options["runtime_env"] = {"py_modules": modules}

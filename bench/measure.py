@@ -142,6 +142,7 @@ class StepClock:
         self._cuda = device.type == "cuda"
         self._spans: list[tuple[torch.cuda.Event | float, torch.cuda.Event | float]] = []
         self._last: torch.cuda.Event | float | None = None
+        self._seconds: list[float] = []
 
     def resume(self) -> None:
         """Start, or go on after a pause (validation) whose time belongs to no step."""
@@ -156,10 +157,12 @@ class StepClock:
         self._last = now
 
     def durations(self) -> list[float]:
-        """Seconds of each step."""
+        """Seconds of each step so far. Waits for the device."""
         if self._cuda:
             torch.cuda.synchronize()
-        return [_seconds_between(start, end) for start, end in self._spans]
+        self._seconds.extend(_seconds_between(start, end) for start, end in self._spans)
+        self._spans.clear()
+        return self._seconds
 
     def _mark(self) -> torch.cuda.Event | float:
         if not self._cuda:

@@ -177,6 +177,8 @@ class Training:
                 if evaluating:
                     with self.meter.phase("validate"):
                         point = DevPoint(step=step, loss=self._dev_loss(engine, dev_pairs))
+                        if not math.isfinite(point.loss):
+                            raise Diverged(f"the dev loss after step {step} is {point.loss}")
                         self.dev_curve.append(point)
                         if best is None or point.loss < best.loss:
                             best, state = point, gathered_state(self.method, engine.module.model)
@@ -191,8 +193,8 @@ class Training:
     def _engine(self, steps: int) -> tuple[Any, int]:
         import deepspeed
 
-        share = self.train.batch_size // self.resources.ranks
-        micro_batch_size = self.train.micro_batch_size or share
+        loss = TargetLoss(self.model, self.train.label_smoothing).to(self.device)
+        micro_batch_size = self.train.micro_batch_size or self.train.batch_size // self.resources.ranks
         if self.train.gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         groups = [
@@ -210,7 +212,7 @@ class Training:
         parameters = [parameter for _, parameter in trained_parameters(self.model)]
         num_trained = sum(parameter.numel() for parameter in parameters)
         engine, *_ = deepspeed.initialize(
-            model=TargetLoss(self.model, self.train.label_smoothing).to(self.device),
+            model=loss,
             model_parameters=parameters,
             optimizer=optimizer,
             lr_scheduler=scheduler,
@@ -246,20 +248,19 @@ class Training:
             if not math.isfinite(loss):
                 raise Diverged(f"the loss of step {step} is {loss} (learning rate {learning_rate:g})")
             self.train_curve.append(TrainPoint(step=step, loss=loss, learning_rate=learning_rate))
-        pending.clear()
-        durations = clock.durations()
-        tokens = sum(pairs[index].num_tokens for batch in order[: len(durations)] for index in batch)
+        seconds = sum(clock.durations()[-len(pending) :])
         last = self.train_curve[-1]
-        remaining = (steps - last.step) * sum(durations) / len(durations)
+        tokens = sum(pairs[index].num_tokens for step, _, _ in pending for index in order[step - 1])
         self.progress(
             {
                 "step": last.step,
                 "steps": steps,
                 "loss": last.loss,
-                "tokens_per_second": tokens / sum(durations),
-                "remaining_seconds": remaining,
+                "tokens_per_second": tokens / seconds,
+                "remaining_seconds": (steps - last.step) * seconds / len(pending),
             }
         )
+        pending.clear()
 
     def _dev_loss(self, engine: Any, pairs: Sequence[Pair]) -> float:
         engine.eval()

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 from torch import nn
 
-from bench.method import Method, MethodConfig, MethodError
+from bench.method import Method, MethodError
 from methods.attention_prefix import (
     KeysValues,
     PromptRowsCache,
@@ -20,7 +20,7 @@ from methods.attention_prefix import (
     keys_values_of,
     prefix_mask,
 )
-from methods.prompt_init import PromptInit, initial_token_ids, require_effective_init
+from methods.prompt_init import PromptInitConfig, initial_token_ids, random_prompt
 
 
 class PrefixTuningAttentionLayer(nn.Module):
@@ -143,24 +143,13 @@ class PrefixTuning(Method):
     the tokens; learned absolute positions are added at the input only, so that there the prompt has none.
     """
 
-    class Config(MethodConfig):
+    class Config(PromptInitConfig):
         """Settings of prefix tuning."""
 
         num_prompt_tokens: PositiveInt = Field(10, description="prompt tokens in front of every attention layer")
-        init: PromptInit = Field(
-            "text",
-            description="text: the frozen model's own activations on init_text; vocabulary: on sampled common tokens; "
-            "normal: random with standard deviation init_std",
-        )
-        init_text: str | None = Field(None, description="with init: text; None is a default sentence about the task")
-        init_std: PositiveFloat | None = Field(None, description="with init: normal; None is 0.02")
         path: Literal["fused", "literal"] = Field(
             "fused", description="fused: the prompt's keys and values once per batch; literal: the specification"
         )
-
-        @model_validator(mode="after")
-        def _effective(self) -> PrefixTuning.Config:
-            return require_effective_init(self)
 
     paper: ClassVar[str] = "Li & Liang 2021, arXiv:2101.00190"
 
@@ -184,8 +173,7 @@ class PrefixTuning(Method):
         if embedding.is_meta:
             return [torch.empty(shape, dtype=embedding.dtype, device="meta") for _ in layers]
         if self.config.init == "normal":
-            std = self.config.init_std or 0.02
-            return [torch.randn(shape, dtype=embedding.dtype, device=embedding.device) * std for _ in layers]
+            return [random_prompt(*shape, self.config.init_std, embedding) for _ in layers]
         ids = initial_token_ids(
             self.config.init, self.config.init_text, self.config.num_prompt_tokens, embedding, self.tokenizer
         )

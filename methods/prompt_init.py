@@ -5,9 +5,10 @@ P prompt tokens, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self
 
 import torch
+from pydantic import Field, PositiveFloat, model_validator
 
 from bench.method import MethodConfig, MethodError
 
@@ -19,16 +20,31 @@ DEFAULT_TEXT = "Write the facts as one short and fluent English text that mentio
 # so that its first entries stand for the commonest.
 COMMON_TOKENS = 5000
 
-ConfigT = TypeVar("ConfigT", bound=MethodConfig)
+DEFAULT_STD = 0.02
 
 
-def require_effective_init(config: ConfigT) -> ConfigT:
-    """Refuse ``init_text`` and ``init_std`` where the chosen ``init`` would ignore them."""
-    init = config.init  # type: ignore[attr-defined]
-    for setting, owner in (("init_text", "text"), ("init_std", "normal")):
-        if getattr(config, setting) is not None and init != owner:
-            raise ValueError(f"{setting} has no effect with init: {init}; leave it out, or set init: {owner}")
-    return config
+class PromptInitConfig(MethodConfig):
+    """Settings of where a soft prompt starts."""
+
+    init: PromptInit = Field(
+        "text",
+        description="text: the frozen model's own view of init_text; vocabulary: of sampled common tokens; normal: "
+        "random with standard deviation init_std",
+    )
+    init_text: str | None = Field(None, description="with init: text; None is a default sentence about the task")
+    init_std: PositiveFloat | None = Field(None, description="with init: normal; None is 0.02")
+
+    @model_validator(mode="after")
+    def _effective(self) -> Self:
+        for setting, value, owner in (("init_text", self.init_text, "text"), ("init_std", self.init_std, "normal")):
+            if value is not None and self.init != owner:
+                raise ValueError(f"{setting} has no effect with init: {self.init}; leave it out, or set init: {owner}")
+        return self
+
+
+def random_prompt(num_prompt_tokens: int, width: int, std: float | None, like: torch.Tensor) -> torch.Tensor:
+    """``(P, D)`` normal with this standard deviation (None: 0.02), on the device and in the dtype of ``like``."""
+    return torch.randn(num_prompt_tokens, width, dtype=like.dtype, device=like.device) * (std or DEFAULT_STD)
 
 
 def initial_token_ids(

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 from torch import nn
 
-from bench.method import Method, MethodConfig, positions_of
+from bench.method import Method, positions_of
 from methods.attention_prefix import KeysValues, KeyValueCapture, attend_with_prefix, attention_layers
-from methods.prompt_init import PromptInit, initial_token_ids, require_effective_init
+from methods.prompt_init import PromptInitConfig, initial_token_ids, random_prompt
 
 
 class PromptedAttentionLayer(nn.Module):
@@ -158,21 +158,10 @@ class PromptTuning(Method):
     instead of once for each row.
     """
 
-    class Config(MethodConfig):
+    class Config(PromptInitConfig):
         """Settings of prompt tuning."""
 
         num_prompt_tokens: PositiveInt = Field(20, description="prompt tokens in front of the input")
-        init: PromptInit = Field(
-            "text",
-            description="text: embeddings of init_text; vocabulary: of sampled common tokens; normal: random with "
-            "standard deviation init_std",
-        )
-        init_text: str | None = Field(None, description="with init: text; None is a default sentence about the task")
-        init_std: PositiveFloat | None = Field(None, description="with init: normal; None is 0.02")
-
-        @model_validator(mode="after")
-        def _effective(self) -> PromptTuning.Config:
-            return require_effective_init(self)
 
     paper: ClassVar[str] = "Lester et al. 2021, arXiv:2104.08691"
 
@@ -188,7 +177,6 @@ class PromptTuning(Method):
         embedding: torch.Tensor = model.get_input_embeddings().weight.detach()
         count = self.config.num_prompt_tokens
         if self.config.init == "normal":
-            shape = (count, embedding.shape[1])
-            return torch.randn(shape, dtype=embedding.dtype, device=embedding.device) * (self.config.init_std or 0.02)
+            return random_prompt(count, embedding.shape[1], self.config.init_std, embedding)
         ids = initial_token_ids(self.config.init, self.config.init_text, count, embedding, self.tokenizer)
         return embedding[ids].clone()
