@@ -79,8 +79,9 @@ def _run_pending(
     from bench.prepare import make_launcher, prepare
     from bench.schedule import Schedule
 
-    # Batch systems ask with SIGTERM; a shell that starts a job in the background has it ignore SIGINT.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Batch systems ask with SIGTERM, and a job that a shell started in the background would ignore SIGINT.
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
     prepare(pending, lambda message: console.print(message, style="dim", highlight=False))
     launcher = make_launcher(name.value, store.scratch, address)
     try:
