@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from bench.contract import CHECKS, FAMILIES, Subject
+from bench.contract import CHECKS, Subject
 from bench.registry import load_method, targets
+from bench.tiny_models import FAMILIES
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in targets("method")),

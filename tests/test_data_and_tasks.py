@@ -11,13 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.contract import WordTokenizer
 from bench.data import Pair, Tokenization, collate, micro_batches, num_steps, subset, training_examples, training_order
 from bench.spec import TrainSpec
 from bench.task import Example, TaskConfig, TaskError, linearise
 from bench.tasks.e2e import E2E, slots
 from bench.tasks.facts.task import Facts
 from bench.tasks.jsonl import JsonLines
+from bench.tiny_models import WordTokenizer
 
 
 @pytest.mark.parametrize("form", ["raw", "paper"])

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from transformers import DynamicCache, StaticCache
 
-from bench.contract import ROWS, WordTokenizer, left_padded, logits_of, right_padded, tiny_model
+from bench.contract import ROWS, left_padded, logits_of, right_padded
 from bench.method import MethodError, positions_of, trained_parameters
+from bench.tiny_models import WordTokenizer, tiny_model
 from methods.attention_prefix import attention_layers, causal_mask, prefix_mask
 from methods.prefix_tuning import PrefixTuning, PrefixTuningAttentionLayer
 from methods.prompt_tuning import PromptTuning

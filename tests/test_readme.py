@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from bench.config import expand, load_sweep
-from bench.contract import CHECKS, FAMILIES, Subject
+from bench.contract import CHECKS, Subject
 from bench.registry import load_method
 from bench.resolver import RegistryResolver
+from bench.tiny_models import FAMILIES
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 

@@ -1,0 +1,45 @@
+"""What several commands share: the console, arguments, and reading a sweep."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from bench.config import ConfigError, expand, load_sweep
+from bench.spec import Sweep, TrialSpec
+
+console = Console()
+
+SweepFile = Annotated[Path, typer.Argument(help="YAML file that says what to compare", metavar="SWEEP.yaml")]
+ResultsDir = Annotated[Path, typer.Option("--results", help="folder that holds a folder for each sweep")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="key.path=value, e.g. train.steps=10; may be repeated")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="for machines")]
+
+
+class LauncherName(StrEnum):
+    """Where ranks run."""
+
+    AUTO = "auto"
+    RAY = "ray"
+    LOCAL = "local"
+
+
+def read_trials(sweep_file: Path, settings: list[str] | None) -> tuple[Sweep, list[TrialSpec]]:
+    """A sweep and its trials.
+
+    Raises:
+        ConfigError: Naming file and key.
+    """
+    from bench.resolver import RegistryResolver
+
+    sweep = load_sweep(sweep_file, settings or ())
+    try:
+        return sweep, expand(sweep, RegistryResolver())
+    except ValueError as error:
+        raise ConfigError(f"{sweep_file}: {error}") from error
