@@ -15,7 +15,7 @@ from rich.text import Text
 from bench.launch import Progress
 from bench.plan import PlannedTrial
 from bench.record import Completed, Failed, TrialResult
-from bench.report import ABSENT, cell_name, row
+from bench.report.terminal import headline
 from bench.spec import JsonDict, TrialSpec
 
 # Without a terminal, progress within training is one line in so many seconds.
@@ -78,9 +78,9 @@ class Display:
         self.done += 1
         outcome = result.outcome
         if isinstance(outcome, Completed):
-            score = f"BLEU {outcome.scores.values['bleu']:.1f}"
             self.console.print(
-                f"[bold green]done[/]   {result.trial_id}  {score}  {result.total_seconds:.0f} s", highlight=False
+                f"[bold green]done[/]   {result.trial_id}  {headline(outcome)}  {result.total_seconds:.0f} s",
+                highlight=False,
             )
             return
         self.failed += 1
@@ -119,37 +119,6 @@ def _indented(lines: Sequence[str]) -> str:
     return "\n".join(f"         {line}" for line in lines)
 
 
-def results_table(results: Sequence[TrialResult]) -> Table:
-    """The end-of-sweep table for a terminal, best BLEU first."""
-    several_seeds = len({result.spec.seed for result in results}) > 1
-    table = Table(padding=(0, 1), collapse_padding=True)
-    table.add_column("method", overflow="fold", min_width=14)
-    for heading in ("BLEU", "chrF++", "TER", "ROUGE-L", "trained", "peak MiB", "tok/s", "s"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for result in sorted(results, key=lambda result: -_bleu(result)):
-        name = Text(f"{cell_name(result)} s{result.spec.seed}" if several_seeds else cell_name(result))
-        seconds = f"{result.total_seconds:.0f}"
-        if isinstance(result.outcome, Failed):
-            table.add_row(name, Text(result.outcome.reason, style="red"), *[""] * 6, seconds)
-            continue
-        values = row(result)
-        scores = [f"{values[score]:.1f}" for score in ("bleu", "chrf", "ter", "rouge_l")]
-        peak, rate = values.get("peak_memory_bytes"), values.get("train_tokens_per_second")
-        table.add_row(
-            name,
-            *scores,
-            _compact(values["trained_parameters"]),
-            ABSENT if peak is None else f"{peak / 2**20:,.0f}",
-            ABSENT if rate is None else f"{rate:,.0f}",
-            seconds,
-        )
-    return table
-
-
-def _bleu(result: TrialResult) -> float:
-    return result.outcome.scores.values["bleu"] if isinstance(result.outcome, Completed) else -1.0
-
-
 def planned_table(sweep: str, trials: Sequence[PlannedTrial]) -> Table:
     """What a sweep would run, for a terminal."""
     table = Table(title=f"{sweep}: {len(trials)} trials", padding=(0, 1), collapse_padding=True)
@@ -178,11 +147,3 @@ def _settings(trial: PlannedTrial) -> list[str]:
     ranks = "1 rank" if spec.resources.ranks == 1 else f"{spec.resources.ranks} ranks"
     lines.append(f"{ranks}, ZeRO {spec.resources.zero_stage}, {spec.resources.precision}")
     return lines
-
-
-def _compact(count: int) -> str:
-    """A count in at most six characters."""
-    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if count >= size:
-            return f"{count / size:.1f}{unit}"
-    return str(count)

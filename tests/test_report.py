@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from fakes import completed, record, trial
 
 from bench import report
-from bench.record import Failed, TrialResult
+from bench.record import Failed, Scores, TrialResult
+from bench.report.cells import estimate
+from bench.report.content import Content
+from bench.report.data import json_text, write_parquet
+from bench.report.latex import latex
 from bench.store import Store
 
 COLUMNS = [
@@ -36,17 +43,67 @@ def results() -> list[TrialResult]:
     ]
 
 
-def test_markdown_is_exact() -> None:
-    found = report.markdown("demo", results(), "tuneoff run demo.yaml")
-    assert found == (GOLDEN / "report.md").read_text(encoding="utf-8")
+def content(*found: TrialResult) -> Content:
+    return Content("demo", found, "tuneoff run demo.yaml")
 
 
-def test_csv_has_a_row_for_each_trial_and_the_promised_columns() -> None:
+def assert_golden(name: str, text: str, update: bool) -> None:
+    """Compare with a file to the character; ``pytest --update-golden`` writes it instead, for a human to review."""
+    path = GOLDEN / name
+    if update:
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "render"),
+    [("report.md", report.markdown), ("report.tex", latex), ("report.json", json_text)],
+)
+def test_text_formats_are_exact(name: str, render: Callable[[Content], str], update_golden: bool) -> None:
+    assert_golden(name, render(content(*results())), update_golden)
+
+
+def test_csv_has_a_row_for_each_trial_and_the_promised_columns(update_golden: bool) -> None:
     text = report.csv_text(results())
     lines = text.splitlines()
     assert lines[0].split(",")[: len(COLUMNS)] == COLUMNS
     assert len(lines) == 1 + 6 + 1, "six trials, one of which has a message of two lines"
-    assert text == (GOLDEN / "results.csv").read_text(encoding="utf-8")
+    assert_golden("results.csv", text, update_golden)
+
+
+def test_parquet_holds_the_rows_of_the_csv_with_their_types(tmp_path: Path) -> None:
+    write_parquet(results(), tmp_path / "results.parquet")
+    table = pd.read_parquet(tmp_path / "results.parquet")
+    pd.testing.assert_frame_equal(table, report.frame(results()))
+    assert table.to_csv(index=False, lineterminator="\n") == (GOLDEN / "results.csv").read_text(encoding="utf-8")
+    assert table.dtypes[["seed", "trained_parameters", "git_dirty", "bleu"]].map(str).tolist() == [
+        *("Int64", "Int64", "boolean", "float64")
+    ]
+
+
+def test_columns_come_from_the_records() -> None:
+    scores = Scores(values={"nist": 8.5, "bleu": 50.0}, signatures={}, higher_is_better={"nist": True, "bleu": True})
+    other = record(trial("none"), completed().model_copy(update={"scores": scores}))
+    names = report.row_columns([other, *results()])
+    assert names[7:12] == ("nist", "bleu", "chrf", "ter", "rouge_l")
+    assert "| method | NIST | BLEU | test loss |" in report.markdown(content(other))
+    assert "| none | 8.50 | 50.0 | 1.600 |" in report.markdown(content(other))
+
+
+def test_latex_survives_hostile_names() -> None:
+    text = latex(content(record(trial("100%_{x}&$y^2~#", label="a\\b"), completed())))
+    assert r"100\%\_\{x\}\&\$y\textasciicircum{}2\textasciitilde{}\# (a\textbackslash{}b)" in text
+
+
+def test_intervals_are_those_of_student() -> None:
+    found = estimate([1.0, 2.0, 3.0])
+    assert found is not None
+    assert (found.mean, found.standard_deviation) == (2.0, 1.0)
+    assert found.half_width == pytest.approx(4.302652729911275 / 3**0.5)  # t for 97.5 % and two degrees of freedom
+    alone = estimate([1.0])
+    assert alone is not None
+    assert alone.half_width is None and alone.low == alone.high == 1.0
+    assert estimate([]) is None
 
 
 def test_absent_is_missing_and_never_zero() -> None:
@@ -60,15 +117,11 @@ def test_absent_is_missing_and_never_zero() -> None:
 
 
 def test_a_failed_sweep_and_an_empty_one_still_render() -> None:
-    assert "1 trials, 1 failed" in report.markdown("x", [results()[3]])
-    assert "0 trials, 0 failed" in report.markdown("x", [])
-
-
-def test_what_would_invalidate_a_comparison_is_said() -> None:
-    mixed = [record(trial("full"), completed()), record(trial("none"), completed(), device="Other")]
-    text = report.markdown("x", mixed)
-    assert "Rows were made with different devices." in text
-    assert "One seed: differences between methods may be chance." in text
+    for some, counts in (([results()[3]], "1 trials, 1 failed"), ([], "0 trials, 0 failed")):
+        assert counts in report.markdown(content(*some))
+        assert json.loads(json_text(content(*some)))["failed"] == len(some)
+        assert latex(content(*some)).startswith("% demo")
+        assert report.csv_text(some).startswith("trial_id,method")
 
 
 def test_formulas_of_spreadsheets_are_defused() -> None:
@@ -88,10 +141,13 @@ def test_records_are_read_back_and_rendered_without_torch_or_ray(tmp_path: Path)
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert len(report.load(store.root)) == 6
-    assert (store.root / "report" / "report.md").is_file()
+    written = {path.name for path in (store.root / "report").iterdir()}
+    assert written == {"report.md", "report.json", "report.tex", "results.csv", "results.parquet"}
 
 
 @pytest.mark.parametrize("old", sorted((Path(__file__).parent / "records").glob("*.json")), ids=lambda path: path.name)
 def test_old_records_load(old: Path) -> None:
     result = TrialResult.model_validate_json(old.read_text())
     assert report.row(result)["trial_id"] == result.trial_id
+    assert result.outcome.status in report.csv_text([result])
+    assert "1 trials" in report.markdown(content(result))

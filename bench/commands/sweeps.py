@@ -71,7 +71,7 @@ def _run_pending(
 
 
 def _print_results(found: list[TrialResult], folder: Path) -> None:
-    from bench.display import results_table
+    from bench.report.terminal import results_table
 
     console.print(results_table(found))
     console.print(f"report: {folder / 'report.md'}", highlight=False)

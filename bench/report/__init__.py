@@ -1,0 +1,14 @@
+"""Records -> tables, plots and a page. A pure function of the records; imports neither torch nor ray.
+
+For people who draw their own: :func:`load` gives a data frame with one row per trial.
+"""
+
+from bench.report.cells import cell_name
+from bench.report.columns import ABSENT
+from bench.report.content import Content
+from bench.report.data import csv_text
+from bench.report.markdown import markdown
+from bench.report.rows import frame, load, row, row_columns
+from bench.report.write import write
+
+__all__ = ["ABSENT", "Content", "cell_name", "csv_text", "frame", "load", "markdown", "row", "row_columns", "write"]

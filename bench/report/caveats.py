@@ -1,0 +1,107 @@
+"""What would make rows incomparable, or scores doubtful. Each check says in one sentence what it found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+
+from bench.record import Completed, Provenance, TrialResult
+from bench.report.cells import Cell, cell_name, cells
+
+Finished = Sequence[tuple[TrialResult, Completed]]
+
+
+def caveats(results: Sequence[TrialResult]) -> list[str]:
+    """One sentence for each thing that a reader has to know before trusting a comparison."""
+    done = [(result, result.outcome) for result in results if isinstance(result.outcome, Completed)]
+    if not done:
+        return []
+    return [text for check in (_mixed, _machine, _seeds, _data, _training) for text in check(done, cells(results))]
+
+
+def _mixed(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
+    made = [result.provenance for result, _ in done if result.provenance is not None]
+    for what, values in (
+        ("sources of Tuneoff", {provenance.code_sha256 for provenance in made}),
+        ("devices", {provenance.device for provenance in made}),
+        ("package versions", {json.dumps(provenance.package_versions, sort_keys=True) for provenance in made}),
+        ("numbers of threads", {provenance.threads_per_rank for provenance in made}),
+        ("test data", {result.spec.task.data_sha256 for result, _ in done}),
+        ("numbers of test sources", {outcome.decode.sources for _, outcome in done}),
+        ("decoding settings", {result.spec.decode.model_dump_json() for result, _ in done}),
+        ("metric settings", {json.dumps(outcome.scores.signatures, sort_keys=True) for _, outcome in done}),
+        ("precisions", {result.spec.resources.precision for result, _ in done}),
+        ("ways of measuring memory", {outcome.ranks[0].memory_method for _, outcome in done}),
+    ):
+        if len(values) > 1:
+            yield f"Rows were made with different {what}."
+    if any(provenance.git_dirty for provenance in made):
+        yield "Some rows were made with sources that were not committed."
+
+
+def _machine(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
+    made = [result.provenance for result, _ in done if result.provenance is not None]
+    busy = [provenance for provenance in made if _is_busy(provenance)]
+    if busy:
+        yield (
+            f"{_trials(len(busy))} started on a busy machine (load average above its number of cores): do not compare "
+            "their times."
+        )
+    if any(outcome.ranks[0].memory_method == "ru_maxrss_since_start" for _, outcome in done):
+        yield "Peak memory is that of the whole process, not of the phase: this system cannot reset it."
+
+
+def _is_busy(provenance: Provenance) -> bool:
+    load = provenance.load_average_1min
+    return load is not None and load > provenance.cpu_cores
+
+
+def _seeds(done: Finished, groups: Sequence[Cell]) -> Iterator[str]:
+    if len({result.spec.seed for result, _ in done}) == 1:
+        yield "One seed: differences between methods may be chance."
+    wanted = {result.spec.seed for cell in groups for result in cell.results}
+    short = [cell.name for cell in groups if 0 < len({result.spec.seed for result, _ in cell.completed}) < len(wanted)]
+    if short:
+        yield f"Not all seeds completed for {_names(short)}: means are over fewer seeds."
+    missing = [cell.name for cell in groups if not cell.completed]
+    if missing:
+        yield f"No trial completed for {_names(missing)}."
+
+
+def _data(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
+    for key, what in (("truncated_sources", "sources"), ("truncated_targets", "references")):
+        if cut := max(int(outcome.data.get(key) or 0) for _, outcome in done):
+            yield f"{cut} {what} were longer than the limit and were cut."
+
+
+def _training(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
+    trained = [(result, outcome, outcome.train) for result, outcome in done if outcome.train is not None]
+    lengths: dict[int, set[str]] = {}
+    for result, _outcome, cost in trained:
+        lengths.setdefault(cost.steps * result.spec.train.batch_size, set()).add(result.spec.method.name)
+    if len(lengths) > 1:
+        told = "; ".join(f"{pairs:,}: {_names(sorted(names))}" for pairs, names in sorted(lengths.items()))
+        yield f"Trials saw different numbers of training pairs ({told})."
+    if skipped := sum(cost.skipped_steps > 0 for *_, cost in trained):
+        yield f"The engine skipped optimiser steps in {_trials(skipped)}."
+    still_falling = [
+        result for result, outcome, cost in trained if len(outcome.dev_curve) > 1 and outcome.best_step == cost.steps
+    ]
+    if still_falling:
+        yield (
+            f"In {len(still_falling)} of {_trials(len(trained))} the dev loss was lowest at the last step: "
+            f"{_names(_unique(map(cell_name, still_falling)))} might gain from more steps."
+        )
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _names(names: Sequence[str], most: int = 6) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _trials(count: int) -> str:
+    return "1 trial" if count == 1 else f"{count} trials"

@@ -1,0 +1,165 @@
+"""Trials that differ only in their seed, together: the rows of every table. And which of them may be compared."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from bench.record import Completed, Failed, TrialResult
+from bench.report.columns import COSTS, TEST_LOSS, Column, metric_columns, present
+from bench.report.rows import row
+from bench.spec import JsonDict
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean over seeds, and how far to trust it."""
+
+    mean: float
+    standard_deviation: float | None  # over n - 1; None of a single value
+    half_width: float | None  # of the 95 % t-interval of the mean
+    values: tuple[float, ...]
+
+    @property
+    def low(self) -> float:
+        return self.mean - (self.half_width or 0.0)
+
+    @property
+    def high(self) -> float:
+        return self.mean + (self.half_width or 0.0)
+
+
+def estimate(values: Sequence[float]) -> Estimate | None:
+    """Mean, standard deviation and t-interval; None of nothing."""
+    if not values:
+        return None
+    count, mean = len(values), math.fsum(values) / len(values)
+    if count == 1:
+        return Estimate(mean, None, None, tuple(values))
+    from scipy.special import stdtrit
+
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    half_width = float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count)
+    return Estimate(mean, deviation, half_width, tuple(values))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration: the trials that differ only in their seed."""
+
+    results: tuple[TrialResult, ...]
+
+    @property
+    def name(self) -> str:
+        return cell_name(self.results[0])
+
+    @property
+    def method(self) -> str:
+        return self.results[0].spec.method.name
+
+    @cached_property
+    def rows(self) -> list[JsonDict]:
+        return [row(result) for result in self.results]
+
+    @cached_property
+    def completed(self) -> list[tuple[TrialResult, Completed]]:
+        """Completed trials with their outcomes, by seed."""
+        return [(result, result.outcome) for result in self.results if isinstance(result.outcome, Completed)]
+
+    @property
+    def seeds(self) -> str:
+        """How many seeds completed, and of how many if that differs."""
+        done, asked = len(self.completed), len(self.results)
+        return str(done) if done == asked else f"{done} of {asked}"
+
+    def estimate(self, name: str) -> Estimate | None:
+        """Mean and spread of a column over the seeds that have it."""
+        if name not in self._estimates:
+            found = [float(values[name]) for values in self.rows if values.get(name) is not None]
+            self._estimates[name] = estimate(found)
+        return self._estimates[name]
+
+    @cached_property
+    def _estimates(self) -> dict[str, Estimate | None]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Configurations that share model and task: one table."""
+
+    model: str
+    task: str
+    cells: tuple[Cell, ...]  # best first by the first metric; those without a score last
+
+    @cached_property
+    def metrics(self) -> tuple[Column, ...]:
+        return metric_columns(result for cell in self.cells for result in cell.results)
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """Scores, then costs: those that some cell has."""
+        rows = [values for cell in self.cells for values in cell.rows]
+        return present((*self.metrics, TEST_LOSS, *COSTS), rows)
+
+    @property
+    def several_seeds(self) -> bool:
+        return len({result.spec.seed for cell in self.cells for result in cell.results}) > 1
+
+    def is_best(self, cell: Cell, column: Column) -> bool:
+        """Whether no other configuration has a better mean. Nobody is best alone, or where better has no meaning."""
+        found = cell.estimate(column.name)
+        if found is None or column.higher_is_better is None or len(self.scored) < 2:
+            return False
+        means = [other.mean for cell in self.cells if (other := cell.estimate(column.name)) is not None]
+        if not column.varies_over_seeds:
+            means = [mean for mean in means if mean > 0]  # What trains nothing is no method with few parameters.
+        return found.mean == (max if column.higher_is_better else min)(means, default=None)
+
+    @property
+    def scored(self) -> tuple[Cell, ...]:
+        """Configurations with at least one completed trial."""
+        return tuple(cell for cell in self.cells if cell.completed)
+
+
+def cells(results: Iterable[TrialResult]) -> list[Cell]:
+    """Records by everything but the seed, in order of method, label and seed."""
+    groups: dict[str, list[TrialResult]] = {}
+    for result in sorted(results, key=lambda result: (result.spec.method.name, result.spec.label, result.spec.seed)):
+        identity = {key: value for key, value in result.spec.identity.items() if key != "seed"}
+        groups.setdefault(json.dumps(identity, sort_keys=True), []).append(result)
+    return [Cell(tuple(members)) for members in groups.values()]
+
+
+def comparisons(results: Sequence[TrialResult]) -> tuple[Comparison, ...]:
+    """The cells of each model and task, best first by the first metric that the records name."""
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells(results):
+        spec = cell.results[0].spec
+        groups.setdefault((spec.model.path, spec.task.name), []).append(cell)
+    return tuple(Comparison(model, task, _best_first(members)) for (model, task), members in sorted(groups.items()))
+
+
+def _best_first(members: Sequence[Cell]) -> tuple[Cell, ...]:
+    first = next(iter(metric_columns(result for cell in members for result in cell.results)), None)
+
+    def rank(cell: Cell) -> tuple[int, float]:
+        found = cell.estimate(first.name) if first is not None else None
+        if first is None or found is None:
+            return (1, 0.0)
+        return (0, -found.mean if first.higher_is_better else found.mean)
+
+    return tuple(sorted(members, key=rank))
+
+
+def cell_name(result: TrialResult) -> str:
+    """Method and, where a grid varies them, its settings."""
+    return f"{result.spec.method.name} ({result.spec.label})" if result.spec.label else result.spec.method.name
+
+
+def failed(results: Iterable[TrialResult]) -> list[tuple[TrialResult, Failed]]:
+    """Failed trials with their outcomes."""
+    return [(result, result.outcome) for result in results if isinstance(result.outcome, Failed)]

@@ -1,0 +1,93 @@
+"""What a report says, whatever the format: made once from the records, then rendered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from bench.record import Completed, Failed, TrialResult
+from bench.report.caveats import caveats
+from bench.report.cells import Comparison, comparisons, failed
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything that the formats share."""
+
+    sweep: str
+    results: tuple[TrialResult, ...]
+    command: str | None = None  # that runs the sweep again
+
+    @cached_property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        return comparisons(self.results)
+
+    @cached_property
+    def failures(self) -> list[tuple[TrialResult, Failed]]:
+        return failed(self.results)
+
+    @cached_property
+    def caveats(self) -> list[str]:
+        return caveats(self.results)
+
+    @property
+    def summary(self) -> str:
+        """How many trials, of what."""
+        tasks = sorted({result.spec.task.name for result in self.results})
+        models = sorted({result.spec.model.path for result in self.results})
+        counts = f"{len(self.results)} trials, {len(self.failures)} failed."
+        return f"{counts} Model: {', '.join(models)}. Task: {', '.join(tasks)}."
+
+    @cached_property
+    def provenance(self) -> list[tuple[str, str]]:
+        """What made the records, as pairs of a heading and a text. Of several, all: a mixture is a caveat."""
+        made = [result.provenance for result in self.results if result.provenance is not None]
+        if not made:
+            return []
+        versions = {
+            ", ".join(f"{name} {text}" for name, text in sorted(one.package_versions.items())): None for one in made
+        }
+        revisions = {f"{one.git_revision[:12]}{' (changed)' * bool(one.git_dirty)}" for one in made if one.git_revision}
+        threads = {f", {one.threads_per_rank} threads per rank" if one.threads_per_rank else "" for one in made}
+        pairs = [
+            ("Tuneoff", _alternatives(one.tuneoff_version for one in made)),
+            ("Sources", _alternatives(one.code_sha256[:12] for one in made)),
+            ("Revision", _alternatives(revisions)),
+            ("Python", _alternatives(one.python_version for one in made)),
+            ("Packages", " or ".join(versions)),
+            ("Device", _alternatives(one.device for one in made)),
+            ("Cores", f"{_alternatives(str(one.cpu_cores) for one in made)}{_alternatives(threads)}"),
+            ("Test data", _alternatives((r.spec.task.data_sha256 or "")[:12] for r in self.results)),
+            ("Run", _span(sorted(result.started_at for result in self.results))),
+        ]
+        return [(heading, text) for heading, text in pairs if text]
+
+
+def legend(comparison: Comparison) -> str:
+    """What the numbers of a table are."""
+    outcomes = [outcome for cell in comparison.cells for _, outcome in cell.completed]
+    several = "; ± is the standard deviation (n-1) over seeds" if comparison.several_seeds else ""
+    return (
+        f"Best value of each column in bold{several}. Scores are over the test sources "
+        f"({_alternatives(str(outcome.decode.sources) for outcome in outcomes)}). Peak memory is that of the training "
+        f"phase on the worst rank ({_alternatives(outcome.ranks[0].memory_method for outcome in outcomes)}); train "
+        "tok/s are useful (non-padding) tokens in the steady window; total s includes start-up."
+    )
+
+
+def signatures(outcomes: Sequence[Completed]) -> list[tuple[str, str]]:
+    """Metric and how it was computed; all of them, where trials differ."""
+    found: dict[str, dict[str, None]] = {}
+    for outcome in outcomes:
+        for name, text in outcome.scores.signatures.items():
+            found.setdefault(name, {})[text] = None
+    return [(name, text) for name, texts in found.items() for text in texts]
+
+
+def _alternatives(texts: Iterable[str]) -> str:
+    return " or ".join(sorted(set(texts)))
+
+
+def _span(times: Sequence[str]) -> str:
+    return times[0] if times[0] == times[-1] else f"{times[0]} to {times[-1]}"

@@ -1,0 +1,91 @@
+"""The report's numbers for programs: results.csv and results.parquet by trial, report.json by configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.record import TrialResult
+from bench.report.cells import Cell, Comparison
+from bench.report.columns import Column
+from bench.report.content import Content, signatures
+from bench.report.rows import frame
+from bench.spec import JsonDict
+
+# Bumped when a key of report.json changes its meaning.
+REPORT_VERSION = 1
+
+
+def csv_text(results: Sequence[TrialResult]) -> str:
+    """results.csv. A text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    table = frame(results)
+    for column in table.columns[table.dtypes == "str"]:
+        table[column] = table[column].map(_no_formula)
+    return str(table.to_csv(index=False, lineterminator="\n"))
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
+
+
+def write_parquet(results: Sequence[TrialResult], path: Path) -> None:
+    """results.parquet: the same rows with their types, as they are."""
+    partial = path.with_name(f".{path.name}.partial")
+    frame(results).to_parquet(partial, index=False)
+    partial.replace(path)
+
+
+def json_text(content: Content) -> str:
+    """report.json: what the tables show, unrounded. Absent is null."""
+    document: JsonDict = {
+        "report_version": REPORT_VERSION,
+        "sweep": content.sweep,
+        "trials": len(content.results),
+        "failed": len(content.failures),
+        "comparisons": [_comparison(comparison) for comparison in content.comparisons],
+        "failures": [
+            {"trial_id": result.trial_id, **outcome.model_dump(include={"reason", "phase", "rank", "message"})}
+            for result, outcome in content.failures
+        ],
+        "caveats": content.caveats,
+        "provenance": dict(content.provenance),
+        "command": content.command,
+    }
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def _comparison(comparison: Comparison) -> JsonDict:
+    outcomes = [outcome for cell in comparison.cells for _, outcome in cell.completed]
+    return {
+        "model": comparison.model,
+        "task": comparison.task,
+        "columns": [
+            {"name": column.name, "title": column.title, "higher_is_better": column.higher_is_better}
+            for column in comparison.columns
+        ],
+        "signatures": dict(signatures(outcomes)),
+        "configurations": [_cell(cell, comparison.columns) for cell in comparison.cells],
+    }
+
+
+def _cell(cell: Cell, columns: Sequence[Column]) -> JsonDict:
+    values: JsonDict = {}
+    for column in columns:
+        if (found := cell.estimate(column.name)) is not None:
+            interval = None if found.half_width is None else [found.low, found.high]
+            values[column.name] = {
+                "mean": found.mean,
+                "standard_deviation": found.standard_deviation,
+                "interval_95": interval,
+                "values": found.values,
+            }
+    return {
+        "name": cell.name,
+        "method": cell.method,
+        "trials": [result.trial_id for result in cell.results],
+        "completed": len(cell.completed),
+        "values": values,
+        "by_tag": {result.trial_id: outcome.scores.by_tag for result, outcome in cell.completed},
+    }

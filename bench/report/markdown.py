@@ -1,0 +1,102 @@
+"""report.md: the tables for reading in a terminal, a pull request or a README."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.record import Completed
+from bench.report.cells import Cell, Comparison
+from bench.report.columns import ABSENT, Column, title
+from bench.report.content import Content, legend, signatures
+
+# Tags by which scores are shown apart; the others are in report.json.
+SHOWN_TAGS = ("seen", "unseen")
+
+
+def markdown(content: Content) -> str:
+    """The whole report."""
+    parts = [f"# {content.sweep}", content.summary]
+    for comparison in content.comparisons:
+        if len(content.comparisons) > 1:
+            parts.append(f"## {comparison.model} on {comparison.task}")
+        if comparison.scored:
+            parts += [_main_table(comparison), _legend(comparison), _tags_table(comparison)]
+    parts += [_failures(content), _caveats(content), _provenance(content)]
+    if content.command:
+        parts.append(f"## Again\n\n```\n{content.command}\n```")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table(heading: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, the first column to the left and the others to the right."""
+    lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *body]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines)
+
+
+def _main_table(comparison: Comparison) -> str:
+    several = comparison.several_seeds
+    heading = ["method", *(["seeds"] if several else []), *(column.title for column in comparison.columns)]
+    body = [
+        [
+            cell.name,
+            *([cell.seeds] if several else []),
+            *(_cell(comparison, cell, column) for column in comparison.columns),
+        ]
+        for cell in comparison.scored
+    ]
+    return table(heading, body)
+
+
+def _cell(comparison: Comparison, cell: Cell, column: Column) -> str:
+    found = cell.estimate(column.name)
+    if found is None:
+        return ABSENT
+    shown = column.text(found.mean)
+    if found.standard_deviation is not None and column.varies_over_seeds:
+        shown += f" ± {column.text(found.standard_deviation)}"
+    return f"**{shown}**" if comparison.is_best(cell, column) else shown
+
+
+def _legend(comparison: Comparison) -> str:
+    outcomes = [outcome for cell in comparison.cells for _, outcome in cell.completed]
+    used = "; ".join(f"{title(name)}: `{text}`" for name, text in signatures(outcomes))
+    return f"{legend(comparison)} Signatures: {used}."
+
+
+def _tags_table(comparison: Comparison) -> str:
+    outcomes: list[Completed] = [outcome for cell in comparison.cells for _, outcome in cell.completed]
+    sources = {tag: count for outcome in outcomes for tag, count in outcome.scores.sources_by_tag.items()}
+    shown = [tag for tag in SHOWN_TAGS if tag in sources]
+    if not shown or not comparison.metrics:
+        return ""
+    first = comparison.metrics[0]
+    body = []
+    for cell in comparison.scored:
+        of_tags = [[o.scores.by_tag.get(tag, {}).get(first.name) for _, o in cell.completed] for tag in shown]
+        body.append([cell.name, *(_mean_text(first, values) for values in of_tags)])
+    return table([first.title, *(f"{tag} ({sources[tag]})" for tag in shown)], body)
+
+
+def _mean_text(column: Column, values: Sequence[float | None]) -> str:
+    found = [value for value in values if value is not None]
+    return column.text(sum(found) / len(found)) if found else ABSENT
+
+
+def _failures(content: Content) -> str:
+    lines = [
+        f"- `{result.trial_id}`: **{outcome.reason}**"
+        + (f" in {outcome.phase}" if outcome.phase else "")
+        + (f" on rank {outcome.rank}" if outcome.rank is not None else "")
+        + f": {' '.join(outcome.message.split())[:500]}"
+        for result, outcome in content.failures
+    ]
+    return "\n".join(["## Failed trials", "", *lines]) if lines else ""
+
+
+def _caveats(content: Content) -> str:
+    return "\n".join(["## Mind", "", *(f"- {line}" for line in content.caveats)]) if content.caveats else ""
+
+
+def _provenance(content: Content) -> str:
+    lines = [f"- {heading}: {text}" for heading, text in content.provenance]
+    return "\n".join(["## Made with", "", *lines]) if lines else ""

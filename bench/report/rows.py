@@ -1,0 +1,146 @@
+"""Records as flat rows: one per trial, failed ones included. What is absent is missing, never zero."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.record import Completed, Failed, PhaseCost, TrialResult
+from bench.report.columns import metric_columns
+from bench.spec import JsonDict
+from bench.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# The columns of results.csv in their order, but for the metrics, which come from the records and follow "reason", and
+# for the seconds and peaks of phases, which come last.
+IDENTITY_COLUMNS = ("trial_id", "method", "model", "task", "seed", "status", "reason")
+OUTCOME_COLUMNS = (
+    *("trained_parameters", "stored_parameters", "total_parameters", "trained_fraction"),
+    *("peak_memory_bytes", "train_tokens_per_second", "decode_tokens_per_second", "train_seconds"),
+    *("total_seconds", "label", "learning_rate", "steps", "best_step", "dev_loss", "test_loss"),
+    *("memory_over_baseline_bytes", "decode_peak_memory_bytes", "memory_method", "adapter_bytes"),
+    *("step_seconds_p50", "step_seconds_p90", "step_seconds_p99", "useful_token_fraction"),
+    *("ranks", "zero_stage", "precision", "device", "launcher", "message"),
+    *("phase", "attempt", "started_at", "batch_size", "config", "train_pairs", "test_sources"),
+    *("code_sha256", "git_revision", "git_dirty", "cpu_cores", "threads_per_rank", "load_average_1min"),
+)
+
+
+def load(root: Path) -> pd.DataFrame:
+    """One row per trial of a results folder, failed ones included; the columns of results.csv.
+
+    Columns of whole numbers are of pandas' type ``Int64``, in which a missing value is missing.
+    """
+    return frame(Store(root).read_all())
+
+
+def frame(results: Sequence[TrialResult]) -> pd.DataFrame:
+    """One row per trial. Absent values are missing, never zero."""
+    import pandas as pd  # takes half a second, which other commands need not wait for
+
+    rows = [row(result) for result in results]
+    names = row_columns(results)
+    columns = {name: [values.get(name) for values in rows] for name in names}
+    return pd.DataFrame({name: pd.Series(values, dtype=_dtype(values)) for name, values in columns.items()})
+
+
+def _dtype(values: Iterable[object]) -> str:
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {bool}:
+        return "boolean"
+    if kinds == {int}:
+        return "Int64"
+    return "float64" if kinds and kinds <= {int, float} else "str"
+
+
+def row_columns(results: Iterable[TrialResult]) -> tuple[str, ...]:
+    """Names of the columns of results.csv, in order."""
+    results = list(results)
+    phases = {phase: None for result in results for phase in _phases(result)}
+    of_phases = [f"{phase}_{what}" for phase in phases for what in ("seconds", "peak_memory_bytes")]
+    metrics = (column.name for column in metric_columns(results))
+    return tuple(dict.fromkeys([*IDENTITY_COLUMNS, *metrics, *OUTCOME_COLUMNS, *of_phases]))
+
+
+def row(result: TrialResult) -> JsonDict:
+    """A record as a flat row."""
+    spec, outcome, made = result.spec, result.outcome, result.provenance
+    values: JsonDict = {
+        "trial_id": result.trial_id,
+        "method": spec.method.name,
+        "model": spec.model.path,
+        "task": spec.task.name,
+        "seed": spec.seed,
+        "status": outcome.status,
+        "total_seconds": result.total_seconds,
+        "label": spec.label,
+        "learning_rate": spec.train.learning_rate,
+        "batch_size": spec.train.batch_size,
+        "config": json.dumps(spec.method.config, sort_keys=True),
+        "ranks": spec.resources.ranks,
+        "zero_stage": spec.resources.zero_stage,
+        "precision": spec.resources.precision,
+        "launcher": result.launcher,
+        "attempt": result.attempt.number,
+        "started_at": result.started_at,
+    }
+    if made is not None:
+        shown = ("device", "code_sha256", "git_revision", "git_dirty")
+        machine = ("cpu_cores", "threads_per_rank", "load_average_1min")
+        values |= {name: getattr(made, name) for name in (*shown, *machine)}
+    if isinstance(outcome, Failed):
+        return {**values, "reason": outcome.reason, "phase": outcome.phase, "message": outcome.message}
+    return {**values, **_completed(outcome)}
+
+
+def _completed(outcome: Completed) -> JsonDict:
+    values: JsonDict = {
+        **outcome.scores.values,
+        "trained_parameters": outcome.parameters.trained,
+        "stored_parameters": outcome.parameters.stored,
+        "total_parameters": outcome.parameters.total,
+        "trained_fraction": outcome.parameters.trained_fraction,
+        "trained_percent": 100 * outcome.parameters.trained_fraction,
+        "decode_tokens_per_second": outcome.decode.tokens_per_second,
+        "best_step": outcome.best_step,
+        "dev_loss": outcome.dev_loss,
+        "test_loss": outcome.test_loss,
+        "memory_method": outcome.ranks[0].memory_method,
+        "adapter_bytes": outcome.adapter_bytes,
+        "test_sources": outcome.decode.sources,
+        "train_pairs": outcome.data.get("train_pairs"),
+        **_phase_values(outcome),
+    }
+    if outcome.train is None:
+        return values | {"learning_rate": None}
+    training = [(cost, cost.phases["train"]) for cost in outcome.ranks]
+    return values | {
+        "peak_memory_bytes": values["train_peak_memory_bytes"],
+        "memory_over_baseline_bytes": max(
+            phase.peak_memory_bytes - cost.baseline_memory_bytes for cost, phase in training
+        ),
+        "steps": outcome.train.steps,
+        "train_tokens_per_second": outcome.train.tokens_per_second,
+        "step_seconds_p50": outcome.train.step_seconds_p50,
+        "step_seconds_p90": outcome.train.step_seconds_p90,
+        "step_seconds_p99": outcome.train.step_seconds_p99,
+        "useful_token_fraction": outcome.train.useful_token_fraction,
+    }
+
+
+def _phases(result: TrialResult) -> Iterable[str]:
+    return result.outcome.ranks[0].phases if isinstance(result.outcome, Completed) else ()
+
+
+def _phase_values(outcome: Completed) -> JsonDict:
+    """Seconds of the slowest and peak of the largest rank, for each phase."""
+    values: JsonDict = {}
+    for phase in dict.fromkeys(phase for cost in outcome.ranks for phase in cost.phases):
+        found: list[PhaseCost] = [cost.phases[phase] for cost in outcome.ranks if phase in cost.phases]
+        values[f"{phase}_seconds"] = max(cost.seconds for cost in found)
+        values[f"{phase}_peak_memory_bytes"] = max(cost.peak_memory_bytes for cost in found)
+    return values

@@ -1,0 +1,67 @@
+"""The end-of-sweep table for a terminal: one line per trial."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from bench.record import Completed, Failed, TrialResult
+from bench.report.cells import cell_name
+from bench.report.columns import ABSENT, Column, metric_columns, title
+from bench.report.rows import row
+
+# As many as fit beside the costs on a line of a hundred characters.
+MOST_METRICS = 4
+
+
+def results_table(results: Sequence[TrialResult]) -> Table:
+    """All trials, the best first by the first metric that the records name; failed ones last."""
+    several_seeds = len({result.spec.seed for result in results}) > 1
+    metrics = metric_columns(results)[:MOST_METRICS]
+    table = Table(padding=(0, 1), collapse_padding=True)
+    table.add_column("method", overflow="fold", min_width=14)
+    for heading in (*(metric.title for metric in metrics), "trained", "peak MiB", "tok/s", "s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    rows = [(result, row(result)) for result in results]
+    if metrics:
+        rows.sort(key=lambda pair: _rank(pair[1].get(metrics[0].name), metrics[0]))
+    for result, values in rows:
+        name = Text(f"{cell_name(result)} s{result.spec.seed}" if several_seeds else cell_name(result))
+        seconds = f"{result.total_seconds:.0f}"
+        if isinstance(result.outcome, Failed):
+            table.add_row(name, Text(result.outcome.reason, style="red"), *[""] * (len(metrics) + 2), seconds)
+            continue
+        peak, rate = values.get("peak_memory_bytes"), values.get("train_tokens_per_second")
+        table.add_row(
+            name,
+            *(_score(metric, values.get(metric.name)) for metric in metrics),
+            _compact(values["trained_parameters"]),
+            ABSENT if peak is None else f"{peak / 2**20:,.0f}",
+            ABSENT if rate is None else f"{rate:,.0f}",
+            seconds,
+        )
+    return table
+
+
+def headline(outcome: Completed) -> str:
+    """The first metric that the record names, with its value."""
+    name, value = next(iter(outcome.scores.values.items()))
+    return f"{title(name)} {value:.1f}"
+
+
+def _score(metric: Column, value: float | None) -> str:
+    return ABSENT if value is None else metric.text(value)
+
+
+def _rank(value: float | None, metric: Column) -> tuple[bool, float]:
+    return value is None, 0.0 if value is None else -value if metric.higher_is_better else value
+
+
+def _compact(count: int) -> str:
+    """A count in at most six characters."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f}{unit}"
+    return str(count)

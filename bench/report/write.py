@@ -1,0 +1,24 @@
+"""Render a results folder: ``results/<sweep>/report/``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.report.content import Content
+from bench.report.data import csv_text, json_text, write_parquet
+from bench.report.latex import latex
+from bench.report.markdown import markdown
+from bench.store import Store, write_atomically
+
+
+def write(root: Path, command: str | None = None) -> Path:
+    """Render all records below ``root`` into ``root/report``; returns that folder."""
+    content = Content(root.name, tuple(Store(root).read_all()), command)
+    folder = root / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "results.csv", csv_text(content.results))
+    write_parquet(content.results, folder / "results.parquet")
+    write_atomically(folder / "report.json", json_text(content))
+    write_atomically(folder / "report.tex", latex(content))
+    write_atomically(folder / "report.md", markdown(content))
+    return folder

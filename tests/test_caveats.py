@@ -1,0 +1,73 @@
+"""What would make rows incomparable is found and said, one sentence each, and nothing is said of a clean sweep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fakes import completed, provenance, record, trial
+
+from bench.record import Completed, DevPoint, Failed, TrialResult
+from bench.report.caveats import caveats
+
+
+def pair(other: TrialResult) -> list[TrialResult]:
+    """Two clean trials of different seeds, and another one."""
+    return [record(trial("full"), completed()), record(trial("full", seed=1), completed()), other]
+
+
+def made(**changes: Any) -> TrialResult:
+    clean = record(trial("none"), completed())
+    return clean.model_copy(update={"provenance": provenance().model_copy(update=changes)})
+
+
+def outcome(**changes: Any) -> Completed:
+    return completed().model_copy(update=changes)
+
+
+def of(found: Completed) -> TrialResult:
+    return record(trial("none"), found)
+
+
+def test_a_clean_sweep_has_nothing_to_mind() -> None:
+    clean = [record(trial(method, seed=seed), completed()) for method in ("full", "none") for seed in (0, 1)]
+    assert caveats(clean) == []
+    assert caveats([]) == []
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (made(device="Other"), "different devices"),
+        (made(code_sha256="cd" * 32), "different sources of Tuneoff"),
+        (made(package_versions={"torch": "2.12.0"}), "different package versions"),
+        (made(threads_per_rank=1), "different numbers of threads"),
+        (made(git_dirty=True), "not committed"),
+        (made(load_average_1min=9.0), "1 trial started on a busy machine"),
+        (of(outcome(decode=completed().decode.model_copy(update={"sources": 9}))), "numbers of test sources"),
+        (of(outcome(data={"truncated_sources": 3})), "3 sources were longer than the limit"),
+        (of(outcome(data={"truncated_targets": 2})), "2 references were longer than the limit"),
+        (
+            of(outcome(dev_curve=[DevPoint(step=5, loss=2.0), DevPoint(step=10, loss=1.5)])),
+            "In 1 of 3 trials the dev loss was lowest at the last step: none might gain",
+        ),
+        (record(trial("none", precision="bf16"), completed()), "different precisions"),
+        (
+            record(trial("none"), Failed(reason="diverged", phase="train", rank=0, message="nan")),
+            "No trial completed for none.",
+        ),
+        (record(trial("none"), completed()), "Not all seeds completed for none"),
+    ],
+)
+def test_each_is_found(other: TrialResult, expected: str) -> None:
+    assert any(expected in sentence for sentence in caveats(pair(other))), caveats(pair(other))
+
+
+def test_one_seed_and_unequal_training_are_said() -> None:
+    short = trial("prefix_tuning")
+    cost = completed().train
+    assert cost is not None
+    longer = outcome(train=cost.model_copy(update={"steps": 20}))
+    found = caveats([record(trial("full"), completed()), record(short, longer)])
+    assert "One seed: differences between methods may be chance." in found
+    assert "Trials saw different numbers of training pairs (80: full; 160: prefix_tuning)." in found
