@@ -16,6 +16,20 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from bench.search_space import Choices, Range, SearchSpace
+
+__all__ = [
+    "Choices",
+    "Method",
+    "MethodConfig",
+    "MethodError",
+    "Range",
+    "SearchSpace",
+    "copy_state",
+    "positions_of",
+    "trained_parameters",
+]
+
 
 class MethodConfig(BaseModel):
     """Base of a method's own settings: frozen, and an unknown key is an error."""
@@ -45,6 +59,11 @@ class Method(ABC):
 
     trains: ClassVar[bool] = True
     """False only for the untouched base model."""
+
+    search_space: ClassVar[SearchSpace] = {"train.learning_rate": Range(low=1e-5, high=1e-1)}
+    """What the tune stage of a sweep varies unless the sweep says otherwise: the learning rate first, then what matters
+    most of ``config.…`` and ``train.…``. Two decades around the usual learning rate are a sensible range; all methods
+    get the same budget, so that every further dimension has to be worth its share of it."""
 
     def __init__(self, config: Any, tokenizer: Any = None) -> None:
         self.config = config

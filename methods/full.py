@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
-from bench.method import Method
+from bench.method import Method, Range, SearchSpace
 
 
 class FullFineTuning(Method):
     """Every weight of the base model is trained."""
+
+    search_space: ClassVar[SearchSpace] = {"train.learning_rate": Range(low=1e-5, high=1e-3)}
 
     def patch(self, model: Any) -> nn.Module:
         module: nn.Module = model

@@ -6,13 +6,14 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from bench.method import Method
+from bench.method import Method, SearchSpace
 
 
 class NoTuning(Method):
     """The untouched base model."""
 
     trains: ClassVar[bool] = False
+    search_space: ClassVar[SearchSpace] = {}
 
     def patch(self, model: Any) -> nn.Module:
         module: nn.Module = model

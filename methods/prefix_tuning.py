@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import nn
 
-from bench.method import Method, MethodError
+from bench.method import Method, MethodError, Range, SearchSpace
 from methods.attention_prefix import (
     KeysValues,
     PromptRowsCache,
@@ -152,6 +152,7 @@ class PrefixTuning(Method):
         )
 
     paper: ClassVar[str] = "Li & Liang 2021, arXiv:2101.00190"
+    search_space: ClassVar[SearchSpace] = {"train.learning_rate": Range(low=1e-3, high=1e-1)}
 
     def patch(self, model: Any) -> nn.Module:
         layers = list(attention_layers(model))

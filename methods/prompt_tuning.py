@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import nn
 
-from bench.method import Method, positions_of
+from bench.method import Method, Range, SearchSpace, positions_of
 from methods.attention_prefix import KeysValues, KeyValueCapture, attend_with_prefix, attention_layers
 from methods.prompt_init import PromptInitConfig, initial_token_ids, random_prompt
 
@@ -164,6 +164,7 @@ class PromptTuning(Method):
         num_prompt_tokens: PositiveInt = Field(20, description="prompt tokens in front of the input")
 
     paper: ClassVar[str] = "Lester et al. 2021, arXiv:2104.08691"
+    search_space: ClassVar[SearchSpace] = {"train.learning_rate": Range(low=3e-3, high=3e-1)}
 
     def patch(self, model: Any) -> nn.Module:
         for parent, name, layer in list(attention_layers(model)):
