@@ -5,4 +5,5 @@ METHODS: dict[str, str] = {
     "full": "methods.full:FullFineTuning",
     "prompt_tuning": "methods.prompt_tuning:PromptTuning",
     "prefix_tuning": "methods.prefix_tuning:PrefixTuning",
+    "lora": "methods.lora:LoRA",
 }

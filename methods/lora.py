@@ -1,0 +1,199 @@
+"""LoRA (Hu et al. 2021): a trained low-rank matrix added to frozen linear layers.
+
+B batch, T tokens, I and O input and output features of a linear layer, R rank, N number of adapted parts of its output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from bench.method import Method, MethodConfig, MethodError
+from methods.transformer_parts import ROLES, LinearLayer, attention_projections, linear_layers
+
+
+class LoRALayer(nn.Module):
+    """``base_layer(x) + scaling * B A dropout(x)``.
+
+    Of a fused layer, parts of the output can be adapted apart, each with an A and a B of its own: they lie one upon the
+    other in ``lora_A`` ``(N R, I)`` and ``lora_B`` (rows of all parts, R). For a whole output N is 1.
+
+    Args:
+        base_layer: ``nn.Linear`` or ``Conv1D``; it stays frozen.
+        in_features: I.
+        out_features: O.
+        parts: Rows of the output that each part adapts, int64; None for the whole output.
+        rank: R.
+        scaling: Factor of the low-rank product.
+        dropout: Probability, on the input of A.
+    """
+
+    rows: torch.Tensor | None
+
+    def __init__(
+        self,
+        base_layer: Any,
+        in_features: int,
+        out_features: int,
+        parts: Sequence[torch.Tensor] | None,
+        rank: int,
+        scaling: float,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.scaling = scaling
+        self.dropout = nn.Dropout(dropout) if dropout else None
+        self.part_sizes = [out_features] if parts is None else [len(part) for part in parts]
+        like = {"dtype": base_layer.weight.dtype, "device": base_layer.weight.device}
+        rows = None if parts is None else torch.cat(list(parts)).to(like["device"])
+        self.register_buffer("rows", rows, persistent=False)
+        self.out_features = out_features
+        self.lora_A = nn.Parameter(torch.empty(len(self.part_sizes) * rank, in_features, **like))
+        self.lora_B = nn.Parameter(torch.zeros(sum(self.part_sizes), rank, **like))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        self._unmerged: tuple[nn.Parameter, ...] = ()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.base_layer(x)  # (B, T, O)
+        if self._unmerged:
+            return output
+        low_rank = nn.functional.linear(x if self.dropout is None else self.dropout(x), self.lora_A)  # (B, T, N R)
+        added = torch.addmm(output.flatten(0, -2), low_rank.flatten(0, -2), self.up().T, alpha=self.scaling)
+        return added.view(output.shape)
+
+    def up(self) -> torch.Tensor:
+        """``(O, N R)``: B of every part at its rows and columns, zero elsewhere."""
+        if self.rows is None:
+            return self.lora_B
+        parts = torch.split_with_sizes(self.lora_B, self.part_sizes)
+        blocks: torch.Tensor = torch.block_diag(*parts)  # type: ignore[no-untyped-call]
+        return blocks.new_zeros(self.out_features, blocks.shape[1]).index_copy(0, self.rows, blocks)
+
+    def merge(self) -> None:
+        """Add the product to the base weight, so that the layer costs nothing extra. The weight itself is kept."""
+        if self._unmerged:
+            return
+        weight: nn.Parameter = self.base_layer.weight
+        with torch.no_grad():
+            product = self.scaling * (self.up() @ self.lora_A)
+            merged = weight + (product.T if isinstance(self.base_layer, Conv1D) else product)
+        self._unmerged = (weight,)
+        self.base_layer.weight = nn.Parameter(merged, requires_grad=False)
+
+    def unmerge(self) -> None:
+        """Put the base weight back, bit for bit."""
+        if self._unmerged:
+            (self.base_layer.weight,) = self._unmerged
+            self._unmerged = ()
+
+
+class LoRA(Method):
+    """A trained low-rank matrix is added to frozen linear layers; by default to queries and values.
+
+    Source: Hu et al. 2021, section 4.1 (A random, B zero, scaled by alpha / rank) and table 11 (rank 4, alpha 32 on
+    queries and values for GPT-2). Where a model makes queries, keys and values in one linear layer (GPT-2's c_attn),
+    each adapted part of its output has an A and a B of its own, as in the authors' code.
+
+    Deviations: none in the function. Dropout is off by default (table 11: 0.1 on E2E and WebNLG, 0 on DART).
+    """
+
+    class Config(MethodConfig):
+        """Settings of LoRA."""
+
+        rank: PositiveInt = Field(4, description="rank of the added matrices")
+        alpha: PositiveFloat = Field(32.0, description="the added product is scaled by alpha / rank")
+        dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+            0.0, description="probability of dropout on the input of the added matrices"
+        )
+        target_modules: Literal["all_linear"] | list[str] = Field(
+            ["query", "value"],
+            description="all_linear: every linear layer but the output head; else a list of query, key, value (these "
+            "outputs of every attention layer, whatever the model calls them) and names of modules, such as c_proj",
+        )
+
+        @field_validator("target_modules")
+        @classmethod
+        def _each_once(cls, targets: str | list[str]) -> str | list[str]:
+            if not targets:
+                raise ValueError("an empty list adapts nothing; name query, key, value or modules, or say all_linear")
+            if isinstance(targets, list) and len(set(targets)) < len(targets):
+                raise ValueError("every target is named once")
+            return targets
+
+    paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
+
+    def patch(self, model: Any) -> nn.Module:
+        for layer, parts in self._targets(model):
+            layer.replace(
+                LoRALayer(
+                    layer.module,
+                    layer.in_features,
+                    layer.out_features,
+                    parts,
+                    self.config.rank,
+                    self.config.alpha / self.config.rank,
+                    self.config.dropout,
+                )
+            )
+        module: nn.Module = model
+        return module
+
+    def merge(self, model: nn.Module) -> None:
+        """Fold the trained matrices into the base weights, for decoding at the speed of the base model."""
+        for layer in _lora_layers(model):
+            layer.merge()
+
+    def unmerge(self, model: nn.Module) -> None:
+        """Undo :meth:`merge`; the base weights are bit-identical to what they were."""
+        for layer in _lora_layers(model):
+            layer.unmerge()
+
+    def _targets(self, model: Any) -> list[tuple[LinearLayer, list[torch.Tensor] | None]]:
+        """Each linear layer to adapt, with the rows of each part; None where the whole output is one part."""
+        layers = {layer.name: layer for layer in linear_layers(model)}
+        targets: str | list[str] = self.config.target_modules
+        if targets == "all_linear":
+            return [(layer, None) for layer in layers.values()]
+        whole = {name for target in targets if target not in ROLES for name in _named(target, layers)}
+        parts: dict[str, list[torch.Tensor]] = defaultdict(list)
+        if roles := [target for target in targets if target in ROLES]:
+            for projection in attention_projections(model):
+                if projection.role in roles:
+                    parts[projection.layer.name].append(projection.rows)
+        if both := whole & parts.keys():
+            raise MethodError(
+                f"target_modules: {min(both)} is named as a module and makes {' and '.join(roles)}; name it one way"
+            )
+        return [
+            (layer, None if name in whole or len(parts[name][0]) == layer.out_features else parts[name])
+            for name, layer in layers.items()
+            if name in whole or name in parts
+        ]
+
+
+def _named(target: str, layers: dict[str, LinearLayer]) -> list[str]:
+    """Names that are the target or end with it after a dot.
+
+    Raises:
+        MethodError: There is none.
+    """
+    found = [name for name in layers if name == target or name.endswith(f".{target}")]
+    if not found:
+        known = sorted({layer.attribute for layer in layers.values()})
+        raise MethodError(
+            f"target_modules: no linear layer is named {target!r}; this model has {', '.join(known)}, and query, key, "
+            "value mean these outputs of its attention layers"
+        )
+    return found
+
+
+def _lora_layers(model: nn.Module) -> list[LoRALayer]:
+    return [module for module in model.modules() if isinstance(module, LoRALayer)]
