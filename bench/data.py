@@ -14,7 +14,7 @@ import torch
 
 from bench.method import positions_of
 from bench.spec import TrainSpec
-from bench.task import Example, TaskConfig, TaskError
+from bench.task import Example, Split, Task, TaskConfig, TaskError
 
 # Batches are cut from windows of this many batches that are sorted by length: next to no padding, while the order of
 # training stays random.
@@ -94,6 +94,19 @@ def training_examples(examples: Sequence[Example], size: int | None, seed: int) 
         for number, reference in enumerate(example.references)
     ]
     return subset(single, size, seed, "train")
+
+
+def drawn_examples(task: Task, split: Split) -> list[Example]:
+    """What a trial uses of a split: all of it, or the subset that the task's settings ask for.
+
+    Raises:
+        TaskError: The data is malformed, or too small for the subset.
+    """
+    config, examples = task.config, task.load(split)
+    if split == "train":
+        return training_examples(examples, config.train_examples, config.subset_seed)
+    size = config.dev_examples if split == "dev" else config.test_examples
+    return subset(examples, size, config.subset_seed, split)
 
 
 @dataclass(frozen=True)

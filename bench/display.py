@@ -14,7 +14,7 @@ from rich.text import Text
 
 from bench.launch import Progress
 from bench.plan import PlannedTrial
-from bench.record import Completed, Failed, TrialResult
+from bench.record import Failed, TrialResult
 from bench.report.terminal import headline
 from bench.spec import JsonDict, TrialSpec
 
@@ -77,7 +77,7 @@ class Display:
         self._running.pop(result.trial_id, None)
         self.done += 1
         outcome = result.outcome
-        if isinstance(outcome, Completed):
+        if not isinstance(outcome, Failed):
             self.console.print(
                 f"[bold green]done[/]   {result.trial_id}  {headline(outcome)}  {result.total_seconds:.0f} s",
                 highlight=False,
@@ -86,7 +86,7 @@ class Display:
         self.failed += 1
         self.console.print(f"[bold red]failed[/] {result.trial_id}  {outcome.reason}: ", end="", highlight=False)
         self.console.print(outcome.message, markup=False, highlight=False)
-        if isinstance(outcome, Failed) and outcome.reason not in ("infeasible", "cancelled") and outcome.log_tail:
+        if outcome.reason not in ("infeasible", "cancelled") and outcome.log_tail:
             self.console.print(_indented(outcome.log_tail.splitlines()[-8:]), markup=False, highlight=False)
 
     def _render(self) -> Group:

@@ -20,10 +20,10 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None]) -> None:
         ConfigError: The data or the model cannot be used.
     """
     try:
-        for task in {trial.task.model_dump_json(): trial.task for trial in trials}.values():
-            splits = load_splits(task)
+        for trial in {(trial.task.model_dump_json(), trial.splits): trial for trial in trials}.values():
+            splits = load_splits(trial.task, trial.splits)
             counts = ", ".join(f"{len(examples)} {split}" for split, examples in splits.items())
-            say(f"task {task.name}: {counts} examples")
+            say(f"task {trial.task.name}: {counts} examples")
         if any(trial.model.path == models.EMBEDDED for trial in trials) and not models.embedded_folder().is_dir():
             say(f"converting {models.EMBEDDED} to safetensors, once, into {models.embedded_folder()}")
             models.embedded_model()

@@ -1,6 +1,7 @@
 """What came of a trial: the immutable, versioned record that reports are rendered from.
 
-Absent is ``null``, never a sentinel. "Succeeded with an error" cannot be written: an outcome is Completed or Failed.
+Absent is ``null``, never a sentinel. "Succeeded with an error" cannot be written: an outcome is Completed, Probed or
+Failed.
 """
 
 from __future__ import annotations
@@ -96,22 +97,35 @@ class Scores(Spec):
     higher_is_better: dict[str, bool]
 
 
-class Completed(Spec):
-    """The trial ran to its end."""
+class Ran(Spec):
+    """What every trial that ran to its end tells."""
 
-    status: Literal["completed"] = "completed"
     parameters: ParameterCounts
-    scores: Scores
     dev_loss: float | None = Field(description="of the state that was scored; None where nothing was trained")
-    test_loss: float
     best_step: int | None
     train_curve: list[TrainPoint]
     dev_curve: list[DevPoint]
     train: TrainCost | None
-    decode: DecodeCost
     ranks: list[RankCost]
     adapter_bytes: int = Field(description="size on disk of adapter.safetensors; 0 where nothing was trained")
     data: JsonDict = Field(description="examples per split, truncations, subset seed")
+
+
+class Completed(Ran):
+    """A final trial ran to its end and was scored on the test split."""
+
+    status: Literal["completed"] = "completed"
+    scores: Scores
+    test_loss: float
+    decode: DecodeCost
+
+
+class Probed(Ran):
+    """A trial of the stage tune or cost ran to its end. No rank of it has read the test split."""
+
+    status: Literal["probed"] = "probed"
+    dev_scores: Scores | None = Field(None, description="of predictions for the dev sources, where the stage asks")
+    decode: DecodeCost | None = Field(None, description="of the dev sources, where they were decoded")
 
 
 class Failed(Spec):
@@ -126,7 +140,7 @@ class Failed(Spec):
     log_tail: str | None = None
 
 
-Outcome = Annotated[Completed | Failed, Field(discriminator="status")]
+Outcome = Annotated[Completed | Probed | Failed, Field(discriminator="status")]
 
 
 class Provenance(Spec):

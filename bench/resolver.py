@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 
 from bench import models
 from bench.config import ConfigError, validated
-from bench.data import subset, training_examples
+from bench.data import drawn_examples
 from bench.registry import load_method, load_task, resolve
 from bench.spec import JsonDict, MethodSpec, ModelSpec, TaskSpec
 from bench.task import SPLITS, Example, Split, TaskError
@@ -51,23 +52,16 @@ def _model(spec: ModelSpec) -> ModelSpec:
     return spec.model_copy(update={"weights_sha256": models.weights_sha256(spec)})
 
 
-def load_splits(spec: TaskSpec) -> dict[Split, list[Example]]:
-    """The examples that a trial uses, subsets drawn.
+def load_splits(spec: TaskSpec, wanted: Sequence[Split] = SPLITS) -> dict[Split, list[Example]]:
+    """The examples that a trial uses of these splits, subsets drawn.
 
     Raises:
         TaskError: The data is malformed or too small for the subsets asked for.
     """
     task_class = load_task(spec.target)
     task = task_class(task_class.Config(**spec.config))
-    config = task.config
-    splits: dict[Split, list[Example]] = {}
-    for split in SPLITS:
-        examples = task.load(split)
+    splits = {split: drawn_examples(task, split) for split in wanted}
+    for split, examples in splits.items():
         if not examples:
             raise TaskError(f"task {spec.name}: the {split} split is empty")
-        if split == "train":
-            splits[split] = training_examples(examples, config.train_examples, config.subset_seed)
-        else:
-            size = config.dev_examples if split == "dev" else config.test_examples
-            splits[split] = subset(examples, size, config.subset_seed, split)
     return splits

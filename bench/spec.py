@@ -14,6 +14,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloa
 
 JsonDict = dict[str, Any]
 
+# tune chooses settings by the dev split, final takes the test scores, cost measures time and memory. A trial of a sweep
+# without stages is a final one.
+Stage = Literal["tune", "final", "cost"]
+
 # Bumped when the meaning of a hashed field changes, so that old records are not mistaken for new ones.
 IDENTITY_VERSION = 1
 
@@ -118,10 +122,32 @@ class TrialSpec(Spec):
     resources: ResourceSpec
     seed: int
     label: str = Field("", description="short settings of the method for people, e.g. 'num_prompt_tokens=10'")
+    stage: Stage = "final"
+    stop_after_steps: PositiveInt | None = Field(
+        None, description="tune: end here, on the schedule of the full length; None trains to the end"
+    )
+    scores_dev: bool = Field(False, description="tune: also decode and score the dev sources")
+
+    @property
+    def splits(self) -> tuple[Literal["train", "dev", "test"], ...]:
+        """The splits that the ranks of this trial read. Only a final trial reads the test split."""
+        return ("train", "dev", "test") if self.stage == "final" else ("train", "dev")
+
+    @property
+    def scored_split(self) -> Literal["dev", "test"] | None:
+        """The split whose sources are decoded and scored; a trial that is chosen by its dev loss needs none."""
+        if self.stage == "final":
+            return "test"
+        return "dev" if self.scores_dev or self.stage == "cost" else None
 
     @property
     def identity(self) -> JsonDict:
-        """The fields that change the answer. Paths of hashed data, labels, placement and time limits do not."""
+        """The fields that change the answer. Paths of hashed data, labels, placement and time limits do not.
+
+        That of a final trial does not tell how its settings were found. A trial of the other stages is indifferent to
+        what is read of the test split, one that decodes nothing to how that is done, and what is measured in the stage
+        cost neither to the seed nor to the learning rate.
+        """
         content = self.model_dump(mode="json", exclude={"label"})
         for placement in ("device", "cpus_per_rank", "timeout_seconds"):
             del content["resources"][placement]
@@ -129,6 +155,15 @@ class TrialSpec(Spec):
             content["task"]["config"].pop("path", None)
         if self.model.weights_sha256:
             del content["model"]["path"]
+        if self.stage == "final":
+            for of_other_stages in ("stage", "stop_after_steps", "scores_dev"):
+                del content[of_other_stages]
+        else:
+            content["task"]["config"].pop("test_examples", None)
+            if self.scored_split is None:
+                del content["decode"]
+        if self.stage == "cost":
+            del content["seed"], content["train"]["learning_rate"]
         return {"version": IDENTITY_VERSION, **content}
 
     @property
@@ -136,7 +171,23 @@ class TrialSpec(Spec):
         """Readable slug and 10 hex digits of the hash of :attr:`identity`."""
         digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
         slug = re.sub(r"[^A-Za-z0-9._=-]+", "-", "-".join(filter(None, [self.method.name, self.label])))[:80].strip("-")
-        return f"{slug}-s{self.seed}-{digest[:10]}"
+        stage = "" if self.stage == "final" else f"-{self.stage}"
+        seed = "" if self.stage == "cost" else f"-s{self.seed}"
+        return f"{slug}{stage}{seed}-{digest[:10]}"
+
+    @property
+    def configuration_class(self) -> str:
+        """Equal for trials that share a measurement of cost: they differ in seed, learning rate or length alone."""
+        content = self.model_copy(update={"stage": "cost", "stop_after_steps": None, "scores_dev": False}).identity
+        for length in ("steps", "epochs", "evaluate_every_steps"):
+            del content["train"][length]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+
+    @model_validator(mode="after")
+    def _of_its_stage(self) -> TrialSpec:
+        if self.stage != "tune" and (self.stop_after_steps is not None or self.scores_dev):
+            raise ValueError("stop_after_steps and scores_dev have no effect outside the stage tune")
+        return self
 
 
 def _bare_name(entry: Any) -> Any:

@@ -145,6 +145,7 @@ class Training:
     pad_token_id: int
     meter: PhaseMeter
     progress: Callable[[JsonDict], None]
+    stop_after_steps: int | None = None  # end here, on the schedule and in the order of the full length
     train_curve: list[TrainPoint] = field(default_factory=list, init=False)
     dev_curve: list[DevPoint] = field(default_factory=list, init=False)
 
@@ -158,6 +159,8 @@ class Training:
             steps = num_steps(self.train, len(pairs))
             engine, micro_batch_size = self._engine(steps)
             order = training_order([pair.num_tokens for pair in pairs], self.train.batch_size, steps, self.seed)
+            order = order[: self.stop_after_steps]
+            steps = len(order)
             clock = StepClock(self.device)
         best: DevPoint | None = None
         state: dict[str, torch.Tensor] = {}

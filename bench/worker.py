@@ -20,15 +20,26 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore  # torch.distributed has it too, without telling type checkers
 
 from bench import metrics, models
-from bench.data import Tokenization, subset, training_examples
+from bench.data import Pair, Tokenization, drawn_examples
 from bench.decode import generate
 from bench.measure import PhaseMeter
 from bench.method import Method, trained_parameters
 from bench.provenance import code_sha256, collect, cpu_name
-from bench.record import Completed, DecodeCost, Failed, ParameterCounts, Provenance, RankCost, RankReport, Reason
+from bench.record import (
+    Completed,
+    DecodeCost,
+    Failed,
+    ParameterCounts,
+    Probed,
+    Provenance,
+    RankCost,
+    RankReport,
+    Reason,
+    Scores,
+)
 from bench.registry import load_method, load_task
 from bench.spec import JsonDict, TrialSpec
-from bench.task import Example, Task
+from bench.task import Example, Split, Task
 from bench.train import Diverged, TargetLoss, Trained, Training, mean_loss
 
 ADAPTER_FILE = "adapter.safetensors"
@@ -143,83 +154,59 @@ class _Trial:
     device: torch.device
     meter: PhaseMeter
 
-    def run(self) -> Completed | None:
+    def run(self) -> Completed | Probed | None:
         spec, meter = self.spec, self.meter
         with meter.phase("load"):
             task, splits = self._load_examples()
             tokenizer = models.load_tokenizer(spec.model)
             tokens = Tokenization(tokenizer, task.config)
-            pairs = tokens.pairs(splits["train"])
-            dev_pairs = tokens.pairs(splits["dev"], task.config.loss_references)
-            test_pairs = tokens.pairs(splits["test"], task.config.loss_references)
+            pairs = {
+                split: tokens.pairs(examples, None if split == "train" else task.config.loss_references)
+                for split, examples in splits.items()
+            }
         method = self._method(tokenizer)
-        trained, counts = None, None
+        trained, counts, adapter_bytes = None, None, 0
         if method.trains:
             model, counts = self._patched_model(method)
-            trained = self._training(method, model, tokenizer.pad_token_id).run(pairs, dev_pairs)
-            del model
+            training = self._training(method, model, tokenizer.pad_token_id)
+            trained = training.run(pairs["train"], pairs["dev"])
+            del model, training
             with meter.phase("save"):
                 adapter_bytes = self._save_adapter(trained, tokens.config.template)
-        # What is scored is the stored adapter in a fresh base model, not whatever the engine holds at the end.
-        method = self._method(tokenizer)
-        model, fresh_counts = self._patched_model(method)
-        if trained is not None:
-            with meter.phase("load"):
-                method.load_adapter_state(model, trained.state)
-        model = model.to(self.device).eval()
-        with meter.phase("validate"):
-            loss = TargetLoss(model).eval()
-            batch_size = spec.train.batch_size
-            test_loss = mean_loss(loss, test_pairs, batch_size, tokenizer.pad_token_id, self.device)
-            dev_loss = (
-                trained.best.loss
-                if trained is not None
-                else mean_loss(loss, dev_pairs, batch_size, tokenizer.pad_token_id, self.device)
-            )
-        with meter.phase("decode"):
-            predictions, decode_cost = self._predictions(model, tokenizer, tokens, splits["test"])
+        ran = _what_training_tells(trained)
+        scores, decode_cost = None, None
+        if spec.scored_split is not None:
+            # What is scored is the stored adapter in a fresh base model, not whatever the engine holds at the end.
+            model, fresh_counts = self._scorable_model(self._method(tokenizer), trained)
+            counts = counts or fresh_counts
+            with meter.phase("validate"):
+                if trained is None:
+                    ran["dev_loss"] = self._mean_loss(model, pairs["dev"], tokenizer.pad_token_id)
+                if "test" in pairs:
+                    ran["test_loss"] = self._mean_loss(model, pairs["test"], tokenizer.pad_token_id)
+            examples = splits[spec.scored_split]
+            with meter.phase("decode"):
+                predictions, decode_cost = self._predictions(model, tokenizer, tokens, examples)
+            if self.context.rank == 0:
+                with meter.phase("score"):
+                    scores = self._scores(task, examples, predictions)
         ranks = self._gathered_costs()
         if self.context.rank != 0:
             return None
-        with meter.phase("score"):
-            scores = metrics.score(
-                predictions,
-                [example.references for example in splits["test"]],
-                [example.tags for example in splits["test"]],
-                task.lowercase,
-            )
-            self._write_predictions(splits["test"], predictions)
-        ranks[0] = meter.rank_cost(0)
-        return Completed(
-            parameters=counts or fresh_counts,
-            scores=scores,
-            dev_loss=dev_loss,
-            test_loss=test_loss,
-            best_step=trained.best.step if trained else None,
-            train_curve=trained.train_curve if trained else [],
-            dev_curve=trained.dev_curve if trained else [],
-            train=trained.cost if trained else None,
-            decode=decode_cost,
-            ranks=ranks,
-            adapter_bytes=adapter_bytes if trained else 0,
-            data={
-                "train_pairs": len(pairs),
-                "dev_sources": len(splits["dev"]),
-                "test_sources": len(splits["test"]),
-                "truncated_sources": tokens.truncated_sources,
-                "truncated_targets": tokens.truncated_targets,
-            },
-        )
+        ran |= {"parameters": counts, "decode": decode_cost, "ranks": ranks, "adapter_bytes": adapter_bytes}
+        ran["data"] = {
+            "train_pairs": len(pairs["train"]),
+            **{f"{split}_sources": len(examples) for split, examples in splits.items() if split != "train"},
+            "truncated_sources": tokens.truncated_sources,
+            "truncated_targets": tokens.truncated_targets,
+        }
+        return Completed(scores=scores, **ran) if spec.stage == "final" else Probed(dev_scores=scores, **ran)
 
-    def _load_examples(self) -> tuple[Task, dict[str, Sequence[Example]]]:
+    def _load_examples(self) -> tuple[Task, dict[Split, list[Example]]]:
+        """The splits that this trial reads, and no other: only a final trial sees the test split."""
         task_class = load_task(self.spec.task.target)
         task = task_class(task_class.Config(**self.spec.task.config))
-        config = task.config
-        return task, {
-            "train": training_examples(task.load("train"), config.train_examples, config.subset_seed),
-            "dev": subset(task.load("dev"), config.dev_examples, config.subset_seed, "dev"),
-            "test": subset(task.load("test"), config.test_examples, config.subset_seed, "test"),
-        }
+        return task, {split: drawn_examples(task, split) for split in self.spec.splits}
 
     def _method(self, tokenizer: Any) -> Method:
         method_class = load_method(self.spec.method.target)
@@ -240,6 +227,17 @@ class _Trial:
             seed_everything(self.spec.seed + 1_000_003 * self.context.rank)
         return model, counts
 
+    def _scorable_model(self, method: Method, trained: Trained | None) -> tuple[Any, ParameterCounts]:
+        """A fresh base model with what was stored."""
+        model, counts = self._patched_model(method)
+        if trained is not None:
+            with self.meter.phase("load"):
+                method.load_adapter_state(model, trained.state)
+        return model.to(self.device).eval(), counts
+
+    def _mean_loss(self, model: Any, pairs: Sequence[Pair], pad_token_id: int) -> float:
+        return mean_loss(TargetLoss(model).eval(), pairs, self.spec.train.batch_size, pad_token_id, self.device)
+
     def _training(self, method: Method, model: Any, pad_token_id: int) -> Training:
         return Training(
             method=method,
@@ -252,6 +250,7 @@ class _Trial:
             pad_token_id=pad_token_id,
             meter=self.meter,
             progress=self.context.progress,
+            stop_after_steps=self.spec.stop_after_steps,
         )
 
     def _save_adapter(self, trained: Trained, template: str) -> int:
@@ -300,6 +299,15 @@ class _Trial:
         shares = share_json(self.context, "costs", cost.model_dump(mode="json"))
         return [RankCost.model_validate(share) for share in shares]
 
+    def _scores(self, task: Task, examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
+        self._write_predictions(examples, predictions)
+        return metrics.score(
+            predictions,
+            [example.references for example in examples],
+            [example.tags for example in examples],
+            task.lowercase,
+        )
+
     def _write_predictions(self, examples: Sequence[Example], predictions: Sequence[str]) -> None:
         lines = [
             json.dumps(
@@ -315,6 +323,17 @@ class _Trial:
             for example, prediction in zip(examples, predictions, strict=True)
         ]
         (self.context.outbox / PREDICTIONS_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _what_training_tells(trained: Trained | None) -> JsonDict:
+    """The fields of a record that say how a trial was trained; all absent where nothing was."""
+    return {
+        "dev_loss": trained.best.loss if trained else None,
+        "best_step": trained.best.step if trained else None,
+        "train_curve": trained.train_curve if trained else [],
+        "dev_curve": trained.dev_curve if trained else [],
+        "train": trained.cost if trained else None,
+    }
 
 
 def share_json(context: RankContext, key: str, value: JsonDict) -> list[JsonDict]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.record import Completed, Failed, PhaseCost, TrialResult
+from bench.record import Completed, Failed, PhaseCost, Probed, Ran, TrialResult
 from bench.report.columns import metric_columns
 from bench.spec import JsonDict
 from bench.store import Store
@@ -27,6 +27,7 @@ OUTCOME_COLUMNS = (
     *("ranks", "zero_stage", "precision", "device", "launcher", "message"),
     *("phase", "attempt", "started_at", "batch_size", "config", "train_pairs", "test_sources"),
     *("code_sha256", "git_revision", "git_dirty", "cpu_cores", "threads_per_rank", "load_average_1min"),
+    *("stage", "stop_after_steps"),
 )
 
 
@@ -87,6 +88,8 @@ def row(result: TrialResult) -> JsonDict:
         "launcher": result.launcher,
         "attempt": result.attempt.number,
         "started_at": result.started_at,
+        "stage": spec.stage,
+        "stop_after_steps": spec.stop_after_steps,
     }
     if made is not None:
         shown = ("device", "code_sha256", "git_revision", "git_dirty")
@@ -94,24 +97,24 @@ def row(result: TrialResult) -> JsonDict:
         values |= {name: getattr(made, name) for name in (*shown, *machine)}
     if isinstance(outcome, Failed):
         return {**values, "reason": outcome.reason, "phase": outcome.phase, "message": outcome.message}
-    return {**values, **_completed(outcome)}
+    if isinstance(outcome, Completed):
+        of_test = {"test_loss": outcome.test_loss, "test_sources": outcome.decode.sources}
+        return {**values, **outcome.scores.values, **of_test, **_ran(outcome)}
+    return {**values, **_ran(outcome)}
 
 
-def _completed(outcome: Completed) -> JsonDict:
+def _ran(outcome: Completed | Probed) -> JsonDict:
     values: JsonDict = {
-        **outcome.scores.values,
         "trained_parameters": outcome.parameters.trained,
         "stored_parameters": outcome.parameters.stored,
         "total_parameters": outcome.parameters.total,
         "trained_fraction": outcome.parameters.trained_fraction,
         "trained_percent": 100 * outcome.parameters.trained_fraction,
-        "decode_tokens_per_second": outcome.decode.tokens_per_second,
+        "decode_tokens_per_second": outcome.decode.tokens_per_second if outcome.decode else None,
         "best_step": outcome.best_step,
         "dev_loss": outcome.dev_loss,
-        "test_loss": outcome.test_loss,
         "memory_method": outcome.ranks[0].memory_method,
         "adapter_bytes": outcome.adapter_bytes,
-        "test_sources": outcome.decode.sources,
         "train_pairs": outcome.data.get("train_pairs"),
         **_phase_values(outcome),
     }
@@ -133,10 +136,10 @@ def _completed(outcome: Completed) -> JsonDict:
 
 
 def _phases(result: TrialResult) -> Iterable[str]:
-    return result.outcome.ranks[0].phases if isinstance(result.outcome, Completed) else ()
+    return () if isinstance(result.outcome, Failed) else result.outcome.ranks[0].phases
 
 
-def _phase_values(outcome: Completed) -> JsonDict:
+def _phase_values(outcome: Ran) -> JsonDict:
     """Seconds of the slowest and peak of the largest rank, for each phase."""
     values: JsonDict = {}
     for phase in dict.fromkeys(phase for cost in outcome.ranks for phase in cost.phases):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from bench.record import Completed, Failed, TrialResult
+from bench.record import Completed, Failed, Probed, TrialResult
 from bench.report.cells import cell_name
 from bench.report.columns import ABSENT, Column, metric_columns, title
 from bench.report.rows import row
@@ -45,8 +45,10 @@ def results_table(results: Sequence[TrialResult]) -> Table:
     return table
 
 
-def headline(outcome: Completed) -> str:
-    """The first metric that the record names, with its value."""
+def headline(outcome: Completed | Probed) -> str:
+    """The first metric that the record names, with its value; the dev loss of a trial that was not tested."""
+    if isinstance(outcome, Probed):
+        return "" if outcome.dev_loss is None else f"dev loss {outcome.dev_loss:.3f}"
     name, value = next(iter(outcome.scores.values.items()))
     return f"{title(name)} {value:.1f}"
 
