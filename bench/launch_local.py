@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import IO, Any
 
+from bench.keeper import Kept
 from bench.launch import Launcher, Machine, Running, log_name, merged, rank_environment, stopped
 from bench.provenance import SOURCE_ROOT, code_sha256
 from bench.rank_process import RankJob
@@ -36,17 +37,15 @@ class LocalLauncher(Launcher):
 
     def _run(self, run: Running) -> tuple[Outcome, Provenance | None]:
         gpus = [self._free_gpus.pop() for _ in range(run.share.gpus)]
-        processes: list[subprocess.Popen[str]] = []
+        kept: list[Kept] = []
         try:
             for rank in range(run.spec.resources.ranks):
-                processes.append(_start_rank(run, rank, gpus[rank] if gpus else None))
-            return self._follow(run, processes)
+                kept.append(_start_rank(run, rank, gpus[rank] if gpus else None))
+            return self._follow(run, [each.process for each in kept])
         finally:
-            for process in processes:
-                process.kill()
-            for process in processes:
-                process.wait()
-                for stream in (process.stdin, process.stdout):
+            for each in kept:
+                each.end()
+                for stream in (each.process.stdin, each.process.stdout):
                     _close(stream)
             self._free_gpus.extend(gpus)
 
@@ -85,20 +84,13 @@ def this_machine() -> Machine:
     return Machine(cpus=cpus, gpus=torch.cuda.device_count())
 
 
-def _start_rank(run: Running, rank: int, gpu: int | None) -> subprocess.Popen[str]:
+def _start_rank(run: Running, rank: int, gpu: int | None) -> Kept:
     environment = {**os.environ, **rank_environment(run.threads)}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SOURCE_ROOT), os.environ.get("PYTHONPATH")]))
     environment["CUDA_VISIBLE_DEVICES"] = "" if gpu is None else _visible_gpu(gpu)
     with (run.outbox / log_name(rank)).open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bench.rank_process"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for the driver, which then ends its ranks
-        )
+        command = [sys.executable, "-m", "bench.rank_process"]
+        kept = Kept(command, environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
     job = RankJob(
         spec=run.spec,
         rank=rank,
@@ -106,8 +98,8 @@ def _start_rank(run: Running, rank: int, gpu: int | None) -> subprocess.Popen[st
         threads=run.threads,
         driver_code_sha256=code_sha256(),
     )
-    _send(process, job.model_dump_json())
-    return process
+    _send(kept.process, job.model_dump_json())
+    return kept
 
 
 def _visible_gpu(index: int) -> str:

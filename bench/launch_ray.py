@@ -18,13 +18,13 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from bench.embedded_cluster import EmbeddedCluster
 from bench.launch import Launcher, Machine, Running, merged, rank_environment, stopped
 from bench.provenance import SOURCE_ROOT, code_sha256
 from bench.rank_process import RankJob, join_store, open_store, redirect_output, run_job
 from bench.record import Failed, Outcome, Provenance, RankReport
 from bench.spec import JsonDict
 
-OBJECT_STORE_BYTES = 256 * 1024**2
 CHUNK_BYTES = 32 * 1024**2
 START_TIMEOUT_SECONDS = 300.0
 
@@ -86,7 +86,7 @@ class _RankActor:
 
 
 def _end_with_parent(parent: int) -> None:
-    """End this process when the raylet that started it is gone, as after the death of an embedded cluster's driver.
+    """End this process when the raylet that started it is gone.
 
     Ray by itself lets an actor finish its running method first, which for a rank may take hours.
     """
@@ -100,24 +100,23 @@ class RayLauncher(Launcher):
 
     Args:
         scratch: Folder on this machine for files on their way into the store.
-        address: Of a running cluster, to which the code of ``bench`` and ``methods`` is sent; None starts a local one
-            that ends with this process.
+        cluster: Where ranks run: the address of a running cluster, to which the code of ``bench`` and ``methods`` is
+            sent, or one that this process has started and that ends with it.
     """
 
     name = "ray"
 
-    def __init__(self, scratch: Path, address: str | None = None) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    def __init__(self, scratch: Path, cluster: str | EmbeddedCluster) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        if address is None:
-            options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        if isinstance(cluster, str):
+            address = cluster
+            options["runtime_env"] = {"py_modules": [str(SOURCE_ROOT / package) for package in ("bench", "methods")]}
         else:
-            modules = [str(SOURCE_ROOT / package) for package in ("bench", "methods")]
-            options["runtime_env"] = {"py_modules": modules}
-        ray.init(address=address or "local", **options)
+            address = cluster.address()
+        self._cluster = cluster
+        ray.init(address=address, **options)
         total = ray.cluster_resources()
         super().__init__(Machine(cpus=int(total.get("CPU", 0)), gpus=int(total.get("GPU", 0))), scratch)
-        self._embedded = address is None
         self._board = ray.remote(num_cpus=0)(_Board).remote()
 
     def close(self) -> None:
@@ -127,6 +126,8 @@ class RayLauncher(Launcher):
             self.poll(1.0)
         ray.kill(self._board)
         ray.shutdown()
+        if isinstance(self._cluster, EmbeddedCluster):
+            self._cluster.end()
 
     def _run(self, run: Running) -> tuple[Outcome, Provenance | None]:
         ranks = run.spec.resources.ranks

@@ -46,6 +46,9 @@ def make_launcher(name: str, scratch: Path, address: str | None) -> Launcher:
         return LocalLauncher(scratch)
     if not has_ray:
         raise ConfigError("--launcher ray needs the package ray; install it, or use --launcher local")
+    from bench.embedded_cluster import EmbeddedCluster
+
+    cluster = address or EmbeddedCluster()
     from bench.launch_ray import RayLauncher
 
-    return RayLauncher(scratch, address)
+    return RayLauncher(scratch, cluster)
