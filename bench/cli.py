@@ -10,13 +10,13 @@ import sys
 import typer
 from rich.console import Console
 
-from bench.commands import catalogue, sweeps
+from bench.commands import catalogue, methods, sweeps
 from bench.config import ConfigError
 from bench.store import StoreError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
-for command in (sweeps.run, sweeps.plan, sweeps.report, catalogue.methods, catalogue.tasks):
+for command in (sweeps.run, sweeps.plan, sweeps.report, methods.methods, methods.check_method, catalogue.tasks):
     app.command()(command)
 
 

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +103,17 @@ class RayLauncher(Launcher):
         scratch: Folder on this machine for files on their way into the store.
         cluster: Where ranks run: the address of a running cluster, to which the code of ``bench`` and ``methods`` is
             sent, or one that this process has started and that ends with it.
+        plugins: Packages and files that are sent to a running cluster too.
     """
 
     name = "ray"
 
-    def __init__(self, scratch: Path, cluster: str | EmbeddedCluster) -> None:
+    def __init__(self, scratch: Path, cluster: str | EmbeddedCluster, plugins: Sequence[Path] = ()) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if isinstance(cluster, str):
             address = cluster
-            options["runtime_env"] = {"py_modules": [str(SOURCE_ROOT / package) for package in ("bench", "methods")]}
+            modules = [SOURCE_ROOT / "bench", SOURCE_ROOT / "methods", *plugins]
+            options["runtime_env"] = {"py_modules": [str(module) for module in modules]}
         else:
             address = cluster.address()
         self._cluster = cluster

@@ -9,6 +9,7 @@ from pathlib import Path
 from bench import models
 from bench.config import ConfigError
 from bench.launch import Launcher
+from bench.plugin_source import PluginSource, share
 from bench.resolver import load_splits
 from bench.spec import TrialSpec
 
@@ -31,12 +32,19 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None]) -> None:
         raise ConfigError(str(error)) from error
 
 
-def make_launcher(name: str, scratch: Path, address: str | None) -> Launcher:
+def make_launcher(name: str, scratch: Path, address: str | None, plugins: Sequence[PluginSource] = ()) -> Launcher:
     """The launcher of this name; ``auto`` is Ray where Ray is installed.
+
+    Args:
+        name: ``auto``, ``ray`` or ``local``.
+        scratch: Folder on this machine for files on their way into the store.
+        address: Of a running Ray cluster.
+        plugins: What ranks must be able to import besides ``bench`` and ``methods``.
 
     Raises:
         ConfigError: Ray is asked for and not installed, or an address is given to a launcher that has no use for it.
     """
+    share(source.folder for source in plugins)
     has_ray = importlib.util.find_spec("ray") is not None
     if name == "local" or (name == "auto" and not has_ray and address is None):
         if address is not None:
@@ -51,4 +59,4 @@ def make_launcher(name: str, scratch: Path, address: str | None) -> Launcher:
     cluster = address or EmbeddedCluster()
     from bench.launch_ray import RayLauncher
 
-    return RayLauncher(scratch, cluster)
+    return RayLauncher(scratch, cluster, [top for source in plugins for top in source.tops])

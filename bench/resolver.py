@@ -5,23 +5,37 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from bench import models
 from bench.config import ConfigError, validated
 from bench.data import drawn_examples
+from bench.plugin_source import plugin_source
 from bench.registry import load_method, load_task, resolve
 from bench.spec import JsonDict, MethodSpec, ModelSpec, TaskSpec
 from bench.task import SPLITS, Example, Split, TaskError
 
 
 class RegistryResolver:
-    """Resolves with the registries of methods and tasks. Data and weights are hashed once for all trials."""
+    """Resolves with the registries of methods and tasks. Data and weights are hashed once for all trials.
+
+    Args:
+        methods_dir: A folder whose files are methods too.
+    """
+
+    def __init__(self, methods_dir: Path | None = None) -> None:
+        self.methods_dir = methods_dir
 
     def method(self, name: str, config: JsonDict) -> MethodSpec:
         """A method entry with all its settings, defaults included."""
-        target = resolve("method", name)
+        target = resolve("method", name, self.methods_dir)
         settings = validated(load_method(target).Config, config, f"method {name}: config")
-        return MethodSpec(name=name.rpartition(":")[2], target=target, config=settings.model_dump(mode="json"))
+        return MethodSpec(
+            name=name.rpartition(":")[2],
+            target=target,
+            config=settings.model_dump(mode="json"),
+            **_whose(target),
+        )
 
     def task(self, name: str, config: JsonDict) -> TaskSpec:
         """A task with all its settings; its files must be there."""
@@ -37,9 +51,19 @@ def _task(name: str, config: str) -> TaskSpec:
     target = resolve("task", name)
     task_class = load_task(target)
     settings = validated(task_class.Config, json.loads(config), f"task {name}")
-    data_sha256 = task_class(settings).data_sha256()
-    short = name.rpartition(":")[2]
-    return TaskSpec(name=short, target=target, config=settings.model_dump(mode="json"), data_sha256=data_sha256)
+    return TaskSpec(
+        name=name.rpartition(":")[2],
+        target=target,
+        config=settings.model_dump(mode="json"),
+        data_sha256=task_class(settings).data_sha256(),
+        **_whose(target),
+    )
+
+
+def _whose(target: str) -> dict[str, str]:
+    """Origin and hash of the source of a plugin; nothing for what Tuneoff ships."""
+    source = plugin_source(target)
+    return {} if source is None else {"origin": source.origin, "source_sha256": source.sha256()}
 
 
 @functools.cache

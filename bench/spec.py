@@ -21,6 +21,13 @@ Stage = Literal["tune", "final", "cost"]
 # Bumped when the meaning of a hashed field changes, so that old records are not mistaken for new ones.
 IDENTITY_VERSION = 1
 
+# Fields that came after the first identities were given. An identity leaves them out while they hold their default, so
+# that trials that do not use them keep their ids.
+LATER_FIELDS: dict[str, tuple[str, ...]] = {
+    "task": ("source_sha256",),
+    "method": ("source_sha256",),
+}
+
 
 class Spec(BaseModel):
     """Base of everything that is read from YAML or travels to a rank."""
@@ -94,21 +101,24 @@ class ResourceSpec(Spec):
     timeout_seconds: PositiveFloat | None = Field(None, description="wall time of a trial, start-up included")
 
 
-class TaskSpec(Spec):
-    """A task as it travels: the class that loads it and its validated settings."""
+class ResolvedSpec(Spec):
+    """A name of a sweep as it travels: the class behind it, its validated settings, and whose it is."""
 
     name: str
     target: str = Field(description='"module:Class"')
     config: JsonDict = Field(default_factory=dict)
+    origin: str | None = Field(None, description="distribution and version, or file, of a plugin; None: Tuneoff's own")
+    source_sha256: str | None = Field(None, description="of a plugin's Python files; None: Tuneoff's own")
+
+
+class TaskSpec(ResolvedSpec):
+    """A task: the class that loads it."""
+
     data_sha256: str | None = Field(None, description="of the data files; stands for their paths in the identity")
 
 
-class MethodSpec(Spec):
-    """A method as it travels: the class that patches the model and its validated settings."""
-
-    name: str
-    target: str = Field(description='"module:Class"')
-    config: JsonDict = Field(default_factory=dict)
+class MethodSpec(ResolvedSpec):
+    """A method: the class that patches the model."""
 
 
 class TrialSpec(Spec):
@@ -146,11 +156,19 @@ class TrialSpec(Spec):
 
         That of a final trial does not tell how its settings were found. A trial of the other stages is indifferent to
         what is read of the test split, one that decodes nothing to how that is done, and what is measured in the stage
-        cost neither to the seed nor to the learning rate.
+        cost neither to the seed nor to the learning rate. Of a plugin the source counts, and not where it was installed
+        from: after a change of its code the trial is another one.
         """
         content = self.model_dump(mode="json", exclude={"label"})
+        for part, names in LATER_FIELDS.items():
+            for name in names:
+                value = getattr(self, part)
+                if getattr(value, name) == type(value).model_fields[name].get_default(call_default_factory=True):
+                    del content[part][name]
         for placement in ("device", "cpus_per_rank", "timeout_seconds"):
             del content["resources"][placement]
+        for part in ("method", "task"):
+            del content[part]["origin"]
         if self.task.data_sha256:
             content["task"]["config"].pop("path", None)
         if self.model.weights_sha256:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import random
 import traceback
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from bench.data import Pair, Tokenization, drawn_examples
 from bench.decode import generate
 from bench.measure import PhaseMeter
 from bench.method import Method, trained_parameters
+from bench.plugin_source import PluginError, plugin_source
 from bench.provenance import code_sha256, collect, cpu_name
 from bench.record import (
     Completed,
@@ -37,8 +39,8 @@ from bench.record import (
     Reason,
     Scores,
 )
-from bench.registry import load_method, load_task
-from bench.spec import JsonDict, TrialSpec
+from bench.registry import Kind, RegistryError, load, load_method, load_task
+from bench.spec import JsonDict, ResolvedSpec, TrialSpec
 from bench.task import Example, Split, Task
 from bench.train import Diverged, TargetLoss, Trained, Training, mean_loss
 
@@ -74,6 +76,7 @@ def run_rank(spec: TrialSpec, context: RankContext) -> RankReport:
                 "this rank has other sources of bench and methods than the driver; install the same revision on all "
                 "nodes, or let the sweep ship its code"
             )
+        require_plugins(spec)
         device = select_device(spec, context)
         torch.set_num_threads(context.threads)
         provenance = collect(device_name(device), context.threads)
@@ -86,6 +89,31 @@ def run_rank(spec: TrialSpec, context: RankContext) -> RankReport:
         reason = failure(error, meter.current if meter else None, context.rank)
         return RankReport(outcome=reason, provenance=provenance)
     return RankReport(outcome=outcome, provenance=provenance)
+
+
+def require_plugins(spec: TrialSpec) -> None:
+    """See that this node has the plugins of a trial, in the version that the driver has.
+
+    Raises:
+        RegistryError: Naming plugin, node and remedy.
+    """
+    parts: tuple[tuple[Kind, ResolvedSpec], ...] = (("method", spec.method), ("task", spec.task))
+    for kind, part in parts:
+        if part.source_sha256 is None:
+            continue
+        where = f"node {platform.node()}: the {kind} {part.name!r} of {part.origin}"
+        try:
+            load(kind, part.target)
+            source = plugin_source(part.target)
+        except (PluginError, RegistryError) as error:
+            what = "it and what it imports must be on all nodes"
+            raise RegistryError(f"{where} is missing here, {what}: {error}") from error
+        if source is None or source.sha256() != part.source_sha256:
+            found = source.origin if source is not None else "Tuneoff"
+            raise RegistryError(
+                f"{where} is another version here ({found}) than where the sweep was started; install the same one on "
+                "all nodes, or uninstall it here and let the sweep ship its code"
+            )
 
 
 def failure(error: Exception, phase: str | None, rank: int) -> Failed:

@@ -1,39 +1,45 @@
-"""Commands on what sweeps can name: methods, tasks."""
+"""Listings of what sweeps can name."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
 from bench.commands.options import AsJson, console
+from bench.config import ConfigError
 
 if TYPE_CHECKING:
     from bench.registry import Kind
 
 
-def methods(as_json: AsJson = False) -> None:
-    """List the methods that sweeps can name."""
-    _list("method", as_json)
-
-
 def tasks(as_json: AsJson = False) -> None:
     """List the tasks that sweeps can name."""
-    _list("task", as_json)
+    print_listing("task", as_json)
 
 
-def _list(kind: Kind, as_json: bool) -> None:
+def print_listing(kind: Kind, as_json: bool, methods_dir: Path | None = None) -> None:
+    """Print all methods or tasks; what cannot be used is among them, with the reason.
+
+    Raises:
+        ConfigError: The folder of methods cannot be used.
+    """
     from bench.registry import describe
 
-    found = describe(kind)
+    try:
+        found = describe(kind, methods_dir)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if as_json:
         console.print_json(json.dumps([vars(entry) for entry in found]))
         return
     table = Table()
-    for heading in (kind, "what it is", "source", "class"):
+    for heading in (kind, "what it is", "source", "from"):
         table.add_column(heading, overflow="fold")
     for entry in found:
-        table.add_row(*(Text(text) for text in (entry.name, entry.description, entry.source, entry.target)))
+        what = Text(entry.description) if entry.problem is None else Text(entry.problem, style="red")
+        table.add_row(Text(entry.name), what, Text(entry.source), Text(entry.origin))
     console.print(table)

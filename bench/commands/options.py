@@ -19,6 +19,9 @@ ResultsDir = Annotated[Path, typer.Option("--results", help="folder that holds a
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="key.path=value, e.g. train.steps=10; may be repeated")
 ]
+MethodsDir = Annotated[
+    Path | None, typer.Option("--methods-dir", help="folder whose files are methods, each under the name of its file")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="for machines")]
 
 
@@ -30,7 +33,9 @@ class LauncherName(StrEnum):
     LOCAL = "local"
 
 
-def read_trials(sweep_file: Path, settings: list[str] | None) -> tuple[Sweep, list[TrialSpec]]:
+def read_trials(
+    sweep_file: Path, settings: list[str] | None, methods_dir: Path | None = None
+) -> tuple[Sweep, list[TrialSpec]]:
     """A sweep and its trials.
 
     Raises:
@@ -40,6 +45,6 @@ def read_trials(sweep_file: Path, settings: list[str] | None) -> tuple[Sweep, li
 
     sweep = load_sweep(sweep_file, settings or ())
     try:
-        return sweep, expand(sweep, RegistryResolver())
+        return sweep, expand(sweep, RegistryResolver(methods_dir))
     except ValueError as error:
         raise ConfigError(f"{sweep_file}: {error}") from error

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from bench import report as reports
-from bench.commands.options import LauncherName, ResultsDir, Settings, SweepFile, console, read_trials
+from bench.commands.options import LauncherName, MethodsDir, ResultsDir, Settings, SweepFile, console, read_trials
 from bench.config import ConfigError
 from bench.record import Failed, TrialResult
 from bench.spec import Sweep, TrialSpec
@@ -24,10 +24,11 @@ def run(
     launcher: Annotated[LauncherName, typer.Option(help="auto is ray where it is installed")] = LauncherName.AUTO,
     address: Annotated[str | None, typer.Option(help="of a running Ray cluster; default: a local one")] = None,
     settings: Settings = None,
+    methods_dir: MethodsDir = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="run failed trials again")] = False,
 ) -> None:
     """Run the trials of a sweep that have no record yet, and report all of them."""
-    sweep, trials = read_trials(sweep_file, settings)
+    sweep, trials = read_trials(sweep_file, settings, methods_dir)
     store = Store(results / sweep.name)
     with store.locked():
         records = {trial.trial_id: store.read(trial.trial_id) for trial in trials}
@@ -51,6 +52,7 @@ def _run_pending(
     store: Store, sweep: Sweep, pending: list[TrialSpec], done: int, name: LauncherName, address: str | None
 ) -> None:
     from bench.display import Display
+    from bench.plugin_source import sources_of
     from bench.prepare import make_launcher, prepare
     from bench.schedule import Schedule
 
@@ -58,7 +60,8 @@ def _run_pending(
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
     prepare(pending, lambda message: console.print(message, style="dim", highlight=False))
-    launcher = make_launcher(name.value, store.scratch, address)
+    plugins = sources_of([target for trial in pending for target in (trial.method.target, trial.task.target)])
+    launcher = make_launcher(name.value, store.scratch, address, plugins)
     try:
         with Display(console, done + len(pending), done) as display:
             Schedule(store, launcher, sweep.name, display.start, display.progress, display.result).run(pending)
@@ -77,12 +80,12 @@ def _print_results(found: list[TrialResult], folder: Path) -> None:
     console.print(f"report: {folder / 'report.md'}", highlight=False)
 
 
-def plan(sweep_file: SweepFile, settings: Settings = None) -> None:
+def plan(sweep_file: SweepFile, settings: Settings = None, methods_dir: MethodsDir = None) -> None:
     """Show the trials of a sweep and what each would train. Starts nothing, writes nothing."""
     from bench.display import planned_table
     from bench.plan import plan as planned
 
-    sweep, trials = read_trials(sweep_file, settings)
+    sweep, trials = read_trials(sweep_file, settings, methods_dir)
     console.print(planned_table(sweep.name, planned(trials)))
 
 

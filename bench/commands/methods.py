@@ -1,0 +1,147 @@
+"""Commands on methods: what there is, what a method's settings are, whether it keeps the contract."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+from rich.table import Table
+from rich.text import Text
+
+from bench.commands.options import AsJson, MethodsDir, console
+from bench.config import ConfigError, validated
+
+if TYPE_CHECKING:
+    from bench.conformance import Verdict
+    from bench.method import Method
+
+MethodName = Annotated[str, typer.Argument(help="a name that 'tuneoff methods' lists, or module:Class", metavar="NAME")]
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="show this method's settings", metavar="[NAME]")] = None,
+    methods_dir: MethodsDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the methods that sweeps can name, or show the settings of one."""
+    if name is not None:
+        _show(name, methods_dir, as_json)
+        return
+    from bench.commands.catalogue import print_listing
+
+    print_listing("method", as_json, methods_dir)
+
+
+def check_method(
+    name: MethodName,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value of the method's own settings")] = None,
+    families: Annotated[
+        list[str] | None, typer.Option("--family", help="only this family of tiny models; may be repeated")
+    ] = None,
+    methods_dir: MethodsDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check on tiny models that a method keeps the contract; exit code 1 if it does not."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # tiny models draw advice about models of real size
+    from bench.conformance import keeps_contract, verdicts
+    from bench.tiny_models import FAMILIES
+
+    if unknown := sorted(set(families or ()) - FAMILIES.keys()):
+        raise ConfigError(f"--family {unknown[0]}: there are {', '.join(FAMILIES)}")
+    method_class = _load(name, methods_dir)[1]
+    config = validated(method_class.Config, _method_settings(settings or ()), f"method {name}: config")
+    found = list(verdicts(method_class, config, families or FAMILIES))
+    if as_json:
+        console.print_json(json.dumps([vars(verdict) for verdict in found]))
+    else:
+        _print_verdicts(name, found)
+    raise typer.Exit(0 if keeps_contract(found) else 1)
+
+
+def _load(name: str, methods_dir: Path | None) -> tuple[str, type[Method]]:
+    """The target and class of a method.
+
+    Raises:
+        ConfigError: It is not known or cannot be loaded.
+    """
+    from bench.registry import load_method, resolve
+
+    try:
+        target = resolve("method", name, methods_dir)
+        return target, load_method(target)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _method_settings(settings: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting}: expected key=value")
+        found[key] = yaml.safe_load(value) if value else ""
+    return found
+
+
+def _print_verdicts(name: str, found: list[Verdict]) -> None:
+    families = list(dict.fromkeys(verdict.family for verdict in found))
+    cells = {(verdict.check, verdict.family): verdict for verdict in found}
+    styles = {"pass": "green", "fail": "bold red", "refused": "yellow"}
+    table = Table(title=f"the contract of methods: {name}")
+    for heading in ("check", *families):
+        table.add_column(heading)
+    for check in dict.fromkeys(verdict.check for verdict in found):
+        row = [cells[check, family] for family in families]
+        table.add_row(check, *(Text(verdict.outcome, style=styles[verdict.outcome]) for verdict in row))
+    console.print(table)
+    reasons: dict[str, None] = {}
+    for verdict in found:
+        if verdict.outcome == "refused":
+            reasons[f"refused on {verdict.family}: {verdict.reason}"] = None
+        elif verdict.outcome == "fail":
+            reasons[f"{verdict.check} fails on {verdict.family}: {verdict.reason}"] = None
+    for reason in reasons:
+        console.print(f"- {reason}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show(name: str, methods_dir: Path | None, as_json: bool) -> None:
+    from bench.plugin_source import plugin_source
+    from bench.registry import BUILT_IN, summary
+    from bench.settings import settings_of
+
+    target, method_class = _load(name, methods_dir)
+    source = plugin_source(target)
+    settings = settings_of(method_class.Config)
+    about = {
+        "name": name,
+        "description": summary(method_class),
+        "paper": method_class.paper,
+        "target": target,
+        "origin": BUILT_IN if source is None else source.origin,
+    }
+    example = _example(name, {setting.name: setting.default for setting in settings if setting.default is not None})
+    if as_json:
+        rows = [vars(setting) for setting in settings]
+        console.print_json(json.dumps({**about, "settings": rows, "example": example}))
+        return
+    console.print(Text(f"{name}: {about['description']}"))
+    for key in ("paper", "target", "origin"):
+        if about[key]:
+            console.print(Text(f"{key}: {about[key]}", style="dim"))
+    table = Table()
+    for heading in ("setting", "type", "default", "meaning"):
+        table.add_column(heading, overflow="fold")
+    for setting in settings:
+        table.add_row(*(Text(t) for t in (setting.name, setting.type, setting.default_text, setting.description)))
+    console.print(table if settings else "no settings")
+    console.print(Text(f"in a sweep:\n\n{example}"))
+
+
+def _example(name: str, config: dict[str, Any]) -> str:
+    """An entry of a sweep with the settings at their defaults."""
+    entry: dict[str, Any] = {"name": name, **({"config": config} if config else {})}
+    return yaml.safe_dump({"methods": [entry]}, sort_keys=False, allow_unicode=True, width=110)

@@ -1,0 +1,1 @@
+"""A plugin of Tuneoff in a package of its own."""

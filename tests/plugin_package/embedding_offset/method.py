@@ -1,0 +1,29 @@
+"""The method that the entry point names."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field, NonNegativeFloat
+from torch import nn
+
+from bench.method import Method, MethodConfig
+from embedding_offset.hook import Offset
+
+
+class EmbeddingOffset(Method):
+    """One trained vector is added to every input embedding."""
+
+    class Config(MethodConfig):
+        """Settings of the plugin."""
+
+        init_std: NonNegativeFloat = Field(0.0, description="standard deviation of the vector at the start")
+
+    paper: ClassVar[str] = "none; an example"
+
+    def patch(self, model: Any) -> nn.Module:
+        embedding = model.get_input_embeddings()
+        model.input_offset = Offset(embedding.weight, self.config.init_std)
+        embedding.register_forward_hook(model.input_offset.hook)
+        module: nn.Module = model
+        return module
