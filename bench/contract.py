@@ -15,12 +15,13 @@ from unittest import mock
 import torch
 from torch import nn
 
-from bench.method import Method, positions_of, trained_parameters
+from bench.architecture import Batch, Pair, Side, architecture_of
+from bench.method import Method, trained_parameters
 from bench.tiny_models import EOS, FAMILIES, VOCABULARY, WordTokenizer, tiny_model
 
 TOLERANCE = 1e-6
-# Rows of different length, so that batching them needs padding. Ids 0 and 1 are padding and end.
-ROWS = ((7, 21, 5, 40, 13, 2, 33), (11, 3, 60), (25, 8, 14, 90, 6))
+# Sources and targets of different length, so that batching them needs padding. Ids 0 and 1 are padding and end.
+PAIRS = (Pair([7, 21, 5, 40], [13, 2, 33]), Pair([11, 3], [60]), Pair([25, 8, 14], [90, 6]))
 
 
 class ContractError(AssertionError):
@@ -50,31 +51,21 @@ class Subject:
         return method, model.eval()
 
 
-def left_padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask with padding in front."""
-    return _padded(rows, left=True)
+def batch_of(model: Any, pairs: Sequence[Pair] = PAIRS, side: Side = "right") -> Batch:
+    """Pairs as training feeds them to this kind of model."""
+    return architecture_of(model.config).batch(pairs, pad_token_id=0, side=side)
 
 
-def right_padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask with padding behind."""
-    return _padded(rows, left=False)
-
-
-def _padded(rows: Sequence[Sequence[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    length = max(map(len, rows))
-    padding = [[0] * (length - len(row)) for row in rows]
-    ids = [pad + list(row) if left else list(row) + pad for row, pad in zip(rows, padding, strict=True)]
-    mask = [
-        [0] * len(pad) + [1] * len(row) if left else [1] * len(row) + [0] * len(pad)
-        for row, pad in zip(rows, padding, strict=True)
-    ]
-    return torch.tensor(ids), torch.tensor(mask)
-
-
-def logits_of(model: Any, ids: torch.Tensor, mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-    """Logits for explicit positions, as training and scoring ask for them."""
-    logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, position_ids=positions_of(mask), **kwargs).logits
+def logits_of(model: Any, batch: Batch, **kwargs: Any) -> torch.Tensor:
+    """Logits ``(B, T, V)``, for explicit positions, as training and scoring ask for them."""
+    logits: torch.Tensor = model(**batch.inputs, **kwargs).logits
     return logits
+
+
+def target_logits(model: Any, pairs: Sequence[Pair] = PAIRS, side: Side = "right", **kwargs: Any) -> torch.Tensor:
+    """Logits ``(N, V)`` where the target tokens of all pairs are predicted, one pair after the other."""
+    batch = batch_of(model, pairs, side)
+    return logits_of(model, batch, **kwargs).flatten(0, 1)[batch.predicting]
 
 
 def _require_close(found: torch.Tensor, expected: torch.Tensor, what: str, tolerance: float = TOLERANCE) -> None:
@@ -86,58 +77,65 @@ def _require_close(found: torch.Tensor, expected: torch.Tensor, what: str, toler
 def check_logits_are_aligned(subject: Subject) -> None:
     """Logits for exactly the tokens that went in, and a finite loss for labels."""
     _, model = subject.patched()
-    ids, mask = right_padded(ROWS)
-    labels = ids.masked_fill(mask == 0, -100)
+    batch = batch_of(model)
+    ids = read_ids(batch)
+    labels = torch.full(ids.shape, -100)
+    labels.view(-1)[batch.predicting] = batch.target_ids
     with torch.no_grad():
-        outputs = model(input_ids=ids, attention_mask=mask, position_ids=positions_of(mask), labels=labels)
+        outputs = model(**batch.inputs, labels=labels)
     if outputs.logits.shape != (*ids.shape, VOCABULARY):
         raise ContractError(f"logits have shape {tuple(outputs.logits.shape)} for input of shape {tuple(ids.shape)}")
     if not torch.isfinite(outputs.loss):
         raise ContractError(f"the loss is {float(outputs.loss)}")
 
 
+def read_ids(batch: Batch) -> torch.Tensor:
+    """Ids ``(B, T)`` of the tokens that logits are for: the decoder's, where there is an encoder."""
+    return batch.inputs.get("decoder_input_ids", batch.inputs["input_ids"])
+
+
 def check_is_causal(subject: Subject) -> None:
     """No token sees a later one."""
     _, model = subject.patched()
-    ids, mask = right_padded([ROWS[0]])
-    changed = ids.clone()
-    changed[0, 4:] = torch.tensor([50, 51, 52])
+    pair = Pair(PAIRS[0].source_ids, [50, 51, 52, 53])
+    batch, changed = batch_of(model, [pair]), batch_of(model, [Pair(pair.source_ids, [50, 61, 62, 63])])
+    first = int((read_ids(batch) != read_ids(changed)).nonzero()[0, 1])
     with torch.no_grad():
-        before, after = logits_of(model, ids, mask), logits_of(model, changed, mask)
-    _require_close(after[:, :4], before[:, :4], "later tokens changed the logits of earlier ones")
-    if torch.equal(after[:, 4:], before[:, 4:]):
+        before, after = logits_of(model, batch), logits_of(model, changed)
+    _require_close(after[:, :first], before[:, :first], "later tokens changed the logits of earlier ones")
+    if torch.equal(after[:, first:], before[:, first:]):
         raise ContractError("other tokens gave the same logits")
 
 
 def check_padding_changes_nothing(subject: Subject) -> None:
-    """A row alone, batched with padding behind and batched with padding in front has the same logits."""
+    """A pair alone and in a padded batch has the same logits, on every side where this kind of model may be padded."""
     _, model = subject.patched()
     with torch.no_grad():
-        alone = [logits_of(model, *right_padded([row]))[0] for row in ROWS]
-        for pad, side in ((right_padded, "behind"), (left_padded, "in front")):
-            ids, mask = pad(ROWS)
-            batched = logits_of(model, ids, mask)
-            for row, expected in enumerate(alone):
-                _require_close(batched[row][mask[row] == 1], expected, f"padding {side} changed the logits of a row")
+        alone = torch.cat([target_logits(model, [pair]) for pair in PAIRS])
+        for side in architecture_of(model.config).padding_sides:
+            found = target_logits(model, side=side)
+            _require_close(found, alone, f"padding on the {side} changed the logits of a row")
 
 
 def check_cache_changes_nothing(subject: Subject) -> None:
-    """Greedy and beam search give the same tokens with and without cache, alone and in a left-padded batch."""
+    """Greedy and beam search give the same tokens with and without cache, alone and in a padded batch."""
     _, model = subject.patched()
     for beams in (1, 3):
-        settings = {"num_beams": beams, "do_sample": False, "max_new_tokens": 8, "pad_token_id": 0, "eos_token_id": EOS}
-        ids, mask = left_padded(ROWS)
-        with torch.no_grad():
-            cached = model.generate(input_ids=ids, attention_mask=mask, use_cache=True, **settings)
-            plain = model.generate(input_ids=ids, attention_mask=mask, use_cache=False, **settings)
-            if not torch.equal(cached, plain):
-                raise ContractError(f"generation with {beams} beams depends on the cache")
-            for row, tokens in enumerate(ROWS):
-                one, one_mask = left_padded([tokens])
-                alone = model.generate(input_ids=one, attention_mask=one_mask, use_cache=True, **settings)
-                new_alone, new_batched = alone[0, len(tokens) :], cached[row, ids.shape[1] :]
-                if _until_end(new_alone) != _until_end(new_batched):
-                    raise ContractError(f"generation with {beams} beams differs between a row alone and in a batch")
+        cached, plain = (_generated(model, PAIRS, beams, use_cache) for use_cache in (True, False))
+        if not torch.equal(cached, plain):
+            raise ContractError(f"generation with {beams} beams depends on the cache")
+        for row, pair in enumerate(PAIRS):
+            (alone,) = _generated(model, [pair], beams, use_cache=True)
+            if _until_end(alone) != _until_end(cached[row]):
+                raise ContractError(f"generation with {beams} beams differs between a row alone and in a batch")
+
+
+def _generated(model: Any, pairs: Sequence[Pair], beams: int, use_cache: bool) -> torch.Tensor:
+    architecture = architecture_of(model.config)
+    inputs = architecture.generation_inputs([pair.source_ids for pair in pairs], pad_token_id=0)
+    settings = {"num_beams": beams, "do_sample": False, "max_new_tokens": 8, "pad_token_id": 0, "eos_token_id": EOS}
+    with torch.no_grad():
+        return architecture.new_tokens(model.generate(**inputs, use_cache=use_cache, **settings), inputs)
 
 
 def _until_end(tokens: torch.Tensor) -> list[int]:
@@ -147,17 +145,14 @@ def _until_end(tokens: torch.Tensor) -> list[int]:
 
 def train_a_little(model: Any, steps: int = 3) -> list[float]:
     """A few AdamW steps on one padded batch, for checks and their tests. Returns the losses."""
-    ids, mask = right_padded(ROWS)
-    labels = ids.masked_fill(mask == 0, -100)
     optimizer = torch.optim.AdamW([p for _, p in trained_parameters(model)], lr=1e-2, weight_decay=0.0)
+    targets = batch_of(model).target_ids
     losses = []
     model.train()
     for _ in range(steps):
-        loss = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions_of(mask), labels=labels, use_cache=False
-        ).loss
+        loss = nn.functional.cross_entropy(target_logits(model, use_cache=False), targets)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(float(loss.detach()))
     model.eval()
@@ -197,9 +192,8 @@ def check_state_reloads(subject: Subject) -> None:
         fresh_method = subject.method()
         fresh = fresh_method.patch(tiny_model(subject.family)).eval()
     fresh_method.load_adapter_state(fresh, state)
-    ids, mask = right_padded(ROWS)
     with torch.no_grad():
-        found, expected = logits_of(fresh, ids, mask), logits_of(model, ids, mask)
+        found, expected = target_logits(fresh), target_logits(model)
     _require_close(found, expected, "a reloaded state gives other logits")
 
 
@@ -213,8 +207,7 @@ def check_gradient_checkpointing(subject: Subject) -> None:
         if checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         model.train()
-        ids, mask = right_padded(ROWS)
-        logits_of(model, ids, mask, use_cache=False).logsumexp(-1)[mask == 1].sum().backward()  # type: ignore[no-untyped-call]
+        target_logits(model, use_cache=False).logsumexp(-1).sum().backward()  # type: ignore[no-untyped-call]
         gradients.append(
             {name: parameter.grad for name, parameter in trained_parameters(model) if parameter.grad is not None}
         )

@@ -1,7 +1,4 @@
-"""From examples to batches: tokens, subsets, the order of training. Everything here is deterministic in its seeds.
-
-B batch, T tokens, N target tokens of the batch.
-"""
+"""From examples to batches: tokens, subsets, the order of training. Everything here is deterministic in its seeds."""
 
 from __future__ import annotations
 
@@ -10,9 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from bench.method import positions_of
+from bench.architecture import Architecture, Pair, plain_ids
 from bench.spec import TrainSpec
 from bench.task import Example, Split, Task, TaskConfig, TaskError
 
@@ -21,43 +16,32 @@ from bench.task import Example, Split, Task, TaskConfig, TaskError
 WINDOW_BATCHES = 50
 
 
-@dataclass(frozen=True)
-class Pair:
-    """One source with one reference, in tokens; the target ends with the end token."""
-
-    source_ids: list[int]
-    target_ids: list[int]
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.source_ids) + len(self.target_ids)
-
-
 @dataclass
 class Tokenization:
     """Turns examples into tokens, and counts what had to be cut."""
 
     tokenizer: Any
     config: TaskConfig
+    architecture: Architecture
     truncated_sources: int = field(default=0, init=False)
     truncated_targets: int = field(default=0, init=False)
 
     def source(self, example: Example) -> list[int]:
         """What the model reads. A source that is too long is cut inside the template, never the template itself."""
         before, _, after = self.config.template.partition("{source}")
-        ids = self._ids(before + example.source)
+        ids = plain_ids(self.tokenizer, before + example.source)
         if len(ids) > self.config.max_source_tokens:
             self.truncated_sources += 1
             ids = ids[: self.config.max_source_tokens]
-        return ids + self._ids(after)
+        return self.architecture.whole_source(self.tokenizer, ids + plain_ids(self.tokenizer, after))
 
     def target(self, reference: str) -> list[int]:
-        """A space, the reference and the end token."""
-        ids = self._ids(" " + reference)
+        """The reference and the end token."""
+        ids = plain_ids(self.tokenizer, self.architecture.before_target + reference)
         if len(ids) > self.config.max_target_tokens:
             self.truncated_targets += 1
             ids = ids[: self.config.max_target_tokens]
-        return [*ids, self.tokenizer.eos_token_id]
+        return self.architecture.whole_target(self.tokenizer, ids)
 
     def pairs(self, examples: Iterable[Example], references: int | None = None) -> list[Pair]:
         """One pair for each of the first ``references`` references (None: all) of each example."""
@@ -66,10 +50,6 @@ class Tokenization:
             for example in examples
             for reference in example.references[:references]
         ]
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
 
 
 def subset(examples: Sequence[Example], size: int | None, seed: int, split: str) -> list[Example]:
@@ -107,36 +87,6 @@ def drawn_examples(task: Task, split: Split) -> list[Example]:
         return training_examples(examples, config.train_examples, config.subset_seed)
     size = config.dev_examples if split == "dev" else config.test_examples
     return subset(examples, size, config.subset_seed, split)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Right-padded pairs. Logits are wanted only where a target token is predicted."""
-
-    input_ids: torch.Tensor  # (B, T) int64
-    attention_mask: torch.Tensor  # (B, T) int64, 1 at real tokens
-    position_ids: torch.Tensor  # (B, T) int64
-    predicting: torch.Tensor  # (N,) int64 into the flattened (B, T): the positions before each target token
-    target_ids: torch.Tensor  # (N,) int64
-
-    def to(self, device: torch.device) -> Batch:
-        names = ("input_ids", "attention_mask", "position_ids", "predicting", "target_ids")
-        return Batch(**{name: getattr(self, name).to(device, non_blocking=True) for name in names})
-
-
-def collate(pairs: Sequence[Pair], pad_token_id: int) -> Batch:
-    """Pad pairs on the right to the longest."""
-    length = max(pair.num_tokens for pair in pairs)
-    input_ids = torch.full((len(pairs), length), pad_token_id, dtype=torch.long)
-    attention_mask = torch.zeros((len(pairs), length), dtype=torch.long)
-    predicting: list[int] = []
-    for row, pair in enumerate(pairs):
-        input_ids[row, : pair.num_tokens] = torch.tensor(pair.source_ids + pair.target_ids)
-        attention_mask[row, : pair.num_tokens] = 1
-        first = row * length + len(pair.source_ids) - 1
-        predicting.extend(range(first, first + len(pair.target_ids)))
-    target_ids = torch.tensor([token for pair in pairs for token in pair.target_ids])
-    return Batch(input_ids, attention_mask, positions_of(attention_mask), torch.tensor(predicting), target_ids)
 
 
 def num_steps(train: TrainSpec, num_pairs: int) -> int:

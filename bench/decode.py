@@ -1,7 +1,4 @@
-"""Generation: unique sources, sorted by length, batched, shared out over ranks.
-
-B rows, T tokens of the source, G new tokens.
-"""
+"""Generation: unique sources, sorted by length, batched, shared out over ranks."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bench.architecture import Architecture
 from bench.measure import synchronize
 from bench.spec import DecodeSpec, JsonDict
 
@@ -18,6 +16,7 @@ from bench.spec import DecodeSpec, JsonDict
 def generate(
     model: Any,
     tokenizer: Any,
+    architecture: Architecture,
     sources: Sequence[list[int]],
     decode: DecodeSpec,
     device: torch.device,
@@ -31,8 +30,9 @@ def generate(
     otherwise ramble on to the length limit and be punished for that rather than for what it says.
 
     Args:
-        model: A patched causal language model in evaluation mode.
+        model: A patched language model in evaluation mode.
         tokenizer: Its tokenizer.
+        architecture: Of the model.
         sources: Token ids of all unique sources.
         decode: Beams and limits.
         device: Of the model.
@@ -51,7 +51,9 @@ def generate(
     synchronize(device)
     started = time.perf_counter()
     for batch in batches[rank::ranks]:
-        for index, tokens in zip(batch, _generate_batch(model, tokenizer, sources, batch, decode, ends), strict=True):
+        inputs = architecture.generation_inputs([sources[index] for index in batch], tokenizer.pad_token_id)
+        output = _generate_batch(model, tokenizer, inputs, decode, ends)
+        for index, tokens in zip(batch, architecture.new_tokens(output, inputs).tolist(), strict=True):
             length = next((n + 1 for n, token in enumerate(tokens) if token in ends), len(tokens))
             new_tokens += length
             texts[index] = first_line(tokenizer.decode(tokens[:length], skip_special_tokens=True))
@@ -61,24 +63,13 @@ def generate(
 
 
 def _generate_batch(
-    model: Any,
-    tokenizer: Any,
-    sources: Sequence[list[int]],
-    batch: Sequence[int],
-    decode: DecodeSpec,
-    ends: list[int],
-) -> list[list[int]]:
-    length = max(len(sources[index]) for index in batch)
-    input_ids = torch.full((len(batch), length), tokenizer.pad_token_id)  # (B, T), padded on the left
-    attention_mask = torch.zeros_like(input_ids)
-    for row, index in enumerate(batch):
-        input_ids[row, length - len(sources[index]) :] = torch.tensor(sources[index])
-        attention_mask[row, length - len(sources[index]) :] = 1
+    model: Any, tokenizer: Any, inputs: dict[str, torch.Tensor], decode: DecodeSpec, ends: list[int]
+) -> torch.Tensor:
+    """What the model's own ``generate`` returns for a batch, on the model's device."""
     beam_settings = {"length_penalty": decode.length_penalty} if decode.beams > 1 else {}
     with torch.inference_mode():
-        output = model.generate(
-            input_ids=input_ids.to(model.device),
-            attention_mask=attention_mask.to(model.device),
+        output: torch.Tensor = model.generate(
+            **{name: tensor.to(model.device) for name, tensor in inputs.items()},
             do_sample=False,
             num_beams=decode.beams,
             max_new_tokens=decode.max_new_tokens,
@@ -88,8 +79,7 @@ def _generate_batch(
             pad_token_id=tokenizer.pad_token_id,
             **beam_settings,
         )
-    generated: list[list[int]] = output[:, length:].tolist()  # (B, G)
-    return generated
+    return output
 
 
 def end_token_ids(tokenizer: Any) -> list[int]:

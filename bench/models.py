@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from platformdirs import user_cache_path
 
+from bench.architecture import Architecture, ArchitectureError, architecture_of
 from bench.spec import ModelSpec
 
 EMBEDDED = "smollm2-135m"
@@ -110,10 +111,11 @@ def load_model(spec: ModelSpec, dtype: torch.dtype) -> Any:
     Raises:
         ModelError: It cannot be loaded.
     """
-    from transformers import AutoModelForCausalLM
+    import transformers
 
+    auto_class = getattr(transformers, architecture(spec).auto_class)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = auto_class.from_pretrained(
             model_source(spec),
             revision=spec.revision,
             dtype=dtype,
@@ -121,24 +123,49 @@ def load_model(spec: ModelSpec, dtype: torch.dtype) -> Any:
             use_safetensors=True,
             trust_remote_code=spec.trust_remote_code,
         )
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise ModelError(f"model.path: {spec.path!r} cannot be loaded: {error}") from error
     return model.requires_grad_(False).eval()
 
 
 def empty_model(spec: ModelSpec) -> Any:
     """The base model without weights, frozen, on the meta device: enough to count parameters. Converts nothing."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
+
+    auto_class = getattr(transformers, architecture(spec).auto_class)
+    with torch.device("meta"):
+        model = auto_class.from_config(load_config(spec), attn_implementation=spec.attention)
+    return model.requires_grad_(False).eval()
+
+
+def load_config(spec: ModelSpec) -> Any:
+    """The base model's configuration. Converts nothing.
+
+    Raises:
+        ModelError: It cannot be read.
+    """
+    from transformers import AutoConfig
 
     if spec.path == EMBEDDED and not embedded_folder().is_dir():
-        config = AutoConfig.from_pretrained(embedded_package(), gguf_file=EMBEDDED_GGUF)
-    else:
-        config = AutoConfig.from_pretrained(
+        return AutoConfig.from_pretrained(embedded_package(), gguf_file=EMBEDDED_GGUF)
+    try:
+        return AutoConfig.from_pretrained(
             model_source(spec), revision=spec.revision, trust_remote_code=spec.trust_remote_code
         )
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=spec.attention)
-    return model.requires_grad_(False).eval()
+    except (OSError, KeyError, ValueError) as error:
+        raise ModelError(f"model.path: {spec.path!r} has no usable configuration: {error}") from error
+
+
+def architecture(spec: ModelSpec) -> Architecture:
+    """Whether the base model is a decoder alone or an encoder with a decoder.
+
+    Raises:
+        ModelError: Its configuration cannot be read or does not say enough.
+    """
+    try:
+        return architecture_of(load_config(spec))
+    except ArchitectureError as error:
+        raise ModelError(f"model.path: {spec.path!r}: {error}") from error
 
 
 def embedded_folder() -> Path:

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from bench.data import Batch, Pair, collate, micro_batches, num_steps, training_order
+from bench.architecture import Architecture, Batch, Pair
+from bench.data import micro_batches, num_steps, training_order
 from bench.measure import PhaseMeter, StepClock, percentile, steady_start
 from bench.method import Method, trained_parameters
 from bench.record import DevPoint, TrainCost, TrainPoint
@@ -37,7 +38,7 @@ class TargetLoss(nn.Module):
     projection is reduced to these rows before it is multiplied, whatever the model does around it.
 
     Args:
-        model: A patched causal language model.
+        model: A patched language model.
         label_smoothing: As in ``torch.nn.functional.cross_entropy``.
     """
 
@@ -55,18 +56,11 @@ class TargetLoss(nn.Module):
         return (hidden_states.flatten(0, 1)[self._predicting], *args[1:])
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        position_ids: torch.Tensor,
-        predicting: torch.Tensor,
-        target_ids: torch.Tensor,
+        self, inputs: dict[str, torch.Tensor], predicting: torch.Tensor, target_ids: torch.Tensor
     ) -> torch.Tensor:
         self._predicting = predicting
         try:
-            outputs = self.model(
-                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-            )
+            outputs = self.model(**inputs, use_cache=False)
         finally:
             self._predicting = None
         logits = outputs.logits.float()  # (N, V)
@@ -137,6 +131,7 @@ class Training:
 
     method: Method
     model: nn.Module
+    architecture: Architecture
     train: TrainSpec
     resources: ResourceSpec
     seed: int
@@ -229,7 +224,8 @@ class Training:
         micros = micro_batches(batch, self.rank, self.resources.ranks, micro_batch_size)
         total = torch.zeros((), device=self.device)
         for micro in micros:
-            inputs = collate([pairs[index] for index in micro], self.pad_token_id).to(self.device)
+            chosen = [pairs[index] for index in micro]
+            inputs = self.architecture.batch(chosen, self.pad_token_id).to(self.device)
             loss = engine(**vars(inputs)) / num_targets
             # The engine divides by the accumulation steps and averages gradients over ranks: undo both.
             engine.backward(loss * (len(micros) * self.resources.ranks))
@@ -267,7 +263,7 @@ class Training:
 
     def _dev_loss(self, engine: Any, pairs: Sequence[Pair]) -> float:
         engine.eval()
-        return mean_loss(engine, pairs, self.train.batch_size, self.pad_token_id, self.device)
+        return mean_loss(engine, pairs, self.architecture, self.train.batch_size, self.pad_token_id, self.device)
 
     def _cost(
         self, durations: list[float], pairs: Sequence[Pair], order: Sequence[Sequence[int]], skipped_steps: int
@@ -280,7 +276,7 @@ class Training:
         tokens = sum(pair.num_tokens for batch in batches for pair in batch)
         targets = sum(len(pair.target_ids) for batch in batches for pair in batch)
         padded = sum(
-            len(micro) * max(pairs[index].num_tokens for index in micro)
+            self.architecture.padded_tokens([pairs[index] for index in micro])
             for batch in order[steady:]
             for rank in range(self.resources.ranks)
             for micro in micro_batches(
@@ -300,7 +296,14 @@ class Training:
         )
 
 
-def mean_loss(loss_of: Any, pairs: Sequence[Pair], batch_size: int, pad_token_id: int, device: torch.device) -> float:
+def mean_loss(
+    loss_of: Any,
+    pairs: Sequence[Pair],
+    architecture: Architecture,
+    batch_size: int,
+    pad_token_id: int,
+    device: torch.device,
+) -> float:
     """Mean loss per target token over ``pairs``, shared by all ranks of the process group.
 
     Every rank makes the same number of forward passes, as ZeRO-3 needs; a rank without a batch of its own repeats one
@@ -309,6 +312,7 @@ def mean_loss(loss_of: Any, pairs: Sequence[Pair], batch_size: int, pad_token_id
     Args:
         loss_of: A :class:`TargetLoss` or an engine around one, in evaluation mode.
         pairs: All pairs; they are shared out here.
+        architecture: Of the model.
         batch_size: Pairs per forward pass.
         pad_token_id: For padding.
         device: Of the model.
@@ -321,7 +325,7 @@ def mean_loss(loss_of: Any, pairs: Sequence[Pair], batch_size: int, pad_token_id
         for first in range(0, len(batches), ranks):
             counts = first + rank < len(batches)
             chosen = batches[first + rank] if counts else batches[0]
-            batch = collate([pairs[index] for index in chosen], pad_token_id).to(device)
+            batch = architecture.batch([pairs[index] for index in chosen], pad_token_id).to(device)
             loss = loss_of(**vars(batch))
             if counts:
                 totals += torch.stack(

@@ -21,7 +21,8 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore  # torch.distributed has it too, without telling type checkers
 
 from bench import metrics, models
-from bench.data import Pair, Tokenization, drawn_examples
+from bench.architecture import Pair
+from bench.data import Tokenization, drawn_examples
 from bench.decode import generate
 from bench.measure import PhaseMeter
 from bench.method import Method, trained_parameters
@@ -187,7 +188,7 @@ class _Trial:
         with meter.phase("load"):
             task, splits = self._load_examples()
             tokenizer = models.load_tokenizer(spec.model)
-            tokens = Tokenization(tokenizer, task.config)
+            tokens = Tokenization(tokenizer, task.config, models.architecture(spec.model))
             pairs = {
                 split: tokens.pairs(examples, None if split == "train" else task.config.loss_references)
                 for split, examples in splits.items()
@@ -196,7 +197,7 @@ class _Trial:
         trained, counts, adapter_bytes = None, None, 0
         if method.trains:
             model, counts = self._patched_model(method)
-            training = self._training(method, model, tokenizer.pad_token_id)
+            training = self._training(method, model, tokens)
             trained = training.run(pairs["train"], pairs["dev"])
             del model, training
             with meter.phase("save"):
@@ -209,9 +210,9 @@ class _Trial:
             counts = counts or fresh_counts
             with meter.phase("validate"):
                 if trained is None:
-                    ran["dev_loss"] = self._mean_loss(model, pairs["dev"], tokenizer.pad_token_id)
+                    ran["dev_loss"] = self._mean_loss(model, pairs["dev"], tokens)
                 if "test" in pairs:
-                    ran["test_loss"] = self._mean_loss(model, pairs["test"], tokenizer.pad_token_id)
+                    ran["test_loss"] = self._mean_loss(model, pairs["test"], tokens)
             examples = splits[spec.scored_split]
             with meter.phase("decode"):
                 predictions, decode_cost = self._predictions(model, tokenizer, tokens, examples)
@@ -263,19 +264,27 @@ class _Trial:
                 method.load_adapter_state(model, trained.state)
         return model.to(self.device).eval(), counts
 
-    def _mean_loss(self, model: Any, pairs: Sequence[Pair], pad_token_id: int) -> float:
-        return mean_loss(TargetLoss(model).eval(), pairs, self.spec.train.batch_size, pad_token_id, self.device)
+    def _mean_loss(self, model: Any, pairs: Sequence[Pair], tokens: Tokenization) -> float:
+        return mean_loss(
+            TargetLoss(model).eval(),
+            pairs,
+            tokens.architecture,
+            self.spec.train.batch_size,
+            tokens.tokenizer.pad_token_id,
+            self.device,
+        )
 
-    def _training(self, method: Method, model: Any, pad_token_id: int) -> Training:
+    def _training(self, method: Method, model: Any, tokens: Tokenization) -> Training:
         return Training(
             method=method,
             model=model,
+            architecture=tokens.architecture,
             train=self.spec.train,
             resources=self.spec.resources,
             seed=self.spec.seed,
             rank=self.context.rank,
             device=self.device,
-            pad_token_id=pad_token_id,
+            pad_token_id=tokens.tokenizer.pad_token_id,
             meter=self.meter,
             progress=self.context.progress,
             stop_after_steps=self.spec.stop_after_steps,
@@ -304,6 +313,7 @@ class _Trial:
         texts, new_tokens, seconds = generate(
             model,
             tokenizer,
+            tokens.architecture,
             [tokens.source(example) for example in examples],
             self.spec.decode,
             self.device,

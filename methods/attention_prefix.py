@@ -71,8 +71,10 @@ def attention_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
     """Parent, attribute name and module of every self-attention layer, in order of the layers.
 
     Raises:
-        MethodError: The model has none that is known by the conventions of transformers.
+        MethodError: The model has none that is known by the conventions of transformers, or it has an encoder.
     """
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise MethodError(f"{type(model).__name__} has an encoder; soft prompts are for decoders")
     found = [
         (parent, name, layer)
         for parent in model.modules()

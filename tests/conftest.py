@@ -65,11 +65,10 @@ def tiny_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def save_tiny_model(folder: Path, family: str) -> Path:
-    """A randomly initialised model of a few thousand parameters with a byte-level tokenizer, as a model folder."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+def save_tokenizer(folder: Path, ends_texts: bool) -> Any:
+    """A byte-level tokenizer, trained on the sentences of the tiny task. ``ends_texts`` adds ``<end>``, as T5 does."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -82,34 +81,27 @@ def save_tiny_model(folder: Path, family: str) -> Path:
     )
     texts = [f"Data: {n} : home : {c}\nText: {n} lives in {c}. The home of {n} is {c}." for n in NAMES for c in CITIES]
     tokenizer.train_from_iterator(texts, trainer)
+    if ends_texts:
+        tokenizer.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 1)])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>")
     fast.save_pretrained(folder)
-    special: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+    return fast
+
+
+def save_tiny_model(folder: Path, family: str) -> Path:
+    """A randomly initialised model of a few thousand parameters with its tokenizer, as a model folder."""
+    import torch
+
+    from bench.tiny_models import FAMILIES
+
+    tokenizer = save_tokenizer(folder, ends_texts=family == "t5")
     torch.manual_seed(0)
-    model: Any
-    if family == "gpt2":
-        no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-        config = GPT2Config(
-            vocab_size=len(fast), n_positions=128, n_embd=32, n_layer=2, n_head=4, **no_dropout, **special
-        )
-        model = GPT2LMHeadModel(config)
-    else:
-        llama = LlamaConfig(
-            vocab_size=len(fast),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=128,
-            **special,
-        )
-        model = LlamaForCausalLM(llama)
-    model.save_pretrained(folder)
+    FAMILIES[family](len(tokenizer)).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Model folders by family."""
-    return {family: save_tiny_model(tmp_path_factory.mktemp(f"model-{family}"), family) for family in ("gpt2", "llama")}
+    families = ("gpt2", "llama", "t5")
+    return {family: save_tiny_model(tmp_path_factory.mktemp(f"model-{family}"), family) for family in families}

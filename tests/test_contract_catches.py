@@ -119,7 +119,7 @@ def subject(method_class: type[Method]) -> Subject:
     [
         (KeepsThePromptPositions, contract.check_logits_are_aligned, "logits have shape|loss"),
         (SeesTheFuture, contract.check_is_causal, "later tokens changed"),
-        (CountsPadding, contract.check_padding_changes_nothing, "padding behind changed"),
+        (CountsPadding, contract.check_padding_changes_nothing, "padding on the right changed"),
         (DependsOnTheCache, contract.check_cache_changes_nothing, "depends on the cache"),
         (TrainsNothing, contract.check_only_declared_is_trained, "it trains nothing"),
         (HasADeadTensor, contract.check_only_declared_is_trained, "dead requires grad and did not move"),

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.data import Pair, Tokenization, collate, micro_batches, num_steps, subset, training_examples, training_order
+from bench.architecture import DecoderOnly
+from bench.data import Tokenization, micro_batches, num_steps, subset, training_examples, training_order
 from bench.spec import TrainSpec
 from bench.task import Example, TaskConfig, TaskError, linearise
 from bench.tasks.e2e import E2E, slots
@@ -120,7 +120,7 @@ def test_subsets_are_the_same_for_every_method_and_differ_by_seed() -> None:
 
 def test_long_sources_are_cut_and_targets_keep_their_end() -> None:
     config = TaskConfig(template="Data: {source} Text:", max_source_tokens=3, max_target_tokens=2)
-    tokens = Tokenization(WordTokenizer(), config)
+    tokens = Tokenization(WordTokenizer(), config, DecoderOnly())
     example = Example("x", (), "a b c d e", ("one two three",))
     (pair,) = tokens.pairs([example])
     assert len(pair.source_ids) == 3 + 1, "the end of the template stays"
@@ -129,15 +129,6 @@ def test_long_sources_are_cut_and_targets_keep_their_end() -> None:
     assert (tokens.truncated_sources, tokens.truncated_targets) == (1, 1)
     with pytest.raises(ValueError, match=r"a template has the place \{source\}"):
         TaskConfig(template="Text:")
-
-
-def test_collate_points_at_the_positions_that_predict_targets() -> None:
-    batch = collate([Pair([5, 6], [7, 1]), Pair([8], [9, 3, 1])], pad_token_id=0)
-    assert batch.input_ids.tolist() == [[5, 6, 7, 1], [8, 9, 3, 1]]
-    assert batch.predicting.tolist() == [1, 2, 4, 5, 6]
-    assert batch.target_ids.tolist() == [7, 1, 9, 3, 1]
-    flat = batch.input_ids.flatten()
-    assert torch.equal(flat[batch.predicting + 1], batch.target_ids)
 
 
 lengths_strategy = st.lists(st.integers(1, 60), min_size=1, max_size=40)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from bench.contract import ROWS, logits_of, right_padded
+from bench.contract import target_logits
 from bench.method import MethodError, trained_parameters
 from bench.tiny_models import tiny_model
 from methods.lora import LoRA, LoRALayer
@@ -29,7 +29,7 @@ def patched(family: str, **config: Any) -> tuple[LoRA, Any]:
 
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        return logits_of(model, *right_padded(ROWS))
+        return target_logits(model)
 
 
 def test_queries_and_values_of_a_fused_layer_are_adapted_and_keys_are_not() -> None:

@@ -21,7 +21,7 @@ from bench.plugin_source import PluginError, plugin_source
 from bench.registry import RegistryError, describe, load_method, resolve
 from bench.resolver import RegistryResolver
 from bench.spec import TrialSpec
-from bench.tiny_models import FAMILIES
+from bench.tiny_models import CORE_FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tests" / "plugin_package"
@@ -126,7 +126,7 @@ def test_an_installed_package_is_found_by_its_name(installed: Path, monkeypatch:
 def test_the_package_keeps_the_contract(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(installed)
     method_class = load_method("embedding_offset.method:EmbeddingOffset")
-    for family in FAMILIES:
+    for family in CORE_FAMILIES:
         for check in CHECKS.values():
             check(Subject(method_class, method_class.Config(init_std=0.1), family))
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache, StaticCache
 
-from bench.contract import ROWS, left_padded, logits_of, right_padded
+from bench.architecture import Side, padded
 from bench.method import MethodError, positions_of, trained_parameters
 from bench.tiny_models import WordTokenizer, tiny_model
 from methods.attention_prefix import attention_layers, causal_mask, prefix_mask
@@ -17,7 +17,13 @@ from methods.prefix_tuning import PrefixTuning, PrefixTuningAttentionLayer
 from methods.prompt_tuning import PromptTuning
 
 FAMILIES = ["gpt2", "llama"]
+ROWS = ((7, 21, 5, 40, 13, 2, 33), (11, 3, 60), (25, 8, 14, 90, 6))
 TOLERANCE = 1e-9
+
+
+def logits_of(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, position_ids=positions_of(mask)).logits
+    return logits
 
 
 def patched(method_class: Any, family: str, attention: str = "sdpa", **config: Any) -> Any:
@@ -78,10 +84,10 @@ def test_layer_equals_prepending_projected_keys_and_values(family: str, attentio
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
 
 
-@pytest.mark.parametrize("pad", [left_padded, right_padded])
+@pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_fused_path_equals_literal_path(family: str, pad: Any) -> None:
-    ids, mask = pad(ROWS)
+def test_fused_path_equals_literal_path(family: str, side: Side) -> None:
+    ids, mask = padded(ROWS, 0, side)
     outputs, gradients = [], []
     for path in ("fused", "literal"):
         model = patched(PrefixTuning, family, path=path)
@@ -116,7 +122,7 @@ def test_prompt_equals_concatenating_embeddings(family: str, attention: str) -> 
     base.set_attn_implementation(attention)
     prompt = model.base_model.prompt_embeddings.weight
     for row in ROWS:
-        ids, mask = right_padded([row])
+        ids, mask = padded([row], 0, "right")
         embeddings = torch.cat([prompt[None], base.get_input_embeddings()(ids)], dim=1)
         expected = base(inputs_embeds=embeddings).logits[:, len(prompt) :]
         torch.testing.assert_close(logits_of(model, ids, mask), expected, atol=1e-5, rtol=0)
@@ -125,13 +131,13 @@ def test_prompt_equals_concatenating_embeddings(family: str, attention: str) -> 
 def test_prompt_sits_right_before_the_first_real_token() -> None:
     model = patched(PromptTuning, "gpt2", num_prompt_tokens=5)
     base, prompt = tiny_model("gpt2"), model.base_model.prompt_embeddings.weight
-    ids, mask = left_padded(ROWS)
+    ids, mask = padded(ROWS, 0, "left")
     for row, tokens in enumerate(ROWS):
         pads = ids.shape[1] - len(tokens)
         embeddings = base.get_input_embeddings()(ids[row : row + 1])
-        padded = torch.cat([embeddings[:, :pads], prompt[None], embeddings[:, pads:]], dim=1)
-        padded_mask = torch.cat([mask[row, :pads], torch.ones(5, dtype=torch.long), mask[row, pads:]])[None]
-        expected = base(inputs_embeds=padded, attention_mask=padded_mask, position_ids=positions_of(padded_mask)).logits
+        together = torch.cat([embeddings[:, :pads], prompt[None], embeddings[:, pads:]], dim=1)
+        whole_mask = torch.cat([mask[row, :pads], torch.ones(5, dtype=torch.long), mask[row, pads:]])[None]
+        expected = base(inputs_embeds=together, attention_mask=whole_mask, position_ids=positions_of(whole_mask)).logits
         found = logits_of(model, ids, mask)[row, pads:]
         torch.testing.assert_close(found, expected[0, pads + 5 :], atol=TOLERANCE, rtol=0)
 

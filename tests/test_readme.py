@@ -11,7 +11,7 @@ from bench.config import expand, load_sweep
 from bench.contract import CHECKS, Subject
 from bench.registry import load_method
 from bench.resolver import RegistryResolver
-from bench.tiny_models import FAMILIES
+from bench.tiny_models import CORE_FAMILIES
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -29,7 +29,7 @@ def test_the_sweep_is_valid(tmp_path: Path, shared_data: Path) -> None:
     assert len(trials) == (1 + 1 + 2) * 3
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CORE_FAMILIES)
 def test_the_method_in_twenty_lines_keeps_the_contract(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,8 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from bench.data import Pair, collate, training_order
+from bench.architecture import DecoderOnly, Pair
+from bench.data import training_order
 from bench.method import Method, trained_parameters
 from bench.models import load_model
 from bench.registry import load_method, targets
@@ -67,10 +68,8 @@ def plain_run(name: str, folder: str) -> tuple[list[float], dict[str, torch.Tens
     losses = []
     model.train()
     for step, indices in enumerate(training_order([p.num_tokens for p in data], 8, STEPS, seed=0)):
-        batch = collate([data[index] for index in indices], pad_token_id=0)
-        logits = model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids
-        ).logits
+        batch = DecoderOnly().batch([data[index] for index in indices], pad_token_id=0)
+        logits = model(**batch.inputs).logits
         loss = nn.functional.cross_entropy(
             logits.flatten(0, 1)[batch.predicting], batch.target_ids, label_smoothing=train.label_smoothing
         )
@@ -114,6 +113,7 @@ def rank_main(rank: int, ranks: int, stage: int, port: int, folder: str, out: st
         trained = Training(
             method=method,
             model=model,
+            architecture=DecoderOnly(),
             train=train_spec(name),
             resources=resources,
             seed=0,
@@ -142,7 +142,8 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def references(tiny_models: dict[str, Path]) -> dict[tuple[str, str], Any]:
-    return {(family, name): plain_run(name, str(folder)) for family, folder in tiny_models.items() for name in METHODS}
+    families = ("gpt2", "llama")
+    return {(family, name): plain_run(name, str(tiny_models[family])) for family in families for name in METHODS}
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,8 @@ def check_method(
     name: MethodName,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value of the method's own settings")] = None,
     families: Annotated[
-        list[str] | None, typer.Option("--family", help="only this family of tiny models; may be repeated")
+        list[str] | None,
+        typer.Option("--family", help="family of tiny models, instead of gpt2, llama and t5; may repeat"),
     ] = None,
     methods_dir: MethodsDir = None,
     as_json: AsJson = False,
@@ -48,13 +49,13 @@ def check_method(
     """Check on tiny models that a method keeps the contract; exit code 1 if it does not."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # tiny models draw advice about models of real size
     from bench.conformance import keeps_contract, verdicts
-    from bench.tiny_models import FAMILIES
+    from bench.tiny_models import CORE_FAMILIES, FAMILIES
 
     if unknown := sorted(set(families or ()) - FAMILIES.keys()):
         raise ConfigError(f"--family {unknown[0]}: there are {', '.join(FAMILIES)}")
     method_class = _load(name, methods_dir)[1]
     config = validated(method_class.Config, _method_settings(settings or ()), f"method {name}: config")
-    found = list(verdicts(method_class, config, families or FAMILIES))
+    found = list(verdicts(method_class, config, families or CORE_FAMILIES))
     if as_json:
         console.print_json(json.dumps([vars(verdict) for verdict in found]))
     else:

@@ -22,8 +22,10 @@ class EmbeddingOffset(Method):
     paper: ClassVar[str] = "none; an example"
 
     def patch(self, model: Any) -> nn.Module:
-        embedding = model.get_input_embeddings()
-        model.input_offset = Offset(embedding.weight, self.config.init_std)
-        embedding.register_forward_hook(model.input_offset.hook)
-        module: nn.Module = model
-        return module
+        weight = model.get_input_embeddings().weight
+        model.input_offset = Offset(weight, self.config.init_std)
+        for module in model.modules():  # an encoder and its decoder share the weight, in embedding layers of their own
+            if isinstance(module, nn.Embedding) and module.weight is weight:
+                module.register_forward_hook(model.input_offset.hook)
+        patched: nn.Module = model
+        return patched

@@ -1,0 +1,214 @@
+"""How text goes through a base model: as one sequence, or as an encoder's and a decoder's.
+
+The kind of a model decides how a pair becomes a batch, what generation is given and which of its output is new. Nothing
+else in the harness asks.
+
+B batch, T tokens, S source tokens, N target tokens of the batch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from bench.method import positions_of
+
+Side = Literal["left", "right"]
+
+
+class ArchitectureError(ValueError):
+    """A base model lacks what its kind needs."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One source with one reference, in tokens; the target ends with the end token."""
+
+    source_ids: list[int]
+    target_ids: list[int]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.source_ids) + len(self.target_ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded pairs. Logits are wanted only where a target token is predicted."""
+
+    inputs: dict[str, torch.Tensor]  # keyword arguments of the model
+    predicting: torch.Tensor  # (N,) int64 into the flattened (B, T) of the logits: where each target token is predicted
+    target_ids: torch.Tensor  # (N,) int64
+
+    def to(self, device: torch.device) -> Batch:
+        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
+        predicting, target_ids = (part.to(device, non_blocking=True) for part in (self.predicting, self.target_ids))
+        return Batch(inputs, predicting, target_ids)
+
+
+class Architecture(ABC):
+    """A kind of base model."""
+
+    auto_class: ClassVar[str]
+    """The class of transformers that loads such a model."""
+
+    padding_sides: ClassVar[tuple[Side, ...]]
+    """Where padding may stand without changing the base model's answer."""
+
+    before_target: ClassVar[str]
+    """What separates a target from what stands before it."""
+
+    @abstractmethod
+    def whole_source(self, tokenizer: Any, ids: list[int]) -> list[int]:
+        """A source with the special tokens that the model knows around one."""
+
+    @abstractmethod
+    def whole_target(self, tokenizer: Any, ids: list[int]) -> list[int]:
+        """A target with the special tokens that the model knows around one; it ends with the end token."""
+
+    @abstractmethod
+    def batch(self, pairs: Sequence[Pair], pad_token_id: int, side: Side = "right") -> Batch:
+        """Pairs, padded on this side to the longest."""
+
+    @abstractmethod
+    def padded_tokens(self, pairs: Sequence[Pair]) -> int:
+        """Tokens of such a batch, padding included."""
+
+    @abstractmethod
+    def generation_inputs(self, sources: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
+        """What ``generate`` is given for these sources."""
+
+    @abstractmethod
+    def new_tokens(self, output: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The generated part ``(B, G)`` of what ``generate`` returned for ``inputs``."""
+
+
+@dataclass(frozen=True)
+class DecoderOnly(Architecture):
+    """Source and target are one sequence, e.g. GPT-2, Llama."""
+
+    auto_class = "AutoModelForCausalLM"
+    padding_sides = ("right", "left")
+    before_target = " "
+
+    def whole_source(self, tokenizer: Any, ids: list[int]) -> list[int]:
+        return ids
+
+    def whole_target(self, tokenizer: Any, ids: list[int]) -> list[int]:
+        return [*ids, tokenizer.eos_token_id]
+
+    def batch(self, pairs: Sequence[Pair], pad_token_id: int, side: Side = "right") -> Batch:
+        input_ids, attention_mask = padded([pair.source_ids + pair.target_ids for pair in pairs], pad_token_id, side)
+        length = input_ids.shape[1]
+        predicting: list[int] = []
+        for row, pair in enumerate(pairs):
+            padding = length - pair.num_tokens if side == "left" else 0
+            first = row * length + padding + len(pair.source_ids) - 1
+            predicting.extend(range(first, first + len(pair.target_ids)))
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": positions_of(attention_mask),
+        }
+        return Batch(inputs, torch.tensor(predicting), _joined_targets(pairs))
+
+    def padded_tokens(self, pairs: Sequence[Pair]) -> int:
+        return len(pairs) * max(pair.num_tokens for pair in pairs)
+
+    def generation_inputs(self, sources: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
+        input_ids, attention_mask = padded(sources, pad_token_id, "left")
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    def new_tokens(self, output: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return output[:, inputs["input_ids"].shape[1] :]
+
+
+@dataclass(frozen=True)
+class EncoderDecoder(Architecture):
+    """The encoder reads the source, the decoder writes the target, e.g. T5, BART.
+
+    Sources and targets carry the special tokens that the tokenizer puts around a text. Padding stands on the right:
+    learned absolute positions count it.
+    """
+
+    decoder_start_token_id: int
+
+    auto_class = "AutoModelForSeq2SeqLM"
+    padding_sides = ("right",)
+    before_target = ""
+
+    def whole_source(self, tokenizer: Any, ids: list[int]) -> list[int]:
+        before, after = special_tokens_around(tokenizer)
+        return [*before, *ids, *after]
+
+    def whole_target(self, tokenizer: Any, ids: list[int]) -> list[int]:
+        whole = self.whole_source(tokenizer, ids)
+        return whole if whole[-1:] == [tokenizer.eos_token_id] else [*whole, tokenizer.eos_token_id]
+
+    def batch(self, pairs: Sequence[Pair], pad_token_id: int, side: Side = "right") -> Batch:
+        if side not in self.padding_sides:
+            raise ValueError(f"an encoder-decoder batch is padded on the right, not on the {side}")
+        input_ids, attention_mask = padded([pair.source_ids for pair in pairs], pad_token_id, side)
+        shifted = [[self.decoder_start_token_id, *pair.target_ids[:-1]] for pair in pairs]
+        decoder_input_ids, decoder_mask = padded(shifted, pad_token_id, side)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": decoder_input_ids}
+        return Batch(inputs, decoder_mask.flatten().nonzero().flatten(), _joined_targets(pairs))
+
+    def padded_tokens(self, pairs: Sequence[Pair]) -> int:
+        longest = (max(len(pair.source_ids) for pair in pairs), max(len(pair.target_ids) for pair in pairs))
+        return len(pairs) * sum(longest)
+
+    def generation_inputs(self, sources: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
+        input_ids, attention_mask = padded(sources, pad_token_id, "right")
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    def new_tokens(self, output: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return output[:, 1:]
+
+
+def architecture_of(config: Any) -> Architecture:
+    """The kind of model that a configuration of transformers describes.
+
+    Raises:
+        ArchitectureError: An encoder-decoder does not say which token its decoder starts with.
+    """
+    if not getattr(config, "is_encoder_decoder", False):
+        return DecoderOnly()
+    if config.decoder_start_token_id is None:
+        raise ArchitectureError(
+            f"{config.model_type} is an encoder-decoder whose config.json has no decoder_start_token_id"
+        )
+    return EncoderDecoder(config.decoder_start_token_id)
+
+
+def padded(rows: Sequence[Sequence[int]], pad_token_id: int, side: Side) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask, each ``(B, T)`` int64, padded on this side to the longest row."""
+    length = max(map(len, rows))
+    ids = torch.full((len(rows), length), pad_token_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        where = slice(0, len(row)) if side == "right" else slice(length - len(row), length)
+        ids[index, where] = torch.tensor(row, dtype=torch.long)
+        mask[index, where] = 1
+    return ids, mask
+
+
+def plain_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text without special tokens."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after a text, e.g. nothing and ``</s>`` (T5), ``<s>`` and ``</s>`` (BART)."""
+    plain, full = plain_ids(tokenizer, "text"), tokenizer("text", add_special_tokens=True)["input_ids"]
+    start = next(at for at in range(len(full)) if full[at : at + len(plain)] == plain)
+    return full[:start], full[start + len(plain) :]
+
+
+def _joined_targets(pairs: Sequence[Pair]) -> torch.Tensor:
+    return torch.tensor([token for pair in pairs for token in pair.target_ids])
