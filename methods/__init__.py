@@ -6,4 +6,9 @@ METHODS: dict[str, str] = {
     "prompt_tuning": "methods.prompt_tuning:PromptTuning",
     "prefix_tuning": "methods.prefix_tuning:PrefixTuning",
     "lora": "methods.lora:LoRA",
+    "adapters": "methods.adapters:Adapters",
+    "ia3": "methods.ia3:IA3",
+    "bitfit": "methods.bitfit:BitFit",
+    "layer_norm": "methods.layer_norm:LayerNormTuning",
+    "top_layers": "methods.top_layers:TopLayers",
 }

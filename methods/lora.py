@@ -15,11 +15,11 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from bench.method import Method, MethodConfig, MethodError
-from methods.transformer_parts import ROLES, LinearLayer, attention_projections, linear_layers
+from bench.method import Method, MethodConfig, MethodError, Range, SearchSpace
+from methods.transformer_parts import ROLES, LinearLayer, LinearWrapper, attention_projections, linear_layers
 
 
-class LoRALayer(nn.Module):
+class LoRALayer(LinearWrapper):
     """``base_layer(x) + scaling * B A dropout(x)``.
 
     Of a fused layer, parts of the output can be adapted apart, each with an A and a B of its own: they lie one upon the
@@ -47,8 +47,7 @@ class LoRALayer(nn.Module):
         scaling: float,
         dropout: float,
     ) -> None:
-        super().__init__()
-        self.base_layer = base_layer
+        super().__init__(base_layer)
         self.scaling = scaling
         self.dropout = nn.Dropout(dropout) if dropout else None
         self.part_sizes = [out_features] if parts is None else [len(part) for part in parts]
@@ -129,6 +128,7 @@ class LoRA(Method):
             return targets
 
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
+    search_space: ClassVar[SearchSpace] = {"train.learning_rate": Range(low=5e-5, high=5e-3)}
 
     def patch(self, model: Any) -> nn.Module:
         for layer, parts in self._targets(model):

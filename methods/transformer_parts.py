@@ -1,4 +1,4 @@
-"""The parts of a transformer that methods patch: linear layers, and which of their outputs are queries, keys, values.
+"""The linear layers of a transformer, and which of their outputs are queries, keys and values.
 
 Everything is found by the conventions of transformers, so that one method serves all families: an attention layer is a
 module named ...Attention that holds linear layers.
@@ -87,6 +87,30 @@ class Projection:
         return len(self.rows) == self.layer.out_features
 
 
+class LinearWrapper(nn.Module):
+    """Base of what stands in a linear layer's place: the frozen layer lies within.
+
+    Models read ``weight`` and ``bias`` of their layers here and there, for a dtype or a shape, so both are handed on.
+
+    Args:
+        base_layer: ``nn.Linear`` or ``Conv1D``.
+    """
+
+    def __init__(self, base_layer: Any) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+
+    @property
+    def weight(self) -> nn.Parameter:
+        weight: nn.Parameter = self.base_layer.weight
+        return weight
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        bias: nn.Parameter | None = self.base_layer.bias
+        return bias
+
+
 def linear_layers(model: Any) -> list[LinearLayer]:
     """Every linear layer but the output head, in order of the model.
 
@@ -94,10 +118,24 @@ def linear_layers(model: Any) -> list[LinearLayer]:
         MethodError: There is none.
     """
     head = model.get_output_embeddings()
-    found = [layer for layer in _linear_children(model) if layer.module is not head]
+    found = [layer for layer in linear_layers_in(model) if layer.module is not head]
     if not found:
         raise MethodError(f"{type(model).__name__} has no linear layer (nn.Linear or Conv1D) besides its output head")
     return found
+
+
+def linear_layers_in(root: nn.Module, prefix: str = "") -> Iterator[LinearLayer]:
+    """Every linear layer below a module whose own name is ``prefix``, in order."""
+    for parent_name, parent in root.named_modules(prefix=prefix):
+        for attribute, module in parent.named_children():
+            if _is_linear(module):
+                name = f"{parent_name}.{attribute}" if parent_name else attribute
+                yield LinearLayer(name, parent, attribute, module)
+
+
+def is_attention(module: nn.Module) -> bool:
+    """Whether a module is an attention layer: named ...Attention, and holding linear layers itself."""
+    return type(module).__name__.endswith("Attention") and any(map(_is_linear, module.children()))
 
 
 def attention_projections(model: Any) -> list[Projection]:
@@ -109,7 +147,7 @@ def attention_projections(model: Any) -> list[Projection]:
     found: list[Projection] = []
     for name, attention in attention_modules(model):
         before = len(found)
-        for layer in _linear_children(attention, name):
+        for layer in linear_layers_in(attention, name):
             found.extend(_projections(attention, layer, model.config))
         if len(found) == before:
             raise MethodError(
@@ -120,17 +158,25 @@ def attention_projections(model: Any) -> list[Projection]:
     return found
 
 
+def attention_output(attention: nn.Module, name: str) -> LinearLayer:
+    """The linear layer through which an attention layer called ``name`` writes hidden states: the last without a role.
+
+    Raises:
+        MethodError: Every linear layer has one.
+    """
+    for layer in reversed(list(linear_layers_in(attention, name))):
+        if layer.attribute not in SEPARATE and (type(attention).__name__, layer.attribute) not in FUSED:
+            return layer
+    raise MethodError(f"{name} ({type(attention).__name__}) has no linear layer that puts out what it attended to")
+
+
 def attention_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Names and modules of all attention layers, in order of the model.
 
     Raises:
         MethodError: There is none.
     """
-    found = [
-        (name, module)
-        for name, module in model.named_modules()
-        if type(module).__name__.endswith("Attention") and any(map(_is_linear, module.children()))
-    ]
+    found = [(name, module) for name, module in model.named_modules() if is_attention(module)]
     if not found:
         raise MethodError(
             f"{type(model).__name__} has no attention layer: looked for modules named ...Attention that hold linear "
@@ -141,14 +187,6 @@ def attention_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
-
-
-def _linear_children(root: nn.Module, prefix: str = "") -> Iterator[LinearLayer]:
-    for parent_name, parent in root.named_modules(prefix=prefix):
-        for attribute, module in parent.named_children():
-            if _is_linear(module):
-                name = f"{parent_name}.{attribute}" if parent_name else attribute
-                yield LinearLayer(name, parent, attribute, module)
 
 
 def _projections(attention: nn.Module, layer: LinearLayer, config: Any) -> Iterator[Projection]:

@@ -17,6 +17,10 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("prefix_tuning", {"init": "vocabulary", "num_prompt_tokens": 1}),
     ("prompt_tuning", {"init": "normal", "num_prompt_tokens": 3}),
     ("prompt_tuning", {"init": "vocabulary", "num_prompt_tokens": 1}),
+    ("lora", {"target_modules": "all_linear"}),
+    ("adapters", {"placement": "houlsby", "bottleneck_size": 4}),
+    ("adapters", {"placement": "parallel", "bottleneck_size": 4}),
+    ("top_layers", {"num_layers": 1}),
 ]
 
 DECODERS = ("gpt2", "llama")

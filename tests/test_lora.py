@@ -13,7 +13,7 @@ from bench.method import MethodError, trained_parameters
 from bench.tiny_models import tiny_model
 from methods.lora import LoRA, LoRALayer
 
-FAMILIES = ["gpt2", "llama"]
+FAMILIES = ["gpt2", "llama", "t5"]
 TOLERANCE = 1e-10
 
 

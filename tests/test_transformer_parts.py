@@ -6,50 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
+from small_families import MODELS, logits, small_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from bench.method import MethodError
 from bench.tiny_models import tiny_model
+from methods.blocks import blocks
 from methods.transformer_parts import Role, attention_projections, linear_layers
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 40,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-}
-# Class of the model to what its configuration calls sizes that have other names elsewhere.
-MODELS: dict[str, dict[str, Any]] = {
-    "GPT2LMHeadModel": {},
-    "LlamaForCausalLM": {},
-    "GPTNeoXForCausalLM": {},
-    "BloomForCausalLM": {},
-    "Phi3ForCausalLM": {},
-    "OPTForCausalLM": {"ffn_dim": 48, "word_embed_proj_dim": 32},
-    "GPTJForCausalLM": {"rotary_dim": 4},
-    "Qwen3ForCausalLM": {"head_dim": 16},
-    "Gemma3ForCausalLM": {"head_dim": 16},
-    "T5ForConditionalGeneration": {"d_kv": 16, "decoder_start_token_id": 0},
-    "BartForConditionalGeneration": {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "decoder_layers": 2},
-}
-
-
-def small_model(name: str) -> Any:
-    model_class = getattr(transformers, name)
-    torch.manual_seed(0)
-    return model_class(model_class.config_class(**{**SIZES, **MODELS[name]})).requires_grad_(False).eval()
-
-
-def logits(model: Any) -> torch.Tensor:
-    ids = torch.tensor([[5, 9, 3, 7, 2, 8]])
-    decoder = {"decoder_input_ids": torch.tensor([[4, 6, 1]])} if model.config.is_encoder_decoder else {}
-    found: torch.Tensor = model(input_ids=ids, **decoder).logits
-    return found
 
 
 def fill(model: Any, role: Role, std: float) -> None:
@@ -88,6 +52,40 @@ def test_every_row_has_one_role(name: str) -> None:
         rows.setdefault(projection.layer.name, []).extend(projection.rows.tolist())
         sizes[projection.layer.name] = projection.layer.out_features
     assert all(sorted(found) == list(range(sizes[layer])) for layer, found in rows.items())
+
+
+FEED_FORWARD = {
+    "GPT2LMHeadModel": ("c_fc", "c_proj"),
+    "GPTNeoXForCausalLM": ("dense_h_to_4h", "dense_4h_to_h"),
+    "BloomForCausalLM": ("dense_h_to_4h", "dense_4h_to_h"),
+    "Phi3ForCausalLM": ("gate_up_proj", "down_proj"),
+    "OPTForCausalLM": ("fc1", "fc2"),
+    "GPTJForCausalLM": ("fc_in", "fc_out"),
+    "T5ForConditionalGeneration": ("wi", "wo"),
+    "BartForConditionalGeneration": ("fc1", "fc2"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_blocks_read_and_write_where_their_family_does(name: str) -> None:
+    model = small_model(name)
+    found = blocks(model)
+    encoder_decoder = model.config.is_encoder_decoder
+    assert len(found) == (4 if encoder_decoder else 2)
+    assert [len(block.attention_outputs) for block in found] == ([1, 1, 2, 2] if encoder_decoder else [1, 1])
+    for block in found:
+        names = block.feed_forward_input.attribute, block.feed_forward_output.attribute
+        assert names == FEED_FORWARD.get(name, ("gate_proj", "down_proj"))
+        for output in block.attention_outputs:
+            assert output.attribute in ("c_proj", "o_proj", "out_proj", "dense", "o")
+            assert output.name.startswith(block.name)
+
+
+def test_a_block_without_a_known_feed_forward_part_is_refused() -> None:
+    model = tiny_model("llama")
+    model.model.layers[1].mlp = nn.Linear(32, 8)
+    with pytest.raises(MethodError, match=r"layers.1 \(LlamaDecoderLayer\) has no known feed-forward part: .* \(mlp\)"):
+        blocks(model)
 
 
 def test_the_output_head_is_no_target() -> None:

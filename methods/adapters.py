@@ -1,0 +1,71 @@
+"""Bottleneck adapters (Houlsby et al. 2019, Pfeiffer et al. 2021, He et al. 2022)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import nn
+
+from bench.method import Method, MethodConfig, Range, SearchSpace
+from methods.blocks import blocks, norms
+from methods.bottleneck import Activation, add_parallel_adapter, add_sequential_adapter
+
+PARALLEL_SCALE = 4.0
+
+
+class Adapters(Method):
+    """Small bottleneck networks are trained in every block: behind its parts, or beside its feed-forward part.
+
+    Sources, by ``placement``:
+
+    - ``houlsby``: Houlsby et al. 2019, section 2.1: behind attention and behind the feed-forward part, before the
+      residual is added; starts near zero; the norms are trained as well.
+    - ``pfeiffer``: Pfeiffer et al. 2021, section 3.2.1: behind the feed-forward part only.
+    - ``parallel``: He et al. 2022, sections 3.3 and 4.6: beside the feed-forward part, from the same input, scaled by
+      4, started like LoRA.
+
+    Deviations: in models that normalise before each part there is one order of adapter, residual and norm; Pfeiffer's
+    search over orders after the norm (in BERT) has no counterpart. The nonlinearity is ReLU in all placements by
+    default (Houlsby's code takes GELU). Dropout behind a part acts after the adapter. In the decoder of an
+    encoder-decoder model ``houlsby`` has an adapter behind cross-attention too.
+    """
+
+    class Config(MethodConfig):
+        """Settings of adapters."""
+
+        placement: Literal["houlsby", "pfeiffer", "parallel"] = Field(
+            "pfeiffer",
+            description="houlsby: behind attention and feed-forward, norms trained too; pfeiffer: behind feed-forward; "
+            "parallel: beside feed-forward",
+        )
+        bottleneck_size: PositiveInt = Field(64, description="inner size of each adapter")
+        activation: Activation = Field("relu", description="nonlinearity of the adapters")
+        scale: PositiveFloat | None = Field(
+            None, description="factor on what an adapter adds; None is 4 for parallel (He et al. 2022), 1 otherwise"
+        )
+        train_norms: bool | None = Field(
+            None, description="train the scales and shifts of the norms too; None is true for houlsby, false otherwise"
+        )
+
+    paper: ClassVar[str] = (
+        "Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2021, arXiv:2005.00247; "
+        "He et al. 2022, arXiv:2110.04366"
+    )
+    search_space: ClassVar[SearchSpace] = {"train.learning_rate": Range(low=5e-5, high=5e-3)}
+
+    def patch(self, model: Any) -> nn.Module:
+        config = self.config
+        parallel, houlsby = config.placement == "parallel", config.placement == "houlsby"
+        scale = config.scale if config.scale is not None else (PARALLEL_SCALE if parallel else 1.0)
+        for block in blocks(model):
+            if parallel:
+                add_parallel_adapter(block, config.bottleneck_size, config.activation, scale, "zero")
+                continue
+            for layer in (*(block.attention_outputs if houlsby else ()), block.feed_forward_output):
+                add_sequential_adapter(layer, config.bottleneck_size, config.activation, scale, "near_zero")
+        if config.train_norms or (config.train_norms is None and houlsby):
+            for _, norm in norms(model):
+                norm.requires_grad_(True)
+        module: nn.Module = model
+        return module

@@ -1,0 +1,89 @@
+"""(IA)^3 (Liu et al. 2022): trained factors on keys, values and the inner activations of feed-forward layers.
+
+B batch, T tokens, I and O input and output features of a linear layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from bench.method import Method, Range, SearchSpace
+from methods.blocks import blocks
+from methods.transformer_parts import LinearWrapper, attention_projections
+
+
+class ScaledOutputLayer(LinearWrapper):
+    """``base_layer(x)`` with some rows of its output multiplied by trained factors.
+
+    Args:
+        base_layer: ``nn.Linear`` or ``Conv1D``; it stays frozen.
+        out_features: O.
+        rows: The rows to scale, int64; as many factors are trained.
+    """
+
+    rows: torch.Tensor
+
+    def __init__(self, base_layer: Any, out_features: int, rows: torch.Tensor) -> None:
+        super().__init__(base_layer)
+        self.out_features = out_features
+        self.register_buffer("rows", rows.to(self.weight.device), persistent=False)
+        self.ia3_scale = _ones(len(rows), self.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale: torch.Tensor = self.ia3_scale
+        if len(scale) < self.out_features:
+            scale = scale.new_ones(self.out_features).index_copy(0, self.rows, scale)
+        output: torch.Tensor = self.base_layer(x)  # (B, T, O)
+        return output * scale
+
+
+class ScaledInputLayer(LinearWrapper):
+    """``base_layer(scale * x)`` with a trained factor for each input feature.
+
+    Args:
+        base_layer: ``nn.Linear`` or ``Conv1D``; it stays frozen.
+        in_features: I.
+    """
+
+    def __init__(self, base_layer: Any, in_features: int) -> None:
+        super().__init__(base_layer)
+        self.ia3_scale = _ones(in_features, self.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.base_layer(x * self.ia3_scale)
+        return output
+
+
+def _ones(size: int, like: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(torch.ones(size, dtype=like.dtype, device=like.device))
+
+
+class IA3(Method):
+    """Keys, values and inner feed-forward activations are multiplied by trained factors, which start at one.
+
+    Source: Liu et al. 2022, section 3.3. Cross-attention has factors of its own, as in the paper's T0.
+
+    Deviations: none. (Hugging Face peft scales the queries of GPT-2 as well, because they share a layer with keys and
+    values, and for some families queries in place of keys.)
+    """
+
+    paper: ClassVar[str] = "Liu et al. 2022, arXiv:2205.05638"
+    search_space: ClassVar[SearchSpace] = {"train.learning_rate": Range(low=1e-3, high=1e-1)}
+
+    def patch(self, model: Any) -> nn.Module:
+        rows: dict[str, list[torch.Tensor]] = {}
+        layers = {}
+        for projection in attention_projections(model):
+            if projection.role != "query":
+                layers[projection.layer.name] = projection.layer
+                rows.setdefault(projection.layer.name, []).append(projection.rows)
+        feed_forward = [block.feed_forward_output for block in blocks(model)]
+        for name, layer in layers.items():
+            layer.replace(ScaledOutputLayer(layer.module, layer.out_features, torch.cat(rows[name])))
+        for layer in feed_forward:
+            layer.replace(ScaledInputLayer(layer.module, layer.in_features))
+        module: nn.Module = model
+        return module
