@@ -1,4 +1,4 @@
-"""From examples to batches: tokens, subsets, the order of training. Everything here is deterministic in its seeds."""
+"""From examples to batches: tokens, the order of training. Everything here is deterministic in its seeds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.architecture import Architecture, Pair, plain_ids
 from bench.spec import TrainSpec
-from bench.task import Example, Split, Task, TaskConfig, TaskError
+from bench.task import Example, TaskConfig
 
 # Batches are cut from windows of this many batches that are sorted by length: next to no padding, while the order of
 # training stays random.
@@ -26,9 +26,16 @@ class Tokenization:
     truncated_sources: int = field(default=0, init=False)
     truncated_targets: int = field(default=0, init=False)
 
+    @property
+    def template(self) -> str:
+        """The template with this tokenizer's beginning token; its end token where it has none, as GPT-2 has it."""
+        if "{bos}" not in self.config.template:
+            return self.config.template
+        return self.config.template.replace("{bos}", self.tokenizer.bos_token or self.tokenizer.eos_token)
+
     def source(self, example: Example) -> list[int]:
         """What the model reads. A source that is too long is cut inside the template, never the template itself."""
-        before, _, after = self.config.template.partition("{source}")
+        before, _, after = self.template.partition("{source}")
         ids = plain_ids(self.tokenizer, before + example.source)
         if len(ids) > self.config.max_source_tokens:
             self.truncated_sources += 1
@@ -50,43 +57,6 @@ class Tokenization:
             for example in examples
             for reference in example.references[:references]
         ]
-
-
-def subset(examples: Sequence[Example], size: int | None, seed: int, split: str) -> list[Example]:
-    """``size`` examples drawn without replacement, in their original order.
-
-    Raises:
-        TaskError: There are fewer.
-    """
-    if size is None:
-        return list(examples)
-    if size > len(examples):
-        raise TaskError(f"task.{split}_examples: {size} asked for, the {split} split has {len(examples)}")
-    chosen = random.Random(f"{split} {seed}").sample(range(len(examples)), size)
-    return [examples[index] for index in sorted(chosen)]
-
-
-def training_examples(examples: Sequence[Example], size: int | None, seed: int) -> list[Example]:
-    """Training pairs, each an example with a single reference, drawn as :func:`subset` does."""
-    single = [
-        Example(f"{example.id}/{number}", example.facts, example.source, (reference,), example.tags)
-        for example in examples
-        for number, reference in enumerate(example.references)
-    ]
-    return subset(single, size, seed, "train")
-
-
-def drawn_examples(task: Task, split: Split) -> list[Example]:
-    """What a trial uses of a split: all of it, or the subset that the task's settings ask for.
-
-    Raises:
-        TaskError: The data is malformed, or too small for the subset.
-    """
-    config, examples = task.config, task.load(split)
-    if split == "train":
-        return training_examples(examples, config.train_examples, config.subset_seed)
-    size = config.dev_examples if split == "dev" else config.test_examples
-    return subset(examples, size, config.subset_seed, split)
 
 
 def num_steps(train: TrainSpec, num_pairs: int) -> int:

@@ -10,8 +10,9 @@ from bench import models
 from bench.config import ConfigError
 from bench.launch import Launcher
 from bench.plugin_source import PluginSource, share
-from bench.resolver import load_splits
+from bench.resolver import instantiate
 from bench.spec import TrialSpec
+from bench.splits import load_splits, oddities
 
 
 def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None]) -> None:
@@ -22,9 +23,15 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None]) -> None:
     """
     try:
         for trial in {(trial.task.model_dump_json(), trial.splits): trial for trial in trials}.values():
-            splits = load_splits(trial.task, trial.splits)
+            task, name = instantiate(trial.task), trial.task.name
+            splits = load_splits(task, trial.splits)
             counts = ", ".join(f"{len(examples)} {split}" for split, examples in splits.items())
-            say(f"task {trial.task.name}: {counts} examples")
+            say(f"task {name}: {counts} examples")
+            if task.licence_note:
+                say(f"task {name}: the data are licensed {task.licence}: {task.licence_note}")
+            for what, number in oddities(splits).items():
+                if number:
+                    say(f"task {name}: {number} {what.replace('_', ' ')}")
         if any(trial.model.path == models.EMBEDDED for trial in trials) and not models.embedded_folder().is_dir():
             say(f"converting {models.EMBEDDED} to safetensors, once, into {models.embedded_folder()}")
             models.embedded_model()

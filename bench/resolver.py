@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from bench import models
 from bench.config import ConfigError, validated
-from bench.data import drawn_examples
 from bench.plugin_source import plugin_source
 from bench.registry import load_method, load_task, resolve
 from bench.spec import JsonDict, MethodSpec, ModelSpec, TaskSpec
-from bench.task import SPLITS, Example, Split, TaskError
+from bench.task import Task
 
 
 class RegistryResolver:
@@ -76,16 +74,7 @@ def _model(spec: ModelSpec) -> ModelSpec:
     return spec.model_copy(update={"weights_sha256": models.weights_sha256(spec)})
 
 
-def load_splits(spec: TaskSpec, wanted: Sequence[Split] = SPLITS) -> dict[Split, list[Example]]:
-    """The examples that a trial uses of these splits, subsets drawn.
-
-    Raises:
-        TaskError: The data is malformed or too small for the subsets asked for.
-    """
+def instantiate(spec: TaskSpec) -> Task:
+    """The task of a specification, with its settings."""
     task_class = load_task(spec.target)
-    task = task_class(task_class.Config(**spec.config))
-    splits = {split: drawn_examples(task, split) for split in wanted}
-    for split, examples in splits.items():
-        if not examples:
-            raise TaskError(f"task {spec.name}: the {split} split is empty")
-    return splits
+    return task_class(task_class.Config(**spec.config))

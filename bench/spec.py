@@ -169,6 +169,7 @@ class TrialSpec(Spec):
             del content["resources"][placement]
         for part in ("method", "task"):
             del content[part]["origin"]
+        content["task"]["config"].pop("check_counts", None)
         if self.task.data_sha256:
             content["task"]["config"].pop("path", None)
         if self.model.weights_sha256:

@@ -21,13 +21,14 @@ class TaskError(ValueError):
 
 @dataclass(frozen=True)
 class Example:
-    """One unique source with all its references."""
+    """One source with all its references."""
 
     id: str
     facts: tuple[tuple[str, ...], ...]
     source: str
     references: tuple[str, ...]
     tags: tuple[str, ...] = ()
+    """From coarse to fine, e.g. ``("unseen", "Artist", "2 triples")``. The first two divide the data into strata."""
 
 
 class TaskConfig(BaseModel):
@@ -38,11 +39,19 @@ class TaskConfig(BaseModel):
     train_examples: PositiveInt | None = Field(None, description="training pairs (source, one reference); None is all")
     dev_examples: PositiveInt | None = Field(None, description="unique dev sources; None is all")
     test_examples: PositiveInt | None = Field(None, description="unique test sources; None is all")
-    subset_seed: int = Field(0, description="draws the subsets; the same for every method and seed of a sweep")
+    subset_seed: int = Field(
+        0, description="draws the subsets, the same for every method and seed, in proportion to the first two tags"
+    )
+    train_seed: int | None = Field(
+        None, description="draws the training subset alone, for several small training sets; None is subset_seed"
+    )
     loss_references: PositiveInt | None = Field(
         1, description="references of a source that dev and test loss are taken on; None is all"
     )
-    template: str = Field("Data: {source}\nText:", description="what the model reads before it writes")
+    template: str = Field(
+        "Data: {source}\nText:",
+        description="what the model reads before it writes; {bos} is the tokenizer's beginning token",
+    )
     max_source_tokens: PositiveInt = Field(384, description="longer sources are cut at the end, and counted")
     max_target_tokens: PositiveInt = Field(128, description="longer references are cut at the end, and counted")
 
@@ -64,6 +73,8 @@ class Task(ABC):
         """No settings but the common ones."""
 
     licence: ClassVar[str] = ""
+    licence_note: ClassVar[str] = ""
+    """What the licence forbids, where it restricts use."""
     citation: ClassVar[str] = ""
     lowercase: ClassVar[bool] = False
     """Whether the official BLEU ignores case."""
@@ -73,10 +84,10 @@ class Task(ABC):
 
     @abstractmethod
     def data_files(self) -> Mapping[Split, str]:
-        """Path or URL of each split.
+        """Path or URL of each split that there is.
 
         Raises:
-            TaskError: A file is not there.
+            TaskError: A file that must be there is not.
         """
 
     @abstractmethod
@@ -87,19 +98,23 @@ class Task(ABC):
             TaskError: Naming file and line.
         """
 
+    def skipped(self, split: Split) -> Mapping[str, int]:
+        """References that :meth:`load` left out of a split when it was last called, by reason."""
+        return {}
+
     def data_sha256(self) -> str | None:
         """Hash of the data files, which stands for their paths in a trial's identity; None if they are remote."""
         files = self.data_files()
         if any("://" in location for location in files.values()):
             return None
         digest = hashlib.sha256()
-        for split in SPLITS:
-            digest.update(hashlib.sha256(Path(files[split]).read_bytes()).digest())
+        for location in files.values():
+            digest.update(hashlib.sha256(Path(location).read_bytes()).digest())
         return digest.hexdigest()
 
 
 def linearise(facts: Sequence[Sequence[str]]) -> str:
-    """``subject : relation : object | ...``, the form of Li & Liang 2021 without their tokenisation."""
+    """``subject : relation : object | ...``, the form of Li & Liang 2021 and Hu et al. 2021."""
     return " | ".join(" : ".join(fact) for fact in facts)
 
 

@@ -22,7 +22,7 @@ from torch._C._distributed_c10d import PrefixStore  # torch.distributed has it t
 
 from bench import metrics, models
 from bench.architecture import Pair
-from bench.data import Tokenization, drawn_examples
+from bench.data import Tokenization
 from bench.decode import generate
 from bench.measure import PhaseMeter
 from bench.method import Method, trained_parameters
@@ -40,9 +40,11 @@ from bench.record import (
     Reason,
     Scores,
 )
-from bench.registry import Kind, RegistryError, load, load_method, load_task
+from bench.registry import Kind, RegistryError, load, load_method
+from bench.resolver import instantiate
 from bench.spec import JsonDict, ResolvedSpec, TrialSpec
-from bench.task import Example, Split, Task
+from bench.splits import load_splits, oddities
+from bench.task import Example, Task
 from bench.train import Diverged, TargetLoss, Trained, Training, mean_loss
 
 ADAPTER_FILE = "adapter.safetensors"
@@ -186,7 +188,8 @@ class _Trial:
     def run(self) -> Completed | Probed | None:
         spec, meter = self.spec, self.meter
         with meter.phase("load"):
-            task, splits = self._load_examples()
+            task = instantiate(spec.task)
+            splits = load_splits(task, spec.splits)
             tokenizer = models.load_tokenizer(spec.model)
             tokens = Tokenization(tokenizer, task.config, models.architecture(spec.model))
             pairs = {
@@ -228,14 +231,9 @@ class _Trial:
             **{f"{split}_sources": len(examples) for split, examples in splits.items() if split != "train"},
             "truncated_sources": tokens.truncated_sources,
             "truncated_targets": tokens.truncated_targets,
+            **oddities(splits),
         }
         return Completed(scores=scores, **ran) if spec.stage == "final" else Probed(dev_scores=scores, **ran)
-
-    def _load_examples(self) -> tuple[Task, dict[Split, list[Example]]]:
-        """The splits that this trial reads, and no other: only a final trial sees the test split."""
-        task_class = load_task(self.spec.task.target)
-        task = task_class(task_class.Config(**self.spec.task.config))
-        return task, {split: drawn_examples(task, split) for split in self.spec.splits}
 
     def _method(self, tokenizer: Any) -> Method:
         method_class = load_method(self.spec.method.target)

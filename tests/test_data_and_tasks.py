@@ -11,63 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.architecture import DecoderOnly
-from bench.data import Tokenization, micro_batches, num_steps, subset, training_examples, training_order
+from bench.data import Tokenization, micro_batches, num_steps, training_order
 from bench.spec import TrainSpec
 from bench.task import Example, TaskConfig, TaskError, linearise
-from bench.tasks.e2e import E2E, slots
 from bench.tasks.facts.task import Facts
 from bench.tasks.jsonl import JsonLines
 from bench.tiny_models import WordTokenizer
-
-
-@pytest.mark.parametrize("form", ["raw", "paper"])
-def test_e2e_counts(form: str, shared_data: Path) -> None:
-    task = E2E(E2E.Config(path=str(shared_data / "e2e"), form=form))
-    counts = {}
-    for split in ("train", "dev", "test"):
-        examples = task.load(split)
-        counts[split] = (len(examples), sum(len(example.references) for example in examples))
-    assert counts == {"train": (4862, 42061), "dev": (547, 4672), "test": (630, 4693)}
-
-
-def test_e2e_sources_of_both_forms(shared_data: Path) -> None:
-    raw, paper = (
-        E2E(E2E.Config(path=str(shared_data / "e2e"), form=form)).load("test")[0] for form in ("raw", "paper")
-    )
-    assert raw.source == "name : Blue Spice | eatType : coffee shop | area : city centre"
-    assert paper.source == "name : Blue Spice | Type : coffee shop | area : city centre"
-    assert raw.facts == (("name", "Blue Spice"), ("eatType", "coffee shop"), ("area", "city centre"))
-    assert raw.references[1] == "Blue Spice is a coffee shop in city centre."
-    assert paper.references[1] == "Blue Spice is a coffee shop in city centre ."
-
-
-def test_e2e_without_a_folder_names_its_public_source() -> None:
-    assert all(url.startswith("https://") for url in E2E(E2E.Config()).data_files().values())
-    with pytest.raises(TaskError, match=r"paper form is read from a folder; set task.path"):
-        E2E(E2E.Config(form="paper")).data_files()
-
-
-def test_e2e_malformed_rows_are_named(tmp_path: Path) -> None:
-    for name in ("trainset.csv", "devset.csv"):
-        (tmp_path / name).write_text('mr,ref\n"name[A]",A is here.\n')
-    (tmp_path / "testset_w_refs.csv").write_text('mr,ref\n"name[A]",A is here.\nname A,broken\n')
-    task = E2E(E2E.Config(path=str(tmp_path)))
-    assert task.load("dev")[0].source == "name : A"
-    with pytest.raises(TaskError, match=r"testset_w_refs.csv: row 2: expected 'slot\[value\], slot\[value\]'"):
-        task.load("test")
-    (tmp_path / "devset.csv").write_text("mr,text\na,b\n")
-    with pytest.raises(TaskError, match=r"devset.csv: no column 'ref'; the columns are mr, text"):
-        task.load("dev")
-
-
-slot_text = st.text(st.characters(blacklist_characters="[],", blacklist_categories=("C", "Z")), min_size=1)
-value_text = st.text(st.characters(blacklist_characters="[]", blacklist_categories=("C",)))
-
-
-@given(st.lists(st.tuples(slot_text, value_text), min_size=1, max_size=6))
-def test_slots_read_back_what_was_written(facts: list[tuple[str, str]]) -> None:
-    text = ", ".join(f"{slot}[{value}]" for slot, value in facts)
-    assert slots(text, "here") == tuple(facts)
 
 
 @pytest.mark.parametrize(
@@ -101,21 +50,6 @@ def test_facts_have_unseen_relations_in_the_test_split_only() -> None:
     assert len(trained) >= 30
     for example in task.load("test"):
         assert ("unseen" in example.tags) == any(relation not in trained for _, relation, _ in example.facts)
-
-
-def examples(count: int) -> list[Example]:
-    return [Example(f"e{n}", (), f"source {n}", (f"first {n}", f"second {n}")) for n in range(count)]
-
-
-def test_subsets_are_the_same_for_every_method_and_differ_by_seed() -> None:
-    everything = examples(20)
-    assert subset(everything, 5, 0, "dev") == subset(everything, 5, 0, "dev")
-    assert subset(everything, 5, 0, "dev") != subset(everything, 5, 1, "dev")
-    pairs = training_examples(everything, 7, 0)
-    assert len(pairs) == 7
-    assert all(len(pair.references) == 1 for pair in pairs)
-    with pytest.raises(TaskError, match=r"task.dev_examples: 21 asked for, the dev split has 20"):
-        subset(everything, 21, 0, "dev")
 
 
 def test_long_sources_are_cut_and_targets_keep_their_end() -> None:

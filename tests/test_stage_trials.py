@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from bench.launch import Machine
 from bench.launch_local import LocalLauncher
 from bench.record import Probed, TrialResult
-from bench.resolver import RegistryResolver, load_splits
+from bench.resolver import RegistryResolver, instantiate
 from bench.schedule import Schedule
 from bench.spec import DecodeSpec, ModelSpec, ResourceSpec, TrainSpec, TrialSpec
+from bench.splits import load_splits
 from bench.store import Store
 
 
@@ -52,10 +53,10 @@ def test_no_rank_of_the_stage_tune_reads_the_test_split(
     store.root.mkdir()
     launcher = LocalLauncher(store.scratch, Machine(cpus=2, gpus=0))
     Schedule(store, launcher, "sweep").run([whole, stopped])
-    assert set(load_splits(whole.task, whole.splits)) == {"train", "dev"}, "nor does the driver"
+    assert set(load_splits(instantiate(whole.task), whole.splits)) == {"train", "dev"}, "nor does the driver"
     final = spec("final", model, tiny_task)
     with pytest.raises(RuntimeError, match="the seal of the test split is broken"):
-        load_splits(final.task, final.splits)
+        load_splits(instantiate(final.task), final.splits)
 
     scored = outcome(store.read(whole.trial_id))
     assert scored.dev_scores is not None

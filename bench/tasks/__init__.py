@@ -3,5 +3,7 @@
 TASKS: dict[str, str] = {
     "facts": "bench.tasks.facts.task:Facts",
     "e2e": "bench.tasks.e2e:E2E",
+    "webnlg": "bench.tasks.webnlg:WebNLG",
+    "dart": "bench.tasks.dart:Dart",
     "jsonl": "bench.tasks.jsonl:JsonLines",
 }

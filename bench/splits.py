@@ -1,0 +1,114 @@
+"""The splits of a task as a trial uses them: loaded, checked, subsets drawn. What is odd about them is counted.
+
+Imports no torch: the command line reads data with this too.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from bench.task import SPLITS, Example, Split, Task, TaskError
+
+Splits = dict[Split, list[Example]]
+
+
+def load_split(task: Task, split: Split) -> list[Example]:
+    """All examples of a split.
+
+    Raises:
+        TaskError: The data is malformed, there is none, or two examples have the same id.
+    """
+    examples = task.load(split)
+    if not examples:
+        raise TaskError(f"task {type(task).__name__}: the {split} split is empty")
+    twice = next((name for name, count in Counter(example.id for example in examples).items() if count > 1), None)
+    if twice is not None:
+        raise TaskError(f"task {type(task).__name__}: the {split} split has two examples with the id {twice!r}")
+    return examples
+
+
+def load_splits(task: Task, wanted: Sequence[Split] = SPLITS) -> Splits:
+    """The examples that a trial uses of these splits; those of the train split are pairs with a single reference.
+
+    Raises:
+        TaskError: The data is malformed or too small for the subsets asked for.
+    """
+    return {split: drawn_examples(task, split) for split in wanted}
+
+
+def drawn_examples(task: Task, split: Split) -> list[Example]:
+    """What a trial uses of a split: all of it, or the subset that the task's settings ask for.
+
+    Raises:
+        TaskError: The data is malformed, or too small for the subset.
+    """
+    config, examples = task.config, load_split(task, split)
+    if split == "train":
+        seed = config.subset_seed if config.train_seed is None else config.train_seed
+        return training_examples(examples, config.train_examples, seed)
+    size = config.dev_examples if split == "dev" else config.test_examples
+    return subset(examples, size, config.subset_seed, split)
+
+
+def subset(examples: Sequence[Example], size: int | None, seed: int, split: str) -> list[Example]:
+    """``size`` examples drawn without replacement, in their original order.
+
+    Strata, which are the first two tags, are represented in proportion to their size (largest remainders).
+
+    Raises:
+        TaskError: There are fewer.
+    """
+    if size is None:
+        return list(examples)
+    if size > len(examples):
+        raise TaskError(f"task.{split}_examples: {size} asked for, the {split} split has {len(examples)}")
+    strata: dict[tuple[str, ...], list[int]] = {}
+    for index, example in enumerate(examples):
+        strata.setdefault(example.tags[:2], []).append(index)
+    chosen: list[int] = []
+    for stratum, share in _shares({name: len(members) for name, members in strata.items()}, size).items():
+        generator = random.Random(" ".join((split, str(seed), *stratum)))
+        chosen += [strata[stratum][position] for position in generator.sample(range(len(strata[stratum])), share)]
+    return [examples[index] for index in sorted(chosen)]
+
+
+def _shares(sizes: Mapping[tuple[str, ...], int], total: int) -> dict[tuple[str, ...], int]:
+    """How many of ``total`` fall to each stratum: whole parts first, then the largest remainders."""
+    everything = sum(sizes.values())
+    exact = {name: total * size / everything for name, size in sizes.items()}
+    shares = {name: int(share) for name, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: (shares[name] - exact[name], name))
+    for name in by_remainder[: total - sum(shares.values())]:
+        shares[name] += 1
+    return shares
+
+
+def training_examples(examples: Sequence[Example], size: int | None, seed: int) -> list[Example]:
+    """Training pairs, each an example with a single reference, drawn as :func:`subset` does."""
+    single = [
+        Example(f"{example.id}/{number}", example.facts, example.source, (reference,), example.tags)
+        for example in examples
+        for number, reference in enumerate(example.references)
+    ]
+    return subset(single, size, seed, "train")
+
+
+def oddities(splits: Mapping[Split, Sequence[Example]]) -> dict[str, int]:
+    """What a reader of scores should know: sources that are in training too, and sources that occur twice.
+
+    Sources are compared by their facts, whatever their order; by their text where there are no facts.
+    """
+    trained = {_content(example) for example in splits.get("train", ())}
+    found: dict[str, int] = {}
+    for split, examples in splits.items():
+        if split != "train":
+            contents = [_content(example) for example in examples]
+            found[f"{split}_sources_in_train"] = sum(content in trained for content in contents)
+            found[f"repeated_{split}_sources"] = len(contents) - len(set(contents))
+    return found
+
+
+def _content(example: Example) -> frozenset[tuple[str, ...]] | str:
+    return frozenset(example.facts) or example.source
