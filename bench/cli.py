@@ -16,7 +16,15 @@ from bench.store import StoreError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
-for command in (sweeps.run, sweeps.plan, sweeps.report, methods.methods, methods.check_method, catalogue.tasks):
+for command in (
+    sweeps.run,
+    sweeps.plan,
+    sweeps.report,
+    methods.methods,
+    methods.check_method,
+    methods.new_method,
+    catalogue.tasks,
+):
     app.command()(command)
 
 

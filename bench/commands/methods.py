@@ -63,6 +63,19 @@ def check_method(
     raise typer.Exit(0 if keeps_contract(found) else 1)
 
 
+def new_method(
+    name: Annotated[str, typer.Argument(help="of the method and its module: small letters, digits, _")],
+    into: Annotated[Path, typer.Option("--into", help="folder that gets the project's folder")] = Path(),
+) -> None:
+    """Write a plugin project that works: entry point, method and test, to be changed into your method."""
+    from bench.new_method import write_project
+
+    folder = write_project(name, into)
+    console.print(f"{folder}: pyproject.toml, {name}.py, test_{name}.py", highlight=False)
+    console.print(f"try it: tuneoff check-method {name} --methods-dir {folder}", highlight=False, soft_wrap=True)
+    console.print(f"install it: pip install --editable {folder}", highlight=False, soft_wrap=True)
+
+
 def _load(name: str, methods_dir: Path | None) -> tuple[str, type[Method]]:
     """The target and class of a method.
 

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat
 from torch import nn
 
 from bench.method import Method, MethodConfig
-from embedding_offset.hook import Offset
+from embedding_offset.offset import Offset
 
 
 class EmbeddingOffset(Method):
@@ -23,9 +23,9 @@ class EmbeddingOffset(Method):
 
     def patch(self, model: Any) -> nn.Module:
         weight = model.get_input_embeddings().weight
-        model.input_offset = Offset(weight, self.config.init_std)
+        offset = model.input_offset = Offset(weight, self.config.init_std)
         for module in model.modules():  # an encoder and its decoder share the weight, in embedding layers of their own
             if isinstance(module, nn.Embedding) and module.weight is weight:
-                module.register_forward_hook(model.input_offset.hook)
+                module.register_forward_hook(lambda module, args, output: offset(output))
         patched: nn.Module = model
         return patched

@@ -1,8 +1,6 @@
-"""The part of the plugin that knows torch hooks, so that the package has more than one module."""
+"""What the method adds to the model, so that the package has more than one module."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,5 +13,5 @@ class Offset(nn.Module):
         super().__init__()
         self.vector = nn.Parameter(torch.randn(like.shape[-1], dtype=like.dtype, device=like.device) * std)
 
-    def hook(self, _: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-        return output + self.vector.to(output.dtype)
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        return embeddings + self.vector.to(embeddings.dtype)
