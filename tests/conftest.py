@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import random
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command import Done
 
 # Before ray is imported anywhere: Ray decides at import time how clusters authenticate.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -105,3 +108,36 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Model folders by family."""
     families = ("gpt2", "llama", "t5")
     return {family: save_tiny_model(tmp_path_factory.mktemp(f"model-{family}"), family) for family in families}
+
+
+@pytest.fixture
+def imports_forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a test makes importable, and imports from temporary folders, is gone after it."""
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    temporary = str(tmp_path_factory.getbasetemp().resolve())
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(temporary):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def tuneoff(
+    imports_forgotten: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """Runs a command in this process."""
+    from bench import cli
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(sys, "argv", ["tuneoff", *arguments])
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code
+        return Done(code or 0, *capsys.readouterr())
+
+    return run

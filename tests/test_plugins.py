@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command import Done
 
-from bench import cli
 from bench.config import expand, load_sweep
 from bench.contract import CHECKS, Subject
 from bench.plugin_source import PluginError, plugin_source
@@ -25,6 +25,8 @@ from bench.tiny_models import CORE_FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tests" / "plugin_package"
+
+pytestmark = pytest.mark.usefixtures("imports_forgotten")
 
 NORM_SCALES = '''
 from bench.method import Method
@@ -40,18 +42,6 @@ class NormScales(Method):
                 module.requires_grad_(True)
         return model
 '''
-
-
-@pytest.fixture(autouse=True)
-def _same_import_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test makes importable is gone after it."""
-    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if name.partition(".")[0] in {"norm_scales", "_names", "embedding_offset", "broken", "two", "plain"}:
-            del sys.modules[name]
 
 
 @pytest.fixture
@@ -86,33 +76,6 @@ def trial(method: str, folder: Path, methods_dir: Path | None = None) -> TrialSp
     sweep = folder / "sweep.yaml"
     sweep.write_text(f"name: x\ntask: facts\nmethods: [{method!r}]\n")
     return expand(load_sweep(sweep), RegistryResolver(methods_dir))[0]
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command printed and how it ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def tuneoff(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """Runs a command in this process."""
-
-    def run(*arguments: str) -> Done:
-        monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setattr(sys, "argv", ["tuneoff", *arguments])
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code
-        return Done(code or 0, *capsys.readouterr())
-
-    return run
 
 
 def test_an_installed_package_is_found_by_its_name(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,3 +273,36 @@ def test_bad_input_exits_with_2(arguments: tuple[str, ...], message: str, tuneof
     assert done.returncode == 2, done.stdout
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_new_project_keeps_the_contract_as_it_is_written(
+    tmp_path: Path, tuneoff: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = tuneoff("new-method", "gentle_offset", "--into", str(tmp_path / "work"))
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "work" / "gentle_offset"
+    assert f"tuneoff check-method gentle_offset --methods-dir {folder}" in done.stdout
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"]["tuneoff.methods"] == {"gentle_offset": "gentle_offset:GentleOffset"}
+    checked = tuneoff("check-method", "gentle_offset", "--methods-dir", str(folder))
+    assert checked.returncode == 0, checked.stdout
+    assert checked.stdout.count("pass") == len(CHECKS) * len(CORE_FAMILIES)
+    monkeypatch.syspath_prepend(folder)
+    its_own_test: Any = importlib.import_module("test_gentle_offset")
+    its_own_test.test_contract("llama")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("My-Method", "cannot name a Python module"),
+        ("lora", "there is a method 'lora' already"),
+        ("json", "the name of a module that is installed"),
+        ("class", "cannot name a Python module"),
+    ],
+)
+def test_a_new_project_needs_a_free_name(name: str, message: str, tmp_path: Path, tuneoff: Callable[..., Done]) -> None:
+    done = tuneoff("new-method", name, "--into", str(tmp_path))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())
