@@ -11,7 +11,7 @@ from functools import cached_property
 from bench.record import Completed, Failed, TrialResult
 from bench.report.columns import COSTS, TEST_LOSS, Column, metric_columns, present
 from bench.report.rows import row
-from bench.spec import JsonDict
+from bench.spec import JsonDict, TrialSpec
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     return Estimate(mean, deviation, half_width, tuple(values))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """One configuration: the trials that differ only in their seed."""
 
@@ -87,7 +87,7 @@ class Cell:
         return {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """Configurations that share model and task: one table."""
 
@@ -129,9 +129,20 @@ def cells(results: Iterable[TrialResult]) -> list[Cell]:
     """Records by everything but the seed, in order of method, label and seed."""
     groups: dict[str, list[TrialResult]] = {}
     for result in sorted(results, key=lambda result: (result.spec.method.name, result.spec.label, result.spec.seed)):
-        identity = {key: value for key, value in result.spec.identity.items() if key != "seed"}
-        groups.setdefault(json.dumps(identity, sort_keys=True), []).append(result)
+        groups.setdefault(same_but(result.spec, "seed"), []).append(result)
     return [Cell(tuple(members)) for members in groups.values()]
+
+
+def same_but(spec: TrialSpec, *keys: str) -> str:
+    """A text that is equal for trials whose answers can only differ through ``keys`` (dotted, of the identity)."""
+    identity = spec.identity
+    for key in keys:
+        *path, last = key.split(".")
+        place = identity
+        for part in path:
+            place = place[part]
+        del place[last]
+    return json.dumps(identity, sort_keys=True)
 
 
 def comparisons(results: Sequence[TrialResult]) -> tuple[Comparison, ...]:

@@ -1,0 +1,42 @@
+"""All pictures of a report."""
+
+from __future__ import annotations
+
+from bench.report.columns import Column
+from bench.report.content import Content
+from bench.report.figures.bars import memory_bars, time_bars
+from bench.report.figures.curves import learning_rate_curves, training_curves
+from bench.report.figures.pareto_plot import pareto_plot
+from bench.report.figures.picture import Picture
+from bench.report.figures.style import looks
+
+__all__ = ["Picture", "pictures"]
+
+# Costs that scores are plotted against, where the records have them.
+PLOTTED_COSTS = ("trained_parameters", "peak_memory_bytes", "train_seconds", "energy_joules")
+
+
+def pictures(content: Content) -> list[list[Picture]]:
+    """The pictures of each comparison, in the order in which a page shows them."""
+    styles = looks(result.spec.method.name for result in content.results)
+    found: list[list[Picture]] = []
+    for number, comparison in enumerate(content.comparisons, start=1):
+        suffix = f"-{number}" if len(content.comparisons) > 1 else ""
+        drawn = [
+            *(
+                pareto_plot(comparison, comparison.metrics[0], cost, styles, f"pareto-{_short(cost)}{suffix}")
+                for cost in comparison.columns
+                if cost.name in PLOTTED_COSTS and comparison.metrics
+            ),
+            training_curves(comparison.scored, styles, f"training{suffix}"),
+            learning_rate_curves(comparison, styles, f"learning-rates{suffix}"),
+            memory_bars(comparison.scored, f"memory{suffix}"),
+            time_bars(comparison.scored, f"time{suffix}"),
+        ]
+        found.append([picture for picture in drawn if picture is not None])
+    return found
+
+
+def _short(cost: Column) -> str:
+    """What a file is called after."""
+    return cost.name.split("_")[1 if cost.name.startswith("peak") else 0]

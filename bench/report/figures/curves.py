@@ -1,0 +1,152 @@
+"""Loss over training, and dev loss over learning rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bench.report.cells import Cell, Comparison, failed, same_but
+from bench.report.figures.picture import Picture, finished, legend_beside
+from bench.report.figures.style import INK, Look, drawing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_LINES = 12
+MOST_POINTS = 80
+
+Points = list[tuple[float, float]]
+
+
+def training_curves(cells: Sequence[Cell], looks: Mapping[str, Look], name: str) -> Picture | None:
+    """Training and dev loss by step, mean over seeds; None where nothing was trained.
+
+    Args:
+        cells: Of these the first of each method is drawn.
+        looks: By method.
+        name: Of the picture.
+    """
+    first = {cell.method: cell for cell in reversed(cells) if any(outcome.train_curve for _, outcome in cell.completed)}
+    chosen = [cell for cell in cells if first.get(cell.method) is cell][:MOST_LINES]
+    if not chosen:
+        return None
+    with drawing(7.4, 3.4) as figure:
+        left, right = figure.subplots(1, 2, sharex=True)
+        told: dict[str, str] = {}
+        drawn: list[Points] = []
+        for number, cell in enumerate(chosen):
+            look = looks[cell.method]
+            train = _mean_curve([[(p.step, p.loss) for p in o.train_curve] for _, o in cell.completed])
+            dev = _mean_curve([[(p.step, p.loss) for p in o.dev_curve] for _, o in cell.completed])
+            drawn += [train, dev]
+            _line(left, train, look, f"train-{number}", marked=False)
+            _line(right, dev, look, f"dev-{number}", marked=True)
+            told[f"train-{number}"] = told[f"dev-{number}"] = cell.name
+        for axes, what in ((left, "training loss"), (right, "dev loss")):
+            axes.set_xlabel("optimiser step")
+            axes.set_ylabel(f"{what}, nats per target token")
+        _limit(left, drawn[0::2])
+        _limit(right, drawn[1::2])
+        legend_beside(figure, right, [_handle(cell.name, looks[cell.method]) for cell in chosen])
+        few = " The best configuration of each method is shown." if len(chosen) < len(cells) else ""
+        caption = f"Mean over seeds. The training loss is averaged over neighbouring steps.{few}"
+        return finished(figure, name, "Training", caption, told)
+
+
+def learning_rate_curves(comparison: Comparison, looks: Mapping[str, Look], name: str) -> Picture | None:
+    """Dev loss against the learning rate, for every method that was tried with several; None where none was."""
+    series = [cells for cells in _by_learning_rate(comparison) if len({_rate(cell) for cell in cells}) > 1]
+    if not series:
+        return None
+    with drawing(6.4, 3.6) as figure:
+        axes = figure.add_subplot()
+        told: dict[str, str] = {}
+        drawn: list[Points] = []
+        for number, cells in enumerate(series):
+            look = looks[cells[0].method]
+            points = [(_rate(cell), found.mean) for cell in cells if (found := cell.estimate("dev_loss")) is not None]
+            drawn.append(sorted(points))
+            told[f"rate-{number}"] = cells[0].method
+            _line(axes, sorted(points), look, f"rate-{number}", marked=True)
+        axes.set_xscale("log")
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel("dev loss, nats per target token")
+        _limit(axes, drawn)
+        handles = [_handle(cells[0].method, looks[cells[0].method]) for cells in _first_of_methods(series)]
+        if lost := _mark_diverged(axes, series, looks):
+            handles.append(lost)
+        legend_beside(figure, axes, handles)
+        caption = (
+            "Dev loss of the state that was scored, mean over seeds. A minimum at the end of a line says that the best "
+            "learning rate may lie beyond it."
+        )
+        return finished(figure, name, "Learning rates", caption, told)
+
+
+def _by_learning_rate(comparison: Comparison) -> list[list[Cell]]:
+    groups: dict[str, list[Cell]] = {}
+    for cell in comparison.cells:
+        if any(row.get("learning_rate") for row in cell.rows):
+            groups.setdefault(same_but(cell.results[0].spec, "seed", "train.learning_rate"), []).append(cell)
+    return list(groups.values())
+
+
+def _first_of_methods(series: Sequence[list[Cell]]) -> list[list[Cell]]:
+    return list({cells[0].method: cells for cells in reversed(series)}.values())[::-1]
+
+
+def _rate(cell: Cell) -> float:
+    return float(cell.results[0].spec.train.learning_rate)
+
+
+def _mark_diverged(axes: Axes, series: Sequence[list[Cell]], looks: Mapping[str, Look]) -> Any:
+    """A cross at the upper edge for every learning rate at which a trial diverged."""
+    from matplotlib.lines import Line2D
+
+    found = False
+    for cells in series:
+        for cell in cells:
+            if any(outcome.reason == "diverged" for _, outcome in failed(cell.results)):
+                found = True
+                place: Any = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+                axes.plot([_rate(cell)], [1.0], marker="x", markersize=7, color=looks[cell.method].color, **place)
+    return Line2D([], [], linestyle="none", marker="x", color=INK, label="diverged") if found else None
+
+
+def _line(axes: Axes, points: Points, look: Look, mark: str, marked: bool) -> None:
+    style: dict[str, Any] = {**look.mark, "markersize": 4.5} if marked else {"color": look.color}
+    (line,) = axes.plot([x for x, _ in points], [y for _, y in points], linestyle=look.dash, **style)
+    line.set_gid(mark)
+
+
+def _handle(label: str, look: Look) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], linestyle=look.dash, label=label, **{**look.mark, "markersize": 4.5})
+
+
+def _limit(axes: Axes, lines: Sequence[Points]) -> None:
+    """Show all ends and most of the rest: a spike or a diverged start must not flatten what is compared."""
+    values = sorted(y for points in lines for _, y in points if math.isfinite(y))
+    if len(values) < 2:
+        return
+    ends = [points[-1][1] for points in lines if points]
+    high = max(values[int(0.95 * (len(values) - 1))], *ends)
+    spread = (high - values[0]) or 1.0
+    axes.set_ylim(values[0] - 0.06 * spread, high + 0.08 * spread)
+
+
+def _mean_curve(curves: Iterable[Points]) -> Points:
+    """Mean over seeds by step, then over neighbouring steps until few enough points are left to draw."""
+    by_step: dict[float, list[float]] = {}
+    for curve in curves:
+        for step, loss in curve:
+            by_step.setdefault(step, []).append(loss)
+    points = [(step, math.fsum(losses) / len(losses)) for step, losses in sorted(by_step.items())]
+    width = -(-len(points) // MOST_POINTS)
+    chunks = [points[at : at + width] for at in range(0, len(points), width)] if width > 1 else [[p] for p in points]
+    return [
+        (math.fsum(step for step, _ in chunk) / len(chunk), math.fsum(loss for _, loss in chunk) / len(chunk))
+        for chunk in chunks
+    ]

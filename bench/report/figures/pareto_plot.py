@@ -1,0 +1,187 @@
+"""Score against a cost: every configuration with its intervals, and the front of those that none beats in both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bench.report.cells import Cell, Comparison, Estimate
+from bench.report.columns import Column
+from bench.report.figures.picture import Picture, finished, legend_beside
+from bench.report.figures.style import FAINT, INK, UNTOUCHED, Look, drawing
+from bench.report.pareto import front
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Costs that span more than this factor are drawn on a logarithmic axis.
+LOG_SPAN = 30.0
+# The untouched base model may widen the score axis by this factor; from further below, only its value is told.
+MOST_STRETCH = 1.6
+# An interval may widen the score axis by this share of the spread of means; what is wider runs out of the frame.
+MOST_WHISKER = 0.35
+
+
+def pareto_plot(
+    comparison: Comparison, score: Column, cost: Column, looks: Mapping[str, Look], name: str
+) -> Picture | None:
+    """The picture; None where fewer than two configurations have both values."""
+    points = [cell for cell in comparison.scored if _value(cell, cost) is not None and _value(cell, score) is not None]
+    untouched = next((cell for cell in comparison.scored if cell.method == UNTOUCHED), None)
+    if len(points) < 2 or len({_mean(cell, cost) for cell in points}) < 2:
+        return None
+    best = front(points, score, cost)
+    leading = {cell.method: cell for cell in reversed(points)}
+    with drawing(6.4, 3.8) as figure:
+        axes = figure.add_subplot()
+        told: dict[str, str] = {}
+        _axes(axes, points, score, cost)
+        _draw_front(axes, best, score, cost)
+        for number, cell in enumerate(points):
+            told[f"point-{number}"] = _told(cell, score, cost)
+            leads = cell in best or leading[cell.method] is cell
+            _draw_point(axes, cell, score, cost, looks[cell.method], f"point-{number}", leads)
+        _limits(axes, points, score)
+        handles = _handles(points, looks)
+        if untouched is not None and untouched not in points:
+            handles.append(_draw_base(axes, _estimate(untouched, score).mean * score.scale, score))
+        _label(axes, best, points, score, cost)
+        legend_beside(figure, axes, handles)
+        caption = (
+            f"{score.title} against {cost.title}. Bars are 95 % t-intervals of the mean over seeds; the line joins the "
+            "configurations that no other one beats in both. Small marks are further configurations of a method."
+        )
+        return finished(figure, name, f"{score.title} and {cost.title}", caption, told)
+
+
+def _value(cell: Cell, column: Column) -> float | None:
+    """What can be drawn: nothing where a method trains nothing, whose cost of training is no cost."""
+    found = cell.estimate(column.name)
+    return None if found is None or (found.mean == 0 and not column.varies_over_seeds) else found.mean * column.scale
+
+
+def _estimate(cell: Cell, column: Column) -> Estimate:
+    found = cell.estimate(column.name)
+    if found is None:
+        raise ValueError(f"{cell.name} has no {column.name}")
+    return found
+
+
+def _mean(cell: Cell, column: Column) -> float:
+    return _estimate(cell, column).mean * column.scale
+
+
+def _axes(axes: Axes, points: Sequence[Cell], score: Column, cost: Column) -> None:
+    costs = [_mean(cell, cost) for cell in points]
+    if min(costs) > 0 and max(costs) / min(costs) > LOG_SPAN:
+        axes.set_xscale("log")
+    arrow = {True: " (more is better)", False: " (less is better)", None: ""}
+    unit = f", {cost.unit}" if cost.unit and cost.unit not in cost.title else ""
+    axes.set_xlabel(f"{cost.title}{unit}{arrow[cost.higher_is_better]}")
+    axes.set_ylabel(f"{score.title}{arrow[score.higher_is_better]}")
+
+
+def _draw_front(axes: Axes, best: Sequence[Cell], score: Column, cost: Column) -> None:
+    x, y = [_mean(cell, cost) for cell in best], [_mean(cell, score) for cell in best]
+    axes.plot(x, y, color=FAINT, linewidth=1.4, drawstyle="steps-post", zorder=1.5)
+
+
+def _draw_point(axes: Axes, cell: Cell, score: Column, cost: Column, look: Look, mark: str, leads: bool) -> None:
+    x, y = _estimate(cell, cost), _estimate(cell, score)
+    bars: dict[str, Any] = {"elinewidth": 1.0, "linestyle": "none", **look.mark}
+    if not leads:
+        bars |= {"markersize": 3.5, "alpha": 0.6, "elinewidth": 0.6, "capsize": 0}
+    if y.half_width is not None:
+        bars["yerr"] = [y.half_width * score.scale]
+    if x.half_width is not None and cost.varies_over_seeds:
+        bars["xerr"] = [x.half_width * cost.scale]
+    drawn = axes.errorbar([x.mean * cost.scale], [y.mean * score.scale], zorder=3, **bars)
+    drawn.lines[0].set_gid(mark)
+
+
+def _draw_base(axes: Axes, base: float, score: Column) -> Any:
+    """A line at the score of the untouched base model, if it is near; its entry for the legend in any case."""
+    from matplotlib.lines import Line2D
+
+    style: dict[str, Any] = {"color": FAINT, "linestyle": (0, (2, 2)), "linewidth": 1.2}
+    low, high = axes.get_ylim()
+    near = max(high, base) - min(low, base) < MOST_STRETCH * (high - low)
+    if near:
+        axes.axhline(base, **style)
+    return Line2D([], [], label=f"base model: {base:.{score.decimals}f}", **(style if near else {"linestyle": "none"}))
+
+
+def _limits(axes: Axes, shown: Sequence[Cell], score: Column) -> None:
+    found = [_estimate(cell, score) for cell in shown]
+    means = [one.mean for one in found]
+    spread = (max(means) - min(means)) or abs(means[0]) or 1.0
+    whiskers = [min(one.half_width or 0.0, MOST_WHISKER * spread) for one in found]
+    low = min(one.mean - whisker for one, whisker in zip(found, whiskers, strict=True))
+    high = max(one.mean + whisker for one, whisker in zip(found, whiskers, strict=True))
+    axes.set_ylim((low - 0.08 * spread) * score.scale, (high + 0.12 * spread) * score.scale)
+    axes.margins(x=0.12)
+
+
+def _label(axes: Axes, best: Sequence[Cell], points: Sequence[Cell], score: Column, cost: Column) -> None:
+    """Names beside the front's points, each on the side where it hides the fewest other points and names."""
+    figure = axes.get_figure(root=True)
+    if figure is None:
+        raise ValueError("the axes are in no figure")
+    figure.draw_without_rendering()
+    frame = axes.get_window_extent()
+    taken = [tuple(axes.transData.transform((_mean(cell, cost), _mean(cell, score)))) for cell in points]
+    boxes: list[tuple[float, float, float, float]] = [(x - 5, y - 5, x + 5, y + 5) for x, y in taken]
+    scale = figure.dpi / 72
+    for cell in best[:8]:
+        x, y = axes.transData.transform((_mean(cell, cost), _mean(cell, score)))
+        text = cell.name if len(cell.name) <= 34 else f"{cell.name[:33]}…"
+        width, height = 4.9 * len(text) * scale, 10 * scale
+        places: list[tuple[float, int, str, int, int, tuple[float, float, float, float]]] = []
+        for align, dx in (("left", 7), ("right", -7), ("center", 0), ("left", 14), ("right", -14)):
+            for dy in (8, -8, 16, -16) if align == "center" else (7, -7, 0, 15, -15):
+                left = x + dx * scale - {"left": 0.0, "right": width, "center": width / 2}[align]
+                bottom = y + dy * scale - (0 if dy > 0 else height if dy < 0 else height / 2)
+                box = (left, bottom, left + width, bottom + height)
+                outside = max(0.0, frame.x0 - left) + max(0.0, left + width - frame.x1)
+                outside += max(0.0, frame.y0 - bottom) + max(0.0, bottom + height - frame.y1)
+                hidden = sum(_overlap(box, other) for other in boxes)
+                places.append((hidden + 40 * outside, len(places), align, dx, dy, box))
+        _, _, align, dx, dy, box = min(places)
+        boxes.append(box)
+        vertical = "bottom" if dy > 0 else "top" if dy < 0 else "center"
+        axes.annotate(
+            text,
+            (_mean(cell, cost), _mean(cell, score)),
+            xytext=(dx, dy),
+            textcoords="offset points",
+            ha=align,
+            va=vertical,
+            fontsize=8,
+            color=INK,
+        )
+
+
+def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, width) * max(0.0, height)
+
+
+def _handles(points: Sequence[Cell], looks: Mapping[str, Look]) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    methods = dict.fromkeys(sorted(cell.method for cell in points))
+    marks: list[Any] = [Line2D([], [], linestyle="none", label=method, **looks[method].mark) for method in methods]
+    return [*marks, Line2D([], [], color=FAINT, linewidth=1.4, label="front")]
+
+
+def _told(cell: Cell, score: Column, cost: Column) -> str:
+    return f"{cell.name}: {_shown(cell, score)}, {_shown(cell, cost)}"
+
+
+def _shown(cell: Cell, column: Column) -> str:
+    found = _estimate(cell, column)
+    width = found.half_width
+    interval = "" if width is None or math.isclose(width, 0.0) else f" ± {column.text(width)}"
+    return f"{column.title} {column.text(found.mean)}{interval}"

@@ -1,0 +1,47 @@
+"""A finished picture, and what several figures share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bench.report.figures.style import png, svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure of the report."""
+
+    name: str  # of its files
+    title: str
+    caption: str
+    svg: str
+    png: bytes
+
+
+def finished(figure: Figure, name: str, title: str, caption: str, told: Mapping[str, str]) -> Picture:
+    """Render a figure.
+
+    Args:
+        figure: Complete.
+        name: Of the files, and prefix of the ids.
+        title: Heading in the page.
+        caption: What it shows, in a sentence or two.
+        told: Id of a mark to what a pointer over it tells.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # It is laid out; doing that again for each format takes most of the time.
+    return Picture(name, title, caption, svg(figure, name, told), png(figure))
+
+
+def legend_beside(figure: Figure, axes: Axes, handles: Sequence[Any]) -> None:
+    """A legend to the right of the axes, where it hides nothing; in columns below them if it is long."""
+    if len(handles) <= 16:
+        figure.legend(handles=list(handles), loc="outside right upper")
+    else:
+        figure.legend(handles=list(handles), loc="outside lower center", ncols=4)
