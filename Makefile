@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: quickstart test test-all lint format
+.PHONY: quickstart test test-all test-html lint format
 
 quickstart: $(STAMP)
 	$(BIN)/tuneoff run configs/quickstart.yaml
@@ -12,7 +12,15 @@ test: lint
 	$(BIN)/python -m pytest
 
 test-all: lint
-	$(BIN)/python -m pytest -m 'full or not full'
+	$(BIN)/python -m pytest -m 'not browser'
+
+# The report's page in headless Chromium; pictures of it go to build/page/.
+test-html: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[html]'
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
+	  || { apt-get update -qq && apt-get install -y -qq chromium chromium-driver; } \
+	  || { echo 'install chromium and chromedriver (Debian: chromium, chromium-driver), as root, and try again'; exit 1; }
+	$(BIN)/python -m pytest -m browser tests/test_page_in_browser.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

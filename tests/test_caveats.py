@@ -56,7 +56,7 @@ def test_a_clean_sweep_has_nothing_to_mind() -> None:
             record(trial("none"), Failed(reason="diverged", phase="train", rank=0, message="nan")),
             "No trial completed for none.",
         ),
-        (record(trial("none"), completed()), "Not all seeds completed for none"),
+        (record(trial("none"), completed()), "different numbers of completed seeds (1 with 2, 1 with 1)"),
     ],
 )
 def test_each_is_found(other: TrialResult, expected: str) -> None:

@@ -142,7 +142,8 @@ def test_records_are_read_back_and_rendered_without_torch_or_ray(tmp_path: Path)
     subprocess.run([sys.executable, "-c", code], check=True)
     assert len(report.load(store.root)) == 6
     written = {path.name for path in (store.root / "report").iterdir()}
-    assert written == {"report.md", "report.json", "report.tex", "results.csv", "results.parquet"}
+    tables = {"report.md", "report.json", "report.tex", "results.csv", "results.parquet"}
+    assert written == {*tables, "report.html", "figures"}
 
 
 @pytest.mark.parametrize("old", sorted((Path(__file__).parent / "records").glob("*.json")), ids=lambda path: path.name)

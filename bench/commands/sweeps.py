@@ -77,7 +77,7 @@ def _print_results(found: list[TrialResult], folder: Path) -> None:
     from bench.report.terminal import results_table
 
     console.print(results_table(found))
-    console.print(f"report: {folder / 'report.md'}", highlight=False)
+    console.print(f"report: {folder / 'report.html'}", highlight=False)
 
 
 def plan(sweep_file: SweepFile, settings: Settings = None, methods_dir: MethodsDir = None) -> None:

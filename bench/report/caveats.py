@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from bench.record import Completed, Provenance, TrialResult
@@ -59,10 +60,13 @@ def _is_busy(provenance: Provenance) -> bool:
 def _seeds(done: Finished, groups: Sequence[Cell]) -> Iterator[str]:
     if len({result.spec.seed for result, _ in done}) == 1:
         yield "One seed: differences between methods may be chance."
-    wanted = {result.spec.seed for cell in groups for result in cell.results}
-    short = [cell.name for cell in groups if 0 < len({result.spec.seed for result, _ in cell.completed}) < len(wanted)]
-    if short:
-        yield f"Not all seeds completed for {_names(short)}: means are over fewer seeds."
+    counts = Counter(len(cell.completed) for cell in groups if cell.completed)
+    if len(counts) > 1:
+        told = ", ".join(f"{cells} with {seeds}" for seeds, cells in sorted(counts.items(), reverse=True))
+        yield (
+            f"Configurations have different numbers of completed seeds ({told}): the best of many single seeds is "
+            "partly luck."
+        )
     missing = [cell.name for cell in groups if not cell.completed]
     if missing:
         yield f"No trial completed for {_names(missing)}."

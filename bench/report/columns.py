@@ -35,23 +35,23 @@ class Column:
     decimals: int = 0
     scale: float = 1.0
     varies_over_seeds: bool = True
-    unit: str = ""
+    axis: str = ""  # label of an axis, and what a pointer over the heading tells
 
     def text(self, value: float) -> str:
         """The value as tables print it."""
         return f"{value * self.scale:,.{self.decimals}f}"
 
 
-TRAINED = Column("trained_parameters", "trained", False, varies_over_seeds=False, unit="parameters")
-TEST_LOSS = Column("test_loss", "test loss", False, 3, unit="nats per token")
+TRAINED = Column("trained_parameters", "trained", False, varies_over_seeds=False, axis="trained parameters")
+TEST_LOSS = Column("test_loss", "test loss", False, 3, axis="test loss, nats per target token")
 COSTS: tuple[Column, ...] = (
     TRAINED,
-    Column("trained_percent", "trained %", False, 3, varies_over_seeds=False),
-    Column("peak_memory_bytes", "peak MiB", False, scale=2**-20, unit="MiB"),
-    Column("train_tokens_per_second", "train tok/s", True, unit="useful tokens per second"),
-    Column("decode_tokens_per_second", "decode tok/s", True, unit="new tokens per second"),
-    Column("train_seconds", "train s", False, 1, unit="seconds"),
-    Column("total_seconds", "total s", None, 1, unit="seconds"),
+    Column("trained_percent", "trained %", False, 3, varies_over_seeds=False, axis="trained, % of all parameters"),
+    Column("peak_memory_bytes", "peak MiB", False, scale=2**-20, axis="peak memory, MiB"),
+    Column("train_tokens_per_second", "train tok/s", True, axis="useful tokens per second of training"),
+    Column("decode_tokens_per_second", "decode tok/s", True, axis="new tokens per second of decoding"),
+    Column("train_seconds", "train s", False, 1, axis="training time, seconds"),
+    Column("total_seconds", "total s", None, 1, axis="seconds from launch to end"),
 )
 
 
@@ -80,3 +80,11 @@ def _decimals(largest: float) -> int:
 def present(columns: Iterable[Column], rows: Sequence[Mapping[str, object]] | Sequence[JsonDict]) -> tuple[Column, ...]:
     """The columns for which some row has a value."""
     return tuple(column for column in columns if any(row.get(column.name) is not None for row in rows))
+
+
+def compact(count: float) -> str:
+    """A count in at most six characters."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f}{unit}"
+    return f"{count:.0f}"

@@ -16,8 +16,13 @@ class Content:
     """Everything that the formats share."""
 
     sweep: str
-    results: tuple[TrialResult, ...]
+    records: tuple[TrialResult, ...]  # of all stages
     command: str | None = None  # that runs the sweep again
+
+    @cached_property
+    def results(self) -> tuple[TrialResult, ...]:
+        """Final trials: the only ones with test scores, and the rows of all tables."""
+        return tuple(record for record in self.records if record.spec.stage == "final")
 
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from bench.record import Completed, Failed, Probed, TrialResult
 from bench.report.cells import cell_name
-from bench.report.columns import ABSENT, Column, metric_columns, title
+from bench.report.columns import ABSENT, Column, compact, metric_columns, title
 from bench.report.rows import row
 
 # As many as fit beside the costs on a line of a hundred characters.
@@ -37,7 +37,7 @@ def results_table(results: Sequence[TrialResult]) -> Table:
         table.add_row(
             name,
             *(_score(metric, values.get(metric.name)) for metric in metrics),
-            _compact(values["trained_parameters"]),
+            compact(values["trained_parameters"]),
             ABSENT if peak is None else f"{peak / 2**20:,.0f}",
             ABSENT if rate is None else f"{rate:,.0f}",
             seconds,
@@ -59,11 +59,3 @@ def _score(metric: Column, value: float | None) -> str:
 
 def _rank(value: float | None, metric: Column) -> tuple[bool, float]:
     return value is None, 0.0 if value is None else -value if metric.higher_is_better else value
-
-
-def _compact(count: int) -> str:
-    """A count in at most six characters."""
-    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if count >= size:
-            return f"{count / size:.1f}{unit}"
-    return str(count)

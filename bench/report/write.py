@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
 from pathlib import Path
 
 from bench.report.content import Content
 from bench.report.data import csv_text, json_text, write_parquet
+from bench.report.figures import pictures
 from bench.report.latex import latex
 from bench.report.markdown import markdown
+from bench.report.page import html
+from bench.report.predictions import side_by_side
 from bench.store import Store, write_atomically
 
 
@@ -17,7 +22,7 @@ def write(root: Path, command: str | None = None) -> Path:
     The rows by trial hold every stage, the tables by configuration final trials.
     """
     records = Store(root).read_all()
-    content = Content(root.name, tuple(record for record in records if record.spec.stage == "final"), command)
+    content = Content(root.name, tuple(records), command)
     folder = root / "report"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "results.csv", csv_text(records))
@@ -25,4 +30,13 @@ def write(root: Path, command: str | None = None) -> Path:
     write_atomically(folder / "report.json", json_text(content))
     write_atomically(folder / "report.tex", latex(content))
     write_atomically(folder / "report.md", markdown(content))
+    drawn = pictures(content)
+    figures = folder / "figures"
+    shutil.rmtree(figures, ignore_errors=True)  # A picture that is no longer drawn must not stay.
+    figures.mkdir()
+    for picture in itertools.chain.from_iterable(drawn):
+        (figures / f"{picture.name}.svg").write_text(picture.svg, encoding="utf-8")
+        (figures / f"{picture.name}.png").write_bytes(picture.png)
+    cells = [cell for comparison in content.comparisons for cell in comparison.scored]
+    write_atomically(folder / "report.html", html(content, drawn, side_by_side(root, cells)))
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench.report.cells import Cell, Comparison, cells
 from bench.report.columns import Column
 from bench.report.content import Content
 from bench.report.figures.bars import memory_bars, time_bars
@@ -18,7 +19,7 @@ PLOTTED_COSTS = ("trained_parameters", "peak_memory_bytes", "train_seconds", "en
 
 def pictures(content: Content) -> list[list[Picture]]:
     """The pictures of each comparison, in the order in which a page shows them."""
-    styles = looks(result.spec.method.name for result in content.results)
+    styles = looks(result.spec.method.name for result in content.records)
     found: list[list[Picture]] = []
     for number, comparison in enumerate(content.comparisons, start=1):
         suffix = f"-{number}" if len(content.comparisons) > 1 else ""
@@ -28,13 +29,21 @@ def pictures(content: Content) -> list[list[Picture]]:
                 for cost in comparison.columns
                 if cost.name in PLOTTED_COSTS and comparison.metrics
             ),
+            learning_rate_curves(_of_all_stages(content, comparison), styles, f"learning-rates{suffix}"),
             training_curves(comparison.scored, styles, f"training{suffix}"),
-            learning_rate_curves(comparison, styles, f"learning-rates{suffix}"),
             memory_bars(comparison.scored, f"memory{suffix}"),
             time_bars(comparison.scored, f"time{suffix}"),
         ]
         found.append([picture for picture in drawn if picture is not None])
     return found
+
+
+def _of_all_stages(content: Content, comparison: Comparison) -> list[Cell]:
+    return cells(
+        record
+        for record in content.records
+        if (record.spec.model.path, record.spec.task.name) == (comparison.model, comparison.task)
+    )
 
 
 def _short(cost: Column) -> str:

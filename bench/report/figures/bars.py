@@ -7,17 +7,12 @@ from functools import partial
 from typing import Any
 
 from bench.record import Completed
-from bench.report.cells import Cell, same_but
+from bench.report.cells import Cell
 from bench.report.figures.picture import Picture, finished
 from bench.report.figures.style import PARTS, drawing
 
 MOST_BARS = 24
 TIMED_PHASES = ("load", "patch", "initialise", "train", "validate", "save", "decode", "score")
-# Settings that change what is learnt and not what it costs.
-FREE = tuple(
-    f"train.{name}"
-    for name in ("learning_rate", "schedule", "warmup_steps", "weight_decay", "adam_beta2", "max_grad_norm")
-)
 MEMORY_PHASES = ("train", "decode")
 
 # Parts of one bar: label to size.
@@ -49,9 +44,10 @@ def time_bars(cells: Sequence[Cell], name: str) -> Picture | None:
 
 def of_different_cost(cells: Sequence[Cell]) -> list[Cell]:
     """The first of the cells that differ in nothing that costs time or memory."""
-    found: dict[str, Cell] = {}
+    found: dict[tuple[object, ...], Cell] = {}
     for cell in cells:
-        found.setdefault(same_but(cell.results[0].spec, "seed", *FREE), cell)
+        spec = cell.results[0].spec
+        found.setdefault((spec.configuration_class, spec.train.steps, spec.train.epochs), cell)
     return list(found.values())
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.report.cells import Cell, Comparison, failed, same_but
+from bench.report.cells import Cell, failed
 from bench.report.figures.picture import Picture, finished, legend_beside
 from bench.report.figures.style import INK, Look, drawing
 
@@ -54,26 +54,31 @@ def training_curves(cells: Sequence[Cell], looks: Mapping[str, Look], name: str)
         return finished(figure, name, "Training", caption, told)
 
 
-def learning_rate_curves(comparison: Comparison, looks: Mapping[str, Look], name: str) -> Picture | None:
-    """Dev loss against the learning rate, for every method that was tried with several; None where none was."""
-    series = [cells for cells in _by_learning_rate(comparison) if len({_rate(cell) for cell in cells}) > 1]
+def learning_rate_curves(cells: Sequence[Cell], looks: Mapping[str, Look], name: str) -> Picture | None:
+    """Dev loss against the learning rate, for every method that was tried with several; None where none was.
+
+    Args:
+        cells: Of all stages.
+        looks: By method.
+        name: Of the picture.
+    """
+    series = [members for members in _by_learning_rate(cells) if len({_rate(cell) for cell in members}) > 1]
     if not series:
         return None
     with drawing(6.4, 3.6) as figure:
         axes = figure.add_subplot()
         told: dict[str, str] = {}
         drawn: list[Points] = []
-        for number, cells in enumerate(series):
-            look = looks[cells[0].method]
-            points = [(_rate(cell), found.mean) for cell in cells if (found := cell.estimate("dev_loss")) is not None]
-            drawn.append(sorted(points))
-            told[f"rate-{number}"] = cells[0].method
-            _line(axes, sorted(points), look, f"rate-{number}", marked=True)
+        for number, members in enumerate(series):
+            points = _mean_by_rate(members)
+            drawn.append(points)
+            told[f"rate-{number}"] = members[0].method
+            _line(axes, points, looks[members[0].method], f"rate-{number}", marked=True)
         axes.set_xscale("log")
         axes.set_xlabel("learning rate")
         axes.set_ylabel("dev loss, nats per target token")
         _limit(axes, drawn)
-        handles = [_handle(cells[0].method, looks[cells[0].method]) for cells in _first_of_methods(series)]
+        handles = [_handle(members[0].method, looks[members[0].method]) for members in _first_of_methods(series)]
         if lost := _mark_diverged(axes, series, looks):
             handles.append(lost)
         legend_beside(figure, axes, handles)
@@ -84,16 +89,26 @@ def learning_rate_curves(comparison: Comparison, looks: Mapping[str, Look], name
         return finished(figure, name, "Learning rates", caption, told)
 
 
-def _by_learning_rate(comparison: Comparison) -> list[list[Cell]]:
-    groups: dict[str, list[Cell]] = {}
-    for cell in comparison.cells:
-        if any(row.get("learning_rate") for row in cell.rows):
-            groups.setdefault(same_but(cell.results[0].spec, "seed", "train.learning_rate"), []).append(cell)
+def _by_learning_rate(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells that differ in nothing but learning rate, seed and stage; those that stopped early are no part of it."""
+    groups: dict[tuple[object, ...], list[Cell]] = {}
+    for cell in cells:
+        spec = cell.results[0].spec
+        if spec.stop_after_steps is None and any(values.get("learning_rate") for values in cell.rows):
+            groups.setdefault((spec.configuration_class, spec.train.steps, spec.train.epochs), []).append(cell)
     return list(groups.values())
 
 
 def _first_of_methods(series: Sequence[list[Cell]]) -> list[list[Cell]]:
     return list({cells[0].method: cells for cells in reversed(series)}.values())[::-1]
+
+
+def _mean_by_rate(members: Sequence[Cell]) -> Points:
+    losses: dict[float, list[float]] = {}
+    for cell in members:
+        if (found := cell.estimate("dev_loss")) is not None:
+            losses.setdefault(_rate(cell), []).extend(found.values)
+    return [(rate, math.fsum(values) / len(values)) for rate, values in sorted(losses.items())]
 
 
 def _rate(cell: Cell) -> float:

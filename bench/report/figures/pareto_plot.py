@@ -48,11 +48,7 @@ def pareto_plot(
             handles.append(_draw_base(axes, _estimate(untouched, score).mean * score.scale, score))
         _label(axes, best, points, score, cost)
         legend_beside(figure, axes, handles)
-        caption = (
-            f"{score.title} against {cost.title}. Bars are 95 % t-intervals of the mean over seeds; the line joins the "
-            "configurations that no other one beats in both. Small marks are further configurations of a method."
-        )
-        return finished(figure, name, f"{score.title} and {cost.title}", caption, told)
+        return finished(figure, name, f"{score.title} against {cost.axis}", "", told)
 
 
 def _value(cell: Cell, column: Column) -> float | None:
@@ -77,8 +73,7 @@ def _axes(axes: Axes, points: Sequence[Cell], score: Column, cost: Column) -> No
     if min(costs) > 0 and max(costs) / min(costs) > LOG_SPAN:
         axes.set_xscale("log")
     arrow = {True: " (more is better)", False: " (less is better)", None: ""}
-    unit = f", {cost.unit}" if cost.unit and cost.unit not in cost.title else ""
-    axes.set_xlabel(f"{cost.title}{unit}{arrow[cost.higher_is_better]}")
+    axes.set_xlabel(f"{cost.axis}{arrow[cost.higher_is_better]}")
     axes.set_ylabel(f"{score.title}{arrow[score.higher_is_better]}")
 
 

@@ -20,6 +20,7 @@ class Picture:
     name: str  # of its files
     title: str
     caption: str
+    width_inches: float
     svg: str
     png: bytes
 
@@ -31,12 +32,12 @@ def finished(figure: Figure, name: str, title: str, caption: str, told: Mapping[
         figure: Complete.
         name: Of the files, and prefix of the ids.
         title: Heading in the page.
-        caption: What it shows, in a sentence or two.
+        caption: What it shows, in a sentence or two; empty where the title says it.
         told: Id of a mark to what a pointer over it tells.
     """
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # It is laid out; doing that again for each format takes most of the time.
-    return Picture(name, title, caption, svg(figure, name, told), png(figure))
+    return Picture(name, title, caption, figure.get_figwidth(), svg(figure, name, told), png(figure))
 
 
 def legend_beside(figure: Figure, axes: Axes, handles: Sequence[Any]) -> None:

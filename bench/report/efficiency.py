@@ -1,0 +1,116 @@
+"""What a method gains for what it costs: against the untouched base model and against full fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from bench.report.cells import Cell, Comparison
+from bench.report.columns import Column, compact
+
+BASE, FULL = "none", "full"
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """One row of the summary: the best configuration of a method. None is what the records do not tell."""
+
+    cell: Cell
+    score: float | None
+    gain: float | None  # of the score over the base model's, positive where it is better
+    full_gain_fraction: float | None  # of the gain of full fine-tuning
+    decode_time_over_base: float | None  # seconds per new token, as a multiple of the base model's
+
+
+def efficiencies(comparison: Comparison) -> list[Efficiency]:
+    """One for the best configuration of each method, in order of the comparison; none without a metric."""
+    if not comparison.metrics:
+        return []
+    metric = comparison.metrics[0]
+    best = best_of_methods(comparison.scored)
+    by_method = {cell.method: cell for cell in best}
+    gain_of_full = _gain(by_method.get(FULL), by_method.get(BASE), metric)
+    return [
+        Efficiency(
+            cell=cell,
+            score=_mean(cell, metric.name),
+            gain=_gain(cell, by_method.get(BASE), metric),
+            full_gain_fraction=_ratio(_gain(cell, by_method.get(BASE), metric), gain_of_full),
+            decode_time_over_base=_ratio(
+                _mean(by_method.get(BASE), "decode_tokens_per_second"), _mean(cell, "decode_tokens_per_second")
+            ),
+        )
+        for cell in best
+    ]
+
+
+def best_of_methods(cells: Iterable[Cell]) -> list[Cell]:
+    """The first cell of each method; cells come best first."""
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        found.setdefault(cell.method, cell)
+    return list(found.values())
+
+
+def _mean(cell: Cell | None, name: str) -> float | None:
+    found = cell.estimate(name) if cell is not None else None
+    return None if found is None else found.mean
+
+
+def _gain(cell: Cell | None, base: Cell | None, metric: Column) -> float | None:
+    score, start = _mean(cell, metric.name), _mean(base, metric.name)
+    if score is None or start is None:
+        return None
+    return score - start if metric.higher_is_better else start - score
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return None if part is None or not whole or whole <= 0 else part / whole
+
+
+@dataclass(frozen=True)
+class EfficiencyColumn:
+    """Heading and text of one column of the summary."""
+
+    title: str
+    text: Callable[[Efficiency], str | None]
+
+
+def efficiency_columns(comparison: Comparison) -> list[EfficiencyColumn]:
+    """The columns for which some method has a value."""
+    metric = comparison.metrics[0]
+
+    def of_cell(name: str, show: Callable[[float], str]) -> Callable[[Efficiency], str | None]:
+        def text(row: Efficiency) -> str | None:
+            value = _mean(row.cell, name)
+            return None if value is None else show(value)
+
+        return text
+
+    def of_row(value_of: Callable[[Efficiency], float | None], show: str) -> Callable[[Efficiency], str | None]:
+        return lambda row: None if (value := value_of(row)) is None else show.format(value)
+
+    columns = [
+        EfficiencyColumn(metric.title, of_row(lambda row: row.score, f"{{:,.{metric.decimals}f}}")),
+        EfficiencyColumn("gain over base", of_row(lambda row: row.gain, f"{{:+,.{metric.decimals}f}}")),
+        EfficiencyColumn("share of full's gain", of_row(lambda row: row.full_gain_fraction, "{:.0%}")),
+        EfficiencyColumn("trained", of_cell("trained_parameters", compact)),
+        EfficiencyColumn("stored", of_cell("stored_parameters", compact)),
+        EfficiencyColumn("adapter", of_cell("adapter_bytes", size)),
+        EfficiencyColumn("peak memory", of_cell("peak_memory_bytes", size)),
+        EfficiencyColumn("train tok/s", of_cell("train_tokens_per_second", "{:,.0f}".format)),
+        EfficiencyColumn("train s", of_cell("train_seconds", "{:,.1f}".format)),
+        EfficiencyColumn("energy Wh", of_cell("energy_joules", lambda joules: f"{joules / 3600:,.2f}")),
+        EfficiencyColumn("decode time, x base", of_row(lambda row: row.decode_time_over_base, "{:.2f}")),
+    ]
+    rows = efficiencies(comparison)
+    return [column for column in columns if any(column.text(row) is not None for row in rows)]
+
+
+def size(num_bytes: float) -> str:
+    """Bytes with a unit of the power of two, three digits or so."""
+    for unit in ("B", "KiB", "MiB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:,.2f} GiB"

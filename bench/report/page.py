@@ -1,0 +1,174 @@
+"""report.html: one page that needs nothing but itself, neither a network nor a folder beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.report.cells import Comparison
+from bench.report.columns import Column, present
+from bench.report.content import Content
+from bench.report.figures import Picture
+from bench.report.page_tables import shown_comparison
+from bench.report.predictions import SideBySide
+from bench.report.rows import row
+from bench.spec import JsonDict
+
+FILES = Path(__file__).parent / "page_files"
+MOST_FAILURES = 100
+LEARNING_RATE = "learning rate"  # printed as it is: rates span too many powers of ten for one number of decimals
+# Columns of the table of all trials besides the metrics, where the records have them: name, heading, decimals.
+TRIAL_TEXTS = (("trial_id", "trial"), ("method", "method"), ("label", "settings"), ("status", "status"))
+TRIAL_NUMBERS = (
+    Column("seed", "seed"),
+    Column("learning_rate", LEARNING_RATE),
+    Column("dev_loss", "dev loss", decimals=3),
+    Column("test_loss", "test loss", decimals=3),
+    Column("peak_memory_bytes", "peak MiB", scale=2**-20),
+    Column("train_tokens_per_second", "train tok/s"),
+    Column("train_seconds", "train s", decimals=1),
+    Column("total_seconds", "total s", decimals=1),
+)
+
+
+def html(content: Content, pictures: Sequence[Sequence[Picture]], predictions: SideBySide | None) -> str:
+    """The page.
+
+    Args:
+        content: What the report says.
+        pictures: Of each comparison.
+        predictions: Side by side, where they are kept.
+    """
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(loader=FileSystemLoader(FILES), autoescape=True, trim_blocks=False)
+    comparisons = [
+        shown_comparison(comparison, drawn) for comparison, drawn in zip(content.comparisons, pictures, strict=True)
+    ]
+    return environment.get_template("page.html.jinja").render(
+        title=content.sweep,
+        summary=content.summary,
+        verdict=[line for comparison in content.comparisons for line in verdict(comparison)],
+        sections=_sections(content, comparisons, predictions),
+        caveats=content.caveats,
+        comparisons=comparisons,
+        predictions=predictions,
+        predictions_note=_predictions_note(predictions) if predictions else "",
+        failures=[_failure(result, outcome) for result, outcome in content.failures[:MOST_FAILURES]],
+        more_failures=max(0, len(content.failures) - MOST_FAILURES),
+        provenance=content.provenance,
+        command=content.command,
+        style=(FILES / "page.css").read_text(encoding="utf-8"),
+        script=(FILES / "page.js").read_text(encoding="utf-8"),
+        data=script_json({"trials": _trials(content), "predictions": _predictions(content, predictions)}),
+    )
+
+
+def script_json(value: JsonDict) -> str:
+    """JSON that can stand in a script element: no text in it can end the element or begin a comment."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def verdict(comparison: Comparison) -> list[str]:
+    """What the table says, in a sentence."""
+    if not comparison.metrics or not comparison.scored:
+        return []
+    metric, (first, *others) = comparison.metrics[0], comparison.scored
+    found = first.estimate(metric.name)
+    if found is None:
+        return []
+    trust = ""
+    if found.half_width is not None:
+        low, high = metric.text(found.low), metric.text(found.high)
+        trust = f" (95 % interval {low} to {high}, {len(found.values)} seeds)"
+    following = [
+        f"{cell.name} {metric.text(other.mean)}"
+        for cell in others[:3]
+        if (other := cell.estimate(metric.name)) is not None
+    ]
+    then = f"; next: {', '.join(following)}" if following else ""
+    return [f"Best {metric.title}: {first.name}, {metric.text(found.mean)}{trust}{then}."]
+
+
+def _sections(
+    content: Content, comparisons: Sequence[JsonDict], predictions: SideBySide | None
+) -> list[tuple[str, str]]:
+    several = len(comparisons) > 1
+    found = [("mind", "Mind")] if content.caveats else []
+    for number, comparison in enumerate(comparisons, start=1):
+        suffix = f" {number}" if several else ""
+        found.append((f"results-{number}", f"Results{suffix}"))
+        if comparison["pictures"]:
+            found.append((f"plots-{number}", f"Plots{suffix}"))
+    if predictions:
+        found.append(("predictions", "Predictions"))
+    if content.failures:
+        found.append(("failures", f"Failed ({len(content.failures)})"))
+    return [*found, ("trials", "All trials"), ("provenance", "Made with")]
+
+
+def _failure(result: Any, outcome: Any) -> JsonDict:
+    where = (f" in {outcome.phase}" if outcome.phase else "") + (
+        f" on rank {outcome.rank}" if outcome.rank is not None else ""
+    )
+    return {
+        "trial_id": result.trial_id,
+        "where": where,
+        **outcome.model_dump(include={"reason", "message", "log_tail", "traceback"}),
+    }
+
+
+def _trials(content: Content) -> JsonDict:
+    rows = [row(record) for record in content.records]
+    metrics = [column for comparison in content.comparisons for column in comparison.metrics]
+    numbers = present({column.name: column for column in (*metrics, *TRIAL_NUMBERS)}.values(), rows)
+    texts = [{"title": heading, "text": True} for _, heading in TRIAL_TEXTS]
+    return {
+        "columns": [
+            *texts,
+            *(
+                {"title": column.title, "decimals": None if column.title == LEARNING_RATE else column.decimals}
+                for column in numbers
+            ),
+        ],
+        "rows": [
+            [
+                *(
+                    values.get("reason") or values["status"] if name == "status" else values[name]
+                    for name, _ in TRIAL_TEXTS
+                ),
+                *(_scaled(column, values.get(column.name)) for column in numbers),
+            ]
+            for values in rows
+        ],
+    }
+
+
+def _scaled(column: Column, value: float | None) -> float | None:
+    return None if value is None else float(f"{value * column.scale:.7g}")
+
+
+def _predictions(content: Content, predictions: SideBySide | None) -> JsonDict | None:
+    if predictions is None:
+        return None
+    scored = {name for source in predictions.sources for scores in source["scores"] for name in scores or ()}
+    metrics = {column.name: column for comparison in content.comparisons for column in comparison.metrics}
+    metric = next((column for name, column in metrics.items() if name in scored), None)
+    return {
+        "configurations": predictions.configurations,
+        "sources": predictions.sources,
+        "metric": metric
+        and {"name": metric.name, "title": metric.title, "higher_is_better": bool(metric.higher_is_better)},
+    }
+
+
+def _predictions_note(predictions: SideBySide) -> str:
+    shown, known = len(predictions.sources), predictions.num_sources
+    part = "All" if shown == known else f"An even sample of {shown} of the"
+    return (
+        f"{part} {known} test sources; of each method the best configuration, of each configuration the first "
+        "completed seed. The files predictions.jsonl.gz of the trials hold everything."
+    )

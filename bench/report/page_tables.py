@@ -1,0 +1,172 @@
+"""The tables of a comparison as the page's template takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from bench.report.cells import Cell, Comparison, Estimate
+from bench.report.columns import ABSENT, TRAINED, Column, compact, title
+from bench.report.content import legend, signatures
+from bench.report.efficiency import best_of_methods, efficiencies, efficiency_columns
+from bench.report.figures import Picture
+from bench.report.figures.style import UNTOUCHED, inlined
+from bench.spec import JsonDict
+
+# So that texts in all pictures have one size on the page.
+PIXELS_PER_INCH = 92
+# An interval may widen the scale of its column by this share of the spread of means; a wider one fills its cell.
+MOST_WHISKER = 0.5
+
+
+def shown_comparison(comparison: Comparison, pictures: Sequence[Picture]) -> JsonDict:
+    """Everything that the page shows of one model and task."""
+    outcomes = [outcome for cell in comparison.cells for _, outcome in cell.completed]
+    scale = _Scale(comparison)
+    return {
+        "model": comparison.model,
+        "task": comparison.task,
+        "several_seeds": comparison.several_seeds,
+        "has_intervals": scale.metric is not None,
+        "has_groups": False,
+        "headings": _headings(comparison, scale),
+        "rows": [_row(comparison, cell, scale) for cell in comparison.scored],
+        "legend": legend(comparison) if outcomes else "No trial has completed yet.",
+        "signatures": [(title(name), text) for name, text in signatures(outcomes)],
+        "tables": _tables(comparison),
+        "pictures": [
+            {
+                "name": picture.name,
+                "title": picture.title,
+                "caption": picture.caption,
+                "svg": inlined(picture.svg),
+                "wide": picture.width_inches > 6.5,
+                "width": round(picture.width_inches * PIXELS_PER_INCH),
+            }
+            for picture in pictures
+        ],
+    }
+
+
+class _Scale:
+    """Where a mean and its interval lie between 0 and 100 in the column of intervals.
+
+    The scale is that of the methods that train; the base model may lie outside.
+    """
+
+    def __init__(self, comparison: Comparison) -> None:
+        self.metric = comparison.metrics[0] if comparison.metrics and comparison.several_seeds else None
+        trained = [cell for cell in comparison.scored if cell.method != UNTOUCHED] or comparison.scored
+        known = [one for cell in trained if (one := self.of(cell)) is not None]
+        means = [one.mean for one in known] or [0.0]
+        widest = MOST_WHISKER * (max(means) - min(means)) or 1.0
+        shown = [min(one.half_width or 0.0, widest) for one in known] or [0.0]
+        self.low = min(mean - width for mean, width in zip(means, shown, strict=True))
+        self.high = max(mean + width for mean, width in zip(means, shown, strict=True))
+
+    def of(self, cell: Cell) -> Estimate | None:
+        return cell.estimate(self.metric.name) if self.metric is not None else None
+
+    def place(self, value: float) -> float:
+        return round(min(100.0, max(0.0, 100.0 * (value - self.low) / (self.high - self.low or 1.0))), 1)
+
+    def interval(self, cell: Cell) -> JsonDict:
+        found = self.of(cell)
+        if found is None or self.metric is None:
+            return {"at": None, "sort": "", "told": ""}
+        return {
+            "sort": "" if found.half_width is None else found.half_width,
+            "low": self.place(found.low),
+            "high": self.place(found.high),
+            "at": round(self.place(found.mean) - 0.8, 1) if self.low <= found.mean <= self.high else None,
+            "told": "one value"
+            if found.half_width is None
+            else f"{self.metric.text(found.low)} to {self.metric.text(found.high)}",
+        }
+
+
+def _headings(comparison: Comparison, scale: _Scale) -> list[JsonDict]:
+    arrows = {True: "↑", False: "↓", None: ""}
+    metrics = comparison.metrics
+    found: list[JsonDict] = [{"title": "method", "text": True}]
+    if comparison.several_seeds:
+        found.append({"title": "seeds"})
+    if scale.metric is not None:
+        found.append({"title": f"{scale.metric.title} 95 %", "told": "95 % t-interval of the mean; sorts by its width"})
+    for column in comparison.columns:
+        heading = {"title": column.title, "arrow": arrows[column.higher_is_better], "told": column.axis}
+        if metrics and column is metrics[0]:
+            heading["first"] = "descending" if column.higher_is_better else "ascending"
+        found.append(heading)
+    return found
+
+
+def _row(comparison: Comparison, cell: Cell, scale: _Scale) -> JsonDict:
+    return {
+        "method": cell.method,
+        "label": cell.results[0].spec.label,
+        "seeds": cell.seeds,
+        "num_seeds": len(cell.completed),
+        "interval": scale.interval(cell),
+        "cells": [_cell(comparison, cell, column) for column in comparison.columns],
+    }
+
+
+def _cell(comparison: Comparison, cell: Cell, column: Column) -> JsonDict:
+    found = cell.estimate(column.name)
+    if found is None:
+        return {"text": ABSENT, "sort": "", "spread": "", "best": False, "told": ""}
+    varies = found.standard_deviation is not None and column.varies_over_seeds
+    return {
+        "text": compact(found.mean) if column is TRAINED else column.text(found.mean),
+        "sort": found.mean,
+        "spread": column.text(found.standard_deviation or 0.0) if varies else "",
+        "best": comparison.is_best(cell, column),
+        "told": f"95 %: {column.text(found.low)} to {column.text(found.high)}" if varies else column.text(found.mean),
+    }
+
+
+def _tables(comparison: Comparison) -> list[JsonDict]:
+    return [table for table in (_tags(comparison), _efficiency(comparison)) if table is not None]
+
+
+def _tags(comparison: Comparison) -> JsonDict | None:
+    """The first metric by tag, all tags that the records have."""
+    outcomes = [outcome for cell in comparison.cells for _, outcome in cell.completed]
+    sources = {tag: count for outcome in outcomes for tag, count in outcome.scores.sources_by_tag.items()}
+    if not sources or not comparison.metrics:
+        return None
+    metric = comparison.metrics[0]
+    rows = []
+    for cell in best_of_methods(comparison.scored):
+        values = [
+            _mean(outcome.scores.by_tag.get(tag, {}).get(metric.name) for _, outcome in cell.completed)
+            for tag in sources
+        ]
+        rows.append([cell.name, *(ABSENT if value is None else metric.text(value) for value in values)])
+    return {
+        "title": f"{metric.title} by tag",
+        "headings": ["method", *(f"{tag} ({count})" for tag, count in sources.items())],
+        "rows": rows,
+        "note": "The best configuration of each method, mean over seeds. Numbers of test sources in brackets.",
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    found = [value for value in values if value is not None]
+    return sum(found) / len(found) if found else None
+
+
+def _efficiency(comparison: Comparison) -> JsonDict | None:
+    rows = efficiencies(comparison)
+    if not rows:
+        return None
+    columns = efficiency_columns(comparison)
+    return {
+        "title": "What it gains for what it costs",
+        "headings": ["method", *(column.title for column in columns)],
+        "rows": [[one.cell.name, *(column.text(one) or ABSENT for column in columns)] for one in rows],
+        "note": (
+            "The best configuration of each method. Gain is over the untouched base model, the share is of the gain of "
+            "full fine-tuning; decode time is seconds per new token as a multiple of the base model's."
+        ),
+    }
