@@ -1,16 +1,33 @@
-"""Generation: unique sources, sorted by length, batched, shared out over ranks."""
+"""Generation: unique sources, sorted by length, batched, shared out over ranks.
+
+Decoder-only models are continued by the batched decoder (bench/decode_engine.py), others by ``generate`` of
+transformers; both search for the same texts, and the record says which it was.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
+from bench import decode_engine
 from bench.architecture import Architecture
+from bench.decode_search import SearchSettings
 from bench.measure import synchronize
 from bench.spec import DecodeSpec, JsonDict
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a rank has generated."""
+
+    texts: dict[int, str]  # by index of the source
+    new_tokens: int  # up to and including the ends
+    seconds: float
+    engine: Literal["batched", "transformers"]
 
 
 def generate(
@@ -23,7 +40,7 @@ def generate(
     rank: int,
     ranks: int,
     progress: Callable[[JsonDict], None] = lambda event: None,
-) -> tuple[dict[int, str], int, float]:
+) -> Decoded:
     """Texts for this rank's share of the sources.
 
     A text ends at the end token or at the first line break, for every method alike; an untouched base model would
@@ -39,47 +56,57 @@ def generate(
         rank: This rank.
         ranks: Number of ranks.
         progress: Called after each batch.
-
-    Returns:
-        Index of the source to text; new tokens up to and including the end; seconds.
     """
     by_length = sorted(range(len(sources)), key=lambda index: (len(sources[index]), index), reverse=True)
     batches = [by_length[at : at + decode.batch_size] for at in range(0, len(sources), decode.batch_size)]
-    ends = end_token_ids(tokenizer)
+    settings = search_settings(tokenizer, decode)
+    batched = decode_engine.unsupported(model) is None
     texts: dict[int, str] = {}
     new_tokens = 0
     synchronize(device)
     started = time.perf_counter()
     for batch in batches[rank::ranks]:
-        inputs = architecture.generation_inputs([sources[index] for index in batch], tokenizer.pad_token_id)
-        output = _generate_batch(model, tokenizer, inputs, decode, ends)
-        for index, tokens in zip(batch, architecture.new_tokens(output, inputs).tolist(), strict=True):
-            length = next((n + 1 for n, token in enumerate(tokens) if token in ends), len(tokens))
-            new_tokens += length
-            texts[index] = first_line(tokenizer.decode(tokens[:length], skip_special_tokens=True))
+        inputs = [sources[index] for index in batch]
+        if batched:
+            results = [found[0].tokens for found in decode_engine.search(model, inputs, settings)]
+        else:
+            results = _generated(model, architecture, inputs, settings, tokenizer.pad_token_id)
+        for index, tokens in zip(batch, results, strict=True):
+            new_tokens += len(tokens)
+            texts[index] = first_line(tokenizer.decode(tokens, skip_special_tokens=True))
         progress({"decoded": len(texts), "of": len(sources)})
     synchronize(device)
-    return texts, new_tokens, time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    return Decoded(texts, new_tokens, seconds, "batched" if batched else "transformers")
 
 
-def _generate_batch(
-    model: Any, tokenizer: Any, inputs: dict[str, torch.Tensor], decode: DecodeSpec, ends: list[int]
-) -> torch.Tensor:
-    """What the model's own ``generate`` returns for a batch, on the model's device."""
-    beam_settings = {"length_penalty": decode.length_penalty} if decode.beams > 1 else {}
+def search_settings(tokenizer: Any, decode: DecodeSpec) -> SearchSettings:
+    """What a sweep asks for, in tokens."""
+    banned = tuple(decode.banned_token_ids)
+    return SearchSettings(
+        ends=tuple(end for end in end_token_ids(tokenizer) if end not in banned),
+        beams=decode.beams,
+        max_new_tokens=decode.max_new_tokens,
+        min_new_tokens=decode.min_new_tokens,
+        length_penalty=decode.length_penalty,
+        early_stopping=decode.early_stopping,
+        no_repeat_ngram_size=decode.no_repeat_ngram_size,
+        banned=banned,
+    )
+
+
+def _generated(
+    model: Any, architecture: Architecture, sources: Sequence[list[int]], settings: SearchSettings, pad_token_id: int
+) -> list[list[int]]:
+    """Tokens up to and including the end, by ``generate`` of transformers."""
+    inputs = architecture.generation_inputs(sources, pad_token_id)
     with torch.inference_mode():
-        output: torch.Tensor = model.generate(
+        output = model.generate(
             **{name: tensor.to(model.device) for name, tensor in inputs.items()},
-            do_sample=False,
-            num_beams=decode.beams,
-            max_new_tokens=decode.max_new_tokens,
-            min_new_tokens=decode.min_new_tokens or None,
-            no_repeat_ngram_size=decode.no_repeat_ngram_size or None,
-            eos_token_id=ends,
-            pad_token_id=tokenizer.pad_token_id,
-            **beam_settings,
+            pad_token_id=pad_token_id,
+            **settings.for_transformers(),
         )
-    return output
+    return [settings.until_end(tokens) for tokens in architecture.new_tokens(output, inputs).tolist()]
 
 
 def end_token_ids(tokenizer: Any) -> list[int]:

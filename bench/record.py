@@ -70,6 +70,9 @@ class DecodeCost(Spec):
     new_tokens: int
     tokens_per_second: float | None
     seconds: float
+    engine: Literal["batched", "transformers"] | None = Field(
+        None, description="who searched: our batched decoder, or generate of transformers; None: before 2026-11-25"
+    )
 
 
 class TrainPoint(Spec):

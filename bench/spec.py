@@ -26,6 +26,7 @@ IDENTITY_VERSION = 1
 LATER_FIELDS: dict[str, tuple[str, ...]] = {
     "task": ("source_sha256",),
     "method": ("source_sha256",),
+    "decode": ("early_stopping", "banned_token_ids"),
 }
 
 
@@ -80,13 +81,21 @@ class DecodeSpec(Spec):
     max_new_tokens: PositiveInt = 96
     min_new_tokens: Annotated[int, Field(ge=0)] = 0
     length_penalty: float = Field(1.0, description="exponent on the length in beam search; ineffective with beams: 1")
+    early_stopping: bool | Literal["never"] = Field(
+        False, description="true: a source is done when it has as many finished texts as beams; else see transformers"
+    )
     no_repeat_ngram_size: Annotated[int, Field(ge=0)] = 0
-    batch_size: PositiveInt = 16
+    banned_token_ids: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[], description="tokens that are never generated; ids of the base model's tokenizer"
+    )
+    batch_size: PositiveInt = Field(16, description="sources that are decoded together; each takes `beams` rows")
 
     @model_validator(mode="after")
     def _effective(self) -> DecodeSpec:
         if self.beams == 1 and self.length_penalty != 1.0:
             raise ValueError("length_penalty has no effect with beams: 1; set beams to 2 or more, or leave it out")
+        if self.beams == 1 and self.early_stopping is not False:
+            raise ValueError("early_stopping has no effect with beams: 1; set beams to 2 or more, or leave it out")
         return self
 
 

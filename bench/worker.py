@@ -5,6 +5,7 @@ Both launchers call :func:`run_rank` in a fresh process. Imports of torch and De
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -308,7 +309,7 @@ class _Trial:
     ) -> tuple[list[str], DecodeCost]:
         """Predictions in the order of ``examples`` (whole on rank 0 only), and what they cost all ranks together."""
         context = self.context
-        texts, new_tokens, seconds = generate(
+        decoded = generate(
             model,
             tokenizer,
             tokens.architecture,
@@ -319,7 +320,7 @@ class _Trial:
             context.ranks,
             context.progress,
         )
-        shares = share_json(context, "predictions", {"texts": texts, "new_tokens": new_tokens, "seconds": seconds})
+        shares = share_json(context, "predictions", dataclasses.asdict(decoded))
         merged = {int(index): text for share in shares for index, text in share["texts"].items()}
         total, slowest = sum(share["new_tokens"] for share in shares), max(share["seconds"] for share in shares)
         cost = DecodeCost(
@@ -327,6 +328,7 @@ class _Trial:
             new_tokens=total,
             tokens_per_second=total / slowest if slowest else None,
             seconds=slowest,
+            engine=decoded.engine,
         )
         return [merged[index] for index in range(len(examples))], cost
 

@@ -1,0 +1,262 @@
+"""Choosing tokens: greedy and beam search over the logits of a batch, as transformers' ``generate`` defines them.
+
+Nothing here runs a model. A search is told the logits of its open beams and says which tokens come next; rows are
+independent of each other, so that a finished one can leave the batch.
+
+B sources, K beams, G new tokens, V vocabulary, N candidates.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+IMPOSSIBLE = -1.0e9  # what transformers gives a candidate that must not win; more than minus infinity, so that it sorts
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What to search for. Meanings and defaults are those of transformers' ``GenerationConfig``."""
+
+    ends: tuple[int, ...]  # token ids that end a text
+    beams: int = 1
+    max_new_tokens: int = 96
+    min_new_tokens: int = 0
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    no_repeat_ngram_size: int = 0
+    banned: tuple[int, ...] = ()  # token ids that are never generated
+
+    def __post_init__(self) -> None:
+        if both := set(self.ends) & set(self.banned):
+            raise ValueError(f"token ids {sorted(both)} end a text and are banned as well")
+
+    def until_end(self, tokens: list[int]) -> list[int]:
+        """Tokens up to and including the first that ends a text."""
+        length = next((place + 1 for place, token in enumerate(tokens) if token in self.ends), len(tokens))
+        return tokens[:length]
+
+    def for_transformers(self) -> dict[str, Any]:
+        """The same settings as arguments of ``generate``. What a model's own generation_config adds is switched off."""
+        beam_settings = {"length_penalty": self.length_penalty, "early_stopping": self.early_stopping}
+        return {
+            "do_sample": False,
+            "num_beams": self.beams,
+            "max_new_tokens": self.max_new_tokens,
+            "min_new_tokens": self.min_new_tokens or None,
+            "no_repeat_ngram_size": self.no_repeat_ngram_size,
+            "bad_words_ids": [[token] for token in self.banned] or None,
+            "eos_token_id": list(self.ends),
+            "repetition_penalty": 1.0,
+            **(beam_settings if self.beams > 1 else {}),
+        }
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A finished text: its tokens up to and including the end, and the score that ranks it."""
+
+    tokens: list[int]
+    score: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a search decided: each beam goes on from ``parents`` with ``tokens``."""
+
+    parents: torch.Tensor  # (B, K) int64, beams of the previous step
+    tokens: torch.Tensor  # (B, K) int64
+    done: torch.Tensor  # (B,) bool; the hypotheses of these rows are final
+
+
+class Search(ABC):
+    """State of a search in ``rows`` sources.
+
+    Args:
+        settings: What to search for.
+        sources: ``(B, S)`` int64 token ids of the sources, -1 where there is none; repeated n-grams count from here.
+    """
+
+    def __init__(self, settings: SearchSettings, sources: torch.Tensor) -> None:
+        self.settings = settings
+        self.sources = sources
+        rows = len(sources)
+        self.tokens = sources.new_zeros(rows, settings.beams, settings.max_new_tokens)  # (B, K, G) of the open beams
+        self.length = 0  # new tokens so far
+        self._ends = torch.tensor(settings.ends, device=sources.device)
+        self._banned = torch.tensor(settings.banned, dtype=torch.long, device=sources.device)
+
+    @abstractmethod
+    def advance(self, logits: torch.Tensor) -> Step:
+        """Choose the next tokens.
+
+        Args:
+            logits: ``(B, K, V)`` float32, overwritten. In the first step ``(B, 1, V)``: the beams have yet to part.
+        """
+
+    @abstractmethod
+    def hypotheses(self, row: int) -> list[Hypothesis]:
+        """The results of a row that is done, best first."""
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Forget all rows but these; ``(B,)`` int64."""
+        self.sources = self.sources[rows]
+        self.tokens = self.tokens[rows]
+
+    def _forbid(self, logits: torch.Tensor) -> None:
+        """Make impossible what the settings forbid at this point, in place."""
+        settings, never = self.settings, float("-inf")
+        if settings.no_repeat_ngram_size:
+            open_beams = logits.shape[1]
+            sources = self.sources[:, None].expand(-1, open_beams, -1)
+            history = torch.cat([sources, self.tokens[:, :open_beams, : self.length]], dim=-1)
+            forbid_repeats(logits, history, settings.no_repeat_ngram_size)
+        if settings.banned:
+            logits[..., self._banned] = never
+        if self.length < settings.min_new_tokens:
+            logits[..., self._ends] = never
+
+    def _is_end(self, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.isin(tokens, self._ends)
+
+
+class GreedySearch(Search):
+    """The likeliest token, one after the other. The score of a hypothesis is 0: nothing is ranked."""
+
+    def advance(self, logits: torch.Tensor) -> Step:
+        self._forbid(logits)
+        tokens = logits.argmax(-1)  # (B, 1)
+        self.tokens[:, :, self.length] = tokens
+        self.length += 1
+        done = self._is_end(tokens)[:, 0]
+        if self.length == self.settings.max_new_tokens:
+            done = torch.ones_like(done)
+        return Step(torch.zeros_like(tokens), tokens, done)
+
+    def hypotheses(self, row: int) -> list[Hypothesis]:
+        return [Hypothesis(self.tokens[row, 0, : self.length].tolist(), 0.0)]
+
+
+class BeamSearch(Search):
+    """The K best texts by ``log p / length ** length_penalty``.
+
+    Every step takes the best ``max(2, 1 + number of ends) * K`` candidates of a source. Those among the first K that
+    end, or reach the limit of length, compete for a place among the K finished ones; the best K that go on are the open
+    beams. When a row is done: with ``early_stopping=True`` as soon as K texts have finished; else when the best open
+    beam, at its present length, could not enter the K finished ones any more; ``"never"`` asks that at the length that
+    favours the open beam most.
+    """
+
+    def __init__(self, settings: SearchSettings, sources: torch.Tensor) -> None:
+        super().__init__(settings, sources)
+        rows, beams, device = len(sources), settings.beams, sources.device
+        self.open_scores = torch.zeros(rows, 1, device=device)  # (B, K), of the first step (B, 1): sums of log p
+        self.finished_tokens = torch.zeros_like(self.tokens)
+        self.finished_lengths = torch.zeros(rows, beams, dtype=torch.long, device=device)
+        self.finished_scores = torch.full((rows, beams), IMPOSSIBLE, device=device)
+        self.is_finished = torch.zeros(rows, beams, dtype=torch.bool, device=device)
+
+    def advance(self, logits: torch.Tensor) -> Step:
+        settings = self.settings
+        normaliser = logits.logsumexp(-1, keepdim=True)  # before anything is forbidden, as in transformers
+        self._forbid(logits)
+        scores, parents, tokens = self._candidates(logits, normaliser)  # (B, N) each, best first
+        histories = _of_beams(self.tokens, parents)
+        histories[:, :, self.length] = tokens
+        self.length += 1
+        ends = self._is_end(tokens)
+        if self.length == settings.max_new_tokens:
+            ends = torch.ones_like(ends)
+        self._finish(scores, histories, ends)
+        open_scores, goes_on = (scores + ends * IMPOSSIBLE).topk(settings.beams)  # (B, K)
+        self.open_scores = open_scores
+        self.tokens = _of_beams(histories, goes_on)
+        return Step(parents.gather(1, goes_on), tokens.gather(1, goes_on), self._done())
+
+    def _candidates(
+        self, logits: torch.Tensor, normaliser: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Scores, beams and tokens of the best continuations of each source."""
+        beams = logits.shape[1]
+        count = min(max(2, 1 + len(self.settings.ends)) * self.settings.beams, beams * logits.shape[-1])
+        # The best of all beams are among the best of each: two small selections in place of one over K * V.
+        best, tokens = logits.topk(min(count, logits.shape[-1]))  # (B, K, N)
+        scores = (best - normaliser + self.open_scores[..., None]).flatten(1)  # (B, K * N)
+        scores, chosen = scores.topk(count)
+        return scores, chosen // best.shape[-1], tokens.flatten(1).gather(1, chosen)
+
+    def _finish(self, scores: torch.Tensor, histories: torch.Tensor, ends: torch.Tensor) -> None:
+        """Let candidates that end compete with the finished texts."""
+        beams = self.settings.beams
+        eligible = ends[:, :beams]
+        scores = scores[:, :beams] / self.length**self.settings.length_penalty
+        scores = scores + ~eligible * IMPOSSIBLE
+        self.finished_scores, best = torch.cat([self.finished_scores, scores], dim=1).topk(beams)
+        self.finished_tokens = _of_beams(torch.cat([self.finished_tokens, histories[:, :beams]], dim=1), best)
+        lengths = torch.cat([self.finished_lengths, torch.full_like(self.finished_lengths, self.length)], dim=1)
+        self.finished_lengths = lengths.gather(1, best)
+        self.is_finished = torch.cat([self.is_finished, eligible], dim=1).gather(1, best)
+
+    def _done(self) -> torch.Tensor:
+        settings = self.settings
+        if self.length == settings.max_new_tokens:
+            return torch.ones(len(self.tokens), dtype=torch.bool, device=self.tokens.device)
+        hopeful = settings.early_stopping == "never" and settings.length_penalty > 0
+        length = settings.max_new_tokens if hopeful else self.length
+        best_open = self.open_scores[:, 0] / length**settings.length_penalty
+        worst_finished = torch.where(self.is_finished.all(-1), self.finished_scores.min(-1).values, IMPOSSIBLE)
+        done: torch.Tensor = ~(best_open > worst_finished)
+        return done | self.is_finished.all(-1) if settings.early_stopping is True else done
+
+    def hypotheses(self, row: int) -> list[Hypothesis]:
+        lengths, scores = self.finished_lengths[row].tolist(), self.finished_scores[row].tolist()
+        texts = self.finished_tokens[row].tolist()
+        return [
+            Hypothesis(tokens[:length], score)
+            for tokens, length, score, finished in zip(
+                texts, lengths, scores, self.is_finished[row].tolist(), strict=True
+            )
+            if finished
+        ]
+
+    def keep(self, rows: torch.Tensor) -> None:
+        super().keep(rows)
+        self.open_scores = self.open_scores[rows]
+        self.finished_tokens = self.finished_tokens[rows]
+        self.finished_lengths = self.finished_lengths[rows]
+        self.finished_scores = self.finished_scores[rows]
+        self.is_finished = self.is_finished[rows]
+
+
+def make_search(settings: SearchSettings, sources: torch.Tensor) -> Search:
+    """Greedy with one beam, beam search with more."""
+    return (GreedySearch if settings.beams == 1 else BeamSearch)(settings, sources)
+
+
+def forbid_repeats(logits: torch.Tensor, history: torch.Tensor, size: int) -> None:
+    """Make every token impossible that would repeat an n-gram of the history, source included, in place.
+
+    Args:
+        logits: ``(B, K, V)``.
+        history: ``(B, K, H)`` int64; -1 marks what is no token.
+        size: n.
+    """
+    if history.shape[-1] < size:
+        return
+    grams = history.unfold(-1, size, 1)  # (B, K, windows, n)
+    start = history[..., history.shape[-1] - size + 1 :]  # (B, K, n - 1): a gram that the next token would complete
+    repeats = (grams[..., :-1] == start[..., None, :]).all(-1) & (grams >= 0).all(-1)
+    vocabulary = logits.shape[-1]
+    # Grams that do not match point at a spare column, where they forbid nothing.
+    last = torch.where(repeats, grams[..., -1], vocabulary)
+    forbidden = torch.zeros(*logits.shape[:-1], vocabulary + 1, dtype=torch.bool, device=logits.device)
+    forbidden.scatter_(-1, last, True)
+    logits.masked_fill_(forbidden[..., :-1], float("-inf"))
+
+
+def _of_beams(tokens: torch.Tensor, beams: torch.Tensor) -> torch.Tensor:
+    """``(B, K, G)`` of beams ``(B, N)``: ``(B, N, G)``."""
+    return tokens.gather(1, beams[..., None].expand(-1, -1, tokens.shape[-1]))
