@@ -167,6 +167,7 @@ def _trials(
     train = validated(TrainSpec, parts["train"], f"{where}.train")
     resources = validated(ResourceSpec, parts["resources"], f"{where}.resources")
     check_batches(train, resources, where)
+    check_optimizer(train, resources, where)
     task_config = {key: value for key, value in parts["task"].items() if key != "name"}
     if "name" not in parts["task"]:
         raise ConfigError("task.name is missing: say which task, e.g. 'task: facts'")
@@ -199,6 +200,19 @@ def check_batches(train: TrainSpec, resources: ResourceSpec, where: str) -> None
         raise ConfigError(
             f"{where}.train.batch_size: {train.batch_size} is not a multiple of ranks {resources.ranks}{micro} = "
             f"{per_step}; every rank takes an equal share"
+        )
+
+
+def check_optimizer(train: TrainSpec, resources: ResourceSpec, where: str) -> None:
+    """Adafactor looks at whole matrices, which ZeRO and the fp32 copies of bf16 training cut up and flatten.
+
+    Raises:
+        ConfigError: They are asked for together.
+    """
+    if train.optimizer == "adafactor" and (resources.zero_stage or resources.precision != "fp32"):
+        raise ConfigError(
+            f"{where}.train.optimizer: adafactor needs whole matrices; set resources.zero_stage: 0 (it is "
+            f"{resources.zero_stage}) and resources.precision: fp32 (it is {resources.precision}), or use adamw"
         )
 
 

@@ -105,15 +105,21 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     return tokenizer
 
 
-def load_model(spec: ModelSpec, dtype: torch.dtype) -> Any:
+def load_model(spec: ModelSpec, dtype: torch.dtype, dropout: float | None = None) -> Any:
     """The base model on the CPU, all weights frozen, in evaluation mode.
 
+    Args:
+        spec: Which model.
+        dtype: Of its weights.
+        dropout: Within the model, once it trains; None is what its configuration says.
+
     Raises:
-        ModelError: It cannot be loaded.
+        ModelError: It cannot be loaded, or has no dropout to set.
     """
     import transformers
 
     auto_class = getattr(transformers, architecture(spec).auto_class)
+    settings = {} if dropout is None else _dropout_settings(spec, dropout)
     try:
         model = auto_class.from_pretrained(
             model_source(spec),
@@ -122,10 +128,26 @@ def load_model(spec: ModelSpec, dtype: torch.dtype) -> Any:
             attn_implementation=spec.attention,
             use_safetensors=True,
             trust_remote_code=spec.trust_remote_code,
+            **settings,
         )
     except (OSError, KeyError, ValueError) as error:
         raise ModelError(f"model.path: {spec.path!r} cannot be loaded: {error}") from error
     return model.requires_grad_(False).eval()
+
+
+def _dropout_settings(spec: ModelSpec, dropout: float) -> dict[str, float]:
+    """The probabilities of dropout in the model's configuration, whatever its family calls them, set to one value.
+
+    LayerDrop is another thing, and the dropout of classifiers has no part in a language model.
+    """
+    names = [
+        name
+        for name, value in load_config(spec).to_dict().items()
+        if "drop" in name and "layerdrop" not in name and isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+    if not names and dropout:
+        raise ModelError(f"train.dropout: {dropout:g} has no effect: the configuration of {spec.path!r} has no dropout")
+    return dict.fromkeys(names, dropout)
 
 
 def empty_model(spec: ModelSpec) -> Any:

@@ -25,6 +25,7 @@ IDENTITY_VERSION = 1
 # that trials that do not use them keep their ids.
 LATER_FIELDS: dict[str, tuple[str, ...]] = {
     "task": ("source_sha256",),
+    "train": ("optimizer", "adam_beta1", "adam_epsilon", "loss_reduction", "dropout"),
     "method": ("source_sha256",),
     "decode": ("early_stopping", "banned_token_ids"),
 }
@@ -58,8 +59,21 @@ class TrainSpec(Spec):
     )
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    optimizer: Literal["adamw", "adafactor"] = Field(
+        "adamw", description="adafactor: as Lester et al. 2021, without parameter scaling; needs ZeRO 0 and fp32"
+    )
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    adam_epsilon: PositiveFloat = 1e-8
+    loss_reduction: Literal["token_mean", "sequence_sum"] = Field(
+        "token_mean",
+        description="what is minimised: the mean over the batch's target tokens, or the sum over a sequence's target "
+        "tokens, averaged over sequences (Li & Liang 2021), which takes larger steps at the same learning rate",
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="within the base model; None: what its configuration says. A method's own dropout stays"
+    )
     max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="global gradient norm; 0 does not clip")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gradient_checkpointing: bool = False
@@ -71,6 +85,14 @@ class TrainSpec(Spec):
     def _one_length(self) -> TrainSpec:
         if self.steps is not None and self.epochs is not None:
             raise ValueError("set either steps or epochs, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _effective(self) -> TrainSpec:
+        for name in ("adam_beta1", "adam_beta2", "adam_epsilon"):
+            default = type(self).model_fields[name].default
+            if self.optimizer != "adamw" and getattr(self, name) != default:
+                raise ValueError(f"{name} has no effect with optimizer: {self.optimizer}; leave it out")
         return self
 
 

@@ -19,6 +19,7 @@ from bench.architecture import Architecture, Batch, Pair
 from bench.data import micro_batches, num_steps, training_order
 from bench.measure import PhaseMeter, StepClock, percentile, steady_start
 from bench.method import Method, trained_parameters
+from bench.optimize import learning_rate_factor, make_optimizer
 from bench.record import DevPoint, TrainCost, TrainPoint
 from bench.spec import JsonDict, ResourceSpec, TrainSpec
 
@@ -107,26 +108,13 @@ def deepspeed_config(train: TrainSpec, resources: ResourceSpec, micro_batch_size
     }
 
 
-def learning_rate_factor(train: TrainSpec, steps: int) -> Callable[[int], float]:
-    """Multiplier of the learning rate for the step with this index (from 0)."""
-
-    def factor(step: int) -> float:
-        if step < train.warmup_steps:
-            return (step + 1) / train.warmup_steps
-        if train.schedule == "constant":
-            return 1.0
-        progress = (step - train.warmup_steps) / max(1, steps - train.warmup_steps)
-        return 1.0 - progress if train.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
-
-    return factor
-
-
 @dataclass
 class Training:
     """One trial's training on one rank.
 
     The loss of a step is the mean over all target tokens of the global batch, whatever ranks and micro-batches it is
-    cut into, so that the numbers of ranks change nothing but rounding.
+    cut into, so that the numbers of ranks change nothing but rounding. ``loss_reduction`` may ask for another gradient
+    scale, the sum over a sequence's target tokens averaged over sequences; what is reported stays the mean over tokens.
     """
 
     method: Method
@@ -195,17 +183,7 @@ class Training:
         micro_batch_size = self.train.micro_batch_size or self.train.batch_size // self.resources.ranks
         if self.train.gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-        groups = [
-            {"params": group["params"], "lr": self.train.learning_rate * group.get("lr_scale", 1.0)}
-            for group in self.method.parameter_groups(self.model)
-        ]
-        optimizer = torch.optim.AdamW(
-            groups,
-            lr=self.train.learning_rate,
-            betas=(0.9, self.train.adam_beta2),
-            weight_decay=self.train.weight_decay,
-            fused=True,
-        )
+        optimizer = make_optimizer(self.train, self.method.parameter_groups(self.model))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(self.train, steps))
         parameters = [parameter for _, parameter in trained_parameters(self.model)]
         num_trained = sum(parameter.numel() for parameter in parameters)
@@ -221,16 +199,17 @@ class Training:
     def _step(self, engine: Any, pairs: Sequence[Pair], batch: Sequence[int], micro_batch_size: int) -> torch.Tensor:
         """One optimiser step. Returns this rank's part of the batch's mean loss."""
         num_targets = sum(len(pairs[index].target_ids) for index in batch)
+        divisor = num_targets if self.train.loss_reduction == "token_mean" else len(batch)
         micros = micro_batches(batch, self.rank, self.resources.ranks, micro_batch_size)
         total = torch.zeros((), device=self.device)
         for micro in micros:
             chosen = [pairs[index] for index in micro]
             inputs = self.architecture.batch(chosen, self.pad_token_id).to(self.device)
-            loss = engine(**vars(inputs)) / num_targets
+            loss = engine(**vars(inputs))
             # The engine divides by the accumulation steps and averages gradients over ranks: undo both.
-            engine.backward(loss * (len(micros) * self.resources.ranks))
+            engine.backward(loss / divisor * (len(micros) * self.resources.ranks))
             engine.step()
-            total += loss.detach()
+            total += loss.detach() / num_targets
         return total
 
     def _report(

@@ -244,7 +244,7 @@ class _Trial:
         """A fresh base model, frozen, patched under the trial's seed, and counted before any engine shards it."""
         with self.meter.phase("load"):
             dtype = torch.bfloat16 if self.spec.resources.precision == "bf16" else torch.float32
-            model = models.load_model(self.spec.model, dtype)
+            model = models.load_model(self.spec.model, dtype, self.spec.train.dropout)
         with self.meter.phase("patch"):
             seed_everything(self.spec.seed)
             model = method.patch(model)

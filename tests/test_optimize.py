@@ -1,0 +1,151 @@
+"""Settings of published recipes: optimisers, the scale of the loss, dropout of the base model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bench.architecture import DecoderOnly, Pair
+from bench.config import ConfigError, check_optimizer, validated
+from bench.measure import PhaseMeter
+from bench.models import ModelError, load_model
+from bench.optimize import make_optimizer
+from bench.spec import DecodeSpec, MethodSpec, ModelSpec, ResourceSpec, TaskSpec, TrainSpec, TrialSpec
+from bench.train import Training
+from methods.full import FullFineTuning
+
+
+def adafactor_step(weight: torch.Tensor, moments: list[torch.Tensor], gradient: torch.Tensor, step: int) -> None:
+    """Algorithm 4 of Shazeer & Stern 2018 for a matrix, with an absolute step size of 0.3 and weight decay of 0.01."""
+    beta = 1 - step**-0.8
+    squares = gradient**2 + 1e-30
+    moments[0] = beta * moments[0] + (1 - beta) * squares.mean(dim=1)
+    moments[1] = beta * moments[1] + (1 - beta) * squares.mean(dim=0)
+    second_moment = torch.outer(moments[0], moments[1]) / moments[0].mean()
+    update = gradient / second_moment.sqrt()
+    update /= max(1.0, float(update.square().mean().sqrt()))
+    weight -= 0.3 * 0.01 * weight
+    weight -= 0.3 * update
+
+
+def test_adafactor_is_the_published_one_without_parameter_scaling() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+    parameter = nn.Parameter(start.clone())
+    train = TrainSpec(optimizer="adafactor", learning_rate=0.3, weight_decay=0.01)
+    optimizer = make_optimizer(train, [{"params": [parameter], "lr_scale": 1.0}])
+    expected, moments = start.clone(), [torch.zeros(4, dtype=torch.float64), torch.zeros(6, dtype=torch.float64)]
+    for step in range(1, 5):
+        gradient = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        adafactor_step(expected, moments, gradient, step)
+    torch.testing.assert_close(parameter.detach(), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_adamw_takes_its_settings_and_the_scales_of_groups() -> None:
+    parameters = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    train = TrainSpec(learning_rate=0.1, adam_beta1=0.8, adam_beta2=0.9, adam_epsilon=1e-6, weight_decay=0.2)
+    optimizer = make_optimizer(train, [{"params": [parameters[0]], "lr_scale": 16.0}, {"params": [parameters[1]]}])
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1.6, 0.1])
+    for group in optimizer.param_groups:
+        assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.8, 0.9), 1e-6, 0.2)
+
+
+@pytest.mark.parametrize("resources", [{"zero_stage": 1}, {"precision": "bf16"}])
+def test_adafactor_is_refused_where_matrices_are_cut_up(resources: dict[str, Any]) -> None:
+    train = TrainSpec(optimizer="adafactor")
+    check_optimizer(train, ResourceSpec(ranks=2), "methods.0")
+    with pytest.raises(ConfigError, match=r"methods.0.train.optimizer: adafactor needs whole matrices; set resources"):
+        check_optimizer(train, ResourceSpec(**resources), "methods.0")
+
+
+def test_settings_of_the_other_optimiser_have_no_effect() -> None:
+    with pytest.raises(ConfigError, match="adam_epsilon has no effect with optimizer: adafactor"):
+        validated(TrainSpec, {"optimizer": "adafactor", "adam_epsilon": 1e-6}, "train")
+
+
+class FixedLosses:
+    """An engine whose loss is one per target token, and that keeps what is sent backward."""
+
+    def __init__(self) -> None:
+        self.backward_total = 0.0
+
+    def __call__(self, target_ids: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.tensor(float(len(target_ids)))
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.backward_total += float(loss)
+
+    def step(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("reduction", "minimised"), [("token_mean", 1.0), ("sequence_sum", (2 + 3 + 7 + 4) / 4)])
+def test_the_loss_is_reduced_as_asked_and_reported_as_a_mean_over_tokens(reduction: Any, minimised: float) -> None:
+    pairs = [Pair([5, 6], [7] * length) for length in (2, 3, 7, 4)]
+    training = Training(
+        method=FullFineTuning(FullFineTuning.Config()),
+        model=nn.Linear(1, 1),
+        architecture=DecoderOnly(),
+        train=TrainSpec(batch_size=4, micro_batch_size=2, loss_reduction=reduction),
+        resources=ResourceSpec(),
+        seed=0,
+        rank=0,
+        device=torch.device("cpu"),
+        pad_token_id=0,
+        meter=PhaseMeter(torch.device("cpu")),
+        progress=lambda event: None,
+    )
+    engine = FixedLosses()
+    reported = training._step(engine, pairs, [0, 1, 2, 3], micro_batch_size=2)
+    assert float(reported) == pytest.approx(1.0)
+    assert engine.backward_total / 2 == pytest.approx(minimised), "the engine divides by the two micro-batches"
+
+
+def dropouts(model: nn.Module) -> set[float]:
+    layers = {module.p for module in model.modules() if isinstance(module, nn.Dropout)}
+    return layers | {m.attention_dropout for m in model.modules() if hasattr(m, "attention_dropout")}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "t5"])
+def test_dropout_of_the_base_model_is_set_whatever_its_family_calls_it(
+    family: str, tiny_models: dict[str, Path]
+) -> None:
+    spec = ModelSpec(path=str(tiny_models[family]))
+    assert dropouts(load_model(spec, torch.float32, dropout=0.25)) == {0.25}
+    assert dropouts(load_model(spec, torch.float32)) != {0.25}
+
+
+def test_a_model_without_dropout_refuses_to_have_some(tiny_models: dict[str, Path], monkeypatch: Any) -> None:
+    class NoDropout:
+        def to_dict(self) -> dict[str, Any]:
+            return {"layerdrop": 0.1, "hidden_size": 8, "use_dropout": True}
+
+    from bench import models
+
+    monkeypatch.setattr(models, "load_config", lambda spec: NoDropout())
+    monkeypatch.setattr(models, "architecture", lambda spec: DecoderOnly())
+    with pytest.raises(ModelError, match=r"train.dropout: 0.1 has no effect"):
+        load_model(ModelSpec(path=str(tiny_models["llama"])), torch.float32, dropout=0.1)
+
+
+def test_trials_that_use_none_of_it_keep_their_identity() -> None:
+    spec = TrialSpec(
+        method=MethodSpec(name="x", target="m:X"),
+        model=ModelSpec(),
+        task=TaskSpec(name="t", target="t:T"),
+        train=TrainSpec(steps=3),
+        decode=DecodeSpec(),
+        resources=ResourceSpec(),
+        seed=0,
+    )
+    later = {"optimizer", "adam_beta1", "adam_epsilon", "loss_reduction", "dropout"}
+    assert not later & spec.identity["train"].keys()
+    other = spec.model_copy(update={"train": TrainSpec(steps=3, loss_reduction="sequence_sum")})
+    assert other.identity["train"]["loss_reduction"] == "sequence_sum"
+    assert other.trial_id != spec.trial_id
