@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from bench.search_space import SearchSpace
 from bench.spec import (
     DecodeSpec,
     JsonDict,
@@ -47,6 +48,10 @@ class Resolver(Protocol):
     def task(self, name: str, config: JsonDict) -> TaskSpec: ...
 
     def model(self, spec: ModelSpec) -> ModelSpec: ...
+
+    def trains(self, method: MethodSpec) -> bool: ...
+
+    def search_space(self, method: MethodSpec) -> SearchSpace: ...
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -129,7 +134,9 @@ def expand(sweep: Sweep, resolver: Resolver) -> list[TrialSpec]:
     for shared in combinations(sweep.grid):
         for number, entry in enumerate(sweep.methods):
             for own in combinations(entry.grid):
-                for trial in _trials(sweep, entry, f"methods.{number}", shared, own, resolver):
+                configured = configure(sweep, entry, f"methods.{number}", shared, own, resolver)
+                for seed in sweep.seeds:
+                    trial = configured.model_copy(update={"seed": seed})
                     trials.setdefault(trial.trial_id, trial)
     return list(trials.values())
 
@@ -143,9 +150,22 @@ def combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(grid, values, strict=True))
 
 
-def _trials(
+def configure(
     sweep: Sweep, entry: MethodEntry, where: str, shared: JsonDict, own: JsonDict, resolver: Resolver
-) -> Iterator[TrialSpec]:
+) -> TrialSpec:
+    """The final trial, with seed 0, of a method under one choice of the sweep's grid and one of its own settings.
+
+    Args:
+        sweep: The sweep.
+        entry: One of its methods.
+        where: What messages call the entry.
+        shared: Dotted key to value, chosen for all methods.
+        own: Dotted key to value, chosen for this method.
+        resolver: Of names.
+
+    Raises:
+        ConfigError: A setting is invalid.
+    """
     parts: dict[str, Any] = {
         "model": sweep.model.model_dump(),
         "task": dict(sweep.task),
@@ -175,17 +195,16 @@ def _trials(
     task = resolver.task(parts["task"]["name"], task_config)
     model = resolver.model(validated(ModelSpec, parts["model"], "model"))
     label = ",".join(f"{key.split('.', 1)[1]}={value}" for key, value in {**shared, **own}.items())
-    for seed in sweep.seeds:
-        yield TrialSpec(
-            method=method,
-            model=model,
-            task=task,
-            train=train,
-            decode=validated(DecodeSpec, parts["decode"], "decode"),
-            resources=resources,
-            seed=seed,
-            label=label,
-        )
+    return TrialSpec(
+        method=method,
+        model=model,
+        task=task,
+        train=train,
+        decode=validated(DecodeSpec, parts["decode"], "decode"),
+        resources=resources,
+        seed=0,
+        label=label,
+    )
 
 
 def check_batches(train: TrainSpec, resources: ResourceSpec, where: str) -> None:
@@ -248,8 +267,8 @@ def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
     for part in location:
         if part.isdigit():
             continue
-        annotation = current.model_fields[part].annotation
-        current = _model_within(annotation)
+        field = current.model_fields.get(part)
+        current = _model_within(field.annotation) if field is not None else None
         if current is None:
             return []
     return list(current.model_fields)

@@ -190,3 +190,14 @@ class TrialResult(Spec):
     total_seconds: float = Field(description="from launch to the end of the last rank, start-up included")
     provenance: Provenance | None = Field(description="None where no rank got far enough to tell")
     files: dict[str, str] = Field(default_factory=dict, description="file name to sha256, beside the record")
+
+    @property
+    def device_seconds(self) -> float:
+        """Seconds that its ranks worked, added up: the currency of a budget for tuning.
+
+        The start of processes is left out, which depends on what ran before. Of a failed trial, whose ranks left no
+        account of their phases, wall time times ranks.
+        """
+        if isinstance(self.outcome, Failed):
+            return self.total_seconds * self.spec.resources.ranks
+        return sum(phase.seconds for cost in self.outcome.ranks for phase in cost.phases.values())

@@ -10,6 +10,7 @@ from bench import models
 from bench.config import ConfigError, validated
 from bench.plugin_source import plugin_source
 from bench.registry import load_method, load_task, resolve
+from bench.search_space import SearchSpace
 from bench.spec import JsonDict, MethodSpec, ModelSpec, TaskSpec
 from bench.task import Task
 
@@ -42,6 +43,14 @@ class RegistryResolver:
     def model(self, spec: ModelSpec) -> ModelSpec:
         """A model whose folder, if it is one, is complete."""
         return _model(spec)
+
+    def trains(self, method: MethodSpec) -> bool:
+        """Whether the method trains anything; the untouched base model does not."""
+        return load_method(method.target).trains
+
+    def search_space(self, method: MethodSpec) -> SearchSpace:
+        """What the method declares to be worth searching."""
+        return load_method(method.target).search_space
 
 
 @functools.cache

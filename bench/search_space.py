@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 
 class Range(BaseModel):
@@ -38,9 +38,17 @@ class Choices(BaseModel):
 
 
 def _bare_list(entry: Any) -> Any:
-    return {"values": entry} if isinstance(entry, list) else entry
+    return {"values": entry} if isinstance(entry, list | tuple) else entry
 
 
-Dimension = Annotated[Range | Choices, BeforeValidator(_bare_list)]
+def _kind(entry: Any) -> str:
+    return "choices" if isinstance(entry, Choices) or (isinstance(entry, dict) and "values" in entry) else "range"
+
+
+Dimension = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")],
+    Discriminator(_kind),
+    BeforeValidator(_bare_list),
+]
 # Dotted key (config.x or train.x, as in a grid) to the values that it may take.
 SearchSpace = dict[str, Dimension]

@@ -17,7 +17,9 @@ from bench.record import (
     Outcome,
     ParameterCounts,
     PhaseCost,
+    Probed,
     Provenance,
+    Ran,
     RankCost,
     Scores,
     TrainCost,
@@ -92,6 +94,20 @@ def completed(bleu: float = 50.0, trained: int = 100, train: bool = True, peak: 
         ],
         adapter_bytes=4 * trained,
         data={"train_pairs": 320, "truncated_sources": 0, "truncated_targets": 0},
+    )
+
+
+def probed(dev_loss: float | None = 1.5, seconds: float = 10.0, dev_bleu: float | None = None) -> Probed:
+    """An outcome of a trial that tunes or measures cost; its one rank worked for so many seconds."""
+    whole = completed()
+    phase = PhaseCost(seconds=seconds, peak_memory_bytes=300 * MEBIBYTE, start_memory_bytes=200 * MEBIBYTE)
+    scores = whole.scores.model_copy(update={"values": {"bleu": dev_bleu}}) if dev_bleu is not None else None
+    return Probed(
+        **{name: getattr(whole, name) for name in Ran.model_fields if name not in ("dev_loss", "ranks")},
+        dev_loss=dev_loss,
+        ranks=[whole.ranks[0].model_copy(update={"phases": {"train": phase}})],
+        dev_scores=scores,
+        decode=whole.decode if scores is not None else None,
     )
 
 

@@ -58,15 +58,17 @@ class Bench:
     def results(self) -> Path:
         return self.folder / "results" / "tiny"
 
-    def command(self, methods: str, *arguments: str, verb: str = "run") -> list[str]:
-        sweep = self.folder / "sweep.yaml"
-        sweep.write_text(SWEEP.format(model=self.model, task=self.task, methods=methods.strip("\n")))
+    def command(self, methods: str, *arguments: str, verb: str = "run", sweep: str = SWEEP) -> list[str]:
+        path = self.folder / "sweep.yaml"
+        path.write_text(sweep.format(model=self.model, task=self.task, methods=methods.strip("\n")))
         where = ["--results", str(self.folder / "results")] if verb == "run" else []
-        return [sys.executable, "-m", "bench.cli", verb, str(sweep), *where, *arguments]
+        return [sys.executable, "-m", "bench.cli", verb, str(path), *where, *arguments]
 
-    def run(self, methods: str, *arguments: str, verb: str = "run") -> subprocess.CompletedProcess[str]:
+    def run(
+        self, methods: str, *arguments: str, verb: str = "run", sweep: str = SWEEP
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.command(methods, *arguments, verb=verb),
+            self.command(methods, *arguments, verb=verb, sweep=sweep),
             env=self.environment,
             capture_output=True,
             text=True,
@@ -140,6 +142,39 @@ def test_a_sweep_runs_resumes_and_extends(bench: Bench) -> None:
     assert len(bench.records()) == 5
     report = (bench.results / "report" / "report.md").read_text()
     assert "| prefix_tuning |" in report
+
+
+STAGES = """
+  - {name: prompt_tuning, config: {num_prompt_tokens: 3}}
+stages:
+  tune: {trials: 1}
+  final: {seeds: [0]}
+  cost: {steps: 6}
+"""
+
+
+def test_stages_run_one_after_the_other_and_once(bench: Bench) -> None:
+    done = bench.run(STAGES, "--launcher", "local", "--set", "train.learning_rate=1e-3")
+    assert done.returncode == 2
+    assert "train.learning_rate has no effect: every method searches it; leave it out" in done.stderr
+    sweep = SWEEP.replace(", learning_rate: 1e-2", "")
+    done = bench.run(STAGES, "--launcher", "local", sweep=sweep)
+    assert done.returncode == 0, done.stdout + done.stderr
+    stages = [line.split(":")[0] for line in done.stdout.splitlines() if line.startswith("tiny ")]
+    assert stages == ["tiny tune", "tiny final", "tiny cost"]
+    records = {record["spec"]["stage"]: record for record in bench.records().values()}
+    assert records["tune"]["outcome"]["status"] == "probed"
+    assert records["tune"]["outcome"]["decode"] is None
+    assert records["final"]["spec"]["train"]["learning_rate"] == 0.03
+    assert records["final"]["outcome"]["data"]["test_sources"] == 6
+    assert records["cost"]["outcome"]["decode"]["sources"] == records["cost"]["outcome"]["data"]["dev_sources"] == 6
+    assert {"train", "decode"} <= records["cost"]["outcome"]["ranks"][0]["phases"].keys()
+    report = (bench.results / "report" / "report.md").read_text()
+    assert "## How settings were chosen" in report
+    assert "learning_rate=0.03" in report
+    again = bench.run(STAGES, "--launcher", "local", sweep=sweep)
+    assert again.returncode == 0
+    assert again.stdout.count("1 trials, 1 done, 0 to run") == 3
 
 
 def test_plan_counts_without_side_effects(bench: Bench) -> None:

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bench.config import ConfigError, expand, load_sweep
-from bench.spec import Sweep, TrialSpec
+from bench.config import ConfigError, load_sweep
+from bench.spec import Sweep
+from bench.stages import Stages
 
 console = Console()
 
@@ -33,10 +34,8 @@ class LauncherName(StrEnum):
     LOCAL = "local"
 
 
-def read_trials(
-    sweep_file: Path, settings: list[str] | None, methods_dir: Path | None = None
-) -> tuple[Sweep, list[TrialSpec]]:
-    """A sweep and its trials.
+def read_stages(sweep_file: Path, settings: list[str] | None, methods_dir: Path | None = None) -> tuple[Sweep, Stages]:
+    """A sweep and its trials, stage by stage.
 
     Raises:
         ConfigError: Naming file and key.
@@ -45,6 +44,6 @@ def read_trials(
 
     sweep = load_sweep(sweep_file, settings or ())
     try:
-        return sweep, expand(sweep, RegistryResolver(methods_dir))
+        return sweep, Stages(sweep, RegistryResolver(methods_dir))
     except ValueError as error:
         raise ConfigError(f"{sweep_file}: {error}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,11 +10,13 @@ from typing import Annotated
 import typer
 
 from bench import report as reports
-from bench.commands.options import LauncherName, MethodsDir, ResultsDir, Settings, SweepFile, console, read_trials
+from bench.commands.options import LauncherName, MethodsDir, ResultsDir, Settings, SweepFile, console, read_stages
+from bench.commands.rounds import RoundRunner
 from bench.config import ConfigError
 from bench.record import Failed, TrialResult
-from bench.spec import Sweep, TrialSpec
+from bench.search_store import read_searches
 from bench.store import Store
+from bench.tuning_summary import tunings
 
 
 def run(
@@ -27,56 +28,32 @@ def run(
     methods_dir: MethodsDir = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="run failed trials again")] = False,
 ) -> None:
-    """Run the trials of a sweep that have no record yet, and report all of them."""
-    sweep, trials = read_trials(sweep_file, settings, methods_dir)
+    """Run the trials of a sweep that have no record yet, stage by stage, and report all of them."""
+    sweep, stages = read_stages(sweep_file, settings, methods_dir)
     store = Store(results / sweep.name)
-    with store.locked():
-        records = {trial.trial_id: store.read(trial.trial_id) for trial in trials}
-        if retry_failed:
-            for trial_id, record in records.items():
-                if record is not None and isinstance(record.outcome, Failed):
-                    store.discard(trial_id)
-                    records[trial_id] = None
-        pending = [trial for trial in trials if records[trial.trial_id] is None]
-        done = len(trials) - len(pending)
-        console.print(f"{sweep.name}: {len(trials)} trials, {done} done, {len(pending)} to run", highlight=False)
-        if pending:
-            _run_pending(store, sweep, pending, done, launcher, address)
+    with (
+        store.locked(),
+        RoundRunner(store, sweep.name, launcher, address, stages.targets, retry_failed) as runner,
+    ):
+        for trials in stages.rounds(store):
+            runner.run(trials, f"{sweep.name} {trials.stage}" if sweep.stages else sweep.name)
         folder = reports.write(store.root, shlex.join(["tuneoff", *sys.argv[1:]]))
-    found = [record for trial in trials if (record := store.read(trial.trial_id)) is not None]
-    _print_results(found, folder)
-    raise typer.Exit(1 if any(isinstance(record.outcome, Failed) for record in found) else 0)
-
-
-def _run_pending(
-    store: Store, sweep: Sweep, pending: list[TrialSpec], done: int, name: LauncherName, address: str | None
-) -> None:
-    from bench.display import Display
-    from bench.plugin_source import sources_of
-    from bench.prepare import make_launcher, prepare
-    from bench.schedule import Schedule
-
-    # Batch systems ask with SIGTERM, and a job that a shell started in the background would ignore SIGINT.
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, signal.default_int_handler)
-    prepare(pending, lambda message: console.print(message, style="dim", highlight=False))
-    plugins = sources_of([target for trial in pending for target in (trial.method.target, trial.task.target)])
-    launcher = make_launcher(name.value, store.scratch, address, plugins)
-    try:
-        with Display(console, done + len(pending), done) as display:
-            Schedule(store, launcher, sweep.name, display.start, display.progress, display.result).run(pending)
-    except KeyboardInterrupt:
-        console.print("stopped: finished trials are kept, and the same command goes on", highlight=False)
-        raise
-    finally:
-        launcher.close()
-        store.clear_scratch()
+    _print_results(list(runner.found.values()), folder)
+    for name in stages.without_settings:
+        console.print(f"{name}: every trial of its tuning failed, so that it has no final trial", style="red")
+    # A trial that fails while settings are searched is an answer: these settings do not work.
+    failed = [r for r in runner.found.values() if isinstance(r.outcome, Failed) and r.spec.stage != "tune"]
+    raise typer.Exit(1 if failed or stages.without_settings else 0)
 
 
 def _print_results(found: list[TrialResult], folder: Path) -> None:
-    from bench.report.terminal import results_table
+    from bench.report.terminal import results_table, tuning_table
 
-    console.print(results_table(found))
+    searches = tunings(read_searches(folder.parent), found)
+    if searches:
+        console.print(tuning_table(searches))
+    if finals := [record for record in found if record.spec.stage == "final"]:
+        console.print(results_table(finals))
     console.print(f"report: {folder / 'report.html'}", highlight=False)
 
 
@@ -85,8 +62,10 @@ def plan(sweep_file: SweepFile, settings: Settings = None, methods_dir: MethodsD
     from bench.display import planned_table
     from bench.plan import plan as planned
 
-    sweep, trials = read_trials(sweep_file, settings, methods_dir)
-    console.print(planned_table(sweep.name, planned(trials)))
+    sweep, stages = read_stages(sweep_file, settings, methods_dir)
+    console.print(planned_table(sweep.name, planned(stages.known_trials())))
+    for line in stages.outlook():
+        console.print(line, highlight=False)
 
 
 def report(directory: Annotated[Path, typer.Argument(help="results/<sweep>")]) -> None:

@@ -9,6 +9,7 @@ from functools import cached_property
 from bench.record import Completed, Failed, TrialResult
 from bench.report.caveats import caveats
 from bench.report.cells import Comparison, comparisons, failed
+from bench.tuning_summary import Tuning
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Content:
     sweep: str
     records: tuple[TrialResult, ...]  # of all stages
     command: str | None = None  # that runs the sweep again
+    tunings: tuple[Tuning, ...] = ()  # how settings were chosen, where the sweep has that stage
 
     @cached_property
     def results(self) -> tuple[TrialResult, ...]:

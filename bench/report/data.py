@@ -12,6 +12,7 @@ from bench.report.cells import Cell, Comparison
 from bench.report.columns import Column
 from bench.report.content import Content, signatures
 from bench.report.rows import frame
+from bench.report.tuning import tuning_document
 from bench.spec import JsonDict
 
 # Bumped when a key of report.json changes its meaning.
@@ -45,6 +46,7 @@ def json_text(content: Content) -> str:
         "trials": len(content.results),
         "failed": len(content.failures),
         "comparisons": [_comparison(comparison) for comparison in content.comparisons],
+        "tuning": [tuning_document(tuning) for tuning in content.tunings],
         "failures": [
             {"trial_id": result.trial_id, **outcome.model_dump(include={"reason", "phase", "rank", "message"})}
             for result, outcome in content.failures

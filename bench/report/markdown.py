@@ -8,6 +8,8 @@ from bench.record import Completed
 from bench.report.cells import Cell, Comparison
 from bench.report.columns import ABSENT, Column, title
 from bench.report.content import Content, legend, signatures
+from bench.report.tuning import HEADING, audit_lines, budget_rows, curve_lines, expected_rows, metric_title
+from bench.tuning_summary import Tuning
 
 # Tags by which scores are shown apart; the others are in report.json.
 SHOWN_TAGS = ("seen", "unseen")
@@ -21,7 +23,7 @@ def markdown(content: Content) -> str:
             parts.append(f"## {comparison.model} on {comparison.task}")
         if comparison.scored:
             parts += [_main_table(comparison), _legend(comparison), _tags_table(comparison)]
-    parts += [_failures(content), _caveats(content), _provenance(content)]
+    parts += [_tuning(content.tunings), _failures(content), _caveats(content), _provenance(content)]
     if content.command:
         parts.append(f"## Again\n\n```\n{content.command}\n```")
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -80,6 +82,35 @@ def _tags_table(comparison: Comparison) -> str:
 def _mean_text(column: Column, values: Sequence[float | None]) -> str:
     found = [value for value in values if value is not None]
     return column.text(sum(found) / len(found)) if found else ABSENT
+
+
+def _tuning(tunings: Sequence[Tuning]) -> str:
+    """Searches by what they were given: a sweep whose budget was changed has several."""
+    given: dict[str, list[Tuning]] = {}
+    for tuning in tunings:
+        given.setdefault(tuning.search.tune.model_dump_json(), []).append(tuning)
+    return "\n\n".join(["## How settings were chosen", *map(_tuned_alike, given.values())]) if given else ""
+
+
+def _tuned_alike(tunings: Sequence[Tuning]) -> str:
+    tune, chosen_by = tunings[0].search.tune, metric_title(tunings[0])
+    budget = f"{tune.trials} trials" if tune.trials is not None else f"{tune.device_seconds:g} device-seconds"
+    parts = [
+        f"By {chosen_by}, with a budget of {budget} for each method (sampler {tune.sampler}, seed {tune.seed}). No "
+        "trial of this stage read the test split.",
+        table([*HEADING[:-1], chosen_by], budget_rows(tunings)),
+    ]
+    if curves := curve_lines(tunings):
+        parts.append("Learning rates tried:\n\n" + "\n".join(f"- {line}" for line in curves))
+    heading, expected = expected_rows(tunings)
+    if expected:
+        parts += [
+            f"Expected {chosen_by} of the best of so many trials (Tang et al. 2020), to compare methods at any budget:",
+            table(heading, expected),
+        ]
+    if audits := audit_lines(tunings):
+        parts.append("\n".join(f"- {line}" for line in audits))
+    return "\n\n".join(parts)
 
 
 def _failures(content: Content) -> str:

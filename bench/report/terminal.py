@@ -11,6 +11,8 @@ from bench.record import Completed, Failed, Probed, TrialResult
 from bench.report.cells import cell_name
 from bench.report.columns import ABSENT, Column, compact, metric_columns, title
 from bench.report.rows import row
+from bench.report.tuning import HEADING, budget_rows, metric_title
+from bench.tuning_summary import Tuning
 
 # As many as fit beside the costs on a line of a hundred characters.
 MOST_METRICS = 4
@@ -42,6 +44,16 @@ def results_table(results: Sequence[TrialResult]) -> Table:
             ABSENT if rate is None else f"{rate:,.0f}",
             seconds,
         )
+    return table
+
+
+def tuning_table(searches: Sequence[Tuning]) -> Table:
+    """What each search used of its budget and chose."""
+    table = Table(padding=(0, 1), collapse_padding=True)
+    for heading in (*HEADING[:-1], metric_title(searches[0])):
+        table.add_column(heading, overflow="fold")
+    for cells in budget_rows(searches):
+        table.add_row(*(Text(cell) for cell in cells))
     return table
 
 

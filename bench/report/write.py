@@ -13,7 +13,9 @@ from bench.report.latex import latex
 from bench.report.markdown import markdown
 from bench.report.page import html
 from bench.report.predictions import side_by_side
+from bench.search_store import read_searches
 from bench.store import Store, write_atomically
+from bench.tuning_summary import tunings
 
 
 def write(root: Path, command: str | None = None) -> Path:
@@ -22,7 +24,7 @@ def write(root: Path, command: str | None = None) -> Path:
     The rows by trial hold every stage, the tables by configuration final trials.
     """
     records = Store(root).read_all()
-    content = Content(root.name, tuple(records), command)
+    content = Content(root.name, tuple(records), command, tuple(tunings(read_searches(root), records)))
     folder = root / "report"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "results.csv", csv_text(records))

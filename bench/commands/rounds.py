@@ -1,0 +1,99 @@
+"""Rounds of trials on one launcher, which starts when the first trial needs it and outlives the rounds."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from bench.commands.options import LauncherName, console
+from bench.record import Failed, TrialResult
+from bench.spec import TrialSpec
+from bench.stages import Round
+from bench.store import Store
+
+if TYPE_CHECKING:
+    from bench.launch import Launcher
+
+
+class RoundRunner:
+    """Runs what has no record yet, round by round.
+
+    Args:
+        store: Of the sweep, locked by this process.
+        sweep: Its name.
+        launcher: Which one to start.
+        address: Of a Ray cluster to join.
+        targets: The classes of all methods and tasks, whose sources travel where they are plugins.
+        retry_failed: Whether trials that failed in an earlier run are run again.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        sweep: str,
+        launcher: LauncherName,
+        address: str | None,
+        targets: Sequence[str],
+        retry_failed: bool,
+    ) -> None:
+        self.store = store
+        self.sweep = sweep
+        self.launcher_name, self.address, self.targets = launcher, address, targets
+        self.retry_failed = retry_failed
+        self.found: dict[str, TrialResult] = {}
+        self._launcher: Launcher | None = None
+
+    def __enter__(self) -> RoundRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            console.print("stopped: finished trials are kept, and the same command goes on", highlight=False)
+        if self._launcher is not None:
+            self._launcher.close()
+            self.store.clear_scratch()
+
+    def run(self, trials: Round, title: str) -> None:
+        """Run the trials of a round that have no record."""
+        pending = [trial for trial in trials.trials if not self._is_done(trial)]
+        done = len(trials.trials) - len(pending)
+        console.print(f"{title}: {len(trials.trials)} trials, {done} done, {len(pending)} to run", highlight=False)
+        if pending:
+            self._run(pending, done)
+        for trial in trials.trials:
+            if (record := self.store.read(trial.trial_id)) is not None:
+                self.found[trial.trial_id] = record
+
+    def _is_done(self, trial: TrialSpec) -> bool:
+        record = self.store.read(trial.trial_id)
+        if record is None:
+            return False
+        if self.retry_failed and isinstance(record.outcome, Failed) and trial.trial_id not in self.found:
+            self.store.discard(trial.trial_id)
+            return False
+        return True
+
+    def _run(self, pending: Sequence[TrialSpec], done: int) -> None:
+        from bench.display import Display
+        from bench.prepare import prepare
+        from bench.schedule import Schedule
+
+        # Batch systems ask with SIGTERM, and a job that a shell started in the background would ignore SIGINT.
+        for stop in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(stop, signal.default_int_handler)
+        prepare(pending, lambda message: console.print(message, style="dim", highlight=False))
+        if self._launcher is None:
+            self._launcher = self._start_launcher()
+        with Display(console, done + len(pending), done) as display:
+            schedule = Schedule(self.store, self._launcher, self.sweep, display.start, display.progress, display.result)
+            schedule.run(pending)
+
+    def _start_launcher(self) -> Launcher:
+        from bench.plugin_source import sources_of
+        from bench.prepare import make_launcher
+
+        return make_launcher(self.launcher_name.value, self.store.scratch, self.address, sources_of(self.targets))
