@@ -72,7 +72,7 @@ class _Batch:
         ids, mask = _left_padded(sources, model.device)
         self.source_mask = mask.bool()  # (B, S)
         self.lengths = mask.sum(-1)  # (B,)
-        self.search: Search = make_search(settings, ids.masked_fill(mask == 0, -1))
+        self.search: Search = make_search(settings, len(sources), model.device)
         self.seen = mask.new_zeros(len(sources), settings.beams, 0, dtype=torch.bool)  # (B, K, G)
         self.over = mask.new_zeros(len(sources), dtype=torch.bool)  # (B,) done, and still in the batch
         self.logits = self._read(ids, mask)

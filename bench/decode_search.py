@@ -19,7 +19,11 @@ IMPOSSIBLE = -1.0e9  # what transformers gives a candidate that must not win; mo
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """What to search for. Meanings and defaults are those of transformers' ``GenerationConfig``."""
+    """What to search for. Meanings and defaults are those of transformers' ``GenerationConfig``, but for one.
+
+    An n-gram counts as repeated if the text has it already. With decoders alone transformers looks at the source too,
+    which forbids to say a name of the source that is n tokens long.
+    """
 
     ends: tuple[int, ...]  # token ids that end a text
     beams: int = 1
@@ -47,12 +51,29 @@ class SearchSettings:
             "num_beams": self.beams,
             "max_new_tokens": self.max_new_tokens,
             "min_new_tokens": self.min_new_tokens or None,
-            "no_repeat_ngram_size": self.no_repeat_ngram_size,
+            "no_repeat_ngram_size": None,
+            "logits_processor": [_NoRepeatsInText(self.no_repeat_ngram_size)] if self.no_repeat_ngram_size else None,
             "bad_words_ids": [[token] for token in self.banned] or None,
             "eos_token_id": list(self.ends),
             "repetition_penalty": 1.0,
             **(beam_settings if self.beams > 1 else {}),
         }
+
+
+class _NoRepeatsInText:
+    """For one call of transformers' ``generate``: no n-gram twice in what is new since the first step."""
+
+    def __init__(self, size: int) -> None:
+        from transformers import NoRepeatNGramLogitsProcessor
+
+        self._processor = NoRepeatNGramLogitsProcessor(size)
+        self._start: int | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self._start is None:
+            self._start = input_ids.shape[1]
+        allowed: torch.Tensor = self._processor(input_ids[:, self._start :], scores)
+        return allowed
 
 
 @dataclass(frozen=True)
@@ -77,17 +98,17 @@ class Search(ABC):
 
     Args:
         settings: What to search for.
-        sources: ``(B, S)`` int64 token ids of the sources, -1 where there is none; repeated n-grams count from here.
+        rows: B, sources.
+        device: Of the logits.
     """
 
-    def __init__(self, settings: SearchSettings, sources: torch.Tensor) -> None:
+    def __init__(self, settings: SearchSettings, rows: int, device: torch.device) -> None:
         self.settings = settings
-        self.sources = sources
-        rows = len(sources)
-        self.tokens = sources.new_zeros(rows, settings.beams, settings.max_new_tokens)  # (B, K, G) of the open beams
+        shape = (rows, settings.beams, settings.max_new_tokens)
+        self.tokens = torch.zeros(shape, dtype=torch.long, device=device)  # (B, K, G) of the open beams
         self.length = 0  # new tokens so far
-        self._ends = torch.tensor(settings.ends, device=sources.device)
-        self._banned = torch.tensor(settings.banned, dtype=torch.long, device=sources.device)
+        self._ends = torch.tensor(settings.ends, device=device)
+        self._banned = torch.tensor(settings.banned, dtype=torch.long, device=device)
 
     @abstractmethod
     def advance(self, logits: torch.Tensor) -> Step:
@@ -103,17 +124,13 @@ class Search(ABC):
 
     def keep(self, rows: torch.Tensor) -> None:
         """Forget all rows but these; ``(B,)`` int64."""
-        self.sources = self.sources[rows]
         self.tokens = self.tokens[rows]
 
     def _forbid(self, logits: torch.Tensor) -> None:
         """Make impossible what the settings forbid at this point, in place."""
         settings, never = self.settings, float("-inf")
         if settings.no_repeat_ngram_size:
-            open_beams = logits.shape[1]
-            sources = self.sources[:, None].expand(-1, open_beams, -1)
-            history = torch.cat([sources, self.tokens[:, :open_beams, : self.length]], dim=-1)
-            forbid_repeats(logits, history, settings.no_repeat_ngram_size)
+            forbid_repeats(logits, self.tokens[:, : logits.shape[1], : self.length], settings.no_repeat_ngram_size)
         if settings.banned:
             logits[..., self._banned] = never
         if self.length < settings.min_new_tokens:
@@ -150,9 +167,9 @@ class BeamSearch(Search):
     favours the open beam most.
     """
 
-    def __init__(self, settings: SearchSettings, sources: torch.Tensor) -> None:
-        super().__init__(settings, sources)
-        rows, beams, device = len(sources), settings.beams, sources.device
+    def __init__(self, settings: SearchSettings, rows: int, device: torch.device) -> None:
+        super().__init__(settings, rows, device)
+        beams = settings.beams
         self.open_scores = torch.zeros(rows, 1, device=device)  # (B, K), of the first step (B, 1): sums of log p
         self.finished_tokens = torch.zeros_like(self.tokens)
         self.finished_lengths = torch.zeros(rows, beams, dtype=torch.long, device=device)
@@ -231,24 +248,24 @@ class BeamSearch(Search):
         self.is_finished = self.is_finished[rows]
 
 
-def make_search(settings: SearchSettings, sources: torch.Tensor) -> Search:
+def make_search(settings: SearchSettings, rows: int, device: torch.device) -> Search:
     """Greedy with one beam, beam search with more."""
-    return (GreedySearch if settings.beams == 1 else BeamSearch)(settings, sources)
+    return (GreedySearch if settings.beams == 1 else BeamSearch)(settings, rows, device)
 
 
 def forbid_repeats(logits: torch.Tensor, history: torch.Tensor, size: int) -> None:
-    """Make every token impossible that would repeat an n-gram of the history, source included, in place.
+    """Make every token impossible that would repeat an n-gram of the history, in place.
 
     Args:
         logits: ``(B, K, V)``.
-        history: ``(B, K, H)`` int64; -1 marks what is no token.
+        history: ``(B, K, H)`` int64.
         size: n.
     """
     if history.shape[-1] < size:
         return
     grams = history.unfold(-1, size, 1)  # (B, K, windows, n)
     start = history[..., history.shape[-1] - size + 1 :]  # (B, K, n - 1): a gram that the next token would complete
-    repeats = (grams[..., :-1] == start[..., None, :]).all(-1) & (grams >= 0).all(-1)
+    repeats = (grams[..., :-1] == start[..., None, :]).all(-1)
     vocabulary = logits.shape[-1]
     # Grams that do not match point at a spare column, where they forbid nothing.
     last = torch.where(repeats, grams[..., -1], vocabulary)

@@ -108,7 +108,9 @@ class DecodeSpec(Spec):
     early_stopping: bool | Literal["never"] = Field(
         False, description="true: a source is done when it has as many finished texts as beams; else see transformers"
     )
-    no_repeat_ngram_size: Annotated[int, Field(ge=0)] = 0
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] = Field(
+        0, description="no text says the same n tokens twice; what the source says may be said; 0 allows all"
+    )
     banned_token_ids: list[Annotated[int, Field(ge=0)]] = Field(
         default=[], description="tokens that are never generated; ids of the base model's tokenizer"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,20 @@ def test_settings_that_came_later_change_the_identity_only_where_they_are_used()
     for change in ({"banned_token_ids": [7]}, {"early_stopping": True, "beams": 2}):
         changed = record.spec.model_copy(update={"decode": DecodeSpec(**change)})
         assert changed.trial_id != record.trial_id
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_text_may_say_what_its_source_says_but_not_twice(beams: int) -> None:
+    def bigrams(tokens: list[int]) -> list[tuple[int, int]]:
+        return list(pairwise(tokens))
+
+    model, sources = patched("llama"), random_sources(12, seed=2)
+    settings = SearchSettings(ends=(1,), beams=beams, max_new_tokens=16, no_repeat_ngram_size=2)
+    # The model's own first tokens become the source, so that it wants to say them again.
+    again = [
+        source + texts[0].tokens[:6]
+        for source, texts in zip(sources, decode_engine.search(model, sources, settings), strict=True)
+    ]
+    texts = [found[0].tokens for found in decode_engine.search(model, again, settings)]
+    assert all(len(set(bigrams(text))) == len(bigrams(text)) for text in texts)
+    assert any(set(bigrams(text)) & set(bigrams(source)) for text, source in zip(texts, again, strict=True))
