@@ -15,7 +15,9 @@ from unittest import mock
 import torch
 from torch import nn
 
+from bench import decode_engine
 from bench.architecture import Batch, Pair, Side, architecture_of
+from bench.decode_search import SearchSettings
 from bench.method import Method, trained_parameters
 from bench.tiny_models import EOS, FAMILIES, VOCABULARY, WordTokenizer, tiny_model
 
@@ -128,6 +130,23 @@ def check_cache_changes_nothing(subject: Subject) -> None:
             (alone,) = _generated(model, [pair], beams, use_cache=True)
             if _until_end(alone) != _until_end(cached[row]):
                 raise ContractError(f"generation with {beams} beams differs between a row alone and in a batch")
+
+
+def check_beams_share_a_row(subject: Subject) -> None:
+    """The batched decoder, in which all beams of a source are queries of one row, finds the texts of ``generate``."""
+    _, model = subject.patched()
+    if decode_engine.unsupported(model) is not None:
+        return
+    for beams in (1, 3):
+        settings = SearchSettings(ends=(EOS,), beams=beams, max_new_tokens=8)
+        found = decode_engine.search(model, [pair.source_ids for pair in PAIRS], settings)
+        expected = _generated(model, PAIRS, beams, use_cache=True)
+        for texts, tokens in zip(found, expected.tolist(), strict=True):
+            if texts[0].tokens != settings.until_end(tokens):
+                raise ContractError(
+                    f"the batched decoder finds another text than generate with {beams} beams: it gives a model several "
+                    "tokens of one position, with a mask (B, 1, T, L) and position_ids that say what each may see"
+                )
 
 
 def _generated(model: Any, pairs: Sequence[Pair], beams: int, use_cache: bool) -> torch.Tensor:
@@ -266,6 +285,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "causal": check_is_causal,
     "padding changes nothing": check_padding_changes_nothing,
     "cache changes nothing": check_cache_changes_nothing,
+    "beams share a row": check_beams_share_a_row,
     "only what is declared is trained": check_only_declared_is_trained,
     "state reloads": check_state_reloads,
     "gradient checkpointing": check_gradient_checkpointing,

@@ -121,6 +121,7 @@ def subject(method_class: type[Method]) -> Subject:
         (SeesTheFuture, contract.check_is_causal, "later tokens changed"),
         (CountsPadding, contract.check_padding_changes_nothing, "padding on the right changed"),
         (DependsOnTheCache, contract.check_cache_changes_nothing, "depends on the cache"),
+        (DependsOnTheCache, contract.check_beams_share_a_row, "another text than generate with 3 beams"),
         (TrainsNothing, contract.check_only_declared_is_trained, "it trains nothing"),
         (HasADeadTensor, contract.check_only_declared_is_trained, "dead requires grad and did not move"),
         (MovesTheBase, contract.check_only_declared_is_trained, "not among what the method trains"),
