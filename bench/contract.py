@@ -144,8 +144,8 @@ def check_beams_share_a_row(subject: Subject) -> None:
         for texts, tokens in zip(found, expected.tolist(), strict=True):
             if texts[0].tokens != settings.until_end(tokens):
                 raise ContractError(
-                    f"the batched decoder finds another text than generate with {beams} beams: it gives a model several "
-                    "tokens of one position, with a mask (B, 1, T, L) and position_ids that say what each may see"
+                    f"the batched decoder finds another text than generate with {beams} beams: it gives a model "
+                    "several tokens of one position, and says by mask (B, 1, T, L) and position_ids what each may see"
                 )
 
 

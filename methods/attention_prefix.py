@@ -36,12 +36,19 @@ class KeyValueCapture:
 
 @dataclass(frozen=True)
 class PrefixedCache:
-    """What an attention layer sees in place of its cache: the prefix, then the cached and the new tokens."""
+    """What an attention layer sees in place of its cache: the prefix, then the cached and the new tokens.
+
+    A cache that can show its tokens behind a prefix itself (``update_behind``, as bench/decode_cache.py can) is asked
+    to: then nothing is joined at every step of decoding.
+    """
 
     prefix: KeysValues  # (1 or B, H, P, C) each
     cache: Any = None
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *args: Any, **kwargs: Any) -> KeysValues:
+        if (update_behind := getattr(self.cache, "update_behind", None)) is not None:
+            behind: KeysValues = update_behind(self.prefix, keys, values, *args, **kwargs)
+            return behind
         if self.cache is not None:
             keys, values = self.cache.update(keys, values, *args, **kwargs)
         prefix_keys, prefix_values = (part.to(keys.dtype).expand(len(keys), -1, -1, -1) for part in self.prefix)
