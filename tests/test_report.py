@@ -14,10 +14,10 @@ from fakes import completed, record, trial
 
 from bench import report
 from bench.record import Failed, Scores, TrialResult
-from bench.report.cells import estimate
 from bench.report.content import Content
 from bench.report.data import json_text, write_parquet
 from bench.report.latex import latex
+from bench.statistics.estimates import estimate
 from bench.store import Store
 
 COLUMNS = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,38 +11,7 @@ from bench.record import Completed, Failed, TrialResult
 from bench.report.columns import COSTS, TEST_LOSS, Column, metric_columns, present
 from bench.report.rows import row
 from bench.spec import JsonDict, TrialSpec
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Mean over seeds, and how far to trust it."""
-
-    mean: float
-    standard_deviation: float | None  # over n - 1; None of a single value
-    half_width: float | None  # of the 95 % t-interval of the mean
-    values: tuple[float, ...]
-
-    @property
-    def low(self) -> float:
-        return self.mean - (self.half_width or 0.0)
-
-    @property
-    def high(self) -> float:
-        return self.mean + (self.half_width or 0.0)
-
-
-def estimate(values: Sequence[float]) -> Estimate | None:
-    """Mean, standard deviation and t-interval; None of nothing."""
-    if not values:
-        return None
-    count, mean = len(values), math.fsum(values) / len(values)
-    if count == 1:
-        return Estimate(mean, None, None, tuple(values))
-    from scipy.special import stdtrit
-
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    half_width = float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count)
-    return Estimate(mean, deviation, half_width, tuple(values))
+from bench.statistics.estimates import Estimate, estimate
 
 
 @dataclass(frozen=True, eq=False)

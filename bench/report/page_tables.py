@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bench.report.cells import Cell, Comparison, Estimate
+from bench.report.cells import Cell, Comparison
 from bench.report.columns import ABSENT, TRAINED, Column, compact, title
 from bench.report.content import legend, signatures
 from bench.report.efficiency import best_of_methods, efficiencies, efficiency_columns
 from bench.report.figures import Picture
 from bench.report.figures.style import UNTOUCHED, inlined
 from bench.spec import JsonDict
+from bench.statistics.estimates import Estimate
 
 # So that texts in all pictures have one size on the page.
 PIXELS_PER_INCH = 92

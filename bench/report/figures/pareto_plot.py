@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.report.cells import Cell, Comparison, Estimate
+from bench.report.cells import Cell, Comparison
 from bench.report.columns import Column
 from bench.report.figures.picture import Picture, finished, legend_beside
 from bench.report.figures.style import FAINT, INK, UNTOUCHED, Look, drawing
 from bench.report.pareto import front
+from bench.statistics.estimates import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,82 @@
+"""Resampling of sources: which differences the choice of the test sources could have made.
+
+R resamples, S seeds, M sources, K statistics of a source.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.statistics.corpus_scores import Array, Score
+
+RESAMPLES = 1000
+# sacrebleu's own seed, so that both draw the same resamples.
+RESAMPLING_SEED = 12345
+# Scores that differ by less are equal.
+ROUNDING = 1e-9
+
+
+def bootstrap_counts(resamples: int, sources: int, seed: int = RESAMPLING_SEED) -> Array:
+    """How often each source is drawn, ``(R, M)``; the draws are sacrebleu's."""
+    drawn = np.random.default_rng(seed).choice(sources, size=(resamples, sources), replace=True)
+    places = drawn + np.arange(resamples)[:, None] * sources
+    return np.bincount(places.ravel(), minlength=resamples * sources).reshape(resamples, sources).astype(np.float64)
+
+
+def random_swaps(resamples: int, sources: int, seed: int = RESAMPLING_SEED) -> Array:
+    """Which sources change sides, ``(R, M)`` of 0 and 1; the draws are sacrebleu's."""
+    return np.random.default_rng(seed).integers(2, size=(resamples, sources), dtype=bool).astype(np.float64)
+
+
+def corpus_scores(statistics: Array, score: Score) -> Array:
+    """Score of each seed, ``(S,)``, from ``(S, M, K)``."""
+    return score(statistics.sum(axis=-2))
+
+
+def resampled_scores(statistics: Array, counts: Array, score: Score) -> Array:
+    """Score of each seed in each resample, ``(R, S)``."""
+    return score(_weighted(counts, statistics))
+
+
+def bootstrap_p_value(first: Array, second: Array, difference: float) -> float:
+    """Two-sided paired bootstrap (Koehn 2004), with sacrebleu's definition of the p-value but for ties, which count.
+
+    Args:
+        first: Scores of the resamples, ``(R,)``.
+        second: Likewise.
+        difference: That was observed.
+    """
+    distances = np.abs(first - second)
+    return _p_value(distances - distances.mean(), abs(difference))
+
+
+def randomisation_p_value(first: Array, second: Array, swaps: Array, score: Score) -> float:
+    """Two-sided approximate randomisation (Riezler & Maxwell 2005), stratified by seed.
+
+    A source changes sides as a whole, its predictions of every seed together, because what a source does to a score it
+    does in every seed. The statistic is the mean over seeds of the difference of corpus scores. With one seed this is
+    sacrebleu's test, except that ties count: sacrebleu finds a system to differ from itself.
+
+    Args:
+        first: Statistics ``(S, M, K)``.
+        second: Likewise, of the same seeds and sources.
+        swaps: From :func:`random_swaps`.
+        score: Of sums.
+    """
+    difference = float((corpus_scores(first, score) - corpus_scores(second, score)).mean())
+    moved = _weighted(swaps, first - second)  # (R, S, K)
+    swapped_first = score(second.sum(axis=-2) + moved)
+    swapped_second = score(first.sum(axis=-2) - moved)
+    return _p_value(np.abs((swapped_first - swapped_second).mean(axis=-1)), abs(difference))
+
+
+def _weighted(weights: Array, statistics: Array) -> Array:
+    """``(R, M)`` and ``(S, M, K)`` to ``(R, S, K)``, in one matrix product."""
+    seeds, sources, size = statistics.shape
+    flat = np.ascontiguousarray(statistics.transpose(1, 0, 2)).reshape(sources, seeds * size)
+    return (weights @ flat).reshape(len(weights), seeds, size)
+
+
+def _p_value(resampled: NDArray[np.float64], observed: float) -> float:
+    return float((np.sum(resampled >= observed - ROUNDING) + 1) / (len(resampled) + 1))

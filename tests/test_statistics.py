@@ -1,0 +1,318 @@
+"""The machinery of significance, tested itself: against sacrebleu, on experiments without and with a difference."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+
+import numpy as np
+import pytest
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.metrics.ter import TER
+from sacrebleu.significance import PairedTest
+from scipy import stats
+
+from bench.statistics.corpus_scores import Array, bleu, corpus_metric, mean, with_values
+from bench.statistics.differences import FEWEST_SEEDS, PairedTests, standard_error
+from bench.statistics.estimates import estimate, holm, two_sided_p
+from bench.statistics.groups import groups, letters
+from bench.statistics.resampling import bootstrap_counts, corpus_scores
+
+WORDS = (
+    "the",
+    "a",
+    "red",
+    "small",
+    "old",
+    "house",
+    "tree",
+    "bird",
+    "sings",
+    "stands",
+    "near",
+    "river",
+    "with",
+    "garden",
+)
+
+
+def corpus(seed: int, sources: int = 60) -> tuple[list[str], list[list[str]]]:
+    """Predictions that are damaged references, one to three references for each source."""
+    generator = random.Random(seed)
+    references = [
+        [" ".join(random.Random(f"{source} {n}").choices(WORDS, k=6 + source % 9)) + "." for n in range(1 + source % 3)]
+        for source in range(sources)
+    ]
+    predictions = []
+    for texts in references:
+        words = [generator.choice(WORDS) if generator.random() < 0.3 else word for word in texts[0].split()]
+        predictions.append(" ".join(words[: len(words) - generator.randrange(3)]))
+    return predictions, references
+
+
+def streams(references: list[list[str]]) -> list[list[str | None]]:
+    return [[texts[n] if n < len(texts) else None for texts in references] for n in range(3)]
+
+
+SACREBLEU = {"bleu": lambda: BLEU(lowercase=True, force=True), "chrf": lambda: CHRF(word_order=2), "ter": TER}
+
+
+@pytest.mark.parametrize("name", SACREBLEU)
+def test_scores_of_summed_statistics_are_those_of_sacrebleu(name: str) -> None:
+    predictions, references = corpus(1)
+    metric = corpus_metric(name, references, lowercase=True)
+    statistics = metric.extract(predictions)
+    whole = SACREBLEU[name]().corpus_score(predictions, streams(references)).score
+    assert metric.score(statistics.sum(axis=0)) == pytest.approx(whole, abs=1e-9)
+    counts = bootstrap_counts(20, len(predictions), seed=3)
+    for drawn, score in zip(counts, metric.score(counts @ statistics), strict=True):
+        chosen = [index for index, times in enumerate(drawn) for _ in range(int(times))]
+        expected = SACREBLEU[name]().corpus_score(
+            [predictions[index] for index in chosen], streams([references[index] for index in chosen])
+        )
+        assert score == pytest.approx(expected.score, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "predictions", [[""], ["xyz"], ["the"], ["the red"], ["the red tree"], ["the red tree stands there today"]]
+)
+def test_scores_of_hardly_anything_are_those_of_sacrebleu(predictions: list[str]) -> None:
+    references = [["the red tree stands near the river."]]
+    for name, make in SACREBLEU.items():
+        metric = corpus_metric(name, references, lowercase=True)
+        expected = make().corpus_score(predictions, streams(references)[:1]).score
+        assert metric.score(metric.extract(predictions).sum(axis=0)) == pytest.approx(expected, abs=1e-9), name
+
+
+@pytest.mark.parametrize("name", SACREBLEU)
+@pytest.mark.parametrize("kind", ["bs", "ar"])
+def test_p_values_of_one_seed_are_those_of_sacrebleu(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SACREBLEU_SEED", "12345")
+    monkeypatch.setattr("bench.statistics.resampling.ROUNDING", -1e-9)  # sacrebleu does not count ties
+    systems = {"one": corpus(1), "other": corpus(2)}
+    references = systems["one"][1]
+    named = [(system, predictions) for system, (predictions, _) in systems.items()]
+    test = PairedTest(named, {name: SACREBLEU[name]()}, streams(references), test_type=kind, n_samples=400)
+    expected = list(test()[1].values())[-1][1].p_value
+    metric = corpus_metric(name, references, lowercase=True)
+    tests = PairedTests(len(references), metric.score, resamples=400)
+    (found,) = tests.all_pairs({system: metric.extract(texts)[None] for system, (texts, _) in systems.items()})
+    assert expected is not None
+    assert 0.01 < expected < 0.99, "a p-value at the end of its range would prove little"
+    ours = found.p_bootstrap if kind == "bs" else found.p_randomisation
+    assert ours == pytest.approx(expected, abs=1.01 / 401), "sacrebleu sums in 32 bits, which may move one"
+
+
+def test_estimates_over_seeds() -> None:
+    found = estimate([1.0, 2.0, 4.0])
+    assert found is not None
+    low, high = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem([1.0, 2.0, 4.0]))
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert two_sided_p(2.5, 7) == pytest.approx(2 * stats.t.sf(2.5, 7))
+    assert estimate([]) is None
+    single = estimate([3.0])
+    assert single is not None
+    assert single.half_width is None
+
+
+def test_holm_adjusts_as_published() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def simulated(
+    generator: np.random.Generator, seeds: int, sources: int, spread: tuple[float, float, float], effect: float = 0.0
+) -> Array:
+    """Differences ``(S, M)`` of a mean score: effects of seeds, of sources, and of both together."""
+    of_seeds, of_sources, of_both = spread
+    return (
+        effect
+        + of_seeds * generator.normal(size=(seeds, 1))
+        + of_sources * generator.normal(size=(1, sources))
+        + of_both * generator.normal(size=(seeds, sources))
+    )
+
+
+def share_called(
+    seeds: int, sources: int, spread: tuple[float, float, float], effect: float = 0.0, experiments: int = 2000
+) -> float:
+    """In how many experiments a difference is called at the level of 5 %."""
+    generator = np.random.default_rng(7)
+    counts = bootstrap_counts(200, sources) / sources
+    called = 0
+    for _ in range(experiments):
+        differences = simulated(generator, seeds, sources, spread, effect)
+        of_seeds = differences.mean(axis=1)
+        error, freedom = standard_error(of_seeds, counts @ differences.T, sources)
+        called += two_sided_p(float(of_seeds.mean()) / error, freedom) < 0.05
+    return called / experiments
+
+
+def tolerance(share: float, experiments: int = 2000) -> float:
+    """Three standard deviations of a share: chance exceeds it in about one of a thousand tests."""
+    return 3 * math.sqrt(share * (1 - share) / experiments)
+
+
+# Spread over seeds, over sources, and of both together; all in points of a score, the last two of single sources.
+SPREADS = {
+    "seeds shift every source alike": (1.0, 0.0, 0.0),
+    "seeds change single sources only": (0.0, 0.0, 10.0),
+    "seeds do both": (0.5, 0.0, 10.0),
+    "sources favour one method or the other": (0.0, 10.0, 5.0),
+    "all of it": (1.0, 3.0, 10.0),
+}
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("spread", SPREADS.values(), ids=SPREADS)
+def test_equal_methods_are_called_different_in_at_most_five_percent(
+    seeds: int, spread: tuple[float, float, float]
+) -> None:
+    assert share_called(seeds, 100, spread) <= 0.05 + tolerance(0.05)
+
+
+def test_a_bootstrap_over_seeds_would_fail_this_test() -> None:
+    """Why there is a t distribution: with five seeds, resampled seeds are far too sure of themselves."""
+    generator = np.random.default_rng(7)
+    called = 0
+    for _ in range(1000):
+        of_seeds = generator.normal(size=5)
+        means = of_seeds[generator.integers(5, size=(400, 5))].mean(axis=1)
+        low, high = np.quantile(means, [0.025, 0.975])
+        called += not low <= 0 <= high
+    assert called / 1000 > 0.1
+
+
+@pytest.mark.parametrize(
+    ("seeds", "spread", "effect", "power"),
+    [
+        # Where seeds shift every source alike, this is the paired t-test over seeds.
+        (5, (1.0, 0.0, 0.0), 1.5, lambda: nct_power(1.5 / math.sqrt(1 / 5), 4)),
+        (10, (1.0, 0.0, 0.0), 1.0, lambda: nct_power(1.0 / math.sqrt(1 / 10), 9)),
+        # Where only sources matter, it is the paired t-test over sources.
+        (5, (0.0, 10.0, 0.0), 2.5, lambda: nct_power(2.5 / math.sqrt(100 / 100), 99)),
+    ],
+)
+def test_a_known_difference_is_found_as_often_as_theory_says(
+    seeds: int, spread: tuple[float, float, float], effect: float, power: object
+) -> None:
+    expected = power()  # type: ignore[operator]
+    assert 0.6 < expected < 0.9
+    assert share_called(seeds, 100, spread, effect) == pytest.approx(expected, abs=tolerance(expected))
+
+
+def nct_power(noncentrality: float, freedom: int) -> float:
+    """Power of a two-sided t-test at the level of 5 %."""
+    limit = stats.t.ppf(0.975, freedom)
+    return float(stats.nct.sf(limit, freedom, noncentrality) + stats.nct.cdf(-limit, freedom, noncentrality))
+
+
+def simulated_bleu(generator: np.random.Generator, seeds: int, sources: int, quality: float) -> Array:
+    """BLEU statistics ``(S, M, 10)`` of one method: sources differ in difficulty, seeds in luck."""
+    difficulty = np.random.default_rng(0).normal(scale=0.1, size=(1, sources))
+    luck = 0.01 * generator.normal(size=(seeds, 1)) + 0.1 * generator.normal(size=(seeds, sources))
+    hit = np.clip(quality + difficulty + luck, 0.05, 0.98)  # probability that a word is right
+    length = np.broadcast_to(np.random.default_rng(1).integers(8, 25, size=sources), hit.shape)
+    totals = [np.maximum(length - order, 0) for order in range(4)]
+    matches = [generator.binomial(total, hit ** (order + 1)) for order, total in enumerate(totals)]
+    return np.stack([length, length, *matches, *totals], axis=-1).astype(np.float64)
+
+
+def test_seeds_of_one_method_are_called_different_in_at_most_five_percent_by_bleu() -> None:
+    generator, experiments, sources = np.random.default_rng(11), 600, 80
+    tests = PairedTests(sources, bleu, resamples=200)
+    called = found_worse = 0
+    differences = []
+    for _ in range(experiments):
+        one, other, better = (simulated_bleu(generator, 5, sources, quality) for quality in (0.7, 0.7, 0.73))
+        (equal,) = tests.all_pairs({"one": one, "other": other})
+        (worse,) = tests.all_pairs({"one": one, "better": better})
+        called += equal.told_apart
+        found_worse += worse.told_apart and worse.difference < 0
+        differences.append(worse.difference)
+    assert called / experiments <= 0.05 + tolerance(0.05, experiments)
+    # Between a t-test with the five seeds' degrees of freedom and one that knows the standard error.
+    noncentrality = -float(np.mean(differences) / np.std(differences, ddof=1))
+    least, most = nct_power(noncentrality, 4), nct_power(noncentrality, 10_000)
+    assert 0.5 < least < 0.9
+    slack = tolerance(0.5, experiments)
+    assert least - slack < found_worse / experiments < most + slack
+
+
+def test_the_base_model_has_one_seed_and_stands_against_all() -> None:
+    generator = np.random.default_rng(3)
+    tests = PairedTests(40, bleu, resamples=100)
+    base, tuned = simulated_bleu(generator, 1, 40, 0.3), simulated_bleu(generator, 5, 40, 0.7)
+    (found,) = tests.all_pairs({"none": base, "full": tuned})
+    assert found.seeds == 5
+    assert found.told_apart
+    assert found.difference == pytest.approx(float(corpus_scores(base, bleu)[0] - corpus_scores(tuned, bleu).mean()))
+
+
+def test_few_seeds_conclude_nothing_about_methods() -> None:
+    generator = np.random.default_rng(3)
+    tests = PairedTests(40, bleu, resamples=100)
+    for seeds in (1, 2):
+        statistics = {name: simulated_bleu(generator, seeds, 40, quality) for name, quality in (("a", 0.3), ("b", 0.9))}
+        (found,) = tests.all_pairs(statistics)
+        assert seeds < FEWEST_SEEDS
+        assert not found.conclusive
+        assert not found.told_apart
+        assert found.p_randomisation < 0.05, "these two trained models differ, which is another statement"
+        assert (found.p_value is None) == (seeds == 1)
+        assert found.low < found.difference < found.high
+
+
+def test_a_method_does_not_differ_from_itself() -> None:
+    same = simulated_bleu(np.random.default_rng(3), 5, 40, 0.7)
+    (found,) = PairedTests(40, bleu, resamples=100).all_pairs({"a": same, "b": same.copy()})
+    assert found.difference == 0
+    assert found.p_value == 1.0
+    assert found.p_randomisation == 1.0
+    assert not found.told_apart
+
+
+def test_pairs_are_corrected_together() -> None:
+    generator = np.random.default_rng(5)
+    values = {f"m{index}": generator.normal(loc=index / 4, size=(6, 30)) for index in range(5)}
+    statistics = {name: np.stack([with_values(row) for row in rows]) for name, rows in values.items()}
+    found = PairedTests(30, mean, resamples=200).all_pairs(statistics)
+    assert len(found) == 10
+    adjusted = holm([one.p_value for one in found if one.p_value is not None])
+    assert [one.p_adjusted for one in found] == adjusted
+
+
+def test_ten_methods_of_five_seeds_take_a_second_for_a_thousand_resamples() -> None:
+    generator = np.random.default_rng(0)
+    statistics = {f"m{index}": simulated_bleu(generator, 5, 630, 0.7) for index in range(10)}
+    start = time.process_time()
+    found = PairedTests(630, bleu).all_pairs(statistics)
+    seconds = time.process_time() - start
+    assert len(found) == 45
+    assert seconds < 4, f"{seconds:.1f} s of CPU time; a quiet core takes about one"
+
+
+def test_groups_are_the_largest_sets_that_cannot_be_told_apart() -> None:
+    names = ["a", "b", "c", "d"]
+    assert groups(names, []) == [("a", "b", "c", "d")]
+    assert groups(names, [("a", "d")]) == [("a", "b", "c"), ("b", "c", "d")]
+    assert groups(names, [("a", "c"), ("a", "d"), ("b", "d")]) == [("a", "b"), ("b", "c"), ("c", "d")]
+    every = [(x, y) for index, x in enumerate(names) for y in names[index + 1 :]]
+    assert groups(names, every) == [("a",), ("b",), ("c",), ("d",)]
+    assert letters(names, [("a", "d")]) == {"a": "a", "b": "ab", "c": "ab", "d": "b"}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_groups_hold_no_pair_that_differs_and_every_pair_that_does_not(seed: int) -> None:
+    generator = random.Random(seed)
+    names = [f"m{index}" for index in range(7)]
+    pairs = [(x, y) for index, x in enumerate(names) for y in names[index + 1 :]]
+    apart = {pair for pair in pairs if generator.random() < 0.5}
+    found = groups(names, apart)
+    for pair in pairs:
+        together = any(set(pair) <= set(group) for group in found)
+        assert together == (pair not in apart)
+    assert not any(set(one) < set(other) for one in found for other in found)
