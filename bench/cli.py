@@ -10,7 +10,7 @@ import sys
 import typer
 from rich.console import Console
 
-from bench.commands import catalogue, methods, sweeps
+from bench.commands import adapters, catalogue, methods, sweeps
 from bench.config import ConfigError
 from bench.store import StoreError
 
@@ -23,6 +23,8 @@ for command in (
     methods.methods,
     methods.check_method,
     methods.new_method,
+    adapters.generate,
+    adapters.export,
     catalogue.tasks,
 ):
     app.command()(command)

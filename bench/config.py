@@ -86,11 +86,23 @@ def load_sweep(path: Path, settings: Sequence[str] = ()) -> Sweep:
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping with name, task and methods")
     for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {setting}: expected key.path=value")
-        set_key(raw, key, yaml.safe_load(value) if value else "", f"--set {setting}")
+        set_key(raw, *setting_value(setting), f"--set {setting}")
     return validated(Sweep, raw, str(path))
+
+
+def setting_value(setting: str) -> tuple[str, Any]:
+    """Key and value of ``key.path=value``, the value read as YAML.
+
+    Raises:
+        ConfigError: It has no ``=``, or a value that is no YAML.
+    """
+    key, equals, value = setting.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {setting}: expected key.path=value")
+    try:
+        return key, yaml.safe_load(value) if value else ""
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {setting}: the value is not valid YAML: {error}") from error
 
 
 def set_key(raw: dict[str, Any], dotted: str, value: Any, where: str) -> None:

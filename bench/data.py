@@ -34,9 +34,13 @@ class Tokenization:
         return self.config.template.replace("{bos}", self.tokenizer.bos_token or self.tokenizer.eos_token)
 
     def source(self, example: Example) -> list[int]:
+        """What the model reads for an example."""
+        return self.source_ids(example.source)
+
+    def source_ids(self, source: str) -> list[int]:
         """What the model reads. A source that is too long is cut inside the template, never the template itself."""
         before, _, after = self.template.partition("{source}")
-        ids = plain_ids(self.tokenizer, before + example.source)
+        ids = plain_ids(self.tokenizer, before + source)
         if len(ids) > self.config.max_source_tokens:
             self.truncated_sources += 1
             ids = ids[: self.config.max_source_tokens]

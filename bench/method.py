@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +24,7 @@ __all__ = [
     "Method",
     "MethodConfig",
     "MethodError",
+    "PeftAdapter",
     "Range",
     "SearchSpace",
     "copy_state",
@@ -39,6 +41,16 @@ class MethodConfig(BaseModel):
 
 class MethodError(ValueError):
     """A method cannot do what was asked of it with this model."""
+
+
+@dataclass(frozen=True)
+class PeftAdapter:
+    """A trained adapter in the terms of Hugging Face peft; see :meth:`Method.to_peft`."""
+
+    config: dict[str, Any]
+    """Fields of peft's configuration that differ from their defaults, ``peft_type`` among them."""
+    state: dict[str, torch.Tensor]
+    """Tensors under the names that peft stores them by."""
 
 
 class Method(ABC):
@@ -98,6 +110,17 @@ class Method(ABC):
             MethodError: Names or shapes differ from what this method stores.
         """
         copy_state(dict(trained_parameters(model)), state)
+
+    def to_peft(self, model: nn.Module) -> PeftAdapter:
+        """The same function in the terms of Hugging Face peft, for ``tuneoff export``. Imports no peft.
+
+        Args:
+            model: A patched model with its trained state.
+
+        Raises:
+            MethodError: peft has no such method, or not with these settings; the message says which.
+        """
+        raise MethodError(f"Hugging Face peft has no method that computes what {type(self).__name__} does")
 
 
 def trained_parameters(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore  # torch.distributed has it too, without telling type checkers
 
 from bench import metrics, models
+from bench.adapter import save_adapter
 from bench.architecture import Pair
 from bench.data import Tokenization
 from bench.decode import generate
@@ -48,8 +49,6 @@ from bench.splits import load_splits, oddities
 from bench.task import Example, Task
 from bench.train import Diverged, TargetLoss, Trained, Training, mean_loss
 
-ADAPTER_FILE = "adapter.safetensors"
-ADAPTER_SETTINGS_FILE = "adapter.json"
 PREDICTIONS_FILE = "predictions.jsonl"
 
 # A rank that waits longer than this for another one in a collective operation gives up.
@@ -205,7 +204,8 @@ class _Trial:
             trained = training.run(pairs["train"], pairs["dev"])
             del model, training
             with meter.phase("save"):
-                adapter_bytes = self._save_adapter(trained, tokens.config.template)
+                if self.context.rank == 0:
+                    adapter_bytes = save_adapter(self.context.outbox, spec, task.config, trained.state)
         ran = _what_training_tells(trained)
         scores, decode_cost = None, None
         if spec.scored_split is not None:
@@ -288,21 +288,6 @@ class _Trial:
             progress=self.context.progress,
             stop_after_steps=self.spec.stop_after_steps,
         )
-
-    def _save_adapter(self, trained: Trained, template: str) -> int:
-        from safetensors.torch import save_file
-
-        if self.context.rank != 0:
-            return 0
-        path = self.context.outbox / ADAPTER_FILE
-        save_file(trained.state, path)
-        settings = {
-            "method": self.spec.method.model_dump(mode="json"),
-            "model": self.spec.model.model_dump(mode="json"),
-            "template": template,
-        }
-        (self.context.outbox / ADAPTER_SETTINGS_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-        return path.stat().st_size
 
     def _predictions(
         self, model: Any, tokenizer: Any, tokens: Tokenization, examples: Sequence[Example]

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from bench.method import Method, Range, SearchSpace
+from bench.method import Method, PeftAdapter, Range, SearchSpace
 from methods.blocks import blocks
 from methods.transformer_parts import LinearWrapper, attention_projections
 
@@ -33,11 +34,15 @@ class ScaledOutputLayer(LinearWrapper):
         self.ia3_scale = _ones(len(rows), self.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scale: torch.Tensor = self.ia3_scale
-        if len(scale) < self.out_features:
-            scale = scale.new_ones(self.out_features).index_copy(0, self.rows, scale)
         output: torch.Tensor = self.base_layer(x)  # (B, T, O)
-        return output * scale
+        return output * self.scale()
+
+    def scale(self) -> torch.Tensor:
+        """``(O,)``: the trained factors at their rows, one elsewhere."""
+        scale: torch.Tensor = self.ia3_scale
+        if len(scale) == self.out_features:
+            return scale
+        return scale.new_ones(self.out_features).index_copy(0, self.rows, scale)
 
 
 class ScaledInputLayer(LinearWrapper):
@@ -87,3 +92,19 @@ class IA3(Method):
             layer.replace(ScaledInputLayer(layer.module, layer.in_features))
         module: nn.Module = model
         return module
+
+    def to_peft(self, model: nn.Module) -> PeftAdapter:
+        """IA3, with factors of one for the parts of an output that are not scaled."""
+        outputs = {name: layer for name, layer in model.named_modules() if isinstance(layer, ScaledOutputLayer)}
+        inputs = {name: layer for name, layer in model.named_modules() if isinstance(layer, ScaledInputLayer)}
+        state = {name: layer.scale().detach()[:, None] for name, layer in outputs.items()}
+        state |= {name: layer.ia3_scale.detach()[None] for name, layer in inputs.items()}
+        config = {
+            "peft_type": "IA3",
+            "target_modules": list(state),
+            "feedforward_modules": list(inputs),
+            "fan_in_fan_out": any(
+                isinstance(layer.base_layer, Conv1D) for layer in [*outputs.values(), *inputs.values()]
+            ),
+        }
+        return PeftAdapter(config, {f"base_model.model.{name}.ia3_l": factors for name, factors in state.items()})

@@ -15,7 +15,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from bench.method import Method, MethodConfig, MethodError, Range, SearchSpace
+from bench.method import Method, MethodConfig, MethodError, PeftAdapter, Range, SearchSpace
 from methods.transformer_parts import ROLES, LinearLayer, LinearWrapper, attention_projections, linear_layers
 
 
@@ -155,6 +155,28 @@ class LoRA(Method):
         """Undo :meth:`merge`; the base weights are bit-identical to what they were."""
         for layer in _lora_layers(model):
             layer.unmerge()
+
+    def to_peft(self, model: nn.Module) -> PeftAdapter:
+        """LoRA, with N R as the rank of a layer whose output has N parts: peft knows one product for a whole output."""
+        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoRALayer)}
+        ranks = {name: len(layer.lora_A) for name, layer in layers.items()}
+        usual = max(ranks.values())
+        scaling = self.config.alpha / self.config.rank
+        config = {
+            "peft_type": "LORA",
+            "r": usual,
+            "lora_alpha": scaling * usual,
+            "lora_dropout": self.config.dropout,
+            "target_modules": list(layers),
+            "rank_pattern": {name: rank for name, rank in ranks.items() if rank != usual},
+            "alpha_pattern": {name: scaling * rank for name, rank in ranks.items() if rank != usual},
+            "fan_in_fan_out": any(isinstance(layer.base_layer, Conv1D) for layer in layers.values()),
+        }
+        state = {}
+        for name, layer in layers.items():
+            state[f"base_model.model.{name}.lora_A.weight"] = layer.lora_A.detach()
+            state[f"base_model.model.{name}.lora_B.weight"] = layer.up().detach()
+        return PeftAdapter(config, state)
 
     def _targets(self, model: Any) -> list[tuple[LinearLayer, list[torch.Tensor] | None]]:
         """Each linear layer to adapt, with the rows of each part; None where the whole output is one part."""

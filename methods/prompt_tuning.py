@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import nn
 
-from bench.method import Method, Range, SearchSpace, positions_of
+from bench.method import Method, PeftAdapter, Range, SearchSpace, positions_of
 from methods.attention_prefix import KeysValues, KeyValueCapture, attend_with_prefix, attention_layers
 from methods.prompt_init import PromptInitConfig, initial_token_ids, random_prompt
 
@@ -173,6 +173,17 @@ class PromptTuning(Method):
         setattr(model, model.base_model_prefix, decoder)
         module: nn.Module = model
         return module
+
+    def to_peft(self, model: nn.Module) -> PeftAdapter:
+        """Prompt tuning as it is: one matrix ``(P, D)``."""
+        (prompt,) = self.adapter_state(model).values()
+        config = {
+            "peft_type": "PROMPT_TUNING",
+            "num_virtual_tokens": prompt.shape[0],
+            "token_dim": prompt.shape[1],
+            "num_transformer_submodules": 1,
+        }
+        return PeftAdapter(config, {"prompt_embeddings": prompt})
 
     def _initial_prompt(self, model: Any) -> torch.Tensor:
         embedding: torch.Tensor = model.get_input_embeddings().weight.detach()

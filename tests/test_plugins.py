@@ -262,7 +262,7 @@ def test_check_method_tells_a_refusal_from_a_failure(methods_dir: Path, tuneoff:
     [
         (("check-method", "promt_tuning"), "no method 'promt_tuning'; did you mean 'prompt_tuning'"),
         (("check-method", "prompt_tuning", "--set", "inti=text"), "inti: unknown key"),
-        (("check-method", "prompt_tuning", "--set", "init"), "--set init: expected key=value"),
+        (("check-method", "prompt_tuning", "--set", "init"), "--set init: expected key.path=value"),
         (("check-method", "prompt_tuning", "--family", "bert"), "--family bert: there are gpt2, llama"),
         (("methods", "prompt_tunin"), "did you mean 'prompt_tuning'"),
         (("methods", "--methods-dir", "/nowhere"), "--methods-dir: there is no folder '/nowhere'"),

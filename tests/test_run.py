@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from command import Done
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -113,7 +115,7 @@ def bench(tmp_path: Path, tiny_models: dict[str, Path], tiny_task: Path) -> Benc
     return Bench(tmp_path, tiny_models["llama"], tiny_task)
 
 
-def test_a_sweep_runs_resumes_and_extends(bench: Bench) -> None:
+def test_a_sweep_runs_resumes_and_extends(bench: Bench, tuneoff: Callable[..., Done]) -> None:
     done = bench.run(THREE, "--launcher", "local")
     assert done.returncode == 0, done.stdout + done.stderr
     table = bench.table()
@@ -136,6 +138,11 @@ def test_a_sweep_runs_resumes_and_extends(bench: Bench) -> None:
     again = bench.run(THREE, "--launcher", "local")
     assert again.returncode == 0
     assert "4 done, 0 to run" in again.stdout
+    adapter = next((bench.results / "trials").glob("prefix_tuning-*"))
+    lines = gzip.decompress((adapter / "predictions.jsonl.gz").read_bytes()).decode().splitlines()
+    rows = [json.loads(line) for line in lines]
+    said = tuneoff("generate", str(adapter), "--json", *(word for row in rows for word in ("--source", row["source"])))
+    assert [row["text"] for row in json.loads(said.stdout)] == [row["prediction"] for row in rows], said.stderr
     assert {path: path.stat().st_mtime_ns for path in bench.results.glob("trials/*/result.json")} == before
     more = bench.run("  - none", "--launcher", "local", "--set", "seeds=[0, 1]")
     assert "2 trials, 1 done, 1 to run" in more.stdout

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.commands.options import AsJson, MethodsDir, console
-from bench.config import ConfigError, validated
+from bench.config import ConfigError, setting_value, validated
 
 if TYPE_CHECKING:
     from bench.conformance import Verdict
@@ -54,7 +54,7 @@ def check_method(
     if unknown := sorted(set(families or ()) - FAMILIES.keys()):
         raise ConfigError(f"--family {unknown[0]}: there are {', '.join(FAMILIES)}")
     method_class = _load(name, methods_dir)[1]
-    config = validated(method_class.Config, _method_settings(settings or ()), f"method {name}: config")
+    config = validated(method_class.Config, dict(map(setting_value, settings or ())), f"method {name}: config")
     found = list(verdicts(method_class, config, families or CORE_FAMILIES))
     if as_json:
         console.print_json(json.dumps([vars(verdict) for verdict in found]))
@@ -89,16 +89,6 @@ def _load(name: str, methods_dir: Path | None) -> tuple[str, type[Method]]:
         return target, load_method(target)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-
-
-def _method_settings(settings: list[str] | tuple[str, ...]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {setting}: expected key=value")
-        found[key] = yaml.safe_load(value) if value else ""
-    return found
 
 
 def _print_verdicts(name: str, found: list[Verdict]) -> None:

@@ -1,0 +1,99 @@
+"""Commands on trained adapters: try one, and hand one on to other libraries."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from bench.commands.options import AsJson, console
+from bench.config import ConfigError, set_key, setting_value, validated
+from bench.spec import DecodeSpec
+
+Result = Annotated[
+    Path,
+    typer.Argument(
+        help="folder of a trial, results/<sweep>/trials/<id>, or any with its adapter.json and adapter.safetensors",
+        metavar="RESULT",
+    ),
+]
+BaseModelPath = Annotated[
+    str | None, typer.Option("--model", help="the base model, if it lies elsewhere than where the trial ran")
+]
+
+
+class ExportFormat(StrEnum):
+    """What an adapter can be handed on to."""
+
+    PEFT = "peft"
+
+
+def generate(
+    result: Result,
+    sources: Annotated[list[str], typer.Option("--source", help="what to put into words; may be repeated")],
+    settings: Annotated[list[str] | None, typer.Option("--set", help="decode.key=value, e.g. decode.beams=5")] = None,
+    model: BaseModelPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try a trained adapter: its text for each source, decoded as its trial did unless --set says otherwise."""
+    import torch
+
+    _quieten()
+    from bench.adapter import read_card, restore
+    from bench.decode import generate as generate_texts
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        raw = {"decode": read_card(result).decode.model_dump()}
+        for setting in settings or ():
+            key, value = setting_value(setting)
+            if key.partition(".")[0] != "decode":
+                raise ConfigError(f"--set {setting}: only decode.… can be set here")
+            set_key(raw, key, value, f"--set {setting}")
+        decode = validated(DecodeSpec, raw["decode"], "--set decode")
+        restored = restore(result, device, model)
+        ids = [restored.source_ids(source) for source in sources]
+        arguments = (restored.model, restored.tokenizer, restored.architecture)
+        texts = generate_texts(*arguments, ids, decode, device, rank=0, ranks=1).texts
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if as_json:
+        rows = [{"source": source, "text": texts[index]} for index, source in enumerate(sources)]
+        console.print_json(json.dumps(rows))
+        return
+    for index in range(len(sources)):
+        console.print(Text(texts[index]), soft_wrap=True)
+
+
+def export(
+    result: Result,
+    to: Annotated[ExportFormat, typer.Option("--to", help="peft: a folder for peft.PeftModel.from_pretrained")],
+    into: Annotated[Path | None, typer.Option("--into", help="folder to write; default: <name of RESULT>-peft")] = None,
+    model: BaseModelPath = None,
+) -> None:
+    """Hand a trained adapter on to another library; the result is checked to give the same logits."""
+    _quieten()
+    from bench.export import export_to_peft
+
+    destination = into or Path(f"{result.resolve().name}-{to.value}")
+    try:
+        difference = export_to_peft(result, destination, model)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    console.print(
+        f"{destination}: loads in {to.value} and gives the same logits (difference: {difference:.1e} of the largest)",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _quieten() -> None:
+    """Progress of loading weights would stand among the texts."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
