@@ -6,6 +6,7 @@ what must be equal is equal to rounding.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -41,12 +42,12 @@ class Subject:
     def method(self) -> Method:
         return self.method_class(self.config, WordTokenizer())
 
-    def patched(self, disturbed: bool = True) -> tuple[Method, Any]:
+    def patched(self, disturbed: bool = True, base: Any = None) -> tuple[Method, Any]:
         """A freshly patched model. ``disturbed`` moves what is trained off its start, which may well be a no-op."""
         method = self.method()
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            model = method.patch(tiny_model(self.family))
+            model = method.patch(tiny_model(self.family) if base is None else base)
             if disturbed:
                 for _, parameter in trained_parameters(model):
                     parameter.data += 0.1 * torch.randn_like(parameter)
@@ -97,16 +98,25 @@ def read_ids(batch: Batch) -> torch.Tensor:
 
 
 def check_is_causal(subject: Subject) -> None:
-    """No token sees a later one."""
+    """No token sees a later one, in training neither."""
     _, model = subject.patched()
     pair = Pair(PAIRS[0].source_ids, [50, 51, 52, 53])
     batch, changed = batch_of(model, [pair]), batch_of(model, [Pair(pair.source_ids, [50, 61, 62, 63])])
     first = int((read_ids(batch) != read_ids(changed)).nonzero()[0, 1])
-    with torch.no_grad():
-        before, after = logits_of(model, batch), logits_of(model, changed)
-    _require_close(after[:, :first], before[:, :first], "later tokens changed the logits of earlier ones")
-    if torch.equal(after[:, first:], before[:, first:]):
-        raise ContractError("other tokens gave the same logits")
+    for mode in ("evaluation", "training"):
+        model.train(mode == "training")
+        with torch.no_grad():
+            before, after = (_same_dropout(model, each) for each in (batch, changed))
+        what = f"later tokens changed the logits of earlier ones (in {mode} mode)"
+        _require_close(after[:, :first], before[:, :first], what)
+        if torch.equal(after[:, first:], before[:, first:]):
+            raise ContractError("other tokens gave the same logits")
+
+
+def _same_dropout(model: Any, batch: Batch) -> torch.Tensor:
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return logits_of(model, batch, use_cache=False)
 
 
 def check_padding_changes_nothing(subject: Subject) -> None:
@@ -180,8 +190,11 @@ def train_a_little(model: Any, steps: int = 3) -> list[float]:
 
 def check_only_declared_is_trained(subject: Subject) -> None:
     """Training lowers the loss, moves every trained tensor and leaves the base weights bit-identical."""
-    method, model = subject.patched(disturbed=False)
+    base = tiny_model(subject.family)
+    weights = {name: (tensor, tensor.detach().clone()) for name, tensor in _tensors(base)}
+    method, model = subject.patched(disturbed=False, base=base)
     trained = dict(trained_parameters(model))
+    _require_untouched(weights, model, "patch")
     if not method.trains:
         if trained:
             raise ContractError(f"it says that it trains nothing, and {len(trained)} tensors require grad")
@@ -198,6 +211,22 @@ def check_only_declared_is_trained(subject: Subject) -> None:
             raise ContractError(f"{name} moved, and it is not among what the method trains")
         if not moved and name in trained:
             raise ContractError(f"{name} requires grad and did not move: it has no part in the output")
+    _require_untouched(weights, model, "training")
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _require_untouched(weights: dict[str, tuple[torch.Tensor, torch.Tensor]], model: nn.Module, when: str) -> None:
+    """The base model's own tensors are all still there, and have their values unless they are trained."""
+    present = {id(tensor) for _, tensor in _tensors(model)}
+    for name, (tensor, value) in weights.items():
+        if id(tensor) not in present:
+            raise ContractError(f"{when} took {name} out of the model, or put another tensor in its place")
+        if not tensor.requires_grad and not torch.equal(tensor.detach(), value):
+            raise ContractError(f"{when} changed {name}, which belongs to the base model and is not trained")
 
 
 def check_state_reloads(subject: Subject) -> None:
@@ -237,14 +266,17 @@ def check_gradient_checkpointing(subject: Subject) -> None:
 
 
 def check_minds_its_own_business(subject: Subject) -> None:
-    """Sets no seed, makes no distributed call, leaves the model on its device."""
+    """Sets no seed of torch or Python, makes no distributed call, leaves the model on its device."""
     states = []
+    outside = random.getstate()
     for seed in (3, 4):
         with torch.random.fork_rng(), _no_distributed_calls():
             torch.manual_seed(seed)
+            random.seed(seed)
             model = subject.method().patch(tiny_model(subject.family))
-            states.append(torch.random.get_rng_state())
-    if torch.equal(states[0], states[1]):
+            states.append((torch.random.get_rng_state(), random.getstate()))
+    random.setstate(outside)
+    if torch.equal(states[0][0], states[1][0]) or states[0][1] == states[1][1]:
         raise ContractError("it sets a seed: after patching, the random state does not depend on the trial's seed")
     if devices := {parameter.device.type for parameter in model.parameters()} - {"cpu"}:
         raise ContractError(f"it moved parameters to {', '.join(sorted(devices))}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -34,9 +35,40 @@ class SeesTheFuture(AddsToEmbeddings):
         return output + self.model.offset * output.mean(dim=1, keepdim=True)
 
 
+class SeesTheFutureInTraining(AddsToEmbeddings):
+    def change(self, _: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        ahead = torch.cat([output[:, 1:], output[:, :1]], dim=1) if self.model.training else 0
+        return output + self.model.offset * ahead
+
+
 class CountsPadding(AddsToEmbeddings):
     def change(self, _: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
         return output + self.model.offset * output.shape[1]
+
+
+class CountsFromTheLeft(AddsToEmbeddings):
+    """Positions that count padding in front."""
+
+    def change(self, _: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output + self.model.offset * torch.arange(output.shape[1])[None, :, None]
+
+
+class MixesRows(AddsToEmbeddings):
+    def change(self, _: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output + self.model.offset * output[:, :1].mean(dim=0, keepdim=True)
+
+
+class RemembersRowsOfBeams(AddsToEmbeddings):
+    """Each token also sees the one before it, remembered by row: right until beams change their rows."""
+
+    before: torch.Tensor
+
+    def change(self, _: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        (ids,) = args
+        seen = output * (ids != 0)[..., None]  # padding is no token
+        first = self.before if ids.shape[1] == 1 else torch.zeros_like(seen[:, :1])
+        self.before = seen[:, -1:]
+        return output + 20 * (1 + self.model.offset) * torch.cat([first, seen[:, :-1]], dim=1)
 
 
 class DependsOnTheCache(AddsToEmbeddings):
@@ -47,6 +79,10 @@ class DependsOnTheCache(AddsToEmbeddings):
 class TrainsNothing(Method):
     def patch(self, model: Any) -> nn.Module:
         return model
+
+
+class SaysItTrainsNothing(AddsToEmbeddings):
+    trains: ClassVar[bool] = False
 
 
 class HasADeadTensor(AddsToEmbeddings):
@@ -63,6 +99,37 @@ class MovesTheBase(AddsToEmbeddings):
         return output + self.model.offset
 
 
+class MovesTheBaseWhenItPatches(AddsToEmbeddings):
+    def patch(self, model: Any) -> nn.Module:
+        model.get_output_embeddings().weight.data *= 1.01
+        return super().patch(model)
+
+
+class MovesABuffer(AddsToEmbeddings):
+    def change(self, _: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        if self.model.training:
+            self.model.base_model.rotary_emb.inv_freq *= 1.01
+        return output + self.model.offset
+
+
+class ReplacesABaseWeight(AddsToEmbeddings):
+    def patch(self, model: Any) -> nn.Module:
+        head = model.get_output_embeddings()
+        head.weight = nn.Parameter(head.weight.detach() * 1.01, requires_grad=False)
+        return super().patch(model)
+
+
+class DrawsWhatItDoesNotStore(AddsToEmbeddings):
+    """A random projection that belongs to the function and is not part of the state."""
+
+    def patch(self, model: Any) -> nn.Module:
+        self.direction = torch.randn(model.config.hidden_size, dtype=torch.float64)
+        return super().patch(model)
+
+    def change(self, _: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output + self.model.offset * self.direction
+
+
 class StoresTooLittle(AddsToEmbeddings):
     def adapter_state(self, model: nn.Module) -> dict[str, torch.Tensor]:
         return {}
@@ -75,6 +142,19 @@ class SetsASeed(AddsToEmbeddings):
     def patch(self, model: Any) -> nn.Module:
         torch.manual_seed(0)
         return super().patch(model)
+
+
+class SeedsPython(AddsToEmbeddings):
+    def patch(self, model: Any) -> nn.Module:
+        random.seed(0)
+        return super().patch(model)
+
+
+class DropsTheFirstLogits(AddsToEmbeddings):
+    def patch(self, model: Any) -> nn.Module:
+        super().patch(model)
+        model.get_output_embeddings().register_forward_hook(lambda module, args, logits: logits[:, 1:])
+        return model
 
 
 class KeepsThePromptPositions(Method):
@@ -118,15 +198,26 @@ def subject(method_class: type[Method]) -> Subject:
     ("method_class", "check", "reason"),
     [
         (KeepsThePromptPositions, contract.check_logits_are_aligned, "logits have shape|loss"),
+        (DropsTheFirstLogits, contract.check_logits_are_aligned, "logits have shape|Expected input batch_size"),
         (SeesTheFuture, contract.check_is_causal, "later tokens changed"),
+        (SeesTheFutureInTraining, contract.check_is_causal, "in training mode"),
         (CountsPadding, contract.check_padding_changes_nothing, "padding on the right changed"),
+        (CountsFromTheLeft, contract.check_padding_changes_nothing, "padding on the left changed"),
+        (MixesRows, contract.check_padding_changes_nothing, "padding on the right changed"),
+        (RemembersRowsOfBeams, contract.check_cache_changes_nothing, "generation with 3 beams"),
         (DependsOnTheCache, contract.check_cache_changes_nothing, "depends on the cache"),
         (DependsOnTheCache, contract.check_beams_share_a_row, "another text than generate with 3 beams"),
         (TrainsNothing, contract.check_only_declared_is_trained, "it trains nothing"),
+        (SaysItTrainsNothing, contract.check_only_declared_is_trained, "says that it trains nothing, and 1 tensors"),
         (HasADeadTensor, contract.check_only_declared_is_trained, "dead requires grad and did not move"),
         (MovesTheBase, contract.check_only_declared_is_trained, "not among what the method trains"),
+        (MovesTheBaseWhenItPatches, contract.check_only_declared_is_trained, "patch changed lm_head.weight"),
+        (MovesABuffer, contract.check_only_declared_is_trained, "training changed model.rotary_emb.inv_freq"),
+        (ReplacesABaseWeight, contract.check_only_declared_is_trained, "patch took lm_head.weight out of the model"),
+        (DrawsWhatItDoesNotStore, contract.check_state_reloads, "a reloaded state gives other logits"),
         (StoresTooLittle, contract.check_state_reloads, "a reloaded state gives other logits"),
         (SetsASeed, contract.check_minds_its_own_business, "it sets a seed"),
+        (SeedsPython, contract.check_minds_its_own_business, "it sets a seed"),
         (AllReduces, contract.check_minds_its_own_business, "makes a distributed call"),
         (DetachesWhenCheckpointed, contract.check_gradient_checkpointing, "changed the gradient of offset"),
         (GrowsWithItsWeights, contract.check_counts, "other stored tensors"),
