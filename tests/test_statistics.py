@@ -15,7 +15,7 @@ from sacrebleu.significance import PairedTest
 from scipy import stats
 
 from bench.statistics.corpus_scores import Array, bleu, corpus_metric, mean, with_values
-from bench.statistics.differences import FEWEST_SEEDS, PairedTests, standard_error
+from bench.statistics.differences import FEWEST_SEEDS, PairedTests, SeedStatistics, pairs_of_seeds, standard_error
 from bench.statistics.estimates import estimate, holm, two_sided_p
 from bench.statistics.groups import groups, letters
 from bench.statistics.resampling import bootstrap_counts, corpus_scores
@@ -54,6 +54,11 @@ def corpus(seed: int, sources: int = 60) -> tuple[list[str], list[list[str]]]:
 
 def streams(references: list[list[str]]) -> list[list[str | None]]:
     return [[texts[n] if n < len(texts) else None for texts in references] for n in range(3)]
+
+
+def seeded(statistics: dict[str, Array]) -> dict[str, SeedStatistics]:
+    """The same seeds for all."""
+    return {name: SeedStatistics(values, tuple(range(len(values)))) for name, values in statistics.items()}
 
 
 SACREBLEU = {"bleu": lambda: BLEU(lowercase=True, force=True), "chrf": lambda: CHRF(word_order=2), "ter": TER}
@@ -98,7 +103,7 @@ def test_p_values_of_one_seed_are_those_of_sacrebleu(name: str, kind: str, monke
     expected = list(test()[1].values())[-1][1].p_value
     metric = corpus_metric(name, references, lowercase=True)
     tests = PairedTests(len(references), metric.score, resamples=400)
-    (found,) = tests.all_pairs({system: metric.extract(texts)[None] for system, (texts, _) in systems.items()})
+    (found,) = tests.all_pairs(seeded({system: metric.extract(texts)[None] for system, (texts, _) in systems.items()}))
     assert expected is not None
     assert 0.01 < expected < 0.99, "a p-value at the end of its range would prove little"
     ours = found.p_bootstrap if kind == "bs" else found.p_randomisation
@@ -228,8 +233,8 @@ def test_seeds_of_one_method_are_called_different_in_at_most_five_percent_by_ble
     differences = []
     for _ in range(experiments):
         one, other, better = (simulated_bleu(generator, 5, sources, quality) for quality in (0.7, 0.7, 0.73))
-        (equal,) = tests.all_pairs({"one": one, "other": other})
-        (worse,) = tests.all_pairs({"one": one, "better": better})
+        (equal,) = tests.all_pairs(seeded({"one": one, "other": other}))
+        (worse,) = tests.all_pairs(seeded({"one": one, "better": better}))
         called += equal.told_apart
         found_worse += worse.told_apart and worse.difference < 0
         differences.append(worse.difference)
@@ -246,10 +251,29 @@ def test_the_base_model_has_one_seed_and_stands_against_all() -> None:
     generator = np.random.default_rng(3)
     tests = PairedTests(40, bleu, resamples=100)
     base, tuned = simulated_bleu(generator, 1, 40, 0.3), simulated_bleu(generator, 5, 40, 0.7)
-    (found,) = tests.all_pairs({"none": base, "full": tuned})
+    (found,) = tests.all_pairs({"none": SeedStatistics(base, None), "full": SeedStatistics(tuned, (0, 1, 2, 3, 4))})
     assert found.seeds == 5
     assert found.told_apart
     assert found.difference == pytest.approx(float(corpus_scores(base, bleu)[0] - corpus_scores(tuned, bleu).mean()))
+
+
+def test_seeds_are_paired_across_methods() -> None:
+    def of(*seeds: int) -> SeedStatistics:
+        return SeedStatistics(np.zeros((len(seeds), 1, 1)), seeds)
+
+    assert pairs_of_seeds(of(0, 1, 2), of(2, 1, 5)) == [(1, 1), (2, 0)], "a seed that failed on one side is left out"
+    assert pairs_of_seeds(of(0, 1), of(5, 6, 7)) == [(0, 0), (1, 1)], "without a common seed, in order"
+    base = SeedStatistics(np.zeros((1, 1, 1)), None)
+    assert pairs_of_seeds(base, of(3, 4)) == [(0, 0), (0, 1)]
+    assert pairs_of_seeds(base, base) == [(0, 0)]
+    shifted = np.random.default_rng(0).normal(size=(5, 1, 1))
+    noise = 0.01 * np.random.default_rng(1).normal(size=(5, 30, 1))
+    values = [
+        np.concatenate([base_value + noise, np.ones((5, 30, 1))], axis=-1) for base_value in (shifted, shifted + 0.1)
+    ]
+    methods = {"a": SeedStatistics(values[0], (0, 1, 2, 3, 4)), "b": SeedStatistics(values[1], (0, 1, 2, 3, 4))}
+    (paired,) = PairedTests(30, mean, resamples=50).all_pairs(methods)
+    assert paired.told_apart, "what seeds do to both methods cancels"
 
 
 def test_few_seeds_conclude_nothing_about_methods() -> None:
@@ -257,7 +281,7 @@ def test_few_seeds_conclude_nothing_about_methods() -> None:
     tests = PairedTests(40, bleu, resamples=100)
     for seeds in (1, 2):
         statistics = {name: simulated_bleu(generator, seeds, 40, quality) for name, quality in (("a", 0.3), ("b", 0.9))}
-        (found,) = tests.all_pairs(statistics)
+        (found,) = tests.all_pairs(seeded(statistics))
         assert seeds < FEWEST_SEEDS
         assert not found.conclusive
         assert not found.told_apart
@@ -268,7 +292,7 @@ def test_few_seeds_conclude_nothing_about_methods() -> None:
 
 def test_a_method_does_not_differ_from_itself() -> None:
     same = simulated_bleu(np.random.default_rng(3), 5, 40, 0.7)
-    (found,) = PairedTests(40, bleu, resamples=100).all_pairs({"a": same, "b": same.copy()})
+    (found,) = PairedTests(40, bleu, resamples=100).all_pairs(seeded({"a": same, "b": same.copy()}))
     assert found.difference == 0
     assert found.p_value == 1.0
     assert found.p_randomisation == 1.0
@@ -279,7 +303,7 @@ def test_pairs_are_corrected_together() -> None:
     generator = np.random.default_rng(5)
     values = {f"m{index}": generator.normal(loc=index / 4, size=(6, 30)) for index in range(5)}
     statistics = {name: np.stack([with_values(row) for row in rows]) for name, rows in values.items()}
-    found = PairedTests(30, mean, resamples=200).all_pairs(statistics)
+    found = PairedTests(30, mean, resamples=200).all_pairs(seeded(statistics))
     assert len(found) == 10
     adjusted = holm([one.p_value for one in found if one.p_value is not None])
     assert [one.p_adjusted for one in found] == adjusted
@@ -289,7 +313,7 @@ def test_ten_methods_of_five_seeds_take_a_second_for_a_thousand_resamples() -> N
     generator = np.random.default_rng(0)
     statistics = {f"m{index}": simulated_bleu(generator, 5, 630, 0.7) for index in range(10)}
     start = time.process_time()
-    found = PairedTests(630, bleu).all_pairs(statistics)
+    found = PairedTests(630, bleu).all_pairs(seeded(statistics))
     seconds = time.process_time() - start
     assert len(found) == 45
     assert seconds < 4, f"{seconds:.1f} s of CPU time; a quiet core takes about one"

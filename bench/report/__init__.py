@@ -9,6 +9,18 @@ from bench.report.content import Content
 from bench.report.data import csv_text
 from bench.report.markdown import markdown
 from bench.report.rows import frame, load, row, row_columns
-from bench.report.write import write
+from bench.report.write import load_content, write
 
-__all__ = ["ABSENT", "Content", "cell_name", "csv_text", "frame", "load", "markdown", "row", "row_columns", "write"]
+__all__ = [
+    "ABSENT",
+    "Content",
+    "cell_name",
+    "csv_text",
+    "frame",
+    "load",
+    "load_content",
+    "markdown",
+    "row",
+    "row_columns",
+    "write",
+]

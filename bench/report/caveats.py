@@ -60,7 +60,8 @@ def _is_busy(provenance: Provenance) -> bool:
 def _seeds(done: Finished, groups: Sequence[Cell]) -> Iterator[str]:
     if len({result.spec.seed for result, _ in done}) == 1:
         yield "One seed: differences between methods may be chance."
-    counts = Counter(len(cell.completed) for cell in groups if cell.completed)
+    # What trains nothing comes out the same with every seed, so that one is enough.
+    counts = Counter(len(cell.completed) for cell in groups if any(outcome.train for _, outcome in cell.completed))
     if len(counts) > 1:
         told = ", ".join(f"{cells} with {seeds}" for seeds, cells in sorted(counts.items(), reverse=True))
         yield (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,12 +13,19 @@ from bench.report.rows import row
 from bench.spec import JsonDict, TrialSpec
 from bench.statistics.estimates import Estimate, estimate
 
+# What the stage cost measures alone on its machine; the columns of a cell that has no such trial come from its own.
+MEASURED_ALONE = (
+    *("peak_memory_bytes", "memory_over_baseline_bytes", "train_tokens_per_second", "decode_tokens_per_second"),
+    *("step_seconds_p50", "step_seconds_p90", "step_seconds_p99", "useful_token_fraction", "decode_peak_memory_bytes"),
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Cell:
     """One configuration: the trials that differ only in their seed."""
 
     results: tuple[TrialResult, ...]
+    cost: TrialResult | None = None  # of the stage cost: a trial of the same class that ran alone
 
     @property
     def name(self) -> str:
@@ -46,7 +53,9 @@ class Cell:
     def estimate(self, name: str) -> Estimate | None:
         """Mean and spread of a column over the seeds that have it."""
         if name not in self._estimates:
-            found = [float(values[name]) for values in self.rows if values.get(name) is not None]
+            alone = self.cost is not None and name in MEASURED_ALONE
+            rows = [row(self.cost)] if self.cost is not None and alone else self.rows
+            found = [float(values[name]) for values in rows if values.get(name) is not None]
             self._estimates[name] = estimate(found)
         return self._estimates[name]
 
@@ -93,12 +102,21 @@ class Comparison:
         return tuple(cell for cell in self.cells if cell.completed)
 
 
-def cells(results: Iterable[TrialResult]) -> list[Cell]:
-    """Records by everything but the seed, in order of method, label and seed."""
+def cells(results: Iterable[TrialResult], costs: Mapping[str, TrialResult] | None = None) -> list[Cell]:
+    """Records by everything but the seed, in order of method, label and seed.
+
+    Args:
+        results: Final trials.
+        costs: Class of configurations to the trial that measured its cost alone.
+    """
     groups: dict[str, list[TrialResult]] = {}
     for result in sorted(results, key=lambda result: (result.spec.method.name, result.spec.label, result.spec.seed)):
         groups.setdefault(same_but(result.spec, "seed"), []).append(result)
-    return [Cell(tuple(members)) for members in groups.values()]
+    costs = costs or {}
+    return [
+        Cell(tuple(members), costs.get(members[0].spec.configuration_class) if costs else None)
+        for members in groups.values()
+    ]
 
 
 def same_but(spec: TrialSpec, *keys: str) -> str:
@@ -109,14 +127,16 @@ def same_but(spec: TrialSpec, *keys: str) -> str:
         place = identity
         for part in path:
             place = place[part]
-        del place[last]
+        place.pop(last, None)  # what is measured in the stage cost has no seed
     return json.dumps(identity, sort_keys=True)
 
 
-def comparisons(results: Sequence[TrialResult]) -> tuple[Comparison, ...]:
-    """The cells of each model and task, best first by the first metric that the records name."""
+def comparisons(
+    results: Sequence[TrialResult], costs: Mapping[str, TrialResult] | None = None
+) -> tuple[Comparison, ...]:
+    """The cells of each model and task, best first by the first metric that the records name; see :func:`cells`."""
     groups: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells(results):
+    for cell in cells(results, costs):
         spec = cell.results[0].spec
         groups.setdefault((spec.model.path, spec.task.name), []).append(cell)
     return tuple(Comparison(model, task, _best_first(members)) for (model, task), members in sorted(groups.items()))

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bench.record import Completed, Failed, TrialResult
+from bench.record import Completed, Failed, Probed, TrialResult
 from bench.report.caveats import caveats
 from bench.report.cells import Comparison, comparisons, failed
+from bench.report.differences import tested
 from bench.tuning_summary import Tuning
+
+if TYPE_CHECKING:
+    from bench.statistics.significance import Significance
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,7 @@ class Content:
     records: tuple[TrialResult, ...]  # of all stages
     command: str | None = None  # that runs the sweep again
     tunings: tuple[Tuning, ...] = ()  # how settings were chosen, where the sweep has that stage
+    root: Path | None = None  # where predictions lie, which differences are tested on
 
     @cached_property
     def results(self) -> tuple[TrialResult, ...]:
@@ -28,11 +35,26 @@ class Content:
 
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
-        return comparisons(self.results)
+        return comparisons(self.results, self.costs)
+
+    @cached_property
+    def costs(self) -> dict[str, TrialResult]:
+        """Class of configurations to the trial that measured its time and memory alone."""
+        return {
+            record.spec.configuration_class: record
+            for record in self.records
+            if record.spec.stage == "cost" and isinstance(record.outcome, Probed)
+        }
+
+    @cached_property
+    def tested(self) -> tuple[Significance | str | None, ...]:
+        """For each comparison, which differences hold; or why that is not known."""
+        return tuple(None if self.root is None else tested(self.root, comparison) for comparison in self.comparisons)
 
     @cached_property
     def failures(self) -> list[tuple[TrialResult, Failed]]:
-        return failed(self.results)
+        """Failed trials but for those of searches, where failing is an answer that the search counts."""
+        return failed(record for record in self.records if record.spec.stage != "tune")
 
     @cached_property
     def caveats(self) -> list[str]:
@@ -74,12 +96,14 @@ class Content:
 def legend(comparison: Comparison) -> str:
     """What the numbers of a table are."""
     outcomes = [outcome for cell in comparison.cells for _, outcome in cell.completed]
+    alone = [cell for cell in comparison.cells if cell.cost is not None]
+    measured = " Memory and tok/s were measured in a trial that ran alone (stage cost)." if alone else ""
     several = "; ± is the standard deviation (n-1) over seeds" if comparison.several_seeds else ""
     return (
         f"Best value of each column in bold{several}. Scores are over the test sources "
         f"({_alternatives(str(outcome.decode.sources) for outcome in outcomes)}). Peak memory is that of the training "
         f"phase on the worst rank ({_alternatives(outcome.ranks[0].memory_method for outcome in outcomes)}); train "
-        "tok/s are useful (non-padding) tokens in the steady window; total s includes start-up."
+        f"tok/s are useful (non-padding) tokens in the steady window; total s includes start-up.{measured}"
     )
 
 

@@ -11,6 +11,7 @@ from bench.record import TrialResult
 from bench.report.cells import Cell, Comparison
 from bench.report.columns import Column
 from bench.report.content import Content, signatures
+from bench.report.differences import significance_document
 from bench.report.rows import frame
 from bench.report.tuning import tuning_document
 from bench.spec import JsonDict
@@ -45,7 +46,10 @@ def json_text(content: Content) -> str:
         "sweep": content.sweep,
         "trials": len(content.results),
         "failed": len(content.failures),
-        "comparisons": [_comparison(comparison) for comparison in content.comparisons],
+        "comparisons": [
+            {**_comparison(comparison), "significance": significance_document(found)}
+            for comparison, found in zip(content.comparisons, content.tested, strict=True)
+        ],
         "tuning": [tuning_document(tuning) for tuning in content.tunings],
         "failures": [
             {"trial_id": result.trial_id, **outcome.model_dump(include={"reason", "phase", "rank", "message"})}

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from bench.record import Completed
 from bench.report.cells import Cell, Comparison
 from bench.report.columns import ABSENT, Column, title
 from bench.report.content import Content, legend, signatures
+from bench.report.differences import PAIR_HEADING, letters_of, pair_note, pair_rows
 from bench.report.tuning import HEADING, audit_lines, budget_rows, curve_lines, expected_rows, metric_title
 from bench.tuning_summary import Tuning
+
+if TYPE_CHECKING:
+    from bench.statistics.significance import Significance
 
 # Tags by which scores are shown apart; the others are in report.json.
 SHOWN_TAGS = ("seen", "unseen")
@@ -18,11 +23,12 @@ SHOWN_TAGS = ("seen", "unseen")
 def markdown(content: Content) -> str:
     """The whole report."""
     parts = [f"# {content.sweep}", content.summary]
-    for comparison in content.comparisons:
+    for comparison, found in zip(content.comparisons, content.tested, strict=True):
         if len(content.comparisons) > 1:
             parts.append(f"## {comparison.model} on {comparison.task}")
         if comparison.scored:
-            parts += [_main_table(comparison), _legend(comparison), _tags_table(comparison)]
+            parts += [_main_table(comparison, found), _legend(comparison), _tags_table(comparison)]
+            parts.append(found if isinstance(found, str) else _differences(comparison, found))
     parts += [_tuning(content.tunings), _failures(content), _caveats(content), _provenance(content)]
     if content.command:
         parts.append(f"## Again\n\n```\n{content.command}\n```")
@@ -35,18 +41,38 @@ def table(heading: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines)
 
 
-def _main_table(comparison: Comparison) -> str:
+def _main_table(comparison: Comparison, found: Significance | str | None) -> str:
     several = comparison.several_seeds
-    heading = ["method", *(["seeds"] if several else []), *(column.title for column in comparison.columns)]
+    letters = letters_of(found)
+    heading = [
+        *("method", *(["group"] if letters else []), *(["seeds"] if several else [])),
+        *(column.title for column in comparison.columns),
+    ]
     body = [
         [
             cell.name,
+            *([letters.get(cell.name, "")] if letters else []),
             *([cell.seeds] if several else []),
             *(_cell(comparison, cell, column) for column in comparison.columns),
         ]
         for cell in comparison.scored
     ]
     return table(heading, body)
+
+
+def _differences(comparison: Comparison, found: Significance | None) -> str:
+    if found is None:
+        return ""
+    metric = comparison.metrics[0]
+    groups = [f"- {', '.join(group)}" for group in found.groups] if found.conclusive else []
+    parts = [
+        "### Which differences hold",
+        *found.remarks,
+        *(["Configurations of one line cannot be told apart:\n\n" + "\n".join(groups)] if groups else []),
+        table(PAIR_HEADING, pair_rows(found, metric)),
+        pair_note(found, metric),
+    ]
+    return "\n\n".join(parts)
 
 
 def _cell(comparison: Comparison, cell: Cell, column: Column) -> str:

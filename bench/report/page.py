@@ -11,7 +11,7 @@ from bench.report.cells import Comparison
 from bench.report.columns import Column, present
 from bench.report.content import Content
 from bench.report.figures import Picture
-from bench.report.page_tables import shown_comparison
+from bench.report.page_tables import shown_comparison, tuning_tables
 from bench.report.predictions import SideBySide
 from bench.report.rows import row
 from bench.spec import JsonDict
@@ -45,7 +45,8 @@ def html(content: Content, pictures: Sequence[Sequence[Picture]], predictions: S
 
     environment = Environment(loader=FileSystemLoader(FILES), autoescape=True, trim_blocks=False)
     comparisons = [
-        shown_comparison(comparison, drawn) for comparison, drawn in zip(content.comparisons, pictures, strict=True)
+        shown_comparison(comparison, drawn, found)
+        for comparison, drawn, found in zip(content.comparisons, pictures, content.tested, strict=True)
     ]
     return environment.get_template("page.html.jinja").render(
         title=content.sweep,
@@ -54,6 +55,7 @@ def html(content: Content, pictures: Sequence[Sequence[Picture]], predictions: S
         sections=_sections(content, comparisons, predictions),
         caveats=content.caveats,
         comparisons=comparisons,
+        tuning=tuning_tables(content.tunings),
         predictions=predictions,
         predictions_note=_predictions_note(predictions) if predictions else "",
         failures=[_failure(result, outcome) for result, outcome in content.failures[:MOST_FAILURES]],
@@ -103,6 +105,8 @@ def _sections(
         found.append((f"results-{number}", f"Results{suffix}"))
         if comparison["pictures"]:
             found.append((f"plots-{number}", f"Plots{suffix}"))
+    if content.tunings:
+        found.append(("tuning", "Tuning"))
     if predictions:
         found.append(("predictions", "Predictions"))
     if content.failures:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from bench.report.cells import Cell, Comparison
 from bench.report.columns import ABSENT, TRAINED, Column, compact, title
 from bench.report.content import legend, signatures
+from bench.report.differences import PAIR_HEADING, letters_of, pair_note, pair_rows
 from bench.report.efficiency import best_of_methods, efficiencies, efficiency_columns
 from bench.report.figures import Picture
 from bench.report.figures.style import UNTOUCHED, inlined
+from bench.report.tuning import HEADING, audit_lines, budget_rows, expected_rows, metric_title
 from bench.spec import JsonDict
 from bench.statistics.estimates import Estimate
+from bench.tuning_summary import Tuning
+
+if TYPE_CHECKING:
+    from bench.statistics.significance import Significance
 
 # So that texts in all pictures have one size on the page.
 PIXELS_PER_INCH = 92
@@ -19,8 +26,17 @@ PIXELS_PER_INCH = 92
 MOST_WHISKER = 0.5
 
 
-def shown_comparison(comparison: Comparison, pictures: Sequence[Picture]) -> JsonDict:
-    """Everything that the page shows of one model and task."""
+def shown_comparison(
+    comparison: Comparison, pictures: Sequence[Picture], found: Significance | str | None = None
+) -> JsonDict:
+    """Everything that the page shows of one model and task.
+
+    Args:
+        comparison: Its configurations.
+        pictures: Of them.
+        found: Which differences hold, or why that is not known.
+    """
+    letters = letters_of(found)
     outcomes = [outcome for cell in comparison.cells for _, outcome in cell.completed]
     scale = _Scale(comparison)
     return {
@@ -28,12 +44,12 @@ def shown_comparison(comparison: Comparison, pictures: Sequence[Picture]) -> Jso
         "task": comparison.task,
         "several_seeds": comparison.several_seeds,
         "has_intervals": scale.metric is not None,
-        "has_groups": False,
-        "headings": _headings(comparison, scale),
-        "rows": [_row(comparison, cell, scale) for cell in comparison.scored],
+        "has_groups": bool(letters),
+        "headings": _headings(comparison, scale, bool(letters)),
+        "rows": [_row(comparison, cell, scale, letters) for cell in comparison.scored],
         "legend": legend(comparison) if outcomes else "No trial has completed yet.",
         "signatures": [(title(name), text) for name, text in signatures(outcomes)],
-        "tables": _tables(comparison),
+        "tables": _tables(comparison, found),
         "pictures": [
             {
                 "name": picture.name,
@@ -85,10 +101,12 @@ class _Scale:
         }
 
 
-def _headings(comparison: Comparison, scale: _Scale) -> list[JsonDict]:
+def _headings(comparison: Comparison, scale: _Scale, has_groups: bool) -> list[JsonDict]:
     arrows = {True: "↑", False: "↓", None: ""}
     metrics = comparison.metrics
     found: list[JsonDict] = [{"title": "method", "text": True}]
+    if has_groups:
+        found.append({"title": "group", "told": "methods that share a letter cannot be told apart in the first score"})
     if comparison.several_seeds:
         found.append({"title": "seeds"})
     if scale.metric is not None:
@@ -101,9 +119,10 @@ def _headings(comparison: Comparison, scale: _Scale) -> list[JsonDict]:
     return found
 
 
-def _row(comparison: Comparison, cell: Cell, scale: _Scale) -> JsonDict:
+def _row(comparison: Comparison, cell: Cell, scale: _Scale, letters: Mapping[str, str]) -> JsonDict:
     return {
         "method": cell.method,
+        "group": letters.get(cell.name, ""),
         "label": cell.results[0].spec.label,
         "seeds": cell.seeds,
         "num_seeds": len(cell.completed),
@@ -126,8 +145,49 @@ def _cell(comparison: Comparison, cell: Cell, column: Column) -> JsonDict:
     }
 
 
-def _tables(comparison: Comparison) -> list[JsonDict]:
-    return [table for table in (_tags(comparison), _efficiency(comparison)) if table is not None]
+def _tables(comparison: Comparison, found: Significance | str | None) -> list[JsonDict]:
+    made = (_differences(comparison, found), _tags(comparison), _efficiency(comparison))
+    return [table for table in made if table is not None]
+
+
+def _differences(comparison: Comparison, found: Significance | str | None) -> JsonDict | None:
+    """Which differences hold in the first metric."""
+    if found is None:
+        return None
+    title = "Which differences hold"
+    if isinstance(found, str):
+        return {"title": title, "headings": [], "rows": [], "note": found}
+    metric = comparison.metrics[0]
+    return {
+        "title": title,
+        "headings": PAIR_HEADING,
+        "rows": pair_rows(found, metric),
+        "note": " ".join([*found.remarks, pair_note(found, metric)]),
+    }
+
+
+def tuning_tables(tunings: Sequence[Tuning]) -> list[JsonDict]:
+    """What each search used and chose, and what the best of so many trials is expected to reach."""
+    if not tunings:
+        return []
+    chosen_by = metric_title(tunings[0])
+    audits = [f"{line}." for line in audit_lines(tunings)]
+    budget: JsonDict = {
+        "title": "Budgets and choices",
+        "headings": [*HEADING[:-1], chosen_by],
+        "rows": budget_rows(tunings),
+        "note": " ".join(["Trials are counted in trainings of full length.", *audits]),
+    }
+    heading, expected = expected_rows(tunings)
+    if not expected:
+        return [budget]
+    best: JsonDict = {
+        "title": f"Expected {chosen_by} of the best of n trials",
+        "headings": heading,
+        "rows": expected,
+        "note": "The unbiased estimator of Tang et al. 2020, over the trials whose settings did not depend on results.",
+    }
+    return [budget, best]
 
 
 def _tags(comparison: Comparison) -> JsonDict | None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.predictions import read_predictions
 from bench.report.cells import Cell
 from bench.report.efficiency import best_of_methods
 from bench.spec import JsonDict
-from bench.store import Store
 
-PREDICTIONS_FILE = "predictions.jsonl.gz"
 MOST_CONFIGURATIONS = 12
 MOST_REFERENCES = 5
 # Of JSON text; a page of fifty trials stays well below five megabytes.
@@ -41,9 +39,10 @@ def side_by_side(root: Path, cells: Sequence[Cell], most_bytes: int = MOST_BYTES
     read: list[tuple[Cell, str, dict[str, JsonDict]]] = []
     for cell in best_of_methods(cells):
         for result, _ in cell.completed:
-            path = Store(root).trials / result.trial_id / PREDICTIONS_FILE
-            if path.is_file() and len(read) < MOST_CONFIGURATIONS:
-                read.append((cell, result.trial_id, _lines(path)))
+            if len(read) == MOST_CONFIGURATIONS:
+                break
+            if (rows := read_predictions(root, result.trial_id)) is not None:
+                read.append((cell, result.trial_id, {str(row["id"]): row for row in rows}))
                 break
     if not read:
         return None
@@ -57,11 +56,6 @@ def side_by_side(root: Path, cells: Sequence[Cell], most_bytes: int = MOST_BYTES
         sources=tuple(sources[::step]),
         num_sources=len(sources),
     )
-
-
-def _lines(path: Path) -> dict[str, JsonDict]:
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return {str(line["id"]): line for line in map(json.loads, file)}
 
 
 def _source(key: str, lines: Sequence[JsonDict | None]) -> JsonDict:

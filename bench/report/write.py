@@ -23,8 +23,8 @@ def write(root: Path, command: str | None = None) -> Path:
 
     The rows by trial hold every stage, the tables by configuration final trials.
     """
-    records = Store(root).read_all()
-    content = Content(root.name, tuple(records), command, tuple(tunings(read_searches(root), records)))
+    content = load_content(root, command)
+    records = content.records
     folder = root / "report"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "results.csv", csv_text(records))
@@ -42,3 +42,14 @@ def write(root: Path, command: str | None = None) -> Path:
     cells = [cell for comparison in content.comparisons for cell in comparison.scored]
     write_atomically(folder / "report.html", html(content, drawn, side_by_side(root, cells)))
     return folder
+
+
+def load_content(root: Path, command: str | None = None) -> Content:
+    """What a report says of the records and searches below ``root``.
+
+    Args:
+        root: Results folder of the sweep.
+        command: That runs the sweep again.
+    """
+    records = tuple(Store(root).read_all())
+    return Content(root.name, records, command, tuple(tunings(read_searches(root), records)), root)

@@ -58,6 +58,14 @@ class Difference:
         return self.conclusive and p_value is not None and p_value < LEVEL
 
 
+@dataclass(frozen=True)
+class SeedStatistics:
+    """What one method's seeds predicted, as statistics of single sources."""
+
+    values: Array  # (S, M, K)
+    seeds: tuple[int, ...] | None  # one for each of S; None: nothing was trained, S = 1, and it holds for every seed
+
+
 class PairedTests:
     """Paired tests on one set of test sources. All pairs see the same resamples.
 
@@ -73,34 +81,33 @@ class PairedTests:
         self.counts = bootstrap_counts(resamples, sources, seed)
         self.swaps = random_swaps(resamples, sources, seed)
 
-    def all_pairs(self, statistics: Mapping[str, Array]) -> list[Difference]:
-        """Every method against every other, Holm-corrected.
-
-        Args:
-            statistics: Method to ``(S, M, K)``. A method that trains nothing has S = 1 and stands against every seed.
-        """
-        resampled = {name: resampled_scores(values, self.counts, self.score) for name, values in statistics.items()}
-        names = list(statistics)
+    def all_pairs(self, methods: Mapping[str, SeedStatistics]) -> list[Difference]:
+        """Every method against every other, Holm-corrected."""
+        resampled = {name: resampled_scores(one.values, self.counts, self.score) for name, one in methods.items()}
+        names = list(methods)
         found = [
-            self._difference(first, second, statistics, resampled)
+            self._difference(first, second, methods, resampled)
             for index, first in enumerate(names)
             for second in names[index + 1 :]
         ]
         return corrected(found)
 
     def _difference(
-        self, first: str, second: str, statistics: Mapping[str, Array], resampled: Mapping[str, Array]
+        self, first: str, second: str, methods: Mapping[str, SeedStatistics], resampled: Mapping[str, Array]
     ) -> Difference:
-        seeds = max(len(statistics[first]), len(statistics[second]))
-        one, other = _for_seeds(statistics[first], seeds), _for_seeds(statistics[second], seeds)
+        pairs = pairs_of_seeds(methods[first], methods[second])
+        one = methods[first].values[[index for index, _ in pairs]]
+        other = methods[second].values[[index for _, index in pairs]]
+        resampled_one = resampled[first][:, [index for index, _ in pairs]]
+        resampled_other = resampled[second][:, [index for _, index in pairs]]
         of_seeds = corpus_scores(one, self.score) - corpus_scores(other, self.score)  # (S,)
         difference = float(of_seeds.mean())
-        of_resamples = resampled[first] - resampled[second]  # (R, S)
+        of_resamples = resampled_one - resampled_other  # (R, S)
         tests = {
-            "p_bootstrap": bootstrap_p_value(resampled[first].mean(axis=1), resampled[second].mean(axis=1), difference),
+            "p_bootstrap": bootstrap_p_value(resampled_one.mean(axis=1), resampled_other.mean(axis=1), difference),
             "p_randomisation": randomisation_p_value(one, other, self.swaps, self.score),
         }
-        if seeds == 1:
+        if len(pairs) == 1:
             low, high = np.quantile(of_resamples[:, 0], [LEVEL / 2, 1 - LEVEL / 2])
             return Difference(first, second, difference, float(low), float(high), 1, None, None, None, **tests)
         error, freedom = standard_error(of_seeds, of_resamples, one.shape[1])
@@ -112,12 +119,23 @@ class PairedTests:
             difference,
             difference - half_width,
             difference + half_width,
-            seeds,
+            len(pairs),
             error,
             freedom,
             p_value,
             **tests,
         )
+
+
+def pairs_of_seeds(first: SeedStatistics, second: SeedStatistics) -> list[tuple[int, int]]:
+    """Places of the seeds that stand against each other: equal ones. Where none are equal, in their order."""
+    if first.seeds is None or second.seeds is None:
+        most = max(len(first.values), len(second.values))
+        return [(index if first.seeds else 0, index if second.seeds else 0) for index in range(most)]
+    common = [seed for seed in first.seeds if seed in second.seeds]
+    if not common:
+        return [(index, index) for index in range(min(len(first.seeds), len(second.seeds)))]
+    return [(first.seeds.index(seed), second.seeds.index(seed)) for seed in common]
 
 
 def standard_error(of_seeds: Array, of_resamples: Array, sources: int) -> tuple[float, float]:
@@ -149,7 +167,3 @@ def corrected(differences: Sequence[Difference]) -> list[Difference]:
     tested = [one for one in differences if one.p_value is not None]
     adjusted = dict(zip(map(id, tested), holm([one.p_value for one in tested if one.p_value is not None]), strict=True))
     return [replace(one, p_adjusted=adjusted.get(id(one))) for one in differences]
-
-
-def _for_seeds(statistics: Array, seeds: int) -> Array:
-    return np.broadcast_to(statistics, (seeds, *statistics.shape[1:]))

@@ -39,10 +39,12 @@ def pictures(content: Content) -> list[list[Picture]]:
 
 
 def _of_all_stages(content: Content, comparison: Comparison) -> list[Cell]:
+    """Final trials and those that chose their settings; what measures cost has no learning rate of its own."""
     return cells(
         record
         for record in content.records
         if (record.spec.model.path, record.spec.task.name) == (comparison.model, comparison.task)
+        and record.spec.stage != "cost"
     )
 
 

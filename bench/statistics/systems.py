@@ -1,0 +1,155 @@
+"""Configurations of a sweep as the tests take them: what their seeds predicted, as statistics of single sources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.metrics import rouge_l
+from bench.predictions import read_predictions
+from bench.record import Completed, TrialResult
+from bench.spec import JsonDict
+from bench.statistics.corpus_scores import Array, CorpusMetric, corpus_metric, mean, with_values
+from bench.statistics.differences import SeedStatistics
+
+# Scores that are computed again from the predictions have to equal the recorded ones, but for rounding.
+TOLERANCE = 1e-6
+
+
+class StatisticsError(ValueError):
+    """Configurations cannot be compared source by source. The message says which and why."""
+
+
+@dataclass(frozen=True)
+class System:
+    """One configuration: the completed seeds that have predictions, in ascending order.
+
+    Attributes:
+        name: For people.
+        results: The final trials, failed ones included.
+        predictions: Seed to rows, in the order of the test sources.
+    """
+
+    name: str
+    results: tuple[TrialResult, ...]
+    predictions: Mapping[int, Sequence[JsonDict]]
+
+    @cached_property
+    def completed(self) -> dict[int, Completed]:
+        """Seed to outcome, of all completed trials."""
+        found = {result.spec.seed: result.outcome for result in self.results}
+        return {seed: outcome for seed, outcome in sorted(found.items()) if isinstance(outcome, Completed)}
+
+    @property
+    def trains(self) -> bool:
+        """False for the untouched base model, which comes out the same with every seed."""
+        return any(outcome.train is not None for outcome in self.completed.values())
+
+
+def load_system(root: Path, name: str, results: Sequence[TrialResult]) -> System:
+    """Read the predictions of one configuration.
+
+    Args:
+        root: Results folder of the sweep.
+        name: For people.
+        results: Its final trials.
+    """
+    found = {
+        result.spec.seed: rows
+        for result in results
+        if isinstance(result.outcome, Completed) and (rows := read_predictions(root, result.trial_id)) is not None
+    }
+    return System(name, tuple(results), dict(sorted(found.items())))
+
+
+@dataclass(frozen=True)
+class PairedSystems:
+    """Systems that predicted the same sources.
+
+    Raises:
+        StatisticsError: They did not, or a system has no predictions.
+    """
+
+    systems: tuple[System, ...]
+
+    def __post_init__(self) -> None:
+        for system in self.systems:
+            if not system.predictions:
+                raise StatisticsError(f"{system.name}: no completed trial with predictions")
+        first = self.systems[0].name
+        expected = _items(self._rows)
+        for system in self.systems:
+            for seed, rows in system.predictions.items():
+                if _items(rows) != expected:
+                    raise StatisticsError(
+                        f"{system.name} (seed {seed}) was not tested on the sources and references of {first}: "
+                        "differences source by source have no meaning"
+                    )
+
+    @property
+    def _rows(self) -> Sequence[JsonDict]:
+        return next(iter(self.systems[0].predictions.values()))
+
+    @property
+    def sources(self) -> int:
+        return len(self._rows)
+
+    @cached_property
+    def references(self) -> list[list[str]]:
+        return [list(row["references"]) for row in self._rows]
+
+    def with_tag(self, tag: str) -> NDArray[np.bool_]:
+        """Which sources have a tag, ``(M,)``."""
+        return np.array([tag in row["tags"] for row in self._rows])
+
+    def statistics(self, metric: str) -> tuple[Callable[[Array], Array], dict[str, SeedStatistics]] | None:
+        """The score as a function of sums, and each system's statistics; None for a score that is no such function.
+
+        Raises:
+            StatisticsError: What is computed from the predictions is not what the records say.
+        """
+        corpus = self._corpus_metric(metric)
+        found: dict[str, SeedStatistics] = {}
+        for system in self.systems:
+            seeds = list(system.predictions)[: None if system.trains else 1]
+            values: list[Array] = []
+            for seed in seeds:
+                rows = system.predictions[seed]
+                of_rows = corpus.extract([row["prediction"] for row in rows]) if corpus else self._values(metric, rows)
+                if of_rows is None:
+                    return None
+                recorded = system.completed[seed].scores.values[metric]
+                computed = float((corpus.score if corpus else mean)(of_rows.sum(axis=0)))
+                if abs(computed - recorded) > TOLERANCE * max(1.0, abs(recorded)):
+                    if corpus is None:
+                        return None  # a score that has values of single sources, and is not their mean
+                    raise StatisticsError(
+                        f"{system.name} (seed {seed}): its predictions give {metric} {computed:.4f}, its record says "
+                        f"{recorded:.4f}; it was made with other settings or another version of the score"
+                    )
+                values.append(of_rows)
+            found[system.name] = SeedStatistics(np.stack(values), tuple(seeds) if system.trains else None)
+        return (corpus.score if corpus else mean), found
+
+    def _corpus_metric(self, metric: str) -> CorpusMetric | None:
+        signature = next(iter(self.systems[0].completed.values())).scores.signatures.get(metric, "")
+        try:
+            return corpus_metric(metric, self.references, lowercase="case:lc" in signature.split("|"))
+        except KeyError:
+            return None
+
+    def _values(self, metric: str, rows: Sequence[JsonDict]) -> Array | None:
+        """Statistics of a score that is the mean over sources, from the values that the rows hold."""
+        if metric == "rouge_l":
+            return with_values(rouge_l([row["prediction"] for row in rows], self.references))
+        values = [row.get("scores", {}).get(metric) for row in rows]
+        return None if any(value is None for value in values) else with_values(values)
+
+
+def _items(rows: Sequence[JsonDict]) -> list[tuple[str, str, tuple[str, ...]]]:
+    return [(row["id"], row["source"], tuple(row["references"])) for row in rows]
