@@ -10,7 +10,7 @@ import sys
 import typer
 from rich.console import Console
 
-from bench.commands import adapters, catalogue, methods, sweeps
+from bench.commands import adapters, catalogue, compare, methods, sweeps
 from bench.config import ConfigError
 from bench.store import StoreError
 
@@ -20,6 +20,7 @@ for command in (
     sweeps.run,
     sweeps.plan,
     sweeps.report,
+    compare.compare,
     methods.methods,
     methods.check_method,
     methods.new_method,

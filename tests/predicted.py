@@ -38,7 +38,7 @@ def references(source: int) -> list[str]:
     ]
 
 
-def rows(quality: float, seed: str, sources: int = 40) -> list[JsonDict]:
+def rows(quality: float, seed: str, sources: int = 24) -> list[JsonDict]:
     """Predictions of which this share of the words is right."""
     generator = random.Random(seed)
     return [

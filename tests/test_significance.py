@@ -33,7 +33,7 @@ def test_methods_are_grouped_by_what_can_be_told_apart(tmp_path: Path) -> None:
     assert all(one.seeds == 5 for one in found.differences), "the base model stands against every seed"
     assert all(one.difference >= 0 for one in found.differences), "the better one is named first"
     assert found.remarks == ()
-    assert found.sources == 40
+    assert found.sources == 24
 
 
 @pytest.mark.parametrize("metric", ["bleu", "chrf", "ter", "rouge_l"])

@@ -53,11 +53,13 @@ class Cell:
     def estimate(self, name: str) -> Estimate | None:
         """Mean and spread of a column over the seeds that have it."""
         if name not in self._estimates:
-            alone = self.cost is not None and name in MEASURED_ALONE
-            rows = [row(self.cost)] if self.cost is not None and alone else self.rows
-            found = [float(values[name]) for values in rows if values.get(name) is not None]
-            self._estimates[name] = estimate(found)
+            self._estimates[name] = estimate(list(self.values(name).values()))
         return self._estimates[name]
+
+    def values(self, name: str) -> dict[int, float]:
+        """Seed to value of a column; a single one where the stage cost measured it."""
+        rows = [row(self.cost)] if self.cost is not None and name in MEASURED_ALONE else self.rows
+        return {values["seed"]: float(values[name]) for values in rows if values.get(name) is not None}
 
     @cached_property
     def _estimates(self) -> dict[str, Estimate | None]:

@@ -1,0 +1,154 @@
+"""The command compare: two configurations, two sweeps, or a sweep against published numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from bench.commands.options import AsJson, console
+from bench.config import ConfigError
+
+if TYPE_CHECKING:
+    from bench.comparison import Compared, Line, Side
+
+WORSE, TOO_FEW = 1, 3
+
+
+def compare(
+    first: Annotated[
+        str, typer.Argument(metavar="REFERENCE", help="results/<sweep>, results/<sweep>:METHOD, or a YAML")
+    ],
+    second: Annotated[str, typer.Argument(metavar="OTHER", help="what is judged, in the same form")],
+    metric: Annotated[str | None, typer.Option(help="score that the verdict is about; default: the first")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether OTHER is better or worse than REFERENCE, with intervals.
+
+    Two methods (results/a:full results/a:lora), two sweeps (equal configurations stand against each other), or a sweep
+    and a file of published numbers. Exit codes: 0 nothing is shown to be worse, 1 something is worse beyond chance,
+    2 bad input, 3 too few seeds to tell.
+    """
+    try:
+        found = _compared(first, second, metric)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if not found:
+        raise ConfigError(f"{first} and {second} have no configuration in common")
+    if as_json:
+        console.print_json(json.dumps([_document(one) for one in found]))
+    else:
+        for one in found:
+            _print(one)
+    verdicts = {one.verdict for one in found}
+    raise typer.Exit(WORSE if "worse" in verdicts else TOO_FEW if "too few seeds" in verdicts else 0)
+
+
+def _compared(first: str, second: str, metric: str | None) -> list[Compared]:
+    from bench.comparison import against_published, corrected
+    from bench.comparison import compare as compared
+    from bench.published import load_published, quoted
+
+    published = [text for text in (first, second) if text.endswith((".yaml", ".yml"))]
+    if len(published) == 2:
+        raise ConfigError("both are files of published numbers; one of the two has to be results of ours")
+    if published:
+        (ours,) = {first, second} - set(published)
+        rows = list(quoted(load_published(Path(published[0]))))
+        return corrected([one for side in _sides(ours) for one in against_published(side, rows, metric)])
+    ones, others = _sides(first), _sides(second)
+    if len(ones) == len(others) == 1:
+        return [compared(ones[0], others[0], metric)]
+    by_name = {side.cell.name: side for side in others}
+    pairs = [(side, by_name[side.cell.name]) for side in ones if side.cell.name in by_name]
+    return corrected([compared(one, other, metric) for one, other in pairs])
+
+
+def _sides(text: str) -> list[Side]:
+    """The configurations that an argument names: of a sweep all, of ``results/<sweep>:METHOD`` this one."""
+    from bench.comparison import Side
+    from bench.report import load_content
+
+    folder, method = (
+        (Path(text), None) if Path(text).is_dir() else (Path(text.rpartition(":")[0]), text.rpartition(":")[2])
+    )
+    if not (folder / "trials").is_dir():
+        raise ConfigError(f"{text}: no folder 'trials'; give results/<sweep>, results/<sweep>:METHOD or a .yaml file")
+    cells = [cell for comparison in load_content(folder).comparisons for cell in comparison.cells if cell.completed]
+    if not cells:
+        raise ConfigError(f"{text}: no final trial has completed")
+    chosen = [cell for cell in cells if method is None or method in (cell.name, cell.method)]
+    if method is not None and len(chosen) != 1:
+        known = ", ".join(repr(cell.name) for cell in chosen or cells)
+        found = "several configurations are" if chosen else "no configuration is"
+        raise ConfigError(f"{text}: {found} called {method!r}; name one of {known}")
+    return [Side(folder, cell) for cell in chosen]
+
+
+def _print(one: Compared) -> None:
+    console.print(f"[bold]{one.second}[/] against [bold]{one.first}[/]", highlight=False)
+    table = Table(padding=(0, 1), collapse_padding=True)
+    for heading in ("", "reference", "other", "difference", "95 %", "p", "over", "verdict"):
+        table.add_column(heading, justify="left" if heading in ("", "over", "verdict") else "right", overflow="fold")
+    for line in (*one.scores, *one.tags):
+        table.add_row(*map(Text, _score_cells(line)))
+    table.add_section()
+    for line in one.costs:
+        table.add_row(*map(Text, _cost_cells(line)))
+    console.print(table)
+    for remark in one.remarks:
+        console.print(remark, style="dim", highlight=False)
+    title = one.scores[0].column.title
+    few = ": at least 3 pairs of seeds are needed to conclude anything" if one.verdict == "too few seeds" else ""
+    console.print(f"In {title}: {one.verdict}{few}.\n", highlight=False)
+
+
+def _score_cells(line: Line) -> list[str]:
+    from bench.report.differences import p_text
+
+    column = line.column
+    title = column.title if line.tag is None else f"{column.title} {line.tag}"
+    difference = f"{line.difference:+.{column.decimals}f}"
+    interval = "" if line.low is None else f"{line.low:+.{column.decimals}f} to {line.high:+.{column.decimals}f}"
+    over = f"{line.basis}, {line.seeds}" if line.note == "" else f"{line.basis}, {line.seeds} ({line.note})"
+    return [
+        title,
+        column.text(line.first),
+        column.text(line.second),
+        difference,
+        interval,
+        p_text(line.p_value),
+        over,
+        line.verdict,
+    ]
+
+
+def _cost_cells(line: Line) -> list[str]:
+    column = line.column
+    interval = "" if line.low is None else f"x {line.low:.2f} to {line.high:.2f}"
+    over = "measured once" if line.basis == "alone" else f"{line.basis}, {line.seeds}"
+    return [
+        column.title,
+        column.text(line.first),
+        column.text(line.second),
+        f"x {line.difference:.2f}",
+        interval,
+        "",
+        over,
+        "",
+    ]
+
+
+def _document(one: Compared) -> dict[str, Any]:
+    """A comparison as JSON, unrounded."""
+    document = dataclasses.asdict(one)
+    for part in ("scores", "tags", "costs"):
+        for line, shown in zip(getattr(one, part), document[part], strict=True):
+            shown["column"] = line.column.name
+            shown["verdict"] = line.verdict if part != "costs" else None
+    return {**document, "verdict": one.verdict}
