@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from bench.registry import RegistryError, describe, load_method, resolve
 from bench.resolver import RegistryResolver
 from bench.spec import TrialSpec
 from bench.tiny_models import CORE_FAMILIES
+from bench.worker import require_plugins
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tests" / "plugin_package"
@@ -101,6 +104,7 @@ def test_a_file_of_a_folder_is_a_method(methods_dir: Path, tmp_path: Path) -> No
     listed = {entry.name: entry for entry in describe("method", methods_dir)}
     assert listed["norm_scales"].problem is None
     assert "_names" not in listed
+    assert os.environ["PYTHONPATH"].split(os.pathsep)[0] == str(methods_dir), "ranks on this machine find it too"
 
 
 def test_a_class_by_its_module(methods_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +123,17 @@ def test_other_code_is_another_trial(methods_dir: Path, tmp_path: Path) -> None:
     assert trial("norm_scales", tmp_path, methods_dir).trial_id != first.trial_id, "a module that it imports counts"
     moved = first.model_copy(update={"method": first.method.model_copy(update={"origin": "elsewhere"})})
     assert moved.trial_id == first.trial_id
+
+
+def test_a_rank_refuses_another_version_and_says_what_it_lacks(methods_dir: Path, tmp_path: Path) -> None:
+    spec = trial("norm_scales", tmp_path, methods_dir)
+    require_plugins(spec)
+    other = spec.model_copy(update={"method": spec.method.model_copy(update={"source_sha256": "0" * 64})})
+    with pytest.raises(RegistryError, match=rf"node {platform.node()}: the method 'norm_scales' .* is another version"):
+        require_plugins(other)
+    gone = spec.model_copy(update={"method": spec.method.model_copy(update={"target": "not_there_at_all:X"})})
+    with pytest.raises(RegistryError, match=r"is missing here, it and what it imports must be on all nodes: .*install"):
+        require_plugins(gone)
 
 
 def test_what_tuneoff_ships_has_no_source_of_its_own(tmp_path: Path) -> None:
