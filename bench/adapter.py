@@ -54,7 +54,7 @@ def save_adapter(folder: Path, spec: TrialSpec, task: TaskConfig, state: Mapping
     from safetensors.torch import save_file
 
     path = folder / TENSORS_FILE
-    save_file(dict(state), path)
+    save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, path)
     card = AdapterCard(
         method=spec.method,
         model=spec.model,
