@@ -25,6 +25,7 @@ class Decoded:
     """What a rank has generated."""
 
     texts: dict[int, str]  # by index of the source
+    truncated: list[int]  # sources whose text the length limit ended
     new_tokens: int  # up to and including the ends
     seconds: float
     engine: Literal["batched", "transformers"]
@@ -62,6 +63,7 @@ def generate(
     settings = search_settings(tokenizer, decode)
     batched = decode_engine.unsupported(model) is None
     texts: dict[int, str] = {}
+    truncated: list[int] = []
     new_tokens = 0
     synchronize(device)
     started = time.perf_counter()
@@ -73,11 +75,14 @@ def generate(
             results = _generated(model, architecture, inputs, settings, tokenizer.pad_token_id)
         for index, tokens in zip(batch, results, strict=True):
             new_tokens += len(tokens)
-            texts[index] = first_line(tokenizer.decode(tokens, skip_special_tokens=True))
+            whole = tokenizer.decode(tokens, skip_special_tokens=True)
+            texts[index] = first_line(whole)
+            if len(whole.strip().splitlines()) < 2 and (not tokens or tokens[-1] not in settings.ends):
+                truncated.append(index)
         progress({"decoded": len(texts), "of": len(sources)})
     synchronize(device)
     seconds = time.perf_counter() - started
-    return Decoded(texts, new_tokens, seconds, "batched" if batched else "transformers")
+    return Decoded(texts, truncated, new_tokens, seconds, "batched" if batched else "transformers")
 
 
 def search_settings(tokenizer: Any, decode: DecodeSpec) -> SearchSettings:

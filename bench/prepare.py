@@ -9,6 +9,7 @@ from pathlib import Path
 from bench import models
 from bench.config import ConfigError
 from bench.launch import Launcher
+from bench.metrics.scoring import check_metrics
 from bench.plugin_source import PluginSource, share
 from bench.resolver import instantiate
 from bench.spec import TrialSpec
@@ -25,6 +26,7 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None]) -> None:
         for trial in {(trial.task.model_dump_json(), trial.splits): trial for trial in trials}.values():
             task, name = instantiate(trial.task), trial.task.name
             splits = load_splits(task, trial.splits)
+            check_metrics(task, splits["dev"])
             counts = ", ".join(f"{len(examples)} {split}" for split, examples in splits.items())
             say(f"task {name}: {counts} examples")
             if task.licence_note:

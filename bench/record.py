@@ -97,7 +97,9 @@ class Scores(Spec):
     by_tag: dict[str, dict[str, float]] = Field(default_factory=dict, description="tag to metric to value")
     sources_by_tag: dict[str, int] = Field(default_factory=dict)
     signatures: dict[str, str] = Field(description="metric to tokeniser, case, references and library version")
-    higher_is_better: dict[str, bool]
+    higher_is_better: dict[str, bool] = Field(description="metric to direction; a metric without one is not here")
+    absent: dict[str, str] = Field(default_factory=dict, description="metric that was not to be had, to the reason")
+    scoring: JsonDict | None = Field(None, description="settings of bench.task.Scoring; None in older records")
 
 
 class Ran(Spec):

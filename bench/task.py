@@ -31,6 +31,27 @@ class Example:
     """From coarse to fine, e.g. ``("unseen", "Artist", "2 triples")``. The first two divide the data into strata."""
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How a task is scored: its official metrics and the settings of its official script."""
+
+    metrics: tuple[str, ...] = ("bleu", "chrf", "ter", "rouge_l")
+    """Names in ``bench.metrics.METRICS``, in the order in which results are shown."""
+    lowercase: bool = False
+    """Whether BLEU and NIST ignore case."""
+    preparation: Literal["none", "webnlg", "webnlg_folded", "dart"] = "none"
+    """What is done to predictions and references first."""
+    max_references: int | None = None
+    """How many references of a source count for the metrics of the official script; None is all."""
+    single_reference: tuple[str, ...] = ()
+    """Metrics that the official script takes against the first reference alone."""
+    bleu: Literal["sacrebleu", "mteval", "multi-bleu"] = "sacrebleu"
+    """The script that BLEU equals: sacrebleu's own, with tokeniser 13a; pymteval of E2E; multi-bleu.perl, on words that
+    preparation has split, with empty texts in place of references that a source lacks of ``max_references``."""
+    rouge_l: Literal["f1", "coco"] = "f1"
+    """f1: of the package rouge-score; coco: recall weighs more (beta 1.2), words as the captioning scripts cut them."""
+
+
 class TaskConfig(BaseModel):
     """Settings that every task has."""
 
@@ -47,6 +68,9 @@ class TaskConfig(BaseModel):
     )
     loss_references: PositiveInt | None = Field(
         1, description="references of a source that dev and test loss are taken on; None is all"
+    )
+    metrics: tuple[str, ...] = Field(
+        (), description="metrics beside the official ones, e.g. bertscore, of which package and weights must be there"
     )
     template: str = Field(
         "Data: {source}\nText:",
@@ -76,8 +100,7 @@ class Task(ABC):
     licence_note: ClassVar[str] = ""
     """What the licence forbids, where it restricts use."""
     citation: ClassVar[str] = ""
-    lowercase: ClassVar[bool] = False
-    """Whether the official BLEU ignores case."""
+    scoring: Scoring = Scoring()
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -21,13 +21,14 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore  # torch.distributed has it too, without telling type checkers
 
-from bench import metrics, models
+from bench import models
 from bench.adapter import save_adapter
 from bench.architecture import Pair
 from bench.data import Tokenization
 from bench.decode import generate
 from bench.measure import PhaseMeter
 from bench.method import Method, trained_parameters
+from bench.metrics.scoring import score_examples, with_perplexity
 from bench.plugin_source import PluginError, plugin_source
 from bench.provenance import code_sha256, collect, cpu_name
 from bench.record import (
@@ -219,10 +220,11 @@ class _Trial:
                     ran["test_loss"] = self._mean_loss(model, pairs["test"], tokens)
             examples = splits[spec.scored_split]
             with meter.phase("decode"):
-                predictions, decode_cost = self._predictions(model, tokenizer, tokens, examples)
+                predictions, truncated, decode_cost = self._predictions(model, tokenizer, tokens, examples)
             if self.context.rank == 0:
                 with meter.phase("score"):
-                    scores = self._scores(task, examples, predictions)
+                    loss = ran["test_loss"] if "test" in pairs else ran["dev_loss"]
+                    scores = self._scores(task, examples, predictions, truncated, loss)
         ranks = self._gathered_costs()
         if self.context.rank != 0:
             return None
@@ -291,14 +293,19 @@ class _Trial:
 
     def _predictions(
         self, model: Any, tokenizer: Any, tokens: Tokenization, examples: Sequence[Example]
-    ) -> tuple[list[str], DecodeCost]:
-        """Predictions in the order of ``examples`` (whole on rank 0 only), and what they cost all ranks together."""
+    ) -> tuple[list[str], list[bool], DecodeCost]:
+        """Predictions in the order of ``examples`` (whole on rank 0 only), whether each was cut off, and their cost.
+
+        Equal sources are decoded once.
+        """
         context = self.context
+        sources = [tuple(tokens.source(example)) for example in examples]
+        unique = {source: number for number, source in enumerate(dict.fromkeys(sources))}
         decoded = generate(
             model,
             tokenizer,
             tokens.architecture,
-            [tokens.source(example) for example in examples],
+            [list(source) for source in unique],
             self.spec.decode,
             self.device,
             context.rank,
@@ -306,32 +313,33 @@ class _Trial:
             context.progress,
         )
         shares = share_json(context, "predictions", dataclasses.asdict(decoded))
-        merged = {int(index): text for share in shares for index, text in share["texts"].items()}
+        texts = {int(index): text for share in shares for index, text in share["texts"].items()}
+        truncated = {index for share in shares for index in share["truncated"]}
         total, slowest = sum(share["new_tokens"] for share in shares), max(share["seconds"] for share in shares)
         cost = DecodeCost(
-            sources=len(examples),
+            sources=len(unique),
             new_tokens=total,
             tokens_per_second=total / slowest if slowest else None,
             seconds=slowest,
             engine=decoded.engine,
         )
-        return [merged[index] for index in range(len(examples))], cost
+        positions = [unique[source] for source in sources]
+        return [texts[position] for position in positions], [position in truncated for position in positions], cost
 
     def _gathered_costs(self) -> list[RankCost]:
         cost = self.meter.rank_cost(self.context.rank)
         shares = share_json(self.context, "costs", cost.model_dump(mode="json"))
         return [RankCost.model_validate(share) for share in shares]
 
-    def _scores(self, task: Task, examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
-        self._write_predictions(examples, predictions)
-        return metrics.score(
-            predictions,
-            [example.references for example in examples],
-            [example.tags for example in examples],
-            task.lowercase,
-        )
-
-    def _write_predictions(self, examples: Sequence[Example], predictions: Sequence[str]) -> None:
+    def _scores(
+        self,
+        task: Task,
+        examples: Sequence[Example],
+        predictions: Sequence[str],
+        truncated: Sequence[bool],
+        loss: float,
+    ) -> Scores:
+        system = score_examples(examples, predictions, task.scoring, truncated, task.config.metrics)
         lines = [
             json.dumps(
                 {
@@ -340,12 +348,16 @@ class _Trial:
                     "prediction": prediction,
                     "references": example.references,
                     "tags": example.tags,
+                    "facts": example.facts,
+                    "truncated": cut,
+                    "scores": system.of_source(index),
                 },
                 ensure_ascii=False,
             )
-            for example, prediction in zip(examples, predictions, strict=True)
+            for index, (example, prediction, cut) in enumerate(zip(examples, predictions, truncated, strict=True))
         ]
         (self.context.outbox / PREDICTIONS_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return with_perplexity(system.scores(), loss, task.config.loss_references)
 
 
 def _what_training_tells(trained: Trained | None) -> JsonDict:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-from bench.task import Split, TaskError, linearise
+from bench.task import Scoring, Split, TaskError, linearise
 from bench.tasks.benchmark_xml import numbered_triples, read_entries
 from bench.tasks.published import Entry, PublishedConfig, PublishedCounts, PublishedFile, PublishedTask
 from bench.tasks.rows import Facts, read_json_array, read_text
@@ -44,6 +44,15 @@ class Dart(PublishedTask):
 
     licence: ClassVar[str] = "MIT"
     citation: ClassVar[str] = "Nan et al. 2021, DART: open-domain structured data record to text generation, NAACL"
+    # multi-bleu.perl on the three published reference files, which are split and in lower case; prepare_files.py of the
+    # official script hands the first of them alone to METEOR and tercom.
+    scoring = Scoring(
+        metrics=("bleu", "ter", "chrf", "rouge_l", "entity_coverage"),
+        preparation="dart",
+        max_references=3,
+        single_reference=("meteor", "ter"),
+        bleu="multi-bleu",
+    )
 
     def files(self) -> Mapping[Split, PublishedFile]:
         return FILES

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from bench.task import Split, TaskError, linearise
+from bench.task import Scoring, Split, TaskError, linearise
 from bench.tasks.published import Entry, GroupedTask, PublishedConfig, PublishedCounts, PublishedFile
 from bench.tasks.rows import Facts, numbered_lines, read_csv, read_text
 
@@ -108,7 +108,13 @@ class E2E(GroupedTask):
 
     licence: ClassVar[str] = "CC BY-SA 4.0"
     citation: ClassVar[str] = "Novikova, Dusek and Rieser 2017, The E2E dataset, SIGDIAL, arXiv:1706.09254"
-    lowercase: ClassVar[bool] = True  # mteval-v13a of the official script ignores case
+    # mteval-v13a and the captioning scripts, as tuetschek/e2e-metrics runs them.
+    scoring = Scoring(
+        metrics=("bleu", "nist", "rouge_l", "cider", "chrf", "slot_error_rate"),
+        lowercase=True,
+        bleu="mteval",
+        rouge_l="coco",
+    )
 
     def files(self) -> Mapping[Split, PublishedFile]:
         return FILES[self.config.form]

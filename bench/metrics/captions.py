@@ -1,0 +1,99 @@
+"""ROUGE-L and CIDEr as the captioning scripts compute them, which the official E2E script calls."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+
+from bench.metrics.metric import Measured, mean_of
+from bench.metrics.penn_treebank import caption_words
+from bench.metrics.texts import Texts
+
+BETA = 1.2
+ORDER = 4
+SIGMA = 6.0
+
+Ngram = tuple[str, ...]
+Vector = dict[Ngram, float]
+
+
+def rouge_l_coco(texts: Texts) -> Measured:
+    """ROUGE-L in percent: best precision and best recall over the references, recall weighing more (beta 1.2).
+
+    Written here because rouge-score takes the F1 of one reference and other words. Source: rouge.py of tylin/
+    coco-caption, which tuetschek/e2e-metrics includes.
+    """
+    words = cache(caption_words)
+    values = []
+    for prediction, references in zip(texts.prepared_predictions, texts.prepared_references, strict=True):
+        # Text without a word is cut into one empty word, as str.split(" ") does there.
+        said = words(prediction) or ("",)
+        common = [
+            (longest_common_subsequence(said, some), len(some))
+            for text in references
+            for some in [words(text) or ("",)]
+        ]
+        precision = max(length for length, _ in common) / len(said)
+        recall = max(length / of for length, of in common)
+        weight = BETA**2
+        score = (1 + weight) * precision * recall / (recall + weight * precision) if precision and recall else 0.0
+        values.append(100.0 * score)
+    return mean_of(values, f"rougeL|beta:{BETA}|best precision and recall over references|tok:ptb|as coco-caption")
+
+
+def longest_common_subsequence(one: Sequence[str], two: Sequence[str]) -> int:
+    """Length of the longest common subsequence, in bits of an integer (Crochemore et al. 2001)."""
+    places: dict[str, int] = {}
+    for position, word in enumerate(one):
+        places[word] = places.get(word, 0) | 1 << position
+    everything = (1 << len(one)) - 1
+    row = everything
+    for word in two:
+        found = row & places.get(word, 0)
+        row = ((row + found) | (row - found)) & everything
+    return len(one) - row.bit_count()
+
+
+def cider(texts: Texts) -> Measured:
+    """CIDEr-D, 0 to 10: cosine of tf-idf n-gram vectors, clipped, with a penalty for another length.
+
+    Written here because pycocoevalcap, where it comes from, is no longer kept and needs Java for its words. How rare an
+    n-gram is, is counted over the references of all sources that are scored, also for a part of them. Source:
+    cider_scorer.py of tylin/coco-caption, which tuetschek/e2e-metrics includes.
+    """
+    words = cache(caption_words)
+    predicted = [_counts(words(text)) for text in texts.prepared_predictions]
+    references = [[_counts(words(text)) for text in some] for some in texts.prepared_references]
+    sources_with: Counter[Ngram] = Counter()
+    for some in references:
+        sources_with.update({ngram for counts in some for ngram in counts})
+    log_sources = math.log(len(texts))
+
+    def vectors(counts: Counter[Ngram]) -> tuple[list[Vector], list[float], int]:
+        by_order: list[Vector] = [{} for _ in range(ORDER)]
+        for ngram, count in counts.items():
+            by_order[len(ngram) - 1][ngram] = count * (log_sources - math.log(max(1, sources_with[ngram])))
+        norms = [math.sqrt(sum(value * value for value in vector.values())) for vector in by_order]
+        return by_order, norms, sum(count for ngram, count in counts.items() if len(ngram) == 2)
+
+    values = []
+    for prediction, some in zip(predicted, references, strict=True):
+        said, said_norms, said_length = vectors(prediction)
+        total = 0.0
+        for counts in some:
+            told, told_norms, told_length = vectors(counts)
+            penalty = math.exp(-((said_length - told_length) ** 2) / (2 * SIGMA**2))
+            for n in range(ORDER):
+                shared = sum(
+                    min(value, told[n].get(ngram, 0.0)) * told[n].get(ngram, 0.0) for ngram, value in said[n].items()
+                )
+                norm = said_norms[n] * told_norms[n]
+                total += penalty * (shared / norm if norm else shared)
+        values.append(10.0 * total / ORDER / len(some))
+    return mean_of(values, f"cider-d|n:{ORDER}|sigma:{SIGMA:g}|idf:references scored|tok:ptb|as coco-caption")
+
+
+def _counts(words: Sequence[str]) -> Counter[Ngram]:
+    return Counter(tuple(words[start : start + n]) for n in range(1, ORDER + 1) for start in range(len(words) - n + 1))

@@ -1,0 +1,97 @@
+"""Coverage of entities: how many of the subjects and objects of triples a text mentions."""
+
+from __future__ import annotations
+
+import calendar
+import re
+from collections import Counter
+from collections.abc import Sequence
+from datetime import date
+from functools import lru_cache
+
+from unidecode import unidecode
+
+from bench.metrics.metric import Measured, Sources
+from bench.metrics.texts import Texts
+
+# Parts of a triple that are no entities: DART marks the table that a triple is about.
+_MARKERS = frozenset(("[TABLECONTEXT]", "[TITLE]"))
+_MONTHS = tuple(month.lower() for month in calendar.month_name)  # 1 is January
+# Of the words of an entity, a text may leave out these, and what stands in brackets.
+_SMALL = frozenset(("a", "an", "and", "at", "by", "for", "in", "of", "on", "or", "the", "to", "with"))
+
+
+def entity_coverage(texts: Texts) -> Measured:
+    """Percentage of the different subjects and objects of a source that its prediction mentions.
+
+    An entity is mentioned where all its words occur in the text, in any order: ASCII, lower case, without small words
+    and remarks in brackets; numbers by their value, dates in the usual forms. It says what was left out, not what was
+    made up. The references of the WebNLG test split cover 93.5 %, those of DART, where many ends are "yes", 87.3 %.
+    """
+    covered = [coverage(facts, prediction) for facts, prediction in zip(texts.facts, texts.predictions, strict=True)]
+
+    def over(sources: Sources) -> float:
+        return 100.0 * sum(covered[n][0] for n in sources) / max(1, sum(covered[n][1] for n in sources))
+
+    return Measured(
+        "all words of subject and object|own matching v1", over, tuple(over([n]) for n in range(len(covered)))
+    )
+
+
+def no_triples(texts: Texts) -> str | None:
+    """Entities are the ends of triples."""
+    if all(len(facts) > 0 and all(len(fact) == 3 for fact in facts) for facts in texts.facts):
+        return None
+    return "the sources are not triples"
+
+
+def coverage(facts: Sequence[Sequence[str]], text: str) -> tuple[int, int]:
+    """How many different entities a text mentions, and of how many."""
+    entities = {end for fact in facts for end in (fact[0], fact[-1])} - _MARKERS
+    said = Counter(words(text))
+    return sum(_mentioned(entity, said) for entity in entities), len(entities)
+
+
+def _mentioned(entity: str, said: Counter[str]) -> bool:
+    return any(Counter(form) <= said for form in _forms(entity))
+
+
+@lru_cache(maxsize=100_000)
+def _forms(entity: str) -> tuple[tuple[str, ...], ...]:
+    """The ways to say an entity, each a bag of words, of which all must occur."""
+    plain = entity.strip('"').replace("_", " ")
+    without_remark = re.sub(r"\([^)]*\)", " ", plain)
+    forms = [_content(plain), _content(without_remark) or _content(plain)]
+    if (day := _date(plain)) is not None:
+        forms += [
+            (str(day.day), _MONTHS[day.month], str(day.year)),
+            (f"{day.day}{_ordinal(day.day)}", _MONTHS[day.month], str(day.year)),
+        ]
+    return tuple(dict.fromkeys(forms))
+
+
+def _content(text: str) -> tuple[str, ...]:
+    found = words(text)
+    return tuple(word for word in found if word not in _SMALL) or tuple(found)
+
+
+@lru_cache(maxsize=100_000)
+def words(text: str) -> tuple[str, ...]:
+    """Words and numbers: ASCII, lower case, the genitive's s apart, numbers without separators and trailing zeros."""
+    plain = re.sub(r"(?<=\d),(?=\d{3})", "", re.sub("['\u2019]s\\b", " ", unidecode(text).lower()))
+    return tuple(_number(word) for word in re.findall(r"\d+(?:\.\d+)?|[a-z]+|\d", re.sub(r"[_-]", " ", plain)))
+
+
+def _number(word: str) -> str:
+    return (word.rstrip("0").rstrip(".") if "." in word else word.lstrip("0") or "0") if word[0].isdigit() else word
+
+
+def _date(text: str) -> date | None:
+    try:
+        return date.fromisoformat(text.strip())
+    except ValueError:
+        return None
+
+
+def _ordinal(day: int) -> str:
+    return "th" if 10 <= day % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")

@@ -1,0 +1,111 @@
+"""Metrics by downloaded models: BERTScore, BLEURT, MAUVE. They are had where their packages and weights are.
+
+Nothing is downloaded for a score: the weights must be in the cache of the hub, or a folder that a variable names.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from bench.metrics.metric import Measured, Sources, mean_of
+from bench.metrics.texts import Texts
+
+# Metric -> variable with a folder of weights, hub id of the weights, package.
+NEEDS = {
+    "bertscore": ("TUNEOFF_BERTSCORE_MODEL", "roberta-large", "bert_score"),
+    "bleurt": ("TUNEOFF_BLEURT_MODEL", "Elron/bleurt-large-512", "bleurt_pytorch"),
+    "mauve": ("TUNEOFF_MAUVE_MODEL", "gpt2-large", "mauve"),
+}
+
+
+def missing(name: str) -> Callable[[Texts], str | None]:
+    """What is not there for a metric to be had."""
+
+    def absent(_: Texts) -> str | None:
+        variable, model, package = NEEDS[name]
+        if importlib.util.find_spec(package) is None:
+            return f"the package {package.replace('_', '-')} is not installed"
+        if _weights(name) is None:
+            return f"the weights of {model} are not in the hub's cache, and {variable} names no folder"
+        return None
+
+    return absent
+
+
+def _weights(name: str) -> str | None:
+    """Folder with the weights."""
+    variable, model, _ = NEEDS[name]
+    if folder := os.environ.get(variable):
+        return folder if Path(folder).is_dir() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(model, "config.json")
+    return str(Path(config).parent) if isinstance(config, str) else None
+
+
+def bertscore(texts: Texts) -> Measured:
+    """BERTScore F1 (Zhang et al. 2020) of the best reference, times 100, averaged over sources; not rescaled."""
+    bert_score = importlib.import_module("bert_score")
+    folder = str(_weights("bertscore"))
+    _, _, f1 = bert_score.score(
+        list(texts.predictions),
+        [list(some) for some in texts.references],
+        model_type=folder,
+        num_layers=_num_layers(folder),
+        lang="en",
+    )
+    return mean_of([100.0 * float(value) for value in f1], f"F1|best reference|{_label('bertscore')}")
+
+
+def _num_layers(folder: str) -> int:
+    """The layer that the authors chose for roberta-large; of another model, the last but a quarter."""
+    from transformers import AutoConfig
+
+    layers = int(AutoConfig.from_pretrained(folder).num_hidden_layers)
+    return 17 if layers == 24 else max(1, layers - layers // 4)
+
+
+def bleurt(texts: Texts) -> Measured:
+    """BLEURT (Sellam et al. 2020) of the best reference, times 100, averaged over sources."""
+    package: Any = importlib.import_module("bleurt_pytorch")
+    import torch
+
+    folder = str(_weights("bleurt"))
+    model = package.BleurtForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = package.BleurtTokenizer.from_pretrained(folder)
+    values = []
+    for prediction, references in zip(texts.predictions, texts.references, strict=True):
+        with torch.inference_mode():
+            inputs = tokenizer(
+                list(references), [prediction] * len(references), padding=True, truncation=True, return_tensors="pt"
+            )
+            values.append(100.0 * float(model(**inputs).logits.max()))
+    return mean_of(values, f"best reference|{_label('bleurt')}")
+
+
+def mauve(texts: Texts) -> Measured:
+    """MAUVE (Pillutla et al. 2021), times 100: how close the distribution of predictions is to that of references."""
+    package: Any = importlib.import_module("mauve")
+    folder = str(_weights("mauve"))
+
+    def over(sources: Sources) -> float:
+        found = package.compute_mauve(
+            p_text=[texts.references[index][0] for index in sources],
+            q_text=[texts.predictions[index] for index in sources],
+            featurize_model_name=folder,
+            max_text_length=256,
+            verbose=False,
+        )
+        return 100.0 * float(found.mauve)
+
+    return Measured(f"first reference|{_label('mauve')}", over, None)
+
+
+def _label(name: str) -> str:
+    package = {"bertscore": "bert-score", "bleurt": "bleurt-pytorch", "mauve": "mauve-text"}[name]
+    return f"{NEEDS[name][1]}|{package}:{version(package)}"

@@ -1,0 +1,110 @@
+"""BLEU, chrF++ and TER by sacrebleu, ROUGE-L by rouge-score: the words that predictions and references share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+
+from bench.metrics.edit_rate import QuickTER
+from bench.metrics.metric import Measured, Sources, mean_of
+from bench.metrics.texts import Texts
+from bench.task import Scoring
+
+
+def bleu(texts: Texts) -> Measured:
+    """Corpus BLEU-4 from 0 to 100.
+
+    ``mteval`` equals pymteval.py of the official E2E script; ``multi-bleu`` equals multi-bleu.perl of WebNLG and DART.
+    Both give 0 where an order of n-grams has no match at all. Of a single source it is sacrebleu's sentence BLEU
+    (effective order, exponential smoothing).
+    """
+    scoring = texts.scoring
+    references: Sequence[Sequence[str]] = texts.prepared_references
+    settings: dict[str, Any] = {"lowercase": scoring.lowercase, "force": True}
+    if scoring.bleu == "multi-bleu":
+        settings["tokenize"] = "none"
+        most = scoring.max_references or max(len(some) for some in references)
+        references = [[*some, *[""] * (most - len(some))] for some in references]
+    corpus = {"sacrebleu": BLEU, "multi-bleu": _UnsmoothedBLEU, "mteval": _MtevalBLEU}[scoring.bleu](**settings)
+    measured = _added_up(corpus, texts.prepared_predictions, references, texts.scoring)
+    sentence = BLEU(effective_order=True, **settings)
+    statistics = sentence._extract_corpus_statistics(list(texts.prepared_predictions), reference_streams(references))
+    alone = tuple(float(sentence._aggregate_and_compute([row]).score) for row in statistics)
+    return Measured(measured.signature, measured.over, alone)
+
+
+def chrf(texts: Texts) -> Measured:
+    """Corpus chrF++ (word order 2) from 0 to 100, on texts as they are."""
+    return _added_up(CHRF(word_order=2), texts.predictions, texts.references, None)
+
+
+def ter(texts: Texts) -> Measured:
+    """Corpus translation edit rate in percent, case-insensitive, equal to tercom."""
+    references: Sequence[Sequence[str]] = texts.prepared_references
+    if "ter" in texts.scoring.single_reference:
+        references = [some[:1] for some in references]
+    return _added_up(QuickTER(), texts.prepared_predictions, references, texts.scoring)
+
+
+def rouge_l_f1(texts: Texts) -> Measured:
+    """ROUGE-L F1 of the best reference in percent, averaged over sources, by the package rouge-score (beta 1)."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"])
+    values = [
+        100.0 * float(scorer.score_multi(list(some), prediction)["rougeL"].fmeasure)
+        for prediction, some in zip(texts.prepared_predictions, texts.prepared_references, strict=True)
+    ]
+    return mean_of(values, f"rougeL|f1|max over references|no stemming|rouge-score:{version('rouge-score')}")
+
+
+class _UnsmoothedBLEU(BLEU):
+    """No credit for an order of n-grams without a match."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(smooth_method="none", **settings)
+
+
+class _MtevalBLEU(_UnsmoothedBLEU):
+    """Counts words and n-grams as pymteval.py does.
+
+    There, an empty text is one word that matches nothing, and a text of n words has n - 3 n-grams of order 4, even if
+    that is negative.
+    """
+
+    def _compute_segment_statistics(self, hypothesis: str, ref_kwargs: dict[str, Any]) -> list[int]:
+        statistics = super()._compute_segment_statistics(hypothesis, ref_kwargs)
+        length = max(statistics[0], 1)
+        matches = statistics[2 : 2 + self.max_ngram_order]
+        totals = [length - order for order in range(self.max_ngram_order)]
+        return [length, self._get_closest_ref_len(length, ref_kwargs["ref_lens"]), *matches, *totals]
+
+    def _compute_score_from_stats(self, stats: list[int]) -> Any:
+        totals = 2 + self.max_ngram_order
+        kept: list[Any] = [*stats[:totals], *(max(total, 1e-9) for total in stats[totals:])]
+        return super()._compute_score_from_stats(kept)
+
+
+def reference_streams(references: Sequence[Sequence[str]]) -> Any:
+    """Transpose to sacrebleu's form; None where a source has fewer references than the longest list."""
+    most = max(len(some) for some in references)
+    return [[some[n] if n < len(some) else None for some in references] for n in range(most)]
+
+
+def _added_up(
+    metric: Any, predictions: Sequence[str], references: Sequence[Sequence[str]], scoring: Scoring | None
+) -> Measured:
+    """A metric of sacrebleu: the statistics of each sentence are taken once and added up."""
+    statistics = metric._extract_corpus_statistics(list(predictions), reference_streams(references))
+
+    def over(sources: Sources) -> float:
+        return float(metric._aggregate_and_compute([statistics[index] for index in sources]).score)
+
+    prepared = f"|text:{scoring.preparation}" if scoring is not None and scoring.preparation != "none" else ""
+    script = f"|as:{scoring.bleu}" if isinstance(metric, _UnsmoothedBLEU) and scoring is not None else ""
+    alone = tuple(over([index]) for index in range(len(predictions)))
+    return Measured(f"{metric.get_signature()}{prepared}{script}", over, alone)

@@ -1,0 +1,176 @@
+"""All scores of one system: over all sources, over those of each tag, and of each source."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from pydantic import TypeAdapter
+
+from bench.metrics import METRICS, Measured
+from bench.metrics.texts import Texts, prepare
+from bench.record import Scores
+from bench.task import Example, Scoring, Task
+
+# What every task is scored by beside its official metrics, where it applies.
+ALWAYS = ("entity_coverage", "exact_match", "length_ratio", "empty_rate", "truncated_rate", "repetition_rate")
+# What costs a model of its own is had when it is asked for.
+LEARNED = ("bertscore", "bleurt", "mauve")
+# Above this loss, a perplexity has no meaning and soon no number.
+MEANINGLESS_LOSS = 50.0
+
+
+class MetricError(ValueError):
+    """A metric is unknown, or cannot be had."""
+
+
+@dataclass(frozen=True)
+class SystemScores:
+    """Scores of one system, over any part of its sources.
+
+    Args:
+        measured: Metric to what was measured, official ones first.
+        absent: Metric to what is missing for it.
+        tags: Of each source.
+        scoring: The settings.
+    """
+
+    measured: Mapping[str, Measured]
+    absent: Mapping[str, str]
+    tags: Sequence[Sequence[str]]
+    scoring: Scoring
+
+    def over(self, sources: Sequence[int]) -> dict[str, float]:
+        """Every score over the sources at these positions, which may repeat."""
+        return {name: measured.over(sources) for name, measured in self.measured.items()}
+
+    def of_source(self, index: int) -> dict[str, float]:
+        """Every score of one source by itself."""
+        return {
+            name: measured.per_example[index]
+            for name, measured in self.measured.items()
+            if measured.per_example is not None
+        }
+
+    def scores(self) -> Scores:
+        """What goes into the record."""
+        tags = sorted({tag for some in self.tags for tag in some})
+        members = {tag: [n for n, some in enumerate(self.tags) if tag in some] for tag in tags}
+        return Scores(
+            values=self.over(range(len(self.tags))),
+            by_tag={tag: self.over(sources) for tag, sources in members.items()},
+            sources_by_tag={tag: len(sources) for tag, sources in members.items()},
+            signatures={name: measured.signature for name, measured in self.measured.items()},
+            higher_is_better={
+                name: better for name in self.measured if (better := METRICS[name].higher_is_better) is not None
+            },
+            absent=dict(self.absent),
+            scoring=json.loads(json.dumps(asdict(self.scoring))),
+        )
+
+
+def stored_scoring(scores: Scores) -> Scoring:
+    """The settings that a record's scores were taken with, to take them again from the stored predictions.
+
+    Raises:
+        MetricError: The record is older than these settings.
+    """
+    if scores.scoring is None:
+        raise MetricError("the record does not say how it was scored; it is older than these settings")
+    return TypeAdapter(Scoring).validate_python(scores.scoring)
+
+
+def score_examples(
+    examples: Sequence[Example],
+    predictions: Sequence[str],
+    scoring: Scoring,
+    truncated: Sequence[bool] | None = None,
+    also: Sequence[str] = (),
+) -> SystemScores:
+    """Score predictions with a task's official metrics, those that every task has, and others that are asked for.
+
+    Args:
+        examples: The sources, with references, facts and tags.
+        predictions: One text for each.
+        scoring: The task's settings.
+        truncated: Whether a prediction ended at the length limit; None where that is not known.
+        also: Further metrics by name; one that cannot be had is an error.
+
+    Raises:
+        MetricError: A metric of ``also`` is unknown or cannot be had.
+        ValueError: There is not one prediction for each source.
+    """
+    texts = prepare(
+        predictions,
+        [example.references for example in examples],
+        scoring,
+        [example.facts for example in examples],
+        truncated,
+    )
+    measured, absent = measure(texts, also)
+    return SystemScores(measured, absent, [example.tags for example in examples], scoring)
+
+
+def measure(texts: Texts, also: Sequence[str] = ()) -> tuple[dict[str, Measured], dict[str, str]]:
+    """The metrics that can be had, and what is missing for the others. See :func:`score_examples`."""
+    if unknown := [name for name in also if name not in METRICS]:
+        raise MetricError(f"there is no metric {unknown[0]!r}; known: {', '.join(METRICS)}")
+    measured: dict[str, Measured] = {}
+    absent: dict[str, str] = {}
+    for name in dict.fromkeys((*texts.scoring.metrics, *ALWAYS, *also, *LEARNED)):
+        lacking = METRICS[name].absent(texts)
+        if lacking is None and (name not in LEARNED or name in also):
+            measured[name] = METRICS[name].measure(texts)
+        elif lacking is None:
+            absent[name] = "not asked for"
+        elif name in also:
+            raise MetricError(f"the metric {name!r} cannot be had: {lacking}")
+        elif name in texts.scoring.metrics or name in LEARNED:
+            absent[name] = lacking
+    return measured, absent
+
+
+def check_metrics(task: Task, examples: Sequence[Example]) -> None:
+    """Find out before any training whether the metrics that a sweep adds can be had.
+
+    Raises:
+        MetricError: One is unknown, misses a package or weights, or does not suit the task.
+    """
+    some = examples[:3]
+    texts = prepare(
+        [example.references[0] for example in some],
+        [example.references for example in some],
+        task.scoring,
+        [example.facts for example in some],
+        [False] * len(some),
+    )
+    for name in task.config.metrics:
+        if name not in METRICS:
+            raise MetricError(f"task.metrics: there is no metric {name!r}; known: {', '.join(METRICS)}")
+        if (lacking := METRICS[name].absent(texts)) is not None:
+            raise MetricError(f"task.metrics: {name!r} cannot be had: {lacking}")
+
+
+def with_perplexity(scores: Scores, loss: float, loss_references: int | None) -> Scores:
+    """Scores with the perplexity of the references: how surprised the model is by what people wrote.
+
+    It is per token of the model's own tokenizer, so that it compares methods on one model, not models.
+
+    Args:
+        scores: Of the predictions.
+        loss: Mean loss per target token, in nats.
+        loss_references: References of a source that it was taken on; None is all.
+    """
+    if not loss < MEANINGLESS_LOSS:
+        return scores
+    name = "reference_perplexity"
+    signature = f"exp of the mean loss per target token|references:{loss_references or 'all'}"
+    return scores.model_copy(
+        update={
+            "values": {**scores.values, name: math.exp(loss)},
+            "signatures": {**scores.signatures, name: signature},
+            "higher_is_better": {**scores.higher_is_better, name: False},
+        }
+    )
