@@ -8,10 +8,11 @@ from pathlib import Path
 
 from fakes import completed, record, trial
 
-from bench import metrics
+from bench.metrics.scoring import score_examples
 from bench.record import Failed, TrialResult
 from bench.spec import JsonDict, TrialSpec
 from bench.store import Store
+from bench.task import Example, Scoring
 
 WORDS = (
     "the",
@@ -58,12 +59,10 @@ def rows(quality: float, seed: str, sources: int = 24) -> list[JsonDict]:
 
 def write_trial(store: Store, spec: TrialSpec, of_rows: list[JsonDict], trains: bool = True) -> TrialResult:
     """A completed trial, scored as the worker scores, with its predictions beside it."""
-    scores = metrics.score(
-        [row["prediction"] for row in of_rows],
-        [row["references"] for row in of_rows],
-        [row["tags"] for row in of_rows],
-        lowercase=True,
-    )
+    examples = [Example(row["id"], (), row["source"], tuple(row["references"]), tuple(row["tags"])) for row in of_rows]
+    system = score_examples(examples, [row["prediction"] for row in of_rows], Scoring(lowercase=True))
+    of_rows = [{**row, "scores": system.of_source(number)} for number, row in enumerate(of_rows)]
+    scores = system.scores()
     outcome = completed(trained=1000 if trains else 0, train=trains).model_copy(update={"scores": scores})
     store.root.mkdir(parents=True, exist_ok=True)
     path = store.root / "predictions.jsonl"

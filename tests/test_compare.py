@@ -58,7 +58,8 @@ def test_two_methods_of_a_sweep(sweeps: Path) -> None:
     assert "In BLEU: better." in better.stdout
     (found,) = document(f"{sweeps}/old:full", f"{sweeps}/old:lora")
     scores = {line["column"]: line for line in found["scores"]}  # type: ignore[attr-defined]
-    assert set(scores) == {"bleu", "chrf", "ter", "rouge_l"}
+    form = {"exact_match", "length_ratio", "empty_rate", "repetition_rate"}
+    assert set(scores) == {"bleu", "chrf", "ter", "rouge_l"} | form
     assert scores["bleu"]["difference"] == pytest.approx(scores["bleu"]["second"] - scores["bleu"]["first"])
     assert scores["bleu"]["low"] < scores["bleu"]["difference"] < scores["bleu"]["high"] < 0
     assert scores["ter"]["verdict"] == "worse"

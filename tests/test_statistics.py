@@ -14,11 +14,14 @@ from sacrebleu.metrics.ter import TER
 from sacrebleu.significance import PairedTest
 from scipy import stats
 
+from bench.metrics import METRICS
+from bench.metrics.texts import prepare
 from bench.statistics.corpus_scores import Array, bleu, corpus_metric, mean, with_values
 from bench.statistics.differences import FEWEST_SEEDS, PairedTests, SeedStatistics, pairs_of_seeds, standard_error
 from bench.statistics.estimates import estimate, holm, two_sided_p
 from bench.statistics.groups import groups, letters
 from bench.statistics.resampling import bootstrap_counts, corpus_scores
+from bench.task import Scoring
 
 WORDS = (
     "the",
@@ -67,7 +70,7 @@ SACREBLEU = {"bleu": lambda: BLEU(lowercase=True, force=True), "chrf": lambda: C
 @pytest.mark.parametrize("name", SACREBLEU)
 def test_scores_of_summed_statistics_are_those_of_sacrebleu(name: str) -> None:
     predictions, references = corpus(1)
-    metric = corpus_metric(name, references, lowercase=True)
+    metric = corpus_metric(name, references, Scoring(lowercase=True))
     statistics = metric.extract(predictions)
     whole = SACREBLEU[name]().corpus_score(predictions, streams(references)).score
     assert metric.score(statistics.sum(axis=0)) == pytest.approx(whole, abs=1e-9)
@@ -80,13 +83,24 @@ def test_scores_of_summed_statistics_are_those_of_sacrebleu(name: str) -> None:
         assert score == pytest.approx(expected.score, abs=1e-9)
 
 
+@pytest.mark.parametrize("script", ["mteval", "multi-bleu"])
+def test_scores_of_summed_statistics_are_those_of_the_official_scripts(script: str) -> None:
+    predictions, references = corpus(1)
+    scoring = Scoring(bleu=script, lowercase=True, max_references=2)
+    metric = corpus_metric("bleu", references, scoring)
+    statistics = metric.extract(predictions)
+    measured = METRICS["bleu"].measure(prepare(predictions, references, scoring))
+    for chosen in (range(len(predictions)), [3, 3, 1], [0]):
+        assert metric.score(statistics[list(chosen)].sum(axis=0)) == pytest.approx(measured.over(chosen), abs=1e-9)
+
+
 @pytest.mark.parametrize(
     "predictions", [[""], ["xyz"], ["the"], ["the red"], ["the red tree"], ["the red tree stands there today"]]
 )
 def test_scores_of_hardly_anything_are_those_of_sacrebleu(predictions: list[str]) -> None:
     references = [["the red tree stands near the river."]]
     for name, make in SACREBLEU.items():
-        metric = corpus_metric(name, references, lowercase=True)
+        metric = corpus_metric(name, references, Scoring(lowercase=True))
         expected = make().corpus_score(predictions, streams(references)[:1]).score
         assert metric.score(metric.extract(predictions).sum(axis=0)) == pytest.approx(expected, abs=1e-9), name
 
@@ -101,7 +115,7 @@ def test_p_values_of_one_seed_are_those_of_sacrebleu(name: str, kind: str, monke
     named = [(system, predictions) for system, (predictions, _) in systems.items()]
     test = PairedTest(named, {name: SACREBLEU[name]()}, streams(references), test_type=kind, n_samples=400)
     expected = list(test()[1].values())[-1][1].p_value
-    metric = corpus_metric(name, references, lowercase=True)
+    metric = corpus_metric(name, references, Scoring(lowercase=True))
     tests = PairedTests(len(references), metric.score, resamples=400)
     (found,) = tests.all_pairs(seeded({system: metric.extract(texts)[None] for system, (texts, _) in systems.items()}))
     assert expected is not None

@@ -6,6 +6,7 @@ Nothing is downloaded for a score: the weights must be in the cache of the hub, 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from collections.abc import Callable
 from importlib.metadata import version
@@ -64,17 +65,14 @@ def bertscore(texts: Texts) -> Measured:
 
 def _num_layers(folder: str) -> int:
     """The layer that the authors chose for roberta-large; of another model, the last but a quarter."""
-    from transformers import AutoConfig
-
-    layers = int(AutoConfig.from_pretrained(folder).num_hidden_layers)
+    layers = int(json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"])
     return 17 if layers == 24 else max(1, layers - layers // 4)
 
 
 def bleurt(texts: Texts) -> Measured:
     """BLEURT (Sellam et al. 2020) of the best reference, times 100, averaged over sources."""
     package: Any = importlib.import_module("bleurt_pytorch")
-    import torch
-
+    torch: Any = importlib.import_module("torch")
     folder = str(_weights("bleurt"))
     model = package.BleurtForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = package.BleurtTokenizer.from_pretrained(folder)

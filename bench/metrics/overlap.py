@@ -22,32 +22,22 @@ def bleu(texts: Texts) -> Measured:
     Both give 0 where an order of n-grams has no match at all. Of a single source it is sacrebleu's sentence BLEU
     (effective order, exponential smoothing).
     """
-    scoring = texts.scoring
-    references: Sequence[Sequence[str]] = texts.prepared_references
-    settings: dict[str, Any] = {"lowercase": scoring.lowercase, "force": True}
-    if scoring.bleu == "multi-bleu":
-        settings["tokenize"] = "none"
-        most = scoring.max_references or max(len(some) for some in references)
-        references = [[*some, *[""] * (most - len(some))] for some in references]
-    corpus = {"sacrebleu": BLEU, "multi-bleu": _UnsmoothedBLEU, "mteval": _MtevalBLEU}[scoring.bleu](**settings)
-    measured = _added_up(corpus, texts.prepared_predictions, references, texts.scoring)
-    sentence = BLEU(effective_order=True, **settings)
-    statistics = sentence._extract_corpus_statistics(list(texts.prepared_predictions), reference_streams(references))
+    measured = _added_up("bleu", texts)
+    sentence = BLEU(effective_order=True, **_bleu_settings(texts.scoring))
+    references = reference_streams(bleu_references(texts.prepared_references, texts.scoring))
+    statistics = sentence._extract_corpus_statistics(list(texts.prepared_predictions), references)
     alone = tuple(float(sentence._aggregate_and_compute([row]).score) for row in statistics)
     return Measured(measured.signature, measured.over, alone)
 
 
 def chrf(texts: Texts) -> Measured:
     """Corpus chrF++ (word order 2) from 0 to 100, on texts as they are."""
-    return _added_up(CHRF(word_order=2), texts.predictions, texts.references, None)
+    return _added_up("chrf", texts)
 
 
 def ter(texts: Texts) -> Measured:
     """Corpus translation edit rate in percent, case-insensitive, equal to tercom."""
-    references: Sequence[Sequence[str]] = texts.prepared_references
-    if "ter" in texts.scoring.single_reference:
-        references = [some[:1] for some in references]
-    return _added_up(QuickTER(), texts.prepared_predictions, references, texts.scoring)
+    return _added_up("ter", texts)
 
 
 def rouge_l_f1(texts: Texts) -> Measured:
@@ -95,16 +85,51 @@ def reference_streams(references: Sequence[Sequence[str]]) -> Any:
     return [[some[n] if n < len(some) else None for some in references] for n in range(most)]
 
 
-def _added_up(
-    metric: Any, predictions: Sequence[str], references: Sequence[Sequence[str]], scoring: Scoring | None
-) -> Measured:
+def _bleu_settings(scoring: Scoring) -> dict[str, Any]:
+    tokenizer = {"tokenize": "none"} if scoring.bleu == "multi-bleu" else {}
+    return {"lowercase": scoring.lowercase, "force": True, **tokenizer}  # force: no advice about tokenised text
+
+
+def bleu_references(references: Sequence[Sequence[str]], scoring: Scoring) -> Sequence[Sequence[str]]:
+    """References as the script of a task reads them: multi-bleu.perl from files of as many lines."""
+    if scoring.bleu != "multi-bleu":
+        return references
+    most = scoring.max_references or max(len(some) for some in references)
+    return [[*some, *[""] * (most - len(some))] for some in references]
+
+
+def corpus_metric(name: str, texts: Texts) -> tuple[Any, Sequence[str], Sequence[Sequence[str]]]:
+    """The metric of sacrebleu for a task, and the predictions and references that it takes.
+
+    Raises:
+        KeyError: It is none of bleu, chrf, ter.
+    """
+    scoring = texts.scoring
+    if name == "chrf":
+        return CHRF(word_order=2), texts.predictions, texts.references
+    if name == "ter":
+        references: Sequence[Sequence[str]] = texts.prepared_references
+        if name in scoring.single_reference:
+            references = [some[:1] for some in references]
+        return QuickTER(), texts.prepared_predictions, references
+    if name != "bleu":
+        raise KeyError(name)
+    make = {"sacrebleu": BLEU, "multi-bleu": _UnsmoothedBLEU, "mteval": _MtevalBLEU}[scoring.bleu]
+    references = bleu_references(texts.prepared_references, scoring)
+    return make(**_bleu_settings(scoring)), texts.prepared_predictions, references
+
+
+def _added_up(name: str, texts: Texts) -> Measured:
     """A metric of sacrebleu: the statistics of each sentence are taken once and added up."""
+    metric, predictions, references = corpus_metric(name, texts)
     statistics = metric._extract_corpus_statistics(list(predictions), reference_streams(references))
 
     def over(sources: Sources) -> float:
         return float(metric._aggregate_and_compute([statistics[index] for index in sources]).score)
 
-    prepared = f"|text:{scoring.preparation}" if scoring is not None and scoring.preparation != "none" else ""
-    script = f"|as:{scoring.bleu}" if isinstance(metric, _UnsmoothedBLEU) and scoring is not None else ""
-    alone = tuple(over([index]) for index in range(len(predictions)))
-    return Measured(f"{metric.get_signature()}{prepared}{script}", over, alone)
+    signature = str(metric.get_signature())
+    if predictions is not texts.predictions and texts.scoring.preparation != "none":
+        signature += f"|text:{texts.scoring.preparation}"
+    if name == "bleu" and texts.scoring.bleu != "sacrebleu":
+        signature += f"|as:{texts.scoring.bleu}"
+    return Measured(signature, over, tuple(over([index]) for index in range(len(predictions))))

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
-from sacrebleu.metrics.ter import TER
+
+from bench.metrics import overlap
+from bench.metrics.texts import prepare
+from bench.task import Scoring
 
 Array = NDArray[np.float64]
 # Sums of statistics (..., K) to scores (...).
@@ -30,6 +30,16 @@ class CorpusMetric:
     name: str
     score: Score
     extract: Callable[[Sequence[str]], Array]  # predictions, one for each source, to statistics (M, K)
+
+
+def unsmoothed_bleu(sums: Array) -> Array:
+    """BLEU of the scripts that give no credit for an order of n-grams without a match; from the same statistics."""
+    length, reference_length = sums[..., 0], sums[..., 1]
+    correct, total = sums[..., 2:6], np.maximum(sums[..., 6:10], 1e-9)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        brevity = np.where(length < reference_length, np.exp(1.0 - reference_length / length), 1.0)
+        score: Array = 100.0 * brevity * np.exp(np.log(correct / total).mean(axis=-1))
+    return score
 
 
 def bleu(sums: Array) -> Array:
@@ -72,29 +82,24 @@ def with_values(values: Sequence[float]) -> Array:
     return np.stack([np.asarray(values, dtype=np.float64), np.ones(len(values))], axis=-1)
 
 
-def corpus_metric(name: str, references: Sequence[Sequence[str]], lowercase: bool) -> CorpusMetric:
-    """BLEU, chrF++ or TER as :mod:`bench.metrics` has them. The references are taken apart once for all systems.
+def corpus_metric(name: str, references: Sequence[Sequence[str]], scoring: Scoring) -> CorpusMetric:
+    """BLEU, chrF++ or TER as :mod:`bench.metrics` has them.
 
     Args:
         name: bleu, chrf or ter.
         references: One or more texts for each source.
-        lowercase: Whether BLEU ignores case.
+        scoring: The settings of the task.
 
     Raises:
         KeyError: There is no such metric here.
     """
-    most = max(len(texts) for texts in references)
-    streams: Any = [[texts[n] if n < len(texts) else None for texts in references] for n in range(most)]
-    makers: dict[str, tuple[Callable[[], Any], Score]] = {
-        "bleu": (lambda: BLEU(lowercase=lowercase, force=True, references=streams), bleu),
-        "chrf": (lambda: CHRF(word_order=2, references=streams), chrf),
-        "ter": (lambda: TER(references=streams), ter),
-    }
-    make, score = makers[name]
-    metric = make()
+    smoothed = bleu if scoring.bleu == "sacrebleu" else unsmoothed_bleu
+    score = {"bleu": smoothed, "chrf": chrf, "ter": ter}[name]
 
     def extract(predictions: Sequence[str]) -> Array:
-        return np.array(metric._extract_corpus_statistics(list(predictions), None), dtype=np.float64)
+        metric, prepared, of_sources = overlap.corpus_metric(name, prepare(predictions, references, scoring))
+        statistics = metric._extract_corpus_statistics(list(prepared), overlap.reference_streams(of_sources))
+        return np.array(statistics, dtype=np.float64)
 
     return CorpusMetric(name, score, extract)
 

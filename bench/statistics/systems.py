@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.metrics import rouge_l
+from bench.metrics.overlap import rouge_l_f1
+from bench.metrics.scoring import stored_scoring
+from bench.metrics.texts import prepare
 from bench.predictions import read_predictions
 from bench.record import Completed, TrialResult
 from bench.spec import JsonDict
 from bench.statistics.corpus_scores import Array, CorpusMetric, corpus_metric, mean, with_values
 from bench.statistics.differences import SeedStatistics
+from bench.task import Scoring
 
 # Scores that are computed again from the predictions have to equal the recorded ones, but for rounding.
 TOLERANCE = 1e-6
@@ -136,18 +139,26 @@ class PairedSystems:
             found[system.name] = SeedStatistics(np.stack(values), tuple(seeds) if system.trains else None)
         return (corpus.score if corpus else mean), found
 
+    @property
+    def _scoring(self) -> Scoring:
+        """The settings of the task; of an older record, the only ones that varied."""
+        scores = next(iter(self.systems[0].completed.values())).scores
+        if scores.scoring is not None:
+            return stored_scoring(scores)
+        return Scoring(lowercase="case:lc" in scores.signatures.get("bleu", "").split("|"))
+
     def _corpus_metric(self, metric: str) -> CorpusMetric | None:
-        signature = next(iter(self.systems[0].completed.values())).scores.signatures.get(metric, "")
         try:
-            return corpus_metric(metric, self.references, lowercase="case:lc" in signature.split("|"))
+            return corpus_metric(metric, self.references, self._scoring)
         except KeyError:
             return None
 
     def _values(self, metric: str, rows: Sequence[JsonDict]) -> Array | None:
         """Statistics of a score that is the mean over sources, from the values that the rows hold."""
-        if metric == "rouge_l":
-            return with_values(rouge_l([row["prediction"] for row in rows], self.references))
         values = [row.get("scores", {}).get(metric) for row in rows]
+        if metric == "rouge_l" and None in values:  # older rows hold none
+            texts = prepare([row["prediction"] for row in rows], self.references, self._scoring)
+            return with_values(rouge_l_f1(texts).per_example or ())
         return None if any(value is None for value in values) else with_values(values)
 
 
