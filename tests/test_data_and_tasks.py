@@ -24,10 +24,11 @@ from bench.tiny_models import WordTokenizer
     [
         ("{broken", "line 2: not valid JSON"),
         ("[1]", "line 2: expected an object, got list"),
-        ('{"references": ["x"]}', "line 2: 'source' must be a text that is not empty, got None"),
-        ('{"source": "a"}', "line 2: 'references' must be a list of at least one text"),
-        ('{"source": "a", "references": [""]}', "line 2: 'references' must be a list of at least one text"),
-        ('{"source": "s", "references": ["x"]}', "line 2: the source of line 1 again"),
+        ('{"references": ["x"]}', "line 2: no column 'source'; the columns are references"),
+        ('{"source": "a"}', "line 2: no column 'references'; the columns are source"),
+        ('{"source": "a", "references": [""]}', "line 2: 'references' must be a text or a list of at least one text"),
+        ('{"source": " ", "references": ["x"]}', r"line 2: the source \('source'\) is empty"),
+        ('{"source": "a", "references": ["x"], "facts": [1]}', "line 2: 'facts' must be a list of lists of texts"),
     ],
 )
 def test_malformed_json_lines_are_named(line: str, message: str, tmp_path: Path) -> None:

@@ -6,4 +6,7 @@ TASKS: dict[str, str] = {
     "webnlg": "bench.tasks.webnlg:WebNLG",
     "dart": "bench.tasks.dart:Dart",
     "jsonl": "bench.tasks.jsonl:JsonLines",
+    "csv": "bench.tasks.tables:Csv",
+    "parquet": "bench.tasks.tables:Parquet",
+    "hub": "bench.tasks.hub:Hub",
 }

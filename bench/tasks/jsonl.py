@@ -1,80 +1,52 @@
-"""Any data in JSON lines with a source and its references."""
+"""Any data in JSON lines."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Iterator
 
 from pydantic import Field
 
-from bench.task import Example, Split, Task, TaskConfig, TaskError, existing_file
-from bench.tasks.rows import read_json_lines
+from bench.task import Example, TaskError
+from bench.tasks.records import FileTask, Record, RecordConfig
+from bench.tasks.rows import Facts, read_json_lines
 
 
-class JsonLines(Task):
-    """Your own data: JSON lines with source and references.
+class JsonLines(FileTask):
+    """Your own data: JSON lines, each an object with source and references.
 
-    Each line is an object with ``source`` (text), ``references`` (a list of texts, at least one) and, if wanted,
-    ``id`` (text), ``facts`` (a list of lists of text) and ``tags`` (a list of texts).
+    ``source`` is a text, a list of lists of texts, or an object; ``references`` a text or a list of texts. An object
+    may have ``id`` (text), ``facts`` (list of lists of texts) and ``tags`` (list of texts) as well.
     """
 
-    class Config(TaskConfig):
+    class Config(RecordConfig):
         """Settings of the task jsonl."""
 
-        path: str = Field(description="folder with the files of the three splits")
+        path: str = Field(description="folder with a file for each split, or one file that is divided 80 : 10 : 10")
         train: str = Field("train.jsonl", description="file of the training split, within path")
         dev: str = Field("dev.jsonl", description="file of the dev split, within path")
         test: str = Field("test.jsonl", description="file of the test split, within path")
 
-    licence: ClassVar[str] = "yours"
+    def read(self, location: str) -> Iterator[Record]:
+        for number, values in read_json_lines(location):
+            yield Record(f"{location}: line {number}", values)
 
-    def data_files(self) -> Mapping[Split, str]:
-        folder = Path(self.config.path).expanduser()
-        names: dict[Split, str] = {"train": self.config.train, "dev": self.config.dev, "test": self.config.test}
-        return {split: existing_file(folder / name, f"the {split} split") for split, name in names.items()}
-
-    def load(self, split: Split) -> list[Example]:
-        return read_examples(self.data_files()[split], split)
-
-
-def read_examples(location: str, split: Split) -> list[Example]:
-    """Examples of one file.
-
-    Raises:
-        TaskError: A line is malformed, an id or source occurs twice, or there is no line.
-    """
-    examples: list[Example] = []
-    first_line: dict[str, int] = {}
-    for number, row in read_json_lines(location):
-        where = f"{location}: line {number}"
-        source = _text(row, "source", where)
-        if source in first_line:
-            raise TaskError(f"{where}: the source of line {first_line[source]} again; put all references in one line")
-        first_line[source] = number
-        examples.append(
-            Example(
-                id=_text(row, "id", where) if "id" in row else f"{split}-{number}",
-                facts=tuple(tuple(fact) for fact in row.get("facts", ())),
-                source=source,
-                references=tuple(_texts(row, "references", where)),
-                tags=tuple(_texts(row, "tags", where)) if "tags" in row else (),
-            )
+    def example(self, record: Record, default_id: str) -> Example:
+        found = super().example(record, default_id)
+        own_id = record.values.get("id") if self.config.id is None else None
+        tags = record.values.get("tags") if not self.config.tags else None
+        return Example(
+            id=own_id if isinstance(own_id, str) and own_id.strip() else found.id,
+            facts=_facts(record) or found.facts,
+            source=found.source,
+            references=found.references,
+            tags=tuple(str(tag) for tag in tags) if isinstance(tags, list) else found.tags,
         )
-    if not examples:
-        raise TaskError(f"{location}: no examples")
-    return examples
 
 
-def _text(row: Mapping[str, Any], key: str, where: str) -> str:
-    value = row.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise TaskError(f"{where}: {key!r} must be a text that is not empty, got {value!r}")
-    return value
-
-
-def _texts(row: Mapping[str, Any], key: str, where: str) -> list[str]:
-    values = row.get(key)
-    if not isinstance(values, list) or not values or not all(isinstance(v, str) and v.strip() for v in values):
-        raise TaskError(f"{where}: {key!r} must be a list of at least one text, none empty, got {values!r}")
-    return values
+def _facts(record: Record) -> Facts:
+    facts = record.values.get("facts", [])
+    if not isinstance(facts, list) or not all(
+        isinstance(fact, list) and all(isinstance(part, str) for part in fact) for fact in facts
+    ):
+        raise TaskError(f"{record.where}: 'facts' must be a list of lists of texts, got {facts!r}")
+    return tuple(tuple(fact) for fact in facts)
