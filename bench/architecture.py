@@ -8,6 +8,7 @@ B batch, T tokens, S source tokens, N target tokens of the batch.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Pair:
 class Batch:
     """Padded pairs. Logits are wanted only where a target token is predicted."""
 
-    inputs: dict[str, torch.Tensor]  # keyword arguments of the model
+    inputs: dict[str, torch.Tensor]  # keyword arguments of the model, see accepted_inputs
     predicting: torch.Tensor  # (N,) int64 into the flattened (B, T) of the logits: where each target token is predicted
     target_ids: torch.Tensor  # (N,) int64
 
@@ -113,6 +114,7 @@ class DecoderOnly(Architecture):
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": positions_of(attention_mask),
+            "source_lengths": _lengths([pair.source_ids for pair in pairs]),
         }
         return Batch(inputs, torch.tensor(predicting), _joined_targets(pairs))
 
@@ -121,7 +123,7 @@ class DecoderOnly(Architecture):
 
     def generation_inputs(self, sources: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
         input_ids, attention_mask = padded(sources, pad_token_id, "left")
-        return {"input_ids": input_ids, "attention_mask": attention_mask}
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "source_lengths": _lengths(sources)}
 
     def new_tokens(self, output: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return output[:, inputs["input_ids"].shape[1] :]
@@ -185,6 +187,22 @@ def architecture_of(config: Any) -> Architecture:
     return EncoderDecoder(config.decoder_start_token_id)
 
 
+def takes_source_lengths(model: Any) -> bool:
+    """Whether the model's forward takes ``source_lengths`` ``(B,)``.
+
+    A decoder does not see where a source ends and the target begins. A method that needs to know patches the model so
+    that its forward, and with it ``generate``, takes them.
+    """
+    return "source_lengths" in inspect.signature(model.forward).parameters
+
+
+def accepted_inputs(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Inputs without ``source_lengths``, unless the model's forward takes them."""
+    if takes_source_lengths(model):
+        return inputs
+    return {name: tensor for name, tensor in inputs.items() if name != "source_lengths"}
+
+
 def padded(rows: Sequence[Sequence[int]], pad_token_id: int, side: Side) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask, each ``(B, T)`` int64, padded on this side to the longest row."""
     length = max(map(len, rows))
@@ -208,6 +226,10 @@ def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
     plain, full = plain_ids(tokenizer, "text"), tokenizer("text", add_special_tokens=True)["input_ids"]
     start = next(at for at in range(len(full)) if full[at : at + len(plain)] == plain)
     return full[:start], full[start + len(plain) :]
+
+
+def _lengths(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    return torch.tensor([len(row) for row in rows])
 
 
 def _joined_targets(pairs: Sequence[Pair]) -> torch.Tensor:

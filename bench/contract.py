@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from bench import decode_engine
-from bench.architecture import Batch, Pair, Side, architecture_of
+from bench.architecture import Batch, Pair, Side, accepted_inputs, architecture_of
 from bench.decode_search import SearchSettings
 from bench.method import Method, trained_parameters
 from bench.tiny_models import EOS, FAMILIES, VOCABULARY, WordTokenizer, tiny_model
@@ -61,7 +61,7 @@ def batch_of(model: Any, pairs: Sequence[Pair] = PAIRS, side: Side = "right") ->
 
 def logits_of(model: Any, batch: Batch, **kwargs: Any) -> torch.Tensor:
     """Logits ``(B, T, V)``, for explicit positions, as training and scoring ask for them."""
-    logits: torch.Tensor = model(**batch.inputs, **kwargs).logits
+    logits: torch.Tensor = model(**accepted_inputs(model, batch.inputs), **kwargs).logits
     return logits
 
 
@@ -85,7 +85,7 @@ def check_logits_are_aligned(subject: Subject) -> None:
     labels = torch.full(ids.shape, -100)
     labels.view(-1)[batch.predicting] = batch.target_ids
     with torch.no_grad():
-        outputs = model(**batch.inputs, labels=labels)
+        outputs = model(**accepted_inputs(model, batch.inputs), labels=labels)
     if outputs.logits.shape != (*ids.shape, VOCABULARY):
         raise ContractError(f"logits have shape {tuple(outputs.logits.shape)} for input of shape {tuple(ids.shape)}")
     if not torch.isfinite(outputs.loss):
@@ -164,7 +164,8 @@ def _generated(model: Any, pairs: Sequence[Pair], beams: int, use_cache: bool) -
     inputs = architecture.generation_inputs([pair.source_ids for pair in pairs], pad_token_id=0)
     settings = {"num_beams": beams, "do_sample": False, "max_new_tokens": 8, "pad_token_id": 0, "eos_token_id": EOS}
     with torch.no_grad():
-        return architecture.new_tokens(model.generate(**inputs, use_cache=use_cache, **settings), inputs)
+        output = model.generate(**accepted_inputs(model, inputs), use_cache=use_cache, **settings)
+    return architecture.new_tokens(output, inputs)
 
 
 def _until_end(tokens: torch.Tensor) -> list[int]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from bench import decode_engine
-from bench.architecture import Architecture
+from bench.architecture import Architecture, accepted_inputs
 from bench.decode_search import SearchSettings
 from bench.measure import synchronize
 from bench.spec import DecodeSpec, JsonDict
@@ -107,7 +107,7 @@ def _generated(
     inputs = architecture.generation_inputs(sources, pad_token_id)
     with torch.inference_mode():
         output = model.generate(
-            **{name: tensor.to(model.device) for name, tensor in inputs.items()},
+            **{name: tensor.to(model.device) for name, tensor in accepted_inputs(model, inputs).items()},
             pad_token_id=pad_token_id,
             **settings.for_transformers(),
         )

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bench.architecture import takes_source_lengths
 from bench.decode_cache import BeamCache, sharing_heads
 from bench.decode_search import Hypothesis, Search, SearchSettings, make_search
 from bench.method import positions_of
@@ -32,6 +33,8 @@ def unsupported(model: Any) -> str | None:
     config = model.config
     if config.is_encoder_decoder:
         return "it has an encoder"
+    if takes_source_lengths(model):
+        return "its prompt stands between source and target"
     if not getattr(model, "_supports_attention_backend", False):
         return f"{type(model).__name__} does not take masks and positions as transformers' newer decoders do"
     if config._attn_implementation not in ("sdpa", "eager"):

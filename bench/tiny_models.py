@@ -10,12 +10,23 @@ import torch
 VOCABULARY = 96
 EOS = 1
 
+SPECIAL_TOKENS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": EOS, "eos_token_id": EOS}
+LLAMA_LIKE: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+
 
 class WordTokenizer:
     """A tokenizer of the tiny models: words become ids by their length and first letter."""
 
     eos_token_id = EOS
     pad_token_id = 0
+    all_special_ids = (0, EOS)
 
     def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
         return {"input_ids": [2 + (7 * ord(word[0]) + len(word)) % (VOCABULARY - 2) for word in text.split()]}
@@ -44,19 +55,7 @@ def tiny_llama(vocabulary: int = VOCABULARY) -> Any:
     """Two layers, rotary positions, four heads that share two key/value heads."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        pad_token_id=0,
-        bos_token_id=EOS,
-        eos_token_id=EOS,
-    )
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **LLAMA_LIKE, **SPECIAL_TOKENS))
 
 
 def tiny_t5(vocabulary: int = VOCABULARY) -> Any:
@@ -107,11 +106,93 @@ def tiny_bart(vocabulary: int = VOCABULARY) -> Any:
     return BartForConditionalGeneration(config)
 
 
+def tiny_gpt_neox(vocabulary: int = VOCABULARY) -> Any:
+    """GPT-NeoX, Pythia: fused projections by head, a quarter of each head rotated, attention beside the MLP."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    config = GPTNeoXConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        rotary_pct=0.5,
+        max_position_embeddings=128,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        **SPECIAL_TOKENS,
+    )
+    return GPTNeoXForCausalLM(config)
+
+
+def tiny_opt(vocabulary: int = VOCABULARY) -> Any:
+    """OPT: learned absolute positions, word embeddings narrower than the layers."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    config = OPTConfig(
+        vocab_size=vocabulary,
+        hidden_size=24,
+        word_embed_proj_dim=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=32,
+        max_position_embeddings=128,
+        dropout=0.0,
+        **SPECIAL_TOKENS,
+    )
+    return OPTForCausalLM(config)
+
+
+def tiny_mistral(vocabulary: int = VOCABULARY) -> Any:
+    """Mistral: a sliding window of four tokens in every layer."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    return MistralForCausalLM(
+        MistralConfig(vocab_size=vocabulary, sliding_window=4, head_dim=8, **LLAMA_LIKE, **SPECIAL_TOKENS)
+    )
+
+
+def tiny_qwen2(vocabulary: int = VOCABULARY) -> Any:
+    """Qwen 2: biases on queries, keys and values."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    return Qwen2ForCausalLM(Qwen2Config(vocab_size=vocabulary, **LLAMA_LIKE, **SPECIAL_TOKENS))
+
+
+def tiny_qwen3(vocabulary: int = VOCABULARY) -> Any:
+    """Qwen 3: queries and keys are normalised; heads are wider than their share of the hidden size."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return Qwen3ForCausalLM(Qwen3Config(vocab_size=vocabulary, head_dim=12, **LLAMA_LIKE, **SPECIAL_TOKENS))
+
+
+def tiny_gemma3(vocabulary: int = VOCABULARY) -> Any:
+    """Gemma 3: scaled embeddings; layers with and without a sliding window rotate by different angles."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    config = Gemma3TextConfig(
+        vocab_size=vocabulary,
+        sliding_window=4,
+        layer_types=["sliding_attention", "full_attention"],
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        **LLAMA_LIKE,
+        **SPECIAL_TOKENS,
+    )
+    return Gemma3ForCausalLM(config)
+
+
 FAMILIES: dict[str, Callable[..., Any]] = {
     "gpt2": tiny_gpt2,
     "llama": tiny_llama,
     "t5": tiny_t5,
     "bart": tiny_bart,
+    "gpt_neox": tiny_gpt_neox,
+    "opt": tiny_opt,
+    "mistral": tiny_mistral,
+    "qwen2": tiny_qwen2,
+    "qwen3": tiny_qwen3,
+    "gemma3": tiny_gemma3,
 }
 
 CORE_FAMILIES = ("gpt2", "llama", "t5")

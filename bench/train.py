@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from bench.architecture import Architecture, Batch, Pair
+from bench.architecture import Architecture, Batch, Pair, accepted_inputs
 from bench.data import micro_batches, num_steps, training_order
 from bench.measure import PhaseMeter, StepClock, percentile, steady_start
 from bench.method import Method, trained_parameters
@@ -61,7 +61,7 @@ class TargetLoss(nn.Module):
     ) -> torch.Tensor:
         self._predicting = predicting
         try:
-            outputs = self.model(**inputs, use_cache=False)
+            outputs = self.model(**accepted_inputs(self.model, inputs), use_cache=False)
         finally:
             self._predicting = None
         logits = outputs.logits.float()  # (N, V)

@@ -1,24 +1,26 @@
 """Keys and values that every token attends to, put in front of an attention layer's own. Shared by prefix and prompt.
 
-An attention layer of transformers hands its keys and values to ``past_key_values.update`` and attends to what comes
+An attention layer of transformers hands its keys and values to the ``update`` of a cache and attends to what comes
 back. That is the seam used here: :class:`KeyValueCapture` reads the keys and values that a layer makes of given hidden
 states, :class:`PrefixedCache` shows a layer the prefix followed by what its real cache holds. The prefix therefore
 never lives in the real cache: beam search does not copy it, and training without a cache works the same way. It holds
-for every decoder family that uses the cache interface, whatever its projections are called.
+for every family that uses the cache interface, whatever its projections are called.
 
 B batch, H key/value heads, T tokens in this call, S tokens attended to (cached and new), P prefix, C head channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import EncoderDecoderCache
 
 from bench.method import MethodError
+from methods.attention_sites import AttentionSite, is_causal, sliding_window
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -32,6 +34,9 @@ class KeyValueCapture:
     def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> KeysValues:
         self.captured.append((keys, values))
         return keys, values
+
+    def get_seq_length(self, *_: Any) -> int:
+        return 0
 
 
 @dataclass(frozen=True)
@@ -51,49 +56,76 @@ class PrefixedCache:
             return behind
         if self.cache is not None:
             keys, values = self.cache.update(keys, values, *args, **kwargs)
-        prefix_keys, prefix_values = (part.to(keys.dtype).expand(len(keys), -1, -1, -1) for part in self.prefix)
-        return torch.cat([prefix_keys, keys], dim=2), torch.cat([prefix_values, values], dim=2)
+        return prepended(self.prefix, keys, values)
+
+    def get_seq_length(self, layer_idx: int = 0) -> Any:
+        """Tokens before those of this call, the prefix among them: T5 counts its relative positions from here."""
+        return self.prefix[0].shape[2] + (0 if self.cache is None else self.cache.get_seq_length(layer_idx))
+
+    @property
+    def layers(self) -> PrefixedLayers:
+        return PrefixedLayers(self.prefix, self.cache)
 
 
 @dataclass(frozen=True)
-class PromptRowsCache:
-    """For a layer that computes the prompt's rows together with the tokens': only the tokens' reach the cache.
+class PrefixedLayers:
+    """The ``layers`` of a cache, read by cross-attention once the encoder's keys and values are in it."""
 
-    Keys come as ``(B, H, P + T, C)``; the layer attends to ``(B, H, P + S, C)``.
-    """
-
-    num_prompt_tokens: int
+    prefix: KeysValues
     cache: Any
 
-    def update(self, keys: torch.Tensor, values: torch.Tensor, *args: Any, **kwargs: Any) -> KeysValues:
-        count = self.num_prompt_tokens
-        token_keys, token_values = self.cache.update(keys[:, :, count:], values[:, :, count:], *args, **kwargs)
-        return (
-            torch.cat([keys[:, :, :count], token_keys], dim=2),
-            torch.cat([values[:, :, :count], token_values], dim=2),
-        )
+    def __getitem__(self, layer_idx: int) -> PrefixedLayer:
+        layer = self.cache.layers[layer_idx]
+        return PrefixedLayer(*prepended(self.prefix, layer.keys, layer.values))
 
 
-def attention_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
-    """Parent, attribute name and module of every self-attention layer, in order of the layers.
+@dataclass(frozen=True)
+class PrefixedLayer:
+    """One layer of a cache as cross-attention reads it."""
 
-    Raises:
-        MethodError: The model has none that is known by the conventions of transformers, or it has an encoder.
-    """
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        raise MethodError(f"{type(model).__name__} has an encoder; soft prompts are for decoders")
-    found = [
-        (parent, name, layer)
-        for parent in model.modules()
-        for name, layer in parent.named_children()
-        if type(layer).__name__.endswith("Attention") and getattr(layer, "layer_idx", None) is not None
-    ]
-    if not found:
-        raise MethodError(
-            f"{type(model).__name__} has no attention layer to patch: looked for modules named ...Attention that know "
-            "their layer_idx, as the decoders of transformers do"
-        )
-    yield from found
+    keys: torch.Tensor  # (B, H, P + S, C)
+    values: torch.Tensor
+
+
+class PrefixedEncoderDecoderCache(EncoderDecoderCache):  # type: ignore[misc] # attention layers ask for this class
+    """:class:`PrefixedCache` for a decoder beside an encoder, whose cache has a part for each kind of attention."""
+
+    def __init__(self, prefix: KeysValues, cache: EncoderDecoderCache) -> None:
+        self.self_attention_cache = PrefixedCache(prefix, cache.self_attention_cache)
+        self.cross_attention_cache = PrefixedCache(prefix, cache.cross_attention_cache)
+        self.is_updated = cache.is_updated
+
+
+def prefixed_cache(prefix: KeysValues, cache: Any) -> Any:
+    """What a layer is shown instead of ``cache``, which may be None."""
+    if isinstance(cache, EncoderDecoderCache):
+        return PrefixedEncoderDecoderCache(prefix, cache)
+    return PrefixedCache(prefix, cache)
+
+
+def prepended(prefix: KeysValues, keys: torch.Tensor, values: torch.Tensor) -> KeysValues:
+    """Keys and values with the prefix in front, in their dtype."""
+    prefix_keys, prefix_values = (part.to(keys.dtype).expand(len(keys), -1, -1, -1) for part in prefix)
+    return torch.cat([prefix_keys, keys], dim=2), torch.cat([prefix_values, values], dim=2)
+
+
+class KeptWhileDecoding:
+    """Keys and values that are computed once and kept between the steps of decoding, where nothing is trained."""
+
+    def __init__(self, trained: Sequence[nn.Parameter]) -> None:
+        self._trained = trained
+        self._kept: Any = None
+        self._versions: list[int] = []
+
+    def get(self, training: bool, compute: Callable[[], Any]) -> Any:
+        """What ``compute`` returns; kept until a trained tensor changes or training goes on."""
+        if training or torch.is_grad_enabled():
+            self._kept = None
+            return compute()
+        versions = [parameter._version for parameter in self._trained]
+        if self._kept is None or versions != self._versions:
+            self._kept, self._versions = compute(), versions
+        return self._kept
 
 
 def prefix_mask(
@@ -102,12 +134,14 @@ def prefix_mask(
     hidden_states: torch.Tensor,
     cache: Any,
     layer: Any,
+    visible: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
-    """The attention mask with ``num_prefix_tokens`` columns in front that every token sees.
+    """The attention mask with ``num_prefix_tokens`` columns in front.
 
     A missing mask is built wherever tokens must not see each other's future. This matters: with more keys than queries
     and no mask, transformers' SDPA function takes the surplus for the empty end of a static cache and silently drops
-    the newest keys.
+    the newest keys. Columns are added behind any sliding window, so that the prefix stays visible however far the text
+    goes.
 
     Args:
         mask: What the model passed: None, ``(B, S)`` for flash attention, or ``(B, 1, T, S)`` boolean or additive.
@@ -115,26 +149,45 @@ def prefix_mask(
         hidden_states: ``(B, T, D)``, for T, device and dtype.
         cache: The layer's real cache, or None.
         layer: The attention layer, for its ``layer_idx`` and configuration.
+        visible: ``(B, T)`` boolean, the tokens that see the prefix; None for all.
 
     Returns:
-        The mask for ``P + S`` keys; None for flash attention where no token is padding.
+        The mask for ``P + S`` keys; None where all keys are seen or flash attention hides the future by itself.
+
+    Raises:
+        MethodError: Flash attention cannot express it.
     """
-    if mask is None:
-        implementation = layer.config._attn_implementation
-        if implementation.startswith("flash"):
+    implementation = layer.config._attn_implementation
+    if implementation.startswith("flash"):
+        if visible is not None:
+            raise MethodError("flash attention has no mask for a prompt that only some tokens see; use sdpa or eager")
+        if mask is None:
             return None  # Flash attention aligns its causal mask to the last key.
+    if mask is None:
+        if visible is None and not is_causal(layer):
+            return None
         mask = causal_mask(hidden_states.shape[1], cache, layer, hidden_states.device)
         if implementation == "eager":
-            hidden = torch.zeros_like(mask, dtype=hidden_states.dtype)
-            mask = hidden.masked_fill(~mask, torch.finfo(hidden_states.dtype).min)
-    visible = torch.ones if mask.dtype in (torch.bool, torch.int64) else torch.zeros
-    columns = visible(*mask.shape[:-1], num_prefix_tokens, dtype=mask.dtype, device=mask.device)
-    return torch.cat([columns, mask], dim=-1)
+            mask = _additive(mask, hidden_states.dtype)
+    if visible is None:
+        seen = torch.ones if mask.dtype in (torch.bool, torch.int64) else torch.zeros
+        columns = seen(*mask.shape[:-1], num_prefix_tokens, dtype=mask.dtype, device=mask.device)
+        return torch.cat([columns, mask], dim=-1)
+    columns = visible[:, None, :, None].expand(-1, 1, -1, num_prefix_tokens)  # (B, 1, T, P)
+    if mask.dtype != torch.bool:
+        columns = _additive(columns, mask.dtype)
+    return torch.cat([columns, mask.expand(len(columns), -1, -1, -1)], dim=-1)
+
+
+def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def causal_mask(num_tokens: int, cache: Any, layer: Any, device: torch.device) -> torch.Tensor:
     """Boolean ``(1, 1, T, S)``: token i of this call sees all that is cached and the call's tokens up to itself."""
     num_keys, key_offset, query_offset = num_tokens, 0, 0
+    if isinstance(cache, EncoderDecoderCache):
+        cache = cache.self_attention_cache
     if cache is not None:
         num_keys, key_offset = cache.get_mask_sizes(num_tokens, layer.layer_idx)
         query_offset = cache.get_query_offset(layer.layer_idx)
@@ -143,24 +196,86 @@ def causal_mask(num_tokens: int, cache: Any, layer: Any, device: torch.device) -
     return (keys <= queries)[None, None]
 
 
-def keys_values_of(layer: nn.Module, hidden_states: torch.Tensor, **kwargs: Any) -> KeysValues:
-    """The keys and values, each ``(B, H, T, C)``, that an attention layer makes of ``hidden_states``."""
+def keys_values_of(
+    site: AttentionSite, states: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> KeysValues:
+    """The keys and values, each ``(B, H, P, C)``, that an attention layer makes of ``states`` ``(B, P, D)``."""
     capture = KeyValueCapture()
-    layer(hidden_states, attention_mask=None, past_key_values=capture, **kwargs)
+    names = site.names
+    kwargs: dict[str, Any] = {names.mask: None, names.cache: capture}
+    if rotary is not None:
+        kwargs["position_embeddings"] = rotary
+    if site.role == "cross":
+        kwargs["key_value_states"] = states
+    site.layer(states, **kwargs)
     (keys_values,) = capture.captured
     return keys_values
 
 
+def require_reach(sites: Sequence[AttentionSite]) -> None:
+    """Refuse layers in which tokens could lose sight of the prompt.
+
+    Raises:
+        MethodError: Flash attention applies a sliding window itself, to the prompt too.
+    """
+    for site in sites:
+        if site.layer.config._attn_implementation.startswith("flash") and sliding_window(site.layer) is not None:
+            raise MethodError(
+                f"{type(site.layer).__name__} {site.layer.layer_idx} has a sliding window, which flash attention would "
+                "apply to the prompt as well; set model.attention: sdpa"
+            )
+
+
 def attend_with_prefix(
-    layer: nn.Module, prefix: KeysValues, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    site: AttentionSite,
+    prefix: KeysValues,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    bias_source: Any = None,
+    visible: torch.Tensor | None = None,
 ) -> tuple[Any, ...]:
-    """Call an attention layer so that its tokens also attend to ``prefix``; returns what the layer returns."""
+    """Call an attention layer so that its tokens also attend to ``prefix``; returns what the layer returns.
+
+    Args:
+        site: The layer and its role.
+        prefix: ``(1 or B, H, P, C)`` each.
+        args: Of the call.
+        kwargs: Of the call.
+        bias_source: The layer that makes the relative position bias, see :func:`prefix_bias`.
+        visible: ``(B, T)`` boolean, the tokens that see the prefix; None for all.
+    """
     kwargs = dict(kwargs)
+    names = site.names
     hidden_states = args[0] if args else kwargs["hidden_states"]
-    cache = kwargs.get("past_key_values")
-    kwargs["attention_mask"] = prefix_mask(
-        kwargs.get("attention_mask"), prefix[0].shape[2], hidden_states, cache, layer
-    )
-    kwargs["past_key_values"] = PrefixedCache(prefix, cache)
-    outputs: tuple[Any, ...] = layer(*args, **kwargs)
+    cache = kwargs.get(names.cache)
+    count = prefix[0].shape[2]
+    kwargs[names.mask] = prefix_mask(kwargs.get(names.mask), count, hidden_states, cache, site.layer, visible)
+    kwargs[names.cache] = prefixed_cache(prefix, cache)
+    if (bias := kwargs.get("position_bias")) is not None:
+        columns = prefix_bias(bias, count, bias_source, kwargs[names.cache].get_seq_length(site.layer.layer_idx))
+        kwargs["position_bias"] = torch.cat([columns, bias], dim=-1)
+    outputs: tuple[Any, ...] = site.layer(*args, **kwargs)
+    if names.has_position_bias:  # The layers that follow get it as they would without a prefix.
+        output, bias, *rest = outputs
+        return output, bias[..., count:], *rest
     return outputs
+
+
+def prefix_bias(bias: torch.Tensor, num_prefix_tokens: int, source: Any, tokens_before: Any) -> torch.Tensor:
+    """Columns of T5's position bias for a prefix that stands right before the first token.
+
+    Args:
+        bias: ``(1, H, T, S)``, what the layer got.
+        num_prefix_tokens: P.
+        source: The layer that holds the table of biases; None where there is none and biases are zero.
+        tokens_before: Tokens before those of this call, the prefix among them.
+
+    Returns:
+        ``(1, H, T, P)``.
+    """
+    if source is None:
+        return bias.new_zeros(*bias.shape[:-1], num_prefix_tokens)
+    columns: torch.Tensor = source.compute_bias(
+        bias.shape[-2], num_prefix_tokens, device=bias.device, past_seen_tokens=tokens_before
+    )
+    return columns

@@ -1,209 +1,234 @@
-"""Prefix tuning (Li & Liang 2021) as a wrapper of every attention layer.
+"""Prefix tuning (Li & Liang 2021): every attention layer also attends to a trained prefix.
 
-B batch, T tokens in this call, P prompt tokens, D hidden size.
+P prompt tokens, D hidden size, H key/value heads, C head channels.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
-from bench.method import Method, MethodError, Range, SearchSpace
-from methods.attention_prefix import (
-    KeysValues,
-    PromptRowsCache,
-    attend_with_prefix,
-    attention_layers,
-    keys_values_of,
-    prefix_mask,
+from bench.method import Method, MethodError, copy_state
+from methods.attention_prefix import KeysValues, keys_values_of, require_reach
+from methods.attention_sites import (
+    AttentionSite,
+    LayerInput,
+    attention_sites,
+    bias_source,
+    chosen_sites,
+    has_encoder,
+    layer_inputs,
+    uses_rotary_positions,
 )
-from methods.prompt_init import PromptInitConfig, initial_token_ids, random_prompt
+from methods.prefix_layers import KeyValuePrefixAttentionLayer, PrefixTuningAttentionLayer, Reparametrization
+from methods.prompt_init import PromptInitConfig, initial_token_ids, normal_like
+from methods.token_positions import PromptPlacement
 
-
-class PrefixTuningAttentionLayer(nn.Module):
-    """An attention layer whose tokens also attend to trained prompt embeddings.
-
-    The specification is the path ``literal``: ``prompt_embeddings(prompt_tokens)``, shape ``(P, D)``, is concatenated
-    in front of the hidden states along the sequence, the result goes through ``base_attention_layer`` with its keyword
-    arguments, and the prompt positions are cut off again. For the tokens this is attention over
-    ``[W_k p; W_k x]`` and ``[W_v p; W_v x]`` with the layer's own frozen projections.
-
-    The path ``fused`` computes the prompt's keys and values once for the whole batch and shows them to the layer in
-    front of its own. It equals the literal path to rounding, without B copies of the prompt and without queries and
-    outputs for prompt positions of every row.
-
-    On both paths the prompt stays out of the key/value cache.
-
-    Args:
-        base_attention_layer: An attention layer of a decoder of transformers; it stays frozen.
-        prompt_embeddings: ``nn.Embedding(P, D)`` in the space of the layer's input (after the norm, if it comes first).
-        prompt_tokens: ``(P,)`` int64, the rows of ``prompt_embeddings`` to use, in order.
-        prompt_rotary: ``(cos, sin)``, each ``(1, P, C)``, for layers with rotary positions; see :class:`PrefixTuning`.
-        path: ``fused`` or ``literal``.
-    """
-
-    prompt_tokens: torch.Tensor
-    prompt_cos: torch.Tensor | None
-    prompt_sin: torch.Tensor | None
-
-    def __init__(
-        self,
-        base_attention_layer: nn.Module,
-        prompt_embeddings: nn.Embedding,
-        prompt_tokens: torch.Tensor,
-        prompt_rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
-        path: Literal["fused", "literal"] = "fused",
-    ) -> None:
-        super().__init__()
-        self.base_attention_layer = base_attention_layer
-        self.prompt_embeddings = prompt_embeddings
-        self.path = path
-        self.register_buffer("prompt_tokens", prompt_tokens, persistent=False)
-        cos, sin = prompt_rotary if prompt_rotary is not None else (None, None)
-        self.register_buffer("prompt_cos", cos, persistent=False)
-        self.register_buffer("prompt_sin", sin, persistent=False)
-        self._decoding_keys_values: KeysValues | None = None
-
-    def train(self, mode: bool = True) -> PrefixTuningAttentionLayer:
-        self._decoding_keys_values = None  # The prompt may have been trained since.
-        return super().train(mode)
-
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        if self.path == "literal":
-            return self._forward_literal(*args, **kwargs)
-        return attend_with_prefix(self.base_attention_layer, self._prompt_keys_values(), args, kwargs)
-
-    def _prompt_keys_values(self) -> KeysValues:
-        """``(1, H, P, C)`` each. Kept between the steps of decoding, where nothing is trained."""
-        if self._decoding_keys_values is not None and not torch.is_grad_enabled():
-            return self._decoding_keys_values
-        prompt = self.prompt_embeddings(self.prompt_tokens)[None]  # (1, P, D)
-        rotary = {} if self.prompt_cos is None else {"position_embeddings": (self.prompt_cos, self.prompt_sin)}
-        keys_values = keys_values_of(self.base_attention_layer, prompt, **rotary)
-        if not self.training and not torch.is_grad_enabled():
-            self._decoding_keys_values = keys_values
-        return keys_values
-
-    def _forward_literal(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        hidden_states = args[0] if args else kwargs.pop("hidden_states")
-        prompt = self.prompt_embeddings(self.prompt_tokens).to(hidden_states.dtype)  # (P, D)
-        num_prompt_tokens = len(prompt)
-        cache = kwargs.get("past_key_values")
-        mask = prefix_mask(
-            kwargs.get("attention_mask"), num_prompt_tokens, hidden_states, cache, self.base_attention_layer
-        )
-        kwargs["attention_mask"] = with_prompt_rows(mask, num_prompt_tokens)
-        if cache is not None:
-            kwargs["past_key_values"] = PromptRowsCache(num_prompt_tokens, cache)
-        if (rotary := kwargs.get("position_embeddings")) is not None:
-            if self.prompt_cos is None or self.prompt_sin is None:
-                raise MethodError("the layer rotates its keys by position, and got no prompt_rotary")
-            kwargs["position_embeddings"] = tuple(
-                torch.cat([prompt_part.to(part.dtype).expand(len(part), -1, -1), part], dim=1)
-                for prompt_part, part in zip((self.prompt_cos, self.prompt_sin), rotary, strict=True)
-            )
-        hidden_states = torch.cat([prompt.expand(len(hidden_states), -1, -1), hidden_states], dim=1)  # (B, P + T, D)
-        output, *rest = self.base_attention_layer(hidden_states, *args[1:], **kwargs)
-        return output[:, num_prompt_tokens:], *rest
-
-
-def with_prompt_rows(mask: torch.Tensor | None, num_prompt_tokens: int) -> torch.Tensor | None:
-    """Add rows for the prompt's own queries, which see the prompt only; their outputs are cut off.
-
-    Args:
-        mask: ``(B, 1, T, P + S)``, or for flash attention ``(B, P + S)`` or None, which need no rows.
-        num_prompt_tokens: P.
-
-    Returns:
-        ``(B, 1, P + T, P + S)``, or the mask as it came.
-    """
-    if mask is None or mask.dim() == 2:
-        return mask
-    hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-    rows = torch.full_like(mask[..., :1, :], hidden).repeat(1, 1, num_prompt_tokens, 1)
-    rows[..., :num_prompt_tokens] = mask[..., :1, :num_prompt_tokens]
-    return torch.cat([rows, mask], dim=-2)
+DEFAULT_MLP_HIDDEN_SIZE = 512  # Li & Liang 2021, footnote 4: 512 for table-to-text, 800 for summarisation
 
 
 class PrefixTuning(Method):
-    """Trained prompt embeddings in front of the hidden states of every attention layer.
+    """Every attention layer attends to a trained prefix in front of its tokens.
 
-    Every attention layer of the base model is replaced by a :class:`PrefixTuningAttentionLayer` with prompt embeddings
-    of its own.
+    Source: Li & Liang 2021, section 4. Three parametrisations:
 
-    Source: Li & Liang 2021, section 4; the idea of sending the prompt through frozen key and value projections is the
-    per-layer prompt of google-research/prompt-tuning (extended/train/per_layer.py).
+    - ``embedding``: trained prompt embeddings in front of the hidden states of every attention layer, sent through its
+      frozen key and value projections (:class:`PrefixTuningAttentionLayer`); D parameters for a token and layer. The
+      idea is the per-layer prompt of google-research/prompt-tuning (extended/train/per_layer.py).
+    - ``key_value``: free keys and values for every layer, as P-tuning v2 (Liu et al. 2022); 2 H C parameters for a
+      token and layer.
+    - ``mlp``: the same keys and values, made by an embedding and an MLP while training (Li & Liang's
+      reparametrisation). What is stored are the keys and values; the MLP is dropped.
 
-    Deviations from Li & Liang: keys and values are those that the frozen layer makes of the embeddings, so there are D
-    parameters for a token and layer instead of two free vectors; there is no reparametrisation MLP; token positions do
-    not shift. With rotary positions the prompt stands at positions -P to -1, which is the same function as shifting
-    the tokens; learned absolute positions are added at the input only, so that there the prompt has none.
+    In an encoder-decoder model the self-attention of the encoder, that of the decoder and the cross-attention each have
+    prefixes of their own, as in the authors' ``seq2seq/prefixTuning.py``; with ``mlp`` each of the three has an MLP.
+
+    Deviations from Li & Liang: ``embedding`` is the default parametrisation. Token positions stay what they are in the
+    base model unless ``shift_positions`` is set. With positions relative to one another (rotary, T5's bias) the prefix
+    stands right before the first token; learned absolute positions are added at the input only, so that there the
+    prefix has none. With ``mlp``, ``init: text`` and ``vocabulary`` set the last layer in closed form instead of
+    fitting the MLP by 500 steps of Adam, and ``text`` is the default also where data are plenty. A sliding window does
+    not end the reach of the prefix.
     """
 
     class Config(PromptInitConfig):
         """Settings of prefix tuning."""
 
         num_prompt_tokens: PositiveInt = Field(10, description="prompt tokens in front of every attention layer")
-        path: Literal["fused", "literal"] = Field(
-            "fused", description="fused: the prompt's keys and values once per batch; literal: the specification"
+        parametrization: Literal["embedding", "key_value", "mlp"] = Field(
+            "embedding",
+            description="embedding: prompt embeddings sent through each layer's frozen projections; key_value: free "
+            "keys and values; mlp: keys and values made by Li & Liang's MLP, which is trained and not stored",
         )
+        mlp_hidden_size: PositiveInt | None = Field(None, description="with parametrization: mlp; None is 512")
+        layers: list[int] | None = Field(
+            None,
+            description="indices of the layers with a prefix, from 0, negative from the last; None is all",
+            min_length=1,
+        )
+        shift_positions: bool = Field(
+            False, description="tokens move by the prefix's length, as in Li & Liang's code; else they stay"
+        )
+        infix: bool = Field(
+            False, description="right before the last source token instead of in front of all (Li & Liang's ablation)"
+        )
+        path: Literal["fused", "literal"] = Field(
+            "fused",
+            description="with parametrization: embedding; fused: the prompt's keys and values once per batch; literal: "
+            "the specification",
+        )
+
+        @model_validator(mode="after")
+        def _parametrization_uses_it(self) -> Self:
+            if self.path == "literal" and self.parametrization != "embedding":
+                raise ValueError(f"path: literal is defined for parametrization: embedding, not {self.parametrization}")
+            if self.mlp_hidden_size is not None and self.parametrization != "mlp":
+                raise ValueError(
+                    f"mlp_hidden_size has no effect with parametrization: {self.parametrization}; leave it out"
+                )
+            hidden = self.mlp_hidden_size or DEFAULT_MLP_HIDDEN_SIZE
+            if self.parametrization == "mlp" and self.init != "normal" and self.num_prompt_tokens > hidden:
+                raise ValueError(
+                    f"an MLP with {hidden} hidden units cannot start {self.num_prompt_tokens} prompt tokens from "
+                    "words; raise mlp_hidden_size, or set init: normal"
+                )
+            return self
 
     paper: ClassVar[str] = "Li & Liang 2021, arXiv:2101.00190"
     search_space: ClassVar[SearchSpace] = {"train.learning_rate": Range(low=1e-3, high=1e-1)}
 
     def patch(self, model: Any) -> nn.Module:
-        layers = list(attention_layers(model))
-        initial = self._initial_prompts(model, [layer for _, _, layer in layers])
-        rotary = self._prompt_rotary(model, initial[0])
-        prompt_tokens = torch.arange(self.config.num_prompt_tokens, device=initial[0].device)
-        for (parent, name, layer), prompt in zip(layers, initial, strict=True):
-            embeddings = nn.Embedding(prompt.shape[0], prompt.shape[1], _weight=prompt)
-            setattr(
-                parent, name, PrefixTuningAttentionLayer(layer, embeddings, prompt_tokens, rotary, self.config.path)
-            )
+        self._require_effect(model)
+        sites = attention_sites(model)
+        require_reach(sites)
+        chosen = chosen_sites(sites, self.config.layers)
+        inputs = self._layer_inputs(model, chosen)
+        sources = [bias_source(site, sites) for site in chosen]
+        if self.config.parametrization == "embedding":
+            self._patch_embeddings(chosen, inputs, sources)
+        else:
+            self._patch_keys_values(chosen, inputs, sources)
+        PromptPlacement(
+            self.config.num_prompt_tokens,
+            shift=self.config.shift_positions,
+            infix=self.config.infix,
+            rotary=uses_rotary_positions(model),
+        ).apply_to(model)
         module: nn.Module = model
         return module
 
-    def _initial_prompts(self, model: Any, layers: list[nn.Module]) -> list[torch.Tensor]:
-        """``(P, D)`` for each layer: what the layer's input would be, were the initial words in front of the text."""
-        embedding = model.get_input_embeddings().weight
-        shape = (self.config.num_prompt_tokens, model.config.hidden_size)
-        if embedding.is_meta:
-            return [torch.empty(shape, dtype=embedding.dtype, device="meta") for _ in layers]
-        if self.config.init == "normal":
-            return [random_prompt(*shape, self.config.init_std, embedding) for _ in layers]
-        ids = initial_token_ids(
-            self.config.init, self.config.init_text, self.config.num_prompt_tokens, embedding, self.tokenizer
-        )
-        return inputs_of(model, layers, ids)
-
-    def _prompt_rotary(self, model: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        rotary_embedding = getattr(model.base_model, "rotary_emb", None)
-        if rotary_embedding is None:
-            return None
-        positions = torch.arange(-self.config.num_prompt_tokens, 0, device=like.device)[None]
-        cos, sin = rotary_embedding(like, positions)
-        return cos, sin
-
-
-def inputs_of(model: Any, layers: list[nn.Module], token_ids: torch.Tensor) -> list[torch.Tensor]:
-    """Hidden states ``(P, D)`` that reach each of ``layers`` when the frozen model reads ``token_ids`` ``(P,)``."""
-    inputs: list[torch.Tensor] = []
-
-    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden_states = args[0] if args else kwargs["hidden_states"]
-        inputs.append(hidden_states[0].detach().clone())
-
-    hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
-    try:
+    def adapter_state(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """The trained tensors; for ``mlp`` the keys and values that the MLP makes."""
+        if not (modules := _reparametrizations(model)):
+            return super().adapter_state(model)
         with torch.no_grad():
-            model.base_model(
-                input_ids=token_ids[None], attention_mask=torch.ones_like(token_ids)[None], use_cache=False
+            made = {module.role: module() for _, module in modules}
+        return {
+            f"{name}.prefix_{part}": tensor[0]
+            for name, layer in _key_value_layers(model)
+            for part, tensor in zip(("keys", "values"), made[layer.site.role][layer.index], strict=True)
+        }
+
+    def load_adapter_state(self, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+        """Put a stored state into a freshly patched model; its MLP, if there is one, gives way to keys and values."""
+        if not (modules := _reparametrizations(model)):
+            super().load_adapter_state(model, state)
+            return
+        own = self.adapter_state(model)
+        copy_state(own, state)
+        for name, layer in _key_value_layers(model):
+            layer.hold(own[f"{name}.prefix_keys"], own[f"{name}.prefix_values"])
+        for stack, module in modules:
+            module.retire(stack)
+
+    def _require_effect(self, model: Any) -> None:
+        if has_encoder(model):
+            for setting in ("shift_positions", "infix"):
+                if getattr(self.config, setting):
+                    raise MethodError(f"{setting} is for decoders alone; {type(model).__name__} has an encoder")
+        elif (
+            self.config.shift_positions
+            and not self.config.infix
+            and self.config.parametrization == "embedding"
+            and uses_rotary_positions(model)
+        ):
+            raise MethodError(
+                f"shift_positions changes nothing in {type(model).__name__}: its positions are rotary, so that only "
+                "distances matter, and the prompt stands right before the first token anyway; leave it out"
             )
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return inputs
+
+    def _layer_inputs(self, model: Any, sites: list[AttentionSite]) -> list[LayerInput]:
+        """What each layer would get, were the initial words in front of the text."""
+        embedding = model.get_input_embeddings().weight
+        ids = initial_token_ids(self.config, self.config.num_prompt_tokens, embedding, self.tokenizer)
+        # Where positions are rotary, the prompt stands right before the first token, which is at 0 unless tokens shift.
+        before = uses_rotary_positions(model) and (self.config.infix or not self.config.shift_positions)
+        return layer_inputs(model, sites, ids, first_position=-self.config.num_prompt_tokens if before else 0)
+
+    def _patch_embeddings(
+        self, sites: Sequence[AttentionSite], inputs: Sequence[LayerInput], sources: Sequence[Any]
+    ) -> None:
+        tokens = torch.arange(self.config.num_prompt_tokens, device=inputs[0].states.device)
+        for site, given, source in zip(sites, inputs, sources, strict=True):
+            prompt = self._start(given.states)
+            embeddings = nn.Embedding(prompt.shape[0], prompt.shape[1], _weight=prompt)
+            layer = PrefixTuningAttentionLayer(
+                site.layer, embeddings, tokens, site, given.rotary, source, self.config.path, self.config.infix
+            )
+            site.replace(layer)
+
+    def _patch_keys_values(
+        self, sites: Sequence[AttentionSite], inputs: Sequence[LayerInput], sources: Sequence[Any]
+    ) -> None:
+        by_role: dict[str, list[tuple[AttentionSite, KeysValues]]] = {}
+        for site, given, source in zip(sites, inputs, sources, strict=True):
+            with torch.no_grad():
+                keys, values = keys_values_of(site, given.states[None], given.rotary)
+            of_role = by_role.setdefault(site.role, [])
+            layer = KeyValuePrefixAttentionLayer(site.layer, site, len(of_role), source, self.config.infix)
+            of_role.append((site, (keys, values)))
+            site.replace(layer)
+            if self.config.parametrization == "key_value":
+                layer.hold(self._start(keys[0]), self._start(values[0]))
+        if self.config.parametrization == "mlp":
+            for role, of_role in by_role.items():
+                self._add_reparametrization(role, of_role)
+
+    def _start(self, from_words: torch.Tensor) -> torch.Tensor:
+        return normal_like(from_words, self.config.init_std) if self.config.init == "normal" else from_words
+
+    def _add_reparametrization(self, role: str, of_role: Sequence[tuple[AttentionSite, KeysValues]]) -> None:
+        site, (keys, _) = of_role[0]
+        module = Reparametrization(
+            self.config.num_prompt_tokens,
+            site.layer.config.hidden_size,
+            self.config.mlp_hidden_size or DEFAULT_MLP_HIDDEN_SIZE,
+            [(part.shape[1], part.shape[-1]) for _, (part, _) in of_role],
+            keys,
+        )
+        if self.config.init == "normal":
+            with torch.no_grad():
+                module.embedding.weight *= self.config.init_std or 1.0
+        elif not keys.is_meta:
+            module.start_from([keys_values for _, keys_values in of_role])
+        module.serve(site.stack, role)
+
+
+def _key_value_layers(model: nn.Module) -> Iterator[tuple[str, KeyValuePrefixAttentionLayer]]:
+    return (
+        (name, module) for name, module in model.named_modules() if isinstance(module, KeyValuePrefixAttentionLayer)
+    )
+
+
+def _reparametrizations(model: nn.Module) -> list[tuple[nn.Module, Reparametrization]]:
+    """Each with the stack that it is part of."""
+    return [
+        (stack, module)
+        for stack in model.modules()
+        for module in stack.children()
+        if isinstance(module, Reparametrization)
+    ]

@@ -7,25 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import nn
 
-from bench.method import Method, PeftAdapter, Range, SearchSpace, positions_of
-from methods.attention_prefix import KeysValues, KeyValueCapture, attend_with_prefix, attention_layers
-from methods.prompt_init import PromptInitConfig, initial_token_ids, random_prompt
+from bench.method import Method, MethodError, PeftAdapter, Range, SearchSpace
+from methods.attention_prefix import (
+    KeptWhileDecoding,
+    KeysValues,
+    KeyValueCapture,
+    attend_with_prefix,
+    require_reach,
+)
+from methods.attention_sites import AttentionSite, attention_sites, replace_module, stacks
+from methods.prompt_init import PromptInitConfig, initial_token_ids, label_embeddings, normal_like
+from methods.prompt_insertion import PromptEmbeddings, PromptInfixDecoder, PromptTuningEncoder
+from methods.token_positions import accept_source_lengths, token_positions
+
+DEFAULT_RANGE = 0.5  # Lester et al. 2021, section 3.2: uniform in [-0.5, 0.5]
 
 
 class PromptedAttentionLayer(nn.Module):
     """An attention layer that can report the prompt's keys and values, and attend to them."""
 
-    base_attention_layer: Any
-
-    def __init__(self, base_attention_layer: Any) -> None:
+    def __init__(self, base_attention_layer: nn.Module, site: AttentionSite) -> None:
         super().__init__()
         self.base_attention_layer = base_attention_layer
+        self.site = site
 
     def forward(
         self,
@@ -34,20 +44,20 @@ class PromptedAttentionLayer(nn.Module):
         prompt_keys_values: list[KeysValues] | None = None,
         **kwargs: Any,
     ) -> tuple[Any, ...]:
-        layer = self.base_attention_layer
+        layer = self.site.layer
         if report_keys_values is not None:
             capture = KeyValueCapture(report_keys_values)
-            outputs: tuple[Any, ...] = layer(*args, **{**kwargs, "past_key_values": capture})
+            outputs: tuple[Any, ...] = layer(*args, **{**kwargs, self.site.names.cache: capture})
             return outputs
         if prompt_keys_values is None:
             raise RuntimeError(
                 f"{type(layer).__name__} {layer.layer_idx} got no prompt: this decoder does not hand keyword arguments "
                 "down to its attention layers, which prompt_tuning needs"
             )
-        return attend_with_prefix(layer, prompt_keys_values[layer.layer_idx], args, kwargs)
+        return attend_with_prefix(self.site, prompt_keys_values[layer.layer_idx], args, kwargs)
 
 
-class PromptTuningDecoder(nn.Module):
+class PromptTuningDecoder(PromptEmbeddings):
     """A decoder whose tokens come after P trained embeddings.
 
     The prompt comes first and is the same for every row, so its keys and values do not depend on the tokens. They are
@@ -55,28 +65,11 @@ class PromptTuningDecoder(nn.Module):
     attention layer puts them in front of its own. For the tokens this equals concatenating the prompt to the input
     embeddings right before the first real token: the same positions, the same keys, the same values, to rounding.
     Outputs and cache hold the tokens only.
-
-    Args:
-        decoder: The headless model, e.g. LlamaModel or GPT2Model; it stays frozen.
-        prompt: ``(P, D)`` initial embeddings.
     """
 
-    def __init__(self, decoder: Any, prompt: torch.Tensor) -> None:
-        super().__init__()
-        self.decoder = decoder
-        self.prompt_embeddings = nn.Embedding(prompt.shape[0], prompt.shape[1], _weight=prompt)
-        self.register_buffer("prompt_tokens", torch.arange(len(prompt), device=prompt.device), persistent=False)
-        self._decoding_keys_values: list[KeysValues] | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:  # config, embed_tokens, ... of the decoder that this one stands for
-            return getattr(super().__getattr__("decoder"), name)
-
-    def train(self, mode: bool = True) -> PromptTuningDecoder:
-        self._decoding_keys_values = None  # The prompt may have been trained since.
-        return super().train(mode)
+    def __init__(self, stack: Any, prompt: torch.Tensor) -> None:
+        super().__init__(stack, prompt)
+        self._kept = KeptWhileDecoding(list(self.prompt_embeddings.parameters()))
 
     def forward(
         self,
@@ -87,50 +80,28 @@ class PromptTuningDecoder(nn.Module):
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        if position_ids is None:
-            position_ids = self._positions(input_ids, inputs_embeds, attention_mask, past_key_values)
-        return self.decoder(
+        positions = token_positions(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
+        return self.stack(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            position_ids=position_ids + len(self.prompt_tokens),
+            position_ids=positions + len(self.prompt_tokens),
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            prompt_keys_values=self._prompt_keys_values(),
+            prompt_keys_values=self._kept.get(self.training, self._prompt_keys_values),
             **kwargs,
         )
 
-    def _positions(
-        self,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        past_key_values: Any,
-    ) -> torch.Tensor:
-        """``(B, T)`` for callers that give none; padding does not count."""
-        tokens = input_ids if input_ids is not None else inputs_embeds
-        if tokens is None:
-            raise ValueError("a decoder needs input_ids or inputs_embeds")
-        num_tokens = tokens.shape[1]
-        if attention_mask is not None and attention_mask.dim() == 2:
-            return positions_of(attention_mask)[:, -num_tokens:]
-        cached = past_key_values.get_seq_length() if past_key_values is not None else 0
-        return (torch.arange(num_tokens, device=tokens.device) + cached)[None]
-
     def _prompt_keys_values(self) -> list[KeysValues]:
-        """``(1, H, P, C)`` twice for each layer. Kept between the steps of decoding, where nothing is trained."""
-        if self._decoding_keys_values is not None and not torch.is_grad_enabled():
-            return self._decoding_keys_values
+        """``(1, H, P, C)`` twice for each layer."""
         keys_values: list[KeysValues] = []
         prompt = self.prompt_embeddings(self.prompt_tokens)[None]  # (1, P, D)
-        with without_checkpointing(self.decoder):
-            self.decoder(
+        with without_checkpointing(self.stack):
+            self.stack(
                 inputs_embeds=prompt,
                 position_ids=self.prompt_tokens[None],
                 use_cache=False,
                 report_keys_values=keys_values,
             )
-        if not self.training and not torch.is_grad_enabled():
-            self._decoding_keys_values = keys_values
         return keys_values
 
 
@@ -150,32 +121,67 @@ def without_checkpointing(decoder: nn.Module) -> Iterator[None]:
 class PromptTuning(Method):
     """Trained embeddings in front of the input embeddings, right before the first real token.
 
-    Source: Lester et al. 2021, section 2.
+    Source: Lester et al. 2021, section 2. In an encoder-decoder model, as theirs, the prompt stands at the encoder's
+    input; otherwise at the decoder's.
 
-    Deviations: a decoder instead of the T5 encoder; the prompt starts from words by default (their section 3.2 samples
-    from common vocabulary or takes class labels, ``init: vocabulary`` is the nearest), because at 100 to 300 million
-    parameters a random start hardly trains. Dropout inside the base model, where it has any, acts once on the prompt
-    instead of once for each row.
+    Deviations: the prompt starts from words by default (section 3.2 draws it at random, from common vocabulary or from
+    class labels: ``init: uniform``, ``vocabulary``, ``labels``), because at 100 to 300 million parameters a random
+    start hardly trains. In a decoder, dropout inside the base model, where it has any, acts once on the prompt instead
+    of once for each row, and a layer with a sliding window sees the prompt however far the text goes.
     """
 
     class Config(PromptInitConfig):
         """Settings of prompt tuning."""
 
         num_prompt_tokens: PositiveInt = Field(20, description="prompt tokens in front of the input")
+        init: Literal["text", "vocabulary", "labels", "uniform", "normal"] = Field(  # type: ignore[assignment] # wider
+            "text",
+            description="text: the embeddings of init_text; vocabulary: of sampled common tokens; labels: of "
+            "init_labels, the rest sampled; uniform: random within init_range; normal: random with standard deviation "
+            "init_std",
+        )
+        init_range: PositiveFloat | None = Field(None, description="with init: uniform; None is 0.5, for [-0.5, 0.5]")
+        init_labels: list[str] | None = Field(
+            None, description="with init: labels; texts, such as class labels, of one prompt token each", min_length=1
+        )
+        infix: bool = Field(
+            False, description="right before the last source token instead of in front (Li & Liang's ablation)"
+        )
+
+        @model_validator(mode="after")
+        def _has_labels(self) -> Self:
+            if self.init == "labels" and self.init_labels is None:
+                raise ValueError("init: labels needs init_labels, a list of texts")
+            return self
 
     paper: ClassVar[str] = "Lester et al. 2021, arXiv:2104.08691"
     search_space: ClassVar[SearchSpace] = {"train.learning_rate": Range(low=3e-3, high=3e-1)}
 
     def patch(self, model: Any) -> nn.Module:
-        for parent, name, layer in list(attention_layers(model)):
-            setattr(parent, name, PromptedAttentionLayer(layer))
-        decoder = PromptTuningDecoder(model.base_model, self._initial_prompt(model))
-        setattr(model, model.base_model_prefix, decoder)
+        prompt, found = self._initial_prompt(model), stacks(model)
+        decoder = found["decoder"]
+        if "encoder" in found:
+            if self.config.infix:
+                raise MethodError(f"infix is for decoders alone; {type(model).__name__} has an encoder")
+            encoder = PromptTuningEncoder(found["encoder"], prompt)
+            decoder.register_forward_pre_hook(encoder.lengthen_source_mask, with_kwargs=True)
+            replace_module(model, found["encoder"], encoder)
+        elif self.config.infix:
+            accept_source_lengths(model)
+            replace_module(model, decoder, PromptInfixDecoder(decoder, prompt))
+        else:
+            sites = attention_sites(model)
+            require_reach(sites)
+            for site in sites:
+                site.replace(PromptedAttentionLayer(site.layer, site))
+            replace_module(model, decoder, PromptTuningDecoder(decoder, prompt))
         module: nn.Module = model
         return module
 
     def to_peft(self, model: nn.Module) -> PeftAdapter:
         """Prompt tuning as it is: one matrix ``(P, D)``."""
+        if self.config.infix:
+            raise MethodError("infix: peft puts prompts in front of the source only; set infix: false to export")
         (prompt,) = self.adapter_state(model).values()
         config = {
             "peft_type": "PROMPT_TUNING",
@@ -186,9 +192,16 @@ class PromptTuning(Method):
         return PeftAdapter(config, {"prompt_embeddings": prompt})
 
     def _initial_prompt(self, model: Any) -> torch.Tensor:
-        embedding: torch.Tensor = model.get_input_embeddings().weight.detach()
-        count = self.config.num_prompt_tokens
+        """``(P, D)`` in the space of the input embeddings, after whatever scale the model gives them."""
+        reader = next(iter(stacks(model).values()))
+        embed, count = reader.get_input_embeddings(), self.config.num_prompt_tokens
+        with torch.no_grad():
+            if self.config.init == "labels" and not embed.weight.is_meta:
+                size = len(embed.weight)
+                return label_embeddings(self.config.init_labels, count, embed, size, self.tokenizer)
+            prompt: torch.Tensor = embed(initial_token_ids(self.config, count, embed.weight, self.tokenizer))
         if self.config.init == "normal":
-            return random_prompt(count, embedding.shape[1], self.config.init_std, embedding)
-        ids = initial_token_ids(self.config.init, self.config.init_text, count, embedding, self.tokenizer)
-        return embedding[ids].clone()
+            return normal_like(prompt, self.config.init_std)
+        if self.config.init == "uniform":
+            return (torch.rand_like(prompt) * 2 - 1) * (self.config.init_range or DEFAULT_RANGE)
+        return prompt

@@ -2,32 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
 from bench.contract import CHECKS, Subject
 from bench.registry import load_method, targets
-from bench.tiny_models import FAMILIES
+from bench.tiny_models import CORE_FAMILIES, FAMILIES
 
-VARIANTS: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in targets("method")),
-    ("prefix_tuning", {"path": "literal"}),
-    ("prefix_tuning", {"init": "normal", "num_prompt_tokens": 3}),
-    ("prefix_tuning", {"init": "vocabulary", "num_prompt_tokens": 1}),
-    ("prompt_tuning", {"init": "normal", "num_prompt_tokens": 3}),
-    ("prompt_tuning", {"init": "vocabulary", "num_prompt_tokens": 1}),
-    ("lora", {"target_modules": "all_linear"}),
-    ("adapters", {"placement": "houlsby", "bottleneck_size": 4}),
-    ("adapters", {"placement": "parallel", "bottleneck_size": 4}),
-    ("top_layers", {"num_layers": 1}),
+SOFT_PROMPTS = ("prefix_tuning", "prompt_tuning")
+DECODERS = tuple(family for family in FAMILIES if family not in ("t5", "bart"))
+# Families whose learned positions a soft prompt can shift.
+ABSOLUTE = ("gpt2", "opt")
+
+# Settings beside the defaults, and the families that they are for.
+VARIANTS: list[tuple[str, dict[str, Any], Iterable[str]]] = [
+    ("prefix_tuning", {"path": "literal"}, FAMILIES),
+    ("prefix_tuning", {"init": "normal", "num_prompt_tokens": 3}, FAMILIES),
+    ("prefix_tuning", {"init": "vocabulary", "num_prompt_tokens": 1}, FAMILIES),
+    ("prefix_tuning", {"layers": [-1]}, FAMILIES),
+    ("prefix_tuning", {"parametrization": "key_value"}, FAMILIES),
+    ("prefix_tuning", {"parametrization": "key_value", "shift_positions": True}, DECODERS),
+    ("prefix_tuning", {"parametrization": "mlp", "mlp_hidden_size": 16}, FAMILIES),
+    ("prefix_tuning", {"parametrization": "mlp", "init": "normal", "layers": [0]}, FAMILIES),
+    ("prefix_tuning", {"shift_positions": True}, ABSOLUTE),
+    ("prefix_tuning", {"infix": True}, DECODERS),
+    ("prefix_tuning", {"infix": True, "path": "literal"}, DECODERS),
+    ("prefix_tuning", {"infix": True, "shift_positions": True, "parametrization": "key_value"}, DECODERS),
+    ("prompt_tuning", {"init": "normal", "num_prompt_tokens": 3}, FAMILIES),
+    ("prompt_tuning", {"init": "vocabulary", "num_prompt_tokens": 1}, FAMILIES),
+    ("prompt_tuning", {"init": "labels", "init_labels": ["family friendly", "price"]}, FAMILIES),
+    ("prompt_tuning", {"init": "uniform"}, FAMILIES),
+    ("prompt_tuning", {"infix": True, "num_prompt_tokens": 3}, DECODERS),
+    ("lora", {"target_modules": "all_linear"}, FAMILIES),
+    ("adapters", {"placement": "houlsby", "bottleneck_size": 4}, FAMILIES),
+    ("adapters", {"placement": "parallel", "bottleneck_size": 4}, FAMILIES),
+    ("top_layers", {"num_layers": 1}, FAMILIES),
 ]
 
-DECODERS = ("gpt2", "llama")
+
+def case(name: str, config: dict[str, Any], family: str, always: bool) -> Any:
+    """A parameter of the test; ``make test`` runs it if ``always``, ``make test-all`` in any case."""
+    return pytest.param(name, config, family, id=f"{name}-{config}-{family}", marks=[] if always else pytest.mark.full)
+
+
 CASES = [
-    pytest.param(name, config, family, id=f"{name}-{config}-{family}")
-    for name, config in VARIANTS
-    for family in (DECODERS if name in ("prefix_tuning", "prompt_tuning") else FAMILIES)
+    *(
+        case(name, {}, family, always=family in CORE_FAMILIES or name in SOFT_PROMPTS)
+        for name in targets("method")
+        for family in FAMILIES
+    ),
+    *(
+        case(name, config, family, always=family in ("llama", "t5") or families == ABSOLUTE)
+        for name, config, families in VARIANTS
+        for family in families
+    ),
 ]
 
 

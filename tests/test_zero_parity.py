@@ -16,14 +16,21 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from bench.architecture import DecoderOnly, Pair
+from bench.architecture import Pair, accepted_inputs, architecture_of
 from bench.data import training_order
 from bench.method import Method, trained_parameters
 from bench.models import load_model
 from bench.registry import load_method, targets
 from bench.spec import ModelSpec, ResourceSpec, TrainSpec
 
-METHODS = {"full": 1e-3, "prompt_tuning": 3e-2, "prefix_tuning": 3e-2}
+# Names of trials to method, settings and learning rate.
+PROMPT = {"init": "vocabulary", "num_prompt_tokens": 3}
+METHODS: dict[str, tuple[str, dict[str, Any], float]] = {
+    "full": ("full", {}, 1e-3),
+    "prompt_tuning": ("prompt_tuning", PROMPT, 3e-2),
+    "prefix_tuning": ("prefix_tuning", PROMPT, 3e-2),
+    "prefix_mlp": ("prefix_tuning", {**PROMPT, "parametrization": "mlp", "mlp_hidden_size": 16}, 3e-3),
+}
 STEPS = 6
 LOSS_TOLERANCE = 1e-5
 TENSOR_TOLERANCE = 2e-5
@@ -40,7 +47,7 @@ def pairs() -> list[Pair]:
 
 def train_spec(name: str) -> TrainSpec:
     return TrainSpec(
-        learning_rate=METHODS[name],
+        learning_rate=METHODS[name][2],
         steps=STEPS,
         batch_size=8,
         micro_batch_size=2,
@@ -53,8 +60,8 @@ def train_spec(name: str) -> TrainSpec:
 
 
 def patched(name: str, folder: str) -> tuple[Method, Any]:
-    method_class = load_method(targets("method")[name])
-    settings = {} if name == "full" else {"init": "vocabulary", "num_prompt_tokens": 3}
+    method_name, settings, _ = METHODS[name]
+    method_class = load_method(targets("method")[method_name])
     method = method_class(method_class.Config(**settings))
     torch.manual_seed(0)
     return method, method.patch(load_model(ModelSpec(path=folder), torch.float32))
@@ -62,14 +69,15 @@ def patched(name: str, folder: str) -> tuple[Method, Any]:
 
 def plain_run(name: str, folder: str) -> tuple[list[float], dict[str, torch.Tensor]]:
     train, data = train_spec(name), pairs()
-    _, model = patched(name, folder)
+    method, model = patched(name, folder)
+    architecture = architecture_of(model.config)
     parameters = dict(trained_parameters(model))
     optimizer = torch.optim.AdamW(parameters.values(), lr=train.learning_rate, weight_decay=train.weight_decay)
     losses = []
     model.train()
     for step, indices in enumerate(training_order([p.num_tokens for p in data], 8, STEPS, seed=0)):
-        batch = DecoderOnly().batch([data[index] for index in indices], pad_token_id=0)
-        logits = model(**batch.inputs).logits
+        batch = architecture.batch([data[index] for index in indices], pad_token_id=0)
+        logits = model(**accepted_inputs(model, batch.inputs)).logits
         loss = nn.functional.cross_entropy(
             logits.flatten(0, 1)[batch.predicting], batch.target_ids, label_smoothing=train.label_smoothing
         )
@@ -80,7 +88,7 @@ def plain_run(name: str, folder: str) -> tuple[list[float], dict[str, torch.Tens
         nn.utils.clip_grad_norm_(parameters.values(), train.max_grad_norm)
         optimizer.step()
         losses.append(float(loss.detach()))
-    return losses, {name: parameter.detach() for name, parameter in parameters.items()}
+    return losses, {name: tensor.detach() for name, tensor in method.adapter_state(model).items()}
 
 
 def rank_main(rank: int, ranks: int, stage: int, port: int, folder: str, out: str) -> None:
@@ -113,7 +121,7 @@ def rank_main(rank: int, ranks: int, stage: int, port: int, folder: str, out: st
         trained = Training(
             method=method,
             model=model,
-            architecture=DecoderOnly(),
+            architecture=architecture_of(model.config),
             train=train_spec(name),
             resources=resources,
             seed=0,
@@ -142,13 +150,12 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def references(tiny_models: dict[str, Path]) -> dict[tuple[str, str], Any]:
-    families = ("gpt2", "llama")
-    return {(family, name): plain_run(name, str(tiny_models[family])) for family in families for name in METHODS}
+    return {(family, name): plain_run(name, str(folder)) for family, folder in tiny_models.items() for name in METHODS}
 
 
 @pytest.mark.parametrize(
     ("family", "ranks", "stage"),
-    [("llama", 2, stage) for stage in (0, 1, 2, 3)] + [("gpt2", 2, 3), ("gpt2", 1, 0)],
+    [("llama", 2, stage) for stage in (0, 1, 2, 3)] + [("gpt2", 2, 3), ("gpt2", 1, 0), ("t5", 2, 3)],
 )
 def test_ranks_and_stages_train_what_one_plain_process_trains(
     family: str, ranks: int, stage: int, tiny_models: dict[str, Path], references: Any, tmp_path: Path
