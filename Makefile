@@ -9,7 +9,7 @@ quickstart: $(STAMP)
 	$(BIN)/tuneoff run configs/quickstart.yaml
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: lint
 	$(BIN)/python -m pytest -m 'not browser'

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
-from bench.method import Method, MethodError, copy_state
+from bench.method import Method, MethodError, Range, SearchSpace, copy_state
 from methods.attention_prefix import KeysValues, keys_values_of, require_reach
 from methods.attention_sites import (
     AttentionSite,
