@@ -12,7 +12,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: lint
-	$(BIN)/python -m pytest -m 'not browser'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not browser'
 
 # The report's page in headless Chromium; pictures of it go to build/page/.
 test-html: $(STAMP)
