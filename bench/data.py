@@ -57,8 +57,9 @@ class Tokenization:
     def pairs(self, examples: Iterable[Example], references: int | None = None) -> list[Pair]:
         """One pair for each of the first ``references`` references (None: all) of each example."""
         return [
-            Pair(self.source(example), self.target(reference))
+            Pair(source_ids, self.target(reference))
             for example in examples
+            for source_ids in (self.source(example),)
             for reference in example.references[:references]
         ]
 

@@ -118,11 +118,6 @@ def uses_rotary_positions(model: nn.Module) -> bool:
     return any(type(module).__name__.endswith("RotaryEmbedding") for module in model.modules())
 
 
-def uses_position_bias(model: nn.Module) -> bool:
-    """Whether a model adds a bias by relative position to its attention scores, as T5 does."""
-    return any(getattr(module, "has_relative_attention_bias", False) for module in model.modules())
-
-
 def sliding_window(layer: Any) -> int | None:
     """How far back an attention layer sees, None for all the way."""
     window: int | None = getattr(layer, "sliding_window", None)

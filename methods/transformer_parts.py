@@ -82,10 +82,6 @@ class Projection:
     role: Role
     rows: torch.Tensor  # int64 indices into out_features
 
-    @property
-    def is_whole(self) -> bool:
-        return len(self.rows) == self.layer.out_features
-
 
 class LinearWrapper(nn.Module):
     """Base of what stands in a linear layer's place: the frozen layer lies within.

@@ -8,6 +8,8 @@ import time
 
 import numpy as np
 import pytest
+from predicted import WORDS
+from predicted import references as references_of
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
@@ -23,31 +25,11 @@ from bench.statistics.groups import groups, letters
 from bench.statistics.resampling import bootstrap_counts, corpus_scores
 from bench.task import Scoring
 
-WORDS = (
-    "the",
-    "a",
-    "red",
-    "small",
-    "old",
-    "house",
-    "tree",
-    "bird",
-    "sings",
-    "stands",
-    "near",
-    "river",
-    "with",
-    "garden",
-)
-
 
 def corpus(seed: int, sources: int = 60) -> tuple[list[str], list[list[str]]]:
     """Predictions that are damaged references, one to three references for each source."""
     generator = random.Random(seed)
-    references = [
-        [" ".join(random.Random(f"{source} {n}").choices(WORDS, k=6 + source % 9)) + "." for n in range(1 + source % 3)]
-        for source in range(sources)
-    ]
+    references = [references_of(source) for source in range(sources)]
     predictions = []
     for texts in references:
         words = [generator.choice(WORDS) if generator.random() < 0.3 else word for word in texts[0].split()]

@@ -10,11 +10,11 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.task import Example, TaskError
+from bench.task import TaskError
 
 Facts = tuple[tuple[str, ...], ...]
 
@@ -179,16 +179,3 @@ def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TaskError(f"{where}: expected an object, got {type(value).__name__}")
     return value
-
-
-def group_by_source(rows: Iterable[tuple[str, Facts, str]], split: str) -> list[Example]:
-    """Examples from rows of (source, facts, one reference), in order of first appearance."""
-    references: dict[str, list[str]] = {}
-    facts_of: dict[str, Facts] = {}
-    for source, facts, reference in rows:
-        references.setdefault(source, []).append(reference)
-        facts_of[source] = facts
-    return [
-        Example(id=f"{split}-{number}", facts=facts_of[source], source=source, references=tuple(texts))
-        for number, (source, texts) in enumerate(references.items())
-    ]
