@@ -14,8 +14,9 @@ import yaml
 
 from bench.config import expand, load_sweep
 from bench.plan import planned_parameters
+from bench.published import load_published, quoted
 from bench.resolver import RegistryResolver
-from bench.spec import ModelSpec
+from bench.spec import ModelSpec, TrialSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "configs" / "papers"
@@ -89,10 +90,43 @@ def test_trained_parameters_are_those_that_the_papers_print(
     task: str, models: dict[str, Path], shared_data: Path, tmp_path: Path
 ) -> None:
     medium = gpt2_medium(tmp_path / "medium")
-    sweep = stand_in(FOLDER / f"hu_2021_{task}.yaml", models, shared_data, tmp_path)
-    trials = expand(load_sweep(sweep), RegistryResolver())
-    counted = {trial.method.name: planned_parameters(trial.method, medium).stored for trial in trials}
-    assert counted == {"lora": 4 * 2 * 2 * 1024 * 24}
+    counted: dict[str, int] = {}
+    for paper in ("li_liang_2021", "hu_2021"):
+        sweep = stand_in(FOLDER / f"{paper}_{task}.yaml", models, shared_data, tmp_path)
+        for trial in expand(load_sweep(sweep), RegistryResolver()):
+            counts = planned_parameters(trial.method, medium)
+            size = trial.method.config.get("bottleneck_size", "")
+            counted[f"{trial.method.name}{size}"] = counts.stored
+    prefix_length = 10 if task == "dart" else 5
+    assert counted == {
+        "full": 354_823_168,
+        "top_layers": 25_192_448,
+        "adapters225": 11_089_176,
+        "adapters7": 368_808,
+        "prefix_tuning": prefix_length * 24 * 2 * 1024,
+        "lora": 4 * 2 * 2 * 1024 * 24,
+    }
+
+
+def test_every_row_of_the_tables_that_a_set_up_reproduces_is_in_it(
+    models: dict[str, Path], shared_data: Path, tmp_path: Path
+) -> None:
+    found: dict[str, list[TrialSpec]] = {}
+    for path in SWEEPS:
+        found[path.stem] = expand(load_sweep(stand_in(path, models, shared_data, tmp_path)), RegistryResolver())
+    for paper, table, sweep in (
+        ("li_liang_2021", "arXiv:2101.00190v1 Table 1, E2E", "li_liang_2021_e2e"),
+        ("li_liang_2021", "arXiv:2101.00190v1 Table 1, WebNLG", "li_liang_2021_webnlg"),
+        ("li_liang_2021", "arXiv:2101.00190v1 Table 1, DART", "li_liang_2021_dart"),
+        ("li_liang_2021", "arXiv:2101.00190v1 Table 4, per layer or input only", "li_liang_2021_per_layer"),
+    ):
+        rows = [row for row in quoted(load_published(FOLDER / "published" / f"{paper}.yaml")) if row.table == table]
+        assert rows
+        for row in rows:
+            assert any(
+                trial.method.name == row.method and row.config.items() <= trial.method.config.items()
+                for trial in found[sweep]
+            ), row
 
 
 def run_tiny(path: Path, models: dict[str, Path], shared_data: Path, folder: Path, methods: list[str]) -> list[Any]:
@@ -127,10 +161,12 @@ def run_tiny(path: Path, models: dict[str, Path], shared_data: Path, folder: Pat
 
 
 def test_a_set_up_runs_with_a_tiny_model(models: dict[str, Path], shared_data: Path, tmp_path: Path) -> None:
-    (record,) = run_tiny(FOLDER / "hu_2021_e2e.yaml", models, shared_data, tmp_path, ["lora"])
+    path = FOLDER / "li_liang_2021_e2e.yaml"
+    (record,) = run_tiny(path, models, shared_data, tmp_path, ["prefix_tuning"])
     assert record["outcome"]["status"] == "completed"
-    assert record["spec"]["train"]["adam_epsilon"] == 1e-6
-    assert record["outcome"]["parameters"]["trained"] == 4 * 2 * 2 * 16 * 2
+    assert record["spec"]["train"]["loss_reduction"] == "sequence_sum"
+    assert record["outcome"]["parameters"]["stored"] == 5 * 2 * 2 * 16
+    assert record["outcome"]["parameters"]["trained"] > record["outcome"]["parameters"]["stored"]
 
 
 @pytest.mark.full
