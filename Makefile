@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: quickstart test test-all test-html lint format
+.PHONY: quickstart test test-all test-html docs lint format
 
 quickstart: $(STAMP)
 	$(BIN)/tuneoff run configs/quickstart.yaml
@@ -21,6 +21,10 @@ test-html: $(STAMP)
 	  || { apt-get update -qq && apt-get install -y -qq chromium chromium-driver; } \
 	  || { echo 'install chromium and chromedriver (Debian: chromium, chromium-driver), as root, and try again'; exit 1; }
 	$(BIN)/python -m pytest -m browser tests/test_page_in_browser.py
+
+# Measures the tables of docs/methods.md anew, which takes some minutes.
+docs: $(STAMP)
+	$(BIN)/python -m bench.method_tables docs/methods.md
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -53,6 +53,8 @@ class Resolver(Protocol):
 
     def search_space(self, method: MethodSpec) -> SearchSpace: ...
 
+    def check_resources(self, method: MethodSpec, resources: ResourceSpec, where: str) -> None: ...
+
 
 class _UniqueKeyLoader(yaml.SafeLoader):
     """PyYAML keeps the last of two equal keys without a word."""
@@ -204,6 +206,7 @@ def configure(
     if "name" not in parts["task"]:
         raise ConfigError("task.name is missing: say which task, e.g. 'task: facts'")
     method = resolver.method(entry.name, parts["config"])
+    resolver.check_resources(method, resources, where)
     task = resolver.task(parts["task"]["name"], task_config)
     model = resolver.model(validated(ModelSpec, parts["model"], "model"))
     label = ",".join(f"{key.split('.', 1)[1]}={value}" for key, value in {**shared, **own}.items())

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 from bench.contract import CHECKS, ContractError, Subject
 from bench.method import Method, MethodError
 
@@ -20,10 +22,12 @@ class Verdict:
     reason: str = ""
 
 
-def verdicts(method_class: type[Method], config: Any, families: Iterable[str]) -> Iterator[Verdict]:
+def verdicts(
+    method_class: type[Method], config: Any, families: Iterable[str], dtype: torch.dtype = torch.float64
+) -> Iterator[Verdict]:
     """Run every check on every family; a failure of one does not keep the others from running."""
     for family in families:
-        subject = Subject(method_class, config, family)
+        subject = Subject(method_class, config, family, dtype)
         refusal = _refusal(subject)
         for name, check in CHECKS.items():
             if refusal is not None:

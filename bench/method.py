@@ -96,6 +96,18 @@ class Method(ABC):
         """Groups for ``torch.optim.AdamW``. A group's ``lr_scale`` multiplies the trial's learning rate."""
         return [{"params": [parameter for _, parameter in trained_parameters(model)], "lr_scale": 1.0}]
 
+    @property
+    def adapts_in_training(self) -> bool:
+        """Whether :meth:`before_step` or :meth:`after_step` reads gradients or changes trained tensors.
+
+        ZeRO 1 to 3 and bf16 keep both elsewhere: gradients would be missing, and a change silently undone by the next
+        step. A trial that asks for them is therefore refused before it starts.
+        """
+        return False
+
+    def before_step(self, model: nn.Module, step: int) -> None:  # noqa: B027 - most methods need none
+        """Hook before each optimiser step: ``grad`` is that of the global batch's mean loss, the same on all ranks."""
+
     def after_step(self, model: nn.Module, step: int) -> None:  # noqa: B027 - most methods need none
         """Hook after each optimiser step, for methods that adapt during training. ``step`` counts from 1."""
 

@@ -11,7 +11,7 @@ from bench.config import ConfigError, validated
 from bench.plugin_source import plugin_source
 from bench.registry import load_method, load_task, resolve
 from bench.search_space import SearchSpace
-from bench.spec import JsonDict, MethodSpec, ModelSpec, TaskSpec
+from bench.spec import JsonDict, MethodSpec, ModelSpec, ResourceSpec, TaskSpec
 from bench.task import Task
 
 
@@ -51,6 +51,22 @@ class RegistryResolver:
     def search_space(self, method: MethodSpec) -> SearchSpace:
         """What the method declares to be worth searching."""
         return load_method(method.target).search_space
+
+    def check_resources(self, method: MethodSpec, resources: ResourceSpec, where: str) -> None:
+        """A method that adapts in training is trained without ZeRO and in fp32.
+
+        Raises:
+            ConfigError: It would not be.
+        """
+        method_class = load_method(method.target)
+        plain = resources.zero_stage == 0 and resources.precision == "fp32"
+        if not plain and method_class(method_class.Config(**method.config)).adapts_in_training:
+            asked = f"zero_stage: {resources.zero_stage}, precision: {resources.precision}"
+            raise ConfigError(
+                f"{where}.resources: {asked}: {method.name} with these settings reads gradients and changes trained "
+                "tensors between steps, which ZeRO 1 to 3 and bf16 would silently undo; set zero_stage: 0 and "
+                "precision: fp32"
+            )
 
 
 @functools.cache

@@ -199,14 +199,14 @@ CORE_FAMILIES = ("gpt2", "llama", "t5")
 """Unlike enough that a method which serves these serves most: what is checked where checking all takes too long."""
 
 
-def tiny_model(family: str, seed: int = 0) -> Any:
-    """A frozen tiny model with random weights, in float64 and evaluation mode.
+def tiny_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:
+    """A frozen tiny model with random weights, in evaluation mode.
 
     Weights are larger than an untrained model's, so that attention and norms matter.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = FAMILIES[family]().double()
+        model = FAMILIES[family]().to(dtype)
         for parameter in model.parameters():
             parameter.data += 0.2 * torch.randn_like(parameter)
     model.generation_config.pad_token_id = 0

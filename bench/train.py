@@ -153,7 +153,7 @@ class Training:
             clock.resume()
             for step, batch in enumerate(order, start=1):
                 learning_rate = float(engine.get_lr()[0])
-                loss = self._step(engine, pairs, batch, micro_batch_size)
+                loss = self._step(engine, step, pairs, batch, micro_batch_size)
                 self.method.after_step(engine.module.model, step)
                 clock.tick()
                 pending.append((step, loss, learning_rate))
@@ -196,18 +196,22 @@ class Training:
         )
         return engine, micro_batch_size
 
-    def _step(self, engine: Any, pairs: Sequence[Pair], batch: Sequence[int], micro_batch_size: int) -> torch.Tensor:
+    def _step(
+        self, engine: Any, step: int, pairs: Sequence[Pair], batch: Sequence[int], micro_batch_size: int
+    ) -> torch.Tensor:
         """One optimiser step. Returns this rank's part of the batch's mean loss."""
         num_targets = sum(len(pairs[index].target_ids) for index in batch)
         divisor = num_targets if self.train.loss_reduction == "token_mean" else len(batch)
         micros = micro_batches(batch, self.rank, self.resources.ranks, micro_batch_size)
         total = torch.zeros((), device=self.device)
-        for micro in micros:
+        for number, micro in enumerate(micros, start=1):
             chosen = [pairs[index] for index in micro]
             inputs = self.architecture.batch(chosen, self.pad_token_id).to(self.device)
             loss = engine(**vars(inputs))
             # The engine divides by the accumulation steps and averages gradients over ranks: undo both.
             engine.backward(loss / divisor * (len(micros) * self.resources.ranks))
+            if number == len(micros):
+                self.method.before_step(engine.module.model, step)
             engine.step()
             total += loss.detach() / num_targets
         return total
@@ -328,7 +332,8 @@ def gathered(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 def gathered_state(method: Method, model: nn.Module) -> dict[str, torch.Tensor]:
     """A copy on the CPU of what the method stores. A collective operation under ZeRO-3."""
-    with gathered([parameter for _, parameter in trained_parameters(model)]):
+    stored = method.adapter_state(model).keys()
+    with gathered([found for name, found in model.named_parameters() if found.requires_grad or name in stored]):
         return {
             name: tensor.detach().to("cpu", copy=True).contiguous()
             for name, tensor in method.adapter_state(model).items()

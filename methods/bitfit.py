@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from bench.method import Method, MethodConfig, MethodError, Range, SearchSpace
-from methods.transformer_parts import linear_layers
+from methods.transformer_parts import SEPARATE, linear_layers
 
 
 class BitFit(Method):
@@ -18,14 +18,17 @@ class BitFit(Method):
     Source: Ben Zaken et al. 2022, section 3 (all bias terms of the transformer, those of the norms included).
 
     Deviations: Llama and most later models have no biases. Their linear layers get some that start at zero, so that
-    step 0 is the base model; ``add_missing: false`` trains only what is there.
+    step 0 is the base model; ``add_missing: false`` trains only what is there. Key projections get none: without rotary
+    positions, a bias on all keys cancels in the softmax.
     """
 
     class Config(MethodConfig):
         """Settings of BitFit."""
 
         add_missing: bool = Field(
-            True, description="give linear layers without a bias one that starts at zero (not the output head)"
+            True,
+            description="give linear layers without a bias one that starts at zero, but for key projections and the "
+            "output head",
         )
 
     paper: ClassVar[str] = "Ben Zaken et al. 2022, arXiv:2106.10199"
@@ -34,7 +37,7 @@ class BitFit(Method):
     def patch(self, model: Any) -> nn.Module:
         if self.config.add_missing:
             for layer in linear_layers(model):
-                if layer.module.bias is None:
+                if layer.module.bias is None and SEPARATE.get(layer.attribute) != "key":
                     zeros = torch.zeros(layer.out_features, dtype=layer.weight.dtype, device=layer.weight.device)
                     layer.module.bias = nn.Parameter(zeros)
         biases = [parameter for name, parameter in model.named_parameters() if name.split(".")[-1] == "bias"]

@@ -78,9 +78,14 @@ class LinearLayer:
 class Projection:
     """A linear layer of an attention layer, and the rows of its output that hold one role."""
 
+    attention: nn.Module
     layer: LinearLayer
     role: Role
     rows: torch.Tensor  # int64 indices into out_features
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self.rows) == self.layer.out_features
 
 
 class LinearWrapper(nn.Module):
@@ -190,7 +195,7 @@ def _projections(attention: nn.Module, layer: LinearLayer, config: Any) -> Itera
     rows = torch.arange(layer.out_features)
     if layout is None:
         if (role := SEPARATE.get(layer.attribute)) is not None:
-            yield Projection(layer, role, rows)
+            yield Projection(attention, layer, role, rows)
         return
     heads = config.num_attention_heads
     if layout == "heads":
@@ -201,4 +206,4 @@ def _projections(attention: nn.Module, layer: LinearLayer, config: Any) -> Itera
         parts = list(torch.split_with_sizes(rows, [layer.out_features - 2 * key_values, key_values, key_values]))
     for role, part in zip(ROLES, parts, strict=True):
         if len(part):
-            yield Projection(layer, role, part)
+            yield Projection(attention, layer, role, part)

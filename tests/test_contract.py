@@ -39,6 +39,9 @@ VARIANTS: list[tuple[str, dict[str, Any], Iterable[str]]] = [
     ("adapters", {"placement": "houlsby", "bottleneck_size": 4}, FAMILIES),
     ("adapters", {"placement": "parallel", "bottleneck_size": 4}, FAMILIES),
     ("top_layers", {"num_layers": 1}, FAMILIES),
+    ("llama_adapter", {"num_layers": 2, "num_prompt_tokens": 3}, FAMILIES),
+    ("mam", {"parametrization": "key_value", "num_prompt_tokens": 3, "bottleneck_size": 4}, FAMILIES),
+    ("hf_peft", {"peft_type": "LORA", "target_modules": "all-linear"}, FAMILIES),
 ]
 
 
@@ -51,6 +54,7 @@ CASES = [
     *(
         case(name, {}, family, always=family in CORE_FAMILIES or name in SOFT_PROMPTS)
         for name in targets("method")
+        if name != "hf_peft"  # has no default
         for family in FAMILIES
     ),
     *(

@@ -1,13 +1,17 @@
-"""Two gloo ranks under ZeRO 0 to 3 train exactly what one plain PyTorch process trains.
+"""One and two gloo ranks under ZeRO 0 to 3 train exactly what one plain PyTorch process trains, with every method.
 
 The reference below is a loop of its own: plain AdamW, no DeepSpeed, no process group. Losses agree to 1e-5 and trained
-tensors to 2e-5 (fp32; the order of sums differs).
+tensors to 2e-5 (fp32; the order of sums differs). `make test` runs a representative part of the matrix, `make test-all`
+the whole of it.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +27,81 @@ from bench.models import load_model
 from bench.registry import load_method, targets
 from bench.spec import ModelSpec, ResourceSpec, TrainSpec
 
-# Names of trials to method, settings and learning rate.
-PROMPT = {"init": "vocabulary", "num_prompt_tokens": 3}
-METHODS: dict[str, tuple[str, dict[str, Any], float]] = {
+SHORT_PROMPT = {"init": "vocabulary", "num_prompt_tokens": 3}
+# What is trained, and its learning rate.
+VARIANTS: dict[str, tuple[str, dict[str, Any], float]] = {
     "full": ("full", {}, 1e-3),
-    "prompt_tuning": ("prompt_tuning", PROMPT, 3e-2),
-    "prefix_tuning": ("prefix_tuning", PROMPT, 3e-2),
-    "prefix_mlp": ("prefix_tuning", {**PROMPT, "parametrization": "mlp", "mlp_hidden_size": 16}, 3e-3),
+    "prompt_tuning": ("prompt_tuning", SHORT_PROMPT, 3e-2),
+    "prefix_tuning": ("prefix_tuning", SHORT_PROMPT, 3e-2),
+    "prefix-mlp": ("prefix_tuning", {**SHORT_PROMPT, "parametrization": "mlp", "mlp_hidden_size": 16}, 3e-3),
+    "lora": ("lora", {}, 3e-3),
+    "lora-all-linear": ("lora", {"target_modules": "all_linear"}, 1e-3),
+    "adapters-houlsby": ("adapters", {"placement": "houlsby", "bottleneck_size": 4}, 1e-2),
+    "adapters-pfeiffer": ("adapters", {"bottleneck_size": 4}, 1e-2),
+    "adapters-parallel": ("adapters", {"placement": "parallel", "bottleneck_size": 4}, 1e-2),
+    "ia3": ("ia3", {}, 3e-2),
+    "bitfit": ("bitfit", {}, 1e-2),
+    "layer_norm": ("layer_norm", {}, 1e-2),
+    "top_layers": ("top_layers", {"num_layers": 1}, 1e-3),
+    "llama_adapter": ("llama_adapter", {"num_layers": 2, "num_prompt_tokens": 3}, 3e-2),
+    "mam": ("mam", {**SHORT_PROMPT, "mlp_hidden_size": 16, "bottleneck_size": 4}, 3e-3),
+    "peft-LORA": ("hf_peft", {"peft_type": "LORA", "r": 4, "target_modules": "all-linear"}, 1e-2),
+    "peft-VERA": ("hf_peft", {"peft_type": "VERA", "r": 8, "target_modules": "all-linear"}, 3e-2),
+    "peft-ADALORA": (
+        "hf_peft",
+        {"peft_type": "ADALORA", "init_r": 4, "target_r": 1, "total_step": 6, "target_modules": "all-linear"},
+        1e-2,
+    ),
 }
+FAMILIES = ("gpt2", "llama", "t5")
+STAGES = (0, 1, 2, 3)
 STEPS = 6
 LOSS_TOLERANCE = 1e-5
 TENSOR_TOLERANCE = 2e-5
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training."""
+
+    variant: str
+    family: str
+    ranks: int
+    stage: int
+
+    def __str__(self) -> str:
+        return f"{self.variant}-{self.family}-{self.ranks}-{self.stage}"
+
+
+def possible(case: Case) -> bool:
+    """Methods that adapt in training are refused under ZeRO 1 to 3; see test_hf_peft.py."""
+    return case.variant != "peft-ADALORA" or case.stage == 0
+
+
+WHOLE = [
+    case
+    for ranks in (1, 2)
+    for stage in STAGES
+    for family in FAMILIES
+    for variant in VARIANTS
+    if possible(case := Case(variant, family, ranks, stage))
+]
+# What the project exists for.
+CORE = ("full", "prompt_tuning", "prefix_tuning", "prefix-mlp")
+
+
+def representative(case: Case) -> bool:
+    """On one rank every method; on two ranks a core method under three stages, any other under one of ZeRO 1 to 3."""
+    number = list(VARIANTS).index(case.variant)
+    if case.variant in CORE:
+        stages: tuple[int, ...] = (0, 1 + number % 2, 3) if case.family == "llama" else (3,) if number in (1, 2) else ()
+        return case.stage in (stages if case.ranks == 2 else stages[:1])
+    stage_of_two_ranks = 0 if case.variant == "peft-ADALORA" else 1 + number % 3
+    stage = 0 if case.ranks == 1 else stage_of_two_ranks
+    return case.stage == stage and case.family == FAMILIES[(number // 3 + case.ranks) % 3]
+
+
+REPRESENTATIVE = [case for case in WHOLE if representative(case)]
 
 
 def pairs() -> list[Pair]:
@@ -45,9 +113,9 @@ def pairs() -> list[Pair]:
     return [Pair(ids(4 + number % 7), [*ids(3 + number % 5), 1]) for number in range(24)]
 
 
-def train_spec(name: str) -> TrainSpec:
+def train_spec(variant: str) -> TrainSpec:
     return TrainSpec(
-        learning_rate=METHODS[name][2],
+        learning_rate=VARIANTS[variant][2],
         steps=STEPS,
         batch_size=8,
         micro_batch_size=2,
@@ -59,17 +127,18 @@ def train_spec(name: str) -> TrainSpec:
     )
 
 
-def patched(name: str, folder: str) -> tuple[Method, Any]:
-    method_name, settings, _ = METHODS[name]
-    method_class = load_method(targets("method")[method_name])
+def patched(variant: str, folder: str) -> tuple[Method, Any]:
+    name, settings, _ = VARIANTS[variant]
+    method_class = load_method(targets("method")[name])
     method = method_class(method_class.Config(**settings))
     torch.manual_seed(0)
     return method, method.patch(load_model(ModelSpec(path=folder), torch.float32))
 
 
-def plain_run(name: str, folder: str) -> tuple[list[float], dict[str, torch.Tensor]]:
-    train, data = train_spec(name), pairs()
-    method, model = patched(name, folder)
+@functools.cache
+def plain_run(variant: str, folder: str) -> tuple[list[float], dict[str, torch.Tensor]]:
+    train, data = train_spec(variant), pairs()
+    method, model = patched(variant, folder)
     architecture = architecture_of(model.config)
     parameters = dict(trained_parameters(model))
     optimizer = torch.optim.AdamW(parameters.values(), lr=train.learning_rate, weight_decay=train.weight_decay)
@@ -85,61 +154,66 @@ def plain_run(name: str, folder: str) -> tuple[list[float], dict[str, torch.Tens
             group["lr"] = train.learning_rate * ((step + 1) / 2 if step < 2 else 1 - (step - 2) / (STEPS - 2))
         optimizer.zero_grad()
         loss.backward()
+        method.before_step(model, step + 1)
         nn.utils.clip_grad_norm_(parameters.values(), train.max_grad_norm)
         optimizer.step()
+        method.after_step(model, step + 1)
         losses.append(float(loss.detach()))
     return losses, {name: tensor.detach() for name, tensor in method.adapter_state(model).items()}
 
 
-def rank_main(rank: int, ranks: int, stage: int, port: int, folder: str, out: str) -> None:
+def rank_main(rank: int, cases: Sequence[Case], folders: dict[str, str], port: int, out: str) -> None:
+    """Train all cases one after the other: a process for each would spend most of its time on imports."""
     from torch.distributed import TCPStore
 
-    from bench.measure import PhaseMeter
     from bench.spec import MethodSpec, TaskSpec, TrialSpec
-    from bench.train import Training
     from bench.worker import RankContext, join_process_group
 
     torch.set_num_threads(1)
-    device = torch.device("cpu")
-    resources = ResourceSpec(ranks=ranks, zero_stage=stage)
+    ranks = cases[0].ranks
     store = TCPStore("127.0.0.1", port, is_master=rank == 0, wait_for_workers=False)
-    context = RankContext(rank, ranks, 0, store, Path(out), "", 1)
-    nothing = MethodSpec(name="", target="")
     spec = TrialSpec(
-        method=nothing,
+        method=MethodSpec(name="", target=""),
         model=ModelSpec(),
         task=TaskSpec(name="", target=""),
         train=TrainSpec(),
         decode={},
-        resources=resources,
+        resources=ResourceSpec(ranks=ranks),
         seed=0,
     )
-    join_process_group(spec, context, device)
-    found = {}
-    for name in METHODS:
-        method, model = patched(name, folder)
-        trained = Training(
-            method=method,
-            model=model,
-            architecture=architecture_of(model.config),
-            train=train_spec(name),
-            resources=resources,
-            seed=0,
-            rank=rank,
-            device=device,
-            pad_token_id=0,
-            meter=PhaseMeter(device),
-            progress=lambda event: None,
-        ).run(pairs(), pairs()[:5])
-        torch.save(trained.state, Path(out) / f"{name}-{rank}.pt")
-        found[name] = {
-            "losses": [point.loss for point in trained.train_curve],
-            "dev": [point.loss for point in trained.dev_curve],
-            "best": trained.best.step,
-        }
-    (Path(out) / f"{rank}.json").write_text(json.dumps(found))
+    join_process_group(spec, RankContext(rank, ranks, 0, store, Path(out), "", 1), torch.device("cpu"))
+    for case in cases:
+        train_case(case, rank, folders[case.family], Path(out))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+def train_case(case: Case, rank: int, folder: str, out: Path) -> None:
+    from bench.measure import PhaseMeter
+    from bench.train import Training
+
+    device = torch.device("cpu")
+    method, model = patched(case.variant, folder)
+    trained = Training(
+        method=method,
+        model=model,
+        architecture=architecture_of(model.config),
+        train=train_spec(case.variant),
+        resources=ResourceSpec(ranks=case.ranks, zero_stage=case.stage),
+        seed=0,
+        rank=rank,
+        device=device,
+        pad_token_id=0,
+        meter=PhaseMeter(device),
+        progress=lambda event: None,
+    ).run(pairs(), pairs()[:5])
+    torch.save(trained.state, out / f"{case}-{rank}.pt")
+    report = {
+        "losses": [point.loss for point in trained.train_curve],
+        "dev": [point.loss for point in trained.dev_curve],
+        "best": trained.best.step,
+    }
+    (out / f"{case}-{rank}.json").write_text(json.dumps(report))
 
 
 def free_port() -> int:
@@ -149,28 +223,59 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def references(tiny_models: dict[str, Path]) -> dict[tuple[str, str], Any]:
-    return {(family, name): plain_run(name, str(folder)) for family, folder in tiny_models.items() for name in METHODS}
+def trained(
+    request: pytest.FixtureRequest, tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Case], Path]:
+    """Where a case has left its reports. The first of a group trains all of the group that this run asks for."""
+    folders = {family: str(folder) for family, folder in tiny_models.items()}
+    asked = {item.callspec.params.get("case"): None for item in request.session.items if hasattr(item, "callspec")}
+    cases = [case for case in asked if isinstance(case, Case)]
+
+    @functools.cache
+    def train_group(ranks: int, stage: int | None) -> Path:
+        group = [case for case in cases if case.ranks == ranks and group_of(case) == stage]
+        out = tmp_path_factory.mktemp("trained")
+        mp.spawn(rank_main, args=(group, folders, free_port(), str(out)), nprocs=ranks)
+        return out
+
+    return lambda case: train_group(case.ranks, group_of(case))
 
 
-@pytest.mark.parametrize(
-    ("family", "ranks", "stage"),
-    [("llama", 2, stage) for stage in (0, 1, 2, 3)] + [("gpt2", 2, 3), ("gpt2", 1, 0), ("t5", 2, 3)],
-)
+def group_of(case: Case) -> int | None:
+    """The representative cases share processes; of the others, those of a stage do."""
+    return None if case in REPRESENTATIVE else case.stage
+
+
+def compare(case: Case, out: Path, folder: Path) -> None:
+    losses, tensors = plain_run(case.variant, str(folder))
+    reports = [json.loads((out / f"{case}-{rank}.json").read_text()) for rank in range(case.ranks)]
+    for rank, report in enumerate(reports):
+        assert report["losses"] == pytest.approx(losses, abs=LOSS_TOLERANCE)
+        assert report["dev"] == reports[0]["dev"]
+        assert report["best"] == STEPS, "the last state was not the best, so its tensors cannot be compared"
+        state = torch.load(out / f"{case}-{rank}.pt", weights_only=True)
+        assert state.keys() == tensors.keys()
+        for key, tensor in tensors.items():
+            torch.testing.assert_close(state[key], tensor, atol=TENSOR_TOLERANCE, rtol=0)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("case", REPRESENTATIVE, ids=str)
 def test_ranks_and_stages_train_what_one_plain_process_trains(
-    family: str, ranks: int, stage: int, tiny_models: dict[str, Path], references: Any, tmp_path: Path
+    case: Case, trained: Any, tiny_models: dict[str, Path]
 ) -> None:
-    arguments = (ranks, stage, free_port(), str(tiny_models[family]), str(tmp_path))
-    mp.spawn(rank_main, args=arguments, nprocs=ranks)
-    reports = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(ranks)]
-    for name in METHODS:
-        losses, tensors = references[family, name]
-        for rank in range(ranks):
-            assert reports[rank][name]["losses"] == pytest.approx(losses, abs=LOSS_TOLERANCE)
-            assert reports[rank][name]["dev"] == reports[0][name]["dev"]
-            state = torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True)
-            if reports[rank][name]["best"] == STEPS:
-                assert state.keys() == tensors.keys()
-                for key, tensor in tensors.items():
-                    torch.testing.assert_close(state[key], tensor, atol=TENSOR_TOLERANCE, rtol=0)
-        assert reports[0][name]["best"] == STEPS, "the last state was not the best, so its tensors were not compared"
+    compare(case, trained(case), tiny_models[case.family])
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("case", [case for case in WHOLE if case not in REPRESENTATIVE], ids=str)
+def test_the_whole_matrix(case: Case, trained: Any, tiny_models: dict[str, Path]) -> None:
+    compare(case, trained(case), tiny_models[case.family])
+
+
+def test_every_method_that_trains_takes_part() -> None:
+    names = {name for name, target in targets("method").items() if load_method(target).trains}
+    assert names <= {name for name, _, _ in VARIANTS.values()}
+    for cases in (WHOLE, REPRESENTATIVE):
+        assert {case.variant for case in cases} == VARIANTS.keys()

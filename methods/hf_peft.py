@@ -1,0 +1,240 @@
+"""Any method of Hugging Face peft behind our interface.
+
+B batch, P virtual tokens, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import ConfigDict, Field, model_validator
+from torch import nn
+
+from bench.method import Method, MethodConfig, MethodError, copy_state, trained_parameters
+
+# Fields of peft's configurations that the bridge decides itself, or that say nothing about a method.
+OWN_FIELDS = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "inference_mode",
+        "peft_type",
+        "peft_version",
+        "revision",
+        "runtime_config",
+        "task_type",
+    }
+)
+
+# Types that cannot take part, whatever their settings.
+REFUSED = {
+    "MULTITASK_PROMPT_TUNING": "it wants a task id with every example, which no task here has",
+    "POLY": "it wants a task id with every example, which no task here has",
+}
+
+# Types that break the contract without an error, so that scores would not be those of what was trained.
+_PADDING = (
+    "peft puts its virtual tokens in front of the padding and ignores positions, so that rows of a left-padded batch "
+    "are decoded by another model than was trained; the method prompt_tuning does not"
+)
+BREAKS_CONTRACT = {
+    "CPT": _PADDING,
+    "LILY": "its router averages over all tokens and rows of a batch, so that later tokens and other rows, padding "
+    "among them, change what a token sees",
+    "P_TUNING": _PADDING,
+    "PROMPT_TUNING": _PADDING,
+}
+
+
+class HfPeft(Method):
+    """Any method of Hugging Face peft, by its peft_type and the settings of that type.
+
+    Source: https://github.com/huggingface/peft, version 0.21; docs/methods.md shows which types keep the contract.
+
+    Deviations: adapters have the dtype of the model. AdaLoRA's regulariser enters the gradients and not the reported
+    loss, and importance is taken from gradients before they are clipped. Of prompt encoders everything that is trained
+    is stored, also what peft would fold away.
+    """
+
+    class Config(MethodConfig):
+        """The type; all further keys are fields of peft's configuration class for it."""
+
+        model_config = ConfigDict(extra="allow")
+
+        peft_type: str = Field(
+            description="type of peft, such as LOHA; all further keys are fields of peft's configuration for that type"
+        )
+        despite_contract: bool = Field(
+            False, description="run a type that is known to break the contract, such as PROMPT_TUNING"
+        )
+
+        @model_validator(mode="after")
+        def _known_to_peft(self) -> HfPeft.Config:
+            peft_config(self.peft_type, self.model_extra)
+            reason = BREAKS_CONTRACT.get(self.peft_type)
+            if reason and not self.despite_contract:
+                raise ValueError(
+                    f"peft_type: {self.peft_type} breaks the contract of methods: {reason}. To run it nevertheless, "
+                    "set despite_contract: true"
+                )
+            if self.despite_contract and not reason:
+                raise ValueError(f"despite_contract has no effect with peft_type: {self.peft_type}; leave it out")
+            return self
+
+    paper: ClassVar[str] = "Mangrulkar et al. 2022, github.com/huggingface/peft"
+
+    def __init__(self, config: Any, tokenizer: Any = None) -> None:
+        super().__init__(config, tokenizer)
+        self._gradients: dict[nn.Parameter, torch.Tensor] = {}
+
+    def patch(self, model: Any) -> nn.Module:
+        from peft import get_peft_model
+
+        name = type(model).__name__
+        task_type = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
+        try:
+            config = peft_config(self.config.peft_type, self.config.model_extra, task_type)
+            patched: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
+        except Exception as error:
+            raise MethodError(f"peft cannot apply {self.config.peft_type} to {name}: {error}") from error
+        if not any(True for _ in trained_parameters(patched)):
+            raise MethodError(f"peft finds nothing to train with {self.config.peft_type} in {name}")
+        return PromptedModel(patched) if config.is_prompt_learning else patched
+
+    @property
+    def adapts_in_training(self) -> bool:
+        return bool(self.config.peft_type == "ADALORA")
+
+    def before_step(self, model: Any, step: int) -> None:
+        if not self.adapts_in_training:
+            return
+        named = dict(trained_parameters(model))
+        penalty = model.active_peft_config.orth_reg_weight * orthogonality_penalty(named)
+        of_penalty = torch.autograd.grad(penalty, list(named.values()), allow_unused=True, materialize_grads=True)
+        for (name, parameter), gradient in zip(named.items(), of_penalty, strict=True):
+            if parameter.grad is None:
+                raise RuntimeError(f"{name} has no gradient before the optimiser step, so that AdaLoRA cannot rank it")
+            parameter.grad += gradient
+            self._gradients[parameter] = parameter.grad.clone()
+
+    def after_step(self, model: Any, step: int) -> None:
+        if not self.adapts_in_training:
+            return
+        for parameter, gradient in self._gradients.items():
+            parameter.grad = gradient
+        model.base_model.update_and_allocate(step)
+        for parameter in self._gradients:
+            parameter.grad = None
+        self._gradients = {}
+
+    def adapter_state(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """The trained tensors, and what a prompt encoder holds besides (CARTRIDGE freezes its first tokens)."""
+        return {
+            name: parameter.detach()
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad or ".prompt_encoder." in name
+        }
+
+    def load_adapter_state(self, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+        copy_state(self.adapter_state(model), state)
+
+
+def peft_config(peft_type: str, settings: Mapping[str, Any] | None, task_type: str = "CAUSAL_LM") -> Any:
+    """The configuration of peft for a type.
+
+    Raises:
+        ValueError: The type cannot take part, a setting is unknown or has no effect, or peft refuses a value.
+    """
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    known = {str(getattr(name, "value", name)): found for name, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if peft_type not in known:
+        raise ValueError(f"peft_type: peft has no {peft_type!r}; {_meant(peft_type.upper(), known)}")
+    if peft_type in REFUSED:
+        raise ValueError(f"peft_type: {peft_type} cannot take part: {REFUSED[peft_type]}")
+    fields = {field.name for field in dataclasses.fields(known[peft_type])} - OWN_FIELDS
+    settings = settings or {}
+    if unknown := sorted(settings.keys() - fields):
+        raise ValueError(f"{unknown[0]}: {peft_type} has no such setting; {_meant(unknown[0], fields)}")
+    if peft_type == "ADAMSS" and settings.get("use_asa"):
+        raise ValueError("use_asa: it changes during training which tensors are trained, which DeepSpeed cannot follow")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # peft warns of settings that it is going to ignore
+        try:
+            return known[peft_type](**settings, task_type=task_type)
+        except Exception as error:
+            raise ValueError(f"{peft_type}: {error}") from error
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"it knows {', '.join(sorted(known))}"
+
+
+def orthogonality_penalty(parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Mean distance of AdaLoRA's A and B from orthogonality (Zhang et al. 2023, section 3.1, as peft computes it).
+
+    peft adds it to the loss of a model that is given labels; the harness computes its losses itself.
+    """
+    distances = []
+    for name, parameter in parameters.items():
+        if "lora_A" in name or "lora_B" in name:
+            product = parameter @ parameter.T if "lora_A" in name else parameter.T @ parameter
+            identity = torch.eye(len(product), dtype=product.dtype, device=product.device)
+            distances.append(torch.linalg.matrix_norm(product - identity))
+    return torch.stack(distances).mean()
+
+
+class PromptedModel(nn.Module):
+    """A model of peft with virtual tokens in front, which returns logits for the real tokens only.
+
+    Where peft puts virtual tokens into the input, it returns P + T positions. Those of virtual tokens are dropped
+    before the output head, so that nothing behind it sees them.
+
+    Args:
+        peft_model: What ``peft.get_peft_model`` returns for a prompt-learning type.
+    """
+
+    _supports_attention_backend: ClassVar[bool] = False
+    """Masks and positions of the batched decoder leave no room for virtual tokens; ``generate`` is used instead."""
+
+    def __init__(self, peft_model: Any) -> None:
+        super().__init__()
+        self.peft_model = peft_model
+        self._num_tokens: int | None = None
+        peft_model.get_output_embeddings().register_forward_pre_hook(self._drop_virtual_tokens)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # config, generate, ... of the model that this one stands for
+            return getattr(super().__getattr__("peft_model"), name)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if decoder_input_ids is not None:
+            kwargs["decoder_input_ids"] = decoder_input_ids
+        self._num_tokens = (input_ids if decoder_input_ids is None else decoder_input_ids).shape[1]
+        try:
+            outputs = self.peft_model(input_ids=input_ids, **kwargs)
+        finally:
+            self._num_tokens = None
+        if labels is not None:
+            loss_function = self.peft_model.get_base_model().loss_function
+            outputs.loss = loss_function(outputs.logits, labels, vocab_size=outputs.logits.shape[-1])
+        return outputs
+
+    def _drop_virtual_tokens(self, _: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        if self._num_tokens is None:
+            return None
+        return (args[0][:, -self._num_tokens :], *args[1:])
