@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: quickstart test test-all test-html docs lint format
+.PHONY: quickstart test test-all test-html chaos docs lint format
 
 quickstart: $(STAMP)
 	$(BIN)/tuneoff run configs/quickstart.yaml
@@ -25,6 +25,10 @@ test-html: $(STAMP)
 # Measures the tables of docs/methods.md anew, which takes some minutes.
 docs: $(STAMP)
 	$(BIN)/python -m bench.method_tables docs/methods.md
+
+# Kills, stops, starves and cuts off sweeps on purpose, and prints what became of their trials.
+chaos: $(STAMP)
+	cd tests && ../$(BIN)/python -m chaos
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

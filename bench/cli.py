@@ -10,7 +10,7 @@ import sys
 import typer
 from rich.console import Console
 
-from bench.commands import adapters, catalogue, compare, methods, sweeps
+from bench.commands import adapters, catalogue, compare, methods, operate, sweeps
 from bench.config import ConfigError
 from bench.store import StoreError
 
@@ -27,6 +27,8 @@ for command in (
     adapters.generate,
     adapters.export,
     catalogue.tasks,
+    operate.status,
+    operate.cancel,
 ):
     app.command()(command)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -13,33 +12,29 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.launch import Progress
+from bench.observe import Observer
+from bench.outbox import StartedAttempt
 from bench.plan import PlannedTrial
 from bench.record import Failed, TrialResult
 from bench.report.terminal import headline
-from bench.spec import JsonDict, TrialSpec
+from bench.status import RunningTrial, StatusBoard, SweepStatus
 
 # Without a terminal, progress within training is one line in so many seconds.
 LINE_SECONDS = 10.0
 
 
-@dataclass
-class _Shown:
-    started_at: float = field(default_factory=time.monotonic)
-    phase: str = "start"
-    step: JsonDict = field(default_factory=dict)
-    last_line_at: float = 0.0
+class Display(Observer):
+    """Shows which trials run, their phase, step, loss, tokens/s, memory and time left, and what is done.
 
+    Args:
+        console: Where.
+        board: What it shows.
+    """
 
-class Display:
-    """Shows which trials run, their phase, step, loss, tokens/s and time left, and what is done."""
-
-    def __init__(self, console: Console, total: int, done: int) -> None:
+    def __init__(self, console: Console, board: StatusBoard) -> None:
         self.console = console
-        self.total = total
-        self.done = done
-        self.failed = 0
-        self._running: dict[str, _Shown] = {}
-        self._started_at = time.monotonic()
+        self.board = board
+        self._last_line_at: dict[str, float] = {}
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=True)
 
     def __enter__(self) -> Display:
@@ -53,29 +48,27 @@ class Display:
         if self.console.is_terminal:
             self._live.stop()
 
-    def start(self, spec: TrialSpec) -> None:
-        """A trial has started."""
-        self._running[spec.trial_id] = _Shown()
-        self.console.print(f"[bold]start[/]  {spec.trial_id}", highlight=False)
+    def started(self, attempt: StartedAttempt) -> None:
+        again = f"  (attempt {attempt.attempt.number})" if attempt.attempt.number > 1 else ""
+        self.console.print(f"[bold]start[/]  {attempt.spec.trial_id}{again}", highlight=False)
 
-    def progress(self, event: Progress) -> None:
-        """A rank has told where it is; rank 0 speaks for the trial."""
-        shown = self._running.get(event.trial_id)
-        if shown is None or event.rank != 0:
+    def progressed(self, progress: Progress) -> None:
+        if self.console.is_terminal or progress.rank != 0 or "step" not in progress.data:
             return
-        if "phase" in event.data:
-            shown.phase = str(event.data["phase"])
-        else:
-            shown.step = {**shown.step, **event.data}
         now = time.monotonic()
-        if not self.console.is_terminal and "step" in event.data and now - shown.last_line_at > LINE_SECONDS:
-            shown.last_line_at = now
-            self.console.print(f"       {event.trial_id}  {'  '.join(_step_cells(shown))}", highlight=False)
+        if now - self._last_line_at.get(progress.trial_id, 0.0) > LINE_SECONDS:
+            self._last_line_at[progress.trial_id] = now
+            trial = next(trial for trial in self.board.now().running if trial.trial_id == progress.trial_id)
+            self.console.print(f"       {trial.trial_id}  {'  '.join(_step_cells(trial))}", highlight=False)
 
-    def result(self, result: TrialResult) -> None:
-        """A record was committed."""
-        self._running.pop(result.trial_id, None)
-        self.done += 1
+    def lost(self, result: TrialResult, again_in_seconds: float) -> None:
+        if isinstance(result.outcome, Failed):
+            what = f"{result.outcome.reason}: {result.outcome.message}; again in {again_in_seconds:.0f} s"
+            self.console.print(f"[bold yellow]lost[/]   {result.trial_id}  ", end="", highlight=False)
+            self.console.print(what, markup=False, highlight=False)
+
+    def committed(self, result: TrialResult) -> None:
+        self._last_line_at.pop(result.trial_id, None)
         outcome = result.outcome
         if not isinstance(outcome, Failed):
             self.console.print(
@@ -83,35 +76,44 @@ class Display:
                 highlight=False,
             )
             return
-        self.failed += 1
         self.console.print(f"[bold red]failed[/] {result.trial_id}  {outcome.reason}: ", end="", highlight=False)
         self.console.print(outcome.message, markup=False, highlight=False)
         if outcome.reason not in ("infeasible", "cancelled") and outcome.log_tail:
             self.console.print(_indented(outcome.log_tail.splitlines()[-8:]), markup=False, highlight=False)
 
     def _render(self) -> Group:
-        table = Table(box=None, padding=(0, 2, 0, 0))
-        for heading in ("trial", "phase", "step", "loss", "tokens/s", "left", "running"):
-            table.add_column(heading, overflow="fold" if heading == "trial" else "ellipsis")
-        for trial_id, shown in self._running.items():
-            running = f"{time.monotonic() - shown.started_at:.0f} s"
-            table.add_row(Text(trial_id), shown.phase, *_step_cells(shown), running)
-        elapsed = time.monotonic() - self._started_at
-        failed = f", {self.failed} failed" if self.failed else ""
-        return Group(table, Text(f"{self.done} of {self.total} trials done{failed}, {elapsed:.0f} s", style="dim"))
+        return status_view(self.board.now(), self.board.remaining_seconds())
 
 
-def _step_cells(shown: _Shown) -> tuple[str, str, str, str]:
-    step = shown.step
-    if shown.phase == "decode" and "decoded" in step:
-        return f"{step['decoded']}/{step['of']}", "", "", ""
-    if "step" not in step:
+def status_view(status: SweepStatus, remaining_seconds: float | None) -> Group:
+    """What runs and what is done, for a terminal."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("trial", "phase", "step", "loss", "tokens/s", "left", "memory", "running"):
+        table.add_column(heading, overflow="fold" if heading == "trial" else "ellipsis")
+    for trial in status.running:
+        memory = "" if trial.memory_bytes is None else f"{trial.memory_bytes / 2**20:,.0f} MiB"
+        running = f"{status.updated_at - trial.started_at:.0f} s"
+        table.add_row(Text(trial.trial_id), trial.phase, *_step_cells(trial), memory, running)
+    parts = [f"{status.completed + status.failed} of {status.total} trials done"]
+    for count, what in ((status.failed, "failed"), (status.queued, "wait"), (status.lost_attempts, "attempts lost")):
+        if count:
+            parts.append(f"{count} {what}")
+    parts.append(f"{status.updated_at - status.started_at:.0f} s")
+    if remaining_seconds is not None:
+        parts.append(f"about {remaining_seconds:.0f} s left")
+    return Group(table, Text(", ".join(parts), style="dim"))
+
+
+def _step_cells(trial: RunningTrial) -> tuple[str, str, str, str]:
+    if trial.phase == "decode" and trial.decoded is not None:
+        return f"{trial.decoded}/{trial.of}", "", "", ""
+    if trial.step is None:
         return "", "", "", ""
     return (
-        f"{step['step']}/{step['steps']}",
-        f"{step['loss']:.3f}",
-        f"{step['tokens_per_second']:.0f}",
-        f"{step['remaining_seconds']:.0f} s",
+        f"{trial.step}/{trial.steps}",
+        f"{trial.loss:.3f}",
+        f"{trial.tokens_per_second:.0f}",
+        f"{trial.remaining_seconds:.0f} s",
     )
 
 

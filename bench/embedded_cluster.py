@@ -40,8 +40,7 @@ class EmbeddedCluster:
         self._kept = Kept(
             _start_command(self._folder),
             self._environment(),
-            hold=True,
-            remove=self._folder,
+            flags=["--hold", "--remove", str(self._folder)],
             stdin=subprocess.DEVNULL,
             stdout=self._printed,
             stderr=subprocess.STDOUT,

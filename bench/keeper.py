@@ -6,11 +6,13 @@ write to: when the driver dies, the kernel closes the pipe. On Linux the keeper 
 from it: whatever loses its parent becomes the keeper's child, so that "no children left" means nobody is left.
 
 As a script this file needs the standard library only:
-``python -I -S keeper.py DESCRIPTOR [--hold] [--remove FOLDER] -- COMMAND...``
+``python -I -S keeper.py --lifeline DESCRIPTOR [--hold] [--remove FOLDER] [--tell-exit DESCRIPTOR] -- COMMAND...``, or
+``--adopt PID`` in place of the command, for a process that has forked a child and becomes its keeper.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import os
@@ -26,17 +28,20 @@ from typing import Any
 
 PR_SET_CHILD_SUBREAPER = 36
 POLL_SECONDS = 0.01
+# Ctrl-C and the signals of batch systems are for the driver, which then ends what it started.
+NOT_FOR_KEEPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Kept:
-    """A command under a keeper. The arguments of ``subprocess.Popen`` apply to the command.
+    """A command under a keeper.
 
     Args:
         command: What to run.
         environment: All environment variables of the command.
-        hold: The command ends after it has started something (a daemon); keep that until :meth:`end`.
-        remove: A folder that the keeper deletes when all processes are gone.
-        options: Standard streams and the like.
+        flags: Of the keeper: ``--hold`` where the command ends after it has started something (a daemon), which is kept
+            until :meth:`end`; ``--remove FOLDER`` deletes a folder when all processes are gone.
+        pass_fds: Descriptors that the command needs.
+        options: Standard streams and the like, as for ``subprocess.Popen``.
     """
 
     def __init__(
@@ -44,76 +49,97 @@ class Kept:
         command: Sequence[str],
         environment: Mapping[str, str],
         *,
-        hold: bool = False,
-        remove: Path | None = None,
+        flags: Sequence[str] = (),
+        pass_fds: Sequence[int] = (),
         **options: Any,
     ) -> None:
-        read_end, self._lifeline = os.pipe()  # closed in every other child of this process when it execs
-        arguments = [str(read_end), *(["--hold"] if hold else []), *(["--remove", str(remove)] if remove else [])]
+        lifeline, self._lifeline = os.pipe()  # closed in every other child of this process when it execs
         try:
-            self.process: subprocess.Popen[str] = subprocess.Popen(
-                [sys.executable, "-I", "-S", __file__, *arguments, "--", *command],
+            self.process = subprocess.Popen(
+                [*script(lifeline), *flags, "--", *command],
                 env=dict(environment),
-                pass_fds=[read_end],
-                start_new_session=True,  # Ctrl-C is for the driver, which then ends what it started
-                text=True,
+                pass_fds=[lifeline, *pass_fds],
+                start_new_session=True,
                 **options,
             )
         finally:
-            os.close(read_end)
+            os.close(lifeline)
 
-    def end(self) -> int:
-        """Kill the command and all that came of it; returns when nothing is left, with the exit code."""
+    def cut(self) -> None:
+        """Have the command and all that came of it killed."""
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
-        return self.process.wait()
+
+    def end(self) -> None:
+        """Kill the command and all that came of it; returns when nothing is left."""
+        self.cut()
+        self.process.wait()
 
 
-def main(arguments: list[str]) -> None:
-    """Entry of the keeper's process."""
-    split = arguments.index("--")
-    lifeline, flags, command = int(arguments[0]), arguments[1:split], arguments[split + 1 :]
+def script(lifeline: int) -> list[str]:
+    """The command of a keeper."""
+    return [sys.executable, "-I", "-S", __file__, "--lifeline", str(lifeline)]
+
+
+def become_subreaper() -> None:
+    """Whoever descends from this process and loses its parent becomes a child of this process."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ignored, signal.SIG_IGN)
+
+
+def main() -> None:
+    """Entry of the keeper's process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--lifeline", type=int, required=True)
+    parser.add_argument("--hold", action="store_true")
+    parser.add_argument("--remove", type=Path)
+    parser.add_argument("--tell-exit", type=int)
+    parser.add_argument("--adopt", type=int)
+    parser.add_argument("command", nargs="*")
+    arguments = parser.parse_args()
+    become_subreaper()
+    for number in NOT_FOR_KEEPERS:
+        signal.signal(number, signal.SIG_IGN)
     wakeup, write_end = os.pipe()
     os.set_blocking(write_end, False)
     signal.set_wakeup_fd(write_end)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
-    status = _follow(_start(command), lifeline, wakeup, "--hold" in flags)
+    child = arguments.adopt or _start(arguments.command)
+    os.write(write_end, b"0")  # An adopted child may have ended before the handler was there.
+    status = _follow(child, arguments.lifeline, wakeup, arguments.hold)
     _end_all()
-    if "--remove" in flags:
-        shutil.rmtree(flags[flags.index("--remove") + 1], ignore_errors=True)
-    _exit_like(status)
+    if arguments.remove is not None:
+        shutil.rmtree(arguments.remove, ignore_errors=True)
+    exit_code = os.waitstatus_to_exitcode(status)
+    if arguments.tell_exit is not None:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(arguments.tell_exit, b'\n{"exit": %d}\n' % exit_code)
+    sys.exit(exit_code & 0xFF)
 
 
-def _start(command: list[str]) -> int:
+def _start(command: Sequence[str]) -> int:
     child = os.fork()
     if child:
         return child
     try:
-        for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(ignored, signal.SIG_DFL)
-        os.execvpe(command[0], command, os.environ)
+        for number in NOT_FOR_KEEPERS:
+            signal.signal(number, signal.SIG_DFL)
+        os.execvpe(command[0], list(command), os.environ)
     finally:
         os._exit(127)
 
 
 def _follow(child: int, lifeline: int, wakeup: int, hold: bool) -> int:
     """Wait until the command has ended (or, to hold, has failed) or the lifeline is cut. Returns the wait status."""
-    status = signal.SIGKILL.value
     while True:
         ready, _, _ = select.select([lifeline, wakeup], [], [])
         if lifeline in ready:
-            return status
+            return signal.SIGKILL
         os.read(wakeup, 4096)
-        for ended, how in _reaped():
-            if ended == child:
-                status = how
-                if not hold or how != 0:
-                    return status
+        for ended, status in _reaped():
+            if ended == child and (status != 0 or not hold):
+                return status
 
 
 def _reaped() -> list[tuple[int, int]]:
@@ -143,10 +169,9 @@ def _end_all() -> None:
 
 
 def _children() -> list[int]:
-    if not Path("/proc/self/stat").is_file():
+    if sys.platform != "linux":
         listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
-        pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
-        return [pid for pid, parent in pairs if parent == os.getpid()]
+        return [int(pid) for pid, parent in map(str.split, listed.splitlines()) if int(parent) == os.getpid()]
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -159,15 +184,5 @@ def _children() -> list[int]:
     return found
 
 
-def _exit_like(status: int) -> None:
-    """End as the command did, so that the driver sees its exit code or signal."""
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        if number != signal.SIGKILL:
-            signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-    os._exit(os.waitstatus_to_exitcode(status))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -1,203 +1,227 @@
-"""Ranks as Ray actors: one placement group and one fresh actor per rank for each trial. The only file that imports ray.
+"""Ranks on the nodes of a Ray cluster. The only file that imports ray.
 
-Ray's state is disposable: it starts processes and tells when they die. What came of a trial is in the store.
+A placement group for each trial takes the cores and GPUs of all its ranks at once. The ranks themselves are fresh
+processes that a host on their node starts: one small actor for each node and sweep, which imports no torch. Ray's state
+is disposable: it moves JSON and tells when nodes die. What came of a trial is in the store.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import tempfile
+import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from bench.capacity import Cluster, Machine
 from bench.embedded_cluster import EmbeddedCluster
-from bench.launch import Launcher, Machine, Running, merged, rank_environment, stopped
-from bench.provenance import SOURCE_ROOT, code_sha256
-from bench.rank_process import RankJob, join_store, open_store, redirect_output, run_job
-from bench.record import Failed, Outcome, Provenance, RankReport
-from bench.spec import JsonDict
+from bench.launch import Ended, Progress, Running
+from bench.launch_hosts import POLL_SECONDS, START_TIMEOUT_SECONDS, HostLauncher, HostLost
+from bench.provenance import SOURCE_ROOT
+from bench.rank_host import END_SECONDS, RankHost
+from bench.record import Reason
+from bench.spec import JsonDict, TrialSpec
 
-CHUNK_BYTES = 32 * 1024**2
-START_TIMEOUT_SECONDS = 300.0
-
-
-class _Board:
-    """Where ranks leave their progress and the driver picks it up."""
-
-    def __init__(self) -> None:
-        self._posts: dict[str, list[tuple[int, JsonDict]]] = {}
-
-    def post(self, trial_id: str, rank: int, event: JsonDict) -> None:
-        self._posts.setdefault(trial_id, []).append((rank, event))
-
-    def take(self, trial_id: str) -> list[tuple[int, JsonDict]]:
-        return self._posts.pop(trial_id, [])
+# Between two looks at which nodes there are.
+LOOK_SECONDS = 2.0
+# A trial that fitted before nodes were lost waits so long for others, before it counts as infeasible.
+NODES_RETURN_SECONDS = 120.0
+NODE_LABEL = "ray.io/node-id"
+# An answer of a host that takes longer is not to be expected any more.
+ANSWER_SECONDS = END_SECONDS + 30.0
+# Calls that may be in progress on a host at once: one waits for messages, the others start and end trials.
+HOST_THREADS = 16
 
 
-class _RankActor:
-    """A fresh process for one rank of one trial. JSON goes in, JSON comes out."""
+class NodeHost:
+    """A :class:`RankHost` in an actor on another node, with the same methods."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        os.environ.update(environment)
-        self._outbox = Path(tempfile.mkdtemp(prefix="tuneoff-rank-"))
-        self._store: Any = None
-        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    def __init__(self, node_id: str) -> None:
+        self._node_id = node_id
+        actor_class = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, max_concurrency=HOST_THREADS)(_Actor)
+        strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        self._actor: Any = actor_class.options(scheduling_strategy=strategy).remote()
 
-    def place(self) -> tuple[str, str, list[int]]:
-        """Address, node and GPUs of this process, for the order of ranks."""
-        context = ray.get_runtime_context()
-        return ray.util.get_node_ip_address(), context.get_node_id(), sorted(map(int, ray.get_gpu_ids()))
+    def warm(self, environment: dict[str, str]) -> None:
+        self._ask(lambda actor: actor.warm.remote(environment), ANSWER_SECONDS)
 
-    def open_store(self, host: str) -> int:
-        """Open the rendezvous; returns its port."""
-        self._store = open_store(host)
-        return int(self._store.port)
+    def start(self, attempt_id: str, job: JsonDict, environment: dict[str, str]) -> None:
+        self._ask(lambda actor: actor.start.remote(attempt_id, job, environment), ANSWER_SECONDS)
 
-    def run(self, job: JsonDict, host: str, port: int, board: Any) -> JsonDict:
-        """Run the rank on this process's main thread."""
-        parsed = RankJob.model_validate({**job, "outbox": str(self._outbox)})
-        redirect_output(parsed)
-        store = self._store or join_store(host, port)
-        trial_id = parsed.spec.trial_id
-        report = run_job(parsed, store, 0, lambda event: board.post.remote(trial_id, parsed.rank, event))
-        return report.model_dump(mode="json")
+    def send(self, attempt_id: str, rank: int, line: str) -> None:
+        self._ask(lambda actor: actor.send.remote(attempt_id, rank, line), ANSWER_SECONDS)
 
-    def files(self) -> dict[str, int]:
-        """Names and sizes of what the rank leaves to the driver."""
-        return {path.name: path.stat().st_size for path in self._outbox.iterdir() if path.is_file()}
+    def poll(self, seconds: float) -> list[JsonDict]:
+        found: list[JsonDict] = self._ask(lambda actor: actor.poll.remote(seconds), None)
+        return found
 
-    def read(self, name: str, offset: int) -> bytes:
-        """A piece of one of these files."""
-        with (self._outbox / Path(name).name).open("rb") as file:
-            file.seek(offset)
-            return file.read(CHUNK_BYTES)
+    def end(self, attempt_id: str) -> bool:
+        return bool(self._ask(lambda actor: actor.end.remote(attempt_id), ANSWER_SECONDS))
 
-    def clear(self) -> None:
-        """Delete what the driver has taken."""
-        shutil.rmtree(self._outbox, ignore_errors=True)
+    def files(self, attempt_id: str) -> dict[str, int]:
+        found: dict[str, int] = self._ask(lambda actor: actor.files.remote(attempt_id), ANSWER_SECONDS)
+        return found
+
+    def read(self, attempt_id: str, name: str, offset: int) -> bytes:
+        return bytes(self._ask(lambda actor: actor.read.remote(attempt_id, name, offset), ANSWER_SECONDS))
+
+    def clear(self, attempt_id: str) -> None:
+        self._ask(lambda actor: actor.clear.remote(attempt_id), ANSWER_SECONDS)
+
+    def address(self) -> str:
+        return str(self._ask(lambda actor: actor.address.remote(), ANSWER_SECONDS))
+
+    def close(self) -> None:
+        """End the actor, and with it the rank processes that it has started."""
+        ray.kill(self._actor)
+
+    def _ask(self, call: Callable[[Any], Any], timeout_seconds: float | None) -> Any:
+        try:
+            return ray.get(call(self._actor), timeout=timeout_seconds)
+        except ray.exceptions.GetTimeoutError as error:
+            raise HostLost("node_lost", f"node {self._node_id} does not answer") from error
+        except ray.exceptions.RayActorError as error:
+            raise HostLost(self._why(error), f"node {self._node_id}: {_first_lines(error)}") from error
+        except ray.exceptions.OutOfMemoryError as error:
+            raise HostLost("worker_lost", f"node {self._node_id}: {_first_lines(error)}") from error
+
+    def _why(self, error: ray.exceptions.RayActorError) -> Reason:
+        if getattr(error, "preempted", False):
+            return "preempted"
+        return "worker_lost" if self._node_id in alive_nodes() else "node_lost"
 
 
-def _end_with_parent(parent: int) -> None:
-    """End this process when the raylet that started it is gone.
+class _Actor(RankHost):
+    """A RankHost that knows where it is."""
 
-    Ray by itself lets an actor finish its running method first, which for a rank may take hours.
-    """
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
+    def address(self) -> str:
+        return str(ray.util.get_node_ip_address())
 
 
-class RayLauncher(Launcher):
+def _visible_gpus() -> list[str]:
+    return [str(gpu) for gpu in ray.get_gpu_ids()]
+
+
+class RayLauncher(HostLauncher):
     """Starts the ranks of a trial on a Ray cluster.
 
     Args:
-        scratch: Folder on this machine for files on their way into the store.
+        outbox: Folder for attempts on their way into the store; best on storage that the nodes share.
         cluster: Where ranks run: the address of a running cluster, to which the code of ``bench`` and ``methods`` is
             sent, or one that this process has started and that ends with it.
         plugins: Packages and files that are sent to a running cluster too.
+        runtime_env: Further options of Ray's runtime environment.
     """
 
     name = "ray"
 
-    def __init__(self, scratch: Path, cluster: str | EmbeddedCluster, plugins: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        outbox: Path,
+        cluster: str | EmbeddedCluster,
+        plugins: Sequence[Path] = (),
+        runtime_env: JsonDict | None = None,
+    ) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if isinstance(cluster, str):
             address = cluster
             modules = [SOURCE_ROOT / "bench", SOURCE_ROOT / "methods", *plugins]
-            options["runtime_env"] = {"py_modules": [str(module) for module in modules]}
+            sent = {"py_modules": [str(module) for module in modules]}
+            options["runtime_env"] = {**(runtime_env or {}), **sent}
         else:
             address = cluster.address()
-        self._cluster = cluster
+        self._embedded = cluster if isinstance(cluster, EmbeddedCluster) else None
         ray.init(address=address, **options)
-        total = ray.cluster_resources()
-        super().__init__(Machine(cpus=int(total.get("CPU", 0)), gpus=int(total.get("GPU", 0))), scratch)
-        self._board = ray.remote(num_cpus=0)(_Board).remote()
+        super().__init__(Cluster(machines()), outbox)
+        self._hosts: dict[str, NodeHost] = {}
+        self._hosts_lock = threading.Lock()
+        self._groups: dict[str, PlacementGroup] = {}
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        self._lost_nodes_at = -math.inf
+
+    def poll(self, timeout_seconds: float) -> list[Progress | Ended]:
+        if time.monotonic() > self._next_look:
+            self._next_look = time.monotonic() + LOOK_SECONDS
+            before = len(self.cluster.machines)
+            self.cluster.update(machines())
+            if len(self.cluster.machines) < before:
+                self._lost_nodes_at = time.monotonic()
+        return super().poll(timeout_seconds)
+
+    def shortage(self, spec: TrialSpec) -> str | None:
+        if time.monotonic() - self._lost_nodes_at < NODES_RETURN_SECONDS:
+            return None
+        return super().shortage(spec)
+
+    def host(self, node_id: str) -> NodeHost:
+        if node_id not in alive_nodes():
+            raise HostLost("node_lost", f"node {node_id} is gone")
+        with self._hosts_lock:
+            if node_id not in self._hosts:
+                host = self._hosts[node_id] = NodeHost(node_id)
+                threading.Thread(target=self._hear, args=(node_id, host), daemon=True).start()
+            return self._hosts[node_id]
 
     def close(self) -> None:
-        for trial_id in list(self.running):
-            self.stop(trial_id, "cancelled")
-        while self.running:
-            self.poll(1.0)
-        ray.kill(self._board)
+        super().close()
+        for host in list(self._hosts.values()):
+            host.close()
         ray.shutdown()
-        if isinstance(self._cluster, EmbeddedCluster):
-            self._cluster.end()
+        if self._embedded is not None:
+            self._embedded.end()
 
-    def _run(self, run: Running) -> tuple[Outcome, Provenance | None]:
-        ranks = run.spec.resources.ranks
-        bundle = {"CPU": run.share.cpus // ranks, **({"GPU": 1} if run.share.gpus else {})}
-        group = placement_group([bundle] * ranks, strategy="PACK", name=f"tuneoff:{run.trial_id}")
-        actors: list[Any] = []
-        try:
-            actor_class = ray.remote(max_restarts=0, max_task_retries=0)(_RankActor)
-            for index in range(ranks):
-                strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
-                options = {"num_cpus": bundle["CPU"], "num_gpus": bundle.get("GPU", 0), "scheduling_strategy": strategy}
-                actors.append(actor_class.options(**options).remote(self._environment(run)))
-            return self._follow(run, actors)
-        except ray.exceptions.GetTimeoutError:
-            message = f"the ranks did not start within {START_TIMEOUT_SECONDS:g} s"
-            return Failed(reason="worker_lost", phase=None, rank=None, message=message), None
-        except ray.exceptions.OutOfMemoryError as error:
-            return Failed(reason="out_of_memory", phase=None, rank=None, message=str(error)), None
-        except ray.exceptions.RayActorError as error:
-            return Failed(reason="worker_lost", phase=None, rank=None, message=_first_lines(error)), None
-        finally:
-            for actor in actors:
-                ray.kill(actor)
+    def _hear(self, node_id: str, host: NodeHost) -> None:
+        self.receive(node_id, host)
+        with self._hosts_lock:
+            del self._hosts[node_id]  # The next trial there gets a new one.
+
+    def _prepare(self, run: Running) -> list[list[str]] | None:
+        need = run.need
+        bundle = {"CPU": need.cpus_per_rank, **({"GPU": need.gpus_per_rank} if need.gpus_per_rank else {})}
+        group = placement_group(
+            [bundle] * need.ranks,
+            name=f"tuneoff:{run.trial_id}",
+            bundle_label_selector=[{NODE_LABEL: seat.node_id} for seat in run.seats],
+        )
+        self._groups[run.trial_id] = group
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while not group.wait(POLL_SECONDS):
+            if run.stop_reason is not None:
+                return None
+            if gone := {seat.node_id for seat in run.seats} - alive_nodes().keys():
+                raise HostLost("node_lost", f"node {gone.pop()} is gone")
+            if time.monotonic() > deadline:
+                message = f"others hold the cores or GPUs of this trial for {START_TIMEOUT_SECONDS:g} s already"
+                raise HostLost("start_timed_out", message)
+        if not need.gpus_per_rank:
+            return [[] for _ in run.seats]
+        look = ray.remote(num_cpus=0, num_gpus=need.gpus_per_rank)(_visible_gpus)
+        places = [PlacementGroupSchedulingStrategy(group, rank) for rank in range(need.ranks)]
+        found: list[list[str]] = ray.get([look.options(scheduling_strategy=place).remote() for place in places])
+        return found
+
+    def _release(self, run: Running) -> None:
+        if (group := self._groups.pop(run.trial_id, None)) is not None:
             remove_placement_group(group)
 
-    def _environment(self, run: Running) -> dict[str, str]:
-        environment = rank_environment(run.threads)
-        if not run.share.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = ""
-        return environment
 
-    def _follow(self, run: Running, actors: list[Any]) -> tuple[Outcome, Provenance | None]:
-        places = ray.get([actor.place.remote() for actor in actors], timeout=START_TIMEOUT_SECONDS)
-        order = sorted(range(len(actors)), key=lambda index: places[index])
-        actors = [actors[index] for index in order]
-        host = places[order[0]][0]
-        port = ray.get(actors[0].open_store.remote(host), timeout=START_TIMEOUT_SECONDS)
-        reports: dict[int, RankReport] = {}
-        pending: dict[Any, int] = {}
-        for rank, actor in enumerate(actors):
-            job = RankJob(spec=run.spec, rank=rank, outbox="", threads=run.threads, driver_code_sha256=code_sha256())
-            pending[actor.run.remote(job.model_dump(mode="json"), host, port, self._board)] = rank
-        while pending and not any(isinstance(report.outcome, Failed) for report in reports.values()):
-            if run.stop_reason:
-                return stopped(run), None
-            done, _ = ray.wait(list(pending), timeout=0.5)
-            for reference in done:
-                rank = pending.pop(reference)
-                try:
-                    reports[rank] = RankReport.model_validate(ray.get(reference))
-                except ray.exceptions.RayActorError as error:
-                    lost = Failed(reason="worker_lost", phase=None, rank=rank, message=_first_lines(error))
-                    return lost, None
-            for rank, data in ray.get(self._board.take.remote(run.trial_id)):
-                self.report_progress(run, rank, data)
-        for rank in reports:
-            self._fetch(actors[rank], run.outbox)
-        return merged(reports)
+def alive_nodes() -> dict[str, JsonDict]:
+    """What Ray knows of each node that lives, by its id."""
+    return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
 
-    def _fetch(self, actor: Any, destination: Path) -> None:
-        """Copy a rank's files to this machine, in pieces, wherever the rank ran."""
-        for name, size in ray.get(actor.files.remote()).items():
-            with (destination / Path(name).name).open("wb") as file:
-                for offset in range(0, size, CHUNK_BYTES):
-                    file.write(ray.get(actor.read.remote(name, offset)))
-        with contextlib.suppress(ray.exceptions.RayActorError):
-            ray.get(actor.clear.remote())
+
+def machines() -> list[Machine]:
+    """What there is to run ranks on."""
+    found = []
+    for node_id, node in sorted(alive_nodes().items()):
+        resources = node["Resources"]
+        found.append(Machine(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), node_id))
+    return found
 
 
 def _first_lines(error: Exception) -> str:

@@ -41,12 +41,12 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None]) -> None:
         raise ConfigError(str(error)) from error
 
 
-def make_launcher(name: str, scratch: Path, address: str | None, plugins: Sequence[PluginSource] = ()) -> Launcher:
+def make_launcher(name: str, outbox: Path, address: str | None, plugins: Sequence[PluginSource] = ()) -> Launcher:
     """The launcher of this name; ``auto`` is Ray where Ray is installed.
 
     Args:
         name: ``auto``, ``ray`` or ``local``.
-        scratch: Folder on this machine for files on their way into the store.
+        outbox: Where attempts wait for the store.
         address: Of a running Ray cluster.
         plugins: What ranks must be able to import besides ``bench`` and ``methods``.
 
@@ -60,7 +60,7 @@ def make_launcher(name: str, scratch: Path, address: str | None, plugins: Sequen
             raise ConfigError(f"--address {address} has no effect with --launcher local; leave one of them out")
         from bench.launch_local import LocalLauncher
 
-        return LocalLauncher(scratch)
+        return LocalLauncher(outbox)
     if not has_ray:
         raise ConfigError("--launcher ray needs the package ray; install it, or use --launcher local")
     from bench.embedded_cluster import EmbeddedCluster
@@ -68,4 +68,4 @@ def make_launcher(name: str, scratch: Path, address: str | None, plugins: Sequen
     cluster = address or EmbeddedCluster()
     from bench.launch_ray import RayLauncher
 
-    return RayLauncher(scratch, cluster, [top for source in plugins for top in source.tops])
+    return RayLauncher(outbox, cluster, [top for source in plugins for top in source.tops])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import os
 import platform
 import subprocess
@@ -40,8 +41,10 @@ def code_sha256() -> str:
     """Hash of the Python sources of ``bench`` and ``methods``. Driver and ranks must agree on it."""
     digest = hashlib.sha256()
     for package in ("bench", "methods"):
-        for path in sorted((SOURCE_ROOT / package).rglob("*.py")):
-            digest.update(f"{path.relative_to(SOURCE_ROOT).as_posix()}\0".encode())
+        # On a cluster the two may have come separately, and lie in folders of their own.
+        root = Path(next(iter(importlib.import_module(package).__path__))).parent
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -13,10 +13,23 @@ from pydantic import Field
 from bench.spec import JsonDict, Spec, TrialSpec
 
 Reason = Literal[
-    "out_of_memory", "diverged", "timed_out", "worker_lost", "node_lost", "error", "infeasible", "cancelled"
+    "out_of_memory",
+    "diverged",
+    "timed_out",
+    "error",
+    "infeasible",
+    "cancelled",
+    "worker_lost",
+    "hung",
+    "start_timed_out",
+    "node_lost",
+    "preempted",
+    "driver_lost",
 ]
-# Not the trial's fault: the same trial may well succeed when tried again.
-RETRYABLE: frozenset[str] = frozenset({"worker_lost", "node_lost"})
+# The machine's fault: tried again without counting, since no trial can bring them about.
+BLAMELESS: frozenset[str] = frozenset({"node_lost", "preempted", "driver_lost"})
+# Not the trial's fault, as far as one can tell: the same trial may well succeed when tried again.
+RETRYABLE: frozenset[str] = BLAMELESS | {"worker_lost", "hung", "start_timed_out"}
 
 
 class ParameterCounts(Spec):
@@ -178,6 +191,15 @@ class Attempt(Spec):
     earlier_reasons: list[Reason] = Field(default_factory=list, description="why earlier attempts were lost")
 
 
+class Placement(Spec):
+    """Where an attempt ran, and beside whom. Its cost can be compared if nobody else was there."""
+
+    nodes: list[str] = Field(description="of each rank")
+    gpus: list[list[int]] = Field(description="of each rank; empty on CPUs")
+    exclusive: str = Field(description="what it had to itself: device, node or none")
+    co_tenants: list[str] = Field(description="trials that ran on one of its nodes at the same time")
+
+
 class TrialResult(Spec):
     """The record: ``results/<sweep>/trials/<trial_id>/result.json``. Its existence says that the trial is done."""
 
@@ -192,6 +214,8 @@ class TrialResult(Spec):
     total_seconds: float = Field(description="from launch to the end of the last rank, start-up included")
     provenance: Provenance | None = Field(description="None where no rank got far enough to tell")
     files: dict[str, str] = Field(default_factory=dict, description="file name to sha256, beside the record")
+    placement: Placement | None = Field(None, description="None where nothing was started")
+    content_sha256: str | None = Field(None, description="of the record's JSON without this field")
 
     @property
     def device_seconds(self) -> float:

@@ -2,37 +2,65 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import time
-import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from typing import Literal
 
+from bench.capacity import Need, Seat
+from bench.crash_points import reached
 from bench.launch import Ended, Launcher, Progress
-from bench.record import RETRYABLE, Attempt, Failed, Reason, TrialResult
+from bench.observe import Observer
+from bench.outbox import StartedAttempt, new_attempt
+from bench.record import BLAMELESS, RETRYABLE, Failed, Reason, TrialResult
+from bench.requests import CancelRequest, Requests
 from bench.spec import TrialSpec
 from bench.store import Store
 
 MAX_ATTEMPTS = 3
+# The machine's failures do not count as attempts, but a trial that is always there when nodes die has an end too.
+MAX_BLAMELESS_ATTEMPTS = 20
+BACKOFF_SECONDS = 1.0
+BACKOFF_FACTOR = 4.0
+MAX_BACKOFF_SECONDS = 60.0
+# A trial that does not fit now is overtaken by so many smaller ones; then these wait until it has run.
+MAX_OVERTAKEN = 8
+POLL_SECONDS = 0.2
+REQUEST_SECONDS = 1.0
 
 
 @dataclass
 class _Pending:
     spec: TrialSpec
+    need: Need
     earlier: list[Reason] = field(default_factory=list)
+
+    @property
+    def may_be_tried_again(self) -> bool:
+        blameless = sum(reason in BLAMELESS for reason in self.earlier)
+        return len(self.earlier) - blameless < MAX_ATTEMPTS and blameless < MAX_BLAMELESS_ATTEMPTS
+
+
+@dataclass
+class _Group:
+    """Trials of the same priority that take the same, in the order they came."""
+
+    waiting: deque[_Pending] = field(default_factory=deque)
+    overtaken: int = 0
 
 
 class Schedule:
-    """Runs the trials of a sweep that have no record yet.
+    """Runs trials until each has a record.
 
     Args:
         store: Where records go.
         launcher: What runs a trial.
         sweep: Name of the sweep.
-        on_start: Called with each trial that starts.
-        on_progress: Called with every progress of a rank.
-        on_result: Called with each record once it is committed.
+        observers: Hear what happens.
+        backoff_seconds: Before the first retry of a trial; the following ones wait longer.
     """
 
     def __init__(
@@ -40,74 +68,176 @@ class Schedule:
         store: Store,
         launcher: Launcher,
         sweep: str,
-        on_start: Callable[[TrialSpec], None] = lambda spec: None,
-        on_progress: Callable[[Progress], None] = lambda progress: None,
-        on_result: Callable[[TrialResult], None] = lambda result: None,
+        observers: Sequence[Observer] = (),
+        backoff_seconds: float = BACKOFF_SECONDS,
     ) -> None:
         self.store = store
         self.launcher = launcher
         self.sweep = sweep
-        self.on_start = on_start
-        self.on_progress = on_progress
-        self.on_result = on_result
-        self._running: dict[str, _Pending] = {}
+        self.observers = observers
+        self.backoff_seconds = backoff_seconds
+        self.draining = False
+        self._requests = Requests(store.root)
+        self._groups: dict[tuple[int, Need], _Group] = {}
+        self._later: list[tuple[float, _Pending]] = []
+        self._running: dict[str, tuple[_Pending, StartedAttempt]] = {}
         self._deadlines: dict[str, float] = {}
+        self._next_requests = 0.0
+        self._earlier = store.lost_attempts()
 
-    def run(self, trials: Sequence[TrialSpec]) -> None:
-        """Run trials in order, several at a time where there is room, until each has a record."""
-        queue = deque(_Pending(spec) for spec in trials)
-        while queue or self._running:
-            while queue and self._start(queue[0]):
-                queue.popleft()
-            for event in self.launcher.poll(0.2):
+    def submit(self, trials: Iterable[TrialSpec]) -> None:
+        """Add trials without a record. May be called while :meth:`run` runs, from an observer."""
+        for spec in trials:
+            earlier = self._earlier.get(spec.trial_id, [])
+            self._wait(_Pending(spec, self.launcher.cluster.need(spec), list(earlier)))
+
+    def drain(self) -> None:
+        """Start nothing more: :meth:`run` returns when what runs now has ended."""
+        self.draining = True
+
+    @property
+    def queued(self) -> int:
+        """Trials that wait, for room or to be tried again."""
+        return sum(len(group.waiting) for group in self._groups.values()) + len(self._later)
+
+    def run(self, trials: Iterable[TrialSpec] = ()) -> None:
+        """Run trials, the largest first within a priority, several at a time, until each has a record.
+
+        Raises:
+            StoreError: The results folder cannot be written to. What is finished stays in the outbox.
+        """
+        self.submit(trials)
+        while self._running or (self.queued and not self.draining):
+            self._return_from_backoff()
+            if not self.draining:
+                self._start_what_fits()
+            for event in self.launcher.poll(POLL_SECONDS):
                 if isinstance(event, Progress):
-                    self.on_progress(event)
-                elif (again := self._ended(event)) is not None:
-                    queue.appendleft(again)
-            for trial_id in [trial_id for trial_id, deadline in self._deadlines.items() if time.time() > deadline]:
+                    self._tell("progressed", event)
+                else:
+                    self._ended(event)
+            now = time.monotonic()
+            for trial_id in [trial_id for trial_id, deadline in self._deadlines.items() if now > deadline]:
                 del self._deadlines[trial_id]
                 self.launcher.stop(trial_id, "timed_out")
+            if now >= self._next_requests:
+                self._next_requests = now + REQUEST_SECONDS
+                self._answer_requests()
+                self._tell("ticked", self.queued)
 
-    def _start(self, pending: _Pending) -> bool:
-        """True if the trial was started or settled; False if it has to wait for room."""
+    def _wait(self, pending: _Pending) -> None:
+        self._groups.setdefault((pending.spec.resources.priority, pending.need), _Group()).waiting.append(pending)
+
+    def _return_from_backoff(self) -> None:
+        now = time.monotonic()
+        for entry in [entry for entry in self._later if entry[0] <= now]:
+            self._later.remove(entry)
+            self._wait(entry[1])
+
+    def _start_what_fits(self) -> None:
+        passed: list[_Group] = []
+        for _, group in sorted(self._groups.items(), key=lambda item: (item[0][0], item[0][1].size), reverse=True):
+            while group.waiting and (seats := self._seats(group.waiting[0])) is not None:
+                pending = group.waiting.popleft()
+                group.overtaken = 0
+                for larger in passed:
+                    larger.overtaken += 1
+                if isinstance(seats, str):
+                    failed = Failed(reason="infeasible", phase=None, rank=None, message=seats)
+                    self._settle(pending, failed)
+                else:
+                    self._start(pending, seats)
+            if group.waiting:
+                if group.overtaken >= MAX_OVERTAKEN:
+                    return
+                passed.append(group)
+        self._groups = {key: group for key, group in self._groups.items() if group.waiting}
+
+    def _seats(self, pending: _Pending) -> list[Seat] | str | None:
+        """Seats for all ranks; why there can never be any; None if it has to wait for room."""
+        if (shortage := self.launcher.shortage(pending.spec)) is not None:
+            return shortage
+        return self.launcher.reserve(pending.spec)
+
+    def _start(self, pending: _Pending, seats: list[Seat]) -> None:
         spec = pending.spec
-        if (shortage := self.launcher.machine.shortage(spec)) is not None:
-            outcome = Failed(reason="infeasible", phase=None, rank=None, message=shortage)
-            self._commit(pending, Ended(spec.trial_id, outcome, None, time.time(), 0.0))
-            return True
-        if not self.launcher.has_room(spec):
-            return False
-        self._running[spec.trial_id] = pending
+        started = new_attempt(spec, self.sweep, self.launcher.name, pending.earlier)
+        self._running[spec.trial_id] = pending, started
         if spec.resources.timeout_seconds is not None:
-            self._deadlines[spec.trial_id] = time.time() + spec.resources.timeout_seconds
-        self.store.log("started", trial_id=spec.trial_id, attempt=len(pending.earlier) + 1)
-        self.launcher.start(spec)
-        self.on_start(spec)
-        return True
+            self._deadlines[spec.trial_id] = time.monotonic() + spec.resources.timeout_seconds
+        reached("start.before_journal")
+        attempt = started.attempt
+        self.store.log("started", trial_id=spec.trial_id, attempt=attempt.attempt_id, number=attempt.number)
+        reached("start.after_journal")
+        self.launcher.start(started, seats)
+        self._tell("started", started)
 
-    def _ended(self, event: Ended) -> _Pending | None:
-        """Commit the record, or hand the trial back to be tried again."""
-        pending = self._running.pop(event.trial_id)
+    def _ended(self, event: Ended) -> None:
+        """Commit the record, or have the trial tried again. Only the current attempt is listened to."""
+        pending, started = self._running.get(event.trial_id, (None, None))
+        if pending is None or started is None or started.attempt.attempt_id != event.attempt_id:
+            self.store.log("stale", trial_id=event.trial_id, attempt=event.attempt_id)
+            return
+        del self._running[event.trial_id]
         self._deadlines.pop(event.trial_id, None)
         outcome = event.outcome
-        if isinstance(outcome, Failed) and outcome.reason in RETRYABLE and len(pending.earlier) + 1 < MAX_ATTEMPTS:
-            self.store.log("lost", trial_id=event.trial_id, reason=outcome.reason, message=outcome.message)
+        result = started.result(outcome, event.provenance, event.seconds, event.placement)
+        if isinstance(outcome, Failed) and outcome.reason in RETRYABLE:
             pending.earlier.append(outcome.reason)
-            return pending
-        self._commit(pending, event)
-        return None
+            if pending.may_be_tried_again:
+                self._try_again(pending, result, outcome, event)
+                return
+        self._commit(result, event)
 
-    def _commit(self, pending: _Pending, event: Ended) -> None:
-        attempt = Attempt(attempt_id=uuid.uuid4().hex, number=len(pending.earlier) + 1, earlier_reasons=pending.earlier)
-        result = TrialResult(
-            trial_id=event.trial_id,
-            sweep=self.sweep,
-            spec=pending.spec,
-            outcome=event.outcome,
-            attempt=attempt,
-            launcher=self.launcher.name,
-            started_at=datetime.fromtimestamp(event.started_at, UTC).isoformat(timespec="seconds"),
-            total_seconds=event.seconds,
-            provenance=event.provenance,
-        )
-        self.on_result(self.store.commit(result, event.files))
+    def _try_again(self, pending: _Pending, result: TrialResult, outcome: Failed, event: Ended) -> None:
+        self.store.keep_lost(result, event.files)
+        self._clear(event.trial_id, event.attempt_id)
+        wait = self.backoff_seconds * BACKOFF_FACTOR ** (pending.earlier.count(outcome.reason) - 1)
+        wait = min(wait, MAX_BACKOFF_SECONDS)
+        self._later.append((time.monotonic() + wait, pending))
+        self._tell("lost", result, wait)
+
+    def _settle(self, pending: _Pending, outcome: Failed) -> None:
+        """Commit the record of a trial that was not even started."""
+        started = new_attempt(pending.spec, self.sweep, self.launcher.name, pending.earlier)
+        result = started.result(outcome, None, 0.0, None)
+        self._tell("committed", self.store.commit(result, []))
+
+    def _commit(self, result: TrialResult, event: Ended) -> None:
+        result = self.store.commit(result, event.files)
+        self._clear(event.trial_id, event.attempt_id)
+        reached("commit.after_outbox")
+        self._tell("committed", result)
+
+    def _clear(self, trial_id: str, attempt_id: str) -> None:
+        folder = self.store.outbox / trial_id
+        shutil.rmtree(folder / attempt_id, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+    def _answer_requests(self) -> None:
+        for request in self._requests.take():
+            self.store.log("cancel", trial_id=request.trial_id)
+            self._cancel(request)
+
+    def _cancel(self, request: CancelRequest) -> None:
+        cancelled = Failed(reason="cancelled", phase=None, rank=None, message="cancelled")
+        waiting = [pending for group in self._groups.values() for pending in group.waiting]
+        waiting += [pending for _, pending in self._later]
+        for group in self._groups.values():
+            group.waiting = deque(pending for pending in group.waiting if not _means(request, pending.spec))
+        self._later = [entry for entry in self._later if not _means(request, entry[1].spec)]
+        for pending in waiting:
+            if _means(request, pending.spec):
+                self._settle(pending, cancelled)
+        for trial_id in list(self.launcher.running):
+            if request.trial_id in (None, trial_id):
+                self.launcher.stop(trial_id, "cancelled")
+
+    def _tell(self, what: Literal["started", "progressed", "lost", "committed", "ticked"], *facts: object) -> None:
+        for observer in self.observers:
+            getattr(observer, what)(*facts)
+
+
+def _means(request: CancelRequest, spec: TrialSpec) -> bool:
+    return request.trial_id in (None, spec.trial_id)

@@ -12,8 +12,9 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from bench.files import write_atomically
 from bench.spec import Spec
-from bench.store import StoreError, write_atomically
+from bench.store import StoreError
 from bench.tuning import Ask, Cut, Search
 
 RowT = TypeVar("RowT", bound=Spec)

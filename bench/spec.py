@@ -133,7 +133,23 @@ class ResourceSpec(Spec):
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is cuda where there is a GPU, else cpu")
     cpus_per_rank: PositiveInt | None = Field(None, description="None: all cores of the machine, shared by the ranks")
+    gpus_per_rank: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="below 1 several trials of one rank share a GPU, and none of them has it to itself"
+    )
+    exclusive: Literal["device", "node", "none"] = Field(
+        "device", description="what a trial has to itself, so that its cost can be compared; cores and GPUs, or nodes"
+    )
+    priority: int = Field(0, description="higher ones start first; of equals the larger trials do")
     timeout_seconds: PositiveFloat | None = Field(None, description="wall time of a trial, start-up included")
+    hang_seconds: PositiveFloat = Field(120.0, description="a rank that gives no sign of life for so long is replaced")
+
+    @model_validator(mode="after")
+    def _shareable(self) -> ResourceSpec:
+        if self.gpus_per_rank < 1 and self.ranks > 1:
+            raise ValueError("gpus_per_rank below 1 needs ranks: 1; NCCL refuses two ranks on one GPU")
+        if self.gpus_per_rank < 1 and self.exclusive != "none":
+            raise ValueError("gpus_per_rank below 1 shares the GPU; say so with exclusive: none")
+        return self
 
 
 class ResolvedSpec(Spec):
@@ -200,7 +216,7 @@ class TrialSpec(Spec):
                 value = getattr(self, part)
                 if getattr(value, name) == type(value).model_fields[name].get_default(call_default_factory=True):
                     del content[part][name]
-        for placement in ("device", "cpus_per_rank", "timeout_seconds"):
+        for placement in content["resources"].keys() - {"ranks", "zero_stage", "precision"}:
             del content["resources"][placement]
         for part in ("method", "task"):
             del content[part]["origin"]

@@ -1,31 +1,41 @@
 """Results on disk: ``<results>/<sweep>/trials/<trial_id>/result.json``, written last and atomically.
 
-Only the driver writes here. That a record exists is what says that its trial is done. Imports neither torch nor ray.
+Only the driver writes here. That a record exists is what says that its trial is done. A record is never changed and
+never deleted: what was lost on the way to it, and failures that are run again, are kept under ``attempts/``; what is
+torn is set aside, and its trial runs again. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from bench.record import TrialResult
+from bench.crash_points import reached
+from bench.files import sha256_of, sync_folder, write_atomically
+from bench.journal import Journal
+from bench.lock import FolderLock, LockError
+from bench.record import Failed, Reason, TrialResult
 from bench.spec import JsonDict
 
 RECORD_FILE = "result.json"
+ATTEMPTS_FOLDER = "attempts"
+LOCK_FILE = ".lock"
 
 
 class StoreError(RuntimeError):
     """The results folder cannot be used as it is."""
+
+
+class CorruptRecordError(StoreError):
+    """A record is not what was written."""
 
 
 class Store:
@@ -38,6 +48,8 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.trials = root / "trials"
+        self.journal = Journal(root / "journal.jsonl")
+        self._lock = FolderLock(root / LOCK_FILE)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -47,32 +59,25 @@ class Store:
             StoreError: Another driver works on this folder.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                file.seek(0)
-                holder = file.read().strip() or "an unknown process"
-                raise StoreError(f"{self.root}: {holder} is running this sweep; wait for it, or stop it") from error
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {os.uname().nodename}")
-            file.flush()
+        try:
+            self._lock.acquire()
+        except LockError as error:
+            raise StoreError(f"{self.root}: {error}") from error
+        try:
             yield
+        finally:
+            self._lock.release()
 
     @property
-    def scratch(self) -> Path:
-        """Folder for files on their way to a record, on the same file system."""
+    def outbox(self) -> Path:
+        """Folder for attempts on their way to a record, on the same file system."""
         return self.root / ".outbox"
-
-    def clear_scratch(self) -> None:
-        """Delete what no record has taken."""
-        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def read(self, trial_id: str) -> TrialResult | None:
         """The record of a trial; None if there is none.
 
         Raises:
-            StoreError: There is a file that is no record.
+            CorruptRecordError: There is a file that is no record, or not the one that was written.
         """
         path = self.trials / trial_id / RECORD_FILE
         if not path.is_file():
@@ -80,74 +85,194 @@ class Store:
         return read_record(path)
 
     def read_all(self) -> list[TrialResult]:
-        """All records, in order of their trial ids."""
+        """All records, in order of their trial ids.
+
+        Raises:
+            CorruptRecordError: One of them is damaged.
+        """
         return [read_record(path) for path in sorted(self.trials.glob(f"*/{RECORD_FILE}"))]
 
+    def trial_ids(self) -> list[str]:
+        """The trials that have a record, in order."""
+        return [path.parent.name for path in sorted(self.trials.glob(f"*/{RECORD_FILE}"))]
+
+    def has(self, trial_id: str) -> bool:
+        """Whether a trial has a record."""
+        return (self.trials / trial_id / RECORD_FILE).is_file()
+
     def commit(self, result: TrialResult, files: Sequence[Path]) -> TrialResult:
-        """Write a trial's files and then its record. What an earlier attempt left in the folder is replaced.
+        """Write a trial's files and then its record. What a crashed commit left in the folder is replaced.
+
+        ``files`` stay where they are, so that a commit which a crash has cut short can be made again.
 
         Returns:
-            The record as written, with the hashes of its files.
+            The record as written, with the hashes of its files; the present one if this attempt was committed before.
+
+        Raises:
+            StoreError: There is a record of another attempt, or the disk is full. Nothing of it was touched.
         """
-        folder = self.trials / result.trial_id
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        hashes: dict[str, str] = {}
-        for source in files:
-            target = _move_compressed(source, folder) if source.suffix == ".jsonl" else _move(source, folder)
-            with target.open("rb") as file:
-                hashes[target.name] = hashlib.file_digest(file, "sha256").hexdigest()
-        result = result.model_copy(update={"files": hashes})
-        write_atomically(folder / RECORD_FILE, result.model_dump_json(indent=2) + "\n")
-        self.log("committed", trial_id=result.trial_id, status=result.outcome.status)
+        present = self.read(result.trial_id)
+        if present is not None:
+            if present.attempt.attempt_id == result.attempt.attempt_id:
+                return present
+            raise StoreError(f"{result.trial_id} has a record of another attempt, which stays")
+        try:
+            self._lock.check()
+        except LockError as error:
+            raise StoreError(f"{self.root}: {error}") from error
+        reached("commit.before_files")
+        try:
+            result = self._write(self.trials / result.trial_id, result, files)
+        except OSError as error:
+            raise StoreError(
+                f"{self.root}: the record of {result.trial_id} cannot be written: {error}. Nothing is lost: "
+                "it waits in .outbox, and the same command goes on"
+            ) from error
+        reached("commit.after_rename")
+        self.log("committed", trial_id=result.trial_id, attempt=result.attempt.attempt_id, status=result.outcome.status)
+        reached("commit.after_journal")
         return result
 
+    def keep_lost(self, result: TrialResult, files: Sequence[Path]) -> None:
+        """Write the record of an attempt that will be made again. It does not say that its trial is done."""
+        reached("lost.before_record")
+        folder = self.trials / result.trial_id / ATTEMPTS_FOLDER / result.attempt.attempt_id
+        if not (folder / RECORD_FILE).is_file():
+            self._write(folder, result, files)
+        reached("lost.after_record")
+        reason = result.outcome.reason if isinstance(result.outcome, Failed) else None
+        self.log("lost", trial_id=result.trial_id, attempt=result.attempt.attempt_id, reason=reason)
+
+    def lost_attempts(self) -> dict[str, list[Reason]]:
+        """Why earlier attempts at trials without a record were lost, by trial."""
+        lost: dict[str, list[Reason]] = {}
+        for event in self.journal.events():
+            if event["event"] == "lost":
+                lost.setdefault(event["trial_id"], []).append(event["reason"])
+            elif event["event"] in ("committed", "discarded", "set_aside"):
+                lost.pop(event["trial_id"], None)
+        return lost
+
+    def current_attempts(self) -> dict[str, str]:
+        """The attempt that was started last, by trial."""
+        started = (event for event in self.journal.events() if event["event"] == "started")
+        return {event["trial_id"]: event["attempt"] for event in started}
+
     def discard(self, trial_id: str) -> None:
-        """Forget a trial's record, so that it runs again."""
-        shutil.rmtree(self.trials / trial_id, ignore_errors=True)
-        self.log("discarded", trial_id=trial_id)
+        """Put a trial's record among its attempts, so that it runs again.
+
+        Raises:
+            CorruptRecordError: It is damaged.
+        """
+        folder = self.trials / trial_id
+        attempt_id = read_record(folder / RECORD_FILE).attempt.attempt_id
+        kept = folder / ATTEMPTS_FOLDER / attempt_id
+        kept.mkdir(parents=True, exist_ok=True)
+        for path in _files_in(folder):
+            _link(path, kept / path.name)
+        sync_folder(kept)
+        (folder / RECORD_FILE).unlink()
+        sync_folder(folder)
+        self.log("discarded", trial_id=trial_id, attempt=attempt_id)
+
+    def set_aside(self, trial_id: str, why: str) -> Path:
+        """Move a trial's folder out of the way, as it is, so that it runs again. Returns where it is now."""
+        aside = self.root / "set-aside"
+        aside.mkdir(exist_ok=True)
+        number = 1 + sum(path.name.startswith(f"{trial_id}.") for path in aside.iterdir())
+        target = aside / f"{trial_id}.{number}"
+        (self.trials / trial_id).rename(target)
+        sync_folder(self.trials)
+        self.log("set_aside", trial_id=trial_id, why=why, folder=str(target.relative_to(self.root)))
+        return target
 
     def log(self, event: str, **details: object) -> None:
-        """Append to the sweep's journal, one JSON object a line."""
-        entry: JsonDict = {"time": time.time(), "event": event, **details}
-        with (self.root / "journal.jsonl").open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        """Append to the sweep's journal.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        try:
+            self.journal.append(event, **details)
+        except OSError as error:
+            raise StoreError(f"{self.journal.path} cannot be written: {error.strerror}") from error
+
+    def _write(self, folder: Path, result: TrialResult, files: Sequence[Path]) -> TrialResult:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in _files_in(folder):
+            leftover.unlink()
+        hashes: dict[str, str] = {}
+        for number, source in enumerate(files):
+            if number:
+                reached("commit.between_files")
+            target = _packed(source, folder) if source.suffix == ".jsonl" else _link(source, folder / source.name)
+            hashes[target.name] = sha256_of(target)
+        reached("commit.before_record")
+        result = result.model_copy(update={"files": hashes, "content_sha256": None})
+        content = result.model_dump(mode="json")
+        content["content_sha256"] = content_sha256(content)
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(folder / RECORD_FILE, text, "commit.before_rename")
+        return result.model_copy(update={"content_sha256": content["content_sha256"]})
 
 
 def read_record(path: Path) -> TrialResult:
     """A record from its file.
 
     Raises:
-        StoreError: It is torn, or of another schema.
+        CorruptRecordError: It is torn, changed since it was written, or of another schema.
     """
     try:
-        return TrialResult.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise StoreError(f"{path} is not a valid record; move it away to run its trial again. {error}") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+        record = TrialResult.model_validate(content)
+    except (ValueError, ValidationError) as error:
+        raise CorruptRecordError(_corrupt(path, str(error))) from error
+    if record.content_sha256 is not None and record.content_sha256 != content_sha256(content):
+        raise CorruptRecordError(_corrupt(path, "its content has another checksum than when it was written"))
+    missing = [name for name in record.files if not (path.parent / name).is_file()]
+    if record.content_sha256 is not None and missing:
+        raise CorruptRecordError(_corrupt(path, f"its files {', '.join(missing)} are missing"))
+    return record
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it exists whole or not at all, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+def damaged_files(folder: Path, record: TrialResult, names: Sequence[str]) -> list[str]:
+    """Which of these files of a record are not what was committed."""
+    return [name for name in names if sha256_of(folder / name) != record.files[name]]
+
+
+def content_sha256(content: JsonDict) -> str:
+    """Of a record's JSON, whatever its layout; the field that holds the hash itself does not count."""
+    content = {key: value for key, value in content.items() if key != "content_sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _corrupt(path: Path, why: str) -> str:
+    return f"{path} is not a valid record; 'tuneoff run' sets it aside and runs its trial again. {why}"
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_file()]
+
+
+def _link(source: Path, target: Path) -> Path:
+    """The same file under another name, at no cost where the file system can do that."""
+    target.unlink(missing_ok=True)
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    _sync(target)
+    return target
 
 
-def _move(source: Path, folder: Path) -> Path:
-    return Path(shutil.move(source, folder / source.name))
-
-
-def _move_compressed(source: Path, folder: Path) -> Path:
+def _packed(source: Path, folder: Path) -> Path:
     target = folder / f"{source.name}.gz"
     with source.open("rb") as plain, gzip.GzipFile(target, "wb", mtime=0) as packed:
         shutil.copyfileobj(plain, packed)
-    source.unlink()
+    _sync(target)
     return target
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

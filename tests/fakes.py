@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
-from bench.launch import Ended, Launcher, Machine, Progress, Running
+from bench.capacity import Cluster, Machine
+from bench.launch import Ended, Launcher, Progress, Running, StopReason
 from bench.record import (
     Attempt,
     Completed,
@@ -147,36 +146,33 @@ class FakeLauncher(Launcher):
 
     name = "fake"
 
-    def __init__(self, scratch: Path, machine: Machine | None = None) -> None:
-        super().__init__(machine or Machine(cpus=2, gpus=0), scratch)
+    def __init__(self, outbox: Path, *machines: Machine) -> None:
+        super().__init__(Cluster(machines or [Machine(cpus=2, gpus=0)]), outbox)
         self.plans: dict[str, list[Outcome]] = {}
-        self.started: list[str] = []
+        self.launched: list[str] = []
         self.most_at_once = 0
-        self.on_start: Callable[[TrialSpec], None] = lambda spec: None
+        self.on_launch: Callable[[Running], None] = lambda run: None
         self.hangs: set[str] = set()
 
-    def start(self, spec: TrialSpec) -> None:
-        self.on_start(spec)
-        self.started.append(spec.trial_id)
-        outbox = self.scratch / spec.trial_id
-        outbox.mkdir(parents=True, exist_ok=True)
-        run = Running(spec, outbox, self.machine.threads(spec), self.machine.share(spec))
-        self.running[spec.trial_id] = run
-        self.most_at_once = max(self.most_at_once, len(self.running))
-        self.events.put(Progress(spec.trial_id, 0, {"phase": "train"}))
-        if spec.trial_id not in self.hangs:
-            self._end(run, self.plans[spec.trial_id].pop(0) if self.plans.get(spec.trial_id) else completed())
+    def warm(self, spec: TrialSpec) -> None:
+        """There is nothing to get ready."""
 
-    def stop(self, trial_id: str, reason: Literal["timed_out", "cancelled"]) -> None:
-        self._end(self.running[trial_id], Failed(reason=reason, phase=None, rank=None, message=reason))
+    def stop(self, trial_id: str, reason: StopReason) -> None:
+        self.end(self.running[trial_id], Failed(reason=reason, phase=None, rank=None, message=reason))
 
     def close(self) -> None:
         self.running.clear()
 
-    def _run(self, run: Running) -> tuple[Outcome, Provenance | None]:
-        raise NotImplementedError
-
-    def _end(self, run: Running, outcome: Outcome) -> None:
+    def end(self, run: Running, outcome: Outcome) -> None:
+        """Have a trial end."""
         prediction = run.outbox / "predictions.jsonl"
         prediction.write_text('{"id": "a"}\n')
-        self.events.put(Ended(run.trial_id, outcome, provenance(), time.time(), 1.0, [prediction]))
+        self.events.put(Ended(run.trial_id, run.attempt.attempt_id, outcome, provenance(), 1.0, [prediction]))
+
+    def _launch(self, run: Running) -> None:
+        self.on_launch(run)
+        self.launched.append(run.trial_id)
+        self.most_at_once = max(self.most_at_once, len(self.running))
+        self.events.put(Progress(run.trial_id, 0, {"phase": "train"}))
+        if run.trial_id not in self.hangs:
+            self.end(run, self.plans[run.trial_id].pop(0) if self.plans.get(run.trial_id) else completed())

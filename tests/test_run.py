@@ -276,11 +276,26 @@ def test_a_killed_driver_leaves_no_orphans_and_the_same_command_goes_on(launcher
     assert all(after[trial_id] == record for trial_id, record in committed.items()), "a committed record was touched"
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_stopping_keeps_what_is_done(how: signal.Signals, bench: Bench) -> None:
+def test_ctrl_c_once_finishes_what_runs_and_starts_nothing_more(bench: Bench) -> None:
+    bench.environment["SLOW_SECONDS"] = "0.5"
+    methods = "  - {name: 'odd_methods:Slow', resources: {priority: 1}}\n  - none"
+    driver = bench.start(methods, "--launcher", "local", "--set", "resources.cpus_per_rank=null")
+    wait_for(bench.mark.exists, 120, "no trial runs")
+    driver.send_signal(signal.SIGINT)
+    output, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 130, output
+    assert "finishing the trials that run now" in output
+    assert [record["spec"]["method"]["name"] for record in bench.records().values()] == ["Slow"]
+    assert next(iter(bench.records().values()))["outcome"]["status"] == "completed"
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGINT, signal.SIGINT], [signal.SIGTERM]], ids=["ctrl-c-twice", "term"])
+def test_stopping_now_keeps_what_is_done(signals: list[signal.Signals], bench: Bench) -> None:
     driver = bench.start("  - none\n  - odd_methods:Slow", "--launcher", "local", "--set", "train.steps=600")
     wait_for(lambda: bench.mark.exists() and len(bench.records()) == 1, 120, "not one trial done and one running")
-    driver.send_signal(how)
+    for number in signals:
+        driver.send_signal(number)
+        time.sleep(0.5)
     output, _ = driver.communicate(timeout=60)
     assert driver.returncode == 130, output
     assert "finished trials are kept" in output

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from fakes import FakeLauncher, completed, record, trial
 
-from bench.launch import Machine
+from bench.capacity import Cluster, Machine
+from bench.files import write_atomically
 from bench.record import Failed
 from bench.schedule import MAX_ATTEMPTS, Schedule
-from bench.store import Store, StoreError, write_atomically
+from bench.store import CorruptRecordError, Store, StoreError
 
 
 def lost(reason: str = "worker_lost") -> Failed:
@@ -21,7 +22,7 @@ def lost(reason: str = "worker_lost") -> Failed:
 
 
 def run(store: Store, launcher: FakeLauncher, *trials: object) -> None:
-    Schedule(store, launcher, "demo").run(list(trials))  # type: ignore[arg-type]
+    Schedule(store, launcher, "demo", backoff_seconds=0.01).run(list(trials))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_every_trial_gets_a_record_with_hashed_files(store: Store) -> None:
-    launcher = FakeLauncher(store.scratch)
+    launcher = FakeLauncher(store.outbox)
     specs = [trial(seed=seed) for seed in range(5)]
     run(store, launcher, *specs)
     assert [result.trial_id for result in store.read_all()] == sorted(spec.trial_id for spec in specs)
@@ -44,16 +45,16 @@ def test_every_trial_gets_a_record_with_hashed_files(store: Store) -> None:
 
 
 def test_trials_run_at_once_where_there_is_room(store: Store) -> None:
-    launcher = FakeLauncher(store.scratch, Machine(cpus=4, gpus=0))
+    launcher = FakeLauncher(store.outbox, Machine(cpus=4, gpus=0))
     run(store, launcher, *(trial(seed=seed, cpus_per_rank=2) for seed in range(6)))
     assert launcher.most_at_once == 2
-    launcher = FakeLauncher(store.scratch, Machine(cpus=4, gpus=0))
+    launcher = FakeLauncher(store.outbox, Machine(cpus=4, gpus=0))
     run(store, launcher, *(trial(seed=seed) for seed in range(6, 9)))
     assert launcher.most_at_once == 1, "without cpus_per_rank a trial takes all cores"
 
 
 def test_lost_workers_are_retried_and_remembered(store: Store) -> None:
-    launcher, spec = FakeLauncher(store.scratch), trial()
+    launcher, spec = FakeLauncher(store.outbox), trial()
     launcher.plans[spec.trial_id] = [lost(), lost("node_lost"), completed()]
     run(store, launcher, spec)
     result = store.read(spec.trial_id)
@@ -64,25 +65,25 @@ def test_lost_workers_are_retried_and_remembered(store: Store) -> None:
 
 
 def test_retries_end(store: Store) -> None:
-    launcher, spec = FakeLauncher(store.scratch), trial()
+    launcher, spec = FakeLauncher(store.outbox), trial()
     launcher.plans[spec.trial_id] = [lost()] * 9
     run(store, launcher, spec)
-    assert len(launcher.started) == MAX_ATTEMPTS
+    assert len(launcher.launched) == MAX_ATTEMPTS
     result = store.read(spec.trial_id)
     assert isinstance(result.outcome if result else None, Failed)
 
 
 @pytest.mark.parametrize("reason", ["out_of_memory", "diverged", "error"])
 def test_results_are_not_retried_and_others_go_on(reason: str, store: Store) -> None:
-    launcher, first, second = FakeLauncher(store.scratch), trial(seed=1), trial(seed=2)
+    launcher, first, second = FakeLauncher(store.outbox), trial(seed=1), trial(seed=2)
     launcher.plans[first.trial_id] = [lost(reason)]
     run(store, launcher, first, second)
-    assert launcher.started == [first.trial_id, second.trial_id]
+    assert launcher.launched == [first.trial_id, second.trial_id]
     assert [result.outcome.status for result in store.read_all()].count("failed") == 1
 
 
 def test_what_can_never_fit_is_infeasible_at_once(store: Store) -> None:
-    launcher = FakeLauncher(store.scratch, Machine(cpus=2, gpus=0))
+    launcher = FakeLauncher(store.outbox, Machine(cpus=2, gpus=0))
     spec = trial(ranks=4)
     run(store, launcher, spec, trial(seed=1))
     result = store.read(spec.trial_id)
@@ -90,11 +91,11 @@ def test_what_can_never_fit_is_infeasible_at_once(store: Store) -> None:
     assert isinstance(result.outcome, Failed)
     assert result.outcome.reason == "infeasible"
     assert result.outcome.message.startswith("4 ranks need 4 CPU cores and 0 GPUs; there are 2 CPU cores and 0 GPUs.")
-    assert len(launcher.started) == 1
+    assert len(launcher.launched) == 1
 
 
 def test_a_trial_beyond_its_time_is_stopped(store: Store) -> None:
-    launcher, spec = FakeLauncher(store.scratch), trial(timeout_seconds=0.3)
+    launcher, spec = FakeLauncher(store.outbox), trial(timeout_seconds=0.3)
     launcher.hangs.add(spec.trial_id)
     run(store, launcher, spec)
     result = store.read(spec.trial_id)
@@ -103,11 +104,11 @@ def test_a_trial_beyond_its_time_is_stopped(store: Store) -> None:
 
 
 def test_shares_of_a_machine() -> None:
-    machine = Machine(cpus=16, gpus=4)
-    assert machine.share(trial(ranks=2)) == Machine(cpus=8, gpus=2)
-    assert machine.share(trial(device="cpu", ranks=2)) == Machine(cpus=16, gpus=0)
+    machine = Cluster([Machine(cpus=16, gpus=4)])
+    assert machine.need(trial(ranks=2)).size == (2, 8)
+    assert machine.need(trial(device="cpu", ranks=2)).size == (0, 16)
     assert "5 ranks need 15 CPU cores and 5 GPUs" in str(machine.shortage(trial(ranks=5)))
-    assert Machine(cpus=3, gpus=0).share(trial(ranks=2, cpus_per_rank=1)) == Machine(cpus=2, gpus=0)
+    assert Cluster([Machine(cpus=3, gpus=0)]).need(trial(ranks=2, cpus_per_rank=1)).size == (0, 2)
 
 
 def test_a_torn_record_is_named_and_not_used(store: Store) -> None:
@@ -115,17 +116,17 @@ def test_a_torn_record_is_named_and_not_used(store: Store) -> None:
     store.commit(record(spec, completed()), [])
     path = store.trials / spec.trial_id / "result.json"
     path.write_text(path.read_text()[:200])
-    with pytest.raises(StoreError, match=r"result.json is not a valid record; move it away to run its trial again"):
+    with pytest.raises(CorruptRecordError, match=r"result.json is not a valid record; 'tuneoff run' sets it aside"):
         store.read(spec.trial_id)
 
 
 def test_a_crash_before_the_record_leaves_no_record(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def power_cut(*_: object) -> None:
-        raise OSError("power cut")
+        raise KeyboardInterrupt("power cut")
 
     spec = trial()
     monkeypatch.setattr("bench.store.write_atomically", power_cut)
-    with pytest.raises(OSError, match="power cut"):
+    with pytest.raises(KeyboardInterrupt, match="power cut"):
         store.commit(record(spec, completed()), [])
     assert store.read(spec.trial_id) is None
     monkeypatch.undo()

@@ -8,7 +8,7 @@ import pytest
 from fakes import trial
 from pydantic import ValidationError
 
-from bench.launch import Machine
+from bench.capacity import Machine
 from bench.launch_local import LocalLauncher
 from bench.record import Probed, TrialResult
 from bench.resolver import RegistryResolver, instantiate
@@ -51,7 +51,7 @@ def test_no_rank_of_the_stage_tune_reads_the_test_split(
     stopped = spec("tune", model, tiny_task, stop_after_steps=3)
     store = Store(tmp_path / "sweep")
     store.root.mkdir()
-    launcher = LocalLauncher(store.scratch, Machine(cpus=2, gpus=0))
+    launcher = LocalLauncher(store.outbox, Machine(cpus=2, gpus=0))
     Schedule(store, launcher, "sweep").run([whole, stopped])
     assert set(load_splits(instantiate(whole.task), whole.splits)) == {"train", "dev"}, "nor does the driver"
     final = spec("final", model, tiny_task)

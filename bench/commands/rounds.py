@@ -11,6 +11,7 @@ from bench.commands.options import LauncherName, console
 from bench.record import Failed, TrialResult
 from bench.spec import TrialSpec
 from bench.stages import Round
+from bench.status import StatusBoard
 from bench.store import Store
 
 if TYPE_CHECKING:
@@ -44,8 +45,12 @@ class RoundRunner:
         self.retry_failed = retry_failed
         self.found: dict[str, TrialResult] = {}
         self._launcher: Launcher | None = None
+        self._board = StatusBoard(store.root, sweep)
 
     def __enter__(self) -> RoundRunner:
+        # Batch systems ask with SIGTERM, and a job that a shell started in the background would ignore SIGINT.
+        for stop in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(stop, signal.default_int_handler)
         return self
 
     def __exit__(
@@ -55,15 +60,27 @@ class RoundRunner:
             console.print("stopped: finished trials are kept, and the same command goes on", highlight=False)
         if self._launcher is not None:
             self._launcher.close()
-            self.store.clear_scratch()
+        self._board.write()
+
+    def recover(self) -> None:
+        """Put in order what an earlier driver left."""
+        from bench.recover import recover
+
+        recovered = recover(self.store)
+        for why in recovered.set_aside.values():
+            console.print(f"set aside: {why}", style="yellow", highlight=False, markup=False)
+        for result in recovered.committed:
+            console.print(f"committed {result.trial_id}, which had finished when the driver died", highlight=False)
 
     def run(self, trials: Round, title: str) -> None:
         """Run the trials of a round that have no record."""
         pending = [trial for trial in trials.trials if not self._is_done(trial)]
         done = len(trials.trials) - len(pending)
         console.print(f"{title}: {len(trials.trials)} trials, {done} done, {len(pending)} to run", highlight=False)
+        present = [record for trial in trials.trials if (record := self.store.read(trial.trial_id)) is not None]
+        self._board.begin_round(present, len(pending))
         if pending:
-            self._run(pending, done)
+            self._run(pending)
         for trial in trials.trials:
             if (record := self.store.read(trial.trial_id)) is not None:
                 self.found[trial.trial_id] = record
@@ -77,23 +94,25 @@ class RoundRunner:
             return False
         return True
 
-    def _run(self, pending: Sequence[TrialSpec], done: int) -> None:
+    def _run(self, pending: Sequence[TrialSpec]) -> None:
         from bench.display import Display
         from bench.prepare import prepare
         from bench.schedule import Schedule
+        from bench.stopping import stoppable
 
-        # Batch systems ask with SIGTERM, and a job that a shell started in the background would ignore SIGINT.
-        for stop in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(stop, signal.default_int_handler)
-        prepare(pending, lambda message: console.print(message, style="dim", highlight=False))
         if self._launcher is None:
             self._launcher = self._start_launcher()
-        with Display(console, done + len(pending), done) as display:
-            schedule = Schedule(self.store, self._launcher, self.sweep, display.start, display.progress, display.result)
-            schedule.run(pending)
+            self._launcher.warm(pending[0])
+        prepare(pending, lambda message: console.print(message, style="dim", highlight=False))
+        with Display(console, self._board) as display:
+            schedule = Schedule(self.store, self._launcher, self.sweep, [self._board, display])
+            with stoppable(schedule.drain, lambda message: console.print(message, highlight=False)):
+                schedule.run(pending)
+        if schedule.draining:
+            raise KeyboardInterrupt
 
     def _start_launcher(self) -> Launcher:
         from bench.plugin_source import sources_of
         from bench.prepare import make_launcher
 
-        return make_launcher(self.launcher_name.value, self.store.scratch, self.address, sources_of(self.targets))
+        return make_launcher(self.launcher_name.value, self.store.outbox, self.address, sources_of(self.targets))

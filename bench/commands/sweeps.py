@@ -35,6 +35,7 @@ def run(
         store.locked(),
         RoundRunner(store, sweep.name, launcher, address, stages.targets, retry_failed) as runner,
     ):
+        runner.recover()
         for trials in stages.rounds(store):
             runner.run(trials, f"{sweep.name} {trials.stage}" if sweep.stages else sweep.name)
         folder = reports.write(store.root, shlex.join(["tuneoff", *sys.argv[1:]]))

@@ -6,6 +6,7 @@ import itertools
 import shutil
 from pathlib import Path
 
+from bench.files import write_atomically
 from bench.report.content import Content
 from bench.report.data import csv_text, json_text, write_parquet
 from bench.report.figures import pictures
@@ -14,7 +15,7 @@ from bench.report.markdown import markdown
 from bench.report.page import html
 from bench.report.predictions import side_by_side
 from bench.search_store import read_searches
-from bench.store import Store, write_atomically
+from bench.store import Store
 from bench.tuning_summary import tunings
 
 

@@ -1,0 +1,98 @@
+"""Commands on sweeps that run, or ran: status, cancel."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.commands.options import AsJson, console
+from bench.config import ConfigError
+from bench.lock import is_alive, read_holder
+from bench.requests import CancelRequest, Requests
+from bench.store import LOCK_FILE, CorruptRecordError, Store, damaged_files
+
+# The driver looks for requests every second, unless it is busy committing.
+ANSWER_SECONDS = 60.0
+
+SweepFolder = Annotated[Path, typer.Argument(help="results/<sweep>", metavar="DIR")]
+
+
+def status(
+    directory: SweepFolder,
+    as_json: AsJson = False,
+    verify: Annotated[bool, typer.Option("--verify", help="read all files of all records; slow")] = False,
+) -> None:
+    """Show where a sweep stands; exit code 1 if a record is damaged."""
+    from bench.display import status_view
+    from bench.status import read_status
+
+    store = _store(directory)
+    holder = read_holder(directory / LOCK_FILE)
+    alive = holder is not None and is_alive(holder, directory / LOCK_FILE)
+    found = read_status(directory)
+    damaged = _damaged(store, verify)
+    if as_json:
+        driver = None if holder is None else {"host": holder.host, "pid": holder.pid, "alive": alive}
+        content = {
+            "driver": driver,
+            "status": None if found is None else {**found.model_dump(mode="json"), "queued": found.queued},
+            "damaged": damaged,
+        }
+        console.print_json(json.dumps(content))
+    else:
+        if holder is None:
+            console.print("no driver runs this sweep")
+        else:
+            states = {True: "runs this sweep", False: "ran this sweep and was killed", None: "holds this sweep"}
+            console.print(f"process {holder.pid} on {holder.host} {states[alive]}", highlight=False)
+        if found is not None:
+            console.print(status_view(found, None))
+        for why in damaged:
+            console.print(f"damaged: {why}", style="red", highlight=False, markup=False)
+    raise typer.Exit(1 if damaged else 0)
+
+
+def cancel(
+    directory: SweepFolder,
+    trial: Annotated[str | None, typer.Argument(help="id of a trial; default: all that have no record")] = None,
+) -> None:
+    """End one trial, or all that have no record; each gets the record of a cancelled trial."""
+    store = _store(directory)
+    holder = read_holder(directory / LOCK_FILE)
+    if holder is None or is_alive(holder, directory / LOCK_FILE) is False:
+        raise ConfigError(f"{directory}: no driver runs this sweep, so there is nothing to cancel")
+    if trial is not None and store.has(trial):
+        raise ConfigError(f"{trial} has its record already; there is nothing to cancel")
+    request = Requests(store.root).make(CancelRequest(trial_id=trial))
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while request.exists():
+        if time.monotonic() > deadline:
+            request.unlink(missing_ok=True)
+            raise ConfigError(f"process {holder.pid} on {holder.host} did not answer within {ANSWER_SECONDS:g} s")
+        time.sleep(0.1)
+    console.print(f"cancelled {trial or 'all trials without a record'}", highlight=False)
+
+
+def _store(directory: Path) -> Store:
+    if not (directory / LOCK_FILE).exists() and not (directory / "trials").is_dir():
+        raise ConfigError(f"{directory}: nothing of a sweep is here; give the folder of one, e.g. results/quickstart")
+    return Store(directory)
+
+
+def _damaged(store: Store, verify: bool) -> list[str]:
+    """What is wrong with records."""
+    found = []
+    for trial_id in store.trial_ids():
+        try:
+            record = store.read(trial_id)
+        except CorruptRecordError as error:
+            found.append(str(error))
+            continue
+        if verify and record is not None:
+            names = damaged_files(store.trials / trial_id, record, list(record.files))
+            found.extend(f"{store.trials / trial_id / name} is not as it was committed" for name in names)
+    return found

@@ -1,0 +1,286 @@
+"""Runs attempts on hosts of rank processes, each in a thread that watches its ranks. Knows no Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from bench.launch import Ended, Launcher, Progress, Running
+from bench.outbox import finished_ranks, log_name, merged, payload
+from bench.provenance import code_sha256
+from bench.rank_process import RankJob
+from bench.record import RETRYABLE, Failed, Outcome, Provenance, RankReport, Reason
+from bench.spec import JsonDict, TrialSpec
+
+LOG_TAIL_LINES = 30
+# From the start of a rank's process, over its imports, to its first sign of life.
+START_TIMEOUT_SECONDS = 300.0
+POLL_SECONDS = 0.5
+# A rank that was lost makes the others fail too. So long is waited for what tells best why.
+PEERS_SECONDS = 5.0
+
+
+class Host(Protocol):
+    """What :class:`bench.rank_host.RankHost` does, wherever it is."""
+
+    def warm(self, environment: dict[str, str]) -> None: ...
+
+    def start(self, attempt_id: str, job: JsonDict, environment: dict[str, str]) -> None: ...
+
+    def send(self, attempt_id: str, rank: int, line: str) -> None: ...
+
+    def poll(self, seconds: float) -> list[JsonDict]: ...
+
+    def end(self, attempt_id: str) -> bool: ...
+
+    def files(self, attempt_id: str) -> dict[str, int]: ...
+
+    def read(self, attempt_id: str, name: str, offset: int) -> bytes: ...
+
+    def clear(self, attempt_id: str) -> None: ...
+
+    def address(self) -> str: ...
+
+
+class HostLost(Exception):
+    """A machine, or what we run there, is gone."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class HostLauncher(Launcher):
+    """Starts ranks through hosts, follows them, and leaves no process behind."""
+
+    def _launch(self, run: Running) -> None:
+        threading.Thread(target=self._watch, args=(run,), name=run.trial_id, daemon=True).start()
+
+    def warm(self, spec: TrialSpec) -> None:
+        """Have all machines import the libraries while the driver does something else."""
+        need = self.cluster.need(spec)
+        environment = rank_environment(need.cpus_per_rank, ["0"] if need.gpus_per_rank else [])
+        for machine in self.cluster.machines:
+            with contextlib.suppress(HostLost):
+                self.host(machine.node_id).warm(environment)
+
+    @abstractmethod
+    def host(self, node_id: str) -> Host:
+        """The host of a node.
+
+        Raises:
+            HostLost: The node is gone.
+        """
+
+    @abstractmethod
+    def _prepare(self, run: Running) -> list[list[str]] | None:
+        """Take a trial's seats for real. Returns the GPUs that each rank may see; None if the trial was stopped.
+
+        Raises:
+            HostLost: One of the nodes is gone, or does not get ready.
+        """
+
+    @abstractmethod
+    def _release(self, run: Running) -> None:
+        """Give the seats back."""
+
+    def receive(self, node_id: str, host: Host) -> None:
+        """Hear what the ranks on a host say, for ever; the body of a thread."""
+        while True:
+            try:
+                messages = host.poll(POLL_SECONDS * 10)
+            except HostLost as lost:
+                for run in list(self.running.values()):
+                    if any(seat.node_id == node_id for seat in run.seats):
+                        run.inbox.put({"lost": str(lost), "reason": lost.reason})
+                return
+            by_attempt = {run.attempt.attempt_id: run for run in list(self.running.values())}
+            for message in messages:
+                if (owner := by_attempt.get(message["attempt_id"])) is not None:
+                    owner.inbox.put(message)
+
+    def close(self) -> None:
+        for trial_id in list(self.running):
+            self.stop(trial_id, "cancelled")
+        while self.running:
+            self.poll(0.1)
+
+    def _watch(self, run: Running) -> None:
+        try:
+            outcome, provenance = self._run(run)
+        except HostLost as lost:
+            outcome, provenance = Failed(reason=lost.reason, phase=None, rank=None, message=str(lost)), None
+        except Exception as error:  # noqa: BLE001 - the driver must hear of it whatever it is
+            message = f"the launcher failed: {type(error).__name__}: {error}"
+            outcome, provenance = Failed(reason="error", phase=None, rank=None, message=message), None
+        if isinstance(outcome, Failed) and outcome.reason in RETRYABLE:
+            # A rank may have died when all was done and written.
+            finished = finished_ranks(run.outbox, run.need.ranks)
+            if finished is not None:
+                outcome, provenance = merged({rank: left.report for rank, left in finished.items()})
+        if isinstance(outcome, Failed):
+            outcome = outcome.model_copy(update={"log_tail": log_tail(run.outbox, outcome.rank)})
+        files = payload(run.outbox)
+        self.events.put(Ended(run.trial_id, run.attempt.attempt_id, outcome, provenance, run.seconds, files))
+
+    def _run(self, run: Running) -> tuple[Outcome, Provenance | None]:
+        try:
+            gpus = self._prepare(run)
+            if gpus is None:
+                return stopped(run), None
+            ranks = _Ranks(run, [self.host(seat.node_id) for seat in run.seats])
+            try:
+                ranks.start(gpus)
+                return ranks.follow(self)
+            finally:
+                ranks.end()
+        finally:
+            self._release(run)
+
+
+class _Ranks:
+    """The ranks of one attempt."""
+
+    def __init__(self, run: Running, hosts: Sequence[Host]) -> None:
+        self.run = run
+        self.hosts = hosts  # in the order of ranks
+        self.attempt_id = run.attempt.attempt_id
+        self.reports: dict[int, RankReport] = {}
+        self.phases: dict[int, str] = {}
+        self._heard: dict[int, float] = {}
+        self._started = time.monotonic()
+
+    def start(self, gpus: Sequence[Sequence[str]]) -> None:
+        spans_nodes = len({seat.node_id for seat in self.run.seats}) > 1
+        host = self.hosts[0].address() if spans_nodes else "127.0.0.1"
+        for rank, visible in enumerate(gpus):
+            job = RankJob(
+                spec=self.run.spec,
+                rank=rank,
+                outbox=str(self.run.outbox.resolve()),
+                threads=self.run.need.cpus_per_rank,
+                host=host,
+                driver_code_sha256=code_sha256(),
+            )
+            environment = rank_environment(self.run.need.cpus_per_rank, visible)
+            self.hosts[rank].start(self.attempt_id, job.model_dump(mode="json"), environment)
+
+    def follow(self, launcher: HostLauncher) -> tuple[Outcome, Provenance | None]:
+        """Until all ranks have reported, or one of them has failed and it is clear why."""
+        give_up: float | None = None
+        while len(self.reports) < len(self.hosts) and (give_up is None or time.monotonic() < give_up):
+            if self.run.stop_reason:
+                return stopped(self.run), None
+            self._notice_silence()
+            with contextlib.suppress(queue.Empty):
+                self._hear(self.run.inbox.get(timeout=POLL_SECONDS), launcher)
+            failures = [report.outcome for report in self.reports.values() if isinstance(report.outcome, Failed)]
+            if any(failure.reason not in RETRYABLE for failure in failures):
+                break
+            if failures and give_up is None:
+                give_up = time.monotonic() + PEERS_SECONDS
+        return merged(self.reports)
+
+    def _hear(self, message: JsonDict, launcher: HostLauncher) -> None:
+        if "lost" in message:
+            raise HostLost(message["reason"], message["lost"])
+        rank = message["rank"]
+        self._heard[rank] = time.monotonic()
+        if "port" in message:
+            for other in range(1, len(self.hosts)):
+                self.hosts[other].send(self.attempt_id, other, str(message["port"]))
+        elif "report" in message:
+            self.reports[rank] = RankReport.model_validate(message["report"])
+        elif "exit" in message:
+            if rank not in self.reports:
+                self._fail(*_lost(message), rank)
+        else:
+            data: JsonDict = message.get("progress") or message["beat"]
+            if "phase" in data:
+                self.phases[rank] = data["phase"]
+            launcher.events.put(Progress(self.run.trial_id, rank, data))
+
+    def _notice_silence(self) -> None:
+        """Fail ranks that have not been heard for too long."""
+        now = time.monotonic()
+        for rank in range(len(self.hosts)):
+            if rank in self.reports:
+                continue
+            if rank not in self._heard:
+                if now - self._started > START_TIMEOUT_SECONDS:
+                    self._fail("start_timed_out", f"did not start within {START_TIMEOUT_SECONDS:g} s", rank)
+            elif now - self._heard[rank] > (limit := self.run.spec.resources.hang_seconds):
+                self._fail("hung", f"gave no sign of life for {limit:g} s", rank)
+
+    def _fail(self, reason: Reason, what: str, rank: int) -> None:
+        failed = Failed(reason=reason, phase=self.phases.get(rank), rank=rank, message=f"rank {rank} {what}")
+        self.reports[rank] = RankReport(outcome=failed, provenance=None)
+
+    def end(self) -> None:
+        """Leave no process, and bring the files here."""
+        for host in dict.fromkeys(self.hosts):
+            try:
+                host.end(self.attempt_id)
+                _fetch(host, self.attempt_id, self.run.outbox)
+                host.clear(self.attempt_id)
+            except HostLost:
+                continue  # Its processes went with it, and so did its files.
+
+
+def _lost(message: JsonDict) -> tuple[Reason, str]:
+    """Why a process ended without a report."""
+    code = message["exit"]
+    if message.get("out_of_memory"):
+        return "out_of_memory", "was killed by the system, which had run out of memory"
+    if code is None:
+        return "worker_lost", f"disappeared{message.get('why', '')}"
+    how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+    return "worker_lost", f"{how} without a report"
+
+
+def _fetch(host: Host, attempt_id: str, destination: Path) -> None:
+    """Copy the files of an attempt to this machine, in pieces, if they are not on storage that both share."""
+    for name, size in host.files(attempt_id).items():
+        with (destination / Path(name).name).open("wb") as file:
+            while file.tell() < size:
+                piece = host.read(attempt_id, name, file.tell())
+                if not piece:
+                    break
+                file.write(piece)
+
+
+def rank_environment(threads: int, gpus: Sequence[str]) -> dict[str, str]:
+    """Environment variables of a rank that the launcher sets."""
+    return {
+        "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+        **({} if gpus else {"DS_ACCELERATOR": "cpu"}),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": "1",  # NumPy's own threads would start with the import, before any fork
+        "PYTHONUNBUFFERED": "1",
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # counts GPUs without starting CUDA, which does not survive a fork
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+
+
+def stopped(run: Running) -> Failed:
+    """The outcome of a trial that was made to end."""
+    if run.stop_reason == "timed_out":
+        message = f"longer than resources.timeout_seconds: {run.spec.resources.timeout_seconds:g}"
+        return Failed(reason="timed_out", phase=None, rank=None, message=message)
+    return Failed(reason="cancelled", phase=None, rank=None, message="cancelled")
+
+
+def log_tail(outbox: Path, rank: int | None) -> str | None:
+    """Last lines of the log of a rank (of rank 0, if the failure names none)."""
+    path = outbox / log_name(rank or 0)
+    if not path.is_file():
+        return None
+    return "\n".join(path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]) or None

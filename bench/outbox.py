@@ -1,0 +1,146 @@
+"""Where a finished attempt waits until the driver has committed it: one folder for each attempt.
+
+The driver writes down what it starts. Each rank writes its files, and last and atomically its report. So a driver that
+died after the training finds the result when it is started again. Imports neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from bench.crash_points import reached
+from bench.files import sha256_of, write_atomically
+from bench.record import RETRYABLE, Attempt, Failed, Outcome, Placement, Provenance, RankReport, Reason, TrialResult
+from bench.spec import Spec, TrialSpec
+
+START_FILE = "attempt.json"
+REPORT_FILES = "report-*.json"
+
+
+class StartedAttempt(Spec):
+    """What the driver knows of an attempt before any rank of it runs."""
+
+    spec: TrialSpec
+    sweep: str
+    attempt: Attempt
+    launcher: str
+    started_at: float
+
+    def result(
+        self, outcome: Outcome, provenance: Provenance | None, seconds: float, placement: Placement | None
+    ) -> TrialResult:
+        """The record, once it is known what came of it."""
+        return TrialResult(
+            trial_id=self.spec.trial_id,
+            sweep=self.sweep,
+            spec=self.spec,
+            outcome=outcome,
+            attempt=self.attempt,
+            launcher=self.launcher,
+            started_at=datetime.fromtimestamp(self.started_at, UTC).isoformat(timespec="seconds"),
+            total_seconds=seconds,
+            provenance=provenance,
+            placement=placement,
+        )
+
+
+def new_attempt(spec: TrialSpec, sweep: str, launcher: str, earlier: Sequence[Reason]) -> StartedAttempt:
+    """One more try at a trial, under an id of its own."""
+    attempt = Attempt(attempt_id=uuid.uuid4().hex, number=len(earlier) + 1, earlier_reasons=list(earlier))
+    return StartedAttempt(spec=spec, sweep=sweep, attempt=attempt, launcher=launcher, started_at=time.time())
+
+
+class FinishedRank(Spec):
+    """What a rank leaves when it is done."""
+
+    report: RankReport
+    files: dict[str, str]  # file name to sha256
+    finished_at: float
+
+
+def open_attempt(root: Path, started: StartedAttempt) -> Path:
+    """Make the folder of an attempt."""
+    folder = root / started.spec.trial_id / started.attempt.attempt_id
+    folder.mkdir(parents=True)
+    write_atomically(folder / START_FILE, started.model_dump_json())
+    return folder
+
+
+def write_report(folder: Path, rank: int, report: RankReport, names: list[str]) -> None:
+    """Called by a rank, when all files that it names are written."""
+    reached("rank.before_report")
+    for name in names:
+        with (folder / name).open("rb") as file:
+            os.fsync(file.fileno())
+    hashes = {name: sha256_of(folder / name) for name in names}
+    finished = FinishedRank(report=report, files=hashes, finished_at=time.time())
+    write_atomically(report_path(folder, rank), finished.model_dump_json())
+    reached("rank.after_report")
+
+
+def report_path(folder: Path, rank: int) -> Path:
+    """Where a rank's report is."""
+    return folder / REPORT_FILES.replace("*", str(rank))
+
+
+def attempts(root: Path) -> Iterator[tuple[Path, StartedAttempt]]:
+    """All attempts that were started and that no record has taken, without those that cannot be read."""
+    for path in sorted(root.glob(f"*/*/{START_FILE}")):
+        try:
+            yield path.parent, StartedAttempt.model_validate_json(path.read_text(encoding="utf-8"))
+        except (ValidationError, UnicodeDecodeError):
+            continue
+
+
+def finished_ranks(folder: Path, ranks: int) -> dict[int, FinishedRank] | None:
+    """What the ranks of an attempt left; None if it did not get to its end, or one of its files is damaged.
+
+    A failure of one rank that is the trial's own ends the attempt, whatever became of the others.
+    """
+    found: dict[int, FinishedRank] = {}
+    for rank in range(ranks):
+        try:
+            finished = FinishedRank.model_validate_json(report_path(folder, rank).read_text(encoding="utf-8"))
+        except (OSError, ValidationError, UnicodeDecodeError):
+            continue
+        if all(_is_intact(folder / name, sha256) for name, sha256 in finished.files.items()):
+            found[rank] = finished
+    outcomes = [finished.report.outcome for finished in found.values()]
+    failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+    if any(failure.reason in RETRYABLE for failure in failed) or (not failed and len(found) < ranks):
+        return None
+    return found
+
+
+def _is_intact(path: Path, sha256: str) -> bool:
+    return path.is_file() and sha256_of(path) == sha256
+
+
+def payload(folder: Path) -> list[Path]:
+    """The files of an attempt that belong into its record."""
+    bookkeeping = {START_FILE, *(path.name for path in folder.glob(REPORT_FILES))}
+    found = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return sorted(path for path in found if path.name not in bookkeeping)
+
+
+def log_name(rank: int) -> str:
+    """File name of a rank's log."""
+    return f"rank-{rank}.log"
+
+
+def merged(reports: Mapping[int, RankReport]) -> tuple[Outcome, Provenance | None]:
+    """The trial's outcome: what rank 0 reports, or a failure. One that is the trial's own explains those of others."""
+    failed = [report for report in reports.values() if isinstance(report.outcome, Failed)]
+    for report in sorted(failed, key=lambda report: getattr(report.outcome, "reason", None) in RETRYABLE):
+        if report.outcome is not None:
+            return report.outcome, report.provenance
+    if reports[0].outcome is None:
+        raise RuntimeError("rank 0 reported no outcome")
+    return reports[0].outcome, reports[0].provenance

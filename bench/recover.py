@@ -1,0 +1,67 @@
+"""What a driver does with what an earlier one left behind: finished attempts are committed, interrupted ones noted."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+
+from bench import outbox
+from bench.record import Failed, TrialResult
+from bench.store import CorruptRecordError, Store, damaged_files
+
+# Files up to this size are compared with their checksums whenever a sweep is taken up again.
+CHECKED_BYTES = 16 * 2**20
+
+
+@dataclass
+class Recovered:
+    """What was found."""
+
+    committed: list[TrialResult] = field(default_factory=list)
+    set_aside: dict[str, str] = field(default_factory=dict)
+    """Trial id to what is wrong with its record."""
+
+
+def recover(store: Store) -> Recovered:
+    """Put a sweep's folder in order before anything runs.
+
+    Records that are torn or were changed are set aside, so that their trials run again. Attempts that had finished when
+    the driver died are committed; of those that had not, the logs are kept. What an attempt left that is not the
+    current one is not looked at.
+    """
+    found = Recovered()
+    for trial_id in store.trial_ids():
+        if (why := _damage(store, trial_id)) is not None:
+            store.set_aside(trial_id, why)
+            found.set_aside[trial_id] = why
+    current = store.current_attempts()
+    for folder, started in list(outbox.attempts(store.outbox)):
+        trial_id = started.spec.trial_id
+        if store.has(trial_id):
+            pass  # The crash came between the record and the clearing of the outbox.
+        elif current.get(trial_id) != started.attempt.attempt_id:
+            store.log("stale", trial_id=trial_id, attempt=started.attempt.attempt_id)
+        elif (ranks := outbox.finished_ranks(folder, started.spec.resources.ranks)) is not None:
+            outcome, provenance = outbox.merged({rank: finished.report for rank, finished in ranks.items()})
+            seconds = max(finished.finished_at for finished in ranks.values()) - started.started_at
+            result = started.result(outcome, provenance, seconds, None)
+            found.committed.append(store.commit(result, outbox.payload(folder)))
+        else:
+            lost = Failed(reason="driver_lost", phase=None, rank=None, message="the driver died while it ran")
+            store.keep_lost(started.result(lost, None, 0.0, None), outbox.payload(folder))
+        shutil.rmtree(folder)
+    shutil.rmtree(store.outbox, ignore_errors=True)
+    return found
+
+
+def _damage(store: Store, trial_id: str) -> str | None:
+    try:
+        record = store.read(trial_id)
+    except CorruptRecordError as error:
+        return str(error)
+    if record is None or record.content_sha256 is None:
+        return None
+    folder = store.trials / trial_id
+    names = [name for name in record.files if (folder / name).stat().st_size <= CHECKED_BYTES]
+    damaged = damaged_files(folder, record, names)
+    return f"{folder}: {', '.join(damaged)} not as they were committed" if damaged else None

@@ -1,0 +1,159 @@
+"""Where a sweep stands: which trials run, their phase, step, loss, speed and memory, and the totals.
+
+The driver keeps it up to date in memory, for the terminal, and in ``status.json``, for other terminals and for after a
+crash. Imports neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from bench.launch import Progress
+from bench.observe import Observer
+from bench.outbox import StartedAttempt
+from bench.record import Failed, TrialResult
+from bench.spec import JsonDict, Spec
+
+STATUS_FILE = "status.json"
+
+
+class RunningTrial(Spec):
+    """A trial whose ranks run."""
+
+    trial_id: str
+    attempt: int
+    started_at: float
+    phase: str = "start"
+    step: int | None = None
+    steps: int | None = None
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    remaining_seconds: float | None = Field(None, description="of the training")
+    decoded: int | None = None
+    of: int | None = Field(None, description="sources to decode")
+    memory_bytes: int | None = Field(None, description="of the largest rank, now")
+
+
+class SweepStatus(Spec):
+    """A whole sweep at one moment."""
+
+    sweep: str
+    total: int
+    completed: int
+    failed: int
+    lost_attempts: int = Field(0, description="that were or will be made again")
+    running: list[RunningTrial] = Field(default_factory=list)
+    started_at: float
+    updated_at: float
+
+    @property
+    def queued(self) -> int:
+        return self.total - self.completed - self.failed - len(self.running)
+
+
+class StatusBoard(Observer):
+    """Keeps the status of a sweep.
+
+    Args:
+        root: ``<results>/<sweep>``.
+        sweep: Its name.
+    """
+
+    def __init__(self, root: Path, sweep: str) -> None:
+        now = time.time()
+        self._path = root / STATUS_FILE
+        self._status = SweepStatus(sweep=sweep, total=0, completed=0, failed=0, started_at=now, updated_at=now)
+        self._done: set[str] = set()
+        self._done_here = 0
+        self._running: dict[str, RunningTrial] = {}
+        self._memory: dict[str, dict[int, int]] = {}
+
+    def begin_round(self, present: Sequence[TrialResult], pending: int) -> None:
+        """More trials of the sweep: those that have a record already, and how many others."""
+        for result in present:
+            self._count(result)
+        self._set_total(pending)
+        self.write()
+
+    def now(self) -> SweepStatus:
+        """The status at this moment."""
+        return self._status.model_copy(update={"running": list(self._running.values()), "updated_at": time.time()})
+
+    def remaining_seconds(self) -> float | None:
+        """Until the end of the sweep, if the others take as long as those of this run; None before the first one."""
+        status = self._status
+        if not self._done_here:
+            return None
+        return (time.time() - status.started_at) / self._done_here * (status.total - status.completed - status.failed)
+
+    def started(self, attempt: StartedAttempt) -> None:
+        trial_id = attempt.spec.trial_id
+        self._memory[trial_id] = {}
+        self._running[trial_id] = RunningTrial(
+            trial_id=trial_id, attempt=attempt.attempt.number, started_at=attempt.started_at
+        )
+
+    def progressed(self, progress: Progress) -> None:
+        trial = self._running.get(progress.trial_id)
+        if trial is None:
+            return
+        update: JsonDict = {}
+        if "memory_bytes" in progress.data:
+            memory = self._memory[progress.trial_id]
+            memory[progress.rank] = progress.data["memory_bytes"]
+            update["memory_bytes"] = max(memory.values())
+        if progress.rank == 0:  # It speaks for the trial.
+            known = RunningTrial.model_fields.keys() - {"trial_id", "attempt", "started_at", "memory_bytes"}
+            update |= {key: value for key, value in progress.data.items() if key in known}
+        self._running[progress.trial_id] = trial.model_copy(update=update)
+
+    def lost(self, result: TrialResult, again_in_seconds: float) -> None:
+        self._forget(result.trial_id)
+        self._status = self._status.model_copy(update={"lost_attempts": self._status.lost_attempts + 1})
+
+    def committed(self, result: TrialResult) -> None:
+        self._forget(result.trial_id)
+        self._done_here += 1
+        self._count(result)
+
+    def ticked(self, queued: int) -> None:
+        self._set_total(queued)
+        self.write()
+
+    def write(self) -> None:
+        """Bring the file up to date. It need not survive a power cut, but is never seen half written.
+
+        That it cannot be written must not end a sweep: should the disk be full, the next commit tells.
+        """
+        temporary = self._path.with_name(f".{STATUS_FILE}.{os.getpid()}")
+        with contextlib.suppress(OSError):
+            temporary.write_text(self.now().model_dump_json())
+            temporary.replace(self._path)
+
+    def _count(self, result: TrialResult) -> None:
+        if result.trial_id not in self._done:
+            self._done.add(result.trial_id)
+            which = "failed" if isinstance(result.outcome, Failed) else "completed"
+            self._status = self._status.model_copy(update={which: getattr(self._status, which) + 1})
+
+    def _set_total(self, queued: int) -> None:
+        total = self._status.completed + self._status.failed + len(self._running) + queued
+        self._status = self._status.model_copy(update={"total": total})
+
+    def _forget(self, trial_id: str) -> None:
+        self._running.pop(trial_id, None)
+        self._memory.pop(trial_id, None)
+
+
+def read_status(root: Path) -> SweepStatus | None:
+    """What the last driver wrote; None if there is nothing to be read."""
+    try:
+        return SweepStatus.model_validate_json((root / STATUS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        return None

@@ -1,0 +1,72 @@
+"""``python -m chaos``: all faults, a table, and exit code 1 if anything was lost, duplicated or left behind."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.crash_points import CRASH_POINTS
+from chaos import light_faults as light
+from chaos.ground import Verdict
+
+Fault = Callable[[Path], Verdict]
+
+
+def faults() -> Iterator[tuple[str, Fault]]:
+    """All of them, quick ones first."""
+    for point in CRASH_POINTS:
+        yield point, partial(light.driver_killed_at, point)
+    yield "driver_killed_at_random", partial(light.driver_killed_at_random, trials=500, times=10, seed=int(time.time()))
+    for fault in (
+        light.rank_killed,
+        light.rank_stopped,
+        light.keeper_killed,
+        light.disk_full,
+        light.records_damaged,
+        light.two_drivers,
+        light.stopped_by_people,
+    ):
+        yield fault.__name__, fault
+
+
+def main() -> int:
+    console = Console(width=120)
+    wanted = sys.argv[1:]
+    table = Table(title="chaos: what was done to sweeps, and what became of their trials")
+    table.add_column("fault")
+    for heading in ("injected", "trials", "committed", "lost", "duplicated", "orphans", "seconds"):
+        table.add_column(heading, justify="right")
+    bad = []
+    for name, fault in faults():
+        if wanted and not any(part in name for part in wanted):
+            continue
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="tuneoff-chaos-") as folder:
+            verdict = fault(Path(folder))
+        counts = (
+            verdict.injected,
+            verdict.trials,
+            verdict.committed,
+            verdict.lost,
+            verdict.duplicated,
+            verdict.orphans,
+        )
+        console.print(f"{name}: {'well' if verdict.good else verdict}", style="dim", highlight=False)
+        table.add_row(verdict.fault, *map(str, counts), f"{time.monotonic() - started:.0f}")
+        if not verdict.good:
+            bad.append(verdict)
+    console.print(table)
+    for verdict in bad:
+        console.print(f"{verdict.fault}: {verdict}", style="red")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""``tuneoff run`` for trials that train nothing, but whose ranks are real processes: ``light_driver.py FOLDER TRIALS``.
+
+Prints the ids of the trials that it was asked for and leaves their records in FOLDER.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from fakes import trial
+
+from bench.capacity import Machine
+from bench.launch import Progress
+from bench.launch_local import LocalLauncher
+from bench.observe import Observer
+from bench.rank_host import RankHost
+from bench.recover import recover
+from bench.schedule import Schedule
+from bench.status import StatusBoard
+from bench.stopping import stoppable
+from bench.store import Store, StoreError
+
+
+class FullDisk(Observer):
+    """From the first sign of a rank on, this process can write no file larger than this."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+
+    def progressed(self, progress: Progress) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.max_bytes, self.max_bytes))
+
+
+def main() -> int:
+    store = Store(Path(sys.argv[1]))
+    resources = {"cpus_per_rank": 1, "device": "cpu", "hang_seconds": float(os.environ.get("LIGHT_HANG_SECONDS", "60"))}
+    specs = [trial(seed=seed, **resources) for seed in range(int(sys.argv[2]))]
+    sys.stdout.write("\n".join(spec.trial_id for spec in specs) + "\n")
+    try:
+        with store.locked():
+            recover(store)
+            pending = [spec for spec in specs if not store.has(spec.trial_id)]
+            host = RankHost(warm=False, module="chaos.light_rank")
+            launcher = LocalLauncher(store.outbox, Machine(cpus=int(os.environ.get("LIGHT_CPUS", "2")), gpus=0), host)
+            observers: list[Observer] = [StatusBoard(store.root, "light")]
+            if full := os.environ.get("LIGHT_DISK_BYTES"):
+                observers.append(FullDisk(int(full)))
+            schedule = Schedule(store, launcher, "light", observers, backoff_seconds=0.1)
+            try:
+                with stoppable(schedule.drain, lambda message: None):
+                    schedule.run(pending)
+            finally:
+                launcher.close()
+    except StoreError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 130 if schedule.draining else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

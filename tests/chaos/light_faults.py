@@ -1,0 +1,161 @@
+"""Faults of drivers, disks and files, on trials that train nothing: hundreds of them take minutes."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from functools import partial
+from pathlib import Path
+
+from bench.crash_points import CrashPoint
+from chaos.ground import Ground, Verdict, journal_events, spoil, wait_until
+
+
+def driver_killed_at(point: CrashPoint, folder: Path, times: int = 2) -> Verdict:
+    """The driver (at the points of a rank: the rank) dies at a named point, at its first and at a later passing."""
+    ground = Ground(folder, trials=4)
+    for time_passed in range(1, times + 1):
+        variables = {"TUNEOFF_CRASH_AT": f"{point}:{time_passed}"}
+        if point.startswith("lost."):
+            # Attempts are lost where ranks die: all of their first ones do, and the driver stumbles over that.
+            variables["LIGHT_DIES"] = "1"
+        if ground.finish(**variables) == -signal.SIGKILL:
+            ground.injected += 1
+    ground.finish()
+    if point.startswith("rank."):
+        ground.injected = len(journal_events(ground.root, "lost")) or times
+    if not ground.injected:
+        ground.notes.append("no process ever came to this point")
+    return ground.judge(f"SIGKILL at {point}")
+
+
+def driver_killed_at_random(folder: Path, trials: int, times: int, seed: int) -> Verdict:
+    """The driver is killed at random moments, and started again each time."""
+    ground, moments = Ground(folder, trials), random.Random(seed)
+    for _ in range(times):
+        driver = ground.start(LIGHT_SECONDS="0", LIGHT_CPUS="4")
+        goal = min(trials, len(ground.seen) + moments.randint(0, max(1, trials // times)))
+        wait_until(partial(_has_come_to, ground, driver, goal), "no progress")
+        time.sleep(moments.uniform(0, 0.3))
+        ground.kill(driver)
+    ground.finish(LIGHT_SECONDS="0", LIGHT_CPUS="4")
+    return ground.judge("driver killed at random")
+
+
+def rank_killed(folder: Path) -> Verdict:
+    """Ranks are killed while they train; their trials are tried again."""
+    ground = Ground(folder, trials=4)
+    driver = ground.start(LIGHT_SECONDS="1")
+    for _ in range(2):
+        wait_until(ground.ranks, "no rank runs")
+        os.kill(ground.ranks()[0], signal.SIGKILL)
+        ground.injected += 1
+        wait_until(lambda: len(journal_events(ground.root, "lost")) >= ground.injected, "a dead rank was not noticed")
+    driver.communicate()
+    ground.look()
+    return ground.judge("SIGKILL of a rank")
+
+
+def rank_stopped(folder: Path) -> Verdict:
+    """A rank is stopped (SIGSTOP): it says nothing any more, and is replaced."""
+    ground = Ground(folder, trials=2)
+    driver = ground.start(LIGHT_SECONDS="4", LIGHT_HANG_SECONDS="6")
+    wait_until(ground.ranks, "no rank runs")
+    time.sleep(0.5)  # It has said once that it is alive.
+    os.kill(ground.ranks()[0], signal.SIGSTOP)
+    ground.injected += 1
+    driver.communicate()
+    ground.look()
+    if [event["reason"] for event in journal_events(ground.root, "lost")] != ["hung"]:
+        ground.notes.append("the stopped rank was not found to hang")
+    return ground.judge("SIGSTOP of a rank")
+
+
+def keeper_killed(folder: Path) -> Verdict:
+    """A keeper is killed: its rank loses its driver, and ends."""
+    ground = Ground(folder, trials=2)
+    driver = ground.start(LIGHT_SECONDS="2")
+    wait_until(ground.ranks, "no rank runs")
+    os.kill(_keeper_of(ground.ranks()[0]), signal.SIGKILL)
+    ground.injected += 1
+    driver.communicate()
+    ground.look()
+    return ground.judge("SIGKILL of a keeper")
+
+
+def disk_full(folder: Path) -> Verdict:
+    """There is no room for a record; the result waits, and is committed when there is room again."""
+    ground = Ground(folder, trials=3)
+    for _ in range(2):
+        if ground.finish(LIGHT_DISK_BYTES="2000", LIGHT_CPUS="1") != 2:
+            ground.notes.append("a full disk was not told")
+        ground.injected += 1
+    started = len(journal_events(ground.root, "started"))
+    ground.finish()
+    if len(journal_events(ground.root, "started")) - started >= ground.trials:
+        ground.notes.append("what had finished before the disk was full was run again")
+    return ground.judge("disk full at commit")
+
+
+def records_damaged(folder: Path) -> Verdict:
+    """Records and their files are truncated, changed or overwritten."""
+    ground = Ground(folder, trials=5)
+    ground.finish()
+    trials = sorted(ground.seen)
+    for trial_id, how in zip(trials, ("truncated", "changed", "overwritten"), strict=False):
+        spoil(ground.root / "trials" / trial_id / "result.json", how)
+        ground.forget(trial_id)
+    (ground.root / "trials" / trials[3] / "file-0.txt").write_text("something else")
+    (ground.root / "trials" / trials[4] / "file-1.txt").unlink()
+    for trial_id in trials[3:]:
+        ground.forget(trial_id)
+    ground.injected = 5
+    ground.finish()
+    if len(journal_events(ground.root, "set_aside")) != 5:
+        ground.notes.append("not every damaged record was set aside")
+    return ground.judge("records damaged")
+
+
+def two_drivers(folder: Path) -> Verdict:
+    """A second driver comes while the first one works."""
+    ground = Ground(folder, trials=3)
+    first = ground.start(LIGHT_SECONDS="1")
+    wait_until(ground.ranks, "no rank runs")
+    second = ground.start()
+    _, errors = second.communicate()
+    ground.injected += 1
+    if second.returncode != 2 or f"process {first.pid} on " not in errors:
+        ground.notes.append(f"the second driver was not refused properly: {second.returncode} {errors}")
+    first.communicate()
+    ground.look()
+    return ground.judge("two drivers")
+
+
+def stopped_by_people(folder: Path) -> Verdict:
+    """Ctrl-C once: what runs is finished. Ctrl-C twice: it is not."""
+    ground = Ground(folder, trials=6)
+    for presses in (1, 2):
+        driver = ground.start(LIGHT_SECONDS="1", LIGHT_CPUS="1")
+        wait_until(lambda: len(ground.ranks()) == 1, "no rank runs")
+        before = len(ground.seen)
+        for _ in range(presses):
+            driver.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+        driver.communicate()
+        ground.injected += 1
+        ground.look()
+        if len(ground.seen) - before != (1 if presses == 1 else 0):
+            ground.notes.append(f"{presses} x Ctrl-C committed {len(ground.seen) - before} trials")
+    ground.finish()
+    return ground.judge("Ctrl-C once, twice")
+
+
+def _has_come_to(ground: Ground, driver: subprocess.Popen[str], records: int) -> bool:
+    return driver.poll() is not None or sum(1 for _ in ground.root.glob("trials/*/result.json")) >= records
+
+
+def _keeper_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])

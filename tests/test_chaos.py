@@ -1,0 +1,42 @@
+"""The short form of ``make chaos``: some of its faults, once each. What every one of them must leave is in chaos.ground."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from chaos import light_faults as light
+from chaos.ground import Verdict
+
+from bench.crash_points import CrashPoint
+
+POINTS: list[CrashPoint] = [
+    "rank.after_report",
+    "commit.before_files",
+    "commit.before_rename",
+    "commit.after_rename",
+    "commit.after_outbox",
+    "lost.before_record",
+]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_driver_killed_at_a_named_point_loses_and_repeats_nothing(point: CrashPoint, tmp_path: Path) -> None:
+    verdict = light.driver_killed_at(point, tmp_path, times=1)
+    assert verdict.good, verdict
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [light.rank_killed, light.rank_stopped, light.disk_full, light.records_damaged, light.two_drivers],
+    ids=lambda fault: fault.__name__,
+)
+def test_a_fault_loses_and_repeats_nothing(fault: Callable[[Path], Verdict], tmp_path: Path) -> None:
+    verdict = fault(tmp_path)
+    assert verdict.good, verdict
+
+
+def test_ctrl_c_once_finishes_and_twice_stops(tmp_path: Path) -> None:
+    verdict = light.stopped_by_people(tmp_path)
+    assert verdict.good, verdict
