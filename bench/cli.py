@@ -10,7 +10,7 @@ import sys
 import typer
 from rich.console import Console
 
-from bench.commands import adapters, catalogue, compare, methods, operate, sweeps
+from bench.commands import adapters, catalogue, compare, methods, operate, planning, sweeps
 from bench.config import ConfigError
 from bench.store import StoreError
 
@@ -18,7 +18,8 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 for command in (
     sweeps.run,
-    sweeps.plan,
+    planning.plan,
+    planning.check_plan,
     sweeps.report,
     compare.compare,
     methods.methods,

@@ -14,7 +14,6 @@ from rich.text import Text
 from bench.launch import Progress
 from bench.observe import Observer
 from bench.outbox import StartedAttempt
-from bench.plan import PlannedTrial
 from bench.record import Failed, TrialResult
 from bench.report.terminal import headline
 from bench.status import RunningTrial, StatusBoard, SweepStatus
@@ -119,33 +118,3 @@ def _step_cells(trial: RunningTrial) -> tuple[str, str, str, str]:
 
 def _indented(lines: Sequence[str]) -> str:
     return "\n".join(f"         {line}" for line in lines)
-
-
-def planned_table(sweep: str, trials: Sequence[PlannedTrial]) -> Table:
-    """What a sweep would run, for a terminal."""
-    table = Table(title=f"{sweep}: {len(trials)} trials", padding=(0, 1), collapse_padding=True)
-    table.add_column("trial and settings", overflow="fold")
-    for heading in ("trained", "%", "stored"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for trial in trials:
-        parameters = trial.parameters
-        table.add_row(
-            Text(trial.spec.trial_id).append("\n" + "\n".join(_settings(trial)), style="dim"),
-            f"{parameters.trained:,}",
-            f"{100 * parameters.trained_fraction:.3f}",
-            f"{parameters.stored:,}",
-        )
-    return table
-
-
-def _settings(trial: PlannedTrial) -> list[str]:
-    spec = trial.spec
-    lines = []
-    if config := {key: value for key, value in spec.method.config.items() if value is not None}:
-        lines.append(", ".join(f"{key}={value}" for key, value in config.items()))
-    if trial.parameters.trained:
-        length = f"{spec.train.steps} steps" if spec.train.steps else f"{spec.train.epochs or 1:g} epochs"
-        lines.append(f"{length}, batch {spec.train.batch_size}, learning rate {spec.train.learning_rate:g}")
-    ranks = "1 rank" if spec.resources.ranks == 1 else f"{spec.resources.ranks} ranks"
-    lines.append(f"{ranks}, ZeRO {spec.resources.zero_stage}, {spec.resources.precision}")
-    return lines

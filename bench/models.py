@@ -150,13 +150,25 @@ def _dropout_settings(spec: ModelSpec, dropout: float) -> dict[str, float]:
     return dict.fromkeys(names, dropout)
 
 
-def empty_model(spec: ModelSpec) -> Any:
-    """The base model without weights, frozen, on the meta device: enough to count parameters. Converts nothing."""
+def empty_model(
+    spec: ModelSpec, dtype: torch.dtype = torch.float32, dropout: float | None = None, device: str = "meta"
+) -> Any:
+    """The base model without weights, frozen. Converts nothing.
+
+    Args:
+        spec: Which model.
+        dtype: Of its weights.
+        dropout: As in :func:`load_model`.
+        device: The meta device is enough to count parameters; another one is for a mode of fake tensors.
+    """
     import transformers
 
     auto_class = getattr(transformers, architecture(spec).auto_class)
-    with torch.device("meta"):
-        model = auto_class.from_config(load_config(spec), attn_implementation=spec.attention)
+    config = load_config(spec)
+    for name, value in ({} if dropout is None else _dropout_settings(spec, dropout)).items():
+        setattr(config, name, value)
+    with torch.device(device):
+        model = auto_class.from_config(config, attn_implementation=spec.attention, dtype=dtype)
     return model.requires_grad_(False).eval()
 
 

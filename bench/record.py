@@ -115,6 +115,26 @@ class Scores(Spec):
     scoring: JsonDict | None = Field(None, description="settings of bench.task.Scoring; None in older records")
 
 
+class Prediction(Spec):
+    """What the planner expects of a trial, from its specification and the lengths of its data alone."""
+
+    device: str
+    flops: float = Field(description="of all training steps on all ranks, by PyTorch's formulas")
+    step_seconds: float | None = Field(
+        description="mean of an optimiser step; None on a device that nothing is known of"
+    )
+    train_seconds: float | None
+    total_seconds: float | None = Field(description="start-up, training, validation, decoding")
+    memory_bytes: dict[str, int] = Field(
+        description="part to bytes on one rank at the peak of training; on a CPU beyond what was there before the model"
+    )
+    decode_memory_bytes: int = Field(description="likewise at the peak of decoding, all parts together")
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        return sum(self.memory_bytes.values())
+
+
 class Ran(Spec):
     """What every trial that ran to its end tells."""
 
@@ -127,6 +147,7 @@ class Ran(Spec):
     ranks: list[RankCost]
     adapter_bytes: int = Field(description="size on disk of adapter.safetensors; 0 where nothing was trained")
     data: JsonDict = Field(description="examples per split, truncations, subset seed")
+    predicted: Prediction | None = Field(None, description="by the planner; None where nothing is trained")
 
 
 class Completed(Ran):

@@ -11,7 +11,7 @@ import os
 import platform
 import random
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch._C._distributed_c10d import PrefixStore  # torch.distributed has it t
 
 from bench import models
 from bench.adapter import save_adapter
-from bench.architecture import Pair
+from bench.architecture import Architecture, Pair
 from bench.data import Tokenization
 from bench.decode import generate
 from bench.measure import PhaseMeter
@@ -36,6 +36,7 @@ from bench.record import (
     DecodeCost,
     Failed,
     ParameterCounts,
+    Prediction,
     Probed,
     Provenance,
     RankCost,
@@ -47,7 +48,7 @@ from bench.registry import Kind, RegistryError, load, load_method
 from bench.resolver import instantiate
 from bench.spec import JsonDict, ResolvedSpec, TrialSpec
 from bench.splits import load_splits, oddities
-from bench.task import Example, Task
+from bench.task import Example, Split, Task
 from bench.train import Diverged, TargetLoss, Trained, Training, mean_loss
 
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -228,6 +229,10 @@ class _Trial:
         ranks = self._gathered_costs()
         if self.context.rank != 0:
             return None
+        if trained is not None:
+            with meter.phase("plan"):  # after all that is measured: it takes memory of its own
+                num_decoded = len(splits[spec.scored_split]) if spec.scored_split else 0
+                ran["predicted"] = self._predicted(tokens.architecture, pairs, num_decoded)
         ran |= {"parameters": counts, "decode": decode_cost, "ranks": ranks, "adapter_bytes": adapter_bytes}
         ran["data"] = {
             "train_pairs": len(pairs["train"]),
@@ -330,6 +335,25 @@ class _Trial:
         cost = self.meter.rank_cost(self.context.rank)
         shares = share_json(self.context, "costs", cost.model_dump(mode="json"))
         return [RankCost.model_validate(share) for share in shares]
+
+    def _predicted(
+        self, architecture: Architecture, pairs: Mapping[Split, Sequence[Pair]], num_decoded: int
+    ) -> Prediction | None:
+        """What the planner would have said; None where the method cannot be traced."""
+        from bench.cost_model import predict  # imports of its own, which no trial should carry while it is measured
+        from bench.devices import known_gpu, measured_cpu
+        from bench.step_trace import TraceError
+        from bench.workload import workload
+
+        name = device_name(self.device)
+        device = known_gpu(name) if self.device.type == "cuda" else measured_cpu(self.context.threads)
+        try:
+            return predict(self.spec, workload(self.spec, architecture, pairs, num_decoded), device, name)
+        except TraceError:
+            return None
+        except Exception:  # noqa: BLE001 - a finished trial is worth more than what was expected of it
+            traceback.print_exc()
+            return None
 
     def _scores(
         self,

@@ -1,4 +1,4 @@
-"""The short form of ``make chaos``: some of its faults, once each. What every one of them must leave is in chaos.ground."""
+"""The short form of ``make chaos``: some of its faults, once each; chaos.ground says what each of them must leave."""
 
 from __future__ import annotations
 

@@ -58,17 +58,6 @@ def _print_results(found: list[TrialResult], folder: Path) -> None:
     console.print(f"report: {folder / 'report.html'}", highlight=False)
 
 
-def plan(sweep_file: SweepFile, settings: Settings = None, methods_dir: MethodsDir = None) -> None:
-    """Show the trials of a sweep and what each would train. Starts nothing, writes nothing."""
-    from bench.display import planned_table
-    from bench.plan import plan as planned
-
-    sweep, stages = read_stages(sweep_file, settings, methods_dir)
-    console.print(planned_table(sweep.name, planned(stages.known_trials())))
-    for line in stages.outlook():
-        console.print(line, highlight=False)
-
-
 def report(directory: Annotated[Path, typer.Argument(help="results/<sweep>")]) -> None:
     """Render the records of a sweep again."""
     if not (directory / "trials").is_dir():

@@ -12,6 +12,7 @@ from bench.report.cells import Cell, Comparison
 from bench.report.columns import Column
 from bench.report.content import Content, signatures
 from bench.report.differences import significance_document
+from bench.report.forecast import forecast_document, forecasts
 from bench.report.rows import frame
 from bench.report.tuning import tuning_document
 from bench.spec import JsonDict
@@ -73,6 +74,7 @@ def _comparison(comparison: Comparison) -> JsonDict:
         ],
         "signatures": dict(signatures(outcomes)),
         "configurations": [_cell(cell, comparison.columns) for cell in comparison.cells],
+        "plan": forecast_document(forecasts(comparison)),
     }
 
 

@@ -10,6 +10,9 @@ from bench.report.cells import Cell, Comparison
 from bench.report.columns import ABSENT, Column, title
 from bench.report.content import Content, legend, signatures
 from bench.report.differences import PAIR_HEADING, letters_of, pair_note, pair_rows
+from bench.report.forecast import HEADING as FORECAST
+from bench.report.forecast import NOTE as FORECAST_NOTE
+from bench.report.forecast import forecast_rows, forecasts
 from bench.report.tuning import HEADING, audit_lines, budget_rows, curve_lines, expected_rows, metric_title
 from bench.tuning_summary import Tuning
 
@@ -29,6 +32,7 @@ def markdown(content: Content) -> str:
         if comparison.scored:
             parts += [_main_table(comparison, found), _legend(comparison), _tags_table(comparison)]
             parts.append(found if isinstance(found, str) else _differences(comparison, found))
+            parts.append(_forecast(comparison))
     parts += [_tuning(content.tunings), _failures(content), _caveats(content), _provenance(content)]
     if content.command:
         parts.append(f"## Again\n\n```\n{content.command}\n```")
@@ -137,6 +141,13 @@ def _tuned_alike(tunings: Sequence[Tuning]) -> str:
     if audits := audit_lines(tunings):
         parts.append("\n".join(f"- {line}" for line in audits))
     return "\n\n".join(parts)
+
+
+def _forecast(comparison: Comparison) -> str:
+    found = forecasts(comparison)
+    if not found:
+        return ""
+    return "\n\n".join(["### Plan against measurement", table(FORECAST, forecast_rows(found)), FORECAST_NOTE])
 
 
 def _failures(content: Content) -> str:

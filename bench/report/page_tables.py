@@ -12,6 +12,9 @@ from bench.report.differences import PAIR_HEADING, letters_of, pair_note, pair_r
 from bench.report.efficiency import best_of_methods, efficiencies, efficiency_columns
 from bench.report.figures import Picture
 from bench.report.figures.style import UNTOUCHED, inlined
+from bench.report.forecast import HEADING as FORECAST
+from bench.report.forecast import NOTE as FORECAST_NOTE
+from bench.report.forecast import forecast_rows, forecasts
 from bench.report.tuning import HEADING, audit_lines, budget_rows, expected_rows, metric_title
 from bench.spec import JsonDict
 from bench.statistics.estimates import Estimate
@@ -146,7 +149,7 @@ def _cell(comparison: Comparison, cell: Cell, column: Column) -> JsonDict:
 
 
 def _tables(comparison: Comparison, found: Significance | str | None) -> list[JsonDict]:
-    made = (_differences(comparison, found), _tags(comparison), _efficiency(comparison))
+    made = (_differences(comparison, found), _tags(comparison), _efficiency(comparison), _forecast(comparison))
     return [table for table in made if table is not None]
 
 
@@ -164,6 +167,14 @@ def _differences(comparison: Comparison, found: Significance | str | None) -> Js
         "rows": pair_rows(found, metric),
         "note": " ".join([*found.remarks, pair_note(found, metric)]),
     }
+
+
+def _forecast(comparison: Comparison) -> JsonDict | None:
+    found = forecasts(comparison)
+    if not found:
+        return None
+    rows = forecast_rows(found)
+    return {"title": "Plan against measurement", "headings": FORECAST, "rows": rows, "note": FORECAST_NOTE}
 
 
 def tuning_tables(tunings: Sequence[Tuning]) -> list[JsonDict]:

@@ -28,6 +28,7 @@ OUTCOME_COLUMNS = (
     *("phase", "attempt", "started_at", "batch_size", "config", "train_pairs", "test_sources"),
     *("code_sha256", "git_revision", "git_dirty", "cpu_cores", "threads_per_rank", "load_average_1min"),
     *("stage", "stop_after_steps"),
+    *("planned_flops", "planned_memory_bytes", "planned_step_seconds", "planned_total_seconds"),
 )
 
 
@@ -118,6 +119,13 @@ def _ran(outcome: Completed | Probed) -> JsonDict:
         "train_pairs": outcome.data.get("train_pairs"),
         **_phase_values(outcome),
     }
+    if (planned := outcome.predicted) is not None:
+        values |= {
+            "planned_flops": planned.flops,
+            "planned_memory_bytes": planned.peak_memory_bytes,
+            "planned_step_seconds": planned.step_seconds,
+            "planned_total_seconds": planned.total_seconds,
+        }
     if outcome.train is None:
         return values | {"learning_rate": None}
     training = [(cost, cost.phases["train"]) for cost in outcome.ranks]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.report.cells import Cell, Comparison, cells
 from bench.report.columns import Column
 from bench.report.content import Content
-from bench.report.figures.bars import memory_bars, time_bars
+from bench.report.figures.bars import memory_bars, planned_memory_bars, time_bars
 from bench.report.figures.curves import learning_rate_curves, training_curves
 from bench.report.figures.pareto_plot import pareto_plot
 from bench.report.figures.picture import Picture
@@ -32,6 +32,7 @@ def pictures(content: Content) -> list[list[Picture]]:
             learning_rate_curves(_of_all_stages(content, comparison), styles, f"learning-rates{suffix}"),
             training_curves(comparison.scored, styles, f"training{suffix}"),
             memory_bars(comparison.scored, f"memory{suffix}"),
+            planned_memory_bars(comparison.scored, f"planned-memory{suffix}"),
             time_bars(comparison.scored, f"time{suffix}"),
         ]
         found.append([picture for picture in drawn if picture is not None])

@@ -10,6 +10,7 @@ from bench.record import Completed
 from bench.report.cells import Cell
 from bench.report.figures.picture import Picture, finished
 from bench.report.figures.style import PARTS, drawing
+from bench.report.forecast import of_different_cost
 
 MOST_BARS = 24
 TIMED_PHASES = ("load", "patch", "initialise", "train", "validate", "save", "decode", "score")
@@ -35,20 +36,21 @@ def memory_bars(cells: Sequence[Cell], name: str) -> Picture | None:
     return _stacked(bars, name, "Memory by part and phase", "MiB", caption)
 
 
+def planned_memory_bars(cells: Sequence[Cell], name: str) -> Picture | None:
+    """What the planner says the training memory is made of."""
+    bars = [(cell.name, parts) for cell in of_different_cost(cells) if (parts := _mean_parts(cell, _planned))]
+    caption = (
+        "What the planner expects at the peak of training on one rank; on a CPU beyond what was there before the "
+        "model, and with the best state so far. The table of plan against measurement says how far it was right."
+    )
+    return _stacked(bars, name, "Planned training memory by part", "MiB", caption)
+
+
 def time_bars(cells: Sequence[Cell], name: str) -> Picture | None:
     """Seconds of every phase on the slowest rank, mean over seeds."""
     bars = [(cell.name, parts) for cell in of_different_cost(cells) if (parts := _mean_parts(cell, _seconds))]
     caption = "Seconds of each phase on the slowest rank, mean over seeds; start-up of processes is not in it."
     return _stacked(bars, name, "Time by phase", "seconds", caption)
-
-
-def of_different_cost(cells: Sequence[Cell]) -> list[Cell]:
-    """The first of the cells that differ in nothing that costs time or memory."""
-    found: dict[tuple[object, ...], Cell] = {}
-    for cell in cells:
-        spec = cell.results[0].spec
-        found.setdefault((spec.configuration_class, spec.train.steps, spec.train.epochs), cell)
-    return list(found.values())
 
 
 def _memory(phase: str, outcome: Completed) -> Parts:
@@ -63,6 +65,12 @@ def _memory(phase: str, outcome: Completed) -> Parts:
         "at the start of the phase": (start - cost.baseline_memory_bytes) / 2**20,
         "added by the phase": max(0, found.peak_memory_bytes - start) / 2**20,
     }
+
+
+def _planned(outcome: Completed) -> Parts:
+    if outcome.predicted is None:
+        return {}
+    return {part: count / 2**20 for part, count in outcome.predicted.memory_bytes.items()}
 
 
 def _seconds(outcome: Completed) -> Parts:

@@ -1,0 +1,85 @@
+"""Commands that look ahead: plan, check-plan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bench.commands.options import AsJson, MethodsDir, Settings, SweepFile, console, read_stages
+from bench.config import ConfigError
+from bench.store import Store
+
+if TYPE_CHECKING:
+    from bench.devices import Device
+
+
+def plan(
+    sweep_file: SweepFile,
+    settings: Settings = None,
+    methods_dir: MethodsDir = None,
+    device: Annotated[str, typer.Option(help="local, or a device of the table, e.g. h200")] = "local",
+    devices: Annotated[int, typer.Option(min=1, help="how many there are")] = 1,
+    price: Annotated[float | None, typer.Option(min=0.0, help="of one device for one hour")] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="results/<sweep> of the same device, whose step times set the rates")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a sweep would train, compute, need and cost, and whether it fits. Starts nothing, writes nothing."""
+    from bench.plan import plan as planned
+    from bench.plan import totals
+    from bench.plan_table import plan_document, planned_table, totals_text
+
+    sweep, stages = read_stages(sweep_file, settings, methods_dir)
+    chosen = _device(device, calibrate)
+    try:
+        trials = planned(stages.known_trials(), chosen)
+    except ValueError as error:
+        raise ConfigError(f"{sweep_file}: {error}") from error
+    found = totals(trials, devices, price)
+    if as_json:
+        console.print_json(json.dumps(plan_document(sweep.name, trials, chosen, found)))
+        return
+    console.print(planned_table(sweep.name, trials, chosen))
+    console.print(totals_text(found, chosen), highlight=False)
+    for line in stages.outlook():
+        console.print(line, highlight=False)
+
+
+def check_plan(sweep_file: SweepFile, settings: Settings = None, methods_dir: MethodsDir = None) -> None:
+    """Run one training step of every configuration here, and print predictions beside measurements, in Markdown."""
+    from bench.plan_check import check, markdown
+
+    sweep, stages = read_stages(sweep_file, settings, methods_dir)
+    print(markdown(sweep.name, list(check(stages.known_trials()))))  # noqa: T201 - to be redirected into a file
+
+
+def _device(name: str, calibrate: Path | None) -> Device:
+    import torch
+
+    from bench.devices import find_device, known_gpu, measured_cpu
+    from bench.plan import calibrated
+
+    if name != "local":
+        try:
+            device = find_device(name)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    elif torch.cuda.is_available():
+        found = known_gpu(torch.cuda.get_device_name())
+        if found is None:
+            raise ConfigError(
+                f"--device local: {torch.cuda.get_device_name()} is not in the table; name one that is like it"
+            )
+        device = found
+    else:
+        device = measured_cpu(torch.get_num_threads())
+    if calibrate is None:
+        return device
+    device, trials = calibrated(device, Store(calibrate).read_all())
+    if not trials:
+        raise ConfigError(f"--calibrate {calibrate}: no trial there was trained on {device.name} and predicted")
+    return device

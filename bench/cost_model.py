@@ -1,0 +1,162 @@
+"""What a trial will cost: FLOPs, bytes by part, seconds. From traces of its step, its sizes and a device's rates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench import models
+from bench.devices import Device
+from bench.record import Prediction
+from bench.spec import ResourceSpec, TrialSpec
+from bench.step_costs import StepCosts, step_costs
+from bench.workload import MicroBatch, Workload
+
+# Adam keeps two moments in fp32; DeepSpeed keeps a copy of the trained parameters in fp32 where it trains in bf16, and
+# under ZeRO in any case.
+ADAM_BYTES, COPY_BYTES = 8, 4
+# DeepSpeed's limit on elements of a bucket, as bench.train sets it.
+MOST_BUCKET_ELEMENTS = 500_000_000
+# An optimiser step reads and writes parameter, gradient and two moments once.
+ADAM_TRAFFIC_BYTES = 28
+# A hypothesis is longer than the mean target before the last of a batch has ended.
+LONGEST_OVER_MEAN = 1.5
+
+
+def predict(spec: TrialSpec, work: Workload, device: Device | None, name: str) -> Prediction:
+    """What a trial that trains something will cost.
+
+    Args:
+        spec: Of the trial.
+        work: Its sizes.
+        device: Of every rank; None is one whose rates are not known.
+        name: Of the device.
+
+    Raises:
+        TraceError: The method's step looks at values, so that it cannot be predicted.
+    """
+    costs = step_costs(spec, work)
+    flops = sum(costs.flops(micro) for micro in work.micro_batches)
+    seconds: dict[str, float | None] = {"step_seconds": None, "train_seconds": None, "total_seconds": None}
+    if device is not None:
+        step = _step_seconds(spec, work, costs, flops, device)
+        train = step * work.steps
+        total = device.start_seconds + train + _evaluation_seconds(spec, work, costs, device)
+        seconds = {"step_seconds": step, "train_seconds": train, "total_seconds": total}
+    return Prediction(
+        device=name,
+        flops=flops,
+        memory_bytes=training_memory(spec, work, costs, on_cpu=device is not None and device.kind == "cpu"),
+        decode_memory_bytes=_decode_bytes(spec, work, costs),
+        **seconds,
+    )
+
+
+def training_memory(spec: TrialSpec, work: Workload, costs: StepCosts, on_cpu: bool) -> dict[str, int]:
+    """Bytes on one rank at the peak of training, by part.
+
+    Under stage 0 DeepSpeed reduces gradients through a flat copy, also on one rank; under stages 1 and 2 through a
+    bucket that is always there. Stage 3 gathers layer by layer what it has shared out.
+    """
+    resources, trace = spec.resources, costs.large
+    largest = max(work.micro_batches, key=lambda micro: costs.activation_bytes(micro) + costs.logits_bytes(micro))
+    parts = {
+        "weights": float(trace.weight_bytes),
+        "optimizer": _optimizer_bytes(spec, costs),
+        **_transient(resources.zero_stage, work.accumulation, costs, largest),
+    }
+    if resources.zero_stage >= 1:
+        parts["buffers"] = _bucket_bytes(costs)
+    if resources.zero_stage >= 2:
+        parts["gradients"] = trace.gradient_bytes / resources.ranks
+    if resources.zero_stage == 3:
+        parts["weights"] = trace.weight_bytes / resources.ranks + 2 * trace.largest_weight_bytes
+        parts["buffers"] += trace.gradient_bytes / resources.ranks
+    if on_cpu:
+        # The best state so far is kept in host memory, which on a CPU is the memory that is measured.
+        parts["kept state"] = trace.stored_elements * trace.gradient_bytes / trace.trained_elements
+    return {part: round(size) for part, size in parts.items() if size >= 0.5}
+
+
+def _transient(stage: int, accumulation: int, costs: StepCosts, micro: MicroBatch) -> dict[str, float]:
+    """Activations, logits and gradients at the moment when they are most together."""
+    gradients = float(costs.large.gradient_bytes)
+    activations, logits = costs.activation_bytes(micro), costs.logits_bytes(micro)
+    if accumulation > 1 or stage > 0:
+        inside = {"activations": activations, "logits": logits, "gradients": gradients}
+    else:
+        inside = {
+            "activations": activations,
+            "logits": logits,
+            "gradients": costs.growing_gradient_bytes(micro),
+        }
+    reducing = {"gradients": gradients, "buffers": gradients}
+    return reducing if stage == 0 and sum(reducing.values()) > sum(inside.values()) else inside
+
+
+def _optimizer_bytes(spec: TrialSpec, costs: StepCosts) -> float:
+    resources, trace = spec.resources, costs.large
+    if spec.train.optimizer == "adafactor":
+        return 4.0 * trace.factored_elements
+    copy = COPY_BYTES if resources.zero_stage > 0 or resources.precision == "bf16" else 0
+    return (ADAM_BYTES + copy) * trace.trained_elements / _shared_by(resources)
+
+
+def _shared_by(resources: ResourceSpec) -> int:
+    return resources.ranks if resources.zero_stage > 0 else 1
+
+
+def _bucket_bytes(costs: StepCosts) -> float:
+    trace = costs.large
+    element = trace.gradient_bytes / trace.trained_elements
+    return min(max(trace.trained_elements, 2**16), MOST_BUCKET_ELEMENTS) * element
+
+
+def _decode_bytes(spec: TrialSpec, work: Workload, costs: StepCosts) -> int:
+    """Weights, keys and values of every source and hypothesis, and logits in fp32."""
+    decode, config = spec.decode, models.load_config(spec.model)
+    element = 2 if spec.resources.precision == "bf16" else 4
+    rows = min(decode.batch_size, work.decoded_sources)
+    tokens = rows * work.source_tokens + rows * decode.beams * decode.max_new_tokens
+    cache = 2 * _layers(config) * _key_value_width(config) * element * tokens
+    return int(costs.large.weight_bytes + cache + 3 * 4 * rows * decode.beams * config.vocab_size)
+
+
+def _layers(config: Any) -> int:
+    """Of the part that decodes."""
+    names = ("num_decoder_layers", "decoder_layers", "num_hidden_layers")
+    return int(next(layers for name in names if (layers := getattr(config, name, None)) is not None))
+
+
+def _key_value_width(config: Any) -> int:
+    heads = config.num_attention_heads
+    head = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or config.hidden_size // heads
+    return int(getattr(config, "num_key_value_heads", None) or heads) * int(head)
+
+
+def _step_seconds(spec: TrialSpec, work: Workload, costs: StepCosts, flops: float, device: Device) -> float:
+    """Mean of an optimiser step."""
+    ranks = spec.resources.ranks
+    arithmetic = flops / (work.steps * ranks) / _rate(spec, device)
+    host = work.accumulation * costs.large.kernels * device.kernel_seconds
+    # A GPU computes while the host prepares what comes next; a CPU does one after the other.
+    passes = max(arithmetic, host) if device.kind == "cuda" else arithmetic + host
+    traffic = ADAM_TRAFFIC_BYTES * costs.large.trained_elements / _shared_by(spec.resources) / device.bytes_per_second
+    return passes + traffic + device.step_seconds
+
+
+def _rate(spec: TrialSpec, device: Device) -> float:
+    return device.flops_per_second[spec.resources.precision] * device.efficiency
+
+
+def _evaluation_seconds(spec: TrialSpec, work: Workload, costs: StepCosts, device: Device) -> float:
+    """Dev loss at every evaluation, and decoding token by token."""
+    trace = costs.large
+    per_token = trace.forward_fraction * trace.flops / trace.padded_tokens
+    kernels = trace.kernels * trace.forward_fraction * device.kernel_seconds
+    dev = work.evaluations * work.dev_tokens * per_token / _rate(spec, device) / spec.resources.ranks
+    decode = spec.decode
+    batches = -(-work.decoded_sources // (decode.batch_size * spec.resources.ranks))
+    rows = min(decode.batch_size, work.decoded_sources) * decode.beams
+    token_steps = min(decode.max_new_tokens, LONGEST_OVER_MEAN * work.target_tokens)
+    one = max(rows * per_token / _rate(spec, device), trace.weight_bytes / device.bytes_per_second)
+    return dev + batches * token_steps * (one + kernels)

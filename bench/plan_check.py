@@ -1,0 +1,162 @@
+"""Predictions beside measurements: one training step of every configuration, for real, on this machine's processor."""
+
+from __future__ import annotations
+
+import inspect
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench import models
+from bench.architecture import Batch, Pair
+from bench.method import Method, trained_parameters
+from bench.plan import planned_work
+from bench.registry import load_method
+from bench.spec import TrialSpec
+from bench.step_costs import StepCosts, step_costs
+from bench.step_trace import CPU_ATTENTION, Follower
+from bench.train import TargetLoss
+from bench.workload import MicroBatch
+
+TIMED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One micro-batch of one configuration: what was predicted, and what PyTorch counted."""
+
+    name: str
+    rows: int
+    length: int
+    predicted_flops: float
+    counted_flops: float
+    predicted_bytes: float
+    counted_bytes: float
+    seconds: float
+
+    @property
+    def flops_error(self) -> float:
+        return self.predicted_flops / self.counted_flops - 1
+
+    @property
+    def bytes_error(self) -> float:
+        return self.predicted_bytes / self.counted_bytes - 1
+
+
+def check(trials: Iterable[TrialSpec]) -> Iterator[Checked]:
+    """Run one forward and backward pass of each configuration, at a length between those that were traced.
+
+    FLOPs are those of ``torch.utils.flop_counter``, told about the attention kernel of CPUs. Bytes are the peak of live
+    tensors that the step makes, gradients included.
+    """
+    seen: set[str] = set()
+    for spec in trials:
+        if spec.configuration_class not in seen and load_method(spec.method.target).trains:
+            seen.add(spec.configuration_class)
+            yield _checked(spec)
+
+
+def _checked(spec: TrialSpec) -> Checked:
+    work = planned_work(spec)
+    costs = step_costs(spec, work)
+    largest = max(work.micro_batches, key=lambda micro: micro.padded_tokens)
+    architecture = models.architecture(spec.model)
+    target = max(1, largest.target_tokens // largest.rows)
+    source = max(2, round(largest.length) - target)
+    # One row is shorter: without any padding, transformers leaves the mask out, which saves memory by accident.
+    pairs = [Pair([5] * source, [5] * target)] * (largest.rows - 1) + [Pair([5] * (source - 1), [5] * target)]
+    micro = MicroBatch(largest.rows, architecture.padded_tokens(pairs), target * largest.rows)
+    loss, batch = _real_step(spec, pairs)
+    flops, peak = _counted(loss, batch)
+    return Checked(
+        name=f"{spec.method.name} ({spec.label})" if spec.label else spec.method.name,
+        rows=micro.rows,
+        length=round(micro.length),
+        predicted_flops=costs.flops(micro),
+        counted_flops=flops,
+        predicted_bytes=_peak_bytes(costs, micro),
+        counted_bytes=peak,
+        seconds=_timed(loss, batch),
+    )
+
+
+def _peak_bytes(costs: StepCosts, micro: MicroBatch) -> float:
+    return costs.activation_bytes(micro) + costs.logits_bytes(micro) + costs.growing_gradient_bytes(micro)
+
+
+def _real_step(spec: TrialSpec, pairs: Sequence[Pair]) -> tuple[TargetLoss, Batch]:
+    method_class = load_method(spec.method.target)
+    method: Method = method_class(method_class.Config(**spec.method.config), models.load_tokenizer(spec.model))
+    dtype = torch.bfloat16 if spec.resources.precision == "bf16" else torch.float32
+    model: Any = method.patch(models.load_model(spec.model, dtype, spec.train.dropout))
+    if spec.train.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    return TargetLoss(model, spec.train.label_smoothing).train(), models.architecture(spec.model).batch(pairs, 0)
+
+
+def _counted(loss: TargetLoss, batch: Batch) -> tuple[int, int]:
+    model: Any = loss.model
+    trained = [parameter for _, parameter in trained_parameters(model)]
+    follower = Follower(model.get_output_embeddings().weight.shape[0], [*model.parameters(), *model.buffers()])
+    hooks: list[Any] = [
+        parameter.register_post_accumulate_grad_hook(follower.becomes_gradient)  # type: ignore[no-untyped-call]
+        for parameter in trained
+    ]
+    told = {kernel: inspect.unwrap(formula) for kernel, formula in CPU_ATTENTION.items()}
+    with FlopCounterMode(display=False, custom_mapping=told) as counter, follower:
+        loss.of(batch).backward()  # type: ignore[no-untyped-call]
+    for hook in hooks:
+        hook.remove()
+    return counter.get_total_flops(), follower.peak
+
+
+def _timed(loss: TargetLoss, batch: Batch) -> float:
+    """Median of a few more passes, without counting."""
+    taken = []
+    for _ in range(TIMED_STEPS):
+        loss.zero_grad()
+        started = time.perf_counter()
+        loss.of(batch).backward()  # type: ignore[no-untyped-call]
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
+
+
+def markdown(sweep: str, rows: Sequence[Checked]) -> str:
+    """The comparison as a Markdown table."""
+    from bench.report.markdown import table
+
+    heading = [
+        "configuration",
+        "rows x tokens",
+        "GFLOP planned",
+        "counted",
+        "error",
+        "MiB planned",
+        "live",
+        "error",
+        "s",
+    ]
+    body = [
+        [
+            row.name,
+            f"{row.rows} x {row.length}",
+            f"{row.predicted_flops / 1e9:,.2f}",
+            f"{row.counted_flops / 1e9:,.2f}",
+            f"{row.flops_error:+.2%}",
+            f"{row.predicted_bytes / 2**20:,.1f}",
+            f"{row.counted_bytes / 2**20:,.1f}",
+            f"{row.bytes_error:+.1%}",
+            f"{row.seconds:.3f}",
+        ]
+        for row in rows
+    ]
+    note = (
+        "One micro-batch, forward and backward, at the greatest length of the data. Counted: torch.utils.flop_counter, "
+        "told about the attention kernel of CPUs. Live: the peak of tensors that the step makes, gradients included."
+    )
+    return f"# Plan of {sweep} against measurements\n\n{table(heading, body)}\n\n{note}"
