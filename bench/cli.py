@@ -10,7 +10,7 @@ import sys
 import typer
 from rich.console import Console
 
-from bench.commands import adapters, catalogue, compare, methods, operate, planning, sweeps
+from bench.commands import adapters, catalogue, compare, doctor, methods, operate, planning, sweeps
 from bench.config import ConfigError
 from bench.store import StoreError
 
@@ -30,6 +30,7 @@ for command in (
     catalogue.tasks,
     operate.status,
     operate.cancel,
+    doctor.doctor,
 ):
     app.command()(command)
 

@@ -1,0 +1,70 @@
+"""The command doctor."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from bench.commands.options import AsJson, ResultsDir, console
+
+if TYPE_CHECKING:
+    from bench.doctor.finding import Finding
+
+STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+
+
+def doctor(
+    address: Annotated[
+        str | None, typer.Option(help="of a Ray cluster: auto, host:port or ray://host:port; default: a local one")
+    ] = None,
+    results: ResultsDir = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """Look whether trials can run here, and on a cluster. Exit code 1 if there is a problem; warnings leave it 0."""
+    from bench.cluster_access import parse_address
+    from bench.doctor.finding import worst
+
+    if address not in (None, "auto"):
+        parse_address(address)
+    found = []
+    for finding in _findings(address, results):
+        found.append(finding)
+        if not as_json:
+            console.print(_line(finding), soft_wrap=True)
+    if as_json:
+        console.print_json(
+            json.dumps({"status": worst(found), "findings": [finding.model_dump() for finding in found]})
+        )
+    else:
+        counts = {status: sum(finding.status == status for finding in found) for status in STYLES}
+        console.print(", ".join(f"{number} {status}" for status, number in counts.items()), highlight=False)
+    raise typer.Exit(1 if worst(found) == "problem" else 0)
+
+
+def _findings(address: str | None, results: Path) -> Iterator[Finding]:
+    from bench.doctor.finding import warning
+    from bench.doctor.machine import look_at_machine
+    from bench.doctor.packages import expected
+
+    wanted = expected()
+    yield from look_at_machine(wanted, results)
+    if importlib.util.find_spec("ray") is None:
+        yield warning("Ray", "not installed: trials run as local processes, on this machine alone", "pip install ray")
+        return
+    from bench.doctor.cluster import look_at_cluster
+
+    yield from look_at_cluster(address, wanted)
+
+
+def _line(finding: Finding) -> Text:
+    line = Text.assemble((f"{finding.status:8}", STYLES[finding.status]))
+    line.append(f"{finding.check}{'' if finding.node is None else f' on {finding.node}'}: {finding.found}")
+    if finding.remedy is not None:
+        line.append(f"\n         -> {finding.remedy}", style=STYLES[finding.status])
+    return line

