@@ -11,7 +11,7 @@ import torch
 
 from bench import models
 from bench.adapter import AdapterError, Restored, restore
-from bench.architecture import EncoderDecoder, Pair
+from bench.architecture import EncoderDecoder, Pair, accepted_inputs
 from bench.method import PeftAdapter
 
 # Of the largest logit; rounding of other but equal sums in fp32, and in bf16.
@@ -87,7 +87,8 @@ def _difference(folder: Path, restored: Restored, model_path: str | None) -> flo
     for length in PROBE_LENGTHS:
         ids: list[int] = torch.randint(0, vocabulary, (length + 4,), generator=generator).tolist()
         batch = restored.architecture.batch([Pair(ids[:length], ids[length:])], pad_token_id=0)
-        inputs: dict[str, Any] = {name: part for name, part in batch.inputs.items() if name != "position_ids"}
+        inputs: dict[str, Any] = accepted_inputs(theirs, batch.inputs)
+        inputs = {name: part for name, part in inputs.items() if name != "position_ids"}
         with torch.no_grad():
             ours = restored.model(**inputs).logits.float()
             found = theirs(**inputs).logits.float()

@@ -82,11 +82,11 @@ class PrefixTuningAttentionLayer(nn.Module):
         if self.path == "literal":
             prompt = self.prompt_embeddings(self.prompt_tokens)
             return attend_literally(self.site, prompt, self._rotary(), args, kwargs, bias_source, prompt_visible)
-        prefix = self._kept.get(self.training, self._prompt_keys_values)
+        prefix = self._kept.get(self.training, self.prompt_keys_values)
         return attend_with_prefix(self.site, prefix, args, kwargs, bias_source, prompt_visible)
 
-    def _prompt_keys_values(self) -> KeysValues:
-        """``(1, H, P, C)`` each."""
+    def prompt_keys_values(self) -> KeysValues:
+        """What the layer makes of the prompt, ``(1, H, P, C)`` each."""
         return keys_values_of(self.site, self.prompt_embeddings(self.prompt_tokens)[None], self._rotary())
 
     def _rotary(self) -> Rotary | None:

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from bench.method import Method, Range, SearchSpace
+from bench.method import Method, PeftAdapter, Range, SearchSpace
+from methods.peft_prefix import prefix_for_peft
 from methods.trained_prefix import PrefixConfig, TrainedPrefix
 
 
@@ -61,3 +62,7 @@ class PrefixTuning(Method):
     def load_adapter_state(self, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
         """Put a stored state into a freshly patched model; its MLP, if there is one, gives way to keys and values."""
         self.prefix.load(model, state)
+
+    def to_peft(self, model: nn.Module) -> PeftAdapter:
+        """Keys and values of every layer, whatever the parametrisation."""
+        return prefix_for_peft(model, self.config, self.adapter_state(model))

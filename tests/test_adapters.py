@@ -86,7 +86,16 @@ PEFT_CASES = [
 @pytest.mark.parametrize(
     ("name", "config", "family"),
     [(name, config, family) for name, config in PEFT_CASES for family in ("gpt2", "llama")]
-    + [(name, config, "t5") for name, config in PEFT_CASES if name != "prompt_tuning"],
+    + [(name, config, "t5") for name, config in PEFT_CASES]
+    + [
+        ("prefix_tuning", {"num_prompt_tokens": 4, "parametrization": parametrization, **shift}, family)
+        for parametrization in ("embedding", "key_value", "mlp")
+        for family, shift in (("gpt2", {"shift_positions": True}), ("llama", {}))
+    ]
+    + [
+        ("prefix_tuning", {"num_prompt_tokens": 4, "path": "literal"}, "llama"),
+        ("prefix_tuning", {"num_prompt_tokens": 4, "parametrization": "key_value", "shift_positions": True}, "llama"),
+    ],
 )
 def test_peft_loads_an_export_and_gives_the_same_logits(
     name: str, config: dict[str, Any], family: str, tiny_models: dict[str, Path], tmp_path: Path
@@ -179,3 +188,24 @@ def test_the_commands_generate_and_export(
         wrong = tuneoff(*arguments)
         assert wrong.returncode == 2
         assert message in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "config", "reason"),
+    [
+        ("prefix_tuning", "gpt2", {}, "only prefixes that were trained with shift_positions: true"),
+        ("prefix_tuning", "llama", {"infix": True}, "no infix, no layers"),
+        ("prefix_tuning", "llama", {"layers": [0]}, "no infix, no layers"),
+        ("prefix_tuning", "t5", {}, "self-attention of the decoder alone"),
+        ("prompt_tuning", "llama", {"infix": True}, "in front of the source only"),
+    ],
+)
+def test_prompts_that_peft_has_not_are_refused(
+    name: str, family: str, config: dict[str, Any], reason: str, tiny_models: dict[str, Path]
+) -> None:
+    method_class = load_method(targets("method")[name])
+    spec = ModelSpec(path=str(tiny_models[family]))
+    method = method_class(method_class.Config(**config), load_tokenizer(spec))
+    model = method.patch(load_model(spec, torch.float32))
+    with pytest.raises(MethodError, match=reason):
+        method.to_peft(model)

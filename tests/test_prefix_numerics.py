@@ -9,7 +9,16 @@ import pytest
 import torch
 from soft_prompts import ROWS, TOLERANCE, disturb, logits_of, patched, patched_with, prefix_layers
 from torch import nn
-from transformers import DynamicCache, Gemma2Config, Gemma2ForCausalLM, StaticCache
+from transformers import (
+    DynamicCache,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    StaticCache,
+)
 
 from bench.architecture import Side, padded
 from bench.contract import target_logits
@@ -238,25 +247,36 @@ def test_the_mlp_is_folded_away(family: str, into: str) -> None:
     assert other_method.adapter_state(other).keys() == state.keys()
 
 
-def test_gpt2_medium_counts_are_the_published_ones() -> None:
-    def counts(**config: Any) -> tuple[int, int]:
-        with torch.device("meta"):
-            model = tiny_gpt2_medium()
-        method = PrefixTuning(PrefixTuning.Config(**config))
-        method.patch(model)
-        trained = sum(parameter.numel() for _, parameter in trained_parameters(model))
-        return trained, sum(tensor.numel() for tensor in method.adapter_state(model).values())
-
-    assert counts(num_prompt_tokens=5, parametrization="key_value") == (245_760, 245_760)
-    assert counts(num_prompt_tokens=10, parametrization="key_value") == (491_520, 491_520)
-    assert counts(num_prompt_tokens=5, parametrization="mlp") == (5_120 + 524_800 + 25_214_976, 245_760)
-    assert counts(num_prompt_tokens=10) == (245_760, 245_760)
+def counts(model_class: Any, model_config: Any, **config: Any) -> tuple[int, int]:
+    """Parameters trained and stored, on a model without weights."""
+    with torch.device("meta"):
+        model = model_class(model_config).requires_grad_(False)
+    method = PrefixTuning(PrefixTuning.Config(**config))
+    method.patch(model)
+    trained = sum(parameter.numel() for _, parameter in trained_parameters(model))
+    return trained, sum(tensor.numel() for tensor in method.adapter_state(model).values())
 
 
-def tiny_gpt2_medium() -> Any:
-    from transformers import GPT2Config, GPT2LMHeadModel
+@pytest.mark.parametrize(
+    ("config", "trained", "stored"),
+    [
+        ({"num_prompt_tokens": 5, "parametrization": "key_value"}, 245_760, 245_760),
+        ({"num_prompt_tokens": 10, "parametrization": "key_value"}, 491_520, 491_520),
+        ({"num_prompt_tokens": 5, "parametrization": "mlp"}, 5_120 + 524_800 + 25_214_976, 245_760),
+        ({"num_prompt_tokens": 10, "parametrization": "mlp"}, 25_750_016, 491_520),
+        ({"num_prompt_tokens": 10}, 245_760, 245_760),
+    ],
+    ids=str,
+)
+def test_counts_on_gpt2_medium_are_the_published_ones(config: dict[str, Any], trained: int, stored: int) -> None:
+    assert counts(GPT2LMHeadModel, GPT2Config(n_embd=1024, n_layer=24, n_head=16), **config) == (trained, stored)
 
-    return GPT2LMHeadModel(GPT2Config(n_embd=1024, n_layer=24, n_head=16)).requires_grad_(False)
+
+def test_with_grouped_queries_free_keys_and_values_are_fewer() -> None:
+    smollm2 = LlamaConfig(hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3)
+    for parametrization, expected in (("embedding", 345_600), ("key_value", 230_400)):
+        found = counts(LlamaForCausalLM, smollm2, num_prompt_tokens=20, parametrization=parametrization)
+        assert found == (expected, expected)
 
 
 def test_what_is_kept_while_decoding_follows_the_prompt() -> None:

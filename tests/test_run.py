@@ -184,6 +184,23 @@ def test_stages_run_one_after_the_other_and_once(bench: Bench) -> None:
     assert again.stdout.count("1 trials, 1 done, 0 to run") == 3
 
 
+def test_an_encoder_decoder_trains_decodes_and_stores_less_than_it_trained(
+    tmp_path: Path, tiny_models: dict[str, Path], tiny_task: Path
+) -> None:
+    bench = Bench(tmp_path, tiny_models["t5"], tiny_task)
+    prefix = "{num_prompt_tokens: 3, parametrization: mlp, mlp_hidden_size: 8}"
+    methods = f"  - {{name: prefix_tuning, config: {prefix}}}\n  - {{name: prompt_tuning, config: {{init: uniform}}}}"
+    done = bench.run(methods, "--launcher", "local")
+    assert done.returncode == 0, done.stdout + done.stderr
+    outcomes = {record["spec"]["method"]["name"]: record["outcome"] for record in bench.records().values()}
+    counts = {name: outcome["parameters"] for name, outcome in outcomes.items()}
+    # three kinds of attention, two layers each, keys and values of width 24
+    assert counts["prefix_tuning"]["stored"] == 3 * 2 * 2 * 3 * 24
+    assert counts["prefix_tuning"]["trained"] == 3 * (3 * 24 + (24 + 1) * 8 + (8 + 1) * 2 * 2 * 24)
+    assert counts["prompt_tuning"]["stored"] == counts["prompt_tuning"]["trained"] == 20 * 24
+    assert all(outcome["decode"]["new_tokens"] > 0 for outcome in outcomes.values())
+
+
 def test_plan_counts_without_side_effects(bench: Bench) -> None:
     planned = bench.run(THREE, verb="plan")
     assert planned.returncode == 0, planned.stderr

@@ -10,6 +10,7 @@ from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from soft_prompts import ROWS, TOLERANCE, disturb, patched_with, prompt_of
 
 from bench.architecture import padded
+from bench.method import MethodError
 from bench.tiny_models import tiny_model
 from methods.prefix_tuning import PrefixTuning
 from methods.prompt_tuning import PromptTuning
@@ -85,3 +86,25 @@ def test_a_prompt_is_peft_prompt_tuning(family: str) -> None:
     disturb(model)
     table.data.copy_(prompt_of(model).detach())
     torch.testing.assert_close(their_logits(), logits(model), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("parametrization", ["embedding", "key_value"])
+@pytest.mark.parametrize("family", ["opt", "gpt_neox", "qwen3"])  # not rotated, rotated in part, in heads of any width
+def test_exported_keys_stand_where_peft_puts_them(family: str, parametrization: str) -> None:
+    shift = {"shift_positions": True} if family == "opt" else {}
+    method, model = patched_with(
+        PrefixTuning, family, num_prompt_tokens=COUNT, parametrization=parametrization, **shift
+    )
+    adapter = method.to_peft(model)
+    config = {key: value for key, value in adapter.config.items() if key != "peft_type"}
+    assert adapter.config["peft_type"] == "PREFIX_TUNING"
+    other = theirs(family, PrefixTuningConfig(task_type="CAUSAL_LM", **config))
+    other.prompt_encoder["default"].embedding.weight.data.copy_(adapter.state["prompt_embeddings"])
+    # rotary tables are float32 whatever the model is
+    torch.testing.assert_close(logits(other), logits(model), atol=1e-5, rtol=0)
+
+
+def test_a_prefix_that_a_sliding_window_would_leave_behind_is_not_exported() -> None:
+    method, model = patched_with(PrefixTuning, "mistral")
+    with pytest.raises(MethodError, match="MistralAttention 0 has a sliding window of 4 tokens, behind which peft's"):
+        method.to_peft(model)
