@@ -70,6 +70,18 @@ class Address:
         return bool(found)
 
 
+def joined_address(text: str) -> str:
+    """The address to give to Ray, once it is known that the cluster answers and takes in who has our token.
+
+    Raises:
+        ConfigError: It cannot be joined.
+    """
+    address = parse_address(text)
+    ask_for_token(address)
+    check_reachable(address)
+    return address.text
+
+
 def parse_address(text: str) -> Address:
     """What ``--address`` says.
 
@@ -135,7 +147,7 @@ def check_reachable(address: Address) -> None:
     Raises:
         ConfigError: Nobody listens there, the token is refused, or Ray's client is not installed.
     """
-    if address.through_client and importlib.util.find_spec("grpc") is None:
+    if address.through_client and not has_client():
         raise ConfigError(f"--address {address.text} needs Ray's client: pip install 'ray[client]'")
     try:
         socket.create_connection((address.host, address.port), CONNECT_TIMEOUT_SECONDS).close()
@@ -163,6 +175,11 @@ def probe(address: Address, environment: MutableMapping[str, str]) -> Answer:
         return "failed"
     said = done.stdout.strip().splitlines()[-1:]
     return "refused" if said == ["refused"] else "accepted" if said == ["accepted"] else "failed"
+
+
+def has_client() -> bool:
+    """Whether Ray's client, for ``ray://``, is installed."""
+    return importlib.util.find_spec("grpc") is not None
 
 
 def readable_by_others(file: Path) -> bool:

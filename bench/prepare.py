@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench import models
+from bench.cluster_access import joined_address
 from bench.config import ConfigError
 from bench.launch import Launcher
 from bench.metrics.scoring import check_metrics
@@ -47,11 +48,12 @@ def make_launcher(name: str, outbox: Path, address: str | None, plugins: Sequenc
     Args:
         name: ``auto``, ``ray`` or ``local``.
         outbox: Where attempts wait for the store.
-        address: Of a running Ray cluster.
+        address: Of a running Ray cluster: ``auto``, ``host:port`` or ``ray://host:port``.
         plugins: What ranks must be able to import besides ``bench`` and ``methods``.
 
     Raises:
-        ConfigError: Ray is asked for and not installed, or an address is given to a launcher that has no use for it.
+        ConfigError: Ray is asked for and not installed, an address is given to a launcher that has no use for it, or
+            the cluster cannot be joined.
     """
     share(source.folder for source in plugins)
     has_ray = importlib.util.find_spec("ray") is not None
@@ -65,7 +67,8 @@ def make_launcher(name: str, outbox: Path, address: str | None, plugins: Sequenc
         raise ConfigError("--launcher ray needs the package ray; install it, or use --launcher local")
     from bench.embedded_cluster import EmbeddedCluster
 
-    cluster = address or EmbeddedCluster()
+    # Before ray is imported, which then reads how to authenticate.
+    cluster = EmbeddedCluster() if address is None else joined_address(address)
     from bench.launch_ray import RayLauncher
 
     return RayLauncher(outbox, cluster, [top for source in plugins for top in source.tops])

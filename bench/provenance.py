@@ -26,6 +26,19 @@ PACKAGES = (
     "numpy",
     "safetensors",
 )
+# What changes speed, memory or the devices that are seen, and cannot hold a secret. Nothing else is recorded.
+ENVIRONMENT = (
+    "CUDA_VISIBLE_DEVICES",
+    "DS_ACCELERATOR",
+    "GLOO_SOCKET_IFNAME",
+    "HF_HUB_OFFLINE",
+    "NCCL_IB_DISABLE",
+    "NCCL_P2P_DISABLE",
+    "NCCL_SOCKET_IFNAME",
+    "OMP_NUM_THREADS",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "TOKENIZERS_PARALLELISM",
+)
 
 
 def installed_version(package: str) -> str | None:
@@ -65,6 +78,7 @@ def collect(device: str, threads: int | None) -> Provenance:
         cpu_cores=os.cpu_count() or 1,
         threads_per_rank=threads,
         load_average_1min=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
     )
 
 

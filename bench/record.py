@@ -195,6 +195,9 @@ class Provenance(Spec):
     cpu_cores: int
     threads_per_rank: int | None
     load_average_1min: float | None
+    environment: dict[str, str] = Field(
+        default_factory=dict, description="variables that a list in bench/provenance.py names; empty before 2026-11-25"
+    )
 
 
 class RankReport(Spec):

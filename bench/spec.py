@@ -241,6 +241,7 @@ class TrialSpec(Spec):
         """Readable slug and 10 hex digits of the hash of :attr:`identity`."""
         digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
         slug = re.sub(r"[^A-Za-z0-9._=-]+", "-", "-".join(filter(None, [self.method.name, self.label])))[:80].strip("-")
+        slug = slug.lstrip(".-") or "trial"  # no hidden folder, and nothing that looks like an option
         stage = "" if self.stage == "final" else f"-{self.stage}"
         seed = "" if self.stage == "cost" else f"-s{self.seed}"
         return f"{slug}{stage}{seed}-{digest[:10]}"

@@ -246,7 +246,7 @@ def test_ray_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tuneoff: Cal
     from bench.commands import doctor
 
     monkeypatch.setattr(machine, "look_at_machine", lambda *_: iter(()))
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(doctor, "has_ray", lambda: False)
     done = tuneoff("doctor")
     assert done.returncode == 0
     assert "warning Ray: not installed: trials run as local processes" in done.stdout

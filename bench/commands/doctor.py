@@ -54,12 +54,17 @@ def _findings(address: str | None, results: Path) -> Iterator[Finding]:
 
     wanted = expected()
     yield from look_at_machine(wanted, results)
-    if importlib.util.find_spec("ray") is None:
+    if not has_ray():
         yield warning("Ray", "not installed: trials run as local processes, on this machine alone", "pip install ray")
         return
     from bench.doctor.cluster import look_at_cluster
 
     yield from look_at_cluster(address, wanted)
+
+
+def has_ray() -> bool:
+    """Whether ray is installed."""
+    return importlib.util.find_spec("ray") is not None
 
 
 def _line(finding: Finding) -> Text:

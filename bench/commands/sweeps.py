@@ -23,7 +23,9 @@ def run(
     sweep_file: SweepFile,
     results: ResultsDir = Path("results"),
     launcher: Annotated[LauncherName, typer.Option(help="auto is ray where it is installed")] = LauncherName.AUTO,
-    address: Annotated[str | None, typer.Option(help="of a running Ray cluster; default: a local one")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="of a Ray cluster: auto, host:port or ray://host:port; default: a local one")
+    ] = None,
     settings: Settings = None,
     methods_dir: MethodsDir = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="run failed trials again")] = False,
