@@ -10,7 +10,7 @@ import sys
 import typer
 from rich.console import Console
 
-from bench.commands import adapters, catalogue, compare, doctor, methods, operate, planning, sweeps
+from bench.commands import adapters, compare, doctor, methods, operate, planning, scores, sweeps, tasks
 from bench.config import ConfigError
 from bench.store import StoreError
 
@@ -27,7 +27,10 @@ for command in (
     methods.new_method,
     adapters.generate,
     adapters.export,
-    catalogue.tasks,
+    tasks.tasks,
+    tasks.check_task,
+    scores.score,
+    scores.samples,
     operate.status,
     operate.cancel,
     doctor.doctor,

@@ -1,4 +1,4 @@
-"""Listings of what sweeps can name."""
+"""Listings of what sweeps can name, and of settings."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from bench.commands.options import AsJson, console
+from bench.commands.options import console
 from bench.config import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bench.registry import Kind
-
-
-def tasks(as_json: AsJson = False) -> None:
-    """List the tasks that sweeps can name."""
-    print_listing("task", as_json)
+    from bench.settings import Setting
 
 
 def print_listing(kind: Kind, as_json: bool, methods_dir: Path | None = None) -> None:
@@ -43,3 +41,13 @@ def print_listing(kind: Kind, as_json: bool, methods_dir: Path | None = None) ->
         what = Text(entry.description) if entry.problem is None else Text(entry.problem, style="red")
         table.add_row(Text(entry.name), what, Text(entry.source), Text(entry.origin))
     console.print(table)
+
+
+def settings_table(settings: Sequence[Setting]) -> Table | str:
+    """Names, types, defaults and meanings."""
+    table = Table()
+    for heading in ("setting", "type", "default", "meaning"):
+        table.add_column(heading, overflow="fold")
+    for setting in settings:
+        table.add_row(*(Text(t) for t in (setting.name, setting.type, setting.default_text, setting.description)))
+    return table if settings else "no settings"

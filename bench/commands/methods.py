@@ -113,6 +113,7 @@ def _print_verdicts(name: str, found: list[Verdict]) -> None:
 
 
 def _show(name: str, methods_dir: Path | None, as_json: bool) -> None:
+    from bench.commands.catalogue import settings_table
     from bench.plugin_source import plugin_source
     from bench.registry import BUILT_IN, summary
     from bench.settings import settings_of
@@ -136,12 +137,7 @@ def _show(name: str, methods_dir: Path | None, as_json: bool) -> None:
     for key in ("paper", "target", "origin"):
         if about[key]:
             console.print(Text(f"{key}: {about[key]}", style="dim"))
-    table = Table()
-    for heading in ("setting", "type", "default", "meaning"):
-        table.add_column(heading, overflow="fold")
-    for setting in settings:
-        table.add_row(*(Text(t) for t in (setting.name, setting.type, setting.default_text, setting.description)))
-    console.print(table if settings else "no settings")
+    console.print(settings_table(settings))
     console.print(Text(f"in a sweep:\n\n{example}"))
 
 

@@ -1,0 +1,169 @@
+"""Commands on tasks: what there is, what one holds, whether it keeps the contract."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from bench.commands.options import AsJson, console
+from bench.config import ConfigError, setting_value
+
+if TYPE_CHECKING:
+    from bench.spec import TaskSpec
+    from bench.task import Task
+    from bench.task_overview import Overview
+
+TaskName = Annotated[str, typer.Argument(help="a name that 'tuneoff tasks' lists, or module:Class", metavar="NAME")]
+TaskSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="key=value of the task's own settings, e.g. path=../data/e2e; may repeat"),
+]
+
+
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="show what this task holds", metavar="[NAME]")] = None,
+    settings: TaskSettings = None,
+    model: Annotated[
+        str | None, typer.Option(help="model whose tokens are counted; default: the embedded one, once it was used")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the tasks that sweeps can name, or show settings, counts, licence, examples and lengths of one."""
+    if name is None:
+        from bench.commands.catalogue import print_listing
+
+        print_listing("task", as_json)
+        return
+    try:
+        _show(name, settings, model, as_json)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_task(name: TaskName, settings: TaskSettings = None, as_json: AsJson = False) -> None:
+    """Check that a task keeps what sweeps rely on; exit code 1 if it does not."""
+    from bench.task_contract import verdicts
+
+    found = list(verdicts(load_task_with(name, settings)[1]))
+    if as_json:
+        console.print_json(json.dumps([vars(verdict) for verdict in found]))
+    else:
+        table = Table(title=f"the contract of tasks: {name}")
+        for heading in ("check", "", "reason"):
+            table.add_column(heading, overflow="fold")
+        for verdict in found:
+            style = "green" if verdict.outcome == "pass" else "bold red"
+            table.add_row(verdict.check, Text(verdict.outcome, style=style), Text(verdict.reason))
+        console.print(table)
+    raise typer.Exit(0 if all(verdict.outcome == "pass" for verdict in found) else 1)
+
+
+def load_task_with(name: str, settings: list[str] | None) -> tuple[TaskSpec, Task]:
+    """A task with settings ``key=value``.
+
+    Raises:
+        ConfigError: It is not known, or a setting is invalid.
+    """
+    from bench.resolver import RegistryResolver, instantiate
+
+    try:
+        spec = RegistryResolver().task(name, dict(map(setting_value, settings or ())))
+        return spec, instantiate(spec)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _show(name: str, settings: list[str] | None, model: str | None, as_json: bool) -> None:
+    from bench.registry import load_task, resolve, summary
+    from bench.settings import settings_of
+    from bench.task_overview import overview
+
+    task_class = load_task(resolve("task", name))
+    described = settings_of(task_class.Config)
+    about: dict[str, Any] = {
+        "name": name,
+        "description": summary(task_class),
+        "citation": task_class.citation,
+        "licence": ": ".join(filter(None, (task_class.licence, task_class.licence_note))),
+        "scores": list(task_class.scoring.metrics),
+    }
+    task = _loadable(name, settings, [setting.name for setting in described if setting.required])
+    found = None if task is None else overview(task, *_tokenizer(model))
+    if as_json:
+        holds = None if found is None else asdict(found)
+        console.print_json(json.dumps({**about, "settings": [vars(one) for one in described], "holds": holds}))
+        return
+    console.print(Text(f"{name}: {about['description']}"))
+    for key in ("citation", "licence"):
+        console.print(Text(f"{key}: {about[key]}", style="bold yellow" if task_class.licence_note else "dim"))
+    console.print(Text(f"official scores: {', '.join(about['scores'])}", style="dim"))
+    from bench.commands.catalogue import settings_table
+
+    console.print(settings_table(described))
+    if found is not None:
+        _print_overview(found)
+
+
+def _loadable(name: str, settings: list[str] | None, required: list[str]) -> Task | None:
+    """The task, or None where it needs settings of which none are given, so that its settings alone can be shown."""
+    given = {setting.partition("=")[0] for setting in settings or ()}
+    if not given and required:
+        return None
+    return load_task_with(name, settings)[1]
+
+
+def _tokenizer(model: str | None) -> tuple[Any, Any]:
+    """Tokenizer and architecture of a model; of the embedded one where it was converted before."""
+    from bench import models
+    from bench.spec import ModelSpec
+
+    if model is None and not models.embedded_folder().is_dir():
+        return None, None
+    spec = ModelSpec(path=model or models.EMBEDDED)
+    return models.load_tokenizer(spec), models.architecture(spec)
+
+
+def _print_overview(found: Overview) -> None:
+    table = Table()
+    for heading in ("split", "sources", "references", "left out", "first tag"):
+        table.add_column(heading, justify="right" if heading in ("sources", "references") else "left", overflow="fold")
+    for split, counts in found.counts.items():
+        skipped = ", ".join(f"{number:,} {reason}" for reason, number in counts.skipped.items())
+        tags = ", ".join(f"{number:,} {tag}" for tag, number in list(counts.tags.items())[:8])
+        table.add_row(split, f"{counts.sources:,}", f"{counts.references:,}", skipped, tags)
+    console.print(table)
+    for split, problem in found.missing.items():
+        console.print(Text(f"{split}: {problem}", style="yellow"))
+    for what, number in found.oddities.items():
+        if number:
+            console.print(f"{number:,} {what.replace('_', ' ')}", highlight=False)
+    if found.data_sha256:
+        console.print(Text(f"sha256 of the data: {found.data_sha256}", style="dim"))
+    if found.lengths:
+        _print_lengths(found)
+    else:
+        console.print(Text("give --model to see lengths in tokens", style="dim"))
+    for number, (read, written) in enumerate(found.examples, start=1):
+        console.print(Text(f"\nexample {number}: the model reads", style="bold"))
+        console.print(Text(read))
+        console.print(Text("and is to write", style="bold"))
+        console.print(Text(written))
+
+
+def _print_lengths(found: Overview) -> None:
+    table = Table(title="tokens")
+    table.add_column("")
+    percents = next(iter(next(iter(found.lengths.values())).values())).percentiles
+    for percent in percents:
+        table.add_column("longest" if percent == 100 else f"{percent} %", justify="right")
+    table.add_column("truncated", justify="right")
+    for split, of_split in found.lengths.items():
+        for what, lengths in of_split.items():
+            cut = f"{lengths.too_long:,} ({100 * lengths.truncated_fraction:.2f} %)"
+            table.add_row(f"{split} {what}", *(f"{value:,}" for value in lengths.percentiles.values()), cut)
+    console.print(table)

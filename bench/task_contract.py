@@ -1,0 +1,104 @@
+"""What every task must keep. ``tuneoff check-task`` and our tests run these checks, over tasks of strangers too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from bench.metrics.scoring import check_metrics, score_examples
+from bench.splits import Splits, load_split
+from bench.task import SPLITS, Example, Task, TaskError
+
+# Scored against itself to see whether the official metrics can be had; more would only take longer.
+SCORED = 20
+
+
+@dataclass(frozen=True)
+class TaskVerdict:
+    """What one check found."""
+
+    check: str
+    outcome: Literal["pass", "fail"]
+    reason: str = ""
+
+
+def verdicts(task: Task) -> Iterator[TaskVerdict]:
+    """Run every check; one that fails does not keep the others from running, unless the data cannot be loaded."""
+    splits: Splits = {}
+    for split in SPLITS:
+        name = f"loads {split}"
+        try:
+            splits[split] = load_split(task, split)
+        except Exception as error:  # noqa: BLE001 - whatever a stranger's code raises is the reason of a failure
+            yield TaskVerdict(name, "fail", f"{type(error).__name__}: {error}")
+        else:
+            yield TaskVerdict(name, "pass")
+    for name, check in CHECKS.items():
+        try:
+            check(task, splits)
+        except Exception as error:  # noqa: BLE001 - as above
+            yield TaskVerdict(name, "fail", str(error) if isinstance(error, TaskError) else f"{error!r}")
+        else:
+            yield TaskVerdict(name, "pass")
+
+
+def _loads_the_same_twice(task: Task, splits: Splits) -> None:
+    again = type(task)(task.config)
+    for split, examples in splits.items():
+        if again.load(split) != examples:
+            raise TaskError(
+                f"loading {split} again gives other examples, so that methods would be compared on other data"
+            )
+
+
+def _examples_are_whole(_: Task, splits: Splits) -> None:
+    for split, examples in splits.items():
+        for example in examples:
+            where = f"{split}: example {example.id!r}"
+            if not example.source.strip():
+                raise TaskError(f"{where}: the source is empty")
+            if not example.references:
+                raise TaskError(f"{where}: there is no reference")
+            if not all(isinstance(text, str) and text.strip() for text in example.references):
+                raise TaskError(f"{where}: a reference is empty")
+            if not all(isinstance(part, str) for fact in example.facts for part in fact):
+                raise TaskError(f"{where}: a part of a fact is no text")
+            if not all(isinstance(tag, str) and tag for tag in example.tags):
+                raise TaskError(f"{where}: a tag is no text")
+
+
+def _references_are_one_line(_: Task, splits: Splits) -> None:
+    for split, examples in splits.items():
+        for example in examples:
+            if any("\n" in text.strip() for text in example.references):
+                raise TaskError(
+                    f"{split}: example {example.id!r}: a reference has a line break; a prediction ends at the first, "
+                    "so that it can never be reached"
+                )
+
+
+def _hash_is_steady(task: Task, _: Splits) -> None:
+    first, second = task.data_sha256(), type(task)(task.config).data_sha256()
+    if first != second:
+        raise TaskError("data_sha256 differs from call to call, so that no finished trial would be found again")
+
+
+def _official_scores_can_be_had(task: Task, splits: Splits) -> None:
+    some: list[Example] = next((examples for split, examples in splits.items() if split != "train"), [])[:SCORED]
+    if not some:
+        raise TaskError("there is neither a dev nor a test split to score")
+    check_metrics(task, some)
+    found = score_examples(some, [example.references[0] for example in some], task.scoring).scores()
+    for name in ("empty_rate", "repetition_rate"):
+        if found.values[name] > 50:
+            raise TaskError(f"the references themselves have a {name} of {found.values[name]:.0f} %")
+
+
+CHECKS: dict[str, Callable[[Task, Splits], None]] = {
+    "loads the same twice": _loads_the_same_twice,
+    "examples are whole": _examples_are_whole,
+    "references are one line": _references_are_one_line,
+    "hash is steady": _hash_is_steady,
+    "official scores can be had": _official_scores_can_be_had,
+}
