@@ -11,6 +11,7 @@ from bench.config import ConfigError, expand, load_sweep
 from bench.registry import RegistryError, load, resolve
 from bench.resolver import RegistryResolver
 from bench.spec import TrialSpec
+from bench.stages import Stages
 
 SWEEP = """
 name: demo
@@ -158,9 +159,15 @@ def test_a_class_by_path_and_its_errors() -> None:
         load("method", "bench.spec:Sweep")
 
 
-def test_every_shipped_sweep_is_valid(monkeypatch: pytest.MonkeyPatch, shared_data: Path) -> None:
+def test_every_shipped_sweep_is_valid(
+    monkeypatch: pytest.MonkeyPatch, shared_data: Path, tiny_models: dict[str, Path]
+) -> None:
     root = Path(__file__).resolve().parents[1]
     monkeypatch.chdir(root)
-    extra: dict[str, Any] = {"e2e_cpu.yaml": (f"task.path={shared_data / 'e2e'}",)}
+    e2e = f"task.path={shared_data / 'e2e'}"
+    extra: dict[str, Any] = {
+        "e2e_cpu.yaml": (e2e,),
+        "three_stages_cpu.yaml": (e2e, f"model={tiny_models['llama']}"),  # its own model is made by a command
+    }
     for path in sorted((root / "configs").glob("*.yaml")):
-        assert expand(load_sweep(path, extra.get(path.name, ())), RegistryResolver()), path
+        assert Stages(load_sweep(path, extra.get(path.name, ())), RegistryResolver()).known_trials(), path

@@ -14,6 +14,8 @@ from fakes import probed, record, trial
 from bench.record import Failed, Outcome, TrialResult
 from bench.report import Content, markdown
 from bench.report.data import json_text
+from bench.report.figures.budget import budget_curves
+from bench.report.figures.style import looks
 from bench.search_space import Range
 from bench.search_store import SearchRows, SearchStore, read_searches
 from bench.spec import HalvingSpec, TrialSpec, TuneSpec
@@ -141,6 +143,16 @@ def test_reports_tell_how_settings_were_chosen() -> None:
     document = json.loads(json_text(content))["tuning"][0]
     assert document["chosen"] == {"settings": {RATE: 0.003}, "value": 1.5}
     assert [one["value"] for one in document["tried"]] == [3.0, 2.0, None, 1.5]
+
+
+def test_the_expected_best_is_drawn_against_the_budget() -> None:
+    searched, records = rows(SEARCHED)
+    found = tuple(tunings([searched], records))
+    picture = budget_curves(found, looks(["full"]), "budget")
+    assert picture is not None
+    assert "budget, device-seconds" in picture.svg
+    assert picture.png.startswith(b"\x89PNG")
+    assert budget_curves((), {}, "budget") is None
 
 
 def test_a_torn_row_is_named(tmp_path: Path) -> None:

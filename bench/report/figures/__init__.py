@@ -6,6 +6,7 @@ from bench.report.cells import Cell, Comparison, cells
 from bench.report.columns import Column
 from bench.report.content import Content
 from bench.report.figures.bars import memory_bars, planned_memory_bars, time_bars
+from bench.report.figures.budget import budget_curves
 from bench.report.figures.curves import learning_rate_curves, training_curves
 from bench.report.figures.pareto_plot import pareto_plot
 from bench.report.figures.picture import Picture
@@ -30,6 +31,7 @@ def pictures(content: Content) -> list[list[Picture]]:
                 if cost.name in PLOTTED_COSTS and comparison.metrics
             ),
             learning_rate_curves(_of_all_stages(content, comparison), styles, f"learning-rates{suffix}"),
+            budget_curves(content.tunings, styles, "budget") if number == 1 else None,
             training_curves(comparison.scored, styles, f"training{suffix}"),
             memory_bars(comparison.scored, f"memory{suffix}"),
             planned_memory_bars(comparison.scored, f"planned-memory{suffix}"),

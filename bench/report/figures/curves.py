@@ -40,15 +40,15 @@ def training_curves(cells: Sequence[Cell], looks: Mapping[str, Look], name: str)
             train = _mean_curve([[(p.step, p.loss) for p in o.train_curve] for _, o in cell.completed])
             dev = _mean_curve([[(p.step, p.loss) for p in o.dev_curve] for _, o in cell.completed])
             drawn += [train, dev]
-            _line(left, train, look, f"train-{number}", marked=False)
-            _line(right, dev, look, f"dev-{number}", marked=True)
+            line(left, train, look, f"train-{number}", marked=False)
+            line(right, dev, look, f"dev-{number}", marked=True)
             told[f"train-{number}"] = told[f"dev-{number}"] = cell.name
         for axes, what in ((left, "training loss"), (right, "dev loss")):
             axes.set_xlabel("optimiser step")
             axes.set_ylabel(f"{what}, nats per target token")
         _limit(left, drawn[0::2])
         _limit(right, drawn[1::2])
-        legend_beside(figure, right, [_handle(cell.name, looks[cell.method]) for cell in chosen])
+        legend_beside(figure, right, [handle(cell.name, looks[cell.method]) for cell in chosen])
         few = " The best configuration of each method is shown." if len(chosen) < len(cells) else ""
         caption = f"Mean over seeds. The training loss is averaged over neighbouring steps.{few}"
         return finished(figure, name, "Training", caption, told)
@@ -73,12 +73,12 @@ def learning_rate_curves(cells: Sequence[Cell], looks: Mapping[str, Look], name:
             points = _mean_by_rate(members)
             drawn.append(points)
             told[f"rate-{number}"] = members[0].method
-            _line(axes, points, looks[members[0].method], f"rate-{number}", marked=True)
+            line(axes, points, looks[members[0].method], f"rate-{number}", marked=True)
         axes.set_xscale("log")
         axes.set_xlabel("learning rate")
         axes.set_ylabel("dev loss, nats per target token")
         _limit(axes, drawn)
-        handles = [_handle(members[0].method, looks[members[0].method]) for members in _first_of_methods(series)]
+        handles = [handle(members[0].method, looks[members[0].method]) for members in _first_of_methods(series)]
         if lost := _mark_diverged(axes, series, looks):
             handles.append(lost)
         legend_beside(figure, axes, handles)
@@ -129,13 +129,15 @@ def _mark_diverged(axes: Axes, series: Sequence[list[Cell]], looks: Mapping[str,
     return Line2D([], [], linestyle="none", marker="x", color=INK, label="diverged") if found else None
 
 
-def _line(axes: Axes, points: Points, look: Look, mark: str, marked: bool) -> None:
+def line(axes: Axes, points: Points, look: Look, mark: str, marked: bool) -> None:
+    """Draw a line with its method's look; ``mark`` is the id that a pointer finds."""
     style: dict[str, Any] = {**look.mark, "markersize": 4.5} if marked else {"color": look.color}
-    (line,) = axes.plot([x for x, _ in points], [y for _, y in points], linestyle=look.dash, **style)
-    line.set_gid(mark)
+    (drawn,) = axes.plot([x for x, _ in points], [y for _, y in points], linestyle=look.dash, **style)
+    drawn.set_gid(mark)
 
 
-def _handle(label: str, look: Look) -> Any:
+def handle(label: str, look: Look) -> Any:
+    """A line's entry in the legend."""
     from matplotlib.lines import Line2D
 
     return Line2D([], [], linestyle=look.dash, label=label, **{**look.mark, "markersize": 4.5})
