@@ -139,7 +139,7 @@ def peft_outcome(peft_type: str, family: str) -> tuple[str, list[str]]:
     """A cell, and the reasons behind it."""
     method_class = load_method(targets("method")[BRIDGE])
     try:
-        config = method_class.Config(**_settings(peft_type, family))
+        config = method_class.Config(**peft_settings(peft_type, family))
     except ValidationError as error:
         return "refused", [_plain(error.errors()[0]["msg"].removeprefix("Value error, "))]
     dtype = torch.float32 if peft_type in FLOAT32_ONLY else torch.float64
@@ -150,7 +150,8 @@ def peft_outcome(peft_type: str, family: str) -> tuple[str, list[str]]:
     return ("**fails**" if failed else KEEPS), list(map(_failure, failed))
 
 
-def _settings(peft_type: str, family: str) -> dict[str, Any]:
+def peft_settings(peft_type: str, family: str) -> dict[str, Any]:
+    """What the bridge is given for a type on a tiny model."""
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
 
     from methods.hf_peft import BREAKS_CONTRACT

@@ -37,6 +37,11 @@ REFUSED = {
     "POLY": "it wants a task id with every example, which no task here has",
 }
 
+# Starts of LoRA that cannot be had, by the beginning of their name.
+_DATA = "it needs data that a method does not get, and without them peft starts as by default"
+_BASE = "it changes base weights, which a method leaves as they are"
+REFUSED_STARTS = {"corda": _DATA, "eva": _DATA, "lora_ga": _DATA, "loftq": _DATA, "olora": _BASE, "pissa": _BASE}
+
 # Types that break the contract without an error, so that scores would not be those of what was trained.
 _PADDING = (
     "peft puts its virtual tokens in front of the padding and ignores positions, so that rows of a left-padded batch "
@@ -163,6 +168,10 @@ def peft_config(peft_type: str, settings: Mapping[str, Any] | None, task_type: s
         raise ValueError(f"{unknown[0]}: {peft_type} has no such setting; {_meant(unknown[0], fields)}")
     if peft_type == "ADAMSS" and settings.get("use_asa"):
         raise ValueError("use_asa: it changes during training which tensors are trained, which DeepSpeed cannot follow")
+    start = str(settings.get("init_lora_weights")).lower()
+    for refused, reason in REFUSED_STARTS.items():
+        if start.startswith(refused):
+            raise ValueError(f"init_lora_weights: {start} cannot be had here: {reason}")
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # peft warns of settings that it is going to ignore
         try:

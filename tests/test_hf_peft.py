@@ -30,6 +30,8 @@ ADALORA = {"peft_type": "ADALORA", "init_r": 4, "target_r": 1, "total_step": 6, 
         ({"peft_type": "ADALORA", "total_step": 9, "r": 3}, "ADALORA: Note that `r` is not used"),
         ({"peft_type": "POLY"}, "POLY cannot take part: it wants a task id"),
         ({"peft_type": "LILY"}, "LILY breaks the contract of methods: its router averages"),
+        ({"peft_type": "LORA", "init_lora_weights": "pissa_niter_4"}, "pissa_niter_4 cannot .* changes base weights"),
+        ({"peft_type": "LORA", "init_lora_weights": "lora_ga"}, "lora_ga cannot be had here: it needs data"),
         ({"peft_type": "LORA", "despite_contract": True}, "despite_contract has no effect with peft_type: LORA"),
     ],
 )
