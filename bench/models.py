@@ -16,6 +16,7 @@ import torch
 from platformdirs import user_cache_path
 
 from bench.architecture import Architecture, ArchitectureError, architecture_of
+from bench.fused import use_fused_activations
 from bench.spec import ModelSpec
 
 EMBEDDED = "smollm2-135m"
@@ -132,6 +133,7 @@ def load_model(spec: ModelSpec, dtype: torch.dtype, dropout: float | None = None
         )
     except (OSError, KeyError, ValueError) as error:
         raise ModelError(f"model.path: {spec.path!r} cannot be loaded: {error}") from error
+    use_fused_activations(model)
     return model.requires_grad_(False).eval()
 
 
@@ -169,6 +171,7 @@ def empty_model(
         setattr(config, name, value)
     with torch.device(device):
         model = auto_class.from_config(config, attn_implementation=spec.attention, dtype=dtype)
+    use_fused_activations(model)
     return model.requires_grad_(False).eval()
 
 

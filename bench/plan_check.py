@@ -14,13 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import models
 from bench.architecture import Batch, Pair
+from bench.loss import TargetLoss
 from bench.method import Method, trained_parameters
 from bench.plan import planned_work
 from bench.registry import load_method
 from bench.spec import TrialSpec
 from bench.step_costs import StepCosts, step_costs
 from bench.step_trace import CPU_ATTENTION, Follower
-from bench.train import TargetLoss
 from bench.workload import MicroBatch
 
 TIMED_STEPS = 3

@@ -25,10 +25,10 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flo
 
 from bench import models
 from bench.architecture import Pair
+from bench.loss import TargetLoss
 from bench.method import Method, trained_parameters
 from bench.registry import load_method
 from bench.spec import MethodSpec, ModelSpec, TrainSpec
-from bench.train import TargetLoss
 
 aten = torch.ops.aten
 

@@ -1,7 +1,4 @@
-"""The only training loop: a DeepSpeed engine on every rank. It names no method.
-
-B batch, T tokens, N target tokens, D hidden size, V vocabulary.
-"""
+"""The only training loop: a DeepSpeed engine on every rank. It names no method."""
 
 from __future__ import annotations
 
@@ -15,10 +12,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from bench.architecture import Architecture, Batch, Pair, accepted_inputs
+from bench.architecture import Architecture, Pair
 from bench.data import micro_batches, num_steps, training_order
+from bench.engine import make_engine
+from bench.loss import TargetLoss
 from bench.measure import PhaseMeter, StepClock, percentile, steady_start
-from bench.method import Method, trained_parameters
+from bench.method import Method
 from bench.optimize import learning_rate_factor, make_optimizer
 from bench.record import DevPoint, TrainCost, TrainPoint
 from bench.spec import JsonDict, ResourceSpec, TrainSpec
@@ -32,48 +31,6 @@ class Diverged(ArithmeticError):
     """A loss or a gradient became infinite or not a number."""
 
 
-class TargetLoss(nn.Module):
-    """Negative log-likelihood, summed over the target tokens of a batch.
-
-    Logits are computed at the positions that predict a target token and nowhere else: the input of the output
-    projection is reduced to these rows before it is multiplied, whatever the model does around it.
-
-    Args:
-        model: A patched language model.
-        label_smoothing: As in ``torch.nn.functional.cross_entropy``.
-    """
-
-    def __init__(self, model: Any, label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        self.model = model
-        self.label_smoothing = label_smoothing
-        self._predicting: torch.Tensor | None = None
-        model.get_output_embeddings().register_forward_pre_hook(self._select_rows)
-
-    def _select_rows(self, _: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        if self._predicting is None:
-            return None
-        hidden_states = args[0]  # (B, T, D)
-        return (hidden_states.flatten(0, 1)[self._predicting], *args[1:])
-
-    def forward(
-        self, inputs: dict[str, torch.Tensor], predicting: torch.Tensor, target_ids: torch.Tensor
-    ) -> torch.Tensor:
-        self._predicting = predicting
-        try:
-            outputs = self.model(**accepted_inputs(self.model, inputs), use_cache=False)
-        finally:
-            self._predicting = None
-        logits = outputs.logits.float()  # (N, V)
-        smoothing = self.label_smoothing if self.training else 0.0
-        return nn.functional.cross_entropy(logits, target_ids, label_smoothing=smoothing, reduction="sum")
-
-    def of(self, batch: Batch) -> torch.Tensor:
-        """The loss of a batch, for callers without an engine."""
-        loss: torch.Tensor = self(**vars(batch))
-        return loss
-
-
 @dataclass
 class Trained:
     """What training leaves behind."""
@@ -83,29 +40,6 @@ class Trained:
     train_curve: list[TrainPoint]
     dev_curve: list[DevPoint]
     cost: TrainCost
-
-
-def deepspeed_config(train: TrainSpec, resources: ResourceSpec, micro_batch_size: int, num_trained: int) -> JsonDict:
-    """DeepSpeed's configuration, complete: nothing is left to "auto".
-
-    Buckets are sized by what is trained. DeepSpeed's default of 5e8 elements would reserve 2 GB for an adapter of a few
-    thousand.
-    """
-    bucket = min(max(num_trained, 2**16), 500_000_000)
-    return {
-        "train_micro_batch_size_per_gpu": micro_batch_size,
-        "gradient_accumulation_steps": train.batch_size // (micro_batch_size * resources.ranks),
-        "train_batch_size": train.batch_size,
-        "gradient_clipping": train.max_grad_norm,
-        "bf16": {"enabled": resources.precision == "bf16"},
-        "zero_optimization": {
-            "stage": resources.zero_stage,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-            "stage3_prefetch_bucket_size": bucket,
-        },
-        "steps_per_print": 2**31,
-    }
 
 
 @dataclass
@@ -154,7 +88,7 @@ class Training:
             for step, batch in enumerate(order, start=1):
                 learning_rate = float(engine.get_lr()[0])
                 loss = self._step(engine, step, pairs, batch, micro_batch_size)
-                self.method.after_step(engine.module.model, step)
+                self.method.after_step(self.model, step)
                 clock.tick()
                 pending.append((step, loss, learning_rate))
                 evaluating = step == steps or step % (self.train.evaluate_every_steps or steps) == 0
@@ -167,7 +101,7 @@ class Training:
                             raise Diverged(f"the dev loss after step {step} is {point.loss}")
                         self.dev_curve.append(point)
                         if best is None or point.loss < best.loss:
-                            best, state = point, gathered_state(self.method, engine.module.model)
+                            best, state = point, gathered_state(self.method, self.model)
                     engine.train()
                     clock.resume()
         if best is None:
@@ -177,24 +111,13 @@ class Training:
         return Trained(state, best, self.train_curve, self.dev_curve, cost)
 
     def _engine(self, steps: int) -> tuple[Any, int]:
-        import deepspeed
-
         loss = TargetLoss(self.model, self.train.label_smoothing).to(self.device)
         micro_batch_size = self.train.micro_batch_size or self.train.batch_size // self.resources.ranks
         if self.train.gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         optimizer = make_optimizer(self.train, self.method.parameter_groups(self.model))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(self.train, steps))
-        parameters = [parameter for _, parameter in trained_parameters(self.model)]
-        num_trained = sum(parameter.numel() for parameter in parameters)
-        engine, *_ = deepspeed.initialize(
-            model=loss,
-            model_parameters=parameters,
-            optimizer=optimizer,
-            lr_scheduler=scheduler,
-            config=deepspeed_config(self.train, self.resources, micro_batch_size, num_trained),
-        )
-        return engine, micro_batch_size
+        return make_engine(loss, optimizer, scheduler, self.train, self.resources, micro_batch_size), micro_batch_size
 
     def _step(
         self, engine: Any, step: int, pairs: Sequence[Pair], batch: Sequence[int], micro_batch_size: int
@@ -211,7 +134,7 @@ class Training:
             # The engine divides by the accumulation steps and averages gradients over ranks: undo both.
             engine.backward(loss / divisor * (len(micros) * self.resources.ranks))
             if number == len(micros):
-                self.method.before_step(engine.module.model, step)
+                self.method.before_step(self.model, step)
             engine.step()
             total += loss.detach() / num_targets
         return total

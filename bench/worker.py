@@ -26,6 +26,7 @@ from bench.adapter import save_adapter
 from bench.architecture import Architecture, Pair
 from bench.data import Tokenization
 from bench.decode import generate
+from bench.loss import TargetLoss
 from bench.measure import PhaseMeter
 from bench.method import Method, trained_parameters
 from bench.metrics.scoring import score_examples, with_perplexity
@@ -49,7 +50,7 @@ from bench.resolver import instantiate
 from bench.spec import JsonDict, ResolvedSpec, TrialSpec
 from bench.splits import load_splits, oddities
 from bench.task import Example, Split, Task
-from bench.train import Diverged, TargetLoss, Trained, Training, mean_loss
+from bench.train import Diverged, Trained, Training, mean_loss
 
 PREDICTIONS_FILE = "predictions.jsonl"
 

@@ -20,11 +20,11 @@ from bench.architecture import (
     special_tokens_around,
 )
 from bench.data import Tokenization
+from bench.loss import TargetLoss
 from bench.models import ModelError, architecture, empty_model, load_model, load_tokenizer
 from bench.spec import ModelSpec
 from bench.task import Example, TaskConfig
 from bench.tiny_models import WordTokenizer, tiny_model
-from bench.train import TargetLoss
 
 PAIRS = [Pair([5, 6], [7, 1]), Pair([8], [9, 3, 4, 1])]
 
