@@ -13,6 +13,7 @@ from bench.spec import TrialSpec
 from bench.stages import Round
 from bench.status import StatusBoard
 from bench.store import Store
+from bench.trackers.tracking import Tracking
 
 if TYPE_CHECKING:
     from bench.launch import Launcher
@@ -28,6 +29,7 @@ class RoundRunner:
         address: Of a Ray cluster to join.
         targets: The classes of all methods and tasks, whose sources travel where they are plugins.
         retry_failed: Whether trials that failed in an earlier run are run again.
+        trackers: Names of the trackers that hear of the trials.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class RoundRunner:
         address: str | None,
         targets: Sequence[str],
         retry_failed: bool,
+        trackers: Sequence[str] = (),
     ) -> None:
         self.store = store
         self.sweep = sweep
@@ -46,6 +49,12 @@ class RoundRunner:
         self.found: dict[str, TrialResult] = {}
         self._launcher: Launcher | None = None
         self._board = StatusBoard(store.root, sweep)
+        self._tracking = Tracking(
+            trackers,
+            store.root,
+            sweep,
+            lambda message: console.print(message, style="yellow", highlight=False, markup=False, soft_wrap=True),
+        )
 
     def __enter__(self) -> RoundRunner:
         # Batch systems ask with SIGTERM, and a job that a shell started in the background would ignore SIGINT.
@@ -60,6 +69,7 @@ class RoundRunner:
             console.print("stopped: finished trials are kept, and the same command goes on", highlight=False)
         if self._launcher is not None:
             self._launcher.close()
+        self._tracking.close()
         self._board.write()
 
     def recover(self) -> None:
@@ -105,7 +115,7 @@ class RoundRunner:
             self._launcher.warm(pending[0])
         prepare(pending, lambda message: console.print(message, style="dim", highlight=False))
         with Display(console, self._board) as display:
-            schedule = Schedule(self.store, self._launcher, self.sweep, [self._board, display])
+            schedule = Schedule(self.store, self._launcher, self.sweep, [self._board, display, self._tracking])
             with stoppable(schedule.drain, lambda message: console.print(message, highlight=False)):
                 schedule.run(pending)
         if schedule.draining:

@@ -29,13 +29,16 @@ def run(
     settings: Settings = None,
     methods_dir: MethodsDir = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="run failed trials again")] = False,
+    tracker: Annotated[
+        list[str] | None, typer.Option(help="tensorboard, wandb, mlflow or module:Class; may be repeated")
+    ] = None,
 ) -> None:
     """Run the trials of a sweep that have no record yet, stage by stage, and report all of them."""
     sweep, stages = read_stages(sweep_file, settings, methods_dir)
     store = Store(results / sweep.name)
     with (
         store.locked(),
-        RoundRunner(store, sweep.name, launcher, address, stages.targets, retry_failed) as runner,
+        RoundRunner(store, sweep.name, launcher, address, stages.targets, retry_failed, tracker or ()) as runner,
     ):
         runner.recover()
         for trials in stages.rounds(store):
