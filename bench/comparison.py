@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from bench.published import Quoted
+from bench.published import Quoted, fits, is_same_model
 from bench.record import TrialResult
 from bench.report.cells import Cell
 from bench.report.columns import COSTS, Column, metric_columns
-from bench.spec import JsonDict, TrialSpec
+from bench.spec import JsonDict
 from bench.statistics.differences import FEWEST_SEEDS, LEVEL, PairedTests
 from bench.statistics.estimates import Estimate, estimate, holm, two_sided_p
 from bench.statistics.systems import PairedSystems, System, load_system
@@ -235,8 +235,8 @@ def against_published(side: Side, rows: Sequence[Quoted], metric: str | None = N
         metric: The score that the verdict is about; None is the first that the publication prints.
     """
     spec = side.cell.results[0].spec
-    fitting = [row for row in rows if _fits(row, spec)]
-    same_model = [row for row in fitting if _same_model(row, spec)]
+    fitting = [row for row in rows if fits(row, spec)]
+    same_model = [row for row in fitting if is_same_model(row, spec)]
     whole = [row for row in same_model or fitting if row.tag == "all"]
     return [
         one
@@ -253,7 +253,7 @@ def _with_published(side: Side, row: Quoted, parts: Sequence[Quoted], metric: st
     scores = [_quoted_line(system, column, row) for column in columns]
     tags = [_quoted_line(system, columns[0], part) for part in parts if columns[0].name in part.values]
     remarks = [row.note] if row.note else []
-    if not _same_model(row, side.cell.results[0].spec):
+    if not is_same_model(row, side.cell.results[0].spec):
         remarks.insert(0, f"published on {row.model}, ours is on another model: no reproduction")
     return Compared(
         first=f"{row.key}, {row.table}: {row.label} ({row.model})",
@@ -279,20 +279,6 @@ def _quoted_line(system: System, column: Column, row: Quoted) -> Line | None:
     spread = row.spread.get(column.name)
     note = "" if spread is None else f"published with ± {spread:g}, which the interval leaves out"
     return _over_seeds(fields, dict.fromkeys(ours, published), ours, note)
-
-
-def _fits(row: Quoted, spec: TrialSpec) -> bool:
-    settings = spec.method.config
-    return (
-        row.task == spec.task.name
-        and row.split == "test"
-        and row.method == spec.method.name
-        and all(settings.get(key) == value for key, value in row.config.items())
-    )
-
-
-def _same_model(row: Quoted, spec: TrialSpec) -> bool:
-    return spec.model.path.rstrip("/").rsplit("/", 1)[-1] == row.model.rsplit("/", 1)[-1]
 
 
 def _is_part(part: Quoted, whole: Quoted) -> bool:

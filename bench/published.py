@@ -5,7 +5,7 @@ Imports neither torch nor ray.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,7 +13,11 @@ import yaml
 from pydantic import Field, PositiveInt, model_validator
 
 from bench.config import ConfigError, validated
-from bench.spec import JsonDict, Spec
+from bench.files import write_atomically
+from bench.spec import JsonDict, Spec, Sweep, TrialSpec
+
+# Below the results of a sweep.
+FOLDER = "published"
 
 
 class PublishedRow(Spec):
@@ -116,6 +120,56 @@ def quoted(published: Published) -> Iterator[Quoted]:
                 spread=_in_our_units(table.metrics, row.spread or [None] * len(table.metrics)),
                 parameters=row.parameters,
             )
+
+
+def published_files(sweep_file: Path, sweep: Sweep) -> list[Path]:
+    """The files of published numbers that a sweep names, each of which can be read.
+
+    Raises:
+        ConfigError: One cannot, or two have the same name.
+    """
+    files = [sweep_file.parent / name for name in sweep.published]
+    try:
+        for path in files:
+            load_published(path)
+    except ConfigError as error:
+        raise ConfigError(f"{sweep_file}: published: {error}") from error
+    names = [path.name for path in files]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"{sweep_file}: published: two files are called {twice}; give one of them another name")
+    return files
+
+
+def keep_published(root: Path, files: Sequence[Path]) -> None:
+    """Copy files of published numbers to a sweep's results, where every report of it finds them."""
+    for path in files:
+        (root / FOLDER).mkdir(parents=True, exist_ok=True)
+        write_atomically(root / FOLDER / path.name, path.read_text(encoding="utf-8"))
+
+
+def kept_published(root: Path) -> tuple[Quoted, ...]:
+    """All rows of the files that lie beside a sweep's results.
+
+    Raises:
+        ConfigError: One breaks the schema.
+    """
+    return tuple(row for path in sorted((root / FOLDER).glob("*.yaml")) for row in quoted(load_published(path)))
+
+
+def fits(row: Quoted, spec: TrialSpec) -> bool:
+    """Whether a row is about the task, the method and the settings of a trial, on whatever base model."""
+    settings = spec.method.config
+    return (
+        row.task == spec.task.name
+        and row.split == "test"
+        and row.method == spec.method.name
+        and all(settings.get(key) == value for key, value in row.config.items())
+    )
+
+
+def is_same_model(row: Quoted, spec: TrialSpec) -> bool:
+    """Whether a row was published on the base model of a trial, which may lie in a folder of that name."""
+    return spec.model.path.rstrip("/").rsplit("/", 1)[-1] == row.model.rsplit("/", 1)[-1]
 
 
 def _in_our_units(factors: dict[str, float], values: list[float | None]) -> dict[str, float]:

@@ -367,6 +367,10 @@ class Sweep(Spec):
     grid: dict[str, list[Any]] = Field(
         default_factory=dict, description="dotted key (task.x, train.x, decode.x, ...) to values, for every method"
     )
+    published: list[str] = Field(
+        default_factory=list,
+        description="files of published numbers that reports show beside ours, found from the folder of this file",
+    )
     stages: StagesSpec | None = Field(None, description="None: every trial is a final one, with the settings given")
 
     @model_validator(mode="after")

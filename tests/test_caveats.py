@@ -47,6 +47,9 @@ def test_a_clean_sweep_has_nothing_to_mind() -> None:
         (of(outcome(decode=completed().decode.model_copy(update={"sources": 9}))), "numbers of test sources"),
         (of(outcome(data={"truncated_sources": 3})), "3 sources were longer than the limit"),
         (of(outcome(data={"truncated_targets": 2})), "2 references were longer than the limit"),
+        (of(outcome(data={"test_sources_in_train": 4})), "4 test sources are in the training data too"),
+        (of(outcome(data={"dev_sources_in_train": 5})), "5 dev sources are in the training data too"),
+        (of(outcome(data={"repeated_test_sources": 6})), "6 test sources occur more than once"),
         (
             of(outcome(dev_curve=[DevPoint(step=5, loss=2.0), DevPoint(step=10, loss=1.5)])),
             "In 1 of 3 trials the dev loss was lowest at the last step: none might gain",

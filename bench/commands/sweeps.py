@@ -13,6 +13,7 @@ from bench import report as reports
 from bench.commands.options import LauncherName, MethodsDir, ResultsDir, Settings, SweepFile, console, read_stages
 from bench.commands.rounds import RoundRunner
 from bench.config import ConfigError
+from bench.published import keep_published, load_published, published_files
 from bench.record import Failed, TrialResult
 from bench.search_store import read_searches
 from bench.store import Store
@@ -35,12 +36,14 @@ def run(
 ) -> None:
     """Run the trials of a sweep that have no record yet, stage by stage, and report all of them."""
     sweep, stages = read_stages(sweep_file, settings, methods_dir)
+    published = published_files(sweep_file, sweep)
     store = Store(results / sweep.name)
     with (
         store.locked(),
         RoundRunner(store, sweep.name, launcher, address, stages.targets, retry_failed, tracker or ()) as runner,
     ):
         runner.recover()
+        keep_published(store.root, published)
         for trials in stages.rounds(store):
             runner.run(trials, f"{sweep.name} {trials.stage}" if sweep.stages else sweep.name)
         folder = reports.write(store.root, shlex.join(["tuneoff", *sys.argv[1:]]))
@@ -63,9 +66,18 @@ def _print_results(found: list[TrialResult], folder: Path) -> None:
     console.print(f"report: {folder / 'report.html'}", highlight=False)
 
 
-def report(directory: Annotated[Path, typer.Argument(help="results/<sweep>")]) -> None:
+def report(
+    directory: Annotated[Path, typer.Argument(help="results/<sweep>")],
+    published: Annotated[
+        list[Path] | None,
+        typer.Option(help="file of published numbers to show beside ours, from now on; may be repeated"),
+    ] = None,
+) -> None:
     """Render the records of a sweep again."""
     if not (directory / "trials").is_dir():
         raise ConfigError(f"{directory}: no folder 'trials'; give the folder of one sweep, e.g. results/quickstart")
+    for path in published or ():
+        load_published(path)
+    keep_published(directory, published or ())
     folder = reports.write(directory, shlex.join(["tuneoff", *sys.argv[1:]]))
     _print_results(Store(directory).read_all(), folder)

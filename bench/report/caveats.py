@@ -77,6 +77,13 @@ def _data(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
     for key, what in (("truncated_sources", "sources"), ("truncated_targets", "references")):
         if cut := max(int(outcome.data.get(key) or 0) for _, outcome in done):
             yield f"{cut} {what} were longer than the limit and were cut."
+    for key, told in (
+        ("test_sources_in_train", "test sources are in the training data too: their scores may be remembered"),
+        ("dev_sources_in_train", "dev sources are in the training data too: what is chosen on them may be overfitted"),
+        ("repeated_test_sources", "test sources occur more than once"),
+    ):
+        if found := max(int(outcome.data.get(key) or 0) for _, outcome in done):
+            yield f"{found} {told}."
 
 
 def _training(done: Finished, _: Sequence[Cell]) -> Iterator[str]:

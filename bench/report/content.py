@@ -8,10 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.published import Quoted
 from bench.record import Completed, Failed, Probed, TrialResult
 from bench.report.caveats import caveats
 from bench.report.cells import Comparison, comparisons, failed
 from bench.report.differences import tested
+from bench.report.references import References, references
 from bench.tuning_summary import Tuning
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ class Content:
     command: str | None = None  # that runs the sweep again
     tunings: tuple[Tuning, ...] = ()  # how settings were chosen, where the sweep has that stage
     root: Path | None = None  # where predictions lie, which differences are tested on
+    quoted: tuple[Quoted, ...] = ()  # published numbers
 
     @cached_property
     def results(self) -> tuple[TrialResult, ...]:
@@ -50,6 +53,11 @@ class Content:
     def tested(self) -> tuple[Significance | str | None, ...]:
         """For each comparison, which differences hold; or why that is not known."""
         return tuple(None if self.root is None else tested(self.root, comparison) for comparison in self.comparisons)
+
+    @cached_property
+    def references(self) -> tuple[References | None, ...]:
+        """For each comparison, the published numbers that belong beside it."""
+        return tuple(references(comparison, self.quoted) for comparison in self.comparisons)
 
     @cached_property
     def failures(self) -> list[tuple[TrialResult, Failed]]:

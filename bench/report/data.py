@@ -48,8 +48,12 @@ def json_text(content: Content) -> str:
         "trials": len(content.results),
         "failed": len(content.failures),
         "comparisons": [
-            {**_comparison(comparison), "significance": significance_document(found)}
-            for comparison, found in zip(content.comparisons, content.tested, strict=True)
+            {
+                **_comparison(comparison),
+                "significance": significance_document(found),
+                "published": [] if quoted is None else quoted.document(),
+            }
+            for comparison, found, quoted in zip(content.comparisons, content.tested, content.references, strict=True)
         ],
         "tuning": [tuning_document(tuning) for tuning in content.tunings],
         "failures": [

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.report.cells import Cell, Comparison
-from bench.report.columns import Column
+from bench.report.columns import ABSENT, Column
 from bench.report.content import Content
+from bench.report.references import References
 
 ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -25,7 +26,12 @@ ESCAPES = {
 def latex(content: Content) -> str:
     """One table environment for each model and task."""
     head = f"% {_comment(content.sweep)}: made by tuneoff report; needs \\usepackage{{booktabs}}"
-    tables = [_table(content.sweep, comparison) for comparison in content.comparisons if comparison.scored]
+    tables: list[str] = []
+    for comparison, quoted in zip(content.comparisons, content.references, strict=True):
+        if comparison.scored:
+            tables.append(_table(content.sweep, comparison))
+        if quoted is not None:
+            tables.append(_references(content.sweep, quoted))
     return "\n\n".join([head, *tables]) + "\n"
 
 
@@ -45,12 +51,16 @@ def _table(sweep: str, comparison: Comparison) -> str:
         for cell in comparison.scored
     ]
     heading = " & ".join(["Method", *(_heading(column) for column in columns)]) + r" \\"
+    return _environment(_caption(comparison), _label(sweep, comparison), f"l{'r' * len(columns)}", heading, rows)
+
+
+def _environment(caption: str, label: str, alignment: str, heading: str, rows: Sequence[str]) -> str:
     lines = [
         r"\begin{table}[t]",
         r"  \centering",
-        rf"  \caption{{{_caption(comparison)}}}",
-        rf"  \label{{tab:{_label(sweep, comparison)}}}",
-        rf"  \begin{{tabular}}{{l{'r' * len(columns)}}}",
+        rf"  \caption{{{caption}}}",
+        rf"  \label{{tab:{label}}}",
+        rf"  \begin{{tabular}}{{{alignment}}}",
         r"    \toprule",
         f"    {heading}",
         r"    \midrule",
@@ -60,6 +70,30 @@ def _table(sweep: str, comparison: Comparison) -> str:
         r"\end{table}",
     ]
     return "\n".join(lines)
+
+
+def _references(sweep: str, quoted: References) -> str:
+    """Published numbers beside ours; what is quoted is in italics."""
+    in_italics = set(quoted.quoted_columns)
+    heading, *body = (
+        " & ".join(
+            rf"\textit{{{_text(cell)}}}" if number in in_italics else _text(cell) for number, cell in enumerate(cells)
+        )
+        + r" \\"
+        for cells in (quoted.heading(), *quoted.rows())
+    )
+    comparison = quoted.comparison
+    caption = (
+        f"{escaped(comparison.model)} on {escaped(comparison.task)}, beside published numbers. {_text(quoted.note)}"
+    )
+    texts = min(in_italics) + 1
+    alignment = "l" * texts + "r" * (len(quoted.heading()) - texts)
+    return _environment(caption, f"{_label(sweep, comparison)}-quoted", alignment, heading, body)
+
+
+def _text(shown: str) -> str:
+    """A text of the other formats in LaTeX."""
+    return escaped(shown).replace("±", r"$\pm$").replace(ABSENT, "--")
 
 
 def _heading(column: Column) -> str:

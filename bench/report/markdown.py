@@ -13,6 +13,7 @@ from bench.report.differences import PAIR_HEADING, letters_of, pair_note, pair_r
 from bench.report.forecast import HEADING as FORECAST
 from bench.report.forecast import NOTE as FORECAST_NOTE
 from bench.report.forecast import forecast_rows, forecasts
+from bench.report.references import TITLE, References
 from bench.report.tuning import HEADING, audit_lines, budget_rows, curve_lines, expected_rows, metric_title
 from bench.tuning_summary import Tuning
 
@@ -26,12 +27,13 @@ SHOWN_TAGS = ("seen", "unseen")
 def markdown(content: Content) -> str:
     """The whole report."""
     parts = [f"# {content.sweep}", content.summary]
-    for comparison, found in zip(content.comparisons, content.tested, strict=True):
+    for comparison, found, quoted in zip(content.comparisons, content.tested, content.references, strict=True):
         if len(content.comparisons) > 1:
             parts.append(f"## {comparison.model} on {comparison.task}")
         if comparison.scored:
             parts += [_main_table(comparison, found), _legend(comparison), _tags_table(comparison)]
             parts.append(found if isinstance(found, str) else _differences(comparison, found))
+            parts.append(_references(quoted))
             parts.append(_forecast(comparison))
     parts += [_tuning(content.tunings), _failures(content), _caveats(content), _provenance(content)]
     if content.command:
@@ -77,6 +79,12 @@ def _differences(comparison: Comparison, found: Significance | None) -> str:
         pair_note(found, metric),
     ]
     return "\n\n".join(parts)
+
+
+def _references(quoted: References | None) -> str:
+    if quoted is None:
+        return ""
+    return "\n\n".join([f"### {TITLE}", table(quoted.heading(), quoted.rows()), quoted.note])
 
 
 def _cell(comparison: Comparison, cell: Cell, column: Column) -> str:

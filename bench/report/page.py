@@ -45,8 +45,8 @@ def html(content: Content, pictures: Sequence[Sequence[Picture]], predictions: S
 
     environment = Environment(loader=FileSystemLoader(FILES), autoescape=True, trim_blocks=False)
     comparisons = [
-        shown_comparison(comparison, drawn, found)
-        for comparison, drawn, found in zip(content.comparisons, pictures, content.tested, strict=True)
+        shown_comparison(*parts)
+        for parts in zip(content.comparisons, pictures, content.tested, content.references, strict=True)
     ]
     return environment.get_template("page.html.jinja").render(
         title=content.sweep,

@@ -15,6 +15,8 @@ from bench.report.figures.style import UNTOUCHED, inlined
 from bench.report.forecast import HEADING as FORECAST
 from bench.report.forecast import NOTE as FORECAST_NOTE
 from bench.report.forecast import forecast_rows, forecasts
+from bench.report.references import TITLE as REFERENCES_TITLE
+from bench.report.references import References
 from bench.report.tuning import HEADING, audit_lines, budget_rows, expected_rows, metric_title
 from bench.spec import JsonDict
 from bench.statistics.estimates import Estimate
@@ -30,7 +32,10 @@ MOST_WHISKER = 0.5
 
 
 def shown_comparison(
-    comparison: Comparison, pictures: Sequence[Picture], found: Significance | str | None = None
+    comparison: Comparison,
+    pictures: Sequence[Picture],
+    found: Significance | str | None = None,
+    quoted: References | None = None,
 ) -> JsonDict:
     """Everything that the page shows of one model and task.
 
@@ -38,6 +43,7 @@ def shown_comparison(
         comparison: Its configurations.
         pictures: Of them.
         found: Which differences hold, or why that is not known.
+        quoted: Published numbers that belong beside it.
     """
     letters = letters_of(found)
     outcomes = [outcome for cell in comparison.cells for _, outcome in cell.completed]
@@ -52,7 +58,7 @@ def shown_comparison(
         "rows": [_row(comparison, cell, scale, letters) for cell in comparison.scored],
         "legend": legend(comparison) if outcomes else "No trial has completed yet.",
         "signatures": [(title(name), text) for name, text in signatures(outcomes)],
-        "tables": _tables(comparison, found),
+        "tables": _tables(comparison, found, quoted),
         "pictures": [
             {
                 "name": picture.name,
@@ -148,8 +154,9 @@ def _cell(comparison: Comparison, cell: Cell, column: Column) -> JsonDict:
     }
 
 
-def _tables(comparison: Comparison, found: Significance | str | None) -> list[JsonDict]:
-    made = (_differences(comparison, found), _tags(comparison), _efficiency(comparison), _forecast(comparison))
+def _tables(comparison: Comparison, found: Significance | str | None, quoted: References | None) -> list[JsonDict]:
+    first = (_differences(comparison, found), _references(quoted), _tags(comparison))
+    made = (*first, _efficiency(comparison), _forecast(comparison))
     return [table for table in made if table is not None]
 
 
@@ -175,6 +182,13 @@ def _forecast(comparison: Comparison) -> JsonDict | None:
         return None
     rows = forecast_rows(found)
     return {"title": "Plan against measurement", "headings": FORECAST, "rows": rows, "note": FORECAST_NOTE}
+
+
+def _references(quoted: References | None) -> JsonDict | None:
+    if quoted is None:
+        return None
+    shown = {"headings": quoted.heading(), "rows": quoted.rows(), "quoted": quoted.quoted_columns}
+    return {"title": REFERENCES_TITLE, **shown, "note": quoted.note}
 
 
 def tuning_tables(tunings: Sequence[Tuning]) -> list[JsonDict]:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from bench.files import write_atomically
+from bench.published import kept_published
 from bench.report.content import Content
 from bench.report.data import csv_text, json_text, write_parquet
 from bench.report.figures import pictures
@@ -46,11 +47,12 @@ def write(root: Path, command: str | None = None) -> Path:
 
 
 def load_content(root: Path, command: str | None = None) -> Content:
-    """What a report says of the records and searches below ``root``.
+    """What a report says of the records, searches and published numbers below ``root``.
 
     Args:
         root: Results folder of the sweep.
         command: That runs the sweep again.
     """
     records = tuple(Store(root).read_all())
-    return Content(root.name, records, command, tuple(tunings(read_searches(root), records)), root)
+    searched = tuple(tunings(read_searches(root), records))
+    return Content(root.name, records, command, searched, root, kept_published(root))
