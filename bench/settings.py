@@ -15,12 +15,13 @@ _BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "m
 
 @dataclass(frozen=True)
 class Setting:
-    """One field. ``default`` has no meaning where ``required``."""
+    """One field. Where ``required``, ``default`` has no meaning; ``example`` is a value to begin with."""
 
     name: str
     type: str
     required: bool
     default: Any
+    example: Any
     description: str
 
     @property
@@ -39,6 +40,7 @@ def settings_of(config_class: type[BaseModel]) -> list[Setting]:
             type=_type(field, definitions),
             required=name in required,
             default=field.get("default"),
+            example=next(iter(field.get("examples", ())), field.get("default")),
             description=field.get("description", ""),
         )
         for name, field in schema.get("properties", {}).items()

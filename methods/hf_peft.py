@@ -72,7 +72,8 @@ class HfPeft(Method):
         model_config = ConfigDict(extra="allow")
 
         peft_type: str = Field(
-            description="type of peft, such as LOHA; all further keys are fields of peft's configuration for that type"
+            examples=["LOHA"],
+            description="type of peft, such as LOHA; all further keys are fields of peft's configuration for that type",
         )
         despite_contract: bool = Field(
             False, description="run a type that is known to break the contract, such as PROMPT_TUNING"

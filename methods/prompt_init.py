@@ -36,7 +36,9 @@ class PromptInitConfig(MethodConfig):
         "random with standard deviation init_std",
     )
     init_text: str | None = Field(None, description="with init: text; None is a default sentence about the task")
-    init_std: PositiveFloat | None = Field(None, description="with init: normal; None is 0.02")
+    init_std: PositiveFloat | None = Field(
+        None, description="with init: normal; None is 0.02, or 1 for the MLP of a prefix"
+    )
 
     @model_validator(mode="after")
     def _effective(self) -> Self:

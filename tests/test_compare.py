@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from bench.cli import app
 from bench.config import ConfigError
+from bench.store import Store
 
 PUBLISHED = """
 schema_version: 1
@@ -139,8 +140,9 @@ def test_bad_input_is_one_clear_error(first: str, second: str, message: str, swe
 
 def test_sweeps_on_other_sources_cannot_be_compared(sweeps: Path, tmp_path: Path) -> None:
     write_sweep(tmp_path / "other", {"full": 0.9}, seeds=1)
-    path = next((tmp_path / "other" / "trials").glob("*/predictions.jsonl.gz"))
-    path.unlink()
-    done = call(f"{sweeps}/old:full", f"{tmp_path}/other:full")
+    (result,) = Store(tmp_path / "other").read_all()
+    (tmp_path / "bare").mkdir()
+    Store(tmp_path / "bare").commit(result, [])
+    done = call(f"{sweeps}/old:full", f"{tmp_path}/bare:full")
     assert isinstance(done.exception, ConfigError)
-    assert "other: full: no completed trial with predictions" in str(done.exception)
+    assert "bare: full: no completed trial with predictions" in str(done.exception)

@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from command import Done
+from typer.testing import CliRunner
 
+from bench.cli import app
 from bench.config import expand, load_sweep
 from bench.contract import CHECKS, Subject
 from bench.plugin_source import PluginError, plugin_source
-from bench.registry import RegistryError, describe, load_method, resolve
+from bench.registry import RegistryError, describe, load_method, resolve, targets
 from bench.resolver import RegistryResolver
 from bench.spec import TrialSpec
 from bench.tiny_models import CORE_FAMILIES
@@ -226,6 +229,7 @@ def test_a_method_is_explained_with_an_example_that_works(
             "type": "number >= 0",
             "required": False,
             "default": 0.0,
+            "example": 0.0,
             "description": "standard deviation of the vector at the start",
         }
     ]
@@ -235,6 +239,18 @@ def test_a_method_is_explained_with_an_example_that_works(
     shown_to_people = tuneoff("methods", "prefix_tuning").stdout
     assert "num_prompt_tokens" in shown_to_people
     assert "Li & Liang 2021" in shown_to_people
+
+
+@pytest.mark.parametrize("name", targets("method"))
+def test_every_method_is_explained(name: str) -> None:
+    done = CliRunner().invoke(app, ["methods", name, "--json"], env={"COLUMNS": "300"})
+    assert done.exit_code == 0, done.output
+    shown = json.loads(done.stdout)
+    assert shown["description"].endswith(".")
+    assert bool(shown["paper"]) == (name not in ("none", "full"))
+    assert all(setting["type"] and setting["description"] for setting in shown["settings"])
+    (entry,) = yaml.safe_load(shown["example"])["methods"]
+    load_method(shown["target"]).Config(**entry.get("config", {}))
 
 
 def test_check_method_passes_a_sound_one(

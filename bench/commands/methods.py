@@ -128,7 +128,7 @@ def _show(name: str, methods_dir: Path | None, as_json: bool) -> None:
         "target": target,
         "origin": BUILT_IN if source is None else source.origin,
     }
-    example = _example(name, {setting.name: setting.default for setting in settings if setting.default is not None})
+    example = _example(name, {setting.name: setting.example for setting in settings if setting.example is not None})
     if as_json:
         rows = [vars(setting) for setting in settings]
         console.print_json(json.dumps({**about, "settings": rows, "example": example}))
@@ -142,6 +142,6 @@ def _show(name: str, methods_dir: Path | None, as_json: bool) -> None:
 
 
 def _example(name: str, config: dict[str, Any]) -> str:
-    """An entry of a sweep with the settings at their defaults."""
+    """An entry of a sweep with the settings at their defaults, or at examples where there are none."""
     entry: dict[str, Any] = {"name": name, **({"config": config} if config else {})}
     return yaml.safe_dump({"methods": [entry]}, sort_keys=False, allow_unicode=True, width=110)
