@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: quickstart test test-all test-html chaos docs lint format
+.PHONY: quickstart test test-all test-html chaos overhead docs lint format
 
 quickstart: $(STAMP)
 	$(BIN)/tuneoff run configs/quickstart.yaml
@@ -29,6 +29,10 @@ docs: $(STAMP)
 # Kills, stops, starves and cuts off sweeps on purpose, and prints what became of their trials.
 chaos: $(STAMP)
 	cd tests && ../$(BIN)/python -m chaos
+
+# Measures what the harness itself costs; on a quiet machine, some minutes.
+overhead: $(STAMP)
+	cd tests && ../$(BIN)/python -m overhead ../results/overhead
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -90,6 +90,13 @@ class Launcher(ABC):
     def warm(self, spec: TrialSpec) -> None:
         """Get ready for a trial like this one, while the driver does something else."""
 
+    def check(self, trials: Sequence[TrialSpec]) -> None:  # noqa: B027 - there may be nothing to look at
+        """Look, before the first trial starts, whether all machines have what these need. On this machine they do.
+
+        Raises:
+            ConfigError: Naming machines and what they lack.
+        """
+
     def shortage(self, spec: TrialSpec) -> str | None:
         """Why a trial can never run here; None if it can, or could if machines came back that have just been lost."""
         return self.cluster.shortage(spec)
@@ -115,7 +122,10 @@ class Launcher(ABC):
         return [self._settled(event) if isinstance(event, Ended) else event for event in events]
 
     def _settled(self, event: Ended) -> Ended:
-        run = self.running.pop(event.trial_id)
+        run = self.running.get(event.trial_id)
+        if run is None or run.attempt.attempt_id != event.attempt_id:
+            return event  # of an attempt that was given up: the seats are those of another one
+        del self.running[event.trial_id]
         placement = Placement(
             nodes=[seat.node_id for seat in run.seats],
             gpus=[list(seat.gpus) for seat in run.seats],

@@ -14,6 +14,7 @@ from typing import Protocol
 from bench.launch import Ended, Launcher, Progress, Running
 from bench.outbox import finished_ranks, log_name, merged, payload
 from bench.provenance import code_sha256
+from bench.rank_host import LOOPBACK
 from bench.rank_process import RankJob
 from bench.record import RETRYABLE, Failed, Outcome, Provenance, RankReport, Reason
 from bench.spec import JsonDict, TrialSpec
@@ -23,7 +24,7 @@ LOG_TAIL_LINES = 30
 START_TIMEOUT_SECONDS = 300.0
 POLL_SECONDS = 0.5
 # A rank that was lost makes the others fail too. So long is waited for what tells best why.
-PEERS_SECONDS = 5.0
+PEERS_SECONDS = 20.0
 
 
 class Host(Protocol):
@@ -67,8 +68,9 @@ class HostLauncher(Launcher):
         need = self.cluster.need(spec)
         environment = rank_environment(need.cpus_per_rank, ["0"] if need.gpus_per_rank else [])
         for machine in self.cluster.machines:
-            with contextlib.suppress(HostLost):
-                self.host(machine.node_id).warm(environment)
+            if machine.most_ranks(need):
+                with contextlib.suppress(HostLost):
+                    self.host(machine.node_id).warm(environment)
 
     @abstractmethod
     def host(self, node_id: str) -> Host:
@@ -158,10 +160,10 @@ class _Ranks:
 
     def start(self, gpus: Sequence[Sequence[str]]) -> None:
         spans_nodes = len({seat.node_id for seat in self.run.seats}) > 1
-        host = self.hosts[0].address() if spans_nodes else "127.0.0.1"
+        host = self.hosts[0].address() if spans_nodes else LOOPBACK
         for rank, visible in enumerate(gpus):
             job = RankJob(
-                spec=self.run.spec,
+                spec=self.run.spec.with_absolute_paths(),
                 rank=rank,
                 outbox=str(self.run.outbox.resolve()),
                 threads=self.run.need.cpus_per_rank,

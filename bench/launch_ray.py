@@ -7,7 +7,9 @@ is disposable: it moves JSON and tells when nodes die. What came of a trial is i
 
 from __future__ import annotations
 
+import contextlib
 import math
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +21,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from bench.capacity import Cluster, Machine
+from bench.config import ConfigError
 from bench.embedded_cluster import EmbeddedCluster
 from bench.launch import Ended, Progress, Running
 from bench.launch_hosts import POLL_SECONDS, START_TIMEOUT_SECONDS, HostLauncher, HostLost
@@ -31,6 +34,7 @@ from bench.spec import JsonDict, TrialSpec
 LOOK_SECONDS = 2.0
 # A trial that fitted before nodes were lost waits so long for others, before it counts as infeasible.
 NODES_RETURN_SECONDS = 120.0
+NODE_ANSWER_SECONDS = 5.0
 NODE_LABEL = "ray.io/node-id"
 # An answer of a host that takes longer is not to be expected any more.
 ANSWER_SECONDS = END_SECONDS + 30.0
@@ -41,11 +45,11 @@ HOST_THREADS = 16
 class NodeHost:
     """A :class:`RankHost` in an actor on another node, with the same methods."""
 
-    def __init__(self, node_id: str) -> None:
+    def __init__(self, node_id: str, module: str | None) -> None:
         self._node_id = node_id
         actor_class = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, max_concurrency=HOST_THREADS)(_Actor)
         strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
-        self._actor: Any = actor_class.options(scheduling_strategy=strategy).remote()
+        self._actor: Any = actor_class.options(scheduling_strategy=strategy).remote(module)
 
     def warm(self, environment: dict[str, str]) -> None:
         self._ask(lambda actor: actor.warm.remote(environment), ANSWER_SECONDS)
@@ -73,6 +77,11 @@ class NodeHost:
     def clear(self, attempt_id: str) -> None:
         self._ask(lambda actor: actor.clear.remote(attempt_id), ANSWER_SECONDS)
 
+    def missing(self, paths: Sequence[str], modules: Sequence[str]) -> list[str]:
+        """Which of these files, folders and modules the node lacks."""
+        found: list[str] = self._ask(lambda actor: actor.missing.remote(paths, modules), ANSWER_SECONDS)
+        return found
+
     def address(self) -> str:
         return str(self._ask(lambda actor: actor.address.remote(), ANSWER_SECONDS))
 
@@ -93,7 +102,19 @@ class NodeHost:
     def _why(self, error: ray.exceptions.RayActorError) -> Reason:
         if getattr(error, "preempted", False):
             return "preempted"
-        return "worker_lost" if self._node_id in alive_nodes() else "node_lost"
+        return "worker_lost" if self._answers() else "node_lost"
+
+    def _answers(self) -> bool:
+        """Whether the node is there. Ray misses an actor at once, its node only half a minute later."""
+        node = alive_nodes().get(self._node_id)
+        if node is None:
+            return False
+        try:
+            address = node["NodeManagerAddress"], node["NodeManagerPort"]
+            socket.create_connection(address, timeout=NODE_ANSWER_SECONDS).close()
+        except OSError:
+            return False
+        return True
 
 
 class _Actor(RankHost):
@@ -115,7 +136,8 @@ class RayLauncher(HostLauncher):
         cluster: Where ranks run: the address of a running cluster, to which the code of ``bench`` and ``methods`` is
             sent, or one that this process has started and that ends with it.
         plugins: Packages and files that are sent to a running cluster too.
-        runtime_env: Further options of Ray's runtime environment.
+        runtime_env: Further options of Ray's runtime environment, for a running cluster.
+        module: What runs a rank; see :class:`RankHost`.
     """
 
     name = "ray"
@@ -126,6 +148,7 @@ class RayLauncher(HostLauncher):
         cluster: str | EmbeddedCluster,
         plugins: Sequence[Path] = (),
         runtime_env: JsonDict | None = None,
+        module: str | None = None,
     ) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if isinstance(cluster, str):
@@ -138,6 +161,7 @@ class RayLauncher(HostLauncher):
         self._embedded = cluster if isinstance(cluster, EmbeddedCluster) else None
         ray.init(address=address, **options)
         super().__init__(Cluster(machines()), outbox)
+        self._module = module
         self._hosts: dict[str, NodeHost] = {}
         self._hosts_lock = threading.Lock()
         self._groups: dict[str, PlacementGroup] = {}
@@ -153,6 +177,23 @@ class RayLauncher(HostLauncher):
                 self._lost_nodes_at = time.monotonic()
         return super().poll(timeout_seconds)
 
+    def check(self, trials: Sequence[TrialSpec]) -> None:
+        if self._embedded is not None:
+            return
+        paths = sorted({str(path.absolute()) for trial in trials for path in trial.local_paths})
+        targets = {target for trial in trials for target in (trial.method.target, trial.task.target)}
+        modules = sorted({target.partition(":")[0] for target in targets})
+        for machine in self.cluster.machines:
+            if not machine.cpus:
+                continue
+            with contextlib.suppress(HostLost):
+                host = self.host(machine.node_id)
+                if lacking := host.missing(paths, modules):
+                    raise ConfigError(
+                        f"node {host.address()} ({machine.node_id[:8]}) lacks {', '.join(lacking)}; all nodes need "
+                        "models and data under the same path as here, e.g. on shared storage, and what plugins import"
+                    )
+
     def shortage(self, spec: TrialSpec) -> str | None:
         if time.monotonic() - self._lost_nodes_at < NODES_RETURN_SECONDS:
             return None
@@ -163,7 +204,7 @@ class RayLauncher(HostLauncher):
             raise HostLost("node_lost", f"node {node_id} is gone")
         with self._hosts_lock:
             if node_id not in self._hosts:
-                host = self._hosts[node_id] = NodeHost(node_id)
+                host = self._hosts[node_id] = NodeHost(node_id, self._module)
                 threading.Thread(target=self._hear, args=(node_id, host), daemon=True).start()
             return self._hosts[node_id]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from bench.crash_points import reached
-from bench.files import sha256_of, write_atomically
+from bench.files import sha256_of, sync_folder, write_atomically
 from bench.record import RETRYABLE, Attempt, Failed, Outcome, Placement, Provenance, RankReport, Reason, TrialResult
 from bench.spec import Spec, TrialSpec
 
@@ -66,19 +66,20 @@ class FinishedRank(Spec):
 
 
 def open_attempt(root: Path, started: StartedAttempt) -> Path:
-    """Make the folder of an attempt."""
+    """Make the folder of an attempt. What is in it need not survive a power cut before a rank has reported."""
     folder = root / started.spec.trial_id / started.attempt.attempt_id
     folder.mkdir(parents=True)
-    write_atomically(folder / START_FILE, started.model_dump_json())
+    (folder / START_FILE).write_text(started.model_dump_json(), encoding="utf-8")
     return folder
 
 
 def write_report(folder: Path, rank: int, report: RankReport, names: list[str]) -> None:
     """Called by a rank, when all files that it names are written."""
     reached("rank.before_report")
-    for name in names:
-        with (folder / name).open("rb") as file:
+    for path in [folder / name for name in names] + list(folder.glob(START_FILE)):
+        with path.open("rb") as file:
             os.fsync(file.fileno())
+    sync_folder(folder.parent)
     hashes = {name: sha256_of(folder / name) for name in names}
     finished = FinishedRank(report=report, files=hashes, finished_at=time.time())
     write_atomically(report_path(folder, rank), finished.model_dump_json())

@@ -13,7 +13,7 @@ from bench.launch import Launcher
 from bench.metrics.scoring import check_metrics
 from bench.plugin_source import PluginSource, share
 from bench.resolver import instantiate
-from bench.spec import TrialSpec
+from bench.spec import JsonDict, TrialSpec
 from bench.splits import load_splits, oddities
 
 
@@ -42,7 +42,13 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None]) -> None:
         raise ConfigError(str(error)) from error
 
 
-def make_launcher(name: str, outbox: Path, address: str | None, plugins: Sequence[PluginSource] = ()) -> Launcher:
+def make_launcher(
+    name: str,
+    outbox: Path,
+    address: str | None,
+    plugins: Sequence[PluginSource] = (),
+    runtime_env: JsonDict | None = None,
+) -> Launcher:
     """The launcher of this name; ``auto`` is Ray where Ray is installed.
 
     Args:
@@ -50,6 +56,7 @@ def make_launcher(name: str, outbox: Path, address: str | None, plugins: Sequenc
         outbox: Where attempts wait for the store.
         address: Of a running Ray cluster: ``auto``, ``host:port`` or ``ray://host:port``.
         plugins: What ranks must be able to import besides ``bench`` and ``methods``.
+        runtime_env: More of Ray's runtime environment on a running cluster.
 
     Raises:
         ConfigError: Ray is asked for and not installed, an address is given to a launcher that has no use for it, or
@@ -71,4 +78,4 @@ def make_launcher(name: str, outbox: Path, address: str | None, plugins: Sequenc
     cluster = EmbeddedCluster() if address is None else joined_address(address)
     from bench.launch_ray import RayLauncher
 
-    return RayLauncher(outbox, cluster, [top for source in plugins for top in source.tops])
+    return RayLauncher(outbox, cluster, [top for source in plugins for top in source.tops], runtime_env)

@@ -6,6 +6,7 @@ Takes and gives JSON. Imports neither torch nor ray: the ranks do the first, the
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -16,9 +17,11 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 from bench.keeper import Kept
 from bench.outbox import REPORT_FILES, START_FILE, log_name, payload
@@ -28,6 +31,7 @@ from bench.spec import JsonDict
 # What batch systems and MPI say about their own jobs is not about our ranks; DeepSpeed, for one, would believe it. And
 # a rank has no business with Ray, whose variables hold the cluster's token.
 FOREIGN_VARIABLES = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "PRTE_", "HYDRA_", "MPI_", "RAY_")
+LOOPBACK = "127.0.0.1"
 CHUNK_BYTES = 32 * 2**20
 END_SECONDS = 30.0
 # Of the log of a fork server that died.
@@ -51,13 +55,13 @@ class RankHost:
     """Rank processes of one machine, and what they say.
 
     Args:
-        warm: Fork ranks from a process that has imported the libraries already, on systems where that is safe.
-        module: What runs a rank in a process that is started for it alone.
+        module: What runs a rank, in a process that is started for it alone. None: ``bench.rank_process``, forked from a
+            process that has imported the libraries already, on systems where that is safe.
     """
 
-    def __init__(self, warm: bool = True, module: str = "bench.rank_process") -> None:
-        self._warm = warm and sys.platform == "linux"
-        self._module = module
+    def __init__(self, module: str | None = None) -> None:
+        self._warm = module is None and sys.platform == "linux"
+        self._module = module or "bench.rank_process"
         self._folder = Path(tempfile.mkdtemp(prefix="tuneoff-host-"))
         # Deletes the folder whatever becomes of this process.
         self._folder_keeper = Kept(["true"], os.environ, flags=["--hold", "--remove", str(self._folder)])
@@ -74,9 +78,33 @@ class RankHost:
             with self._starting:
                 self._server(environment)
 
+    def missing(self, paths: Sequence[str], modules: Sequence[str]) -> list[str]:
+        """Which of these files, folders and modules this machine lacks."""
+        lacking = [path for path in paths if not Path(path).exists()]
+        for module in modules:
+            try:
+                found = importlib.util.find_spec(module)
+            except ImportError:
+                found = None
+            if found is None:
+                lacking.append(f"module {module}")
+        return lacking
+
     def address(self) -> str:
         """Where ranks of other machines reach those of this one."""
-        return "127.0.0.1"
+        return LOOPBACK
+
+    def _network(self) -> dict[str, str]:
+        """What has gloo and NCCL use the network of :meth:`address`, unless this machine's owner has said which one.
+
+        By itself gloo takes the one that the machine's name stands for, which may be the loopback.
+        """
+        here = self.address()
+        for name, addresses in psutil.net_if_addrs().items():
+            if any(address.address == here for address in addresses):
+                wanted = {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
+                return {variable: value for variable, value in wanted.items() if variable not in os.environ}
+        return {}
 
     def start(self, attempt_id: str, job: JsonDict, environment: Mapping[str, str]) -> None:
         """Start a rank. A fresh process runs it, and nothing else ever.
@@ -87,6 +115,8 @@ class RankHost:
             environment: Variables of the rank, beside those of this process.
         """
         outbox = self._outbox(attempt_id, Path(job["outbox"]))
+        if job["host"] != LOOPBACK:
+            environment = {**self._network(), **environment}
         jobs_read, jobs = os.pipe()
         reports, reports_write = os.pipe()
         log = os.open(outbox / log_name(job["rank"]), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

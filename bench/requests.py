@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from bench.files import write_atomically
 from bench.spec import Spec
 
 REQUESTS_FOLDER = ".requests"
+ANSWER_SUFFIX = ".answer"
+POLL_SECONDS = 0.1
 
 
 class CancelRequest(Spec):
     """Ends one trial, or all that have no record."""
 
     trial_id: str | None
+
+
+class Answer(Spec):
+    """What the driver did."""
+
+    cancelled: int = Field(description="trials that ran or waited, and end now")
 
 
 class Requests:
@@ -30,21 +39,31 @@ class Requests:
     def __init__(self, root: Path) -> None:
         self._folder = root / REQUESTS_FOLDER
 
-    def make(self, request: CancelRequest) -> Path:
-        """Leave a request. The file is there until it is answered."""
+    def ask(self, request: CancelRequest, timeout_seconds: float) -> Answer | None:
+        """Leave a request and wait for the answer; None if the driver gives none in time. Then the request is gone."""
         self._folder.mkdir(exist_ok=True)
         path = self._folder / f"{uuid.uuid4().hex}.json"
+        answer = path.with_suffix(ANSWER_SUFFIX)
+        deadline = time.monotonic() + timeout_seconds
         write_atomically(path, request.model_dump_json())
-        return path
+        try:
+            while not answer.exists():
+                if time.monotonic() > deadline:
+                    return None
+                time.sleep(POLL_SECONDS)
+            return Answer.model_validate_json(answer.read_text())
+        finally:
+            path.unlink(missing_ok=True)
+            answer.unlink(missing_ok=True)
 
-    def take(self) -> Iterator[CancelRequest]:
-        """All requests so far; each counts as answered when the next one is asked for."""
+    def serve(self, obey: Callable[[CancelRequest], Answer]) -> None:
+        """Obey all requests so far."""
         if not self._folder.is_dir():
             return
         for path in sorted(self._folder.glob("*.json")):
             try:
-                yield CancelRequest.model_validate_json(path.read_text())
+                request = CancelRequest.model_validate_json(path.read_text())
             except (OSError, ValidationError):
-                continue
-            finally:
-                path.unlink(missing_ok=True)
+                continue  # withdrawn, or not from us
+            write_atomically(path.with_suffix(ANSWER_SUFFIX), obey(request).model_dump_json())
+            path.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from bench.launch import Ended, Launcher, Progress
 from bench.observe import Observer
 from bench.outbox import StartedAttempt, new_attempt
 from bench.record import BLAMELESS, RETRYABLE, Failed, Reason, TrialResult
-from bench.requests import CancelRequest, Requests
+from bench.requests import Answer, CancelRequest, Requests
 from bench.spec import TrialSpec
 from bench.store import Store
 
@@ -122,7 +122,7 @@ class Schedule:
                 self.launcher.stop(trial_id, "timed_out")
             if now >= self._next_requests:
                 self._next_requests = now + REQUEST_SECONDS
-                self._answer_requests()
+                self._requests.serve(self._cancel)
                 self._tell("ticked", self.queued)
 
     def _wait(self, pending: _Pending) -> None:
@@ -215,24 +215,21 @@ class Schedule:
         with contextlib.suppress(OSError):
             folder.rmdir()
 
-    def _answer_requests(self) -> None:
-        for request in self._requests.take():
-            self.store.log("cancel", trial_id=request.trial_id)
-            self._cancel(request)
-
-    def _cancel(self, request: CancelRequest) -> None:
+    def _cancel(self, request: CancelRequest) -> Answer:
+        self.store.log("cancel", trial_id=request.trial_id)
         cancelled = Failed(reason="cancelled", phase=None, rank=None, message="cancelled")
         waiting = [pending for group in self._groups.values() for pending in group.waiting]
         waiting += [pending for _, pending in self._later]
         for group in self._groups.values():
             group.waiting = deque(pending for pending in group.waiting if not _means(request, pending.spec))
         self._later = [entry for entry in self._later if not _means(request, entry[1].spec)]
-        for pending in waiting:
-            if _means(request, pending.spec):
-                self._settle(pending, cancelled)
-        for trial_id in list(self.launcher.running):
-            if request.trial_id in (None, trial_id):
-                self.launcher.stop(trial_id, "cancelled")
+        meant = [pending for pending in waiting if _means(request, pending.spec)]
+        for pending in meant:
+            self._settle(pending, cancelled)
+        running = [trial_id for trial_id in self.launcher.running if request.trial_id in (None, trial_id)]
+        for trial_id in running:
+            self.launcher.stop(trial_id, "cancelled")
+        return Answer(cancelled=len(meant) + len(running))
 
     def _tell(self, what: Literal["started", "progressed", "lost", "committed", "ticked"], *facts: object) -> None:
         for observer in self.observers:

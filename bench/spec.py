@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
@@ -245,6 +246,22 @@ class TrialSpec(Spec):
         stage = "" if self.stage == "final" else f"-{self.stage}"
         seed = "" if self.stage == "cost" else f"-s{self.seed}"
         return f"{slug}{stage}{seed}-{digest[:10]}"
+
+    @property
+    def local_paths(self) -> list[Path]:
+        """Model and data that lie on this machine, or on storage that others share."""
+        named = [self.model.path, self.task.config.get("path")]
+        return [Path(name) for name in named if isinstance(name, str) and Path(name).exists()]
+
+    def with_absolute_paths(self) -> TrialSpec:
+        """The same trial for processes that run in another folder."""
+        found = {str(path) for path in self.local_paths}
+        model, config = self.model, self.task.config
+        if model.path in found:
+            model = model.model_copy(update={"path": str(Path(model.path).absolute())})
+        if config.get("path") in found:
+            config = {**config, "path": str(Path(config["path"]).absolute())}
+        return self.model_copy(update={"model": model, "task": self.task.model_copy(update={"config": config})})
 
     @property
     def configuration_class(self) -> str:

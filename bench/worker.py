@@ -133,10 +133,17 @@ def failure(error: Exception, phase: str | None, rank: int) -> Failed:
     )
 
 
+# How gloo and NCCL say that another rank is gone. Why it is, that rank or its host knows better.
+BROKEN_CONNECTION = ("gloo/transport", "ncclRemoteError")
+
+
 def failure_reason(error: Exception) -> Reason:
-    """Out of memory and divergence are told apart from plain errors."""
+    """Out of memory, divergence and the loss of another rank are told apart from plain errors."""
     if isinstance(error, Diverged):
         return "diverged"
+    broken = isinstance(error, RuntimeError) and any(sign in str(error) for sign in BROKEN_CONNECTION)
+    if isinstance(error, dist.DistNetworkError | dist.DistStoreError) or broken:
+        return "worker_lost"
     cpu_allocation_failed = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or cpu_allocation_failed:
         return "out_of_memory"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +38,21 @@ def test_a_driver_killed_at_a_named_point_loses_and_repeats_nothing(point: Crash
 def test_a_fault_loses_and_repeats_nothing(fault: Callable[[Path], Verdict], tmp_path: Path) -> None:
     verdict = fault(tmp_path)
     assert verdict.good, verdict
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("fault", ["actor_killed", "node_removed", "nodes_come_and_go"])
+def test_nodes_and_actors_of_a_cluster_die(fault: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "chaos", fault],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_ctrl_c_once_finishes_and_twice_stops(tmp_path: Path) -> None:

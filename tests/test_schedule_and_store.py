@@ -8,11 +8,14 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
-from fakes import FakeLauncher, completed, record, trial
+from fakes import FakeLauncher, completed, provenance, record, trial
 
 from bench.capacity import Cluster, Machine
 from bench.files import write_atomically
-from bench.record import Failed
+from bench.launch import Ended, Running
+from bench.outbox import new_attempt, open_attempt, write_report
+from bench.record import Completed, Failed, RankReport
+from bench.recover import recover
 from bench.schedule import MAX_ATTEMPTS, Schedule
 from bench.store import CorruptRecordError, Store, StoreError
 
@@ -62,6 +65,38 @@ def test_lost_workers_are_retried_and_remembered(store: Store) -> None:
     assert result.outcome.status == "completed"
     assert result.attempt.number == 3
     assert result.attempt.earlier_reasons == ["worker_lost", "node_lost"]
+
+
+def test_a_late_result_of_an_attempt_that_was_given_up_is_not_taken(store: Store) -> None:
+    launcher, spec = FakeLauncher(store.outbox), trial()
+    launcher.plans[spec.trial_id] = [lost("hung"), completed(bleu=50.0)]
+
+    def zombie_speaks(run: Running) -> None:
+        if run.attempt.number == 2:
+            launcher.events.put(Ended(run.trial_id, "zombie", completed(bleu=99.0), provenance(), 1.0))
+
+    launcher.on_launch = zombie_speaks
+    run(store, launcher, spec)
+    result = store.read(spec.trial_id)
+    assert result is not None
+    assert isinstance(result.outcome, Completed)
+    assert result.outcome.scores.values["bleu"] == 50.0
+    assert [event["attempt"] for event in store.journal.events() if event["event"] == "stale"] == ["zombie"]
+
+
+def test_what_an_attempt_left_that_is_not_the_current_one_is_not_committed(store: Store) -> None:
+    spec = trial()
+    attempts = [new_attempt(spec, "demo", "fake", []) for _ in range(2)]
+    for number, started in enumerate(attempts):
+        folder = open_attempt(store.outbox, started)
+        if number == 0:
+            write_report(folder, 0, RankReport(outcome=completed(bleu=99.0), provenance=provenance()), [])
+        store.log("started", trial_id=spec.trial_id, attempt=started.attempt.attempt_id, number=number + 1)
+    assert recover(store).committed == []
+    assert not store.has(spec.trial_id)
+    stale = [event["attempt"] for event in store.journal.events() if event["event"] == "stale"]
+    assert stale == [attempts[0].attempt.attempt_id]
+    assert store.lost_attempts() == {spec.trial_id: ["driver_lost"]}
 
 
 def test_retries_end(store: Store) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -48,11 +47,11 @@ def status(
             console.print("no driver runs this sweep")
         else:
             states = {True: "runs this sweep", False: "ran this sweep and was killed", None: "holds this sweep"}
-            console.print(f"process {holder.pid} on {holder.host} {states[alive]}", highlight=False)
+            console.print(f"process {holder.pid} on {holder.host} {states[alive]}", highlight=False, soft_wrap=True)
         if found is not None:
             console.print(status_view(found, None))
         for why in damaged:
-            console.print(f"damaged: {why}", style="red", highlight=False, markup=False)
+            console.print(f"damaged: {why}", style="red", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(1 if damaged else 0)
 
 
@@ -67,14 +66,12 @@ def cancel(
         raise ConfigError(f"{directory}: no driver runs this sweep, so there is nothing to cancel")
     if trial is not None and store.has(trial):
         raise ConfigError(f"{trial} has its record already; there is nothing to cancel")
-    request = Requests(store.root).make(CancelRequest(trial_id=trial))
-    deadline = time.monotonic() + ANSWER_SECONDS
-    while request.exists():
-        if time.monotonic() > deadline:
-            request.unlink(missing_ok=True)
-            raise ConfigError(f"process {holder.pid} on {holder.host} did not answer within {ANSWER_SECONDS:g} s")
-        time.sleep(0.1)
-    console.print(f"cancelled {trial or 'all trials without a record'}", highlight=False)
+    answer = Requests(store.root).ask(CancelRequest(trial_id=trial), ANSWER_SECONDS)
+    if answer is None:
+        raise ConfigError(f"process {holder.pid} on {holder.host} did not answer within {ANSWER_SECONDS:g} s")
+    if trial is not None and not answer.cancelled:
+        raise ConfigError(f"{trial} neither runs nor waits; 'tuneoff status {directory}' lists what runs")
+    console.print(f"cancelled {answer.cancelled} {'trial' if answer.cancelled == 1 else 'trials'}", highlight=False)
 
 
 def _store(directory: Path) -> Store:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from bench.commands.options import LauncherName, console
+from bench.commands.options import Place, console
+from bench.mirror import Mirror
+from bench.observe import Observer
 from bench.record import Failed, TrialResult
 from bench.spec import TrialSpec
 from bench.stages import Round
@@ -25,36 +28,33 @@ class RoundRunner:
     Args:
         store: Of the sweep, locked by this process.
         sweep: Its name.
-        launcher: Which one to start.
-        address: Of a Ray cluster to join.
+        place: Where its trials run.
         targets: The classes of all methods and tasks, whose sources travel where they are plugins.
         retry_failed: Whether trials that failed in an earlier run are run again.
         trackers: Names of the trackers that hear of the trials.
+        mirror: Where to keep a copy of the results.
     """
 
     def __init__(
         self,
         store: Store,
         sweep: str,
-        launcher: LauncherName,
-        address: str | None,
+        place: Place,
         targets: Sequence[str],
         retry_failed: bool,
         trackers: Sequence[str] = (),
+        mirror: str | None = None,
     ) -> None:
         self.store = store
         self.sweep = sweep
-        self.launcher_name, self.address, self.targets = launcher, address, targets
+        self.place, self.targets = place, targets
         self.retry_failed = retry_failed
         self.found: dict[str, TrialResult] = {}
         self._launcher: Launcher | None = None
         self._board = StatusBoard(store.root, sweep)
-        self._tracking = Tracking(
-            trackers,
-            store.root,
-            sweep,
-            lambda message: console.print(message, style="yellow", highlight=False, markup=False, soft_wrap=True),
-        )
+        warn = partial(console.print, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        self._tracking = Tracking(trackers, store.root, sweep, warn)
+        self._mirror = None if mirror is None else Mirror(mirror, store, warn)
 
     def __enter__(self) -> RoundRunner:
         # Batch systems ask with SIGTERM, and a job that a shell started in the background would ignore SIGINT.
@@ -78,9 +78,18 @@ class RoundRunner:
 
         recovered = recover(self.store)
         for why in recovered.set_aside.values():
-            console.print(f"set aside: {why}", style="yellow", highlight=False, markup=False)
+            console.print(f"set aside: {why}", style="yellow", highlight=False, markup=False, soft_wrap=True)
         for result in recovered.committed:
             console.print(f"committed {result.trial_id}, which had finished when the driver died", highlight=False)
+        if self._mirror is not None and (fetched := self._mirror.fetch()):
+            console.print(f"fetched {len(fetched)} records from {self._mirror.url}", highlight=False)
+
+    def complete_mirror(self) -> bool:
+        """Copy what the mirror lacks, with the report. Returns whether it holds everything now."""
+        if self._mirror is None or (why := self._mirror.push()) is None:
+            return True
+        console.print(f"not everything is on {self._mirror.url}; the same command tries again: {why}", style="red")
+        return False
 
     def run(self, trials: Round, title: str) -> None:
         """Run the trials of a round that have no record."""
@@ -113,9 +122,13 @@ class RoundRunner:
         if self._launcher is None:
             self._launcher = self._start_launcher()
             self._launcher.warm(pending[0])
+        self._launcher.check(pending)
         prepare(pending, lambda message: console.print(message, style="dim", highlight=False))
         with Display(console, self._board) as display:
-            schedule = Schedule(self.store, self._launcher, self.sweep, [self._board, display, self._tracking])
+            observers: list[Observer] = [self._board, display, self._tracking]
+            if self._mirror is not None:
+                observers.append(self._mirror)
+            schedule = Schedule(self.store, self._launcher, self.sweep, observers)
             with stoppable(schedule.drain, lambda message: console.print(message, highlight=False)):
                 schedule.run(pending)
         if schedule.draining:
@@ -125,4 +138,7 @@ class RoundRunner:
         from bench.plugin_source import sources_of
         from bench.prepare import make_launcher
 
-        return make_launcher(self.launcher_name.value, self.store.outbox, self.address, sources_of(self.targets))
+        place = self.place
+        return make_launcher(
+            place.launcher.value, self.store.outbox, place.address, sources_of(self.targets), place.runtime_env
+        )

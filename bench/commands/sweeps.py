@@ -10,7 +10,17 @@ from typing import Annotated
 import typer
 
 from bench import report as reports
-from bench.commands.options import LauncherName, MethodsDir, ResultsDir, Settings, SweepFile, console, read_stages
+from bench.commands.options import (
+    LauncherName,
+    MethodsDir,
+    Place,
+    ResultsDir,
+    Settings,
+    SweepFile,
+    console,
+    read_runtime_env,
+    read_stages,
+)
 from bench.commands.rounds import RoundRunner
 from bench.config import ConfigError
 from bench.published import keep_published, load_published, published_files
@@ -27,6 +37,13 @@ def run(
     address: Annotated[
         str | None, typer.Option(help="of a Ray cluster: auto, host:port or ray://host:port; default: a local one")
     ] = None,
+    runtime_env: Annotated[
+        Path | None, typer.Option(help="YAML or JSON file with more of Ray's runtime environment, for --address")
+    ] = None,
+    mirror: Annotated[
+        str | None,
+        typer.Option(help="keep a copy of the results there, and begin with what it holds: s3://..., file:///..."),
+    ] = None,
     settings: Settings = None,
     methods_dir: MethodsDir = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="run failed trials again")] = False,
@@ -35,24 +52,26 @@ def run(
     ] = None,
 ) -> None:
     """Run the trials of a sweep that have no record yet, stage by stage, and report all of them."""
+    place = Place(launcher, address, read_runtime_env(runtime_env, address))
     sweep, stages = read_stages(sweep_file, settings, methods_dir)
     published = published_files(sweep_file, sweep)
     store = Store(results / sweep.name)
     with (
         store.locked(),
-        RoundRunner(store, sweep.name, launcher, address, stages.targets, retry_failed, tracker or ()) as runner,
+        RoundRunner(store, sweep.name, place, stages.targets, retry_failed, tracker or (), mirror) as runner,
     ):
         runner.recover()
         keep_published(store.root, published)
         for trials in stages.rounds(store):
             runner.run(trials, f"{sweep.name} {trials.stage}" if sweep.stages else sweep.name)
         folder = reports.write(store.root, shlex.join(["tuneoff", *sys.argv[1:]]))
+        mirrored = runner.complete_mirror()
     _print_results(list(runner.found.values()), folder)
     for name in stages.without_settings:
         console.print(f"{name}: every trial of its tuning failed, so that it has no final trial", style="red")
     # A trial that fails while settings are searched is an answer: these settings do not work.
     failed = [r for r in runner.found.values() if isinstance(r.outcome, Failed) and r.spec.stage != "tune"]
-    raise typer.Exit(1 if failed or stages.without_settings else 0)
+    raise typer.Exit(1 if failed or stages.without_settings or not mirrored else 0)
 
 
 def _print_results(found: list[TrialResult], folder: Path) -> None:

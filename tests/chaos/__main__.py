@@ -14,6 +14,7 @@ from rich.table import Table
 
 from bench.crash_points import CRASH_POINTS
 from chaos import light_faults as light
+from chaos import ray_faults as ray
 from chaos.ground import Verdict
 
 Fault = Callable[[Path], Verdict]
@@ -23,7 +24,10 @@ def faults() -> Iterator[tuple[str, Fault]]:
     """All of them, quick ones first."""
     for point in CRASH_POINTS:
         yield point, partial(light.driver_killed_at, point)
-    yield "driver_killed_at_random", partial(light.driver_killed_at_random, trials=500, times=10, seed=int(time.time()))
+    seed = int(time.time())
+    for name, trials, times in (("fake", 500, 10), ("real", 40, 4)):
+        killed = partial(light.driver_killed_at_random, trials=trials, times=times, seed=seed, fake=name == "fake")
+        yield f"driver_killed_at_random_{name}", killed
     for fault in (
         light.rank_killed,
         light.rank_stopped,
@@ -34,6 +38,8 @@ def faults() -> Iterator[tuple[str, Fault]]:
         light.stopped_by_people,
     ):
         yield fault.__name__, fault
+    for on_nodes in (ray.actor_killed, ray.node_removed, ray.nodes_come_and_go):
+        yield on_nodes.__name__, on_nodes
 
 
 def main() -> int:
@@ -58,13 +64,13 @@ def main() -> int:
             verdict.duplicated,
             verdict.orphans,
         )
-        console.print(f"{name}: {'well' if verdict.good else verdict}", style="dim", highlight=False)
+        console.print(f"{name}: {'well' if verdict.good else verdict}", style="dim", highlight=False, markup=False)
         table.add_row(verdict.fault, *map(str, counts), f"{time.monotonic() - started:.0f}")
         if not verdict.good:
             bad.append(verdict)
     console.print(table)
     for verdict in bad:
-        console.print(f"{verdict.fault}: {verdict}", style="red")
+        console.print(f"{verdict.fault}: {verdict}", style="red", markup=False)
     return 1 if bad else 0
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.journal import Journal
+from bench.status import read_status
 from bench.store import Store, damaged_files, read_record
 
 TESTS = Path(__file__).parents[1]
@@ -73,9 +74,12 @@ class Ground:
 
     def finish(self, **variables: str) -> int:
         """Run a driver to its end; returns its exit code."""
-        driver = self.start(**variables)
+        return self.wait(self.start(**variables), (0, 2, 130, -signal.SIGKILL))
+
+    def wait(self, driver: subprocess.Popen[str], codes: tuple[int, ...] = (0,)) -> int:
+        """Until a driver ends, with one of these exit codes."""
         output, errors = driver.communicate(timeout=PATIENCE_SECONDS)
-        if driver.returncode not in (0, 2, 130, -signal.SIGKILL):
+        if driver.returncode not in codes:
             self.notes.append(f"exit code {driver.returncode}: {output}{errors}")
         self.look()
         return driver.returncode
@@ -86,6 +90,12 @@ class Ground:
         driver.communicate()
         self.injected += 1
         self.look()
+
+    def kill_pid(self, pid: int) -> None:
+        """SIGKILL of one of our own processes."""
+        assert pid in self.processes()
+        os.kill(pid, signal.SIGKILL)
+        self.injected += 1
 
     def look(self) -> None:
         """Remember the records that are there; those seen before must be as they were."""
@@ -112,7 +122,12 @@ class Ground:
 
     def ranks(self) -> list[int]:
         """Rank processes that run now: children of keepers that were started for one rank or have adopted it."""
-        return [pid for pid in self.processes() if b"--tell-exit" in _command(_parent(pid))]
+        return [pid for pid in self.processes() if b"--tell-exit" in command_of(_parent(pid))]
+
+    def phases(self) -> list[str]:
+        """Of the trials that run, as the driver last wrote them down."""
+        status = read_status(self.root)
+        return [] if status is None else [trial.phase for trial in status.running]
 
     def judge(self, fault: str) -> Verdict:
         """Count, once everything has been done."""
@@ -125,7 +140,7 @@ class Ground:
             if damaged_files(folder, record, list(record.files)):
                 self.notes.append(f"{trial_id} has damaged files")
         lost += self.trials - len(found)
-        started_after = self._trained_again(store)
+        started_after = trained_again(store)
         return Verdict(
             fault, self.injected, self.trials, len(found), lost, len(started_after), len(orphans), list(self.notes)
         )
@@ -136,21 +151,20 @@ class Ground:
             time.sleep(0.05)
         return left
 
-    def _trained_again(self, store: Store) -> list[str]:
-        """Trials that were started although they had a record, or have two."""
-        again: Counter[str] = Counter()
-        done: set[str] = set()
-        for event in Journal(store.root / "journal.jsonl").events():
-            trial_id = event.get("trial_id")
-            if event["event"] in ("discarded", "set_aside"):
-                done.discard(trial_id)
-            elif (event["event"] == "started" and trial_id in done) or (
-                event["event"] == "committed" and trial_id in done
-            ):
-                again[trial_id] += 1
-            elif event["event"] == "committed":
-                done.add(trial_id)
-        return list(again)
+
+def trained_again(store: Store) -> list[str]:
+    """Trials that were started although they had a record, or have two."""
+    again: Counter[str] = Counter()
+    done: set[str] = set()
+    for event in store.journal.events():
+        trial_id = event.get("trial_id")
+        if event["event"] in ("discarded", "set_aside"):
+            done.discard(trial_id)
+        elif event["event"] in ("started", "committed") and trial_id in done:
+            again[trial_id] += 1
+        elif event["event"] == "committed":
+            done.add(trial_id)
+    return list(again)
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS) -> None:
@@ -162,6 +176,11 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = PATI
         time.sleep(0.02)
 
 
+def has_come_to(ground: Ground, driver: subprocess.Popen[str], records: int) -> bool:
+    """Whether there are so many records, or the driver has ended."""
+    return driver.poll() is not None or sum(1 for _ in ground.root.glob("trials/*/result.json")) >= records
+
+
 def _parent(pid: int) -> int:
     try:
         return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
@@ -169,7 +188,8 @@ def _parent(pid: int) -> int:
         return 0
 
 
-def _command(pid: int) -> bytes:
+def command_of(pid: int) -> bytes:
+    """The command line of a process; of an actor it is Ray's name for it."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

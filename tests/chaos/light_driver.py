@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from fakes import trial
+from fakes import FakeLauncher, trial
 
 from bench.capacity import Machine
-from bench.launch import Progress
+from bench.launch import Launcher, Progress
 from bench.launch_local import LocalLauncher
 from bench.observe import Observer
 from bench.rank_host import RankHost
@@ -23,6 +23,8 @@ from bench.schedule import Schedule
 from bench.status import StatusBoard
 from bench.stopping import stoppable
 from bench.store import Store, StoreError
+
+TESTS = Path(__file__).parents[1]
 
 
 class FullDisk(Observer):
@@ -35,17 +37,36 @@ class FullDisk(Observer):
         resource.setrlimit(resource.RLIMIT_FSIZE, (self.max_bytes, self.max_bytes))
 
 
+def launcher_for(outbox: Path) -> Launcher:
+    """No ranks at all if ``LIGHT_FAKE``; ranks on the Ray cluster ``LIGHT_ADDRESS``, else on this machine."""
+    machine = Machine(cpus=int(os.environ.get("LIGHT_CPUS", "2")), gpus=0)
+    if os.environ.get("LIGHT_FAKE"):
+        return FakeLauncher(outbox, machine)
+    address = os.environ.get("LIGHT_ADDRESS")
+    if address is None:
+        return LocalLauncher(outbox, machine, RankHost("chaos.light_rank"))
+    from bench.launch_ray import RayLauncher
+
+    ours = {name: value for name, value in os.environ.items() if name.startswith(("LIGHT_", "TUNEOFF_"))}
+    sources = [TESTS / "chaos", TESTS / "fakes.py"]
+    return RayLauncher(outbox, address, sources, {"env_vars": ours}, "chaos.light_rank")
+
+
 def main() -> int:
     store = Store(Path(sys.argv[1]))
-    resources = {"cpus_per_rank": 1, "device": "cpu", "hang_seconds": float(os.environ.get("LIGHT_HANG_SECONDS", "60"))}
+    resources = {
+        "cpus_per_rank": 1,
+        "device": "cpu",
+        "ranks": int(os.environ.get("LIGHT_RANKS", "1")),
+        "hang_seconds": float(os.environ.get("LIGHT_HANG_SECONDS", "60")),
+    }
     specs = [trial(seed=seed, **resources) for seed in range(int(sys.argv[2]))]
     sys.stdout.write("\n".join(spec.trial_id for spec in specs) + "\n")
     try:
         with store.locked():
             recover(store)
             pending = [spec for spec in specs if not store.has(spec.trial_id)]
-            host = RankHost(warm=False, module="chaos.light_rank")
-            launcher = LocalLauncher(store.outbox, Machine(cpus=int(os.environ.get("LIGHT_CPUS", "2")), gpus=0), host)
+            launcher = launcher_for(store.outbox)
             observers: list[Observer] = [StatusBoard(store.root, "light")]
             if full := os.environ.get("LIGHT_DISK_BYTES"):
                 observers.append(FullDisk(int(full)))

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import time
 from functools import partial
 from pathlib import Path
 
 from bench.crash_points import CrashPoint
-from chaos.ground import Ground, Verdict, journal_events, spoil, wait_until
+from chaos.ground import Ground, Verdict, has_come_to, journal_events, spoil, wait_until
 
 
 def driver_killed_at(point: CrashPoint, folder: Path, times: int = 2) -> Verdict:
@@ -32,17 +31,18 @@ def driver_killed_at(point: CrashPoint, folder: Path, times: int = 2) -> Verdict
     return ground.judge(f"SIGKILL at {point}")
 
 
-def driver_killed_at_random(folder: Path, trials: int, times: int, seed: int) -> Verdict:
-    """The driver is killed at random moments, and started again each time."""
+def driver_killed_at_random(folder: Path, trials: int, times: int, seed: int, fake: bool) -> Verdict:
+    """The driver is killed at random moments, and started again each time; with fake trials or with real ranks."""
     ground, moments = Ground(folder, trials), random.Random(seed)
-    for _ in range(times):
-        driver = ground.start(LIGHT_SECONDS="0", LIGHT_CPUS="4")
-        goal = min(trials, len(ground.seen) + moments.randint(0, max(1, trials // times)))
-        wait_until(partial(_has_come_to, ground, driver, goal), "no progress")
-        time.sleep(moments.uniform(0, 0.3))
+    variables = {"LIGHT_SECONDS": "0", "LIGHT_CPUS": "4", **({"LIGHT_FAKE": "1"} if fake else {})}
+    for killed in range(times):
+        driver = ground.start(**variables)
+        goal = len(ground.seen) + moments.randint(0, (trials - len(ground.seen)) // (times - killed))
+        wait_until(partial(has_come_to, ground, driver, goal), "no progress")
+        time.sleep(moments.uniform(0, 0.1))
         ground.kill(driver)
-    ground.finish(LIGHT_SECONDS="0", LIGHT_CPUS="4")
-    return ground.judge("driver killed at random")
+    ground.finish(**variables)
+    return ground.judge(f"driver killed at random, {'fake trials' if fake else 'real ranks'}")
 
 
 def rank_killed(folder: Path) -> Verdict:
@@ -62,9 +62,8 @@ def rank_killed(folder: Path) -> Verdict:
 def rank_stopped(folder: Path) -> Verdict:
     """A rank is stopped (SIGSTOP): it says nothing any more, and is replaced."""
     ground = Ground(folder, trials=2)
-    driver = ground.start(LIGHT_SECONDS="4", LIGHT_HANG_SECONDS="6")
-    wait_until(ground.ranks, "no rank runs")
-    time.sleep(0.5)  # It has said once that it is alive.
+    driver = ground.start(LIGHT_SECONDS="5", LIGHT_HANG_SECONDS="6")
+    wait_until(lambda: ground.phases() == ["train", "train"], "the ranks have not said that they are alive")
     os.kill(ground.ranks()[0], signal.SIGSTOP)
     ground.injected += 1
     driver.communicate()
@@ -151,10 +150,6 @@ def stopped_by_people(folder: Path) -> Verdict:
             ground.notes.append(f"{presses} x Ctrl-C committed {len(ground.seen) - before} trials")
     ground.finish()
     return ground.judge("Ctrl-C once, twice")
-
-
-def _has_come_to(ground: Ground, driver: subprocess.Popen[str], records: int) -> bool:
-    return driver.poll() is not None or sum(1 for _ in ground.root.glob("trials/*/result.json")) >= records
 
 
 def _keeper_of(pid: int) -> int:

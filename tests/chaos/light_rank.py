@@ -30,10 +30,11 @@ def main() -> None:
     elif os.environ.get("LIGHT_DIES"):
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(float(os.environ.get("LIGHT_SECONDS", "0.05")))
-    for number in range(2):
+    for number in range(2 if job.rank == 0 else 0):
         (outbox / f"file-{number}.txt").write_text(f"{job.spec.trial_id} {number}\n")
-    report = RankReport(outcome=completed(), provenance=provenance())
-    write_report(outbox, job.rank, report, [path.name for path in payload(outbox) if path.suffix != ".log"])
+    report = RankReport(outcome=completed() if job.rank == 0 else None, provenance=provenance())
+    names = [path.name for path in payload(outbox) if path.suffix != ".log"] if job.rank == 0 else []
+    write_report(outbox, job.rank, report, names)
     reports.send({"report": json.loads(report.model_dump_json())})
 
 

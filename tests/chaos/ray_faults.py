@@ -1,0 +1,131 @@
+"""Faults of nodes and actors, on Ray clusters of several nodes on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from chaos.ground import Ground, Verdict, command_of, has_come_to, journal_events, wait_until
+
+NODE_STORE_BYTES = 80 * 2**20
+
+
+class Nodes:
+    """A cluster whose head runs no ranks.
+
+    Args:
+        cluster: From ``ray.cluster_utils``.
+    """
+
+    def __init__(self, cluster: Any) -> None:
+        self.cluster = cluster
+        self.address: str = cluster.address
+        self.nodes: list[Any] = []
+
+    def add(self) -> None:
+        """One more node, of one core."""
+        self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=NODE_STORE_BYTES))
+
+    def remove(self, index: int) -> None:
+        """A node dies: its processes are killed, and nobody is told."""
+        self.cluster.remove_node(self.nodes.pop(index), allow_graceful=False)
+
+
+@contextmanager
+def cluster_of(count: int) -> Iterator[Nodes]:
+    """So many nodes of one core each."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # these clusters have no token; ray reads it when it is imported
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": NODE_STORE_BYTES}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        nodes = Nodes(cluster)
+        for _ in range(count):
+            nodes.add()
+        cluster.wait_for_nodes()
+        yield nodes
+    finally:
+        cluster.shutdown()
+
+
+def actor_killed(folder: Path) -> Verdict:
+    """The actors that hold the ranks of their nodes are killed."""
+    ground = Ground(folder, trials=4)
+    with cluster_of(2) as nodes:
+        driver = ground.start(LIGHT_ADDRESS=nodes.address, LIGHT_SECONDS="3")
+        for _ in range(2):
+            wait_until(lambda: ground.ranks() and _actors(ground), "no rank runs")
+            ground.kill_pid(_actors(ground)[0])
+            wait_until(lambda: len(journal_events(ground.root, "lost")) >= ground.injected, "nobody noticed")
+        ground.wait(driver)
+        verdict = ground.judge("SIGKILL of an actor")
+    return verdict
+
+
+def node_removed(folder: Path) -> Verdict:
+    """One of the two nodes dies on which a trial trains: two DeepSpeed ranks, a small model, data of its own."""
+    sweep = real_sweep(folder)
+    command = [sys.executable, "-m", "bench.cli", "run", str(sweep), "--launcher", "ray", "--results", str(folder)]
+    mark = folder / "mark"
+    with cluster_of(2) as nodes:
+        ground = Ground(folder, trials=1, command=[*command, "--address", nodes.address])
+        variables = {"SLOW_MARK": str(mark), "SLOW_SECONDS": "0.5", "TUNEOFF_TEST_TAG": ground.tag}
+        options = folder / "runtime_env.json"
+        options.write_text(json.dumps({"env_vars": variables}))
+        ground.command += ["--runtime-env", str(options)]
+        driver = ground.start()
+        wait_until(lambda: mark.exists() or driver.poll() is not None, "training has begun")
+        nodes.remove(0)
+        ground.injected += 1
+        nodes.add()
+        ground.wait(driver)
+        if [event["reason"] for event in journal_events(ground.root, "lost")] != ["node_lost"]:
+            ground.notes.append(f"lost: {journal_events(ground.root, 'lost')}")
+        verdict = ground.judge("node removed under a two-node trial")
+    return verdict
+
+
+def nodes_come_and_go(folder: Path, trials: int = 200, times: int = 5, seed: int = 0) -> Verdict:
+    """Nodes die and others join while many trials run; the driver is killed once as well."""
+    ground, chance = Ground(folder, trials), random.Random(seed)
+    variables = {"LIGHT_SECONDS": "0.2"}
+    with cluster_of(3) as nodes:
+        driver = ground.start(LIGHT_ADDRESS=nodes.address, **variables)
+        for number in range(1, times + 1):
+            wait_until(partial(has_come_to, ground, driver, number * trials // (times + 1)), "no progress")
+            nodes.remove(chance.randrange(len(nodes.nodes)))
+            ground.injected += 1
+            time.sleep(chance.uniform(0, 2))
+            nodes.add()
+            if number == times // 2:
+                ground.kill(driver)
+                driver = ground.start(LIGHT_ADDRESS=nodes.address, **variables)
+        ground.wait(driver)
+        verdict = ground.judge("nodes removed and added")
+    return verdict
+
+
+def _actors(ground: Ground) -> list[int]:
+    return [pid for pid in ground.processes() if command_of(pid).startswith(b"ray::_Actor")]
+
+
+def real_sweep(folder: Path) -> Path:
+    """Two ranks that train slowly: ``odd_methods:Slow`` waits ``SLOW_SECONDS`` at every step."""
+    from tiny_sweep import write_tiny_sweep
+
+    return write_tiny_sweep(
+        folder,
+        "sweep",
+        train={"steps": 20, "batch_size": 4, "learning_rate": 1e-3},
+        resources={"ranks": 2, "cpus_per_rank": 1, "device": "cpu"},
+        methods=["odd_methods:Slow"],
+    )

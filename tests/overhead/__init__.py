@@ -1,0 +1,1 @@
+"""What the harness itself costs: ``make overhead`` measures it, on a quiet machine, and writes results/overhead/."""

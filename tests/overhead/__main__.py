@@ -1,0 +1,78 @@
+"""``python -m overhead FOLDER``: measure, print, and write FOLDER/overhead.md; exit code 1 if a target is missed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from overhead import between_trials, driver
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m overhead")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--trials", type=int, default=8, help="real ones, one after the other")
+    parser.add_argument("--planned", type=int, default=10_000, help="fake ones")
+    arguments = parser.parse_args()
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(prefix="tuneoff-overhead-") as folder:
+        gaps = between_trials.measure(Path(folder), arguments.trials)
+        long = driver.measure(Path(folder), arguments.planned)
+    text = report(gaps, long, load)
+    sys.stdout.write(text)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    (arguments.folder / "overhead.md").write_text(text, encoding="utf-8")
+    warm = [each for each in gaps if "imports" not in each.launcher]
+    met = (
+        all(each.median <= between_trials.TARGET_SECONDS for each in warm)
+        and long.seconds / long.trials <= driver.TARGET_SECONDS
+        and long.growth_bytes <= driver.TARGET_GROWTH_BYTES
+    )
+    return 0 if met else 1
+
+
+def report(gaps: list[between_trials.Gaps], long: driver.Long, load: float) -> str:
+    """The page."""
+    lines = [
+        "# What the harness itself costs",
+        "",
+        f"`make overhead`, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({platform.machine()}), "
+        f"Python {platform.python_version()}, load average before: {load:.1f}.",
+        "",
+        "From the end of a trial (its rank has handed over its report) to the end of the first step of the next one,",
+        f"on a model of a few thousand parameters; target: a median of at most {between_trials.TARGET_SECONDS:g} s:",
+        "",
+        "| launcher | gaps | median s | least s | most s |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for each in gaps:
+        numbers = f"{each.median:.2f} | {min(each.seconds):.2f} | {max(each.seconds):.2f}"
+        lines.append(f"| {each.launcher} | {len(each.seconds)} | {numbers} |")
+    per_trial = 1000 * long.seconds / long.trials
+    part = 1000 * driver.PARTS / long.trials
+    megabytes = [size / 2**20 for size in (long.memory_bytes[0], long.memory_bytes[-1])]
+    lines += [
+        "",
+        f"The driver with {long.trials:,} planned trials that take no time (fake launcher); records are on disk:",
+        "",
+        "| | measured | target |",
+        "| --- | ---: | ---: |",
+        f"| wall time for each trial, ms | {per_trial:.1f} | {1000 * driver.TARGET_SECONDS:g} |",
+        f"| of that CPU time, ms | {1000 * long.cpu_seconds / long.trials:.1f} | |",
+        f"| first and last tenth, ms for each trial | {part * long.part_seconds[0]:.1f}, "
+        f"{part * long.part_seconds[-1]:.1f} | equal |",
+        f"| resident memory after the first and the last tenth, MiB | {megabytes[0]:.1f}, {megabytes[1]:.1f} | "
+        f"growth up to {driver.TARGET_GROWTH_BYTES / 2**20:g} |",
+        f"| taking the finished sweep up again, s | {long.resume_seconds:.1f} | |",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
