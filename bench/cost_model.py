@@ -133,13 +133,17 @@ def _key_value_width(config: Any) -> int:
     return int(getattr(config, "num_key_value_heads", None) or heads) * int(head)
 
 
+def passes_seconds(spec: TrialSpec, costs: StepCosts, flops: float, passes: int, device: Device) -> float:
+    """Of so many forward and backward passes on one rank, which compute so many FLOPs together."""
+    arithmetic = flops / _rate(spec, device)
+    host = passes * costs.large.kernels * device.kernel_seconds
+    # A GPU computes while the host prepares what comes next; a CPU does one after the other.
+    return max(arithmetic, host) if device.kind == "cuda" else arithmetic + host
+
+
 def _step_seconds(spec: TrialSpec, work: Workload, costs: StepCosts, flops: float, device: Device) -> float:
     """Mean of an optimiser step."""
-    ranks = spec.resources.ranks
-    arithmetic = flops / (work.steps * ranks) / _rate(spec, device)
-    host = work.accumulation * costs.large.kernels * device.kernel_seconds
-    # A GPU computes while the host prepares what comes next; a CPU does one after the other.
-    passes = max(arithmetic, host) if device.kind == "cuda" else arithmetic + host
+    passes = passes_seconds(spec, costs, flops / (work.steps * spec.resources.ranks), work.accumulation, device)
     traffic = ADAM_TRAFFIC_BYTES * costs.large.trained_elements / _shared_by(spec.resources) / device.bytes_per_second
     return passes + traffic + device.step_seconds
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from bench.energy import energy_counter
 from bench.record import PhaseCost, RankCost
 
 
@@ -86,6 +87,8 @@ class PhaseMeter:
         self._on_enter = on_enter
         self._entered_at = 0.0
         self._entered_bytes = 0
+        self._read_energy = energy_counter(device)
+        self._entered_joules: float | None = None
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -114,11 +117,13 @@ class PhaseMeter:
         synchronize(self.memory.device)
         self.memory.reset_peak()
         self._entered_bytes = self.memory.now()
+        self._entered_joules = self._read_energy()
         self._entered_at = time.perf_counter()
 
     def _close(self, name: str) -> None:
         synchronize(self.memory.device)
         seconds = time.perf_counter() - self._entered_at
+        joules = _difference(self._read_energy(), self._entered_joules)
         before = self.phases.get(name)
         peaks, reserved = [self.memory.peak()], [self.memory.peak_reserved()]
         if before is not None:
@@ -129,7 +134,12 @@ class PhaseMeter:
             peak_memory_bytes=max(peaks),
             start_memory_bytes=before.start_memory_bytes if before else self._entered_bytes,
             device_peak_reserved_bytes=max((r for r in reserved if r is not None), default=None),
+            energy_joules=joules if before is None or joules is None else joules + (before.energy_joules or 0.0),
         )
+
+
+def _difference(now: float | None, then: float | None) -> float | None:
+    return None if now is None or then is None else now - then
 
 
 class StepClock:

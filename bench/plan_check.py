@@ -14,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import models
 from bench.architecture import Batch, Pair
+from bench.cost_model import passes_seconds
+from bench.devices import measured_cpu
 from bench.loss import TargetLoss
 from bench.method import Method, trained_parameters
 from bench.plan import planned_work
@@ -37,11 +39,16 @@ class Checked:
     counted_flops: float
     predicted_bytes: float
     counted_bytes: float
+    predicted_seconds: float
     seconds: float
 
     @property
     def flops_error(self) -> float:
         return self.predicted_flops / self.counted_flops - 1
+
+    @property
+    def seconds_error(self) -> float:
+        return self.predicted_seconds / self.seconds - 1
 
     @property
     def bytes_error(self) -> float:
@@ -81,6 +88,7 @@ def _checked(spec: TrialSpec) -> Checked:
         counted_flops=flops,
         predicted_bytes=_peak_bytes(costs, micro),
         counted_bytes=peak,
+        predicted_seconds=passes_seconds(spec, costs, costs.flops(micro), 1, measured_cpu(torch.get_num_threads())),
         seconds=_timed(loss, batch),
     )
 
@@ -128,6 +136,8 @@ def _timed(loss: TargetLoss, batch: Batch) -> float:
 
 def markdown(sweep: str, rows: Sequence[Checked]) -> str:
     """The comparison as a Markdown table."""
+    threads = torch.get_num_threads()
+    device = f"{measured_cpu(threads).name} with {threads} thread{'s' * (threads != 1)}"
     from bench.report.markdown import table
 
     heading = [
@@ -139,7 +149,9 @@ def markdown(sweep: str, rows: Sequence[Checked]) -> str:
         "MiB planned",
         "live",
         "error",
-        "s",
+        "s planned",
+        "taken",
+        "error",
     ]
     body = [
         [
@@ -151,12 +163,15 @@ def markdown(sweep: str, rows: Sequence[Checked]) -> str:
             f"{row.predicted_bytes / 2**20:,.1f}",
             f"{row.counted_bytes / 2**20:,.1f}",
             f"{row.bytes_error:+.1%}",
+            f"{row.predicted_seconds:.3f}",
             f"{row.seconds:.3f}",
+            f"{row.seconds_error:+.0%}",
         ]
         for row in rows
     ]
     note = (
         "One micro-batch, forward and backward, at the greatest length of the data. Counted: torch.utils.flop_counter, "
-        "told about the attention kernel of CPUs. Live: the peak of tensors that the step makes, gradients included."
+        "told about the attention kernel of CPUs. Live: the peak of tensors that the step makes, gradients included. "
+        f"Taken: the median of {TIMED_STEPS} passes, on {device}."
     )
     return f"# Plan of {sweep} against measurements\n\n{table(heading, body)}\n\n{note}"

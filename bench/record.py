@@ -51,6 +51,7 @@ class PhaseCost(Spec):
     peak_memory_bytes: int = Field(description="highest use within the phase; memory_method says of what")
     start_memory_bytes: int
     device_peak_reserved_bytes: int | None = Field(None, description="CUDA caching allocator, None on CPU")
+    energy_joules: float | None = Field(None, description="of the whole device; None where it does not report it")
 
 
 class RankCost(Spec):

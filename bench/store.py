@@ -158,6 +158,11 @@ class Store:
         started = (event for event in self.journal.events() if event["event"] == "started")
         return {event["trial_id"]: event["attempt"] for event in started}
 
+    def command(self) -> str | None:
+        """The command that ran the sweep last; None where the journal does not tell, as with old results."""
+        commands = [event["command"] for event in self.journal.events() if event["event"] == "run"]
+        return commands[-1] if commands else None
+
     def discard(self, trial_id: str) -> None:
         """Put a trial's record among its attempts, so that it runs again.
 

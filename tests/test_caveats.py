@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fakes import completed, provenance, record, trial
+from fakes import completed, probed, provenance, record, trial
 
-from bench.record import Completed, DevPoint, Failed, TrialResult
+from bench.record import Completed, DevPoint, Failed, Placement, TrialResult
 from bench.report.caveats import caveats
 
 
@@ -64,6 +64,21 @@ def test_a_clean_sweep_has_nothing_to_mind() -> None:
 )
 def test_each_is_found(other: TrialResult, expected: str) -> None:
     assert any(expected in sentence for sentence in caveats(pair(other))), caveats(pair(other))
+
+
+def test_trials_that_shared_a_machine_are_counted() -> None:
+    spec = trial("none")
+    shared = Placement(nodes=["a"], gpus=[[]], exclusive="device", co_tenants=["full-s0"])
+    alone = shared.model_copy(update={"co_tenants": []})
+    others = [record(trial("full"), completed()), record(trial("full", seed=1), completed())]
+    assert caveats([*others, record(spec, completed()).model_copy(update={"placement": alone})]) == caveats(
+        [*others, record(spec, completed())]
+    )
+    found = [*others, record(spec, completed()).model_copy(update={"placement": shared})]
+    assert "1 trial ran beside other trials on one machine: do not compare their costs." in caveats(found)
+    costs = {result.spec.configuration_class: record(result.spec, probed()) for result in found}
+    (sentence,) = [text for text in caveats(found, costs) if "beside" in text]
+    assert sentence.endswith("but for memory and rates, which trials of the stage cost measured alone.")
 
 
 def test_one_seed_and_unequal_training_are_said() -> None:

@@ -18,6 +18,7 @@ from torch import nn
 from bench import models, worker
 from bench import step_costs as step_costs_module
 from bench.architecture import Pair
+from bench.config import load_sweep
 from bench.cost_model import predict, training_memory
 from bench.devices import DEVICES, Device, find_device, known_gpu, measured_cpu
 from bench.method import Method
@@ -79,6 +80,11 @@ def test_flops_and_live_bytes_are_those_that_pytorch_counts(
     (found,) = check([trial(method, family)])
     assert abs(found.flops_error) < 0.02, "the aim of the planner"
     assert abs(found.bytes_error) < 0.1, "the aim of the planner"
+
+
+def test_the_committed_comparison_covers_every_native_method() -> None:
+    path = Path(__file__).resolve().parents[1] / "configs" / "plan_check.yaml"
+    assert {entry.name for entry in load_sweep(path).methods} == set(NATIVE)
 
 
 def test_flops_follow_the_textbook(trial: Callable[..., TrialSpec]) -> None:

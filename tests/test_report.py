@@ -6,18 +6,23 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from fakes import completed, record, trial
+from command import Done
+from fakes import completed, probed, record, trial
 
 from bench import report
 from bench.record import Failed, Scores, TrialResult
 from bench.report.content import Content
 from bench.report.data import json_text, write_parquet
+from bench.report.figures import pictures
 from bench.report.latex import latex
+from bench.report.page import html
 from bench.statistics.estimates import estimate
+from bench.status import STATUS_FILE, SweepStatus
 from bench.store import Store
 
 COLUMNS = [
@@ -124,6 +129,48 @@ def test_a_failed_sweep_and_an_empty_one_still_render() -> None:
         assert report.csv_text(some).startswith("trial_id,method")
 
 
+def test_an_unfinished_sweep_says_how_much_is_missing() -> None:
+    unfinished = replace(content(*results()), missing=7)
+    sentence = "The sweep is not finished: 7 of the trials known so far have no record yet."
+    assert f"- {sentence}" in report.markdown(unfinished)
+    document = json.loads(json_text(unfinished))
+    assert document["missing"] == 7 and document["caveats"][0] == sentence
+
+
+def test_a_report_rendered_again_names_the_command_that_ran_the_sweep(
+    tuneoff: Callable[..., Done], tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "demo")
+    with store.locked():
+        for result in results():
+            store.commit(result, [])
+        assert store.command() is None
+        store.log("run", command="tuneoff run first.yaml")
+        store.log("run", command="tuneoff run demo.yaml --set train.steps=10")
+    now = SweepStatus(sweep="demo", total=9, completed=5, failed=1, started_at=0.0, updated_at=1.0)
+    (store.root / STATUS_FILE).write_text(now.model_dump_json())
+    done = tuneoff("report", str(store.root))
+    assert done.returncode == 0, done.stderr
+    text = (store.root / "report" / "report.md").read_text()
+    assert "## Again\n\n```\ntuneoff run demo.yaml --set train.steps=10\n```" in text
+    assert "3 of the trials known so far have no record yet" in text
+
+
+def test_failed_trials_show_the_end_of_their_log() -> None:
+    failure = Failed(
+        reason="worker_lost", phase="train", rank=0, message="gone", log_tail="\n".join(map(str, range(40)))
+    )
+    text = report.markdown(content(record(trial("full"), failure)))
+    assert "**worker_lost** in train on rank 0: gone\n\n      34\n      35" in text
+    assert "\n      33\n" not in text
+
+
+def test_a_search_alone_is_said_to_be_one() -> None:
+    tuned = trial().model_copy(update={"stage": "tune"})
+    text = report.markdown(content(record(tuned, probed())))
+    assert "0 trials, 0 failed. 1 more chose settings or measured costs. Model: smollm2-135m. Task: facts." in text
+
+
 def test_formulas_of_spreadsheets_are_defused() -> None:
     failure = Failed(reason="error", phase=None, rank=None, message="=HYPERLINK(evil)")
     assert "'=HYPERLINK(evil)" in report.csv_text([record(trial(), failure)])
@@ -147,8 +194,12 @@ def test_records_are_read_back_and_rendered_without_torch_or_ray(tmp_path: Path)
 
 
 @pytest.mark.parametrize("old", sorted((Path(__file__).parent / "records").glob("*.json")), ids=lambda path: path.name)
-def test_old_records_load(old: Path) -> None:
+def test_old_records_load_and_render(old: Path) -> None:
     result = TrialResult.model_validate_json(old.read_text())
     assert report.row(result)["trial_id"] == result.trial_id
     assert result.outcome.status in report.csv_text([result])
-    assert "1 trials" in report.markdown(content(result))
+    found = content(result)
+    assert "1 trials" in report.markdown(found)
+    assert json.loads(json_text(found))["trials"] == 1
+    assert "tabular" in latex(found) or result.outcome.status == "failed"
+    assert result.trial_id in html(found, pictures(found), None)

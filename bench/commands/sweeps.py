@@ -26,6 +26,7 @@ from bench.config import ConfigError
 from bench.published import keep_published, load_published, published_files
 from bench.record import Failed, TrialResult
 from bench.search_store import read_searches
+from bench.status import read_status
 from bench.store import Store
 from bench.tuning_summary import tunings
 
@@ -62,9 +63,10 @@ def run(
     ):
         runner.recover()
         keep_published(store.root, published)
+        store.log("run", command=shlex.join(["tuneoff", *sys.argv[1:]]))
         for trials in stages.rounds(store):
             runner.run(trials, f"{sweep.name} {trials.stage}" if sweep.stages else sweep.name)
-        folder = reports.write(store.root, shlex.join(["tuneoff", *sys.argv[1:]]))
+        folder = _write_report(store)
         mirrored = runner.complete_mirror()
     _print_results(list(runner.found.values()), folder)
     for name in stages.without_settings:
@@ -98,5 +100,12 @@ def report(
     for path in published or ():
         load_published(path)
     keep_published(directory, published or ())
-    folder = reports.write(directory, shlex.join(["tuneoff", *sys.argv[1:]]))
-    _print_results(Store(directory).read_all(), folder)
+    store = Store(directory)
+    _print_results(store.read_all(), _write_report(store))
+
+
+def _write_report(store: Store) -> Path:
+    """Render a sweep, with the command that ran it and how much of it is still to come."""
+    status = read_status(store.root)
+    missing = 0 if status is None else max(0, status.total - status.completed - status.failed)
+    return reports.write(store.root, store.command(), missing)

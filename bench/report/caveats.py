@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bench.record import Completed, Provenance, TrialResult
 from bench.report.cells import Cell, cell_name, cells
@@ -12,12 +12,18 @@ from bench.report.cells import Cell, cell_name, cells
 Finished = Sequence[tuple[TrialResult, Completed]]
 
 
-def caveats(results: Sequence[TrialResult]) -> list[str]:
-    """One sentence for each thing that a reader has to know before trusting a comparison."""
+def caveats(results: Sequence[TrialResult], costs: Mapping[str, TrialResult] | None = None) -> list[str]:
+    """One sentence for each thing that a reader has to know before trusting a comparison.
+
+    Args:
+        results: Final trials.
+        costs: Class of configurations to the trial that measured its cost alone.
+    """
     done = [(result, result.outcome) for result in results if isinstance(result.outcome, Completed)]
     if not done:
         return []
-    return [text for check in (_mixed, _machine, _seeds, _data, _training) for text in check(done, cells(results))]
+    groups = cells(results, costs)
+    return [text for check in (_mixed, _machine, _seeds, _data, _training) for text in check(done, groups)]
 
 
 def _mixed(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
@@ -40,7 +46,7 @@ def _mixed(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
         yield "Some rows were made with sources that were not committed."
 
 
-def _machine(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
+def _machine(done: Finished, groups: Sequence[Cell]) -> Iterator[str]:
     made = [result.provenance for result, _ in done if result.provenance is not None]
     busy = [provenance for provenance in made if _is_busy(provenance)]
     if busy:
@@ -48,6 +54,11 @@ def _machine(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
             f"{_trials(len(busy))} started on a busy machine (load average above its number of cores): do not compare "
             "their times."
         )
+    beside = sum(bool(result.placement and result.placement.co_tenants) for result, _ in done)
+    if beside:
+        alone = all(cell.cost is not None for cell in groups if cell.completed)
+        spared = ", but for memory and rates, which trials of the stage cost measured alone" if alone else ""
+        yield f"{_trials(beside)} ran beside other trials on one machine: do not compare their costs{spared}."
     if any(outcome.ranks[0].memory_method == "ru_maxrss_since_start" for _, outcome in done):
         yield "Peak memory is that of the whole process, not of the phase: this system cannot reset it."
 

@@ -90,14 +90,14 @@ class Comparison:
         return len({result.spec.seed for cell in self.cells for result in cell.results}) > 1
 
     def is_best(self, cell: Cell, column: Column) -> bool:
-        """Whether no other configuration has a better mean. Nobody is best alone, or where better has no meaning."""
+        """Whether no other configuration has a better mean. None is best alone, among equals or without a direction."""
         found = cell.estimate(column.name)
         if found is None or column.higher_is_better is None or len(self.scored) < 2:
             return False
         means = [other.mean for cell in self.cells if (other := cell.estimate(column.name)) is not None]
         if not column.varies_over_seeds:
             means = [mean for mean in means if mean > 0]  # What trains nothing is no method with few parameters.
-        return found.mean == (max if column.higher_is_better else min)(means, default=None)
+        return len(set(means)) > 1 and found.mean == (max if column.higher_is_better else min)(means)
 
     @property
     def scored(self) -> tuple[Cell, ...]:

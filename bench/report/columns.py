@@ -51,6 +51,7 @@ COSTS: tuple[Column, ...] = (
     Column("train_tokens_per_second", "train tok/s", True, axis="useful tokens per second of training"),
     Column("decode_tokens_per_second", "decode tok/s", True, axis="new tokens per second of decoding"),
     Column("train_seconds", "train s", False, 1, axis="training time, seconds"),
+    Column("energy_joules", "energy Wh", False, 2, scale=1 / 3600, axis="energy of training, watt-hours"),
     Column("total_seconds", "total s", None, 1, axis="seconds from launch to end"),
 )
 

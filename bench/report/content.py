@@ -30,6 +30,7 @@ class Content:
     tunings: tuple[Tuning, ...] = ()  # how settings were chosen, where the sweep has that stage
     root: Path | None = None  # where predictions lie, which differences are tested on
     quoted: tuple[Quoted, ...] = ()  # published numbers
+    missing: int = 0  # trials that are known to come and have no record yet
 
     @cached_property
     def results(self) -> tuple[TrialResult, ...]:
@@ -66,14 +67,21 @@ class Content:
 
     @cached_property
     def caveats(self) -> list[str]:
-        return caveats(self.results)
+        unfinished = (
+            [f"The sweep is not finished: {self.missing} of the trials known so far have no record yet."]
+            if self.missing
+            else []
+        )
+        return [*unfinished, *caveats(self.results, self.costs)]
 
     @property
     def summary(self) -> str:
         """How many trials, of what."""
-        tasks = sorted({result.spec.task.name for result in self.results})
-        models = sorted({result.spec.model.path for result in self.results})
-        counts = f"{len(self.results)} trials, {len(self.failures)} failed."
+        tasks = sorted({result.spec.task.name for result in self.records})
+        models = sorted({result.spec.model.path for result in self.records})
+        others = len(self.records) - len(self.results)
+        more = f" {others} more chose settings or measured costs." if others else ""
+        counts = f"{len(self.results)} trials, {len(self.failures)} failed.{more}"
         return f"{counts} Model: {', '.join(models)}. Task: {', '.join(tasks)}."
 
     @cached_property

@@ -12,6 +12,7 @@ from bench.report.cells import Cell, Comparison
 from bench.report.columns import Column
 from bench.report.content import Content, signatures
 from bench.report.differences import significance_document
+from bench.report.efficiency import efficiencies, efficiency_document
 from bench.report.forecast import forecast_document, forecasts
 from bench.report.rows import frame
 from bench.report.tuning import tuning_document
@@ -47,6 +48,7 @@ def json_text(content: Content) -> str:
         "sweep": content.sweep,
         "trials": len(content.results),
         "failed": len(content.failures),
+        "missing": content.missing,
         "comparisons": [
             {
                 **_comparison(comparison),
@@ -78,6 +80,7 @@ def _comparison(comparison: Comparison) -> JsonDict:
         ],
         "signatures": dict(signatures(outcomes)),
         "configurations": [_cell(cell, comparison.columns) for cell in comparison.cells],
+        "efficiency": efficiency_document(efficiencies(comparison)),
         "plan": forecast_document(forecasts(comparison)),
     }
 

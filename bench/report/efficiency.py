@@ -7,8 +7,15 @@ from dataclasses import dataclass
 
 from bench.report.cells import Cell, Comparison
 from bench.report.columns import Column, compact
+from bench.spec import JsonDict
 
 BASE, FULL = "none", "full"
+
+TITLE = "What it gains for what it costs"
+NOTE = (
+    "The best configuration of each method. Gain is over the untouched base model, the share is of the gain of full "
+    "fine-tuning; decode time is seconds per new token as a multiple of the base model's."
+)
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,11 @@ def efficiency_columns(comparison: Comparison) -> list[EfficiencyColumn]:
     ]
     rows = efficiencies(comparison)
     return [column for column in columns if any(column.text(row) is not None for row in rows)]
+
+
+def efficiency_document(rows: Iterable[Efficiency]) -> list[JsonDict]:
+    """The same, unrounded, as report.json has it; the columns of a configuration are under its name there."""
+    return [{**vars(row), "cell": row.cell.name} for row in rows]
 
 
 def size(num_bytes: float) -> str:

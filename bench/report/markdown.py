@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bench.record import Completed
+from bench.record import Completed, Failed
 from bench.report.cells import Cell, Comparison
 from bench.report.columns import ABSENT, Column, title
 from bench.report.content import Content, legend, signatures
 from bench.report.differences import PAIR_HEADING, letters_of, pair_note, pair_rows
+from bench.report.efficiency import NOTE as EFFICIENCY_NOTE
+from bench.report.efficiency import TITLE as EFFICIENCY
+from bench.report.efficiency import efficiencies, efficiency_columns
 from bench.report.forecast import HEADING as FORECAST
 from bench.report.forecast import NOTE as FORECAST_NOTE
 from bench.report.forecast import forecast_rows, forecasts
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 # Tags by which scores are shown apart; the others are in report.json.
 SHOWN_TAGS = ("seen", "unseen")
+# Of the log of a failed trial; the page and the record have more.
+SHOWN_LOG_LINES = 6
 
 
 def markdown(content: Content) -> str:
@@ -33,8 +38,7 @@ def markdown(content: Content) -> str:
         if comparison.scored:
             parts += [_main_table(comparison, found), _legend(comparison), _tags_table(comparison)]
             parts.append(found if isinstance(found, str) else _differences(comparison, found))
-            parts.append(_references(quoted))
-            parts.append(_forecast(comparison))
+            parts += [_references(quoted), _efficiency(comparison), _forecast(comparison)]
     parts += [_tuning(content.tunings), _failures(content), _caveats(content), _provenance(content)]
     if content.command:
         parts.append(f"## Again\n\n```\n{content.command}\n```")
@@ -151,6 +155,16 @@ def _tuned_alike(tunings: Sequence[Tuning]) -> str:
     return "\n\n".join(parts)
 
 
+def _efficiency(comparison: Comparison) -> str:
+    rows = efficiencies(comparison)
+    if not rows:
+        return ""
+    columns = efficiency_columns(comparison)
+    body = [[row.cell.name, *(column.text(row) or ABSENT for column in columns)] for row in rows]
+    heading = ["method", *(column.title for column in columns)]
+    return "\n\n".join([f"### {EFFICIENCY}", table(heading, body), EFFICIENCY_NOTE])
+
+
 def _forecast(comparison: Comparison) -> str:
     found = forecasts(comparison)
     if not found:
@@ -164,9 +178,16 @@ def _failures(content: Content) -> str:
         + (f" in {outcome.phase}" if outcome.phase else "")
         + (f" on rank {outcome.rank}" if outcome.rank is not None else "")
         + f": {' '.join(outcome.message.split())[:500]}"
+        + _log_tail(outcome)
         for result, outcome in content.failures
     ]
     return "\n".join(["## Failed trials", "", *lines]) if lines else ""
+
+
+def _log_tail(outcome: Failed) -> str:
+    """The last lines of the log as an indented block, which belongs to the item of the list."""
+    lines = (outcome.log_tail or "").rstrip().splitlines()[-SHOWN_LOG_LINES:]
+    return "\n\n" + "\n".join(f"      {line[:200]}" for line in lines) + "\n" if lines else ""
 
 
 def _caveats(content: Content) -> str:

@@ -9,6 +9,8 @@ from bench.report.cells import Cell, Comparison
 from bench.report.columns import ABSENT, TRAINED, Column, compact, title
 from bench.report.content import legend, signatures
 from bench.report.differences import PAIR_HEADING, letters_of, pair_note, pair_rows
+from bench.report.efficiency import NOTE as EFFICIENCY_NOTE
+from bench.report.efficiency import TITLE as EFFICIENCY
 from bench.report.efficiency import best_of_methods, efficiencies, efficiency_columns
 from bench.report.figures import Picture
 from bench.report.figures.style import UNTOUCHED, inlined
@@ -248,11 +250,8 @@ def _efficiency(comparison: Comparison) -> JsonDict | None:
         return None
     columns = efficiency_columns(comparison)
     return {
-        "title": "What it gains for what it costs",
+        "title": EFFICIENCY,
         "headings": ["method", *(column.title for column in columns)],
         "rows": [[one.cell.name, *(column.text(one) or ABSENT for column in columns)] for one in rows],
-        "note": (
-            "The best configuration of each method. Gain is over the untouched base model, the share is of the gain of "
-            "full fine-tuning; decode time is seconds per new token as a multiple of the base model's."
-        ),
+        "note": EFFICIENCY_NOTE,
     }

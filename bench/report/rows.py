@@ -28,7 +28,7 @@ OUTCOME_COLUMNS = (
     *("phase", "attempt", "started_at", "batch_size", "config", "train_pairs", "test_sources"),
     *("code_sha256", "git_revision", "git_dirty", "cpu_cores", "threads_per_rank", "load_average_1min"),
     *("stage", "stop_after_steps"),
-    *("planned_flops", "planned_memory_bytes", "planned_step_seconds", "planned_total_seconds"),
+    *("planned_flops", "planned_memory_bytes", "planned_step_seconds", "planned_total_seconds", "energy_joules"),
 )
 
 
@@ -134,6 +134,7 @@ def _ran(outcome: Completed | Probed) -> JsonDict:
         "memory_over_baseline_bytes": max(
             phase.peak_memory_bytes - cost.baseline_memory_bytes for cost, phase in training
         ),
+        "energy_joules": _sum(phase.energy_joules for _, phase in training),
         "steps": outcome.train.steps,
         "train_tokens_per_second": outcome.train.tokens_per_second,
         "step_seconds_p50": outcome.train.step_seconds_p50,
@@ -141,6 +142,13 @@ def _ran(outcome: Completed | Probed) -> JsonDict:
         "step_seconds_p99": outcome.train.step_seconds_p99,
         "useful_token_fraction": outcome.train.useful_token_fraction,
     }
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """Of all ranks; None where one of them does not tell."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return sum(known) if len(known) == len(found) else None
 
 
 def _phases(result: TrialResult) -> Iterable[str]:

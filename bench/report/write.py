@@ -20,12 +20,12 @@ from bench.store import Store
 from bench.tuning_summary import tunings
 
 
-def write(root: Path, command: str | None = None) -> Path:
+def write(root: Path, command: str | None = None, missing: int = 0) -> Path:
     """Render all records below ``root`` into ``root/report``; returns that folder.
 
-    The rows by trial hold every stage, the tables by configuration final trials.
+    The rows by trial hold every stage, the tables by configuration final trials. Arguments as in :func:`load_content`.
     """
-    content = load_content(root, command)
+    content = load_content(root, command, missing)
     records = content.records
     folder = root / "report"
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,13 +46,14 @@ def write(root: Path, command: str | None = None) -> Path:
     return folder
 
 
-def load_content(root: Path, command: str | None = None) -> Content:
+def load_content(root: Path, command: str | None = None, missing: int = 0) -> Content:
     """What a report says of the records, searches and published numbers below ``root``.
 
     Args:
         root: Results folder of the sweep.
         command: That runs the sweep again.
+        missing: Trials that are known to come and have no record yet.
     """
     records = tuple(Store(root).read_all())
     searched = tuple(tunings(read_searches(root), records))
-    return Content(root.name, records, command, searched, root, kept_published(root))
+    return Content(root.name, records, command, searched, root, kept_published(root), missing)

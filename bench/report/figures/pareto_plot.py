@@ -117,6 +117,8 @@ def _limits(axes: Axes, shown: Sequence[Cell], score: Column) -> None:
     high = max(one.mean + whisker for one, whisker in zip(found, whiskers, strict=True))
     axes.set_ylim((low - 0.08 * spread) * score.scale, (high + 0.12 * spread) * score.scale)
     axes.margins(x=0.12)
+    if axes.get_xlim()[0] < 0:  # An interval of few seeds may reach below zero; a cost does not.
+        axes.set_xlim(left=0)
 
 
 def _label(axes: Axes, best: Sequence[Cell], points: Sequence[Cell], score: Column, cost: Column) -> None:
