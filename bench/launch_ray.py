@@ -47,6 +47,7 @@ class NodeHost:
 
     def __init__(self, node_id: str, module: str | None) -> None:
         self._node_id = node_id
+        self.node_is_gone = False
         actor_class = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, max_concurrency=HOST_THREADS)(_Actor)
         strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
         self._actor: Any = actor_class.options(scheduling_strategy=strategy).remote(module)
@@ -102,7 +103,8 @@ class NodeHost:
     def _why(self, error: ray.exceptions.RayActorError) -> Reason:
         if getattr(error, "preempted", False):
             return "preempted"
-        return "worker_lost" if self._answers() else "node_lost"
+        self.node_is_gone = not self._answers()
+        return "node_lost" if self.node_is_gone else "worker_lost"
 
     def _answers(self) -> bool:
         """Whether the node is there. Ray misses an actor at once, its node only half a minute later."""
@@ -167,12 +169,13 @@ class RayLauncher(HostLauncher):
         self._groups: dict[str, PlacementGroup] = {}
         self._next_look = time.monotonic() + LOOK_SECONDS
         self._lost_nodes_at = -math.inf
+        self._gone: set[str] = set()  # nodes that Ray may still list for half a minute
 
     def poll(self, timeout_seconds: float) -> list[Progress | Ended]:
         if time.monotonic() > self._next_look:
             self._next_look = time.monotonic() + LOOK_SECONDS
             before = len(self.cluster.machines)
-            self.cluster.update(machines())
+            self.cluster.update([machine for machine in machines() if machine.node_id not in self._gone])
             if len(self.cluster.machines) < before:
                 self._lost_nodes_at = time.monotonic()
         return super().poll(timeout_seconds)
@@ -218,6 +221,9 @@ class RayLauncher(HostLauncher):
 
     def _hear(self, node_id: str, host: NodeHost) -> None:
         self.receive(node_id, host)
+        if host.node_is_gone:
+            self._gone.add(node_id)
+            self._next_look = 0.0
         with self._hosts_lock:
             del self._hosts[node_id]  # The next trial there gets a new one.
 

@@ -88,7 +88,7 @@ def node_removed(folder: Path) -> Verdict:
         ground.injected += 1
         nodes.add()
         ground.wait(driver)
-        if [event["reason"] for event in journal_events(ground.root, "lost")] != ["node_lost"]:
+        if {event["reason"] for event in journal_events(ground.root, "lost")} != {"node_lost"}:
             ground.notes.append(f"lost: {journal_events(ground.root, 'lost')}")
         verdict = ground.judge("node removed under a two-node trial")
     return verdict
