@@ -32,7 +32,7 @@ chaos: $(STAMP)
 
 # Measures what the harness itself costs; on a quiet machine, some minutes.
 overhead: $(STAMP)
-	cd tests && ../$(BIN)/python -m overhead ../results/overhead
+	cd tests && ../$(BIN)/python -m overhead ../results/overhead/report
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

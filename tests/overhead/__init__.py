@@ -1,1 +1,1 @@
-"""What the harness itself costs: ``make overhead`` measures it, on a quiet machine, and writes results/overhead/."""
+"""What the harness itself costs: ``make overhead``, on a quiet machine, writes results/overhead/report/overhead.md."""
