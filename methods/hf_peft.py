@@ -15,7 +15,7 @@ import torch
 from pydantic import ConfigDict, Field, model_validator
 from torch import nn
 
-from bench.method import Method, MethodConfig, MethodError, copy_state, trained_parameters
+from bench.method import Method, MethodConfig, MethodError, PeftAdapter, copy_state, trained_parameters
 
 # Fields of peft's configurations that the bridge decides itself, or that say nothing about a method.
 OWN_FIELDS = frozenset(
@@ -148,6 +148,13 @@ class HfPeft(Method):
 
     def load_adapter_state(self, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
         copy_state(self.adapter_state(model), state)
+
+    def to_peft(self, model: Any) -> PeftAdapter:
+        from peft import get_peft_model_state_dict
+
+        peft_model = model.peft_model if isinstance(model, PromptedModel) else model
+        config = {"peft_type": self.config.peft_type, **self.config.model_extra}
+        return PeftAdapter(config, get_peft_model_state_dict(peft_model, save_embedding_layers=False))
 
 
 def peft_config(peft_type: str, settings: Mapping[str, Any] | None, task_type: str = "CAUSAL_LM") -> Any:

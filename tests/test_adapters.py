@@ -16,6 +16,7 @@ from bench.adapter import CARD_FILE, AdapterError, read_card, restore, save_adap
 from bench.architecture import Pair
 from bench.export import export_to_peft
 from bench.method import Method, MethodError, PeftAdapter, trained_parameters
+from bench.method_tables import peft_settings
 from bench.models import architecture, load_model, load_tokenizer, weights_sha256
 from bench.registry import load_method, targets
 from bench.spec import DecodeSpec, MethodSpec, ModelSpec, ResourceSpec, TaskSpec, TrainSpec, TrialSpec
@@ -82,6 +83,8 @@ PEFT_CASES = [
     ("ia3", {}),
 ]
 
+OF_PEFT = ("ADALORA", "LN_TUNING", "LOHA", "PREFIX_TUNING", "PROMPT_TUNING", "VERA")
+
 
 @pytest.mark.parametrize(
     ("name", "config", "family"),
@@ -95,7 +98,8 @@ PEFT_CASES = [
     + [
         ("prefix_tuning", {"num_prompt_tokens": 4, "path": "literal"}, "llama"),
         ("prefix_tuning", {"num_prompt_tokens": 4, "parametrization": "key_value", "shift_positions": True}, "llama"),
-    ],
+    ]
+    + [("hf_peft", peft_settings(peft_type, "llama"), "llama") for peft_type in OF_PEFT],
 )
 def test_peft_loads_an_export_and_gives_the_same_logits(
     name: str, config: dict[str, Any], family: str, tiny_models: dict[str, Path], tmp_path: Path
