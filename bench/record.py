@@ -104,6 +104,10 @@ class DevPoint(Spec):
     loss: float
 
 
+# Why a metric by a model of its own is absent that could have been had.
+NOT_ASKED_FOR = "not asked for"
+
+
 class Scores(Spec):
     """Test scores of the predictions."""
 
@@ -147,7 +151,7 @@ class Ran(Spec):
     train: TrainCost | None
     ranks: list[RankCost]
     adapter_bytes: int = Field(description="size on disk of adapter.safetensors; 0 where nothing was trained")
-    data: JsonDict = Field(description="examples per split, truncations, subset seed")
+    data: JsonDict = Field(description="examples per split, truncations, oddities, sha256 of the files that were read")
     predicted: Prediction | None = Field(None, description="by the planner; None where nothing is trained")
 
 

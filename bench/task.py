@@ -122,7 +122,7 @@ class Task(ABC):
         """
 
     def skipped(self, split: Split) -> Mapping[str, int]:
-        """References that :meth:`load` left out of a split when it was last called, by reason."""
+        """What :meth:`load` left out of a split when it was last called, by reason: references, whole entries."""
         return {}
 
     def data_sha256(self) -> str | None:
@@ -134,6 +134,11 @@ class Task(ABC):
         for location in files.values():
             digest.update(hashlib.sha256(Path(location).read_bytes()).digest())
         return digest.hexdigest()
+
+    def checksums(self, splits: Sequence[Split]) -> dict[str, str]:
+        """Name and sha256 of each file that these splits were read from, for the record; none of remote data."""
+        files = {Path(location) for split, location in self.data_files().items() if split in splits}
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files) if path.is_file()}
 
 
 def linearise(facts: Sequence[Sequence[str]]) -> str:

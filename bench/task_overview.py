@@ -23,7 +23,7 @@ class SplitCounts:
     sources: int
     references: int
     skipped: Mapping[str, int] = field(default_factory=dict)
-    """References that were left out, by reason."""
+    """What was left out, by reason."""
     tags: Mapping[str, int] = field(default_factory=dict)
     """Sources of each first tag, e.g. seen and unseen."""
 

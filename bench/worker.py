@@ -248,6 +248,7 @@ class _Trial:
             "truncated_sources": tokens.truncated_sources,
             "truncated_targets": tokens.truncated_targets,
             **oddities(splits),
+            "files": task.checksums(spec.splits),
         }
         return Completed(scores=scores, **ran) if spec.stage == "final" else Probed(dev_scores=scores, **ran)
 

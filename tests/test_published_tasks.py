@@ -80,7 +80,7 @@ def test_webnlg_counts(form: str, shared_data: Path) -> None:
     task = WebNLG(WebNLG.Config(path=str(shared_data / "webnlg"), form=form))
     # Of 6,940 and 872 entries, 5 and 1 have no text that is marked good.
     assert counts(task) == {"train": (6935, 18025), "dev": (871, 2258), "test": (1862, 4928)}
-    assert task.skipped("train") == {"references marked toFix": 77}
+    assert task.skipped("train") == {"references marked toFix": 77, "entries left without a reference": 5}
     test = task.load("test")
     assert sum("seen" in example.tags for example in test) == 971
     assert sum("unseen" in example.tags for example in test) == 891
@@ -288,7 +288,11 @@ def test_malformed_xml(before: str, after: str, message: str) -> None:
             '{"id": "x", "category": "City", "triples": [["a", "b"]], "lex": []}',
             "line 2: expected a triple of three texts",
         ),
-        ('{"id": "x", "category": "City", "triples": [], "lex": ["a"]}', "line 2: expected an object with 'text'"),
+        (
+            '{"id": "x", "category": "City", "triples": [["a", "b", "c"]], "lex": ["a"]}',
+            "line 2: expected an object with 'text'",
+        ),
+        ('{"id": "x", "category": "City", "triples": [], "lex": []}', "line 2: 'triples' is empty"),
     ],
 )
 def test_malformed_webnlg_lines(line: str, message: str, tmp_path: Path) -> None:

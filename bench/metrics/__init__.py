@@ -5,7 +5,7 @@ The table :data:`METRICS` is in the order in which results are shown: what a tas
 
 from __future__ import annotations
 
-from bench.metrics import captions, entities, form, learned, nist, overlap, slots
+from bench.metrics import captions, entities, form, learned, meteor, nist, overlap, slots
 from bench.metrics.metric import Measured, Metric
 from bench.metrics.texts import Texts
 
@@ -21,6 +21,7 @@ METRICS: dict[str, Metric] = {
     for metric in (
         Metric("bleu", True, overlap.bleu),
         Metric("nist", True, nist.nist),
+        Metric("meteor", True, meteor.meteor, meteor.no_meteor),
         Metric("rouge_l", True, _rouge_l),
         Metric("cider", True, captions.cider),
         Metric("ter", False, overlap.ter),

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from bench.metrics import METRICS, Measured
 from bench.metrics.texts import Texts, prepare
-from bench.record import Scores
+from bench.record import NOT_ASKED_FOR, Scores
 from bench.task import Example, Scoring, Task
 
 # What every task is scored by beside its official metrics, where it applies.
@@ -124,7 +124,7 @@ def measure(texts: Texts, also: Sequence[str] = ()) -> tuple[dict[str, Measured]
         if lacking is None and (name not in LEARNED or name in also):
             measured[name] = METRICS[name].measure(texts)
         elif lacking is None:
-            absent[name] = "not asked for"
+            absent[name] = NOT_ASKED_FOR
         elif name in also:
             raise MetricError(f"the metric {name!r} cannot be had: {lacking}")
         elif name in texts.scoring.metrics or name in LEARNED:

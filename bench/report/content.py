@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.published import Quoted
-from bench.record import Completed, Failed, Probed, TrialResult
+from bench.record import NOT_ASKED_FOR, Completed, Failed, Probed, TrialResult
 from bench.report.caveats import caveats
 from bench.report.cells import Comparison, comparisons, failed
+from bench.report.columns import title
 from bench.report.differences import tested
 from bench.report.references import References, references
 from bench.tuning_summary import Tuning
@@ -104,22 +105,36 @@ class Content:
             ("Device", _alternatives(one.device for one in made)),
             ("Cores", f"{_alternatives(str(one.cpu_cores) for one in made)}{_alternatives(threads)}"),
             ("Test data", _alternatives((r.spec.task.data_sha256 or "")[:12] for r in self.results)),
+            ("Data files", ", ".join(_data_files(self.results))),
             ("Run", _span(sorted(result.started_at for result in self.results))),
         ]
         return [(heading, text) for heading, text in pairs if text]
+
+
+def _data_files(results: Iterable[TrialResult]) -> list[str]:
+    """Files of the data and the beginnings of their hashes; none in records from before 2026-11-25."""
+    found = {
+        f"{name} {sha256[:12]}"
+        for result in results
+        if isinstance(result.outcome, Completed)
+        for name, sha256 in (result.outcome.data.get("files") or {}).items()
+    }
+    return sorted(found)
 
 
 def legend(comparison: Comparison) -> str:
     """What the numbers of a table are."""
     outcomes = [outcome for cell in comparison.cells for _, outcome in cell.completed]
     alone = [cell for cell in comparison.cells if cell.cost is not None]
+    absent = {name: why for one in outcomes for name, why in one.scores.absent.items() if why != NOT_ASKED_FOR}
+    lacking = f" Not to be had: {', '.join(f'{title(n)} ({why})' for n, why in absent.items())}." if absent else ""
     measured = " Memory and tok/s were measured in a trial that ran alone (stage cost)." if alone else ""
     several = "; ± is the standard deviation (n-1) over seeds" if comparison.several_seeds else ""
     return (
         f"Best value of each column in bold{several}. Scores are over the test sources "
         f"({_alternatives(str(outcome.decode.sources) for outcome in outcomes)}). Peak memory is that of the training "
         f"phase on the worst rank ({_alternatives(outcome.ranks[0].memory_method for outcome in outcomes)}); train "
-        f"tok/s are useful (non-padding) tokens in the steady window; total s includes start-up.{measured}"
+        f"tok/s are useful (non-padding) tokens in the steady window; total s includes start-up.{measured}{lacking}"
     )
 
 

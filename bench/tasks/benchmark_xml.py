@@ -71,6 +71,8 @@ class _Reader:
             self._text.append(text)
 
     def _end(self, tag: str) -> None:
+        if tag == "entry" and self.entries and not self.entries[-1].triples:
+            raise TaskError(f"{self.where}: line {self.entries[-1].line}: <entry> has no <mtriple>")
         if self._text is None or tag not in ("mtriple", "lex"):
             return
         text, self._text = "".join(self._text).strip(), None

@@ -47,7 +47,7 @@ class Dart(PublishedTask):
     # multi-bleu.perl on the three published reference files, which are split and in lower case; prepare_files.py of the
     # official script hands the first of them alone to METEOR and tercom.
     scoring = Scoring(
-        metrics=("bleu", "ter", "chrf", "rouge_l", "entity_coverage"),
+        metrics=("bleu", "meteor", "ter", "chrf", "rouge_l", "entity_coverage"),
         preparation="dart",
         max_references=3,
         single_reference=("meteor", "ter"),

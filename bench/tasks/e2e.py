@@ -110,7 +110,7 @@ class E2E(GroupedTask):
     citation: ClassVar[str] = "Novikova, Dusek and Rieser 2017, The E2E dataset, SIGDIAL, arXiv:1706.09254"
     # mteval-v13a and the captioning scripts, as tuetschek/e2e-metrics runs them.
     scoring = Scoring(
-        metrics=("bleu", "nist", "rouge_l", "cider", "chrf", "slot_error_rate"),
+        metrics=("bleu", "nist", "meteor", "rouge_l", "cider", "chrf", "slot_error_rate"),
         lowercase=True,
         bleu="mteval",
         rouge_l="coco",

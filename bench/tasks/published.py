@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -135,7 +135,10 @@ class PublishedTask(Task):
         if location is None:
             raise TaskError(self._missing(split, file))
         entries = list(self.read(location, file.sha256 if is_remote(location) else None, read))
-        self._skipped[split] = dict(sum((Counter(entry.skipped) for entry in entries), Counter[str]()))
+        skipped = sum((Counter(entry.skipped) for entry in entries), Counter[str]())
+        if bare := sum(not entry.references for entry in entries):
+            skipped["entries left without a reference"] = bare
+        self._skipped[split] = dict(skipped)
         examples = self.examples(entries, read)
         if not examples:
             raise TaskError(f"{location}: no examples")
@@ -157,6 +160,11 @@ class PublishedTask(Task):
                 return None
             digest.update(bytes.fromhex(expected if is_remote(location) and expected else _hash(location)))
         return digest.hexdigest()
+
+    def checksums(self, splits: Sequence[Split]) -> dict[str, str]:
+        """Name and sha256 of each file or folder that these splits were read from, downloaded ones too."""
+        locations = {location for split, location in self.data_files().items() if split in splits}
+        return {location.rpartition("/")[2]: _hash(location) for location in sorted(locations)}
 
     def _split_read_for(self, split: Split) -> Split:
         return "dev" if split == "train" and self.config.train_split == "dev" else split

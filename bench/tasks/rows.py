@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def read_text(location: str, sha256: str | None = None) -> str:
         content = local_copy(location, sha256).read_bytes()
         if content.startswith(b"\x1f\x8b"):
             content = gzip.decompress(content)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise TaskError(f"{location}: cannot be read: {error}") from error
     return decoded(content, location)
 
@@ -110,6 +111,8 @@ def read_csv(location: str, columns: Sequence[str], sha256: str | None = None) -
         for column in columns:
             if column not in header:
                 raise TaskError(f"{location}: line 1: no column {column!r}; the columns are {', '.join(header)}")
+        if twice := next((column for column in header if header.count(column) > 1), None):
+            raise TaskError(f"{location}: line 1: two columns are called {twice!r}")
         line = reader.line_num + 1
         for fields in reader:
             if fields:
@@ -154,6 +157,8 @@ def read_json_array(text: str, where: str, start: int = 0) -> Iterator[tuple[int
             element, end = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
             raise TaskError(f"{place(position)}: not valid JSON: {error.msg} in line {error.lineno}") from error
+        except (ValueError, RecursionError) as error:
+            raise TaskError(f"{place(position)}: JSON that cannot be read: {error}") from error
         yield bisect.bisect(breaks, position) + 1, _object(element, place(position))
         position = _skip_space(text, end)
         if text[position : position + 1] not in (",", "]"):
@@ -173,9 +178,17 @@ def _json(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise TaskError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets within brackets
+        raise TaskError(f"{where}: JSON that cannot be read: {error}") from error
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TaskError(f"{where}: expected an object, got {type(value).__name__}")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise TaskError(
+            f"{where}: half of a surrogate pair, which is no character: {error.object[error.start]!a}"
+        ) from error
     return value

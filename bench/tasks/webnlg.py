@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -66,7 +67,7 @@ class WebNLG(PublishedTask):
     citation: ClassVar[str] = "Gardent et al. 2017, The WebNLG challenge: generating text from RDF data, INLG"
     # multi-bleu.perl -lc, METEOR and tercom, as the challenge ran them; chrF++ as in its edition of 2020.
     scoring = Scoring(
-        metrics=("bleu", "ter", "chrf", "rouge_l", "entity_coverage"),
+        metrics=("bleu", "meteor", "ter", "chrf", "rouge_l", "entity_coverage"),
         lowercase=True,
         preparation="webnlg",
         max_references=3,
@@ -152,7 +153,7 @@ def _xml_files(location: str, split: Split) -> Iterator[tuple[str, str]]:
                 content = archive.extractfile(member)
                 if content is not None:
                     yield member.name, decoded(content.read(), f"{location}: {member.name}")
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise TaskError(f"{location}: cannot be read as an archive: {error}") from error
 
 
@@ -160,6 +161,8 @@ def _json_line(row: dict[str, Any], where: str) -> Entry:
     for key, kind in (("id", str), ("category", str), ("triples", list), ("lex", list)):
         if not isinstance(row.get(key), kind):
             raise TaskError(f"{where}: {key!r} must be a {kind.__name__}, got {row.get(key)!r}")
+    if not row["triples"]:
+        raise TaskError(f"{where}: 'triples' is empty")
     for triple in row["triples"]:
         if not isinstance(triple, list) or len(triple) != 3 or not all(isinstance(part, str) for part in triple):
             raise TaskError(f"{where}: expected a triple of three texts, got {triple!r}")
@@ -178,11 +181,18 @@ def _challenge_json(content: str, where: str, split: Split) -> Iterator[Entry]:
     for line, wrapped in read_json_array(content, where, start.end()):
         try:
             ((number, entry),) = wrapped.items()
-            facts = tuple(
-                (triple["subject"], triple["property"], triple["object"]) for triple in entry["modifiedtripleset"]
-            )
+            facts = _challenge_facts(entry)
             texts = [(text["comment"], text["lex"].strip()) for text in entry["lexicalisations"]]
             entry_id = f"{split}/Id{number}" if split == "test" else f"{split}/{number}"
             yield _entry(entry_id, entry["category"], facts, texts)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise TaskError(f"{where}: line {line}: not an entry of the challenge: {error!r}") from error
+
+
+def _challenge_facts(entry: dict[str, Any]) -> Facts:
+    facts = tuple((triple["subject"], triple["property"], triple["object"]) for triple in entry["modifiedtripleset"])
+    if not facts or not all(
+        isinstance(part, str) for part in (entry["category"], *(p for fact in facts for p in fact))
+    ):
+        raise ValueError("expected a category and at least one triple, all texts")
+    return facts
