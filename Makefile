@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: quickstart test test-all test-html chaos overhead docs lint format
+.PHONY: quickstart test test-all test-html chaos multihost overhead docs lint format
 
 quickstart: $(STAMP)
 	$(BIN)/tuneoff run configs/quickstart.yaml
@@ -33,6 +33,10 @@ chaos: $(STAMP)
 # Measures what the harness itself costs; on a quiet machine, some minutes.
 overhead: $(STAMP)
 	cd tests && ../$(BIN)/python -m overhead ../results/overhead/report
+
+# A trial across two network namespaces, whose cable is then cut. Exit code 3 of the script: no rights to make them.
+multihost: $(STAMP)
+	$(BIN)/python tests/multihost/two_hosts.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -161,9 +161,15 @@ def _look_at_nodes(ray: Any, expected: Expected, local: bool) -> Iterator[Findin
         gone = f"; {lost} more were lost since it started" if lost else ""
         yield ok("nodes", f"{len(alive)} with {cpus} CPU cores and {gpus} GPUs{gone}")
         for node in nodes:
-            if not local:  # this machine has been looked at already
-                yield from _look_at(ray, node, expected)
-            yield clock_finding(node.name, _clock_offset(ray, node))
+            try:
+                if not local:  # this machine has been looked at already
+                    yield from _look_at(ray, node, expected)
+                yield clock_finding(node.name, _clock_offset(ray, node))
+            except ray.exceptions.RayError as error:
+                why = " ".join(str(error).split())[:400]
+                yield problem("node", f"it stopped answering: {why}", "see whether it lives: `ray status`").on(
+                    node.name
+                )
         yield from _check_reach(ray, nodes)
     finally:
         for node in nodes:
