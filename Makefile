@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+E2E ?= $(wildcard ../shared/data/e2e)
 
 .PHONY: quickstart test test-all test-html chaos multihost overhead docs lint format
 
@@ -43,6 +44,16 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+.PHONY: race profile
+# Against peft, transformers and Ray Tune: docs/performance.md. E2E=FOLDER has the data; otherwise they are downloaded.
+# RACE=... are further options, e.g. RACE='--part sweep --again'.
+race: $(STAMP)
+	PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m race $(if $(E2E),--e2e '$(E2E)') $(RACE)
+
+# Where the time of a training step and of a decoding step goes.
+profile: $(STAMP)
+	PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m race.profile $(if $(E2E),--e2e '$(E2E)')
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

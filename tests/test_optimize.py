@@ -102,7 +102,7 @@ def test_the_loss_is_reduced_as_asked_and_reported_as_a_mean_over_tokens(reducti
         progress=lambda event: None,
     )
     engine = FixedLosses()
-    reported = training._step(engine, pairs, [0, 1, 2, 3], micro_batch_size=2)
+    reported = training._step(engine, 1, pairs, [0, 1, 2, 3], micro_batch_size=2)
     assert float(reported) == pytest.approx(1.0)
     assert engine.backward_total / 2 == pytest.approx(minimised), "the engine divides by the two micro-batches"
 

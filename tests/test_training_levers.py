@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,12 +22,12 @@ from bench.fused import use_fused_activations
 from bench.loss import TargetLoss
 from bench.measure import PhaseMeter
 from bench.method import trained_parameters
-from bench.models import load_tokenizer
+from bench.models import load_model, load_tokenizer
 from bench.registry import load_method, targets
 from bench.spec import ModelSpec, ResourceSpec, TrainSpec
 from bench.splits import training_examples
 from bench.tasks.e2e import E2E
-from bench.tiny_models import VOCABULARY, WordTokenizer, tiny_model
+from bench.tiny_models import VOCABULARY, WordTokenizer, tiny_llama, tiny_model
 from bench.train import Training
 
 
@@ -252,3 +254,29 @@ def test_a_step_adds_no_wait_to_those_of_the_forward_pass(one_rank: None) -> Non
 def waits(sizes: Sizes) -> int:
     """How often a number was fetched from a tensor, which makes the host wait for a device."""
     return sum(operation == "aten._local_scalar_dense.default" for operation, _ in sizes.made)
+
+
+def private_bytes() -> int:
+    """Memory of this process that no file backs."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["RssAnon"].split()[0]) * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_weights_stay_in_the_pages_of_their_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tiny_llama(vocabulary=100_000).save_pretrained(tmp_path)
+    on_disk = load_file(tmp_path / "model.safetensors")
+    size = sum(tensor.nbytes for tensor in on_disk.values())
+    load_model(ModelSpec(path=str(tmp_path)), torch.float32)  # imports
+    before = private_bytes()
+    model = load_model(ModelSpec(path=str(tmp_path)), torch.float32)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, on_disk[name])
+    assert private_bytes() - before < size / 4
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)  # Training writes to copies of the pages.
+    assert private_bytes() - before > size / 2
+    again = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(tensor, on_disk[name]) for name, tensor in again.items())

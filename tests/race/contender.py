@@ -1,0 +1,80 @@
+"""One contender in a process of its own: ``python -m race.contender``, with a job on standard input."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from race.pacer import Pacer
+
+Contender = Literal["tuneoff", "trainer", "trainer_best", "accelerate"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a contender trains, as JSON."""
+
+    contender: Contender
+    model: str  # folder
+    method: str
+    config: dict[str, Any]
+    adapter: str | None  # folder with the start of the adapter, in our terms and in peft's; None trains all weights
+    batches: str  # file with the pairs and the orders
+    order: Literal["random", "grouped"]
+    batch_size: int
+    learning_rate: float
+    bursts: list[int]
+    threads: int
+    lever_off: str | None = None  # one of race.ours.LEVERS
+
+    @property
+    def name(self) -> str:
+        """Of its row."""
+        return self.contender if self.lever_off is None else f"{self.contender} without {self.lever_off}"
+
+    def dumps(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def main() -> None:
+    """Train as the first line of standard input says, at the pace that the other lines set."""
+    job = Job(**json.loads(sys.stdin.readline()))
+    with os.fdopen(os.dup(1), "w") as reports:
+        os.dup2(2, 1)  # What libraries print is no report.
+        pacer = Pacer(job.bursts, sys.stdin, reports)
+        pacer.report(losses=run(job, pacer))
+
+
+def run(job: Job, pacer: Pacer) -> list[float]:
+    """Train, and return the mean loss of each step."""
+    import torch
+
+    torch.set_num_threads(job.threads)
+    batches = json.loads(Path(job.batches).read_text())
+    pairs, order = batches["pairs"], batches[job.order][: pacer.steps]
+    if job.contender == "tuneoff":
+        from race import ours
+
+        return ours.train(job, pairs, order, pacer)
+    from transformers import AutoTokenizer
+
+    from race import peers
+
+    tokenizer = AutoTokenizer.from_pretrained(job.model)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model = peers.load(job.model, None if job.adapter is None else Path(job.adapter))
+    pacer.loaded(model)
+    data = peers.rows(pairs, order)
+    if job.contender == "accelerate":
+        return peers.train_with_accelerate(model, tokenizer, data, job, pacer)
+    flags = peers.BEST_FLAGS if job.contender == "trainer_best" else {}
+    return peers.train_with_trainer(model, tokenizer, data, job, pacer, flags)
+
+
+if __name__ == "__main__":
+    main()
