@@ -58,7 +58,9 @@ class Display(Observer):
         if now - self._last_line_at.get(progress.trial_id, 0.0) > LINE_SECONDS:
             self._last_line_at[progress.trial_id] = now
             trial = next(trial for trial in self.board.now().running if trial.trial_id == progress.trial_id)
-            self.console.print(f"       {trial.trial_id}  {'  '.join(_step_cells(trial))}", highlight=False)
+            step, loss, rate, left = _step_cells(trial)
+            line = f"step {step}  loss {loss}  {rate} tokens/s  {left} left"
+            self.console.print(f"       {trial.trial_id}  {line}", highlight=False)
 
     def lost(self, result: TrialResult, again_in_seconds: float) -> None:
         if isinstance(result.outcome, Failed):

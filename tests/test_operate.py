@@ -14,7 +14,7 @@ from command import Done
 from fakes import completed, record, trial
 from rich.console import Console
 
-from bench.display import status_view
+from bench.display import Display, status_view
 from bench.launch import Progress
 from bench.outbox import new_attempt
 from bench.record import Failed
@@ -142,6 +142,23 @@ def test_the_live_view_shows_phase_step_loss_speed_memory_and_time_left(tmp_path
     assert training.split()[1:9] == ["train", "3/10", "1.250", "480", "7", "s", "1,536", "MiB"]
     assert decoding.split()[1:3] == ["decode", "16/48"]
     assert totals.strip() == "1 of 4 trials done, 1 wait, 1 attempts lost, 30 s, about 90 s left"
+
+
+def test_without_a_terminal_a_line_of_progress_names_its_numbers(tmp_path: Path) -> None:
+    board = StatusBoard(tmp_path, "demo")
+    attempt = new_attempt(trial(), "demo", "fake", [])
+    board.begin_round([], 1)
+    step = {"step": 3, "steps": 10, "loss": 1.25, "tokens_per_second": 480.0, "remaining_seconds": 7.0}
+    text = io.StringIO()
+    with Display(Console(file=text, width=150), board) as display:
+        for observer in (board, display):
+            observer.started(attempt)
+            observer.progressed(Progress(attempt.spec.trial_id, 0, {"phase": "train"}))
+            observer.progressed(Progress(attempt.spec.trial_id, 0, step))
+    assert text.getvalue().splitlines() == [
+        f"start  {attempt.spec.trial_id}",
+        f"       {attempt.spec.trial_id}  step 3/10  loss 1.250  480 tokens/s  7 s left",
+    ]
 
 
 @pytest.mark.parametrize(
