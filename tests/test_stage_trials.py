@@ -63,6 +63,7 @@ def test_no_rank_of_the_stage_tune_reads_the_test_split(
     assert "bleu" in scored.dev_scores.values
     assert scored.decode is not None
     assert scored.decode.sources == scored.data["dev_sources"] == 6
+    assert set(scored.data["files"]) == {"train.jsonl", "dev.jsonl"}, "checksums of the files that were read"
     assert "test_sources" not in scored.data
 
     early = outcome(store.read(stopped.trial_id))
