@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median as _median
@@ -82,6 +83,16 @@ def ceilings(rows: int = 512, width: int = 576, wide: int = 1536, seconds: float
         "model_shaped_matmul_flops": 2 * rows * width * wide / _best(lambda: narrow @ weight, seconds),
         "copy_bytes_per_second": 2 * 4 * 2**25 / _best(lambda: target.copy_(source), seconds),
     }
+
+
+def matmul_curve(rows: Sequence[int], width: int = 576, wide: int = 1536, seconds: float = 0.3) -> dict[int, float]:
+    """FLOP a second of a product with a weight of the model's shape, by how many rows go through it at once."""
+    weight = torch.randn(width, wide)
+    found = {}
+    for count in rows:
+        narrow = torch.randn(count, width)
+        found[count] = 2 * count * width * wide / _best(partial(torch.matmul, narrow, weight), seconds)
+    return found
 
 
 def _best(work: Callable[[], Any], seconds: float) -> float:

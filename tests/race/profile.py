@@ -40,6 +40,7 @@ KINDS = (
 )
 WARM_UP, MEASURED, PROFILED = 2, 4, 2
 DECODED_TOKENS = 16
+ROWS = (1, 8, 64, 128, 256, 512, 1024, 2048)
 
 
 def kind_of(operation: str) -> str:
@@ -136,6 +137,13 @@ def main() -> None:
         f"{best['square_matmul_flops'] / 1e9:.0f} GFLOP/s, copies {best['copy_bytes_per_second'] / 1e9:.1f} GB/s.",
         "",
     ]
+    curve = machine.matmul_curve(ROWS)
+    lines += [
+        "A product with a weight of 576 x 1536, by rows: "
+        + ", ".join(f"{count}: {flops / 1e9:.0f} GFLOP/s" for count, flops in curve.items())
+        + ".",
+        "",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         model, task = workload.model_folder(arguments.model, scratch), workload.e2e(arguments.e2e)
@@ -185,7 +193,8 @@ def _decoding_lines(model: Path, sources: Sequence[dict[str, Any]], best: dict[s
         least = {"FLOPs": flops / best["square_matmul_flops"], "weights": weights / (best["copy_bytes_per_second"] / 2)}
         bound = max(least, key=lambda name: least[name])
         lines += [
-            f"## A decoding step: {len(sources)} sources, {'greedy' if beams == 1 else f'{beams} beams'}",
+            f"## A decoding step: {len(sources)} sources, {'greedy' if beams == 1 else f'{beams} beams'} (shares: of "
+            f"{1 + DECODED_TOKENS} tokens and of reading the sources)",
             "",
             *_lines(seconds, flops, least[bound], bound, kinds),
         ]
