@@ -122,6 +122,10 @@ class Cluster:
             "Lower resources.ranks or resources.cpus_per_rank"
         )
 
+    def room(self, need: Need) -> int:
+        """How many more trials that take so much could start now."""
+        return sum(self._room(node, need) for node in self._nodes.values()) // need.ranks
+
     def seat(self, trial_id: str, need: Need) -> list[Seat] | None:
         """Seats for all ranks of a trial at once, taken until :meth:`release`; None if there is no room now.
 

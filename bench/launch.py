@@ -14,7 +14,7 @@ from typing import Literal
 
 from bench.capacity import Cluster, Need, Seat
 from bench.outbox import StartedAttempt, open_attempt
-from bench.record import Attempt, Outcome, Placement, Provenance
+from bench.record import Attempt, Outcome, Placement, Provenance, outcome_of_member
 from bench.spec import JsonDict, TrialSpec
 
 StopReason = Literal["timed_out", "cancelled"]
@@ -40,6 +40,12 @@ class Ended:
     seconds: float
     files: Sequence[Path] = ()
     placement: Placement | None = None
+    companions: Sequence[Outcome] = ()  # of the other trials of the launch; none if it failed as a whole
+    shared_seconds: float = 0.0  # of the phases that ran once for all of them
+
+    def of_member(self, number: int) -> Outcome:
+        """What came of one of the trials of the launch."""
+        return outcome_of_member(number, self.outcome, self.companions)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from bench.outbox import finished_ranks, log_name, merged, payload
 from bench.provenance import code_sha256
 from bench.rank_host import LOOPBACK
 from bench.rank_process import RankJob
-from bench.record import RETRYABLE, Failed, Outcome, Provenance, RankReport, Reason
+from bench.record import RETRYABLE, Failed, RankReport, Reason
 from bench.spec import JsonDict, TrialSpec
 
 LOG_TAIL_LINES = 30
@@ -115,27 +115,39 @@ class HostLauncher(Launcher):
 
     def _watch(self, run: Running) -> None:
         try:
-            outcome, provenance = self._run(run)
+            report = self._run(run)
         except HostLost as lost:
-            outcome, provenance = Failed(reason=lost.reason, phase=None, rank=None, message=str(lost)), None
+            report = _failed(lost.reason, str(lost))
         except Exception as error:  # noqa: BLE001 - the driver must hear of it whatever it is
             message = f"the launcher failed: {type(error).__name__}: {error}"
-            outcome, provenance = Failed(reason="error", phase=None, rank=None, message=message), None
-        if isinstance(outcome, Failed) and outcome.reason in RETRYABLE:
+            report = _failed("error", message)
+        if isinstance(report.outcome, Failed) and report.outcome.reason in RETRYABLE:
             # A rank may have died when all was done and written.
             finished = finished_ranks(run.outbox, run.need.ranks)
             if finished is not None:
-                outcome, provenance = merged({rank: left.report for rank, left in finished.items()})
+                report = merged({rank: left.report for rank, left in finished.items()})
+        outcome = report.of_member(0)
         if isinstance(outcome, Failed):
             outcome = outcome.model_copy(update={"log_tail": log_tail(run.outbox, outcome.rank)})
         files = payload(run.outbox)
-        self.events.put(Ended(run.trial_id, run.attempt.attempt_id, outcome, provenance, run.seconds, files))
+        self.events.put(
+            Ended(
+                run.trial_id,
+                run.attempt.attempt_id,
+                outcome,
+                report.provenance,
+                run.seconds,
+                files,
+                companions=report.companions,
+                shared_seconds=report.shared_seconds,
+            )
+        )
 
-    def _run(self, run: Running) -> tuple[Outcome, Provenance | None]:
+    def _run(self, run: Running) -> RankReport:
         try:
             gpus = self._prepare(run)
             if gpus is None:
-                return stopped(run), None
+                return RankReport(outcome=stopped(run), provenance=None)
             ranks = _Ranks(run, [self.host(seat.node_id) for seat in run.seats])
             try:
                 ranks.start(gpus)
@@ -164,6 +176,7 @@ class _Ranks:
         for rank, visible in enumerate(gpus):
             job = RankJob(
                 spec=self.run.spec.with_absolute_paths(),
+                companions=[companion.with_absolute_paths() for companion in self.run.started.companions],
                 rank=rank,
                 outbox=str(self.run.outbox.resolve()),
                 threads=self.run.need.cpus_per_rank,
@@ -173,12 +186,12 @@ class _Ranks:
             environment = rank_environment(self.run.need.cpus_per_rank, visible)
             self.hosts[rank].start(self.attempt_id, job.model_dump(mode="json"), environment)
 
-    def follow(self, launcher: HostLauncher) -> tuple[Outcome, Provenance | None]:
+    def follow(self, launcher: HostLauncher) -> RankReport:
         """Until all ranks have reported, or one of them has failed and it is clear why."""
         give_up: float | None = None
         while len(self.reports) < len(self.hosts) and (give_up is None or time.monotonic() < give_up):
             if self.run.stop_reason:
-                return stopped(self.run), None
+                return RankReport(outcome=stopped(self.run), provenance=None)
             self._notice_silence()
             with contextlib.suppress(queue.Empty):
                 self._hear(self.run.inbox.get(timeout=POLL_SECONDS), launcher)
@@ -206,7 +219,8 @@ class _Ranks:
             data: JsonDict = message.get("progress") or message["beat"]
             if "phase" in data:
                 self.phases[rank] = data["phase"]
-            launcher.events.put(Progress(self.run.trial_id, rank, data))
+            member = self.run.started.members[data.pop("member", 0)]
+            launcher.events.put(Progress(member.spec.trial_id, rank, data))
 
     def _notice_silence(self) -> None:
         """Fail ranks that have not been heard for too long."""
@@ -270,6 +284,10 @@ def rank_environment(threads: int, gpus: Sequence[str]) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
     }
+
+
+def _failed(reason: Reason, message: str) -> RankReport:
+    return RankReport(outcome=Failed(reason=reason, phase=None, rank=None, message=message), provenance=None)
 
 
 def stopped(run: Running) -> Failed:

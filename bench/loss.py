@@ -5,6 +5,7 @@ B batch, T tokens, N target tokens, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,19 +40,33 @@ class TargetLoss(nn.Module):
         self._chunked = chunked
 
     def forward(
-        self, inputs: dict[str, torch.Tensor], predicting: torch.Tensor, target_ids: torch.Tensor
+        self,
+        inputs: dict[str, torch.Tensor],
+        predicting: torch.Tensor,
+        target_ids: torch.Tensor,
+        shares: Sequence[int] = (),
     ) -> torch.Tensor:
+        """The sum over all target tokens; with ``shares`` ``(K,)``, over so many consecutive ones each."""
+        parts: list[int] = list(shares) or [len(target_ids)]
         smoothing = self.label_smoothing if self.training else 0.0
         head = self.model.get_output_embeddings()
         if self._chunked and is_plain_linear(head):
             hidden_states = self._in_front_of(head, inputs, predicting)
             if hidden_states is not None:
-                return chunked_nll(hidden_states, head.weight, head.bias, target_ids, smoothing, LOGITS_PER_CHUNK)
+                losses = [
+                    chunked_nll(hidden, head.weight, head.bias, targets, smoothing, LOGITS_PER_CHUNK)
+                    for hidden, targets in zip(
+                        torch.split(hidden_states, parts), torch.split(target_ids, parts), strict=True
+                    )
+                ]
+                return torch.stack(losses) if shares else losses[0]
             self._chunked = False
-        logits = self._behind(head, inputs, predicting)
-        return nn.functional.cross_entropy(
-            at_least_fp32(logits), target_ids, label_smoothing=smoothing, reduction="sum"
-        )
+        logits = at_least_fp32(self._behind(head, inputs, predicting))
+        losses = [
+            nn.functional.cross_entropy(of_part, targets, label_smoothing=smoothing, reduction="sum")
+            for of_part, targets in zip(torch.split(logits, parts), torch.split(target_ids, parts), strict=True)
+        ]
+        return torch.stack(losses) if shares else losses[0]
 
     def _in_front_of(
         self, head: nn.Module, inputs: dict[str, torch.Tensor], predicting: torch.Tensor

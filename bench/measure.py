@@ -90,6 +90,18 @@ class PhaseMeter:
         self._read_energy = energy_counter(device)
         self._entered_joules: float | None = None
 
+    def branch(self, on_enter: Callable[[str], None]) -> PhaseMeter:
+        """A meter that goes on from here for one of several trials, with what was measured for all of them."""
+        branch = PhaseMeter(self.memory.device, on_enter)
+        branch.baseline_memory_bytes = self.baseline_memory_bytes
+        branch.phases = dict(self.phases)
+        return branch
+
+    @property
+    def seconds(self) -> float:
+        """Of all phases so far."""
+        return sum(phase.seconds for phase in self.phases.values())
+
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         outer = self.current

@@ -9,7 +9,7 @@ B batch, T tokens, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,9 +18,11 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from bench.search_space import Choices, Range, SearchSpace
+from bench.shared_rows import Lanes, for_rows, join_lanes, lane_modules, of_lanes
 
 __all__ = [
     "Choices",
+    "Lanes",
     "Method",
     "MethodConfig",
     "MethodError",
@@ -28,6 +30,10 @@ __all__ = [
     "Range",
     "SearchSpace",
     "copy_state",
+    "for_rows",
+    "join_lanes",
+    "lane_modules",
+    "of_lanes",
     "positions_of",
     "trained_parameters",
 ]
@@ -122,6 +128,28 @@ class Method(ABC):
             MethodError: Names or shapes differ from what this method stores.
         """
         copy_state(dict(trained_parameters(model)), state)
+
+    @property
+    def fusable(self) -> bool:
+        """Whether several trials with these settings may share forward and backward passes, see :meth:`fuse`."""
+        return False
+
+    def fuse(self, models: Sequence[nn.Module], lanes: Lanes) -> None:
+        """Make the first model serve rows of several trials, each row with the parameters of its own trial.
+
+        To be overridden together with :attr:`fusable`. It takes that rows do not meet within the frozen model, so that
+        each has the outputs, and each trial the gradients, that it would have without the others.
+        :func:`join_lanes` joins the modules that hold trained parameters, which then ask :func:`lane_modules` or
+        :func:`of_lanes` in their forward.
+
+        Args:
+            models: Patched with these settings, each with parameters of its own; the frozen ones are shared.
+            lanes: Says which models have rows in the forward passes to come.
+
+        Raises:
+            MethodError: This method cannot.
+        """
+        raise MethodError(f"trials of {type(self).__name__} with these settings cannot share a forward pass")
 
     def to_peft(self, model: nn.Module) -> PeftAdapter:
         """The same function in the terms of Hugging Face peft, for ``tuneoff export``. Imports no peft.

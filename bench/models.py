@@ -142,14 +142,27 @@ def _dropout_settings(spec: ModelSpec, dropout: float) -> dict[str, float]:
 
     LayerDrop is another thing, and the dropout of classifiers has no part in a language model.
     """
-    names = [
-        name
-        for name, value in load_config(spec).to_dict().items()
-        if "drop" in name and "layerdrop" not in name and isinstance(value, int | float) and not isinstance(value, bool)
-    ]
+    names = _dropouts(spec).keys()
     if not names and dropout:
         raise ModelError(f"train.dropout: {dropout:g} has no effect: the configuration of {spec.path!r} has no dropout")
     return dict.fromkeys(names, dropout)
+
+
+def _dropouts(spec: ModelSpec) -> dict[str, float]:
+    """The probabilities of dropout in the model's configuration, whatever its family calls them."""
+    return {
+        name: value
+        for name, value in load_config(spec).to_dict().items()
+        if "drop" in name and "layerdrop" not in name and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def has_dropout(spec: ModelSpec, dropout: float | None) -> bool:
+    """Whether anything is dropped within the model once it trains, see :func:`load_model`."""
+    if dropout is not None:
+        return dropout > 0
+    of_classifiers = ("classif", "summary")
+    return any(value for name, value in _dropouts(spec).items() if not name.startswith(of_classifiers))
 
 
 def empty_model(

@@ -7,17 +7,29 @@ died after the training finds the result when it is started again. Imports neith
 from __future__ import annotations
 
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from bench.crash_points import reached
 from bench.files import sha256_of, sync_folder, write_atomically
-from bench.record import RETRYABLE, Attempt, Failed, Outcome, Placement, Provenance, RankReport, Reason, TrialResult
+from bench.record import (
+    RETRYABLE,
+    Attempt,
+    Failed,
+    Fused,
+    Outcome,
+    Placement,
+    Provenance,
+    RankReport,
+    Reason,
+    TrialResult,
+)
 from bench.spec import Spec, TrialSpec
 
 START_FILE = "attempt.json"
@@ -32,11 +44,27 @@ class StartedAttempt(Spec):
     attempt: Attempt
     launcher: str
     started_at: float
+    companions: list[TrialSpec] = Field(default_factory=list, description="trials that share the launch")
+
+    @property
+    def members(self) -> list[StartedAttempt]:
+        """The attempt as each of the trials that share the launch sees it; this one's own view comes first."""
+        specs = [self.spec, *self.companions]
+        return [
+            self.model_copy(update={"spec": spec, "companions": [*specs[:number], *specs[number + 1 :]]})
+            for number, spec in enumerate(specs)
+        ]
 
     def result(
-        self, outcome: Outcome, provenance: Provenance | None, seconds: float, placement: Placement | None
+        self,
+        outcome: Outcome,
+        provenance: Provenance | None,
+        seconds: float,
+        placement: Placement | None,
+        shared_seconds: float = 0.0,
     ) -> TrialResult:
         """The record, once it is known what came of it."""
+        others = [companion.trial_id for companion in self.companions]
         return TrialResult(
             trial_id=self.spec.trial_id,
             sweep=self.sweep,
@@ -48,13 +76,23 @@ class StartedAttempt(Spec):
             total_seconds=seconds,
             provenance=provenance,
             placement=placement,
+            fused=Fused(trials=others, shared_seconds=shared_seconds) if others else None,
         )
 
 
-def new_attempt(spec: TrialSpec, sweep: str, launcher: str, earlier: Sequence[Reason]) -> StartedAttempt:
-    """One more try at a trial, under an id of its own."""
+def new_attempt(
+    spec: TrialSpec, sweep: str, launcher: str, earlier: Sequence[Reason], companions: Sequence[TrialSpec] = ()
+) -> StartedAttempt:
+    """One more try at a trial, under an id of its own; or the first at several that share a launch."""
     attempt = Attempt(attempt_id=uuid.uuid4().hex, number=len(earlier) + 1, earlier_reasons=list(earlier))
-    return StartedAttempt(spec=spec, sweep=sweep, attempt=attempt, launcher=launcher, started_at=time.time())
+    return StartedAttempt(
+        spec=spec,
+        sweep=sweep,
+        attempt=attempt,
+        launcher=launcher,
+        started_at=time.time(),
+        companions=list(companions),
+    )
 
 
 class FinishedRank(Spec):
@@ -131,17 +169,30 @@ def payload(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.name not in bookkeeping)
 
 
+def member_prefix(number: int) -> str:
+    """What file names of the trials that share a launch begin with; nothing for the first of them."""
+    return f"member-{number}." if number else ""
+
+
+def member_files(files: Sequence[Path], number: int) -> list[Path]:
+    """Of the files of a launch those of one of its trials, and the logs, which are of all."""
+    prefixed = [path for path in files if re.match(r"member-\d+\.", path.name)]
+    if number == 0:
+        return [path for path in files if path not in prefixed]
+    own = [path for path in prefixed if path.name.startswith(member_prefix(number))]
+    return [*own, *(path for path in files if path.suffix == ".log")]
+
+
 def log_name(rank: int) -> str:
     """File name of a rank's log."""
     return f"rank-{rank}.log"
 
 
-def merged(reports: Mapping[int, RankReport]) -> tuple[Outcome, Provenance | None]:
-    """The trial's outcome: what rank 0 reports, or a failure. One that is the trial's own explains those of others."""
+def merged(reports: Mapping[int, RankReport]) -> RankReport:
+    """What came of it: what rank 0 reports, or a failure. One that is the trial's own explains those of others."""
     failed = [report for report in reports.values() if isinstance(report.outcome, Failed)]
-    for report in sorted(failed, key=lambda report: getattr(report.outcome, "reason", None) in RETRYABLE):
-        if report.outcome is not None:
-            return report.outcome, report.provenance
+    if failed:
+        return min(failed, key=lambda report: getattr(report.outcome, "reason", None) in RETRYABLE)
     if reports[0].outcome is None:
         raise RuntimeError("rank 0 reported no outcome")
-    return reports[0].outcome, reports[0].provenance
+    return reports[0]

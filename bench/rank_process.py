@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import psutil
+from pydantic import Field
 
 from bench.outbox import payload, write_report
 from bench.spec import JsonDict, Spec, TrialSpec
@@ -33,6 +34,7 @@ class RankJob(Spec):
     """Everything a rank process needs, as JSON."""
 
     spec: TrialSpec
+    companions: list[TrialSpec] = Field(default_factory=list, description="trials that share the launch")
     rank: int
     outbox: str
     threads: int
@@ -65,12 +67,12 @@ def join_store(host: str, port: int) -> Any:
 
 
 class Reports:
-    """The way to the driver. Progress goes out when a phase begins, else at most twice a second."""
+    """The way to the driver. Progress of a trial goes out when a phase begins, else at most twice a second."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._lock = threading.Lock()
-        self._last_progress = 0.0
+        self._last_progress: dict[int, float] = {}
 
     def send(self, message: JsonDict) -> None:
         data = json.dumps(message).encode() + b"\n"
@@ -79,9 +81,9 @@ class Reports:
                 data = data[os.write(self._descriptor, data) :]
 
     def progress(self, event: JsonDict) -> None:
-        now = time.monotonic()
-        if "phase" in event or now - self._last_progress >= PROGRESS_SECONDS:
-            self._last_progress = now
+        now, member = time.monotonic(), event.get("member", 0)
+        if "phase" in event or now - self._last_progress.get(member, 0.0) >= PROGRESS_SECONDS:
+            self._last_progress[member] = now
             self.send({"progress": event})
 
     def beat(self) -> None:
@@ -123,7 +125,7 @@ def _run(job: RankJob, store: Any, reports: Reports) -> RankReport:
         threads=job.threads,
         progress=reports.progress,
     )
-    return run_rank(job.spec, context)
+    return run_rank(job.spec, context, job.companions)
 
 
 def memory_bytes() -> int:

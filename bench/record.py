@@ -6,6 +6,7 @@ Failed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -210,6 +211,21 @@ class RankReport(Spec):
 
     outcome: Outcome | None
     provenance: Provenance | None
+    companions: list[Outcome] = Field(default_factory=list, description="of the trials that shared the launch")
+    shared_seconds: float = Field(0.0, description="of the phases that ran once for all of them")
+
+    def of_member(self, number: int) -> Outcome:
+        """What came of one of the trials of the launch, as rank 0 has it."""
+        if self.outcome is None:
+            raise RuntimeError("rank 0 reported no outcome")
+        return outcome_of_member(number, self.outcome, self.companions)
+
+
+def outcome_of_member(number: int, first: Outcome, companions: Sequence[Outcome]) -> Outcome:
+    """What came of one of the trials of a launch; what failed as a whole has failed for each."""
+    if number == 0 or (not companions and isinstance(first, Failed)):
+        return first
+    return companions[number - 1]
 
 
 class Attempt(Spec):
@@ -229,6 +245,16 @@ class Placement(Spec):
     co_tenants: list[str] = Field(description="trials that ran on one of its nodes at the same time")
 
 
+class Fused(Spec):
+    """A launch that several trials shared: they trained in one pass, and went on one after the other.
+
+    Time and memory of what they shared are those of all of them together, and are comparable with nothing.
+    """
+
+    trials: list[str] = Field(description="ids of the others")
+    shared_seconds: float = Field(description="of the phases that ran once for all; 0 where the launch failed")
+
+
 class TrialResult(Spec):
     """The record: ``results/<sweep>/trials/<trial_id>/result.json``. Its existence says that the trial is done."""
 
@@ -244,15 +270,19 @@ class TrialResult(Spec):
     provenance: Provenance | None = Field(description="None where no rank got far enough to tell")
     files: dict[str, str] = Field(default_factory=dict, description="file name to sha256, beside the record")
     placement: Placement | None = Field(None, description="None where nothing was started")
+    fused: Fused | None = Field(None, description="None where it had its launch to itself")
     content_sha256: str | None = Field(None, description="of the record's JSON without this field")
 
     @property
     def device_seconds(self) -> float:
         """Seconds that its ranks worked, added up: the currency of a budget for tuning.
 
-        The start of processes is left out, which depends on what ran before. Of a failed trial, whose ranks left no
-        account of their phases, wall time times ranks.
+        The start of processes is left out, which depends on what ran before. Of what a trial shared with others it has
+        used its part. Of a failed trial, whose ranks left no account of their phases, wall time times ranks.
         """
         if isinstance(self.outcome, Failed):
             return self.total_seconds * self.spec.resources.ranks
-        return sum(phase.seconds for cost in self.outcome.ranks for phase in cost.phases.values())
+        seconds = sum(phase.seconds for cost in self.outcome.ranks for phase in cost.phases.values())
+        if self.fused is None:
+            return seconds
+        return seconds - self.fused.shared_seconds * (1 - 1 / (1 + len(self.fused.trials)))

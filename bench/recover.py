@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bench import outbox
@@ -36,22 +37,38 @@ def recover(store: Store) -> Recovered:
             found.set_aside[trial_id] = why
     current = store.current_attempts()
     for folder, started in list(outbox.attempts(store.outbox)):
-        trial_id = started.spec.trial_id
-        if store.has(trial_id):
-            pass  # The crash came between the record and the clearing of the outbox.
-        elif current.get(trial_id) != started.attempt.attempt_id:
-            store.log("stale", trial_id=trial_id, attempt=started.attempt.attempt_id)
-        elif (ranks := outbox.finished_ranks(folder, started.spec.resources.ranks)) is not None:
-            outcome, provenance = outbox.merged({rank: finished.report for rank, finished in ranks.items()})
-            seconds = max(finished.finished_at for finished in ranks.values()) - started.started_at
-            result = started.result(outcome, provenance, seconds, None)
-            found.committed.append(store.commit(result, outbox.payload(folder)))
-        else:
-            lost = Failed(reason="driver_lost", phase=None, rank=None, message="the driver died while it ran")
-            store.keep_lost(started.result(lost, None, 0.0, None), outbox.payload(folder))
+        ranks = outbox.finished_ranks(folder, started.spec.resources.ranks)
+        for number, member in enumerate(started.members):
+            trial_id = member.spec.trial_id
+            if store.has(trial_id):
+                continue  # The crash came between the record and the clearing of the outbox.
+            if current.get(trial_id) != started.attempt.attempt_id:
+                store.log("stale", trial_id=trial_id, attempt=started.attempt.attempt_id)
+                continue
+            result, again = _result(member, number, ranks)
+            files = outbox.member_files(outbox.payload(folder), number)
+            if again:
+                store.keep_lost(result, files)
+            else:
+                found.committed.append(store.commit(result, files, outbox.member_prefix(number)))
         shutil.rmtree(folder)
     shutil.rmtree(store.outbox, ignore_errors=True)
     return found
+
+
+def _result(
+    member: outbox.StartedAttempt, number: int, ranks: Mapping[int, outbox.FinishedRank] | None
+) -> tuple[TrialResult, bool]:
+    """The record of one of the trials of a launch, and whether it has to be made again."""
+    if ranks is None:
+        lost = Failed(reason="driver_lost", phase=None, rank=None, message="the driver died while it ran")
+        return member.result(lost, None, 0.0, None), True
+    report = outbox.merged({rank: finished.report for rank, finished in ranks.items()})
+    outcome = report.of_member(number)
+    seconds = max(finished.finished_at for finished in ranks.values()) - member.started_at
+    result = member.result(outcome, report.provenance, seconds, None, report.shared_seconds)
+    # What fails in company is tried again alone.
+    return result, isinstance(outcome, Failed) and bool(member.companions)
 
 
 def _damage(store: Store, trial_id: str) -> str | None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from bench.capacity import Need, Seat
 from bench.crash_points import reached
 from bench.launch import Ended, Launcher, Progress
 from bench.observe import Observer
-from bench.outbox import StartedAttempt, new_attempt
-from bench.record import BLAMELESS, RETRYABLE, Failed, Reason, TrialResult
+from bench.outbox import StartedAttempt, member_files, member_prefix, new_attempt
+from bench.record import BLAMELESS, RETRYABLE, Failed, Outcome, Reason, TrialResult
 from bench.requests import Answer, CancelRequest, Requests
 from bench.spec import TrialSpec
 from bench.store import Store
@@ -32,11 +34,21 @@ POLL_SECONDS = 0.2
 REQUEST_SECONDS = 1.0
 
 
-@dataclass
+@dataclass(frozen=True)
+class Fusion:
+    """Trials with equal keys may share a launch, in which they train in one pass; at most so many of them."""
+
+    key: str
+    most: int
+
+
+@dataclass(eq=False)
 class _Pending:
     spec: TrialSpec
     need: Need
     earlier: list[Reason] = field(default_factory=list)
+    fusion: Fusion | None = None  # None: it gets a launch to itself
+    cancelled: bool = False
 
     @property
     def may_be_tried_again(self) -> bool:
@@ -60,6 +72,7 @@ class Schedule:
         launcher: What runs a trial.
         sweep: Name of the sweep.
         observers: Hear what happens.
+        fusion_of: Which trials may share a launch, see :func:`bench.fusable.fusion_of`; told whether they take a GPU.
         backoff_seconds: Before the first retry of a trial; the following ones wait longer.
     """
 
@@ -69,18 +82,20 @@ class Schedule:
         launcher: Launcher,
         sweep: str,
         observers: Sequence[Observer] = (),
+        fusion_of: Callable[[TrialSpec, bool], Fusion | None] = lambda spec, on_gpu: None,
         backoff_seconds: float = BACKOFF_SECONDS,
     ) -> None:
         self.store = store
         self.launcher = launcher
         self.sweep = sweep
         self.observers = observers
+        self.fusion_of = fusion_of
         self.backoff_seconds = backoff_seconds
         self.draining = False
         self._requests = Requests(store.root)
         self._groups: dict[tuple[int, Need], _Group] = {}
         self._later: list[tuple[float, _Pending]] = []
-        self._running: dict[str, tuple[_Pending, StartedAttempt]] = {}
+        self._running: dict[str, tuple[list[_Pending], StartedAttempt]] = {}  # by the first trial of a launch
         self._deadlines: dict[str, float] = {}
         self._next_requests = 0.0
         self._earlier = store.lost_attempts()
@@ -88,8 +103,10 @@ class Schedule:
     def submit(self, trials: Iterable[TrialSpec]) -> None:
         """Add trials without a record. May be called while :meth:`run` runs, from an observer."""
         for spec in trials:
-            earlier = self._earlier.get(spec.trial_id, [])
-            self._wait(_Pending(spec, self.launcher.cluster.need(spec), list(earlier)))
+            need, earlier = self.launcher.cluster.need(spec), self._earlier.get(spec.trial_id, [])
+            # What was lost once is tried again alone: it might have been the company.
+            fusion = None if earlier else self.fusion_of(spec, need.gpus_per_rank > 0)
+            self._wait(_Pending(spec, need, list(earlier), fusion))
 
     def drain(self) -> None:
         """Start nothing more: :meth:`run` returns when what runs now has ended."""
@@ -146,7 +163,7 @@ class Schedule:
                     failed = Failed(reason="infeasible", phase=None, rank=None, message=seats)
                     self._settle(pending, failed)
                 else:
-                    self._start(pending, seats)
+                    self._start([pending, *self._companions(pending, group)], seats)
             if group.waiting:
                 if group.overtaken >= MAX_OVERTAKEN:
                     return
@@ -159,41 +176,73 @@ class Schedule:
             return shortage
         return self.launcher.reserve(pending.spec)
 
-    def _start(self, pending: _Pending, seats: list[Seat]) -> None:
-        spec = pending.spec
-        started = new_attempt(spec, self.sweep, self.launcher.name, pending.earlier)
-        self._running[spec.trial_id] = pending, started
+    def _companions(self, first: _Pending, group: _Group) -> list[_Pending]:
+        """Trials that wait with this one, which has its seat, and share its launch; some are left for other seats."""
+        if first.fusion is None:
+            return []
+        alike = [pending for pending in group.waiting if pending.fusion == first.fusion]
+        share = math.ceil((1 + len(alike)) / (1 + self.launcher.cluster.room(first.need)))
+        chosen = alike[: min(share, first.fusion.most) - 1]
+        group.waiting = deque(pending for pending in group.waiting if pending not in chosen)
+        return chosen
+
+    def _start(self, launch: list[_Pending], seats: list[Seat]) -> None:
+        first, *companions = launch
+        spec = first.spec
+        others = [pending.spec for pending in companions]
+        started = new_attempt(spec, self.sweep, self.launcher.name, first.earlier, others)
+        self._running[spec.trial_id] = launch, started
         if spec.resources.timeout_seconds is not None:
-            self._deadlines[spec.trial_id] = time.monotonic() + spec.resources.timeout_seconds
+            self._deadlines[spec.trial_id] = time.monotonic() + spec.resources.timeout_seconds * len(launch)
         reached("start.before_journal")
         attempt = started.attempt
-        self.store.log("started", trial_id=spec.trial_id, attempt=attempt.attempt_id, number=attempt.number)
+        for pending in launch:
+            trial_id = pending.spec.trial_id
+            self.store.log("started", trial_id=trial_id, attempt=attempt.attempt_id, number=attempt.number)
         reached("start.after_journal")
         self.launcher.start(started, seats)
-        self._tell("started", started)
+        for member in started.members:
+            self._tell("started", member)
 
     def _ended(self, event: Ended) -> None:
         """Commit the record, or have the trial tried again. Only the current attempt is listened to."""
-        pending, started = self._running.get(event.trial_id, (None, None))
-        if pending is None or started is None or started.attempt.attempt_id != event.attempt_id:
+        launch, started = self._running.get(event.trial_id, ([], None))
+        if started is None or started.attempt.attempt_id != event.attempt_id:
             self.store.log("stale", trial_id=event.trial_id, attempt=event.attempt_id)
             return
         del self._running[event.trial_id]
         self._deadlines.pop(event.trial_id, None)
-        outcome = event.outcome
-        result = started.result(outcome, event.provenance, event.seconds, event.placement)
-        if isinstance(outcome, Failed) and outcome.reason in RETRYABLE:
-            pending.earlier.append(outcome.reason)
-            if pending.may_be_tried_again:
-                self._try_again(pending, result, outcome, event)
-                return
-        self._commit(result, event)
-
-    def _try_again(self, pending: _Pending, result: TrialResult, outcome: Failed, event: Ended) -> None:
-        self.store.keep_lost(result, event.files)
+        settled: list[TrialResult] = []
+        for number, (pending, member) in enumerate(zip(launch, started.members, strict=True)):
+            result = member.result(
+                event.of_member(number), event.provenance, event.seconds, event.placement, event.shared_seconds
+            )
+            files = member_files(event.files, number)
+            if self._goes_on(pending, result.outcome, len(launch) > 1):
+                self._try_again(pending, result, files)
+            else:
+                settled.append(self.store.commit(result, files, member_prefix(number)))
         self._clear(event.trial_id, event.attempt_id)
-        wait = self.backoff_seconds * BACKOFF_FACTOR ** (pending.earlier.count(outcome.reason) - 1)
-        wait = min(wait, MAX_BACKOFF_SECONDS)
+        reached("commit.after_outbox")
+        for result in settled:
+            self._tell("committed", result)
+
+    def _goes_on(self, pending: _Pending, outcome: Outcome, in_company: bool) -> bool:
+        """Whether a trial is to be tried again: after what it may not be to blame for, and alone after any company."""
+        pending.fusion = None
+        if not isinstance(outcome, Failed) or pending.cancelled:
+            return False
+        if not in_company and outcome.reason not in RETRYABLE:
+            return False
+        pending.earlier.append(outcome.reason)
+        return pending.may_be_tried_again
+
+    def _try_again(self, pending: _Pending, result: TrialResult, files: Sequence[Path]) -> None:
+        self.store.keep_lost(result, files)
+        wait = 0.0
+        if pending.earlier[-1] in RETRYABLE:
+            wait = self.backoff_seconds * BACKOFF_FACTOR ** (pending.earlier.count(pending.earlier[-1]) - 1)
+            wait = min(wait, MAX_BACKOFF_SECONDS)
         self._later.append((time.monotonic() + wait, pending))
         self._tell("lost", result, wait)
 
@@ -202,12 +251,6 @@ class Schedule:
         started = new_attempt(pending.spec, self.sweep, self.launcher.name, pending.earlier)
         result = started.result(outcome, None, 0.0, None)
         self._tell("committed", self.store.commit(result, []))
-
-    def _commit(self, result: TrialResult, event: Ended) -> None:
-        result = self.store.commit(result, event.files)
-        self._clear(event.trial_id, event.attempt_id)
-        reached("commit.after_outbox")
-        self._tell("committed", result)
 
     def _clear(self, trial_id: str, attempt_id: str) -> None:
         folder = self.store.outbox / trial_id
@@ -226,10 +269,14 @@ class Schedule:
         meant = [pending for pending in waiting if _means(request, pending.spec)]
         for pending in meant:
             self._settle(pending, cancelled)
-        running = [trial_id for trial_id in self.launcher.running if request.trial_id in (None, trial_id)]
-        for trial_id in running:
-            self.launcher.stop(trial_id, "cancelled")
-        return Answer(cancelled=len(meant) + len(running))
+        for trial_id, (launch, _) in self._running.items():
+            running = [pending for pending in launch if _means(request, pending.spec)]
+            for pending in running:
+                pending.cancelled = True
+            if running:
+                self.launcher.stop(trial_id, "cancelled")
+            meant += running
+        return Answer(cancelled=len(meant))
 
     def _tell(self, what: Literal["started", "progressed", "lost", "committed", "ticked"], *facts: object) -> None:
         for observer in self.observers:

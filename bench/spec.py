@@ -126,6 +126,10 @@ class DecodeSpec(Spec):
         return self
 
 
+def _off(value: Any) -> Any:
+    return "off" if value is False else value  # as YAML reads a bare off
+
+
 class ResourceSpec(Spec):
     """What one trial needs. Ranks, ZeRO stage and precision are part of a trial's identity; the rest is placement."""
 
@@ -139,6 +143,11 @@ class ResourceSpec(Spec):
     )
     exclusive: Literal["device", "node", "none"] = Field(
         "device", description="what a trial has to itself, so that its cost can be compared; cores and GPUs, or nodes"
+    )
+    fuse: Annotated[Literal["off", "auto"] | Annotated[int, Field(ge=2)], BeforeValidator(_off)] = Field(
+        "off",
+        description="whether trials that may train in one pass do: as many as pay by the size of their batches (auto), "
+        "or at most so many; never in the stage cost",
     )
     priority: int = Field(0, description="higher ones start first; of equals the larger trials do")
     timeout_seconds: PositiveFloat | None = Field(None, description="wall time of a trial, start-up included")

@@ -100,10 +100,11 @@ class Store:
         """Whether a trial has a record."""
         return (self.trials / trial_id / RECORD_FILE).is_file()
 
-    def commit(self, result: TrialResult, files: Sequence[Path]) -> TrialResult:
+    def commit(self, result: TrialResult, files: Sequence[Path], prefix: str = "") -> TrialResult:
         """Write a trial's files and then its record. What a crashed commit left in the folder is replaced.
 
-        ``files`` stay where they are, so that a commit which a crash has cut short can be made again.
+        ``files`` stay where they are, so that a commit which a crash has cut short can be made again. Their names lose
+        the prefix.
 
         Returns:
             The record as written, with the hashes of its files; the present one if this attempt was committed before.
@@ -122,7 +123,7 @@ class Store:
             raise StoreError(f"{self.root}: {error}") from error
         reached("commit.before_files")
         try:
-            result = self._write(self.trials / result.trial_id, result, files)
+            result = self._write(self.trials / result.trial_id, result, files, prefix)
         except OSError as error:
             raise StoreError(
                 f"{self.root}: the record of {result.trial_id} cannot be written: {error}. Nothing is lost: "
@@ -202,7 +203,7 @@ class Store:
         except OSError as error:
             raise StoreError(f"{self.journal.path} cannot be written: {error.strerror}") from error
 
-    def _write(self, folder: Path, result: TrialResult, files: Sequence[Path]) -> TrialResult:
+    def _write(self, folder: Path, result: TrialResult, files: Sequence[Path], prefix: str = "") -> TrialResult:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in _files_in(folder):
             leftover.unlink()
@@ -210,7 +211,8 @@ class Store:
         for number, source in enumerate(files):
             if number:
                 reached("commit.between_files")
-            target = _packed(source, folder) if source.suffix == ".jsonl" else _link(source, folder / source.name)
+            target = folder / source.name.removeprefix(prefix)
+            target = _packed(source, target) if source.suffix == ".jsonl" else _link(source, target)
             hashes[target.name] = sha256_of(target)
         reached("commit.before_record")
         result = result.model_copy(update={"files": hashes, "content_sha256": None})
@@ -270,8 +272,8 @@ def _link(source: Path, target: Path) -> Path:
     return target
 
 
-def _packed(source: Path, folder: Path) -> Path:
-    target = folder / f"{source.name}.gz"
+def _packed(source: Path, target: Path) -> Path:
+    target = target.with_name(f"{target.name}.gz")
     with source.open("rb") as plain, gzip.GzipFile(target, "wb", mtime=0) as packed:
         shutil.copyfileobj(plain, packed)
     _sync(target)

@@ -5,6 +5,7 @@ Both launchers call :func:`run_rank` in a fresh process. Imports of torch and De
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -14,6 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +28,20 @@ from bench.adapter import save_adapter
 from bench.architecture import Architecture, Pair
 from bench.data import Tokenization
 from bench.decode import generate
+from bench.fusion import copies_sharing_weights
+from bench.lane import Diverged, Lane, Trained
 from bench.loss import TargetLoss
 from bench.measure import PhaseMeter
 from bench.method import Method, trained_parameters
 from bench.metrics.scoring import score_examples, with_perplexity
+from bench.outbox import member_prefix
 from bench.plugin_source import PluginError, plugin_source
 from bench.provenance import code_sha256, collect, cpu_name
 from bench.record import (
     Completed,
     DecodeCost,
     Failed,
+    Outcome,
     ParameterCounts,
     Prediction,
     Probed,
@@ -48,9 +54,9 @@ from bench.record import (
 from bench.registry import Kind, RegistryError, load, load_method
 from bench.resolver import instantiate
 from bench.spec import JsonDict, ResolvedSpec, TrialSpec
-from bench.splits import load_splits, oddities
+from bench.splits import Splits, load_splits, oddities
 from bench.task import Example, Split, Task
-from bench.train import Diverged, Trained, Training, mean_loss
+from bench.train import Training, mean_losses
 
 PREDICTIONS_FILE = "predictions.jsonl"
 
@@ -72,8 +78,8 @@ class RankContext:
     progress: Callable[[JsonDict], None] = field(default=lambda event: None)
 
 
-def run_rank(spec: TrialSpec, context: RankContext) -> RankReport:
-    """Run this rank's part of a trial. Exceptions become outcomes."""
+def run_rank(spec: TrialSpec, context: RankContext, companions: Sequence[TrialSpec] = ()) -> RankReport:
+    """Run this rank's part of a trial, or of several that share the launch. Exceptions become outcomes."""
     meter: PhaseMeter | None = None
     provenance: Provenance | None = None
     try:
@@ -86,15 +92,35 @@ def run_rank(spec: TrialSpec, context: RankContext) -> RankReport:
         device = select_device(spec, context)
         torch.set_num_threads(context.threads)
         provenance = collect(device_name(device), context.threads)
-        meter = PhaseMeter(device, on_enter=lambda phase: context.progress({"phase": phase}))
+        contexts = [context, *(member_context(context, number) for number in range(1, 1 + len(companions)))]
+        meter = PhaseMeter(device, on_enter=partial(tell_phase, contexts))
         join_process_group(spec, context, device)
-        outcome = _Trial(spec, context, device, meter).run()
+        trials = [
+            _Trial(each, own, device, meter, not companions)
+            for each, own in zip([spec, *companions], contexts, strict=True)
+        ]
+        report = run_trials(trials)
         dist.barrier()
         dist.destroy_process_group()
     except Exception as error:  # noqa: BLE001 - every failure is a result
         reason = failure(error, meter.current if meter else None, context.rank)
         return RankReport(outcome=reason, provenance=provenance)
-    return RankReport(outcome=outcome, provenance=provenance)
+    return report.model_copy(update={"provenance": provenance})
+
+
+def tell_phase(contexts: Sequence[RankContext], phase: str) -> None:
+    """Tell the driver which phase has begun, for each of these trials."""
+    for context in contexts:
+        context.progress({"phase": phase})
+
+
+def member_context(context: RankContext, number: int) -> RankContext:
+    """That of one of the other trials of a launch, with a folder of its own."""
+    folder = context.outbox / f"member-{number}"
+    folder.mkdir()
+    return dataclasses.replace(
+        context, outbox=folder, progress=lambda event: context.progress({**event, "member": number})
+    )
 
 
 def require_plugins(spec: TrialSpec) -> None:
@@ -186,6 +212,60 @@ def join_process_group(spec: TrialSpec, context: RankContext, device: torch.devi
     )
 
 
+def run_trials(trials: Sequence[_Trial]) -> RankReport:
+    """Read the data, train (several trials in one pass), and finish one trial after the other."""
+    first = trials[0]
+    data = first.read()
+    results: Sequence[_TrainedTrial | None] = train(trials, data) if first.method(data).trains else [None]
+    if len(trials) == 1:
+        return RankReport(outcome=first.finish(data, results[0]), provenance=None)
+    shared_seconds = first.meter.seconds
+    outcomes = [trial.finish_in_company(data, result) for trial, result in zip(trials, results, strict=True)]
+    for number, trial in enumerate(trials[1:], start=1):
+        # The files of a launch lie in one folder.
+        for path in trial.context.outbox.iterdir():
+            path.rename(first.context.outbox / f"{member_prefix(number)}{path.name}")
+    return RankReport(outcome=outcomes[0], provenance=None, companions=outcomes[1:], shared_seconds=shared_seconds)
+
+
+def train(trials: Sequence[_Trial], data: _Data) -> list[_TrainedTrial]:
+    """Train trials that share the frozen weights of one base model."""
+    first = trials[0]
+    bases = copies_sharing_weights(first.base_model(), len(trials))
+    methods = [trial.method(data) for trial in trials]
+    patched = [trial.patched(method, base) for trial, method, base in zip(trials, methods, bases, strict=True)]
+    training = Training(
+        lanes=[
+            Lane(method, model, trial.spec.train, trial.spec.seed, trial.context.progress, trial.spec.stop_after_steps)
+            for trial, method, (model, _) in zip(trials, methods, patched, strict=True)
+        ],
+        architecture=data.tokens.architecture,
+        resources=first.spec.resources,
+        rank=first.context.rank,
+        device=first.device,
+        pad_token_id=data.tokens.tokenizer.pad_token_id,
+        meter=first.meter,
+    )
+    results = training.run(data.pairs["train"], data.pairs["dev"])
+    return [_TrainedTrial(result, counts) for result, (_, counts) in zip(results, patched, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What a trial trains on and is scored by. Trials that share a launch share it."""
+
+    task: Task
+    splits: Splits
+    tokens: Tokenization
+    pairs: dict[Split, list[Pair]]
+
+
+@dataclass(frozen=True)
+class _TrainedTrial:
+    result: Trained | Diverged
+    counts: ParameterCounts
+
+
 @dataclass
 class _Trial:
     """One rank's walk through the phases."""
@@ -194,33 +274,47 @@ class _Trial:
     context: RankContext
     device: torch.device
     meter: PhaseMeter
+    alone: bool = True  # False: it shares the launch, so that no plan can be held against what is measured
 
-    def run(self) -> Completed | Probed | None:
-        spec, meter = self.spec, self.meter
-        with meter.phase("load"):
+    def read(self) -> _Data:
+        spec = self.spec
+        with self.meter.phase("load"):
             task = instantiate(spec.task)
             splits = load_splits(task, spec.splits)
-            tokenizer = models.load_tokenizer(spec.model)
-            tokens = Tokenization(tokenizer, task.config, models.architecture(spec.model))
+            tokens = Tokenization(models.load_tokenizer(spec.model), task.config, models.architecture(spec.model))
             pairs = {
                 split: tokens.pairs(examples, None if split == "train" else task.config.loss_references)
                 for split, examples in splits.items()
             }
-        method = self._method(tokenizer)
+        return _Data(task, splits, tokens, pairs)
+
+    def finish_in_company(self, data: _Data, trained: _TrainedTrial | None) -> Outcome:
+        """As :meth:`finish`, where a failure is this trial's alone."""
+        self.meter = self.meter.branch(partial(tell_phase, [self.context]))
+        try:
+            outcome = self.finish(dataclasses.replace(data, tokens=copy.copy(data.tokens)), trained)
+        except Exception as error:  # noqa: BLE001 - every failure is a result
+            return failure(error, self.meter.current, self.context.rank)
+        if outcome is None:
+            raise RuntimeError("only rank 0 has an outcome, and trials that share a launch have one rank")
+        return outcome
+
+    def finish(self, data: _Data, trained_trial: _TrainedTrial | None) -> Completed | Probed | None:
+        """What follows the training. On rank 0, what came of it."""
+        spec, meter, tokens, splits, pairs = self.spec, self.meter, data.tokens, data.splits, data.pairs
         trained, counts, adapter_bytes = None, None, 0
-        if method.trains:
-            model, counts = self._patched_model(method)
-            training = self._training(method, model, tokens)
-            trained = training.run(pairs["train"], pairs["dev"])
-            del model, training
+        if trained_trial is not None:
+            if isinstance(trained_trial.result, Diverged):
+                raise trained_trial.result
+            trained, counts = trained_trial.result, trained_trial.counts
             with meter.phase("save"):
                 if self.context.rank == 0:
-                    adapter_bytes = save_adapter(self.context.outbox, spec, task.config, trained.state)
+                    adapter_bytes = save_adapter(self.context.outbox, spec, data.task.config, trained.state)
         ran = _what_training_tells(trained)
         scores, decode_cost = None, None
         if spec.scored_split is not None:
             # What is scored is the stored adapter in a fresh base model, not whatever the engine holds at the end.
-            model, fresh_counts = self._scorable_model(self._method(tokenizer), trained)
+            model, fresh_counts = self._scorable_model(self.method(data), trained)
             counts = counts or fresh_counts
             with meter.phase("validate"):
                 if trained is None:
@@ -229,15 +323,15 @@ class _Trial:
                     ran["test_loss"] = self._mean_loss(model, pairs["test"], tokens)
             examples = splits[spec.scored_split]
             with meter.phase("decode"):
-                predictions, truncated, decode_cost = self._predictions(model, tokenizer, tokens, examples)
+                predictions, truncated, decode_cost = self._predictions(model, tokens, examples)
             if self.context.rank == 0:
                 with meter.phase("score"):
                     loss = ran["test_loss"] if "test" in pairs else ran["dev_loss"]
-                    scores = self._scores(task, examples, predictions, truncated, loss)
+                    scores = self._scores(data.task, examples, predictions, truncated, loss)
         ranks = self._gathered_costs()
         if self.context.rank != 0:
             return None
-        if trained is not None:
+        if trained is not None and self.alone:
             with meter.phase("plan"):  # after all that is measured: it takes memory of its own
                 num_decoded = len(splits[spec.scored_split]) if spec.scored_split else 0
                 ran["predicted"] = self._predicted(tokens.architecture, pairs, num_decoded)
@@ -248,19 +342,23 @@ class _Trial:
             "truncated_sources": tokens.truncated_sources,
             "truncated_targets": tokens.truncated_targets,
             **oddities(splits),
-            "files": task.checksums(spec.splits),
+            "files": data.task.checksums(spec.splits),
         }
         return Completed(scores=scores, **ran) if spec.stage == "final" else Probed(dev_scores=scores, **ran)
 
-    def _method(self, tokenizer: Any) -> Method:
+    def method(self, data: _Data) -> Method:
+        """The method as this trial configures it."""
         method_class = load_method(self.spec.method.target)
-        return method_class(method_class.Config(**self.spec.method.config), tokenizer)
+        return method_class(method_class.Config(**self.spec.method.config), data.tokens.tokenizer)
 
-    def _patched_model(self, method: Method) -> tuple[Any, ParameterCounts]:
-        """A fresh base model, frozen, patched under the trial's seed, and counted before any engine shards it."""
+    def base_model(self) -> Any:
+        """A fresh base model, frozen."""
         with self.meter.phase("load"):
             dtype = torch.bfloat16 if self.spec.resources.precision == "bf16" else torch.float32
-            model = models.load_model(self.spec.model, dtype, self.spec.train.dropout)
+            return models.load_model(self.spec.model, dtype, self.spec.train.dropout)
+
+    def patched(self, method: Method, model: Any) -> tuple[Any, ParameterCounts]:
+        """A base model, patched under the trial's seed, and counted before any engine shards it."""
         with self.meter.phase("patch"):
             seed_everything(self.spec.seed)
             model = method.patch(model)
@@ -273,40 +371,23 @@ class _Trial:
 
     def _scorable_model(self, method: Method, trained: Trained | None) -> tuple[Any, ParameterCounts]:
         """A fresh base model with what was stored."""
-        model, counts = self._patched_model(method)
+        model, counts = self.patched(method, self.base_model())
         if trained is not None:
             with self.meter.phase("load"):
                 method.load_adapter_state(model, trained.state)
         return model.to(self.device).eval(), counts
 
     def _mean_loss(self, model: Any, pairs: Sequence[Pair], tokens: Tokenization) -> float:
-        return mean_loss(
-            TargetLoss(model).eval(),
-            pairs,
-            tokens.architecture,
-            self.spec.train.batch_size,
-            tokens.tokenizer.pad_token_id,
-            self.device,
-        )
+        loss, pad_token_id = TargetLoss(model).eval(), tokens.tokenizer.pad_token_id
 
-    def _training(self, method: Method, model: Any, tokens: Tokenization) -> Training:
-        return Training(
-            method=method,
-            model=model,
-            architecture=tokens.architecture,
-            train=self.spec.train,
-            resources=self.spec.resources,
-            seed=self.spec.seed,
-            rank=self.context.rank,
-            device=self.device,
-            pad_token_id=tokens.tokenizer.pad_token_id,
-            meter=self.meter,
-            progress=self.context.progress,
-            stop_after_steps=self.spec.stop_after_steps,
-        )
+        def losses_of(chosen: Sequence[Pair]) -> torch.Tensor:
+            return loss.of(tokens.architecture.batch(chosen, pad_token_id).to(self.device))[None]
+
+        (mean,) = mean_losses(losses_of, pairs, self.spec.train.batch_size, self.device)
+        return mean
 
     def _predictions(
-        self, model: Any, tokenizer: Any, tokens: Tokenization, examples: Sequence[Example]
+        self, model: Any, tokens: Tokenization, examples: Sequence[Example]
     ) -> tuple[list[str], list[bool], DecodeCost]:
         """Predictions in the order of ``examples`` (whole on rank 0 only), whether each was cut off, and their cost.
 
@@ -317,7 +398,7 @@ class _Trial:
         unique = {source: number for number, source in enumerate(dict.fromkeys(sources))}
         decoded = generate(
             model,
-            tokenizer,
+            tokens.tokenizer,
             tokens.architecture,
             [list(source) for source in unique],
             self.spec.decode,

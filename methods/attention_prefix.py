@@ -6,7 +6,8 @@ states, :class:`PrefixedCache` shows a layer the prefix followed by what its rea
 never lives in the real cache: beam search does not copy it, and training without a cache works the same way. It holds
 for every family that uses the cache interface, whatever its projections are called.
 
-B batch, H key/value heads, T tokens in this call, S tokens attended to (cached and new), P prefix, C head channels.
+B batch, G prefixes (usually one for all rows, else one for each B / G consecutive rows), H key/value heads, T tokens in
+this call, S tokens attended to (cached and new), P prefix, C head channels.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 from transformers import EncoderDecoderCache
 
-from bench.method import MethodError
+from bench.method import MethodError, for_rows, lane_modules
 from methods.attention_sites import AttentionSite, is_causal, sliding_window
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
@@ -47,7 +48,7 @@ class PrefixedCache:
     to: then nothing is joined at every step of decoding.
     """
 
-    prefix: KeysValues  # (1 or B, H, P, C) each
+    prefix: KeysValues  # (G, H, P, C) each
     cache: Any = None
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *args: Any, **kwargs: Any) -> KeysValues:
@@ -105,7 +106,7 @@ def prefixed_cache(prefix: KeysValues, cache: Any) -> Any:
 
 def prepended(prefix: KeysValues, keys: torch.Tensor, values: torch.Tensor) -> KeysValues:
     """Keys and values with the prefix in front, in their dtype."""
-    prefix_keys, prefix_values = (part.to(keys.dtype).expand(len(keys), -1, -1, -1) for part in prefix)
+    prefix_keys, prefix_values = (for_rows(part.to(keys.dtype), len(keys)) for part in prefix)
     return torch.cat([prefix_keys, keys], dim=2), torch.cat([prefix_values, values], dim=2)
 
 
@@ -117,9 +118,9 @@ class KeptWhileDecoding:
         self._kept: Any = None
         self._versions: list[int] = []
 
-    def get(self, training: bool, compute: Callable[[], Any]) -> Any:
-        """What ``compute`` returns; kept until a trained tensor changes or training goes on."""
-        if training or torch.is_grad_enabled():
+    def get(self, module: nn.Module, compute: Callable[[], Any]) -> Any:
+        """What ``compute`` returns for ``module``; kept until a trained tensor changes or training goes on."""
+        if module.training or torch.is_grad_enabled() or tuple(lane_modules(module)) != (module,):
             self._kept = None
             return compute()
         versions = [parameter._version for parameter in self._trained]
@@ -238,7 +239,7 @@ def attend_with_prefix(
 
     Args:
         site: The layer and its role.
-        prefix: ``(1 or B, H, P, C)`` each.
+        prefix: ``(G, H, P, C)`` each.
         args: Of the call.
         kwargs: Of the call.
         bias_source: The layer that makes the relative position bias, see :func:`prefix_bias`.

@@ -1,17 +1,19 @@
 """(IA)^3 (Liu et al. 2022): trained factors on keys, values and the inner activations of feed-forward layers.
 
-B batch, T tokens, I and O input and output features of a linear layer.
+B batch, T tokens, I and O input and output features of a linear layer, F features, K trials that share the rows (1
+unless they train in lanes).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from bench.method import Method, PeftAdapter, Range, SearchSpace
+from bench.method import Lanes, Method, PeftAdapter, Range, SearchSpace, join_lanes, of_lanes
 from methods.blocks import blocks
 from methods.transformer_parts import LinearWrapper, attention_projections
 
@@ -35,7 +37,7 @@ class ScaledOutputLayer(LinearWrapper):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = self.base_layer(x)  # (B, T, O)
-        return output * self.scale()
+        return scaled(output, of_lanes(self, ScaledOutputLayer.scale))
 
     def scale(self) -> torch.Tensor:
         """``(O,)``: the trained factors at their rows, one elsewhere."""
@@ -58,8 +60,14 @@ class ScaledInputLayer(LinearWrapper):
         self.ia3_scale = _ones(in_features, self.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.base_layer(x * self.ia3_scale)
+        output: torch.Tensor = self.base_layer(scaled(x, of_lanes(self, lambda layer: layer.ia3_scale)))
         return output
+
+
+def scaled(features: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Features ``(B, T, F)`` times the factors ``(K, F)`` of each lane for its rows."""
+    of_lane = features.reshape(len(scales), -1, scales.shape[1])  # (K, B T / K, F)
+    return (of_lane * scales[:, None]).view(features.shape)
 
 
 def _ones(size: int, like: torch.Tensor) -> nn.Parameter:
@@ -92,6 +100,13 @@ class IA3(Method):
             layer.replace(ScaledInputLayer(layer.module, layer.in_features))
         module: nn.Module = model
         return module
+
+    @property
+    def fusable(self) -> bool:
+        return True
+
+    def fuse(self, models: Sequence[nn.Module], lanes: Lanes) -> None:
+        join_lanes(models, lanes, ScaledOutputLayer, ScaledInputLayer)
 
     def to_peft(self, model: nn.Module) -> PeftAdapter:
         """IA3, with factors of one for the parts of an output that are not scaled."""

@@ -1,6 +1,7 @@
 """LoRA (Hu et al. 2021): a trained low-rank matrix added to frozen linear layers.
 
-B batch, T tokens, I and O input and output features of a linear layer, R rank, N number of adapted parts of its output.
+B batch, T tokens, I and O input and output features of a linear layer, R rank, N number of adapted parts of its output,
+K trials that share the rows (1 unless they train in lanes).
 """
 
 from __future__ import annotations
@@ -15,7 +16,17 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from bench.method import Method, MethodConfig, MethodError, PeftAdapter, Range, SearchSpace
+from bench.method import (
+    Lanes,
+    Method,
+    MethodConfig,
+    MethodError,
+    PeftAdapter,
+    Range,
+    SearchSpace,
+    join_lanes,
+    lane_modules,
+)
 from methods.transformer_parts import ROLES, LinearLayer, LinearWrapper, attention_projections, linear_layers
 
 
@@ -64,8 +75,18 @@ class LoRALayer(LinearWrapper):
         output: torch.Tensor = self.base_layer(x)  # (B, T, O)
         if self._unmerged:
             return output
-        low_rank = nn.functional.linear(x if self.dropout is None else self.dropout(x), self.lora_A)  # (B, T, N R)
-        added = torch.addmm(output.flatten(0, -2), low_rank.flatten(0, -2), self.up().T, alpha=self.scaling)
+        x = x if self.dropout is None else self.dropout(x)
+        lanes = lane_modules(self)
+        if len(lanes) > 1:
+            down, up = (torch.stack(parts) for parts in ([one.lora_A for one in lanes], [one.up() for one in lanes]))
+            low_rank = x.reshape(len(lanes), -1, x.shape[-1]) @ down.mT  # (K, B T / K, N R)
+            added = torch.baddbmm(
+                output.reshape(len(lanes), -1, self.out_features), low_rank, up.mT, alpha=self.scaling
+            )
+            return added.view(output.shape)
+        (lane,) = lanes
+        low_rank = nn.functional.linear(x, lane.lora_A)  # (B, T, N R)
+        added = torch.addmm(output.flatten(0, -2), low_rank.flatten(0, -2), lane.up().T, alpha=self.scaling)
         return added.view(output.shape)
 
     def up(self) -> torch.Tensor:
@@ -145,6 +166,13 @@ class LoRA(Method):
             )
         module: nn.Module = model
         return module
+
+    @property
+    def fusable(self) -> bool:
+        return not self.config.dropout
+
+    def fuse(self, models: Sequence[nn.Module], lanes: Lanes) -> None:
+        join_lanes(models, lanes, LoRALayer)
 
     def merge(self, model: nn.Module) -> None:
         """Fold the trained matrices into the base weights, for decoding at the speed of the base model."""

@@ -1,7 +1,7 @@
 """Attention layers whose tokens also attend to a trained prefix, in the parametrisations of prefix tuning.
 
 B batch, H key/value heads, T tokens in this call, P prompt tokens, D hidden size, C head channels, M hidden size of the
-reparametrisation, N number of layers that it serves.
+reparametrisation, N number of layers that it serves, K trials that share the rows (1 unless they train in lanes).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from bench.method import of_lanes
 from methods.attention_prefix import KeptWhileDecoding, KeysValues, attend_with_prefix, keys_values_of
 from methods.attention_sites import AttentionSite
 from methods.prefix_literal import Rotary, attend_literally
@@ -82,12 +83,13 @@ class PrefixTuningAttentionLayer(nn.Module):
         if self.path == "literal":
             prompt = self.prompt_embeddings(self.prompt_tokens)
             return attend_literally(self.site, prompt, self._rotary(), args, kwargs, bias_source, prompt_visible)
-        prefix = self._kept.get(self.training, self.prompt_keys_values)
+        prefix = self._kept.get(self, self.prompt_keys_values)
         return attend_with_prefix(self.site, prefix, args, kwargs, bias_source, prompt_visible)
 
     def prompt_keys_values(self) -> KeysValues:
-        """What the layer makes of the prompt, ``(1, H, P, C)`` each."""
-        return keys_values_of(self.site, self.prompt_embeddings(self.prompt_tokens)[None], self._rotary())
+        """What the layer makes of the prompt, ``(K, H, P, C)`` each."""
+        prompts = of_lanes(self, lambda layer: layer.prompt_embeddings(layer.prompt_tokens))  # (K, P, D)
+        return keys_values_of(self.site, prompts, self._rotary())
 
     def _rotary(self) -> Rotary | None:
         return None if self.prompt_cos is None or self.prompt_sin is None else (self.prompt_cos, self.prompt_sin)
@@ -149,7 +151,7 @@ class KeyValuePrefixAttentionLayer(nn.Module):
 
     def _keys_values(self, prefixes: Prefixes | None) -> KeysValues:
         if self.prefix_keys is not None and self.prefix_values is not None:
-            return self.prefix_keys[None], self.prefix_values[None]
+            return of_lanes(self, lambda layer: layer.prefix_keys), of_lanes(self, lambda layer: layer.prefix_values)
         if prefixes is None:
             raise RuntimeError(
                 f"{type(self.site.layer).__name__} {self.site.layer.layer_idx} got no prefix: this model does not hand "
@@ -199,17 +201,19 @@ class Reparametrization(nn.Module):
         self._kept = KeptWhileDecoding(list(self.parameters()))
 
     def forward(self) -> list[KeysValues]:
-        """Keys and values, ``(1, H, P, C)`` each, of each layer."""
-        kept: list[KeysValues] = self._kept.get(self.training, self._keys_values)
+        """Keys and values, ``(K, H, P, C)`` each, of each layer."""
+        kept: list[KeysValues] = self._kept.get(self, self._keys_values)
         return kept
 
     def _keys_values(self) -> list[KeysValues]:
-        flat = self.mlp(self.embedding(self.prompt_tokens))  # (P, sum of 2 H C)
-        layers = flat.split([2 * heads * channels for heads, channels in self.shapes], dim=-1)
-        return [
-            tuple(part.view(len(flat), heads, channels).transpose(0, 1)[None] for part in layer.chunk(2, dim=-1))
-            for layer, (heads, channels) in zip(layers, self.shapes, strict=True)
-        ]
+        flat = of_lanes(self, lambda module: module.mlp(module.embedding(module.prompt_tokens)))  # (K, P, sum of 2 H C)
+        layers = torch.split(flat, [2 * heads * channels for heads, channels in self.shapes], dim=-1)
+        keys_values: list[KeysValues] = []
+        for layer, (heads, channels) in zip(layers, self.shapes, strict=True):
+            halves = layer.reshape(*flat.shape[:2], 2, heads, channels)  # (K, P, 2, H, C)
+            keys, values = halves.permute(2, 0, 3, 1, 4)  # (K, H, P, C) each
+            keys_values.append((keys, values))
+        return keys_values
 
     def serve(self, stack: nn.Module, role: str) -> None:
         """Become part of ``stack`` and hand the keys and values down to its layers of this role in every forward."""

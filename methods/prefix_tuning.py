@@ -5,13 +5,13 @@ H key/value heads, C head channels, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from bench.method import Method, PeftAdapter, Range, SearchSpace
+from bench.method import Lanes, Method, PeftAdapter, Range, SearchSpace
 from methods.peft_prefix import prefix_for_peft
 from methods.trained_prefix import PrefixConfig, TrainedPrefix
 
@@ -54,6 +54,13 @@ class PrefixTuning(Method):
         self.prefix.add_to(model)
         module: nn.Module = model
         return module
+
+    @property
+    def fusable(self) -> bool:
+        return bool(self.config.path == "fused")
+
+    def fuse(self, models: Sequence[nn.Module], lanes: Lanes) -> None:
+        self.prefix.join_lanes(models, lanes)
 
     def adapter_state(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """The trained tensors; for ``mlp`` the keys and values that the MLP makes."""

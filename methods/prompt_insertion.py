@@ -3,7 +3,8 @@
 So it is in an encoder, whose prompt sees the source, and between source and target (infix). A prompt in front of a
 decoder's text does not depend on the text: :mod:`methods.prompt_tuning` computes it once for all rows.
 
-B batch, T tokens in this call, P prompt tokens, D hidden size.
+B batch, T tokens in this call, P prompt tokens, D hidden size, K trials that share the rows (1 unless they train in
+lanes).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bench.method import for_rows, of_lanes
 from methods.token_positions import required_source_lengths, token_positions
 
 
@@ -32,6 +34,10 @@ class PromptEmbeddings(nn.Module):
         self.stack = stack
         self.prompt_embeddings = nn.Embedding(prompt.shape[0], prompt.shape[1], _weight=prompt)
         self.register_buffer("prompt_tokens", torch.arange(len(prompt), device=prompt.device), persistent=False)
+
+    def prompts(self) -> torch.Tensor:
+        """``(K, P, D)``."""
+        return of_lanes(self, lambda module: module.prompt_embeddings(module.prompt_tokens))
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -58,7 +64,7 @@ class PromptTuningEncoder(PromptEmbeddings):
             inputs_embeds = self.stack.get_input_embeddings()(input_ids)
         if attention_mask is None:
             attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
-        prompt = self.prompt_embeddings(self.prompt_tokens).expand(len(inputs_embeds), -1, -1)
+        prompt = for_rows(self.prompts(), len(inputs_embeds))
         return self.stack(
             inputs_embeds=inserted(prompt, inputs_embeds, num_left_pads(attention_mask)),
             attention_mask=self.lengthened(attention_mask),
@@ -112,7 +118,7 @@ class PromptInfixDecoder(PromptEmbeddings):
         if inserting := not (ends_before.all() or ends_later.all()):
             if (ends_before | ends_later).any():
                 raise ValueError("the source ends among the tokens of this call in some rows, and not in others")
-            prompt = self.prompt_embeddings(self.prompt_tokens).expand(len(inputs_embeds), -1, -1)
+            prompt = for_rows(self.prompts(), len(inputs_embeds))
             inputs_embeds = inserted(prompt, inputs_embeds, at)
             positions = inserted(last_source + self.prompt_tokens, positions, at)
         outputs = self.stack(

@@ -1,11 +1,12 @@
 """Prompt tuning (Lester et al. 2021): trained embeddings in front of the input, and nowhere else.
 
-B batch, T tokens in this call, P prompt tokens, D hidden size, H key/value heads, C channels of a head.
+B batch, T tokens in this call, P prompt tokens, D hidden size, H key/value heads, C channels of a head, K trials
+that share the rows (1 unless they train in lanes).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, Self
 
@@ -13,7 +14,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import nn
 
-from bench.method import Method, MethodError, PeftAdapter, Range, SearchSpace
+from bench.method import Lanes, Method, MethodError, PeftAdapter, Range, SearchSpace, join_lanes
 from methods.attention_prefix import (
     KeptWhileDecoding,
     KeysValues,
@@ -87,17 +88,16 @@ class PromptTuningDecoder(PromptEmbeddings):
             position_ids=positions + len(self.prompt_tokens),
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            prompt_keys_values=self._kept.get(self.training, self._prompt_keys_values),
+            prompt_keys_values=self._kept.get(self, self._prompt_keys_values),
             **kwargs,
         )
 
     def _prompt_keys_values(self) -> list[KeysValues]:
-        """``(1, H, P, C)`` twice for each layer."""
+        """``(K, H, P, C)`` twice for each layer."""
         keys_values: list[KeysValues] = []
-        prompt = self.prompt_embeddings(self.prompt_tokens)[None]  # (1, P, D)
         with without_checkpointing(self.stack):
             self.stack(
-                inputs_embeds=prompt,
+                inputs_embeds=self.prompts(),
                 position_ids=self.prompt_tokens[None],
                 use_cache=False,
                 report_keys_values=keys_values,
@@ -177,6 +177,13 @@ class PromptTuning(Method):
             replace_module(model, decoder, PromptTuningDecoder(decoder, prompt))
         module: nn.Module = model
         return module
+
+    @property
+    def fusable(self) -> bool:
+        return True
+
+    def fuse(self, models: Sequence[nn.Module], lanes: Lanes) -> None:
+        join_lanes(models, lanes, PromptEmbeddings)
 
     def to_peft(self, model: nn.Module) -> PeftAdapter:
         """Prompt tuning as it is: one matrix ``(P, D)``."""

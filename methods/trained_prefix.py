@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
-from bench.method import MethodError, copy_state, trained_parameters
+from bench.method import Lanes, MethodError, copy_state, join_lanes, trained_parameters
 from methods.attention_prefix import KeysValues, keys_values_of, require_reach
 from methods.attention_sites import (
     AttentionSite,
@@ -116,6 +116,10 @@ class TrainedPrefix:
             infix=self.config.infix,
             rotary=uses_rotary_positions(model),
         ).apply_to(model)
+
+    def join_lanes(self, models: Sequence[nn.Module], lanes: Lanes) -> None:
+        """Let each row of the first model see the prefix of its own lane."""
+        join_lanes(models, lanes, PrefixTuningAttentionLayer, KeyValuePrefixAttentionLayer, Reparametrization)
 
     def state(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """What is stored: all trained tensors of the model, and for ``mlp`` the keys and values in place of the MLP."""

@@ -110,6 +110,33 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {family: save_tiny_model(tmp_path_factory.mktemp(f"model-{family}"), family) for family in families}
 
 
+@pytest.fixture(scope="session")
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The process group of a trial with one rank, which DeepSpeed insists on, and on the same one ever after."""
+    import gc
+
+    import torch
+
+    from bench.spec import DecodeSpec, MethodSpec, ModelSpec, ResourceSpec, TaskSpec, TrainSpec, TrialSpec
+    from bench.worker import RankContext, join_process_group
+
+    spec = TrialSpec(
+        method=MethodSpec(name="", target=""),
+        model=ModelSpec(),
+        task=TaskSpec(name="", target=""),
+        train=TrainSpec(),
+        decode=DecodeSpec(),
+        resources=ResourceSpec(),
+        seed=0,
+    )
+    context = RankContext(0, 1, 0, torch.distributed.HashStore(), tmp_path_factory.mktemp("rank"), "", 1)
+    join_process_group(spec, context, torch.device("cpu"))
+    gc.freeze()  # Every phase of a trial begins with a collection, which need not look at what was imported.
+    yield
+    gc.unfreeze()
+    torch.distributed.destroy_process_group()
+
+
 @pytest.fixture
 def imports_forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What a test makes importable, and imports from temporary folders, is gone after it."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 from bench.capacity import Cluster, Machine
 from bench.launch import Ended, Launcher, Progress, Running, StopReason
+from bench.outbox import member_prefix
 from bench.record import (
     Attempt,
     Completed,
@@ -165,9 +167,19 @@ class FakeLauncher(Launcher):
 
     def end(self, run: Running, outcome: Outcome) -> None:
         """Have a trial end."""
-        prediction = run.outbox / "predictions.jsonl"
-        prediction.write_text('{"id": "a"}\n')
-        self.events.put(Ended(run.trial_id, run.attempt.attempt_id, outcome, provenance(), 1.0, [prediction]))
+        files = []
+        for number in range(len(run.started.members)):
+            files.append(run.outbox / f"{member_prefix(number)}predictions.jsonl")
+            files[-1].write_text(json.dumps({"id": "abc"[number]}) + "\n")
+        companions = [self.next_outcome(companion.trial_id) for companion in run.started.companions]
+        if isinstance(outcome, Failed) and outcome.reason in ("worker_lost", "cancelled"):
+            companions = []
+        ended = Ended(run.trial_id, run.attempt.attempt_id, outcome, provenance(), 1.0, files, None, companions)
+        self.events.put(ended)
+
+    def next_outcome(self, trial_id: str) -> Outcome:
+        """The next that is planned for a trial."""
+        return self.plans[trial_id].pop(0) if self.plans.get(trial_id) else completed()
 
     def _launch(self, run: Running) -> None:
         self.on_launch(run)
@@ -175,4 +187,4 @@ class FakeLauncher(Launcher):
         self.most_at_once = max(self.most_at_once, len(self.running))
         self.events.put(Progress(run.trial_id, 0, {"phase": "train"}))
         if run.trial_id not in self.hangs:
-            self.end(run, self.plans[run.trial_id].pop(0) if self.plans.get(run.trial_id) else completed())
+            self.end(run, self.next_outcome(run.trial_id))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fakes import completed, probed, provenance, record, trial
 
-from bench.record import Completed, DevPoint, Failed, Placement, TrialResult
+from bench.record import Completed, DevPoint, Failed, Fused, Placement, TrialResult
 from bench.report.caveats import caveats
 
 
@@ -44,6 +44,10 @@ def test_a_clean_sweep_has_nothing_to_mind() -> None:
         (made(threads_per_rank=1), "different numbers of threads"),
         (made(git_dirty=True), "not committed"),
         (made(load_average_1min=9.0), "1 trial started on a busy machine"),
+        (
+            of(completed()).model_copy(update={"fused": Fused(trials=["x"], shared_seconds=1.0)}),
+            "1 trial trained in one pass with others (resources.fuse): time and memory are those of all of them",
+        ),
         (of(outcome(decode=completed().decode.model_copy(update={"sources": 9}))), "numbers of test sources"),
         (of(outcome(data={"truncated_sources": 3})), "3 sources were longer than the limit"),
         (of(outcome(data={"truncated_targets": 2})), "2 references were longer than the limit"),

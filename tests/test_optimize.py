@@ -11,6 +11,7 @@ from torch import nn
 
 from bench.architecture import DecoderOnly, Pair
 from bench.config import ConfigError, check_optimizer, validated
+from bench.lane import Lane
 from bench.measure import PhaseMeter
 from bench.models import ModelError, load_model
 from bench.optimize import make_optimizer
@@ -76,7 +77,7 @@ class FixedLosses:
         self.backward_total = 0.0
 
     def __call__(self, target_ids: torch.Tensor, **_: Any) -> torch.Tensor:
-        return torch.tensor(float(len(target_ids)))
+        return torch.tensor([float(len(target_ids))])
 
     def backward(self, loss: torch.Tensor) -> None:
         self.backward_total += float(loss)
@@ -88,21 +89,21 @@ class FixedLosses:
 @pytest.mark.parametrize(("reduction", "minimised"), [("token_mean", 1.0), ("sequence_sum", (2 + 3 + 7 + 4) / 4)])
 def test_the_loss_is_reduced_as_asked_and_reported_as_a_mean_over_tokens(reduction: Any, minimised: float) -> None:
     pairs = [Pair([5, 6], [7] * length) for length in (2, 3, 7, 4)]
+    train = TrainSpec(batch_size=4, micro_batch_size=2, loss_reduction=reduction)
+    lane = Lane(FullFineTuning(FullFineTuning.Config()), nn.Linear(1, 1), train, 0, lambda event: None)
     training = Training(
-        method=FullFineTuning(FullFineTuning.Config()),
-        model=nn.Linear(1, 1),
+        lanes=[lane],
         architecture=DecoderOnly(),
-        train=TrainSpec(batch_size=4, micro_batch_size=2, loss_reduction=reduction),
         resources=ResourceSpec(),
-        seed=0,
         rank=0,
         device=torch.device("cpu"),
         pad_token_id=0,
         meter=PhaseMeter(torch.device("cpu")),
-        progress=lambda event: None,
     )
+    lane.begin(pairs, training.device)
     engine = FixedLosses()
-    reported = training._step(engine, 1, pairs, [0, 1, 2, 3], micro_batch_size=2)
+    training._step(engine, [0], pairs, step=1)
+    ((reported, _),) = lane._pending
     assert float(reported) == pytest.approx(1.0)
     assert engine.backward_total / 2 == pytest.approx(minimised), "the engine divides by the two micro-batches"
 

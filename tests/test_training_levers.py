@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from bench.contract import PAIRS, batch_of
 from bench.data import Tokenization, training_order
 from bench.engine import TrainedOnly
 from bench.fused import use_fused_activations
+from bench.lane import Lane
 from bench.loss import TargetLoss
 from bench.measure import PhaseMeter
 from bench.method import trained_parameters
@@ -199,50 +199,28 @@ def test_an_engine_sees_what_is_trained_and_nothing_else() -> None:
     assert torch.equal(shown(**vars(batch)), whole.of(batch))
 
 
-@pytest.fixture
-def one_rank(tmp_path: Path) -> Iterator[None]:
-    from torch.distributed import HashStore
-
-    from bench.spec import DecodeSpec, MethodSpec, TaskSpec, TrialSpec
-    from bench.worker import RankContext, join_process_group
-
-    spec = TrialSpec(
-        method=MethodSpec(name="", target=""),
-        model=ModelSpec(),
-        task=TaskSpec(name="", target=""),
-        train=TrainSpec(),
-        decode=DecodeSpec(),
-        resources=ResourceSpec(),
-        seed=0,
-    )
-    join_process_group(spec, RankContext(0, 1, 0, HashStore(), tmp_path, "", 1), torch.device("cpu"))
-    yield
-    torch.distributed.destroy_process_group()
-
-
 def test_a_step_adds_no_wait_to_those_of_the_forward_pass(one_rank: None) -> None:
     method_class = load_method(targets("method")["prefix_tuning"])
     method = method_class(method_class.Config(num_prompt_tokens=3), WordTokenizer())
     model = method.patch(tiny_model("llama").float())
     pairs = [Pair([5, 6, 7], [8, 9, 1]), Pair([5, 6], [8, 1])] * 4
+    lane = Lane(method, model, TrainSpec(learning_rate=1e-3, steps=4, batch_size=4), 0, lambda event: None)
     training = Training(
-        method=method,
-        model=model,
+        lanes=[lane],
         architecture=architecture_of(model.config),
-        train=TrainSpec(learning_rate=1e-3, steps=4, batch_size=4),
         resources=ResourceSpec(),
-        seed=0,
         rank=0,
         device=torch.device("cpu"),
         pad_token_id=0,
         meter=PhaseMeter(torch.device("cpu")),
-        progress=lambda event: None,
     )
-    engine, micro_batch_size = training._engine(4)
+    lane.begin(pairs, training.device)
+    lane.order = [[0, 1, 2, 3], [4, 5, 6, 7]]
+    engine = training._engine()
     engine.train()
-    training._step(engine, 1, pairs, [0, 1, 2, 3], micro_batch_size)
+    training._step(engine, [0], pairs, step=1)
     with Sizes() as of_step:
-        training._step(engine, 2, pairs, [4, 5, 6, 7], micro_batch_size)
+        training._step(engine, [0], pairs, step=2)
     # transformers looks at the mask, on the host, to see whether there is padding.
     with Sizes() as of_forward:
         TargetLoss(model).of(training.architecture.batch(pairs[4:], 0))

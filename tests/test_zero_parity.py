@@ -205,23 +205,20 @@ def rank_main(rank: int, cases: Sequence[Case], folders: dict[str, str], port: i
 
 
 def train_case(case: Case, rank: int, folder: str, out: Path) -> None:
+    from bench.lane import Lane
     from bench.measure import PhaseMeter
     from bench.train import Training
 
     device = torch.device("cpu")
     method, model = patched(case.variant, folder)
-    trained = Training(
-        method=method,
-        model=model,
+    (trained,) = Training(
+        lanes=[Lane(method, model, train_spec(case.variant), 0, lambda event: None)],
         architecture=architecture_of(model.config),
-        train=train_spec(case.variant),
         resources=ResourceSpec(ranks=case.ranks, zero_stage=case.stage),
-        seed=0,
         rank=rank,
         device=device,
         pad_token_id=0,
         meter=PhaseMeter(device),
-        progress=lambda event: None,
     ).run(pairs(), pairs()[:5])
     torch.save(trained.state, out / f"{case}-{rank}.pt")
     report = {

@@ -115,6 +115,7 @@ class RoundRunner:
 
     def _run(self, pending: Sequence[TrialSpec]) -> None:
         from bench.display import Display
+        from bench.fusable import fusion_of
         from bench.prepare import prepare
         from bench.schedule import Schedule
         from bench.stopping import stoppable
@@ -128,7 +129,7 @@ class RoundRunner:
             observers: list[Observer] = [self._board, display, self._tracking]
             if self._mirror is not None:
                 observers.append(self._mirror)
-            schedule = Schedule(self.store, self._launcher, self.sweep, observers)
+            schedule = Schedule(self.store, self._launcher, self.sweep, observers, fusion_of)
             with stoppable(schedule.drain, lambda message: console.print(message, highlight=False)):
                 schedule.run(pending)
         if schedule.draining:

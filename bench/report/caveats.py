@@ -59,6 +59,11 @@ def _machine(done: Finished, groups: Sequence[Cell]) -> Iterator[str]:
         alone = all(cell.cost is not None for cell in groups if cell.completed)
         spared = ", but for memory and rates, which trials of the stage cost measured alone" if alone else ""
         yield f"{_trials(beside)} ran beside other trials on one machine: do not compare their costs{spared}."
+    if fused := sum(result.fused is not None for result, _ in done):
+        yield (
+            f"{_trials(fused)} trained in one pass with others (resources.fuse): time and memory are those of all of "
+            "them together, and are left out here."
+        )
     if any(outcome.ranks[0].memory_method == "ru_maxrss_since_start" for _, outcome in done):
         yield "Peak memory is that of the whole process, not of the phase: this system cannot reset it."
 

@@ -69,7 +69,26 @@ def row_columns(results: Iterable[TrialResult]) -> tuple[str, ...]:
 
 
 def row(result: TrialResult) -> JsonDict:
-    """A record as a flat row."""
+    """A record as a flat row. What trials cost that shared a launch is not told: it is that of all of them."""
+    values = _row(result)
+    return values if result.fused is None else {name: value for name, value in values.items() if not _is_cost(name)}
+
+
+def _is_cost(name: str) -> bool:
+    kinds = (
+        "_joules",
+        "_seconds",
+        "_memory_bytes",
+        "_baseline_bytes",
+        "_per_second",
+        "_seconds_p50",
+        "_seconds_p90",
+        "_seconds_p99",
+    )
+    return name.endswith(kinds) or name == "useful_token_fraction"
+
+
+def _row(result: TrialResult) -> JsonDict:
     spec, outcome, made = result.spec, result.outcome, result.provenance
     values: JsonDict = {
         "trial_id": result.trial_id,

@@ -13,9 +13,11 @@ from torch import nn
 from torch.distributed import HashStore
 
 import bench.engine
+import bench.lane
 import bench.models
 import bench.train
 from bench.architecture import Pair, architecture_of
+from bench.lane import Lane
 from bench.loss import TargetLoss
 from bench.measure import PhaseMeter
 from bench.models import load_model, load_tokenizer
@@ -75,23 +77,21 @@ def train(job: Job, pairs: Sequence[Sequence[list[int]]], order: Sequence[Sequen
     pacer.loaded(model)
     method.after_step = _after(method.after_step, pacer.tick)
     batches = [[Pair(*pairs[index]) for index in batch] for batch in order]
+    spec = TrainSpec(learning_rate=job.learning_rate, steps=pacer.steps, batch_size=job.batch_size)
+    lane = Lane(method, model, spec, 0, lambda event: None)
     training = Training(
-        method=method,
-        model=model,
+        lanes=[lane],
         architecture=architecture_of(model.config),
-        train=TrainSpec(learning_rate=job.learning_rate, steps=pacer.steps, batch_size=job.batch_size),
         resources=ResourceSpec(),
-        seed=0,
         rank=0,
         device=torch.device("cpu"),
         pad_token_id=method.tokenizer.pad_token_id,
         meter=PhaseMeter(torch.device("cpu")),
-        progress=lambda event: None,
     )
-    bench.train.training_order = _given_order(job.batch_size)
+    bench.lane.training_order = _given_order(job.batch_size)
     flat = [pair for batch in batches for pair in batch]
     training.run(flat, flat[:1])
-    return [point.loss for point in training.train_curve]
+    return [point.loss for point in lane.train_curve]
 
 
 def _after(hook: Callable[[Any, int], None], tick: Callable[[], None]) -> Callable[[Any, int], None]:

@@ -83,7 +83,9 @@ def _seconds(outcome: Completed) -> Parts:
 
 
 def _mean_parts(cell: Cell, parts_of: Callable[[Completed], Parts]) -> Parts:
-    found = [parts for _, outcome in cell.completed if (parts := parts_of(outcome))]
+    # What trials cost that trained in one pass is that of all of them.
+    alone = [outcome for result, outcome in cell.completed if result.fused is None]
+    found = [parts for outcome in alone if (parts := parts_of(outcome))]
     labels = dict.fromkeys(label for parts in found for label in parts)
     return {label: sum(parts.get(label, 0.0) for parts in found) / len(found) for label in labels}
 
