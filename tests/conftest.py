@@ -12,11 +12,16 @@ from typing import Any
 
 import pytest
 from command import Done
+from hypothesis import HealthCheck, settings
 
 # Before ray is imported anywhere: Ray decides at import time how clusters authenticate.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# How fast a busy machine makes up examples decides no test.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -147,6 +147,7 @@ def test_ranks_that_do_not_reach_each_other(
 
 
 def test_a_cluster_that_cannot_be_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     *_, found = cluster.look_at_cluster("127.0.0.1:1", expected())
     assert (found.check, found.status) == ("Ray", "problem") and "nothing answers there" in found.found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from bench import report
 from bench.report.page import html
 from bench.statistics.significance import significance
 from bench.statistics.systems import StatisticsError
+from bench.store import Store
 
 QUALITIES = {"none": 0.2, "full": 0.85, "lora": 0.84, "prompt_tuning": 0.6}
 
@@ -98,7 +100,8 @@ def test_nothing_is_tested_without_a_pair_or_without_predictions(tmp_path: Path)
     cells = write_sweep(root, {"full": 0.9, "lora": 0.5}, seeds=3)
     assert significance(root, {"full": cells["full"]}, "bleu", higher_is_better=True) is None
     for result in cells["lora"]:
-        (root / "trials" / result.trial_id / "predictions.jsonl.gz").unlink()
+        shutil.rmtree(root / "trials" / result.trial_id)
+        Store(root).commit(result, [])
     assert significance(root, cells, "bleu", higher_is_better=True) is None
     assert "Which differences hold" not in report.markdown(report.load_content(root))
 
