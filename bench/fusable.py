@@ -41,6 +41,8 @@ def why_alone(spec: TrialSpec) -> str | None:
         return "what is measured in the stage cost runs alone"
     if resources.ranks > 1 or resources.zero_stage or resources.precision != "fp32":
         return "trials in one pass have one rank, ZeRO stage 0 and fp32"
+    if spec.checkpoint_every_steps is not None:
+        return "a trial that makes checkpoints runs alone"
     method_class = load_method(spec.method.target)
     method = method_class(method_class.Config(**spec.method.config))
     if not method.fusable or method.adapts_in_training:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from bench.architecture import Pair
+from bench.checkpoint import Checkpoint, put_back, taken
 from bench.data import num_steps, training_order
 from bench.method import Method
 from bench.optimize import learning_rate_factor, make_optimizer
@@ -53,6 +54,7 @@ class Lane:
     train_curve: list[TrainPoint] = field(default_factory=list, init=False)
     dev_curve: list[DevPoint] = field(default_factory=list, init=False)
     diverged: Diverged | None = field(default=None, init=False)
+    continued_after_steps: list[int] = field(default_factory=list, init=False)  # where attempts took over from others
     optimizer: torch.optim.Optimizer = field(init=False)
     scheduler: torch.optim.lr_scheduler.LRScheduler = field(init=False)
     _pending: list[tuple[torch.Tensor, float]] = field(default_factory=list, init=False)
@@ -65,6 +67,11 @@ class Lane:
         self.model.to(device)
         self.optimizer = make_optimizer(self.train, self.method.parameter_groups(self.model))
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate_factor(self.train, steps))
+
+    @property
+    def done(self) -> int:
+        """Steps that earlier attempts have made."""
+        return self.continued_after_steps[-1] if self.continued_after_steps else 0
 
     @property
     def steps(self) -> int:
@@ -127,6 +134,25 @@ class Lane:
         if self.best is None:
             raise RuntimeError("training ended without an evaluation")
         return Trained(self.state, self.best, self.train_curve, self.dev_curve, cost)
+
+    def checkpoint(self, step: int, device: torch.device) -> Checkpoint:
+        """All that the next step depends on. The order of the data follows from the trial. A collective operation."""
+        tensors, facts = taken(self.model, self.optimizer, self.scheduler, device)
+        tensors |= {f"best/{name}": tensor for name, tensor in self.state.items()}
+        facts["best"] = self.best.model_dump() if self.best else None
+        facts["train_curve"] = [point.model_dump() for point in self.train_curve]
+        facts["dev_curve"] = [point.model_dump() for point in self.dev_curve]
+        facts["continued_after_steps"] = self.continued_after_steps
+        return Checkpoint(step, tensors, facts)
+
+    def continue_from(self, found: Checkpoint, device: torch.device) -> None:
+        """Have the next step be the one after a checkpoint."""
+        put_back(found, self.model, self.optimizer, self.scheduler, device)
+        self.train_curve = [TrainPoint.model_validate(point) for point in found.facts["train_curve"]]
+        self.dev_curve = [DevPoint.model_validate(point) for point in found.facts["dev_curve"]]
+        if found.facts["best"] is not None:
+            self.best, self.state = DevPoint.model_validate(found.facts["best"]), found.part("best")
+        self.continued_after_steps = [*found.facts["continued_after_steps"], found.step]
 
     def _diverge(self, step: int, why: str) -> None:
         self.diverged = Diverged(why)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bench.launch import Ended, Launcher, Progress, Running
-from bench.outbox import finished_ranks, log_name, merged, payload
+from bench.outbox import checkpoints_beside, finished_ranks, log_name, merged, payload
 from bench.provenance import code_sha256
 from bench.rank_host import LOOPBACK
 from bench.rank_process import RankJob
@@ -173,6 +173,9 @@ class _Ranks:
     def start(self, gpus: Sequence[Sequence[str]]) -> None:
         spans_nodes = len({seat.node_id for seat in self.run.seats}) > 1
         host = self.hosts[0].address() if spans_nodes else LOOPBACK
+        checkpoints = None
+        if self.run.spec.checkpoint_every_steps is not None:
+            checkpoints = str(checkpoints_beside(self.run.outbox.parent.parent.resolve(), self.run.trial_id))
         for rank, visible in enumerate(gpus):
             job = RankJob(
                 spec=self.run.spec.with_absolute_paths(),
@@ -182,6 +185,7 @@ class _Ranks:
                 threads=self.run.need.cpus_per_rank,
                 host=host,
                 driver_code_sha256=code_sha256(),
+                checkpoints=checkpoints,
             )
             environment = rank_environment(self.run.need.cpus_per_rank, visible)
             self.hosts[rank].start(self.attempt_id, job.model_dump(mode="json"), environment)

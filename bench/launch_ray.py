@@ -184,6 +184,8 @@ class RayLauncher(HostLauncher):
         if self._embedded is not None:
             return
         paths = sorted({str(path.absolute()) for trial in trials for path in trial.local_paths})
+        if any(trial.checkpoint_every_steps is not None for trial in trials):
+            paths.append(str(self.outbox.parent.resolve()))
         targets = {target for trial in trials for target in (trial.method.target, trial.task.target)}
         modules = sorted({target.partition(":")[0] for target in targets})
         for machine in self.cluster.machines:

@@ -34,6 +34,7 @@ from bench.spec import Spec, TrialSpec
 
 START_FILE = "attempt.json"
 REPORT_FILES = "report-*.json"
+CHECKPOINTS_FOLDER = ".checkpoints"
 
 
 class StartedAttempt(Spec):
@@ -107,8 +108,15 @@ def open_attempt(root: Path, started: StartedAttempt) -> Path:
     """Make the folder of an attempt. What is in it need not survive a power cut before a rank has reported."""
     folder = root / started.spec.trial_id / started.attempt.attempt_id
     folder.mkdir(parents=True)
+    if started.spec.checkpoint_every_steps is not None:
+        checkpoints_beside(root, started.spec.trial_id).mkdir(parents=True, exist_ok=True)
     (folder / START_FILE).write_text(started.model_dump_json(), encoding="utf-8")
     return folder
+
+
+def checkpoints_beside(outbox: Path, trial_id: str) -> Path:
+    """Where the ranks of a trial leave checkpoints for its retries."""
+    return outbox.with_name(CHECKPOINTS_FOLDER) / trial_id
 
 
 def write_report(folder: Path, rank: int, report: RankReport, names: list[str]) -> None:

@@ -40,6 +40,7 @@ class RankJob(Spec):
     threads: int
     host: str = "127.0.0.1"  # where rank 0 opens the rendezvous
     driver_code_sha256: str
+    checkpoints: str | None = None  # folder, where the trial makes any
 
     @property
     def ranks(self) -> int:
@@ -124,6 +125,7 @@ def _run(job: RankJob, store: Any, reports: Reports) -> RankReport:
         driver_code_sha256=job.driver_code_sha256,
         threads=job.threads,
         progress=reports.progress,
+        checkpoints=Path(job.checkpoints) if job.checkpoints is not None else None,
     )
     return run_rank(job.spec, context, job.companions)
 

@@ -76,6 +76,11 @@ class TrainCost(Spec):
     step_seconds_p90: float | None
     step_seconds_p99: float | None
     skipped_steps: int = Field(description="optimiser steps that the engine skipped")
+    continued_after_steps: list[int] = Field(
+        default=[],
+        description="where a retry went on from a checkpoint, once for each time; times, rates and memory cover the "
+        "part after the last. Empty: one attempt trained it all",
+    )
 
 
 class DecodeCost(Spec):
@@ -272,6 +277,12 @@ class TrialResult(Spec):
     placement: Placement | None = Field(None, description="None where nothing was started")
     fused: Fused | None = Field(None, description="None where it had its launch to itself")
     content_sha256: str | None = Field(None, description="of the record's JSON without this field")
+
+    @property
+    def continued(self) -> bool:
+        """Whether its training went on from a checkpoint of an attempt that was lost."""
+        train = self.outcome.train if not isinstance(self.outcome, Failed) else None
+        return train is not None and bool(train.continued_after_steps)
 
     @property
     def device_seconds(self) -> float:

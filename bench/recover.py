@@ -41,6 +41,7 @@ def recover(store: Store) -> Recovered:
         for number, member in enumerate(started.members):
             trial_id = member.spec.trial_id
             if store.has(trial_id):
+                store.drop_checkpoints(trial_id)
                 continue  # The crash came between the record and the clearing of the outbox.
             if current.get(trial_id) != started.attempt.attempt_id:
                 store.log("stale", trial_id=trial_id, attempt=started.attempt.attempt_id)

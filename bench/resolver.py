@@ -53,20 +53,29 @@ class RegistryResolver:
         return load_method(method.target).search_space
 
     def check_resources(self, method: MethodSpec, resources: ResourceSpec, where: str) -> None:
-        """A method that adapts in training is trained without ZeRO and in fp32.
+        """A method that adapts in training is trained without ZeRO, in fp32 and without checkpoints.
 
         Raises:
             ConfigError: It would not be.
         """
         method_class = load_method(method.target)
         plain = resources.zero_stage == 0 and resources.precision == "fp32"
-        if not plain and method_class(method_class.Config(**method.config)).adapts_in_training:
-            asked = f"zero_stage: {resources.zero_stage}, precision: {resources.precision}"
+        makes_checkpoints = resources.checkpoint_every_steps is not None
+        if plain and not makes_checkpoints:
+            return
+        if not method_class(method_class.Config(**method.config)).adapts_in_training:
+            return
+        if makes_checkpoints:
             raise ConfigError(
-                f"{where}.resources: {asked}: {method.name} with these settings reads gradients and changes trained "
-                "tensors between steps, which ZeRO 1 to 3 and bf16 would silently undo; set zero_stage: 0 and "
-                "precision: fp32"
+                f"{where}.resources.checkpoint_every_steps: {method.name} with these settings adapts while it trains "
+                "and remembers things that no checkpoint holds; leave it out"
             )
+        asked = f"zero_stage: {resources.zero_stage}, precision: {resources.precision}"
+        raise ConfigError(
+            f"{where}.resources: {asked}: {method.name} with these settings reads gradients and changes trained "
+            "tensors between steps, which ZeRO 1 to 3 and bf16 would silently undo; set zero_stage: 0 and "
+            "precision: fp32"
+        )
 
 
 @functools.cache

@@ -152,6 +152,9 @@ class ResourceSpec(Spec):
     priority: int = Field(0, description="higher ones start first; of equals the larger trials do")
     timeout_seconds: PositiveFloat | None = Field(None, description="wall time of a trial, start-up included")
     hang_seconds: PositiveFloat = Field(120.0, description="a rank that gives no sign of life for so long is replaced")
+    checkpoint_every_steps: PositiveInt | None = Field(
+        None, description="a retry continues from the last checkpoint; needs ZeRO 0 and fp32. None: from the start"
+    )
 
     @model_validator(mode="after")
     def _shareable(self) -> ResourceSpec:
@@ -159,6 +162,15 @@ class ResourceSpec(Spec):
             raise ValueError("gpus_per_rank below 1 needs ranks: 1; NCCL refuses two ranks on one GPU")
         if self.gpus_per_rank < 1 and self.exclusive != "none":
             raise ValueError("gpus_per_rank below 1 shares the GPU; say so with exclusive: none")
+        return self
+
+    @model_validator(mode="after")
+    def _continuable(self) -> ResourceSpec:
+        if self.checkpoint_every_steps is not None and (self.zero_stage or self.precision != "fp32"):
+            raise ValueError(
+                f"checkpoint_every_steps needs zero_stage: 0 (it is {self.zero_stage}) and precision: fp32 (it is "
+                f"{self.precision}): ZeRO and bf16 keep what is trained in pieces of their own; leave it out"
+            )
         return self
 
 
@@ -203,6 +215,11 @@ class TrialSpec(Spec):
     def splits(self) -> tuple[Literal["train", "dev", "test"], ...]:
         """The splits that the ranks of this trial read. Only a final trial reads the test split."""
         return ("train", "dev", "test") if self.stage == "final" else ("train", "dev")
+
+    @property
+    def checkpoint_every_steps(self) -> int | None:
+        """Steps between checkpoints; None where there are none. What is there to be measured is trained in one go."""
+        return self.resources.checkpoint_every_steps if self.stage != "cost" else None
 
     @property
     def scored_split(self) -> Literal["dev", "test"] | None:

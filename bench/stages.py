@@ -172,6 +172,11 @@ class Stages:
         if not space:
             return contender
         _check_space(space, entry, where)
+        if tune.device_seconds is not None and final.checkpoint_every_steps is not None:
+            raise ConfigError(
+                f"{where}.resources.checkpoint_every_steps: a budget in stages.tune.device_seconds counts whole "
+                "trainings, and a continued one knows its last part only; set stages.tune.trials, or leave it out"
+            )
         steps, rungs = _rungs(final.train, tune.halving, where)
         fields: JsonDict = {"method": final.method.name, "label": final.label, "space": space, "tune": tune}
         search = Search(key="", steps=steps, rungs=rungs, **fields)

@@ -7,6 +7,7 @@ torn is set aside, and its trial runs again. Imports neither torch nor ray.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -22,6 +23,7 @@ from bench.crash_points import reached
 from bench.files import sha256_of, sync_folder, write_atomically
 from bench.journal import Journal
 from bench.lock import FolderLock, LockError
+from bench.outbox import checkpoints_beside
 from bench.record import Failed, Reason, TrialResult
 from bench.spec import JsonDict
 
@@ -132,7 +134,18 @@ class Store:
         reached("commit.after_rename")
         self.log("committed", trial_id=result.trial_id, attempt=result.attempt.attempt_id, status=result.outcome.status)
         reached("commit.after_journal")
+        self.drop_checkpoints(result.trial_id)
         return result
+
+    def drop_checkpoints(self, trial_id: str) -> None:
+        """Remove the checkpoints of a trial that has its record, but those that were set aside as damaged."""
+        folder = checkpoints_beside(self.outbox, trial_id)
+        with contextlib.suppress(OSError):  # There are none, or a damaged one stays.
+            for path in _files_in(folder):
+                if path.suffix != ".damaged":
+                    path.unlink(missing_ok=True)
+            folder.rmdir()
+            folder.parent.rmdir()
 
     def keep_lost(self, result: TrialResult, files: Sequence[Path]) -> None:
         """Write the record of an attempt that will be made again. It does not say that its trial is done."""

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from bench.architecture import Architecture, Pair
+from bench.checkpoint import Checkpoints
 from bench.data import micro_batches
 from bench.engine import make_engine
 from bench.fusion import FusedEngine
@@ -47,10 +48,14 @@ class Training:
     device: torch.device
     pad_token_id: int
     meter: PhaseMeter
+    checkpoints: Checkpoints | None = None  # of a single trial, below ZeRO 1 and in fp32
     shared_rows: Lanes = field(default_factory=Lanes, init=False)
 
     def run(self, pairs: Sequence[Pair], dev_pairs: Sequence[Pair]) -> list[Trained | Diverged]:
-        """Train, and return what came of each lane: the state with the lowest dev loss, or that it diverged.
+        """Train, from the last checkpoint if there is one.
+
+        Returns:
+            What came of each lane: the state with the lowest dev loss, or that it diverged.
 
         Raises:
             Diverged: The loss is not finite in any lane.
@@ -59,8 +64,8 @@ class Training:
             for lane in self.lanes:
                 lane.begin(pairs, self.device)
             engine = self._engine()
+            step = self._continued()
             clock = StepClock(self.device)
-        step = 0
         with self.meter.phase("train"):
             engine.train()
             clock.resume()
@@ -69,7 +74,8 @@ class Training:
                 self._step(engine, running, pairs, step)
                 clock.tick()
                 evaluating = [number for number in running if self.lanes[number].evaluates_after(step)]
-                for number in running if step % REPORT_EVERY_STEPS == 0 else evaluating:
+                saving = self._saves_after(step)
+                for number in running if saving or step % REPORT_EVERY_STEPS == 0 else evaluating:
                     self.lanes[number].report(pairs, clock.durations())
                 self._require_survivors()
                 if evaluating := [number for number in evaluating if self.lanes[number].diverged is None]:
@@ -77,6 +83,10 @@ class Training:
                         self._validate(engine, evaluating, dev_pairs, step)
                         self._require_survivors()
                     engine.train()
+                    clock.resume()
+                if saving:
+                    with self.meter.phase("checkpoint"):
+                        self._save(step)
                     clock.resume()
         results = [
             lane.diverged or lane.trained(self._cost(lane, clock.durations(), pairs, int(engine.skipped_steps)))
@@ -90,6 +100,23 @@ class Training:
         """Pairs of one trial in a forward pass."""
         train = self.lanes[0].train
         return train.micro_batch_size or train.batch_size // self.resources.ranks
+
+    def _continued(self) -> int:
+        """Take up the last checkpoint. Returns the steps that were made before it; 0 where there is none."""
+        if self.checkpoints is not None:
+            (lane,) = self.lanes
+            self.checkpoints = self.checkpoints.of_data(lane.order)
+            if (found := self.checkpoints.latest(self.device)) is not None:
+                lane.continue_from(found, self.device)
+        return self.lanes[0].done
+
+    def _saves_after(self, step: int) -> bool:
+        return self.checkpoints is not None and step < self.lanes[0].steps and step % self.checkpoints.every_steps == 0
+
+    def _save(self, step: int) -> None:
+        checkpoint = self.lanes[0].checkpoint(step, self.device)
+        if self.rank == 0 and self.checkpoints is not None:
+            self.checkpoints.save(checkpoint)
 
     def _engine(self) -> Any:
         lane = self.lanes[0]
@@ -153,19 +180,20 @@ class Training:
             raise diverged[0]
 
     def _cost(self, lane: Lane, durations: Sequence[float], pairs: Sequence[Pair], skipped_steps: int) -> TrainCost:
-        """Of a lane. Time and padding are those of the passes, which it may have shared."""
-        durations = list(durations[: lane.steps])
-        steady = steady_start(lane.steps)
+        """Of a lane's steps in this attempt. Time and padding are those of the passes, which it may have shared."""
+        durations = list(durations[: lane.steps - lane.done])
+        steady = steady_start(len(durations))
+        first = lane.done + steady
         window = torch.tensor([sum(durations[steady:])], dtype=torch.float64, device=self.device)
         dist.all_reduce(window, op=dist.ReduceOp.MAX)
         seconds = float(window)
-        batches = [[pairs[index] for index in batch] for batch in lane.order[steady:]]
+        batches = [[pairs[index] for index in batch] for batch in lane.order[first:]]
         tokens = sum(pair.num_tokens for batch in batches for pair in batch)
         targets = sum(map(num_targets, batches))
-        padded = sum(self._padded_tokens(pairs, step) for step in range(steady, lane.steps))
+        padded = sum(self._padded_tokens(pairs, step) for step in range(first, lane.steps))
         return TrainCost(
             steps=lane.steps,
-            steady_steps=lane.steps - steady,
+            steady_steps=lane.steps - first,
             tokens_per_second=tokens / seconds if seconds else None,
             target_tokens_per_second=targets / seconds if seconds else None,
             useful_token_fraction=tokens / padded,
@@ -173,6 +201,7 @@ class Training:
             step_seconds_p90=percentile(durations[steady:], 0.9),
             step_seconds_p99=percentile(durations[steady:], 0.99),
             skipped_steps=skipped_steps,
+            continued_after_steps=lane.continued_after_steps,
         )
 
     def _padded_tokens(self, pairs: Sequence[Pair], step: int) -> float:

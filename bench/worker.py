@@ -26,6 +26,7 @@ from torch._C._distributed_c10d import PrefixStore  # torch.distributed has it t
 from bench import models
 from bench.adapter import save_adapter
 from bench.architecture import Architecture, Pair
+from bench.checkpoint import Checkpoints
 from bench.data import Tokenization
 from bench.decode import generate
 from bench.fusion import copies_sharing_weights
@@ -36,7 +37,7 @@ from bench.method import Method, trained_parameters
 from bench.metrics.scoring import score_examples, with_perplexity
 from bench.outbox import member_prefix
 from bench.plugin_source import PluginError, plugin_source
-from bench.provenance import code_sha256, collect, cpu_name
+from bench.provenance import code_sha256, collect, cpu_name, installed_version
 from bench.record import (
     Completed,
     DecodeCost,
@@ -76,6 +77,7 @@ class RankContext:
     driver_code_sha256: str
     threads: int
     progress: Callable[[JsonDict], None] = field(default=lambda event: None)
+    checkpoints: Path | None = None  # folder for those of this trial, where it makes any
 
 
 def run_rank(spec: TrialSpec, context: RankContext, companions: Sequence[TrialSpec] = ()) -> RankReport:
@@ -245,6 +247,7 @@ def train(trials: Sequence[_Trial], data: _Data) -> list[_TrainedTrial]:
         device=first.device,
         pad_token_id=data.tokens.tokenizer.pad_token_id,
         meter=first.meter,
+        checkpoints=first.checkpoints(),
     )
     results = training.run(data.pairs["train"], data.pairs["dev"])
     return [_TrainedTrial(result, counts) for result, (_, counts) in zip(results, patched, strict=True)]
@@ -350,6 +353,19 @@ class _Trial:
         """The method as this trial configures it."""
         method_class = load_method(self.spec.method.target)
         return method_class(method_class.Config(**self.spec.method.config), data.tokens.tokenizer)
+
+    def checkpoints(self) -> Checkpoints | None:
+        """Where this trial leaves and finds checkpoints; None if it makes none."""
+        every_steps = self.spec.checkpoint_every_steps
+        if every_steps is None or self.context.checkpoints is None:
+            return None
+        seal = {
+            "trial": self.spec.trial_id,
+            "code": code_sha256(),
+            "versions": {name: installed_version(name) for name in ("torch", "deepspeed", "transformers")},
+            "kind of device": self.device.type,
+        }
+        return Checkpoints(self.context.checkpoints, every_steps, seal)
 
     def base_model(self) -> Any:
         """A fresh base model, frozen."""

@@ -122,3 +122,9 @@ def test_adalora_is_refused_where_its_edits_would_be_undone(resources: str, tmp_
     assert trials(tmp_path, tiny_task, text.replace("RESOURCES", "{zero_stage: 0}"))
     with pytest.raises(ConfigError, match=r"methods.2.resources: zero_stage: ., precision.*hf_peft.* silently undo"):
         trials(tmp_path, tiny_task, text.replace("RESOURCES", resources))
+
+
+def test_adalora_is_refused_where_a_checkpoint_would_forget_its_importances(tmp_path: Path, tiny_task: Path) -> None:
+    entry = "  - {name: hf_peft, config: {peft_type: ADALORA, total_step: 6}, resources: {checkpoint_every_steps: 2}}"
+    with pytest.raises(ConfigError, match=r"methods.2.resources.checkpoint_every_steps: hf_peft .* leave it out"):
+        trials(tmp_path, tiny_task, SWEEP.replace("seeds: [0, 1]", f"{entry}\nseeds: [0]"))

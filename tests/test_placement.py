@@ -151,7 +151,7 @@ def test_nodes_that_come_and_go_are_seats_or_none() -> None:
 
 def test_placement_does_not_change_a_trial_s_id() -> None:
     plain = trial()
-    assert trial(priority=3, exclusive="node", hang_seconds=5).trial_id == plain.trial_id
+    assert trial(priority=3, exclusive="node", hang_seconds=5, checkpoint_every_steps=9).trial_id == plain.trial_id
     assert trial(gpus_per_rank=0.5, exclusive="none").trial_id == plain.trial_id
 
 

@@ -31,6 +31,7 @@ stages:
   cost: {steps: 12}
 """
 
+CHECKPOINTS = "resources: {checkpoint_every_steps: 2}"
 BEST_RATE = {"full": 1e-4, "prefix_tuning": 2e-1}
 Outcomes = Callable[[TrialSpec], Outcome]
 
@@ -244,6 +245,10 @@ def test_a_larger_budget_goes_on_from_the_trials_of_the_smaller(make: Callable[.
         (("{trials: 6}", "{}"), "stages.tune: set exactly one of trials and device_seconds"),
         (("{trials: 6}", "{trials: 6, device_seconds: 5}"), "set exactly one of trials and device_seconds"),
         (("{trials: 6}", "{device_seconds: 5}"), "sampler: grid needs a budget in trials"),
+        (
+            ("stages:\n  tune: {trials: 6}", f"{CHECKPOINTS}\nstages:\n  tune: {{device_seconds: 5, sampler: tpe}}"),
+            "checkpoint_every_steps: a budget in stages.tune.device_seconds",
+        ),
         (("{trials: 6}", "{trials: 6, sampler: tpe, halving: {}}"), "halving needs a budget in trials and the sampler"),
         (("{trials: 6}", "{trials: 6, seed: 1}"), "tune.seed: 1 is a final seed too"),
         (("{trials: 6}", "{trials: 6, halving: {first_cut_steps: 20}}"), "the first cut is after 20 of 27 steps"),

@@ -64,6 +64,11 @@ def _machine(done: Finished, groups: Sequence[Cell]) -> Iterator[str]:
             f"{_trials(fused)} trained in one pass with others (resources.fuse): time and memory are those of all of "
             "them together, and are left out here."
         )
+    if continued := sum(result.continued for result, _ in done):
+        yield (
+            f"{_trials(continued)} continued from a checkpoint after the loss of an attempt: what the whole training "
+            "cost is not known, and is left out here."
+        )
     if any(outcome.ranks[0].memory_method == "ru_maxrss_since_start" for _, outcome in done):
         yield "Peak memory is that of the whole process, not of the phase: this system cannot reset it."
 

@@ -69,9 +69,10 @@ def row_columns(results: Iterable[TrialResult]) -> tuple[str, ...]:
 
 
 def row(result: TrialResult) -> JsonDict:
-    """A record as a flat row. What trials cost that shared a launch is not told: it is that of all of them."""
+    """A record as a flat row, without the cost of trials that shared a launch or were continued."""
     values = _row(result)
-    return values if result.fused is None else {name: value for name, value in values.items() if not _is_cost(name)}
+    whole = result.fused is None and not result.continued
+    return values if whole else {name: value for name, value in values.items() if not _is_cost(name)}
 
 
 def _is_cost(name: str) -> bool:
