@@ -149,6 +149,7 @@ def test_a_sweep_runs_resumes_and_extends(bench: Bench, tuneoff: Callable[..., D
     assert len(bench.records()) == 5
     report = (bench.results / "report" / "report.md").read_text()
     assert "| prefix_tuning |" in report
+    assert "not finished" not in report
 
 
 STAGES = """

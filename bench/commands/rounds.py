@@ -100,6 +100,7 @@ class RoundRunner:
         self._board.begin_round(present, len(pending))
         if pending:
             self._run(pending)
+        self._board.write()
         for trial in trials.trials:
             if (record := self.store.read(trial.trial_id)) is not None:
                 self.found[trial.trial_id] = record
