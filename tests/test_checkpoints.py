@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +38,6 @@ SEAL = {"trial": "a", "code": "b"}
 
 class Interrupted(Exception):
     """The rank is gone."""
-
-
-@pytest.fixture(scope="module")
-def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    from torch.distributed import HashStore
-
-    from bench.worker import RankContext, join_process_group
-
-    context = RankContext(0, 1, 0, HashStore(), tmp_path_factory.mktemp("outbox"), "", 1)
-    join_process_group(trial(), context, torch.device("cpu"))
-    gc.collect()
-    gc.freeze()  # as ranks do: collections need not look at what was imported
-    yield
-    gc.unfreeze()
-    torch.distributed.destroy_process_group()
 
 
 def train(
