@@ -40,10 +40,6 @@ GPU = {"name": "GPU X", "free": 79 * 2**30, "total": 80 * 2**30, "bf16": True, "
 Usage = namedtuple("Usage", "total used free")
 
 
-def statuses(findings: list[Finding]) -> list[Status]:
-    return [finding.status for finding in findings]
-
-
 def only(findings: list[Finding], status: Status, *parts: str) -> None:
     """There is one finding, of this status, that says these things."""
     (finding,) = findings
