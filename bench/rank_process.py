@@ -114,7 +114,8 @@ def serve(jobs: IO[str], descriptor: int) -> None:
 
 
 def _run(job: RankJob, store: Any, reports: Reports) -> RankReport:
-    from bench.worker import RankContext, run_rank
+    from bench.rank import RankContext
+    from bench.worker import run_rank
 
     context = RankContext(
         rank=job.rank,

@@ -122,20 +122,10 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     import torch
 
-    from bench.spec import DecodeSpec, MethodSpec, ModelSpec, ResourceSpec, TaskSpec, TrainSpec, TrialSpec
-    from bench.worker import RankContext, join_process_group
+    from bench.rank import RankContext, join_process_group
 
-    spec = TrialSpec(
-        method=MethodSpec(name="", target=""),
-        model=ModelSpec(),
-        task=TaskSpec(name="", target=""),
-        train=TrainSpec(),
-        decode=DecodeSpec(),
-        resources=ResourceSpec(),
-        seed=0,
-    )
     context = RankContext(0, 1, 0, torch.distributed.HashStore(), tmp_path_factory.mktemp("rank"), "", 1)
-    join_process_group(spec, context, torch.device("cpu"))
+    join_process_group(context, torch.device("cpu"))
     gc.freeze()  # Every phase of a trial begins with a collection, which need not look at what was imported.
     yield
     gc.unfreeze()

@@ -26,10 +26,10 @@ from bench.fusion import copies_sharing_weights
 from bench.lane import Lane
 from bench.measure import PhaseMeter
 from bench.provenance import cpu_name
+from bench.rank import RankContext, join_process_group
 from bench.registry import load_method, targets
-from bench.spec import DecodeSpec, MethodSpec, ModelSpec, ResourceSpec, TaskSpec, TrainSpec, TrialSpec
+from bench.spec import ResourceSpec, TrainSpec
 from bench.train import Training
-from bench.worker import RankContext, join_process_group
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "fusion" / "report"
 COUNTS = (1, 2, 4, 8)
@@ -85,18 +85,8 @@ def tokens_per_second(count: int, batch_size: int, own_orders: bool, data: list[
 
 
 def join() -> None:
-    nothing = {"name": "", "target": ""}
-    spec = TrialSpec(
-        method=MethodSpec(**nothing),
-        model=ModelSpec(),
-        task=TaskSpec(**nothing),
-        train=TrainSpec(),
-        decode=DecodeSpec(),
-        resources=ResourceSpec(),
-        seed=0,
-    )
     folder = Path(tempfile.mkdtemp(prefix="fusion-curve-"))
-    join_process_group(spec, RankContext(0, 1, 0, torch.distributed.HashStore(), folder, "", 1), device())
+    join_process_group(RankContext(0, 1, 0, torch.distributed.HashStore(), folder, "", 1), device())
 
 
 def main() -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch.distributed as dist
 
 from bench.outbox import merged
+from bench.rank import failure, failure_reason
 from bench.record import Failed, RankReport
 from bench.train import Diverged
-from bench.worker import failure, failure_reason
 
 PEER_GONE = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:40967"
 

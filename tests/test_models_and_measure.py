@@ -13,9 +13,10 @@ import torch
 
 from bench.measure import PhaseMeter, StepClock, percentile, steady_start
 from bench.models import ModelError, empty_model, load_model, load_tokenizer, weights_sha256
+from bench.rank import RankContext, failure_reason
 from bench.record import Failed
 from bench.spec import ModelSpec
-from bench.worker import RankContext, failure_reason, run_rank
+from bench.worker import run_rank
 
 CPU = torch.device("cpu")
 MEBIBYTE = 2**20

@@ -182,22 +182,12 @@ def rank_main(rank: int, cases: Sequence[Case], folders: dict[str, str], port: i
     """Train all cases one after the other: a process for each would spend most of its time on imports."""
     from torch.distributed import TCPStore
 
-    from bench.spec import MethodSpec, TaskSpec, TrialSpec
-    from bench.worker import RankContext, join_process_group
+    from bench.rank import RankContext, join_process_group
 
     torch.set_num_threads(1)
     ranks = cases[0].ranks
     store = TCPStore("127.0.0.1", port, is_master=rank == 0, wait_for_workers=False)
-    spec = TrialSpec(
-        method=MethodSpec(name="", target=""),
-        model=ModelSpec(),
-        task=TaskSpec(name="", target=""),
-        train=TrainSpec(),
-        decode={},
-        resources=ResourceSpec(ranks=ranks),
-        seed=0,
-    )
-    join_process_group(spec, RankContext(rank, ranks, 0, store, Path(out), "", 1), torch.device("cpu"))
+    join_process_group(RankContext(rank, ranks, 0, store, Path(out), "", 1), torch.device("cpu"))
     for case in cases:
         train_case(case, rank, folders[case.family], Path(out))
     torch.distributed.barrier()

@@ -21,10 +21,11 @@ from bench.lane import Lane
 from bench.loss import TargetLoss
 from bench.measure import PhaseMeter
 from bench.models import load_model, load_tokenizer
+from bench.rank import RankContext, join_process_group
 from bench.registry import load_method, targets
-from bench.spec import DecodeSpec, MethodSpec, ModelSpec, ResourceSpec, TaskSpec, TrainSpec, TrialSpec
+from bench.spec import ModelSpec, ResourceSpec, TrainSpec
 from bench.train import Training
-from bench.worker import RankContext, join_process_group, seed_everything
+from bench.worker import seed_everything
 
 if TYPE_CHECKING:
     from race.contender import Job
@@ -70,7 +71,7 @@ def train(job: Job, pairs: Sequence[Sequence[list[int]]], order: Sequence[Sequen
         module, attribute, value = LEVERS[job.lever_off]
         setattr(module, attribute, value)
     if not dist.is_initialized():  # DeepSpeed can be used with one process group in the life of a process.
-        join_process_group(_nothing(), _alone(), torch.device("cpu"))
+        join_process_group(_alone(), torch.device("cpu"))
     method, model = start_of(job.method, job.config, job.model)
     if job.adapter is not None:
         method.load_adapter_state(model, load_file(Path(job.adapter) / "tuneoff.safetensors"))
@@ -113,15 +114,3 @@ def _given_order(batch_size: int) -> Callable[..., list[list[int]]]:
 
 def _alone() -> RankContext:
     return RankContext(0, 1, 0, HashStore(), Path(), "", torch.get_num_threads())
-
-
-def _nothing() -> TrialSpec:
-    return TrialSpec(
-        method=MethodSpec(name="", target=""),
-        model=ModelSpec(),
-        task=TaskSpec(name="", target=""),
-        train=TrainSpec(),
-        decode=DecodeSpec(),
-        resources=ResourceSpec(),
-        seed=0,
-    )
