@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 E2E ?= $(wildcard ../shared/data/e2e)
 
-.PHONY: quickstart test test-all test-html chaos multihost overhead docs lint format
+.PHONY: quickstart test test-all test-html chaos multihost overhead race profile docs lint format
 
 quickstart: $(STAMP)
 	$(BIN)/tuneoff run configs/quickstart.yaml
@@ -45,7 +45,6 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: race profile
 # Against peft, transformers and Ray Tune: docs/performance.md. E2E=FOLDER has the data; otherwise they are downloaded.
 # RACE=... are further options, e.g. RACE='--part sweep --again'.
 race: $(STAMP)

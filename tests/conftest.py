@@ -133,6 +133,20 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a cluster that the commands of the test have not started, and that knows no plugins."""
+    from bench.embedded_cluster import EmbeddedCluster
+
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    cluster = EmbeddedCluster()
+    try:
+        yield cluster.address()
+    finally:
+        cluster.end()
+
+
+@pytest.fixture
 def imports_forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What a test makes importable, and imports from temporary folders, is gone after it."""
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))

@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-import pytest
 from test_run import Bench
 
 from bench.cluster_access import parse_address, probe
-from bench.embedded_cluster import EmbeddedCluster
-
-
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a cluster that the commands of the test have not started."""
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))
-    cluster = EmbeddedCluster()
-    try:
-        yield cluster.address()
-    finally:
-        cluster.end()
 
 
 def cluster_processes() -> set[int]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from command import Done
 from test_readme import block
 from test_run import Bench, wait_for
-
-from bench.embedded_cluster import EmbeddedCluster
 
 NEEDS_A_LIBRARY = '''
 import only_where_the_sweep_was_started
@@ -55,18 +53,6 @@ def test_a_method_from_the_readme_takes_part_in_a_sweep_through_ray(
     record = next(r for r in bench.records().values() if r["spec"]["method"]["name"] == "norm_scales")
     assert record["spec"]["method"]["origin"] == str(methods_dir / "norm_scales.py")
     assert len(record["spec"]["method"]["source_sha256"]) == 64
-
-
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a cluster that knows nothing of the plugins."""
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))
-    cluster = EmbeddedCluster()
-    try:
-        yield cluster.address()
-    finally:
-        cluster.end()
 
 
 def test_plugins_travel_to_a_running_cluster_and_what_is_missing_there_is_named(

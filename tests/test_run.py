@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from command import Done
+from command import Done, processes_with
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -93,14 +93,7 @@ class Bench:
 
     def processes(self) -> list[int]:
         """Processes that this bench has started, directly or not."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                if self.tag.encode() in path.read_bytes():
-                    found.append(int(path.parent.name))
-            except OSError:
-                continue
-        return found
+        return processes_with(self.tag)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:

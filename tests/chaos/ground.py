@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from command import processes_with
+
 from bench.journal import Journal
 from bench.status import read_status
 from bench.store import Store, damaged_files, read_record
@@ -111,14 +113,7 @@ class Ground:
 
     def processes(self) -> list[int]:
         """Processes that the drivers have started, directly or not, themselves included."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                if self.tag.encode() in path.read_bytes():
-                    found.append(int(path.parent.name))
-            except OSError:
-                continue
-        return found
+        return processes_with(self.tag)
 
     def ranks(self) -> list[int]:
         """Rank processes that run now: children of keepers that were started for one rank or have adopted it."""
