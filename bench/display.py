@@ -60,7 +60,7 @@ class Display(Observer):
             trial = next(trial for trial in self.board.now().running if trial.trial_id == progress.trial_id)
             step, loss, rate, left = _step_cells(trial)
             line = f"step {step}  loss {loss}  {rate} tokens/s  {left} left"
-            self.console.print(f"       {trial.trial_id}  {line}", highlight=False)
+            self.console.print(f"       {trial.trial_id}  {line}", highlight=False, soft_wrap=True)
 
     def lost(self, result: TrialResult, again_in_seconds: float) -> None:
         if isinstance(result.outcome, Failed):

@@ -150,7 +150,7 @@ def test_without_a_terminal_a_line_of_progress_names_its_numbers(tmp_path: Path)
     board.begin_round([], 1)
     step = {"step": 3, "steps": 10, "loss": 1.25, "tokens_per_second": 480.0, "remaining_seconds": 7.0}
     text = io.StringIO()
-    with Display(Console(file=text, width=150), board) as display:
+    with Display(Console(file=text, width=40), board) as display:
         for observer in (board, display):
             observer.started(attempt)
             observer.progressed(Progress(attempt.spec.trial_id, 0, {"phase": "train"}))

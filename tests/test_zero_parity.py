@@ -67,6 +67,9 @@ VARIANTS_OF_PEFT = {name: ("hf_peft", peft_settings(name, "llama"), 1e-2) for na
 FAMILIES = ("gpt2", "llama", "t5")
 STAGES = (0, 1, 2, 3)
 STEPS = 6
+# Adam divides a gradient by its size. Where one happens to be near zero, rounding is all there is of it, and with the
+# usual 1e-8 a rounding of 1e-9 would move a weight by a tenth of the learning rate.
+ADAM_EPSILON = 1e-6
 LOSS_TOLERANCE = 1e-5
 TENSOR_TOLERANCE = 2e-5
 
@@ -139,6 +142,7 @@ def train_spec(variant: str) -> TrainSpec:
         weight_decay=0.01,
         max_grad_norm=0.5,
         label_smoothing=0.1,
+        adam_epsilon=ADAM_EPSILON,
         evaluate_every_steps=3,
     )
 
@@ -157,7 +161,9 @@ def plain_run(variant: str, folder: str) -> tuple[list[float], dict[str, torch.T
     method, model = patched(variant, folder)
     architecture = architecture_of(model.config)
     parameters = dict(trained_parameters(model))
-    optimizer = torch.optim.AdamW(parameters.values(), lr=train.learning_rate, weight_decay=train.weight_decay)
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=train.learning_rate, eps=ADAM_EPSILON, weight_decay=train.weight_decay
+    )
     losses = []
     model.train()
     for step, indices in enumerate(training_order([p.num_tokens for p in data], 8, STEPS, seed=0)):
