@@ -252,6 +252,23 @@ def check_state_reloads(subject: Subject) -> None:
     _require_close(found, expected, "a reloaded state gives other logits")
 
 
+def check_merging_changes_nothing(subject: Subject) -> None:
+    """Merged, a model that can be has the same logits; unmerged again, every bit is back."""
+    method, model = subject.patched()
+    if not method.mergeable:
+        return
+    before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        expected = target_logits(model)
+        method.merge(model)
+        _require_close(target_logits(model), expected, "merging changed the logits")
+        method.unmerge(model)
+    after = model.state_dict()
+    for name, tensor in before.items():
+        if name not in after or not torch.equal(after[name], tensor):
+            raise ContractError(f"unmerging does not put {name} back as it was")
+
+
 def check_gradient_checkpointing(subject: Subject) -> None:
     """Recomputing activations changes neither loss nor gradients."""
     gradients: list[dict[str, torch.Tensor]] = []
@@ -329,6 +346,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "beams share a row": check_beams_share_a_row,
     "only what is declared is trained": check_only_declared_is_trained,
     "state reloads": check_state_reloads,
+    "merging changes nothing": check_merging_changes_nothing,
     "gradient checkpointing": check_gradient_checkpointing,
     "minds its own business": check_minds_its_own_business,
     "counts": check_counts,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -17,6 +17,7 @@ from bench import decode_engine
 from bench.architecture import Architecture, accepted_inputs
 from bench.decode_search import SearchSettings
 from bench.measure import synchronize
+from bench.record import DecodeCost, DecodeEngine
 from bench.spec import DecodeSpec, JsonDict
 
 
@@ -28,7 +29,7 @@ class Decoded:
     truncated: list[int]  # sources whose text the length limit ended
     new_tokens: int  # up to and including the ends
     seconds: float
-    engine: Literal["batched", "transformers"]
+    engine: DecodeEngine
 
 
 def generate(
@@ -83,6 +84,12 @@ def generate(
     synchronize(device)
     seconds = time.perf_counter() - started
     return Decoded(texts, truncated, new_tokens, seconds, "batched" if batched else "transformers")
+
+
+def decode_cost(sources: int, new_tokens: int, seconds: float, engine: DecodeEngine | None) -> DecodeCost:
+    """For a record; no rate where nothing was decoded."""
+    rate = new_tokens / seconds if seconds else None
+    return DecodeCost(sources=sources, new_tokens=new_tokens, tokens_per_second=rate, seconds=seconds, engine=engine)
 
 
 def search_settings(tokenizer: Any, decode: DecodeSpec) -> SearchSettings:

@@ -151,6 +151,29 @@ class Method(ABC):
         """
         raise MethodError(f"trials of {type(self).__name__} with these settings cannot share a forward pass")
 
+    @property
+    def mergeable(self) -> bool:
+        """Whether :meth:`merge` can fold what is trained, with these settings, into the base weights."""
+        return False
+
+    def merge(self, model: nn.Module) -> None:
+        """Fold what is trained into the base weights, so that the model decodes like the base model.
+
+        To be overridden together with :attr:`mergeable` and :meth:`unmerge`. The model computes the same function.
+
+        Raises:
+            MethodError: This method cannot.
+        """
+        raise MethodError(f"{type(self).__name__} with these settings cannot be folded into the base weights")
+
+    def unmerge(self, model: nn.Module) -> None:
+        """Undo :meth:`merge`; the base weights are bit-identical to what they were.
+
+        Raises:
+            MethodError: This method cannot.
+        """
+        raise MethodError(f"{type(self).__name__} with these settings cannot be folded into the base weights")
+
     def to_peft(self, model: nn.Module) -> PeftAdapter:
         """The same function in the terms of Hugging Face peft, for ``tuneoff export``. Imports no peft.
 

@@ -83,6 +83,9 @@ class TrainCost(Spec):
     )
 
 
+DecodeEngine = Literal["batched", "transformers"]
+
+
 class DecodeCost(Spec):
     """Generation: new tokens up to and including the end token, over all ranks."""
 
@@ -90,9 +93,25 @@ class DecodeCost(Spec):
     new_tokens: int
     tokens_per_second: float | None
     seconds: float
-    engine: Literal["batched", "transformers"] | None = Field(
+    engine: DecodeEngine | None = Field(
         None, description="who searched: our batched decoder, or generate of transformers; None: before 2026-11-25"
     )
+
+
+class MergedDecode(Spec):
+    """The same few sources decoded twice: with the adapter folded into the base weights, and with it beside them."""
+
+    merged: DecodeCost
+    unmerged: DecodeCost
+    equal_texts: int = Field(
+        description="sources with one text both ways; the rest is rounding, which bf16 has more of"
+    )
+
+    @property
+    def time_ratio(self) -> float | None:
+        """Seconds per new token merged, as a multiple of unmerged; None where either was not timed."""
+        merged, unmerged = self.merged.tokens_per_second, self.unmerged.tokens_per_second
+        return unmerged / merged if merged and unmerged else None
 
 
 class TrainPoint(Spec):
@@ -159,6 +178,11 @@ class Ran(Spec):
     adapter_bytes: int = Field(description="size on disk of adapter.safetensors; 0 where nothing was trained")
     data: JsonDict = Field(description="examples per split, truncations, oddities, sha256 of the files that were read")
     predicted: Prediction | None = Field(None, description="by the planner; None where nothing is trained")
+    merged_decode: MergedDecode | None = Field(
+        None,
+        description="None where the method cannot be merged or a rank could not (see its log), in the stage tune, "
+        "where trials shared a launch, and before 2026-11-25",
+    )
 
 
 class Completed(Ran):

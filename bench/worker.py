@@ -24,11 +24,12 @@ from bench.adapter import save_adapter
 from bench.architecture import Architecture, Pair
 from bench.checkpoint import Checkpoints
 from bench.data import Tokenization
-from bench.decode import generate
+from bench.decode import decode_cost, generate
 from bench.fusion import copies_sharing_weights
 from bench.lane import Diverged, Lane, Trained
 from bench.loss import TargetLoss
 from bench.measure import PhaseMeter
+from bench.merged_decode import MOST_SOURCES, decode_both_ways, over_ranks
 from bench.method import Method, trained_parameters
 from bench.metrics.scoring import score_examples, with_perplexity
 from bench.outbox import member_prefix
@@ -47,6 +48,7 @@ from bench.rank import (
 from bench.record import (
     Completed,
     DecodeCost,
+    MergedDecode,
     Outcome,
     ParameterCounts,
     Prediction,
@@ -224,7 +226,8 @@ class _Trial:
         scores, decode_cost = None, None
         if spec.scored_split is not None:
             # What is scored is the stored adapter in a fresh base model, not whatever the engine holds at the end.
-            model, fresh_counts = self._scorable_model(self.method(data), trained)
+            method = self.method(data)
+            model, fresh_counts = self._scorable_model(method, trained)
             counts = counts or fresh_counts
             with meter.phase("validate"):
                 if trained is None:
@@ -233,7 +236,12 @@ class _Trial:
                     ran["test_loss"] = self._mean_loss(model, pairs["test"], tokens)
             examples = splits[spec.scored_split]
             with meter.phase("decode"):
-                predictions, truncated, decode_cost = self._predictions(model, tokens, examples)
+                sources = [tuple(tokens.source(example)) for example in examples]
+                predictions, truncated, decode_cost = self._predictions(model, tokens, sources)
+            if method.mergeable and self.alone and spec.stage != "tune":
+                # A search's budget pays for no more than it chooses by, and what shared its launch has no cost to show.
+                with meter.phase("compare_merged"):
+                    ran["merged_decode"] = self._merged_decode(method, model, tokens, sources)
             if self.context.rank == 0:
                 with meter.phase("score"):
                     loss = ran["test_loss"] if "test" in pairs else ran["dev_loss"]
@@ -310,14 +318,13 @@ class _Trial:
         return mean
 
     def _predictions(
-        self, model: Any, tokens: Tokenization, examples: Sequence[Example]
+        self, model: Any, tokens: Tokenization, sources: Sequence[tuple[int, ...]]
     ) -> tuple[list[str], list[bool], DecodeCost]:
-        """Predictions in the order of ``examples`` (whole on rank 0 only), whether each was cut off, and their cost.
+        """Predictions in the order of ``sources``, whether each was cut off, and their cost.
 
         Equal sources are decoded once.
         """
         context = self.context
-        sources = [tuple(tokens.source(example)) for example in examples]
         unique = {source: number for number, source in enumerate(dict.fromkeys(sources))}
         decoded = generate(
             model,
@@ -333,16 +340,36 @@ class _Trial:
         shares = share_json(context, "predictions", dataclasses.asdict(decoded))
         texts = {int(index): text for share in shares for index, text in share["texts"].items()}
         truncated = {index for share in shares for index in share["truncated"]}
-        total, slowest = sum(share["new_tokens"] for share in shares), max(share["seconds"] for share in shares)
-        cost = DecodeCost(
+        cost = decode_cost(
             sources=len(unique),
-            new_tokens=total,
-            tokens_per_second=total / slowest if slowest else None,
-            seconds=slowest,
+            new_tokens=sum(share["new_tokens"] for share in shares),
+            seconds=max(share["seconds"] for share in shares),
             engine=decoded.engine,
         )
         positions = [unique[source] for source in sources]
         return [texts[position] for position in positions], [position in truncated for position in positions], cost
+
+    def _merged_decode(
+        self, method: Method, model: Any, tokens: Tokenization, sources: Sequence[tuple[int, ...]]
+    ) -> MergedDecode | None:
+        """What decoding the first few sources costs merged and unmerged; None where a rank could not, say for memory.
+
+        Merged weights lie in memory beside the base weights.
+        """
+        few = [list(source) for source in dict.fromkeys(sources)][:MOST_SOURCES]
+        own: JsonDict = {}
+        try:
+            mine = few[self.context.rank :: self.context.ranks]
+            cost = decode_both_ways(
+                method, model, tokens.tokenizer, tokens.architecture, mine, self.spec.decode, self.device
+            )
+            own = {"cost": cost.model_dump(mode="json")}
+        except Exception:  # noqa: BLE001 - a scored trial is worth more than one more cost of it
+            traceback.print_exc()
+        shares = share_json(self.context, "merged_decode", own)
+        if not all(shares):
+            return None
+        return over_ranks([MergedDecode.model_validate(share["cost"]) for share in shares])
 
     def _gathered_costs(self) -> list[RankCost]:
         cost = self.meter.rank_cost(self.context.rank)

@@ -174,6 +174,10 @@ class LoRA(Method):
     def fuse(self, models: Sequence[nn.Module], lanes: Lanes) -> None:
         join_lanes(models, lanes, LoRALayer)
 
+    @property
+    def mergeable(self) -> bool:
+        return True
+
     def merge(self, model: nn.Module) -> None:
         """Fold the trained matrices into the base weights, for decoding at the speed of the base model."""
         for layer in _lora_layers(model):

@@ -9,7 +9,16 @@ from pathlib import Path
 
 from fakes import MEBIBYTE, completed, record, trial
 
-from bench.record import Completed, DevPoint, Failed, PhaseCost, RankCost, TrainPoint, TrialResult
+from bench.record import (
+    Completed,
+    DevPoint,
+    Failed,
+    MergedDecode,
+    PhaseCost,
+    RankCost,
+    TrainPoint,
+    TrialResult,
+)
 from bench.spec import TrialSpec
 from bench.store import Store
 
@@ -114,6 +123,9 @@ def _outcome(method: str, seed: int, rate: float) -> Completed:
         DevPoint(step=step, loss=floor + 0.1 + 2.1 * math.exp(-step / 30)) for step in range(20, STEPS + 1, 20)
     ]
     tokens = 565 * 40.0 / seconds * 10
+    decode = base.decode
+    faster = decode.model_copy(update={"tokens_per_second": 205.0})
+    merged = MergedDecode(merged=faster, unmerged=decode, equal_texts=decode.sources) if method == "lora" else None
     return base.model_copy(
         update={
             "train_curve": train_curve,
@@ -121,6 +133,7 @@ def _outcome(method: str, seed: int, rate: float) -> Completed:
             "dev_loss": dev_curve[-1].loss,
             "test_loss": dev_curve[-1].loss + 0.05,
             "best_step": STEPS - 20,
+            "merged_decode": merged,
             "train": cost.model_copy(update={"steps": STEPS, "tokens_per_second": tokens}),
             "ranks": [_costs(peak, seconds, 1290 if method != "full" else 620)],
         }

@@ -179,6 +179,25 @@ class DetachesWhenCheckpointed(AddsToEmbeddings):
         return output + self.model.offset * (2 if self.model.is_activation_checkpointing else 1)
 
 
+class StaysMerged(AddsToEmbeddings):
+    share: ClassVar[float] = 1.0
+
+    @property
+    def mergeable(self) -> bool:
+        return True
+
+    def merge(self, model: Any) -> None:
+        model.get_input_embeddings().weight.data += self.share * model.offset.data
+        model.offset.data = torch.zeros_like(model.offset)
+
+    def unmerge(self, model: Any) -> None:
+        """Forgotten."""
+
+
+class MergesByHalf(StaysMerged):
+    share = 0.5
+
+
 class AllReduces(AddsToEmbeddings):
     def patch(self, model: Any) -> nn.Module:
         torch.distributed.barrier()
@@ -220,6 +239,8 @@ def subject(method_class: type[Method]) -> Subject:
         (SeedsPython, contract.check_minds_its_own_business, "it sets a seed"),
         (AllReduces, contract.check_minds_its_own_business, "makes a distributed call"),
         (DetachesWhenCheckpointed, contract.check_gradient_checkpointing, "changed the gradient of offset"),
+        (MergesByHalf, contract.check_merging_changes_nothing, "merging changed the logits"),
+        (StaysMerged, contract.check_merging_changes_nothing, "unmerging does not put .* back as it was"),
         (GrowsWithItsWeights, contract.check_counts, "other stored tensors"),
     ],
 )

@@ -146,7 +146,7 @@ def test_a_sweep_runs_resumes_and_extends(bench: Bench, tuneoff: Callable[..., D
 
 
 STAGES = """
-  - {name: prompt_tuning, config: {num_prompt_tokens: 3}}
+  - lora
 stages:
   tune: {trials: 1}
   final: {seeds: [0]}
@@ -166,13 +166,20 @@ def test_stages_run_one_after_the_other_and_once(bench: Bench) -> None:
     records = {record["spec"]["stage"]: record for record in bench.records().values()}
     assert records["tune"]["outcome"]["status"] == "probed"
     assert records["tune"]["outcome"]["decode"] is None
-    assert records["final"]["spec"]["train"]["learning_rate"] == 0.03
+    assert records["final"]["spec"]["train"]["learning_rate"] == 0.0005
     assert records["final"]["outcome"]["data"]["test_sources"] == 6
     assert records["cost"]["outcome"]["decode"]["sources"] == records["cost"]["outcome"]["data"]["dev_sources"] == 6
     assert {"train", "decode"} <= records["cost"]["outcome"]["ranks"][0]["phases"].keys()
+    for stage, decodes_both_ways in {"tune": False, "final": True, "cost": True}.items():
+        outcome = records[stage]["outcome"]
+        assert ("compare_merged" in outcome["ranks"][0]["phases"]) == decodes_both_ways
+        assert (outcome["merged_decode"] is not None) == decodes_both_ways
+        if decodes_both_ways:
+            assert outcome["merged_decode"]["equal_texts"] == outcome["merged_decode"]["merged"]["sources"] == 6
     report = (bench.results / "report" / "report.md").read_text()
     assert "## How settings were chosen" in report
-    assert "learning_rate=0.03" in report
+    assert "learning_rate=0.0005" in report
+    assert "decode time merged, x unmerged" in report
     again = bench.run(STAGES, "--launcher", "local", sweep=sweep)
     assert again.returncode == 0
     assert again.stdout.count("1 trials, 1 done, 0 to run") == 3

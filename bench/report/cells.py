@@ -17,7 +17,7 @@ from bench.statistics.estimates import Estimate, estimate
 MEASURED_ALONE = (
     *("peak_memory_bytes", "memory_over_baseline_bytes", "train_tokens_per_second", "decode_tokens_per_second"),
     *("step_seconds_p50", "step_seconds_p90", "step_seconds_p99", "useful_token_fraction", "decode_peak_memory_bytes"),
-    *("planned_memory_bytes", "planned_step_seconds"),
+    *("planned_memory_bytes", "planned_step_seconds", "merged_decode_time_over_unmerged"),
 )
 
 

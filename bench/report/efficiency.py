@@ -14,7 +14,8 @@ BASE, FULL = "none", "full"
 TITLE = "What it gains for what it costs"
 NOTE = (
     "The best configuration of each method. Gain is over the untouched base model, the share is of the gain of full "
-    "fine-tuning; decode time is seconds per new token as a multiple of the base model's."
+    "fine-tuning; decode time is seconds per new token, as a multiple of the base model's and, where an adapter can be "
+    "folded into the base weights, merged as a multiple of unmerged."
 )
 
 
@@ -27,6 +28,7 @@ class Efficiency:
     gain: float | None  # of the score over the base model's, positive where it is better
     full_gain_fraction: float | None  # of the gain of full fine-tuning
     decode_time_over_base: float | None  # seconds per new token, as a multiple of the base model's
+    merged_decode_time_over_unmerged: float | None  # likewise, of the same model before it was merged
 
 
 def efficiencies(comparison: Comparison) -> list[Efficiency]:
@@ -46,6 +48,7 @@ def efficiencies(comparison: Comparison) -> list[Efficiency]:
             decode_time_over_base=_ratio(
                 _mean(by_method.get(BASE), "decode_tokens_per_second"), _mean(cell, "decode_tokens_per_second")
             ),
+            merged_decode_time_over_unmerged=_mean(cell, "merged_decode_time_over_unmerged"),
         )
         for cell in best
     ]
@@ -109,6 +112,9 @@ def efficiency_columns(comparison: Comparison) -> list[EfficiencyColumn]:
         EfficiencyColumn("train s", of_cell("train_seconds", "{:,.1f}".format)),
         EfficiencyColumn("energy Wh", of_cell("energy_joules", lambda joules: f"{joules / 3600:,.2f}")),
         EfficiencyColumn("decode time, x base", of_row(lambda row: row.decode_time_over_base, "{:.2f}")),
+        EfficiencyColumn(
+            "decode time merged, x unmerged", of_row(lambda row: row.merged_decode_time_over_unmerged, "{:.2f}")
+        ),
     ]
     rows = efficiencies(comparison)
     return [column for column in columns if any(column.text(row) is not None for row in rows)]
