@@ -35,6 +35,6 @@ def test_a_rank_s_own_mistake_explains_what_the_others_saw(first: int) -> None:
     reports = {
         rank: RankReport(outcome=failure(errors[rank], "train", rank), provenance=None) for rank in (first, 1 - first)
     }
-    outcome, _ = merged(reports)
+    outcome = merged(reports).outcome
     assert isinstance(outcome, Failed)
     assert (outcome.reason, outcome.rank) == ("error", 1)
