@@ -44,11 +44,11 @@ class TimedStore(Store):
         super().__init__(root)
         self.finished_at: list[float] = []
 
-    def commit(self, result: TrialResult, files: Sequence[Path]) -> TrialResult:
+    def commit(self, result: TrialResult, files: Sequence[Path], prefix: str = "") -> TrialResult:
         assert not isinstance(result.outcome, Failed), f"{result.trial_id} failed: {result.outcome}"
         report = report_path(files[0].parent, 0).read_text(encoding="utf-8")
         self.finished_at.append(FinishedRank.model_validate_json(report).finished_at)
-        return super().commit(result, files)
+        return super().commit(result, files, prefix)
 
 
 def measure(folder: Path, trials: int) -> list[Gaps]:
