@@ -121,11 +121,9 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     import gc
 
     import torch
+    from one_rank import join_alone
 
-    from bench.rank import RankContext, join_process_group
-
-    context = RankContext(0, 1, 0, torch.distributed.HashStore(), tmp_path_factory.mktemp("rank"), "", 1)
-    join_process_group(context, torch.device("cpu"))
+    join_alone(tmp_path_factory.mktemp("rank"))
     gc.freeze()  # Every phase of a trial begins with a collection, which need not look at what was imported.
     yield
     gc.unfreeze()

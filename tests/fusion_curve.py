@@ -20,16 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from one_rank import join_alone, training_alone
 
-from bench.architecture import DecoderOnly, Pair
+from bench.architecture import Pair
 from bench.fusion import copies_sharing_weights
 from bench.lane import Lane
-from bench.measure import PhaseMeter
 from bench.provenance import cpu_name
-from bench.rank import RankContext, join_process_group
 from bench.registry import load_method, targets
-from bench.spec import ResourceSpec, TrainSpec
-from bench.train import Training
+from bench.spec import TrainSpec
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "fusion" / "report"
 COUNTS = (1, 2, 4, 8)
@@ -79,18 +77,13 @@ def tokens_per_second(count: int, batch_size: int, own_orders: bool, data: list[
         method = method_class(method_class.Config(num_prompt_tokens=5, init="normal"))
         seed = number if own_orders else 0
         lanes.append(Lane(method, method.patch(model), train, seed, lambda event: None))
-    training = Training(lanes, DecoderOnly(), ResourceSpec(), 0, device(), 0, PhaseMeter(device()))
+    training = training_alone(lanes, device())
     rates = [result.cost.tokens_per_second for result in training.run(data, data[:2])]  # type: ignore[union-attr]
     return sum(rate for rate in rates if rate is not None)
 
 
-def join() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="fusion-curve-"))
-    join_process_group(RankContext(0, 1, 0, torch.distributed.HashStore(), folder, "", 1), device())
-
-
 def main() -> None:
-    join()
+    join_alone(Path(tempfile.mkdtemp(prefix="fusion-curve-")), device())
     data = pairs(8 * STEPS)
     found: dict[tuple[str, int, int], list[float]] = {}
     begun = time.perf_counter()

@@ -9,13 +9,13 @@ import pytest
 import torch
 import yaml
 from fakes import completed, record, trial
+from one_rank import training_alone
 
-from bench.architecture import Pair, architecture_of
+from bench.architecture import Pair
 from bench.checkpoint import CheckpointError, Checkpoints
 from bench.config import expand, load_sweep
 from bench.fusable import why_alone
 from bench.lane import Lane, Trained
-from bench.measure import PhaseMeter
 from bench.outbox import checkpoints_beside, new_attempt, open_attempt
 from bench.record import Completed, TrialResult
 from bench.recover import recover
@@ -23,10 +23,9 @@ from bench.registry import load_method, targets
 from bench.report.caveats import caveats
 from bench.report.rows import row
 from bench.resolver import RegistryResolver
-from bench.spec import ResourceSpec, TrainSpec
+from bench.spec import TrainSpec
 from bench.store import Store
 from bench.tiny_models import WordTokenizer, tiny_gpt2
-from bench.train import Training
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {"dropout": 0.1},
@@ -54,7 +53,6 @@ def train(
     patched = method.patch(model)
     if die_after is not None:
         make_die(method, die_after)
-    device = torch.device("cpu")
     settings = TrainSpec.model_validate(
         {
             "learning_rate": 3e-2,
@@ -70,17 +68,7 @@ def train(
         }
     )
     lane = Lane(method, patched, settings, seed=0, progress=lambda event: None)
-    training = Training(
-        lanes=[lane],
-        architecture=architecture_of(model.config),
-        resources=ResourceSpec(),
-        rank=0,
-        device=device,
-        pad_token_id=0,
-        meter=PhaseMeter(device),
-        checkpoints=checkpoints,
-    )
-    (trained,) = training.run(pairs(), pairs()[:5])
+    (trained,) = training_alone([lane], checkpoints=checkpoints).run(pairs(), pairs()[:5])
     assert isinstance(trained, Trained)
     return trained
 

@@ -7,16 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from one_rank import training_alone
 
-from bench.architecture import Pair, architecture_of
+from bench.architecture import Pair
 from bench.fusion import copies_sharing_weights
 from bench.lane import Diverged, Lane, Trained
-from bench.measure import PhaseMeter
 from bench.method import Lanes, Method, MethodError
 from bench.registry import load_method, targets
-from bench.spec import ResourceSpec, TrainSpec
+from bench.spec import TrainSpec
 from bench.tiny_models import VOCABULARY, WordTokenizer, tiny_model
-from bench.train import Training
 from methods.full import FullFineTuning
 from methods.lora import LoRA
 
@@ -68,17 +67,7 @@ def lanes_on(models: Sequence[Any], name: str, trains: Sequence[TrainSpec], seed
 
 
 def run(lanes: Sequence[Lane]) -> list[Trained | Diverged]:
-    device = torch.device("cpu")
-    training = Training(
-        lanes=lanes,
-        architecture=architecture_of(lanes[0].model.config),
-        resources=ResourceSpec(),
-        rank=0,
-        device=device,
-        pad_token_id=0,
-        meter=PhaseMeter(device),
-    )
-    return training.run(pairs(24, seed=5), pairs(5, seed=6))
+    return training_alone(lanes).run(pairs(24, seed=5), pairs(5, seed=6))
 
 
 def fresh(family: str) -> Any:

@@ -7,16 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from one_rank import training_alone
 from torch import nn
 
 from bench.architecture import DecoderOnly, Pair
 from bench.config import ConfigError, check_optimizer, validated
 from bench.lane import Lane
-from bench.measure import PhaseMeter
 from bench.models import ModelError, load_model
 from bench.optimize import make_optimizer
 from bench.spec import DecodeSpec, MethodSpec, ModelSpec, ResourceSpec, TaskSpec, TrainSpec, TrialSpec
-from bench.train import Training
 from methods.full import FullFineTuning
 
 
@@ -91,15 +90,7 @@ def test_the_loss_is_reduced_as_asked_and_reported_as_a_mean_over_tokens(reducti
     pairs = [Pair([5, 6], [7] * length) for length in (2, 3, 7, 4)]
     train = TrainSpec(batch_size=4, micro_batch_size=2, loss_reduction=reduction)
     lane = Lane(FullFineTuning(FullFineTuning.Config()), nn.Linear(1, 1), train, 0, lambda event: None)
-    training = Training(
-        lanes=[lane],
-        architecture=DecoderOnly(),
-        resources=ResourceSpec(),
-        rank=0,
-        device=torch.device("cpu"),
-        pad_token_id=0,
-        meter=PhaseMeter(torch.device("cpu")),
-    )
+    training = training_alone([lane], architecture=DecoderOnly())
     lane.begin(pairs, training.device)
     engine = FixedLosses()
     training._step(engine, [0], pairs, step=1)

@@ -8,27 +8,26 @@ from typing import Any
 
 import pytest
 import torch
+from one_rank import training_alone
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import loss as losses
-from bench.architecture import DecoderOnly, Pair, architecture_of
+from bench.architecture import DecoderOnly, Pair
 from bench.contract import PAIRS, batch_of
 from bench.data import Tokenization, training_order
 from bench.engine import TrainedOnly
 from bench.fused import use_fused_activations
 from bench.lane import Lane
 from bench.loss import TargetLoss
-from bench.measure import PhaseMeter
 from bench.method import trained_parameters
 from bench.models import load_model, load_tokenizer
 from bench.registry import load_method, targets
-from bench.spec import ModelSpec, ResourceSpec, TrainSpec
+from bench.spec import ModelSpec, TrainSpec
 from bench.splits import training_examples
 from bench.tasks.e2e import E2E
 from bench.tiny_models import VOCABULARY, WordTokenizer, tiny_llama, tiny_model
-from bench.train import Training
 
 
 def patched(family: str, name: str, **settings: Any) -> Any:
@@ -205,15 +204,7 @@ def test_a_step_adds_no_wait_to_those_of_the_forward_pass(one_rank: None) -> Non
     model = method.patch(tiny_model("llama").float())
     pairs = [Pair([5, 6, 7], [8, 9, 1]), Pair([5, 6], [8, 1])] * 4
     lane = Lane(method, model, TrainSpec(learning_rate=1e-3, steps=4, batch_size=4), 0, lambda event: None)
-    training = Training(
-        lanes=[lane],
-        architecture=architecture_of(model.config),
-        resources=ResourceSpec(),
-        rank=0,
-        device=torch.device("cpu"),
-        pad_token_id=0,
-        meter=PhaseMeter(torch.device("cpu")),
-    )
+    training = training_alone([lane])
     lane.begin(pairs, training.device)
     lane.order = [[0, 1, 2, 3], [4, 5, 6, 7]]
     engine = training._engine()

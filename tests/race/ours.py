@@ -8,23 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from one_rank import join_alone, training_alone
 from safetensors.torch import load_file
 from torch import nn
-from torch.distributed import HashStore
 
 import bench.engine
 import bench.lane
 import bench.models
 import bench.train
-from bench.architecture import Pair, architecture_of
+from bench.architecture import Pair
 from bench.lane import Lane
 from bench.loss import TargetLoss
-from bench.measure import PhaseMeter
 from bench.models import load_model, load_tokenizer
-from bench.rank import RankContext, join_process_group
 from bench.registry import load_method, targets
-from bench.spec import ModelSpec, ResourceSpec, TrainSpec
-from bench.train import Training
+from bench.spec import ModelSpec, TrainSpec
 from bench.worker import seed_everything
 
 if TYPE_CHECKING:
@@ -71,7 +68,7 @@ def train(job: Job, pairs: Sequence[Sequence[list[int]]], order: Sequence[Sequen
         module, attribute, value = LEVERS[job.lever_off]
         setattr(module, attribute, value)
     if not dist.is_initialized():  # DeepSpeed can be used with one process group in the life of a process.
-        join_process_group(_alone(), torch.device("cpu"))
+        join_alone(Path())
     method, model = start_of(job.method, job.config, job.model)
     if job.adapter is not None:
         method.load_adapter_state(model, load_file(Path(job.adapter) / "tuneoff.safetensors"))
@@ -80,15 +77,7 @@ def train(job: Job, pairs: Sequence[Sequence[list[int]]], order: Sequence[Sequen
     batches = [[Pair(*pairs[index]) for index in batch] for batch in order]
     spec = TrainSpec(learning_rate=job.learning_rate, steps=pacer.steps, batch_size=job.batch_size)
     lane = Lane(method, model, spec, 0, lambda event: None)
-    training = Training(
-        lanes=[lane],
-        architecture=architecture_of(model.config),
-        resources=ResourceSpec(),
-        rank=0,
-        device=torch.device("cpu"),
-        pad_token_id=method.tokenizer.pad_token_id,
-        meter=PhaseMeter(torch.device("cpu")),
-    )
+    training = training_alone([lane], pad_token_id=method.tokenizer.pad_token_id)
     bench.lane.training_order = _given_order(job.batch_size)
     flat = [pair for batch in batches for pair in batch]
     training.run(flat, flat[:1])
@@ -110,7 +99,3 @@ def _given_order(batch_size: int) -> Callable[..., list[list[int]]]:
         return [list(range(at, at + batch_size)) for at in range(0, len(lengths), batch_size)]
 
     return order
-
-
-def _alone() -> RankContext:
-    return RankContext(0, 1, 0, HashStore(), Path(), "", torch.get_num_threads())
