@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -38,6 +42,19 @@ def test_a_system_without_iproute2_is_told_so(tmp_path: Path) -> None:
     done = run(str(tmp_path))
     assert done.returncode == 3, done.stderr
     assert "no program ip (package iproute2)" in done.stdout
+
+
+def test_what_is_refused_once_there_are_hosts_is_a_failure_and_no_excuse(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: dict[str, Any] = runpy.run_path(str(SCRIPT))["main"].__globals__
+    monkeypatch.setitem(made, "two_hosts", lambda: nullcontext((Mock(), Mock())))
+    monkeypatch.setitem(made, "Experiment", Mock())
+    monkeypatch.setitem(made, "across", Mock())
+    monkeypatch.setitem(made, "cut", Mock(side_effect=made["Refused"]("ip link set down: no such device")))
+    monkeypatch.setitem(made, "signal", Mock())
+    assert made["main"]() == 1
+    assert capsys.readouterr().out.endswith("failed: ip link set down: no such device\n")
 
 
 @pytest.mark.full

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -256,21 +256,23 @@ def cut(experiment: Experiment) -> None:
 def main() -> int:
     """Run it all; returns the exit code."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # so that the namespaces are removed
-    try:
-        with tempfile.TemporaryDirectory(prefix="to-", dir="/tmp") as folder, two_hosts() as (one, two):
-            say(f"ok: two namespaces, {one.address} and {two.address}")
-            experiment = Experiment(one, two, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="to-", dir="/tmp") as folder, ExitStack() as stack:
+        try:
+            one, two = stack.enter_context(two_hosts())
+        except Refused as error:
+            say(f"refused: this system does not let us make network namespaces: {error}")
+            return REFUSED
+        say(f"ok: two namespaces, {one.address} and {two.address}")
+        experiment = Experiment(one, two, Path(folder))
+        try:
             experiment.prepare()
             experiment.start_ray()
             say("ok: Ray's head on one, a worker node on the other")
             across(experiment)
             cut(experiment)
-    except Refused as error:
-        say(f"refused: this system does not let us make network namespaces: {error}")
-        return REFUSED
-    except AssertionError as error:
-        say(f"failed: {error}")
-        return 1
+        except (AssertionError, Refused) as error:  # Who may make namespaces may cut a cable.
+            say(f"failed: {error}")
+            return 1
     say("all as expected")
     return 0
 
