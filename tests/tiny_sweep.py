@@ -8,18 +8,24 @@ from pathlib import Path
 from conftest import CITIES, NAMES, save_tiny_model, write_split
 
 
-def write_tiny_sweep(folder: Path, name: str, **parts: object) -> Path:
-    """Make ``folder``/{model,task} and a sweep file with these further parts. Returns the file."""
-    for each in ("model", "task"):
-        (folder / each).mkdir()
-    save_tiny_model(folder / "model", "llama")
+def write_model_and_task(model: Path, task: Path) -> None:
+    """Make both folders: a Llama, and a task jsonl of 28, 6 and 6 sources."""
+    for made in (model, task):
+        made.mkdir()
+    save_tiny_model(model, "llama")
     rows = [(name, city) for name in NAMES for city in CITIES]
     for split, (start, end) in {"train": (0, 28), "dev": (28, 34), "test": (34, 40)}.items():
-        write_split(folder / "task" / f"{split}.jsonl", rows[start:end])
+        write_split(task / f"{split}.jsonl", rows[start:end])
+
+
+def write_tiny_sweep(folder: Path, name: str, **parts: object) -> Path:
+    """Make ``folder``/{model,task} and a sweep file with these further parts. Returns the file."""
+    model, task = folder / "model", folder / "task"
+    write_model_and_task(model, task)
     sweep = {
         "name": name,
-        "model": str(folder / "model"),
-        "task": {"name": "jsonl", "path": str(folder / "task")},
+        "model": str(model),
+        "task": {"name": "jsonl", "path": str(task)},
         "decode": {"max_new_tokens": 4},
         **parts,
     }

@@ -151,14 +151,9 @@ class Experiment:
         """Write a tiny model and a tiny task, which both hosts see: they share the file system."""
         sys.path.insert(0, str(ROOT / "tests"))
         sys.path.insert(0, str(ROOT))
-        from conftest import CITIES, NAMES, save_tiny_model, write_split
+        from tiny_sweep import write_model_and_task
 
-        for made in (self.model, self.task):
-            made.mkdir()
-        save_tiny_model(self.model, "llama")
-        rows = [(name, city) for name in NAMES for city in CITIES]
-        for split, (start, end) in {"train": (0, 28), "dev": (28, 34), "test": (34, 40)}.items():
-            write_split(self.task / f"{split}.jsonl", rows[start:end])
+        write_model_and_task(self.model, self.task)
 
     def start_ray(self) -> None:
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", "--disable-usage-stats"]
