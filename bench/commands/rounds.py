@@ -93,26 +93,28 @@ class RoundRunner:
 
     def run(self, trials: Round, title: str) -> None:
         """Run the trials of a round that have no record."""
-        pending = [trial for trial in trials.trials if not self._is_done(trial)]
+        present = {trial.trial_id: found for trial in trials.trials if (found := self._present(trial)) is not None}
+        pending = [trial for trial in trials.trials if trial.trial_id not in present]
         done = len(trials.trials) - len(pending)
         console.print(f"{title}: {len(trials.trials)} trials, {done} done, {len(pending)} to run", highlight=False)
-        present = [record for trial in trials.trials if (record := self.store.read(trial.trial_id)) is not None]
-        self._board.begin_round(present, len(pending))
+        self._board.begin_round(list(present.values()), len(pending))
         if pending:
             self._run(pending)
         self._board.write()
         for trial in trials.trials:
-            if (record := self.store.read(trial.trial_id)) is not None:
+            record = present.get(trial.trial_id) or self.store.read(trial.trial_id)
+            if record is not None:
                 self.found[trial.trial_id] = record
 
-    def _is_done(self, trial: TrialSpec) -> bool:
+    def _present(self, trial: TrialSpec) -> TrialResult | None:
+        """The record of a trial, but for a failure of an earlier run that is to be run again."""
         record = self.store.read(trial.trial_id)
-        if record is None:
-            return False
-        if self.retry_failed and isinstance(record.outcome, Failed) and trial.trial_id not in self.found:
+        if record is None or not isinstance(record.outcome, Failed):
+            return record
+        if self.retry_failed and trial.trial_id not in self.found:
             self.store.discard(trial.trial_id)
-            return False
-        return True
+            return None
+        return record
 
     def _run(self, pending: Sequence[TrialSpec]) -> None:
         from bench.display import Display

@@ -1,0 +1,54 @@
+"""Which trials of a round run, and how often a record is read for it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from fakes import completed, record, trial
+
+from bench.commands.options import LauncherName, Place
+from bench.commands.rounds import RoundRunner
+from bench.record import Failed, TrialResult
+from bench.spec import TrialSpec
+from bench.stages import Round
+from bench.store import Store
+
+
+class Runner(RoundRunner):
+    """Commits a record for every trial that is to run."""
+
+    ran: tuple[str, ...] = ()
+
+    def _run(self, pending: Sequence[TrialSpec]) -> None:
+        self.ran = (*self.ran, *(spec.trial_id for spec in pending))
+        for spec in pending:
+            self.store.commit(record(spec, completed()), [])
+
+
+@pytest.mark.parametrize("retry_failed", [False, True])
+def test_a_round_runs_what_has_no_record_and_reads_each_record_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retry_failed: bool
+) -> None:
+    done, failed, new = trials = tuple(trial(seed=seed) for seed in range(3))
+    reads: Counter[str] = Counter()
+    store = Store(tmp_path / "sweep")
+    with store.locked():
+        store.commit(record(done, completed()), [])
+        store.commit(record(failed, Failed(reason="out_of_memory", phase=None, rank=None, message="no")), [])
+        runner = Runner(store, "sweep", Place(LauncherName.LOCAL, None, {}), [], retry_failed)
+        read = Store.read
+
+        def counted(self: Store, trial_id: str) -> TrialResult | None:
+            reads[trial_id] += 1
+            return read(self, trial_id)
+
+        monkeypatch.setattr(Store, "read", counted)
+        runner.run(Round("final", trials), "sweep")
+
+    assert reads[done.trial_id] == 1
+    assert runner.ran == tuple(spec.trial_id for spec in ((failed, new) if retry_failed else (new,)))
+    assert list(runner.found) == [spec.trial_id for spec in trials]
+    assert runner.found[failed.trial_id].outcome.status == ("completed" if retry_failed else "failed")
