@@ -309,6 +309,11 @@ class TrialResult(Spec):
         return train is not None and bool(train.continued_after_steps)
 
     @property
+    def has_own_costs(self) -> bool:
+        """Whether its time and memory are its own: not those of all that trained in one pass, nor of a last part."""
+        return self.fused is None and not self.continued
+
+    @property
     def device_seconds(self) -> float:
         """Seconds that its ranks worked, added up: the currency of a budget for tuning.
 

@@ -72,8 +72,9 @@ def row_columns(results: Iterable[TrialResult]) -> tuple[str, ...]:
 def row(result: TrialResult) -> JsonDict:
     """A record as a flat row, without the cost of trials that shared a launch or were continued."""
     values = _row(result)
-    whole = result.fused is None and not result.continued
-    return values if whole else {name: value for name, value in values.items() if not _is_cost(name)}
+    if result.has_own_costs:
+        return values
+    return {name: value for name, value in values.items() if not _is_cost(name)}
 
 
 def _is_cost(name: str) -> bool:

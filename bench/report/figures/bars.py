@@ -83,9 +83,7 @@ def _seconds(outcome: Completed) -> Parts:
 
 
 def _mean_parts(cell: Cell, parts_of: Callable[[Completed], Parts]) -> Parts:
-    # What trials cost that trained in one pass is that of all of them; of a continued one its last part is known.
-    alone = [outcome for result, outcome in cell.completed if result.fused is None and not result.continued]
-    found = [parts for outcome in alone if (parts := parts_of(outcome))]
+    found = [parts for result, outcome in cell.completed if result.has_own_costs and (parts := parts_of(outcome))]
     labels = dict.fromkeys(label for parts in found for label in parts)
     return {label: sum(parts.get(label, 0.0) for parts in found) / len(found) for label in labels}
 
