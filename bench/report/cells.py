@@ -57,6 +57,11 @@ class Cell:
             self._estimates[name] = estimate(list(self.values(name).values()))
         return self._estimates[name]
 
+    def mean(self, name: str) -> float | None:
+        """Mean of a column over the seeds that have it."""
+        found = self.estimate(name)
+        return None if found is None else found.mean
+
     def values(self, name: str) -> dict[int, float]:
         """Seed to value of a column; a single one where the stage cost measured it."""
         rows = [row(self.cost)] if self.cost is not None and name in MEASURED_ALONE else self.rows

@@ -63,8 +63,7 @@ def best_of_methods(cells: Iterable[Cell]) -> list[Cell]:
 
 
 def _mean(cell: Cell | None, name: str) -> float | None:
-    found = cell.estimate(name) if cell is not None else None
-    return None if found is None else found.mean
+    return None if cell is None else cell.mean(name)
 
 
 def _gain(cell: Cell | None, base: Cell | None, metric: Column) -> float | None:

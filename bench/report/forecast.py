@@ -32,10 +32,10 @@ class Forecast:
     @property
     def flops_per_second(self) -> float | None:
         """While training; of all ranks together."""
-        steps = self.cell.estimate("steps")
+        steps = self.cell.mean("steps")
         if not self.step_measured_seconds or steps is None:
             return None
-        return self.flops / steps.mean / self.step_measured_seconds
+        return self.flops / steps / self.step_measured_seconds
 
 
 def of_different_cost(cells: Sequence[Cell]) -> list[Cell]:
@@ -51,7 +51,7 @@ def forecasts(comparison: Comparison) -> list[Forecast]:
     """For each configuration that was predicted, best first."""
     found = []
     for cell in of_different_cost(comparison.scored):
-        flops, memory = _mean(cell, "planned_flops"), _mean(cell, "planned_memory_bytes")
+        flops, memory = cell.mean("planned_flops"), cell.mean("planned_memory_bytes")
         if flops is not None and memory is not None:
             on_cpu = any(values.get("memory_method") != "cuda_allocated" for values in cell.rows)
             found.append(
@@ -59,9 +59,9 @@ def forecasts(comparison: Comparison) -> list[Forecast]:
                     cell,
                     flops,
                     memory,
-                    _mean(cell, "memory_over_baseline_bytes" if on_cpu else "peak_memory_bytes"),
-                    _mean(cell, "planned_step_seconds"),
-                    _mean(cell, "step_seconds_p50"),
+                    cell.mean("memory_over_baseline_bytes" if on_cpu else "peak_memory_bytes"),
+                    cell.mean("planned_step_seconds"),
+                    cell.mean("step_seconds_p50"),
                 )
             )
     return found
@@ -89,8 +89,3 @@ def forecast_document(found: Sequence[Forecast]) -> list[JsonDict]:
 def _pair(planned: float | None, measured: float | None, show: Callable[[float], str]) -> list[str]:
     error = ABSENT if planned is None or not measured else f"{planned / measured - 1:+.0%}"
     return [ABSENT if planned is None else show(planned), ABSENT if measured is None else show(measured), error]
-
-
-def _mean(cell: Cell, name: str) -> float | None:
-    found = cell.estimate(name)
-    return None if found is None else found.mean
