@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bench.report.cells import Cell, Comparison
-from bench.report.columns import Column, compact
+from bench.report.columns import ABSENT, Column, compact
 from bench.spec import JsonDict
 
 BASE, FULL = "none", "full"
@@ -85,10 +85,17 @@ class EfficiencyColumn:
     text: Callable[[Efficiency], str | None]
 
 
-def efficiency_columns(comparison: Comparison) -> list[EfficiencyColumn]:
-    """The columns for which some method has a value."""
-    metric = comparison.metrics[0]
+def efficiency_table(comparison: Comparison) -> tuple[list[str], list[list[str]]] | None:
+    """Heading and rows of the columns for which some method has a value; None without a row."""
+    rows = efficiencies(comparison)
+    if not rows:
+        return None
+    columns = [column for column in _columns(comparison.metrics[0]) if any(map(column.text, rows))]
+    heading = ["method", *(column.title for column in columns)]
+    return heading, [[row.cell.name, *(column.text(row) or ABSENT for column in columns)] for row in rows]
 
+
+def _columns(metric: Column) -> list[EfficiencyColumn]:
     def of_cell(name: str, show: Callable[[float], str]) -> Callable[[Efficiency], str | None]:
         def text(row: Efficiency) -> str | None:
             value = _mean(row.cell, name)
@@ -99,7 +106,7 @@ def efficiency_columns(comparison: Comparison) -> list[EfficiencyColumn]:
     def of_row(value_of: Callable[[Efficiency], float | None], show: str) -> Callable[[Efficiency], str | None]:
         return lambda row: None if (value := value_of(row)) is None else show.format(value)
 
-    columns = [
+    return [
         EfficiencyColumn(metric.title, of_row(lambda row: row.score, f"{{:,.{metric.decimals}f}}")),
         EfficiencyColumn("gain over base", of_row(lambda row: row.gain, f"{{:+,.{metric.decimals}f}}")),
         EfficiencyColumn("share of full's gain", of_row(lambda row: row.full_gain_fraction, "{:.0%}")),
@@ -115,8 +122,6 @@ def efficiency_columns(comparison: Comparison) -> list[EfficiencyColumn]:
             "decode time merged, x unmerged", of_row(lambda row: row.merged_decode_time_over_unmerged, "{:.2f}")
         ),
     ]
-    rows = efficiencies(comparison)
-    return [column for column in columns if any(column.text(row) is not None for row in rows)]
 
 
 def efficiency_document(rows: Iterable[Efficiency]) -> list[JsonDict]:

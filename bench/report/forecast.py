@@ -11,6 +11,7 @@ from bench.report.efficiency import size
 from bench.spec import JsonDict
 
 HEADING = ("method", "TFLOP", "GFLOP/s", "memory planned", "measured", "error", "step planned", "measured", "error")
+TITLE = "Plan against measurement"
 NOTE = (
     "Of configurations that cost alike, one. FLOPs are those of all training steps by PyTorch's formulas, the rate is "
     "at the median step. Memory is that of training; on a CPU beyond what was there before the model. Steps: mean "

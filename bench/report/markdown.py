@@ -12,9 +12,10 @@ from bench.report.content import Content, legend, signatures
 from bench.report.differences import PAIR_HEADING, letters_of, pair_note, pair_rows
 from bench.report.efficiency import NOTE as EFFICIENCY_NOTE
 from bench.report.efficiency import TITLE as EFFICIENCY
-from bench.report.efficiency import efficiencies, efficiency_columns
+from bench.report.efficiency import efficiency_table
 from bench.report.forecast import HEADING as FORECAST
 from bench.report.forecast import NOTE as FORECAST_NOTE
+from bench.report.forecast import TITLE as FORECAST_TITLE
 from bench.report.forecast import forecast_rows, forecasts
 from bench.report.references import TITLE, References
 from bench.report.tuning import HEADING, audit_lines, budget_rows, curve_lines, expected_rows, metric_title
@@ -156,20 +157,15 @@ def _tuned_alike(tunings: Sequence[Tuning]) -> str:
 
 
 def _efficiency(comparison: Comparison) -> str:
-    rows = efficiencies(comparison)
-    if not rows:
-        return ""
-    columns = efficiency_columns(comparison)
-    body = [[row.cell.name, *(column.text(row) or ABSENT for column in columns)] for row in rows]
-    heading = ["method", *(column.title for column in columns)]
-    return "\n\n".join([f"### {EFFICIENCY}", table(heading, body), EFFICIENCY_NOTE])
+    found = efficiency_table(comparison)
+    return "\n\n".join([f"### {EFFICIENCY}", table(*found), EFFICIENCY_NOTE]) if found else ""
 
 
 def _forecast(comparison: Comparison) -> str:
     found = forecasts(comparison)
     if not found:
         return ""
-    return "\n\n".join(["### Plan against measurement", table(FORECAST, forecast_rows(found)), FORECAST_NOTE])
+    return "\n\n".join([f"### {FORECAST_TITLE}", table(FORECAST, forecast_rows(found)), FORECAST_NOTE])
 
 
 def _failures(content: Content) -> str:

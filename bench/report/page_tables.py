@@ -11,11 +11,12 @@ from bench.report.content import legend, signatures
 from bench.report.differences import PAIR_HEADING, letters_of, pair_note, pair_rows
 from bench.report.efficiency import NOTE as EFFICIENCY_NOTE
 from bench.report.efficiency import TITLE as EFFICIENCY
-from bench.report.efficiency import best_of_methods, efficiencies, efficiency_columns
+from bench.report.efficiency import best_of_methods, efficiency_table
 from bench.report.figures import Picture
 from bench.report.figures.style import UNTOUCHED, inlined
 from bench.report.forecast import HEADING as FORECAST
 from bench.report.forecast import NOTE as FORECAST_NOTE
+from bench.report.forecast import TITLE as FORECAST_TITLE
 from bench.report.forecast import forecast_rows, forecasts
 from bench.report.references import TITLE as REFERENCES_TITLE
 from bench.report.references import References
@@ -183,7 +184,7 @@ def _forecast(comparison: Comparison) -> JsonDict | None:
     if not found:
         return None
     rows = forecast_rows(found)
-    return {"title": "Plan against measurement", "headings": FORECAST, "rows": rows, "note": FORECAST_NOTE}
+    return {"title": FORECAST_TITLE, "headings": FORECAST, "rows": rows, "note": FORECAST_NOTE}
 
 
 def _references(quoted: References | None) -> JsonDict | None:
@@ -245,13 +246,8 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _efficiency(comparison: Comparison) -> JsonDict | None:
-    rows = efficiencies(comparison)
-    if not rows:
+    found = efficiency_table(comparison)
+    if found is None:
         return None
-    columns = efficiency_columns(comparison)
-    return {
-        "title": EFFICIENCY,
-        "headings": ["method", *(column.title for column in columns)],
-        "rows": [[one.cell.name, *(column.text(one) or ABSENT for column in columns)] for one in rows],
-        "note": EFFICIENCY_NOTE,
-    }
+    headings, rows = found
+    return {"title": EFFICIENCY, "headings": headings, "rows": rows, "note": EFFICIENCY_NOTE}
