@@ -17,12 +17,12 @@ from bench.architecture import Batch, Pair
 from bench.cost_model import passes_seconds
 from bench.devices import measured_cpu
 from bench.loss import TargetLoss
-from bench.method import Method, trained_parameters
+from bench.method import Method
 from bench.plan import planned_work
 from bench.registry import load_method
 from bench.spec import TrialSpec
 from bench.step_costs import StepCosts, step_costs
-from bench.step_trace import CPU_ATTENTION, Follower
+from bench.step_trace import CPU_ATTENTION, following
 from bench.workload import MicroBatch
 
 TIMED_STEPS = 3
@@ -108,18 +108,9 @@ def _real_step(spec: TrialSpec, pairs: Sequence[Pair]) -> tuple[TargetLoss, Batc
 
 
 def _counted(loss: TargetLoss, batch: Batch) -> tuple[int, int]:
-    model: Any = loss.model
-    trained = [parameter for _, parameter in trained_parameters(model)]
-    follower = Follower(model.get_output_embeddings().weight.shape[0], [*model.parameters(), *model.buffers()])
-    hooks: list[Any] = [
-        parameter.register_post_accumulate_grad_hook(follower.becomes_gradient)  # type: ignore[no-untyped-call]
-        for parameter in trained
-    ]
     told = {kernel: inspect.unwrap(formula) for kernel, formula in CPU_ATTENTION.items()}
-    with FlopCounterMode(display=False, custom_mapping=told) as counter, follower:
+    with FlopCounterMode(display=False, custom_mapping=told) as counter, following(loss.model) as follower:
         loss.of(batch).backward()  # type: ignore[no-untyped-call]
-    for hook in hooks:
-        hook.remove()
     return counter.get_total_flops(), follower.peak
 
 

@@ -97,7 +97,6 @@ class StepTracer:
                 patched.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
             self._loss = TargetLoss(patched, train.label_smoothing).train()
         self.model = patched
-        self.vocabulary = int(patched.get_output_embeddings().weight.shape[0])
 
     def trace(self, pairs: Sequence[Pair]) -> StepTrace:
         """One forward and backward pass over these pairs as one micro-batch.
@@ -108,21 +107,12 @@ class StepTracer:
         trained = [parameter for _, parameter in trained_parameters(self.model)]
         for parameter in trained:
             parameter.grad = None
-        follower = Follower(self.vocabulary, [*self.model.parameters(), *self.model.buffers()])
-        hooks: list[Any] = [
-            parameter.register_post_accumulate_grad_hook(follower.becomes_gradient)  # type: ignore[no-untyped-call]
-            for parameter in trained
-        ]
-        try:
-            with self._tracing():
-                batch = self.architecture.batch(pairs, 0)
-                with follower, DropoutOutsideAttention():
-                    loss = self._loss.of(batch)
-                    forward = sum(follower.flops.values())
-                    loss.backward()  # type: ignore[no-untyped-call]
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with self._tracing():
+            batch = self.architecture.batch(pairs, 0)
+            with following(self.model) as follower, DropoutOutsideAttention():
+                loss = self._loss.of(batch)
+                forward = sum(follower.flops.values())
+                loss.backward()  # type: ignore[no-untyped-call]
         weights = [tensor.untyped_storage() for tensor in (*self.model.parameters(), *self.model.buffers())]
         sizes = {storage._cdata: storage.nbytes() for storage in weights}
         return StepTrace(
@@ -256,3 +246,20 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _end(self, key: int) -> None:
         if (storage := self._live.pop(key, None)) is not None:
             self._sums[storage.kind] -= storage.size
+
+
+@contextmanager
+def following(model: Any) -> Iterator[Follower]:
+    """Follow what a patched model computes and makes, told of its gradients as they are complete."""
+    vocabulary = int(model.get_output_embeddings().weight.shape[0])
+    follower = Follower(vocabulary, [*model.parameters(), *model.buffers()])
+    hooks: list[Any] = [
+        parameter.register_post_accumulate_grad_hook(follower.becomes_gradient)  # type: ignore[no-untyped-call]
+        for _, parameter in trained_parameters(model)
+    ]
+    try:
+        with follower:
+            yield follower
+    finally:
+        for hook in hooks:
+            hook.remove()
