@@ -20,7 +20,7 @@ from bench.architecture import Architecture
 from bench.data import Tokenization
 from bench.method import Method
 from bench.provenance import installed_version
-from bench.registry import load_method
+from bench.registry import make_method
 from bench.spec import DecodeSpec, MethodSpec, ModelSpec, Spec, TrialSpec
 from bench.task import TaskConfig
 
@@ -128,9 +128,8 @@ def restore(folder: Path, device: torch.device, model_path: str | None = None) -
             f"{folder}: the adapter was trained on other weights than {spec.path!r} has now (those of "
             f"{card.model.path!r}); give the folder of the original ones with --model"
         )
-    method_class = load_method(card.method.target)
     tokenizer = models.load_tokenizer(spec)
-    method = method_class(method_class.Config(**card.method.config), tokenizer)
+    method = make_method(card.method, tokenizer)
     model = method.patch(models.load_model(spec, torch.bfloat16 if card.precision == "bf16" else torch.float32))
     method.load_adapter_state(model, load_file(folder / TENSORS_FILE))
     return Restored(card, method, model.to(device).eval(), tokenizer, models.architecture(spec))

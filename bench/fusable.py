@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from bench.models import has_dropout
-from bench.registry import load_method
+from bench.registry import make_method
 from bench.schedule import Fusion
 from bench.spec import TrialSpec
 
@@ -43,8 +43,7 @@ def why_alone(spec: TrialSpec) -> str | None:
         return "trials in one pass have one rank, ZeRO stage 0 and fp32"
     if spec.checkpoint_every_steps is not None:
         return "a trial that makes checkpoints runs alone"
-    method_class = load_method(spec.method.target)
-    method = method_class(method_class.Config(**spec.method.config))
+    method = make_method(spec.method)
     if not method.fusable or method.adapts_in_training:
         return f"{spec.method.name} with these settings trains what rows of a batch cannot have apart"
     if has_dropout(spec.model, spec.train.dropout):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import heapq
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from bench.data import Tokenization
 from bench.devices import Device, known_gpu
 from bench.fit import MOST_USED_FRACTION, remedies
 from bench.record import ParameterCounts, Prediction, TrialResult
-from bench.registry import load_method
+from bench.registry import make_method
 from bench.resolver import instantiate
 from bench.spec import MethodSpec, ModelSpec, TaskSpec, TrialSpec
 from bench.splits import load_splits
@@ -169,11 +168,10 @@ def _pairs(
 
 def planned_parameters(method: MethodSpec, model: ModelSpec) -> ParameterCounts:
     """Parameters of a method on a model, from the model's configuration alone."""
-    return _planned_parameters(method.target, json.dumps(method.config), model)
+    return _planned_parameters(method.model_dump_json(), model)
 
 
 @functools.cache
-def _planned_parameters(target: str, config: str, model: ModelSpec) -> ParameterCounts:
-    method_class = load_method(target)
-    method = method_class(method_class.Config(**json.loads(config)))
+def _planned_parameters(method_json: str, model: ModelSpec) -> ParameterCounts:
+    method = make_method(MethodSpec.model_validate_json(method_json))
     return count_parameters(method, method.patch(models.empty_model(model)))

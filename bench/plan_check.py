@@ -17,9 +17,8 @@ from bench.architecture import Batch, Pair
 from bench.cost_model import passes_seconds
 from bench.devices import measured_cpu
 from bench.loss import TargetLoss
-from bench.method import Method
 from bench.plan import planned_work
-from bench.registry import load_method
+from bench.registry import load_method, make_method
 from bench.spec import TrialSpec
 from bench.step_costs import StepCosts, step_costs
 from bench.step_trace import CPU_ATTENTION, following
@@ -98,8 +97,7 @@ def _peak_bytes(costs: StepCosts, micro: MicroBatch) -> float:
 
 
 def _real_step(spec: TrialSpec, pairs: Sequence[Pair]) -> tuple[TargetLoss, Batch]:
-    method_class = load_method(spec.method.target)
-    method: Method = method_class(method_class.Config(**spec.method.config), models.load_tokenizer(spec.model))
+    method = make_method(spec.method, models.load_tokenizer(spec.model))
     dtype = torch.bfloat16 if spec.resources.precision == "bf16" else torch.float32
     model: Any = method.patch(models.load_model(spec.model, dtype, spec.train.dropout))
     if spec.train.gradient_checkpointing:

@@ -18,6 +18,7 @@ from typing import Any, Literal, cast
 
 from bench.method import Method
 from bench.plugin_source import missing, modules_in, use_folder
+from bench.spec import MethodSpec
 from bench.task import Task
 from bench.tasks import TASKS
 from methods import METHODS
@@ -191,6 +192,12 @@ def summary(found: type[Any]) -> str:
 def load_method(target: str) -> type[Method]:
     """A method's class; see :func:`load`."""
     return cast("type[Method]", load("method", target))
+
+
+def make_method(spec: MethodSpec, tokenizer: Any = None) -> Method:
+    """The method of a specification, with its settings; see :func:`load`."""
+    method_class = load_method(spec.target)
+    return method_class(method_class.Config(**spec.config), tokenizer)
 
 
 def load_task(target: str) -> type[Task]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from bench import models
 from bench.config import ConfigError, validated
 from bench.plugin_source import plugin_source
-from bench.registry import load_method, load_task, resolve
+from bench.registry import load_method, load_task, make_method, resolve
 from bench.search_space import SearchSpace
 from bench.spec import JsonDict, MethodSpec, ModelSpec, ResourceSpec, TaskSpec
 from bench.task import Task
@@ -58,12 +58,11 @@ class RegistryResolver:
         Raises:
             ConfigError: It would not be.
         """
-        method_class = load_method(method.target)
         plain = resources.zero_stage == 0 and resources.precision == "fp32"
         makes_checkpoints = resources.checkpoint_every_steps is not None
         if plain and not makes_checkpoints:
             return
-        if not method_class(method_class.Config(**method.config)).adapts_in_training:
+        if not make_method(method).adapts_in_training:
             return
         if makes_checkpoints:
             raise ConfigError(

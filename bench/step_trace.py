@@ -26,8 +26,8 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flo
 from bench import models
 from bench.architecture import Pair
 from bench.loss import TargetLoss
-from bench.method import Method, trained_parameters
-from bench.registry import load_method
+from bench.method import trained_parameters
+from bench.registry import make_method
 from bench.spec import MethodSpec, ModelSpec, TrainSpec
 
 aten = torch.ops.aten
@@ -86,8 +86,7 @@ class StepTracer:
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._name = method.name
         with self._tracing(fake=False):
-            method_class = load_method(method.target)
-            patching: Method = method_class(method_class.Config(**method.config))
+            patching = make_method(method)
             patched: Any = patching.patch(models.empty_model(model, dtype, train.dropout))
             self._stored_elements = sum(tensor.numel() for tensor in patching.adapter_state(patched).values())
         with self._tracing():

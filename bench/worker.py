@@ -58,7 +58,7 @@ from bench.record import (
     RankReport,
     Scores,
 )
-from bench.registry import Kind, RegistryError, load, load_method
+from bench.registry import Kind, RegistryError, load, make_method
 from bench.resolver import instantiate
 from bench.spec import JsonDict, ResolvedSpec, TrialSpec
 from bench.splits import Splits, load_splits, oddities
@@ -266,8 +266,7 @@ class _Trial:
 
     def method(self, data: _Data) -> Method:
         """The method as this trial configures it."""
-        method_class = load_method(self.spec.method.target)
-        return method_class(method_class.Config(**self.spec.method.config), data.tokens.tokenizer)
+        return make_method(self.spec.method, data.tokens.tokenizer)
 
     def checkpoints(self) -> Checkpoints | None:
         """Where this trial leaves and finds checkpoints; None if it makes none."""
