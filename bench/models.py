@@ -120,7 +120,7 @@ def load_model(spec: ModelSpec, dtype: torch.dtype, dropout: float | None = None
     import transformers
 
     auto_class = getattr(transformers, architecture(spec).auto_class)
-    settings = {} if dropout is None else _dropout_settings(spec, dropout)
+    settings = _dropout_settings(spec, dropout)
     try:
         model = auto_class.from_pretrained(
             model_source(spec),
@@ -137,11 +137,13 @@ def load_model(spec: ModelSpec, dtype: torch.dtype, dropout: float | None = None
     return model.requires_grad_(False).eval()
 
 
-def _dropout_settings(spec: ModelSpec, dropout: float) -> dict[str, float]:
+def _dropout_settings(spec: ModelSpec, dropout: float | None) -> dict[str, float]:
     """The probabilities of dropout in the model's configuration, whatever its family calls them, set to one value.
 
-    LayerDrop is another thing, and the dropout of classifiers has no part in a language model.
+    LayerDrop is another thing, and the dropout of classifiers has no part in a language model. None sets nothing.
     """
+    if dropout is None:
+        return {}
     names = _dropouts(spec).keys()
     if not names and dropout:
         raise ModelError(f"train.dropout: {dropout:g} has no effect: the configuration of {spec.path!r} has no dropout")
@@ -180,7 +182,7 @@ def empty_model(
 
     auto_class = getattr(transformers, architecture(spec).auto_class)
     config = load_config(spec)
-    for name, value in ({} if dropout is None else _dropout_settings(spec, dropout)).items():
+    for name, value in _dropout_settings(spec, dropout).items():
         setattr(config, name, value)
     with torch.device(device):
         model = auto_class.from_config(config, attn_implementation=spec.attention, dtype=dtype)
