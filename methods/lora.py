@@ -26,6 +26,7 @@ from bench.method import (
     SearchSpace,
     join_lanes,
     lane_modules,
+    of_lanes,
 )
 from methods.transformer_parts import ROLES, LinearLayer, LinearWrapper, attention_projections, linear_layers
 
@@ -78,7 +79,7 @@ class LoRALayer(LinearWrapper):
         x = x if self.dropout is None else self.dropout(x)
         lanes = lane_modules(self)
         if len(lanes) > 1:
-            down, up = (torch.stack(parts) for parts in ([one.lora_A for one in lanes], [one.up() for one in lanes]))
+            down, up = of_lanes(self, lambda layer: layer.lora_A), of_lanes(self, LoRALayer.up)
             low_rank = x.reshape(len(lanes), -1, x.shape[-1]) @ down.mT  # (K, B T / K, N R)
             added = torch.baddbmm(
                 output.reshape(len(lanes), -1, self.out_features), low_rank, up.mT, alpha=self.scaling
