@@ -106,9 +106,9 @@ def _cell(text: str) -> str:
 
 def peft_types() -> list[str]:
     """Every type that the installed peft has, in order of the alphabet."""
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+    from methods.hf_peft import peft_config_classes
 
-    return sorted(str(getattr(name, "value", name)) for name in PEFT_TYPE_TO_CONFIG_MAPPING)
+    return sorted(peft_config_classes())
 
 
 def peft_table(types: Iterable[str]) -> str:
@@ -152,12 +152,10 @@ def peft_outcome(peft_type: str, family: str) -> tuple[str, list[str]]:
 
 def peft_settings(peft_type: str, family: str) -> dict[str, Any]:
     """What the bridge is given for a type on a tiny model."""
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
-
-    from methods.hf_peft import BREAKS_CONTRACT
+    from methods.hf_peft import BREAKS_CONTRACT, peft_config_classes
 
     settings = {"peft_type": peft_type, **PEFT_SETTINGS.get(peft_type, {})}
-    known = {field.name for field in fields(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(peft_type)])}
+    known = {field.name for field in fields(peft_config_classes()[peft_type])}
     if "target_modules" in known and peft_type not in OWN_TARGETS:
         settings["target_modules"] = TARGETS[family]
     if "fan_in_fan_out" in known and family == "gpt2":

@@ -157,15 +157,20 @@ class HfPeft(Method):
         return PeftAdapter(config, get_peft_model_state_dict(peft_model, save_embedding_layers=False))
 
 
+def peft_config_classes() -> dict[str, Any]:
+    """The configuration class of every type that the installed peft has."""
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    return {str(getattr(name, "value", name)): found for name, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+
+
 def peft_config(peft_type: str, settings: Mapping[str, Any] | None, task_type: str = "CAUSAL_LM") -> Any:
     """The configuration of peft for a type.
 
     Raises:
         ValueError: The type cannot take part, a setting is unknown or has no effect, or peft refuses a value.
     """
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    known = {str(getattr(name, "value", name)): found for name, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    known = peft_config_classes()
     if peft_type not in known:
         raise ValueError(f"peft_type: peft has no {peft_type!r}; {_meant(peft_type.upper(), known)}")
     if peft_type in REFUSED:
