@@ -177,10 +177,7 @@ def _look_at_nodes(ray: Any, expected: Expected, local: bool) -> Iterator[Findin
 
 
 def _visit(ray: Any, node: JsonDict) -> tuple[Node | None, list[Finding]]:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    visitor = ray.remote(num_cpus=0, max_restarts=0)(Visitor).options(scheduling_strategy=strategy).remote()
+    visitor = _visitor_on(ray, node["NodeID"])
     try:
         name = ray.get(visitor.name.remote(), timeout=VISIT_TIMEOUT_SECONDS)
     except ray.exceptions.RayError as error:
@@ -191,6 +188,14 @@ def _visit(ray: Any, node: JsonDict) -> tuple[Node | None, list[Finding]]:
         return None, [problem("node", f"no process starts there: {why}", remedy).on(node["NodeManagerAddress"])]
     gpus = int(node["Resources"].get("GPU", 0))
     return Node(node["NodeID"], f"{name} ({node['NodeManagerAddress']})", gpus, visitor), []
+
+
+def _visitor_on(ray: Any, node_id: str, gpus: int = 0) -> Any:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    actor = ray.remote(num_cpus=0, max_restarts=0)(Visitor)
+    return actor.options(num_gpus=gpus, scheduling_strategy=strategy).remote()
 
 
 def _look_at(ray: Any, node: Node, expected: Expected) -> Iterator[Finding]:
@@ -232,17 +237,9 @@ def _check_reach(ray: Any, nodes: Sequence[Node]) -> Iterator[Finding]:
 
 
 def _reach(ray: Any, backend: str, places: Sequence[tuple[Node, int]]) -> Finding:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     check = "gloo" if backend == "gloo" else "NCCL"
     where = " and ".join(dict.fromkeys(node.name for node, _ in places))
-    actor = ray.remote(num_cpus=0, max_restarts=0)(Visitor)
-    ranks = [
-        actor.options(
-            num_gpus=gpus, scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)
-        ).remote()
-        for node, gpus in places
-    ]
+    ranks = [_visitor_on(ray, node.node_id, gpus) for node, gpus in places]
     limit = 2 * REACH_TIMEOUT_SECONDS
     try:
         try:
