@@ -152,16 +152,8 @@ class RayLauncher(HostLauncher):
         runtime_env: JsonDict | None = None,
         module: str | None = None,
     ) -> None:
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        if isinstance(cluster, str):
-            address = cluster
-            modules = [SOURCE_ROOT / "bench", SOURCE_ROOT / "methods", *plugins]
-            sent = {"py_modules": [str(module) for module in modules]}
-            options["runtime_env"] = {**(runtime_env or {}), **sent}
-        else:
-            address = cluster.address()
         self._embedded = cluster if isinstance(cluster, EmbeddedCluster) else None
-        ray.init(address=address, **options)
+        join(cluster, plugins, runtime_env)
         super().__init__(Cluster(machines()), outbox)
         self._module = module
         self._hosts: dict[str, NodeHost] = {}
@@ -257,6 +249,19 @@ class RayLauncher(HostLauncher):
     def _release(self, run: Running) -> None:
         if (group := self._groups.pop(run.trial_id, None)) is not None:
             remove_placement_group(group)
+
+
+def join(cluster: str | EmbeddedCluster, plugins: Sequence[Path] = (), runtime_env: JsonDict | None = None) -> None:
+    """Make this process a driver of a cluster; see :class:`RayLauncher`."""
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if isinstance(cluster, str):
+        address = cluster
+        modules = [SOURCE_ROOT / "bench", SOURCE_ROOT / "methods", *plugins]
+        sent = {"py_modules": [str(module) for module in modules]}
+        options["runtime_env"] = {**(runtime_env or {}), **sent}
+    else:
+        address = cluster.address()
+    ray.init(address=address, **options)
 
 
 def alive_nodes() -> dict[str, JsonDict]:

@@ -29,7 +29,7 @@ from bench.doctor.machine import host_name, look_at_machine
 from bench.doctor.packages import Expected
 from bench.doctor.reach import REACH_TIMEOUT_SECONDS, all_reduce, listen
 from bench.embedded_cluster import ClusterError, EmbeddedCluster
-from bench.provenance import SOURCE_ROOT, code_sha256
+from bench.provenance import code_sha256
 from bench.spec import JsonDict
 
 VISIT_TIMEOUT_SECONDS = 300.0
@@ -97,13 +97,11 @@ def look_at_cluster(text: str | None, expected: Expected) -> Iterator[Finding]:
 @contextmanager
 def _joined(cluster: Address | EmbeddedCluster) -> Iterator[Any]:
     try:
-        address = cluster.text if isinstance(cluster, Address) else cluster.address()
         import ray
 
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        if isinstance(cluster, Address):
-            options["runtime_env"] = {"py_modules": [str(SOURCE_ROOT / name) for name in ("bench", "methods")]}
-        ray.init(address=address, **options)
+        from bench.launch_ray import join
+
+        join(cluster.text if isinstance(cluster, Address) else cluster)
         try:
             yield ray
         finally:
