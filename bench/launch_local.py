@@ -9,6 +9,7 @@ from pathlib import Path
 from bench.capacity import Cluster, Machine
 from bench.launch import Running
 from bench.launch_hosts import HostLauncher
+from bench.provenance import usable_cores
 from bench.rank_host import RankHost
 
 
@@ -46,8 +47,7 @@ def this_machine() -> Machine:
     """Cores and GPUs that this process may use."""
     import torch
 
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(cpus=cpus, gpus=torch.cuda.device_count())
+    return Machine(cpus=usable_cores(), gpus=torch.cuda.device_count())
 
 
 def _visible_gpu(index: int) -> str:

@@ -82,6 +82,11 @@ def collect(device: str, threads: int | None) -> Provenance:
     )
 
 
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cpu_name() -> str:
     """Model name of the processor, as far as the system tells."""
     info = Path("/proc/cpuinfo")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.doctor.finding import Finding, ok, problem, warning
-from bench.provenance import SOURCE_ROOT, cpu_name
+from bench.provenance import SOURCE_ROOT, cpu_name, usable_cores
 from bench.spec import JsonDict
 
 LOOK_TIMEOUT_SECONDS = 180.0
@@ -120,8 +120,7 @@ def check_devices(seen: JsonDict | str, which: Callable[[str], str | None] = shu
             return [
                 warning("devices", f"there is nvidia-smi, but torch {seen['torch']} {build} and sees no GPU", remedy)
             ]
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return [ok("devices", f"no GPU; {cores} CPU cores, {cpu_name()}")]
+        return [ok("devices", f"no GPU; {usable_cores()} CPU cores, {cpu_name()}")]
     return [_device(index, device) for index, device in enumerate(seen["devices"])]
 
 
