@@ -20,6 +20,7 @@ import psutil
 from pydantic import Field
 
 from bench.outbox import payload, write_report
+from bench.rendezvous import join_store, open_store
 from bench.spec import JsonDict, Spec, TrialSpec
 
 if TYPE_CHECKING:
@@ -45,26 +46,6 @@ class RankJob(Spec):
     @property
     def ranks(self) -> int:
         return self.spec.resources.ranks
-
-
-def open_store(host: str) -> Any:
-    """The rendezvous of a trial's ranks, on a port that the system picks at the moment it is opened."""
-    from datetime import timedelta
-
-    from torch._C._distributed_c10d import TCPStore
-
-    timeout = timedelta(seconds=STORE_TIMEOUT_SECONDS)
-    return TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
-
-
-def join_store(host: str, port: int) -> Any:
-    """Another rank's view of the rendezvous."""
-    from datetime import timedelta
-
-    from torch._C._distributed_c10d import TCPStore
-
-    timeout = timedelta(seconds=STORE_TIMEOUT_SECONDS)
-    return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
 
 
 class Reports:
@@ -100,10 +81,10 @@ def serve(jobs: IO[str], descriptor: int) -> None:
     reports = Reports(descriptor)
     threading.Thread(target=reports.beat, daemon=True).start()
     if job.rank == 0:
-        store = open_store(job.host)
+        store = open_store(job.host, STORE_TIMEOUT_SECONDS)
         reports.send({"port": store.port})
     else:
-        store = join_store(job.host, int(jobs.readline()))
+        store = join_store(job.host, int(jobs.readline()), STORE_TIMEOUT_SECONDS)
     threading.Thread(target=_end_with_driver, args=(jobs,), daemon=True).start()
     report = _run(job, store, reports)
     outbox = Path(job.outbox)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from bench.rendezvous import join_store, open_store
+
 REACH_TIMEOUT_SECONDS = 60.0
 
 
 def listen(host: str) -> tuple[Any, int]:
     """Open a rendezvous at this address of this machine; returns it and its port."""
-    from torch._C._distributed_c10d import TCPStore
-
-    store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=REACH_TIMEOUT_SECONDS))
+    store = open_store(host, REACH_TIMEOUT_SECONDS)
     return store, int(store.port)
 
 
@@ -32,11 +32,10 @@ def all_reduce(backend: str, host: str, port: int, rank: int, ranks: int, store:
     """
     import torch
     import torch.distributed as dist
-    from torch._C._distributed_c10d import TCPStore
 
     timeout = timedelta(seconds=REACH_TIMEOUT_SECONDS)
     if store is None:
-        store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
+        store = join_store(host, port, REACH_TIMEOUT_SECONDS)
     dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
     try:
         number = torch.tensor([rank + 1.0], device="cuda" if backend == "nccl" else "cpu")

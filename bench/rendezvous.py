@@ -1,0 +1,22 @@
+"""The rendezvous of some ranks: a store that one of them opens and the others join. Imports torch only when asked."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+
+def open_store(host: str, timeout_seconds: float) -> Any:
+    """A store at this address of this machine, on a port that the system picks at the moment it is opened."""
+    return _store(host, 0, True, timeout_seconds)
+
+
+def join_store(host: str, port: int, timeout_seconds: float) -> Any:
+    """Another rank's view of it."""
+    return _store(host, port, False, timeout_seconds)
+
+
+def _store(host: str, port: int, is_master: bool, timeout_seconds: float) -> Any:
+    from torch._C._distributed_c10d import TCPStore
+
+    return TCPStore(host, port, is_master=is_master, wait_for_workers=False, timeout=timedelta(seconds=timeout_seconds))
