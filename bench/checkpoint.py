@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import platform
 import random
 import re
@@ -24,7 +23,7 @@ import torch.distributed as dist
 from torch import nn
 
 from bench.crash_points import reached
-from bench.files import sync_folder
+from bench.files import partial_path, write_atomically
 from bench.method import copy_state, trained_parameters
 from bench.spec import JsonDict
 
@@ -76,20 +75,14 @@ class Checkpoints:
         """
         header = {"facts": json.dumps({**checkpoint.facts, "step": checkpoint.step, "seal": self.seal})}
         data = safetensors.torch.save(checkpoint.tensors, header)
-        name = f"step-{checkpoint.step:08d}-{hashlib.sha256(data).hexdigest()}.safetensors"
-        temporary = self.folder / f".{name}.partial"
+        path = self.folder / f"step-{checkpoint.step:08d}-{hashlib.sha256(data).hexdigest()}.safetensors"
         try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.folder / name)
-            sync_folder(self.folder)
-            for earlier, path in self._found():
-                if earlier < checkpoint.step:
-                    path.unlink(missing_ok=True)
+            write_atomically(path, data)
+            for step, earlier in self._found():
+                if step < checkpoint.step:
+                    earlier.unlink(missing_ok=True)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            partial_path(path).unlink(missing_ok=True)
             print(f"no checkpoint after step {checkpoint.step}: {error}", flush=True)  # noqa: T201 - into the log
             return
         reached("rank.after_checkpoint")

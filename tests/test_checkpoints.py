@@ -201,7 +201,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_trial(
         raise OSError(28, "No space left on device")
 
     checkpoints = places(tmp_path / "checkpoints")
-    monkeypatch.setattr("bench.checkpoint.os.fsync", full)
+    monkeypatch.setattr("bench.files.os.fsync", full)
     train("lora", checkpoints)
     assert "no checkpoint after step 4: [Errno 28]" in capsys.readouterr().out
     assert not list((tmp_path / "checkpoints").iterdir())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.files import partial_path
 from bench.record import TrialResult
 from bench.report.cells import Cell, Comparison
 from bench.report.columns import Column
@@ -36,7 +37,7 @@ def _no_formula(value: Any) -> Any:
 
 def write_parquet(results: Sequence[TrialResult], path: Path) -> None:
     """results.parquet: the same rows with their types, as they are."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_path(path)
     frame(results).to_parquet(partial, index=False)
     partial.replace(path)
 
