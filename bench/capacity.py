@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bench.spec import TrialSpec
@@ -193,12 +194,7 @@ def _sizes(machines: Sequence[Machine]) -> str:
     """What there is, for people."""
     if not machines:
         return "no machines"
-    sizes: Mapping[tuple[int, int], int] = {
-        (machine.cpus, machine.gpus): sum(
-            (other.cpus, other.gpus) == (machine.cpus, machine.gpus) for other in machines
-        )
-        for machine in machines
-    }
+    sizes = Counter((machine.cpus, machine.gpus) for machine in machines)
     return " and ".join(
         f"{cpus} CPU cores and {gpus} GPUs"
         if len(machines) == 1

@@ -1,4 +1,4 @@
-"""Ranks on the nodes of a Ray cluster. The only file that imports ray.
+"""Ranks on the nodes of a Ray cluster. The only file that imports ray, but for the doctor's.
 
 A placement group for each trial takes the cores and GPUs of all its ranks at once. The ranks themselves are fresh
 processes that a host on their node starts: one small actor for each node and sweep, which imports no torch. Ray's state
