@@ -9,18 +9,10 @@ B sources, K beams, H key/value heads, L positions stored, T tokens in this call
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-from transformers.modeling_utils import AttentionInterface
-
-SHARED_HEADS_ATTENTION = "tuneoff_shared_heads"
 
 
 class BeamCacheLayer(CacheLayerMixin):  # type: ignore[misc] # transformers is not typed
@@ -130,70 +122,3 @@ def _with_room(states: torch.Tensor, used: int, room: int) -> torch.Tensor:
     larger = states.new_empty(states.shape[0], states.shape[1], room, states.shape[3])
     larger[:, :, :used] = states[:, :, :used]
     return larger
-
-
-def shared_heads_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention in which query heads that share keys read them once.
-
-    transformers' own function copies keys and values for every query head of a group as soon as there is more than one
-    query token. Here the heads of a group are rows of one query instead, which is the same sum.
-
-    Args:
-        module: The attention layer.
-        query: ``(B, H * groups, T, C)``.
-        key: ``(B, H, L, C)``.
-        value: ``(B, H, L, C)``.
-        attention_mask: ``(B, 1, T, L)``; None, which means causal, is left to transformers.
-        dropout: 0 outside training.
-        scaling: Of the scores; None is ``C ** -0.5``.
-        kwargs: For transformers.
-
-    Returns:
-        ``(B, T, H * groups, C)``.
-    """
-    if attention_mask is None:
-        outputs: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, None, dropout, scaling, **kwargs
-        )
-        return outputs
-    rows, heads, tokens, channels = query.shape
-    groups = heads // key.shape[1]
-    output = nn.functional.scaled_dot_product_attention(
-        query.reshape(rows, key.shape[1], groups * tokens, channels),
-        key,
-        value,
-        attn_mask=attention_mask.repeat(1, 1, groups, 1) if groups > 1 else attention_mask,
-        dropout_p=dropout,
-        scale=scaling,
-    )
-    return output.reshape(rows, heads, tokens, channels).transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(SHARED_HEADS_ATTENTION, shared_heads_attention)
-AttentionMaskInterface.register(SHARED_HEADS_ATTENTION, sdpa_mask)
-
-
-@contextmanager
-def sharing_heads(model: nn.Module) -> Iterator[None]:
-    """Use :func:`shared_heads_attention` inside the block wherever a layer uses transformers' SDPA."""
-    configs: list[Any] = [module.config for module in model.modules() if _attention_of(module) == "sdpa"]
-    for config in configs:
-        config._attn_implementation = SHARED_HEADS_ATTENTION
-    try:
-        yield
-    finally:
-        for config in configs:
-            config._attn_implementation = "sdpa"
-
-
-def _attention_of(module: nn.Module) -> str | None:
-    return getattr(getattr(module, "config", None), "_attn_implementation", None)

@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from bench.architecture import takes_source_lengths
-from bench.decode_cache import BeamCache, sharing_heads
+from bench.decode_cache import BeamCache
 from bench.decode_search import Hypothesis, Search, SearchSettings, make_search
 from bench.method import positions_of
+from bench.shared_heads import sharing_heads
 
 # Rows that are done ride along until they are this share of the batch: making it smaller copies the cache.
 IDLE_FRACTION = 0.2

@@ -19,6 +19,7 @@ from bench.devices import measured_cpu
 from bench.loss import TargetLoss
 from bench.plan import planned_work
 from bench.registry import load_method, make_method
+from bench.shared_heads import sharing_heads
 from bench.spec import TrialSpec
 from bench.step_costs import StepCosts, step_costs
 from bench.step_trace import CPU_ATTENTION, following
@@ -78,7 +79,9 @@ def _checked(spec: TrialSpec) -> Checked:
     pairs = [Pair([5] * source, [5] * target)] * (largest.rows - 1) + [Pair([5] * (source - 1), [5] * target)]
     micro = MicroBatch(largest.rows, architecture.padded_tokens(pairs), target * largest.rows)
     loss, batch = _real_step(spec, pairs)
-    flops, peak = _counted(loss, batch)
+    with sharing_heads(loss.model):  # as training does
+        flops, peak = _counted(loss, batch)
+        seconds = _timed(loss, batch)
     return Checked(
         name=f"{spec.method.name} ({spec.label})" if spec.label else spec.method.name,
         rows=micro.rows,
@@ -88,7 +91,7 @@ def _checked(spec: TrialSpec) -> Checked:
         predicted_bytes=_peak_bytes(costs, micro),
         counted_bytes=peak,
         predicted_seconds=passes_seconds(spec, costs, costs.flops(micro), 1, measured_cpu(torch.get_num_threads())),
-        seconds=_timed(loss, batch),
+        seconds=seconds,
     )
 
 

@@ -28,6 +28,7 @@ from bench.architecture import Pair
 from bench.loss import TargetLoss
 from bench.method import trained_parameters
 from bench.registry import make_method
+from bench.shared_heads import sharing_heads
 from bench.spec import MethodSpec, ModelSpec, TrainSpec
 
 aten = torch.ops.aten
@@ -108,7 +109,7 @@ class StepTracer:
             parameter.grad = None
         with self._tracing():
             batch = self.architecture.batch(pairs, 0)
-            with following(self.model) as follower, DropoutOutsideAttention():
+            with sharing_heads(self.model), following(self.model) as follower, DropoutOutsideAttention():
                 loss = self._loss.of(batch)
                 forward = sum(follower.flops.values())
                 loss.backward()  # type: ignore[no-untyped-call]

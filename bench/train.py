@@ -21,6 +21,7 @@ from bench.lane import Diverged, Lane, Trained, num_targets
 from bench.loss import TargetLoss
 from bench.measure import PhaseMeter, StepClock, percentile, steady_start
 from bench.record import TrainCost
+from bench.shared_heads import sharing_heads
 from bench.shared_rows import Lanes
 from bench.spec import ResourceSpec
 
@@ -60,6 +61,10 @@ class Training:
         Raises:
             Diverged: The loss is not finite in any lane.
         """
+        with sharing_heads(*(lane.model for lane in self.lanes)):
+            return self._run(pairs, dev_pairs)
+
+    def _run(self, pairs: Sequence[Pair], dev_pairs: Sequence[Pair]) -> list[Trained | Diverged]:
         with self.meter.phase("initialise"):
             for lane in self.lanes:
                 lane.begin(pairs, self.device)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import sys
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +18,22 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import loss as losses
+from bench import shared_heads
 from bench.architecture import DecoderOnly, Pair
 from bench.contract import PAIRS, batch_of
 from bench.data import Tokenization, training_order
 from bench.engine import TrainedOnly
-from bench.fused import use_fused_activations
+from bench.fused import is_gated_silu, use_fused_activations
 from bench.lane import Lane
 from bench.loss import TargetLoss
 from bench.method import trained_parameters
 from bench.models import load_model, load_tokenizer
 from bench.registry import load_method, targets
+from bench.shared_heads import heads_as_rows, sharing_heads
 from bench.spec import ModelSpec, TrainSpec
 from bench.splits import training_examples
 from bench.tasks.e2e import E2E
-from bench.tiny_models import VOCABULARY, WordTokenizer, tiny_llama, tiny_model
+from bench.tiny_models import FAMILIES, VOCABULARY, WordTokenizer, tiny_llama, tiny_model
 
 
 def patched(family: str, name: str, **settings: Any) -> Any:
@@ -131,31 +137,146 @@ def test_what_is_no_plain_output_projection_is_left_alone() -> None:
     assert not losses.is_plain_linear(plain)
 
 
-@pytest.mark.parametrize("name", ["full", "prefix_tuning"])
-def test_the_fused_gelu_is_gelu_new(name: str) -> None:
+class Kept:
+    """Elements of all tensors that the backward pass of what runs inside the block keeps, by the size of their rows."""
+
+    def __init__(self) -> None:
+        self.elements: Counter[int] = Counter()
+        self._seen: dict[int, torch.Tensor] = {}  # Tensors stay alive, so that no storage is counted twice.
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+
+    def __enter__(self) -> Kept:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)
+
+    def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage()._cdata not in self._seen:
+            self.elements[tensor.shape[-1] if tensor.shape else 1] += tensor.numel()
+        self._seen[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+
+def with_and_without(
+    family: str, name: str, lever: Callable[[Any], AbstractContextManager[None]]
+) -> tuple[Counter[int], Counter[int]]:
+    """What is kept without a lever and with it, once loss and gradients are known to be the same."""
     results = []
-    for fused in (False, True):
-        model = patched("gpt2", name)
-        kept = 0
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            nonlocal kept
-            kept += tensor.numel() if tensor.shape[-1:] == (4 * 24,) else 0
-            return tensor
-
-        if fused:
-            use_fused_activations(model)
-        assert sum(type(module) is nn.GELU for module in model.modules()) == (2 if fused else 0)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            value = TargetLoss(model).of(batch_of(model))
-        value.backward()
-        results.append((value, kept, {key: parameter.grad for key, parameter in trained_parameters(model)}))
+    for pull in (nullcontext, lever):
+        model = patched(family, name)
+        with pull(model):
+            with Kept() as kept:
+                value = TargetLoss(model).of(batch_of(model))
+            value.backward()
+        results.append((value, kept.elements, {key: value.grad for key, value in trained_parameters(model)}))
     (plain, plain_kept, plain_gradients), (fast, fast_kept, fast_gradients) = results
     torch.testing.assert_close(fast, plain, atol=1e-11, rtol=0)
     for key, gradient in plain_gradients.items():
         torch.testing.assert_close(fast_gradients[key], gradient, atol=1e-11, rtol=0)
+    return plain_kept, fast_kept
+
+
+def fused(model: Any) -> AbstractContextManager[None]:
+    use_fused_activations(model)
+    return nullcontext()
+
+
+@pytest.mark.parametrize("name", ["full", "prefix_tuning"])
+def test_the_fused_gelu_is_gelu_new(name: str) -> None:
+    plain, fast = with_and_without("gpt2", name, fused)
     # Full fine-tuning also keeps the activation itself, for the gradient of the layer behind it.
-    assert plain_kept >= (1.75 if name == "full" else 2) * fast_kept
+    assert plain[4 * 24] >= (1.75 if name == "full" else 2) * fast[4 * 24]
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["full", "prefix_tuning", "ia3"])
+def test_the_gated_mlp_is_the_mlp_and_keeps_a_tensor_less(name: str, family: str) -> None:
+    plain, fast = with_and_without(family, name, fused)
+    tokens = sum(pair.num_tokens for pair in PAIRS)
+    assert plain[48] - fast[48] >= 2 * tokens * 48, "one tensor of the MLP's width in each of two layers"
+
+
+def test_what_is_no_gated_mlp_with_silu_is_left_alone() -> None:
+    class Other(type(tiny_llama().model.layers[0].mlp)):  # type: ignore[misc]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.down_proj(self.up_proj(x) * self.act_fn(self.gate_proj(x)) * 2)
+
+    llama = tiny_llama().model.layers[0].mlp
+    assert is_gated_silu(llama)
+    llama.act_fn = nn.GELU()
+    assert not is_gated_silu(llama)
+    assert not is_gated_silu(Other(tiny_llama().config))
+    assert not any(
+        is_gated_silu(module) for family in ("gpt2", "t5", "gemma3") for module in FAMILIES[family]().modules()
+    )
+
+
+def test_copies_of_a_model_run_their_own_gated_mlps() -> None:
+    model = tiny_model("llama")
+    use_fused_activations(model)
+    for module in copy.deepcopy(model).modules():
+        if is_gated_silu(module):
+            assert module.forward.__self__ is module
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gemma3"])
+@pytest.mark.parametrize("name", ["prefix_tuning", "full"])
+def test_heads_that_share_keys_keep_no_copy_of_them(name: str, family: str) -> None:
+    plain, fast = with_and_without(family, name, sharing_heads)
+    channels = tiny_model(family).config.head_dim
+    assert fast[channels] < plain[channels]
+
+
+@pytest.mark.parametrize("mask", ["of rows", "of all"])
+def test_heads_as_rows_are_the_heads(mask: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(3, heads, tokens, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+        for heads, tokens in ((6, 5), (2, 7), (2, 7))
+    )
+    seen = torch.rand(1 if mask == "of all" else 3, 1, 5, 7, generator=generator) < 0.7
+    seen[..., 0] = True
+    found = heads_as_rows(query, key, value, seen, 0.0, 0.3)
+    expected = nn.functional.scaled_dot_product_attention(
+        query, key.repeat_interleave(3, 1), value.repeat_interleave(3, 1), seen, scale=0.3
+    )
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    weights = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    for one, other in zip(
+        torch.autograd.grad((found * weights).sum(), (query, key, value)),
+        torch.autograd.grad((expected * weights).sum(), (query, key, value)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("what", ["softcap", "position_bias"])
+def test_scores_that_are_more_than_products_are_left_to_transformers(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[Any] = []
+    monkeypatch.setattr(shared_heads, "sdpa_attention_forward", lambda *args, **kwargs: left.append(kwargs))
+    query, key = torch.zeros(1, 4, 3, 8), torch.zeros(1, 2, 3, 8)
+    mask = torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    shared_heads.shared_heads_attention(nn.Module(), query, key, key, mask, **{what: torch.ones(())})
+    assert [list(kwargs) for kwargs in left] == [[what]]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_training_shares_heads_and_puts_attention_back(one_rank: None, checkpointing: bool) -> None:
+    method_class = load_method(targets("method")["prefix_tuning"])
+    method = method_class(method_class.Config(num_prompt_tokens=3), WordTokenizer())
+    model = method.patch(tiny_model("llama").float())
+    used: list[str] = []
+    method.after_step = lambda model, step: used.append(model.config._attn_implementation)
+    spec = TrainSpec(learning_rate=1e-3, steps=2, batch_size=2, gradient_checkpointing=checkpointing)
+    lane = Lane(method, model, spec, 0, lambda event: None)
+    pairs = [Pair([5, 6, 7], [8, 9, 1]), Pair([5, 6], [8, 1])]
+    training_alone([lane]).run(pairs, pairs)
+    assert used == [shared_heads.SHARED_HEADS_ATTENTION] * 2
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_the_trunk_below_the_lowest_trained_layer_runs_without_a_graph() -> None:

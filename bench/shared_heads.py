@@ -1,0 +1,107 @@
+"""Attention of query heads that share keys and values, without a copy of those for every head.
+
+B rows, G key/value heads, H query heads, T tokens in this call, L positions attended to, C head channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+
+SHARED_HEADS_ATTENTION = "tuneoff_shared_heads"
+
+
+def shared_heads_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention in which query heads that share keys read them once.
+
+    Where there is a mask and more than one query token, transformers' own function copies keys and values for every
+    query head of a group, and the copies are kept for the backward pass.
+
+    Args:
+        module: The attention layer.
+        query: ``(B, H, T, C)``.
+        key: ``(B, G, L, C)``.
+        value: ``(B, G, L, C)``.
+        attention_mask: ``(B or 1, 1, T, L)``. None, which means causal, and masks of single heads are left to
+            transformers.
+        dropout: 0 outside training.
+        scaling: Of the scores; None is ``C ** -0.5``.
+        kwargs: For transformers. Attention with a bias or a cap on its scores is left to it.
+
+    Returns:
+        ``(B, T, H, C)``.
+    """
+    plain = all(kwargs.get(name) is None for name in ("position_bias", "softcap", "cache"))
+    if query.shape[1] == key.shape[1] or attention_mask is None or attention_mask.shape[1] > 1 or not plain:
+        outputs: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, **kwargs
+        )
+        return outputs
+    if query.device.type == "cpu":  # Its kernel groups heads itself. Those of GPUs do where there is no mask.
+        output = nn.functional.scaled_dot_product_attention(
+            query, key, value, attention_mask, dropout, scale=scaling, enable_gqa=True
+        )
+    else:
+        output = heads_as_rows(query, key, value, attention_mask, dropout, scaling)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def heads_as_rows(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    dropout: float,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attention, ``(B, H, T, C)``, in which the heads of a group are H / G times as many tokens of one head."""
+    rows, heads, tokens, channels = query.shape
+    groups = heads // key.shape[1]
+    output = nn.functional.scaled_dot_product_attention(
+        query.reshape(rows, key.shape[1], groups * tokens, channels),
+        key,
+        value,
+        attention_mask.repeat(1, 1, groups, 1),
+        dropout,
+        scale=scaling,
+    )
+    return output.reshape(query.shape)
+
+
+AttentionInterface.register(SHARED_HEADS_ATTENTION, shared_heads_attention)
+AttentionMaskInterface.register(SHARED_HEADS_ATTENTION, sdpa_mask)
+
+
+@contextmanager
+def sharing_heads(*models: nn.Module) -> Iterator[None]:
+    """Use :func:`shared_heads_attention` inside the block wherever a layer uses transformers' SDPA."""
+    configs: list[Any] = [
+        module.config for model in models for module in model.modules() if _attention_of(module) == "sdpa"
+    ]
+    for config in configs:
+        config._attn_implementation = SHARED_HEADS_ATTENTION
+    try:
+        yield
+    finally:
+        for config in configs:
+            config._attn_implementation = "sdpa"
+
+
+def _attention_of(module: nn.Module) -> str | None:
+    return getattr(getattr(module, "config", None), "_attn_implementation", None)
