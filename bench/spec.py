@@ -31,6 +31,7 @@ LATER_FIELDS: dict[str, tuple[str, ...]] = {
     "train": ("optimizer", "adam_beta1", "adam_epsilon", "loss_reduction", "dropout"),
     "method": ("source_sha256",),
     "decode": ("early_stopping", "banned_token_ids"),
+    "resources": ("compile",),
 }
 
 
@@ -131,7 +132,10 @@ def _off(value: Any) -> Any:
 
 
 class ResourceSpec(Spec):
-    """What one trial needs. Ranks, ZeRO stage and precision are part of a trial's identity; the rest is placement."""
+    """What one trial needs.
+
+    Ranks, ZeRO stage, precision and whether it is compiled are part of a trial's identity; the rest is placement.
+    """
 
     ranks: PositiveInt = 1
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -149,6 +153,11 @@ class ResourceSpec(Spec):
         description="whether trials that may train in one pass do: as many as pay by the size of their batches (auto), "
         "or at most so many; never in the stage cost",
     )
+    compile: bool = Field(
+        False,
+        description="layers go through torch.compile while they train: seconds of compiling for fewer and larger "
+        "kernels in every step; below ZeRO 3",
+    )
     priority: int = Field(0, description="higher ones start first; of equals the larger trials do")
     timeout_seconds: PositiveFloat | None = Field(None, description="wall time of a trial, start-up included")
     hang_seconds: PositiveFloat = Field(120.0, description="a rank that gives no sign of life for so long is replaced")
@@ -162,6 +171,14 @@ class ResourceSpec(Spec):
             raise ValueError("gpus_per_rank below 1 needs ranks: 1; NCCL refuses two ranks on one GPU")
         if self.gpus_per_rank < 1 and self.exclusive != "none":
             raise ValueError("gpus_per_rank below 1 shares the GPU; say so with exclusive: none")
+        return self
+
+    @model_validator(mode="after")
+    def _compilable(self) -> ResourceSpec:
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile needs zero_stage below 3, which gathers weights within layers; leave one out")
+        if self.compile and self.fuse != "off":
+            raise ValueError(f"compile needs fuse: off (it is {self.fuse}); leave one out")
         return self
 
     @model_validator(mode="after")
@@ -243,7 +260,7 @@ class TrialSpec(Spec):
                 value = getattr(self, part)
                 if getattr(value, name) == type(value).model_fields[name].get_default(call_default_factory=True):
                     del content[part][name]
-        for placement in content["resources"].keys() - {"ranks", "zero_stage", "precision"}:
+        for placement in content["resources"].keys() - {"ranks", "zero_stage", "precision", "compile"}:
             del content["resources"][placement]
         for part in ("method", "task"):
             del content[part]["origin"]

@@ -5,15 +5,18 @@ It names no method. K lanes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from bench.architecture import Architecture, Pair
 from bench.checkpoint import Checkpoints
+from bench.compiled import Compiler, compiled_layers
 from bench.data import micro_batches
 from bench.engine import make_engine
 from bench.fusion import FusedEngine
@@ -51,6 +54,8 @@ class Training:
     meter: PhaseMeter
     checkpoints: Checkpoints | None = None  # of a single trial, below ZeRO 1 and in fp32
     shared_rows: Lanes = field(default_factory=Lanes, init=False)
+    compiler: Compiler = field(default_factory=Compiler, init=False)
+    compiling_steps: set[int] = field(default_factory=set, init=False)
 
     def run(self, pairs: Sequence[Pair], dev_pairs: Sequence[Pair]) -> list[Trained | Diverged]:
         """Train, from the last checkpoint if there is one.
@@ -61,8 +66,17 @@ class Training:
         Raises:
             Diverged: The loss is not finite in any lane.
         """
-        with sharing_heads(*(lane.model for lane in self.lanes)):
+        models = [lane.model for lane in self.lanes]
+        with sharing_heads(*models), self._compiled(models):
             return self._run(pairs, dev_pairs)
+
+    @contextmanager
+    def _compiled(self, models: Sequence[nn.Module]) -> Iterator[None]:
+        if not self.resources.compile:
+            yield
+            return
+        with compiled_layers(models) as self.compiler:
+            yield
 
     def _run(self, pairs: Sequence[Pair], dev_pairs: Sequence[Pair]) -> list[Trained | Diverged]:
         with self.meter.phase("initialise"):
@@ -78,6 +92,8 @@ class Training:
                 step += 1
                 self._step(engine, running, pairs, step)
                 clock.tick()
+                if self.compiler.worked():
+                    self.compiling_steps.add(step)
                 evaluating = [number for number in running if self.lanes[number].evaluates_after(step)]
                 saving = self._saves_after(step)
                 for number in running if saving or step % REPORT_EVERY_STEPS == 0 else evaluating:
@@ -87,6 +103,7 @@ class Training:
                     with self.meter.phase("validate"):
                         self._validate(engine, evaluating, dev_pairs, step)
                         self._require_survivors()
+                    self.compiler.worked()
                     engine.train()
                     clock.resume()
                 if saving:
@@ -186,32 +203,39 @@ class Training:
 
     def _cost(self, lane: Lane, durations: Sequence[float], pairs: Sequence[Pair], skipped_steps: int) -> TrainCost:
         """Of a lane's steps in this attempt. Time and padding are those of the passes, which it may have shared."""
-        durations = list(durations[: lane.steps - lane.done])
-        steady = steady_start(len(durations))
-        first = lane.done + steady
-        window = torch.tensor([sum(durations[steady:])], dtype=torch.float64, device=self.device)
+        seconds_of = dict(enumerate(durations[: lane.steps - lane.done], start=lane.done + 1))
+        steady = self._steady(list(seconds_of))
+        durations = [seconds_of[step] for step in steady]
+        window = torch.tensor([sum(durations)], dtype=torch.float64, device=self.device)
         dist.all_reduce(window, op=dist.ReduceOp.MAX)
         seconds = float(window)
-        batches = [[pairs[index] for index in batch] for batch in lane.order[first:]]
+        batches = [[pairs[index] for index in lane.order[step - 1]] for step in steady]
         tokens = sum(pair.num_tokens for batch in batches for pair in batch)
         targets = sum(map(num_targets, batches))
-        padded = sum(self._padded_tokens(pairs, step) for step in range(first, lane.steps))
+        padded = sum(self._padded_tokens(pairs, step) for step in steady)
         return TrainCost(
             steps=lane.steps,
-            steady_steps=lane.steps - first,
+            steady_steps=len(steady),
             tokens_per_second=tokens / seconds if seconds else None,
             target_tokens_per_second=targets / seconds if seconds else None,
             useful_token_fraction=tokens / padded,
-            step_seconds_p50=percentile(durations[steady:], 0.5),
-            step_seconds_p90=percentile(durations[steady:], 0.9),
-            step_seconds_p99=percentile(durations[steady:], 0.99),
+            step_seconds_p50=percentile(durations, 0.5),
+            step_seconds_p90=percentile(durations, 0.9),
+            step_seconds_p99=percentile(durations, 0.99),
             skipped_steps=skipped_steps,
             continued_after_steps=lane.continued_after_steps,
         )
 
+    def _steady(self, steps: Sequence[int]) -> list[int]:
+        """Those steps behind the warm-up in which no rank compiled; all behind the warm-up if every one did."""
+        steady = steps[steady_start(len(steps)) :]
+        compiling = torch.tensor([step in self.compiling_steps for step in steady], device=self.device).int()
+        dist.all_reduce(compiling, op=dist.ReduceOp.MAX)
+        return [step for step, late in zip(steady, compiling.tolist(), strict=True) if not late] or list(steady)
+
     def _padded_tokens(self, pairs: Sequence[Pair], step: int) -> float:
-        """Each lane's part of the tokens, padding included, of the step with this index, over all ranks."""
-        batches = [lane.order[step] for lane in self.lanes if step < lane.steps]
+        """Each lane's part of the tokens, padding included, of this step, over all ranks."""
+        batches = [lane.order[step - 1] for lane in self.lanes if step <= lane.steps]
         together = (
             [pairs[index] for micro in micros for index in micro]
             for rank in range(self.resources.ranks)

@@ -55,7 +55,14 @@ class PromptedAttentionLayer(nn.Module):
                 f"{type(layer).__name__} {layer.layer_idx} got no prompt: this decoder does not hand keyword arguments "
                 "down to its attention layers, which prompt_tuning needs"
             )
-        return attend_with_prefix(self.site, prompt_keys_values[layer.layer_idx], args, kwargs)
+        return attend_with_prefix(self.site, _of_layer(prompt_keys_values, layer), args, kwargs)
+
+
+# Not compiled: each layer, with an index of its own, would otherwise be compiled by itself.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _of_layer(prompt_keys_values: list[KeysValues], layer: Any) -> KeysValues:
+    keys_values: KeysValues = prompt_keys_values[layer.layer_idx]
+    return keys_values
 
 
 class PromptTuningDecoder(PromptEmbeddings):
@@ -95,7 +102,8 @@ class PromptTuningDecoder(PromptEmbeddings):
     def _prompt_keys_values(self) -> list[KeysValues]:
         """``(K, H, P, C)`` twice for each layer."""
         keys_values: list[KeysValues] = []
-        with without_checkpointing(self.stack):
+        # A pass of few tokens, in which every layer adds to a list, is not worth compiling.
+        with without_checkpointing(self.stack), torch.compiler.set_stance("force_eager"):
             self.stack(
                 inputs_embeds=self.prompts(),
                 position_ids=self.prompt_tokens[None],

@@ -29,12 +29,13 @@ def training_alone(
     pad_token_id: int = 0,
     architecture: Architecture | None = None,
     checkpoints: Checkpoints | None = None,
+    compile: bool = False,
 ) -> Training:
     """A training on one rank; without an architecture, of the models that the lanes train."""
     return Training(
         lanes=lanes,
         architecture=architecture or architecture_of(lanes[0].model.config),
-        resources=ResourceSpec(),
+        resources=ResourceSpec(compile=compile),
         rank=0,
         device=device,
         pad_token_id=pad_token_id,

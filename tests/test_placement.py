@@ -153,6 +153,8 @@ def test_placement_does_not_change_a_trial_s_id() -> None:
     plain = trial()
     assert trial(priority=3, exclusive="node", hang_seconds=5, checkpoint_every_steps=9).trial_id == plain.trial_id
     assert trial(gpus_per_rank=0.5, exclusive="none").trial_id == plain.trial_id
+    assert trial(compile=False).trial_id == plain.trial_id
+    assert trial(compile=True).trial_id != plain.trial_id, "it changes what is measured, and rounding"
 
 
 def test_ranks_do_not_see_what_batch_systems_and_ray_say_about_their_own_jobs(monkeypatch: pytest.MonkeyPatch) -> None:

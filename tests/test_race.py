@@ -156,4 +156,4 @@ def test_a_record_becomes_a_page_that_says_what_is_missing() -> None:
 def test_a_job_travels_as_json() -> None:
     job = Job("tuneoff", "m", "lora", {"rank": 4}, None, "b", "random", 8, 1e-3, [1, 2], 2)
     assert Job(**json.loads(job.dumps())) == job
-    assert dataclasses.replace(job, lever_off="fused GELU").name == "tuneoff without fused GELU"
+    assert dataclasses.replace(job, lever_off="fused activations").name == "tuneoff without fused activations"

@@ -30,10 +30,13 @@ class Job:
     bursts: list[int]
     threads: int
     lever_off: str | None = None  # one of race.ours.LEVERS
+    compile: bool = False  # Tuneoff only
 
     @property
     def name(self) -> str:
         """Of its row."""
+        if self.compile:
+            return f"{self.contender} with resources.compile"
         return self.contender if self.lever_off is None else f"{self.contender} without {self.lever_off}"
 
     def dumps(self) -> str:

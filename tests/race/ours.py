@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,8 @@ LEVERS: dict[str, tuple[Any, str, Any]] = {
     "logits at targets only": (bench.train, "TargetLoss", AllLogits),
     "logits a chunk at a time": (bench.train, "TargetLoss", AllLogitsOfTargets),
     "an engine that sees what is trained": (bench.engine, "TrainedOnly", lambda loss: loss),
-    "fused GELU": (bench.models, "use_fused_activations", lambda model: None),
+    "fused activations": (bench.models, "use_fused_activations", lambda model: None),
+    "heads that share keys": (bench.train, "sharing_heads", lambda *models: nullcontext()),
 }
 
 
@@ -77,7 +79,7 @@ def train(job: Job, pairs: Sequence[Sequence[list[int]]], order: Sequence[Sequen
     batches = [[Pair(*pairs[index]) for index in batch] for batch in order]
     spec = TrainSpec(learning_rate=job.learning_rate, steps=pacer.steps, batch_size=job.batch_size)
     lane = Lane(method, model, spec, 0, lambda event: None)
-    training = training_alone([lane], pad_token_id=method.tokenizer.pad_token_id)
+    training = training_alone([lane], pad_token_id=method.tokenizer.pad_token_id, compile=job.compile)
     bench.lane.training_order = _given_order(job.batch_size)
     flat = [pair for batch in batches for pair in batch]
     training.run(flat, flat[:1])

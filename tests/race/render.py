@@ -102,8 +102,8 @@ def _training(name: str, part: dict[str, Any]) -> list[str]:
 def _label(contender: str, order: str) -> str:
     if contender == "tuneoff" and order == "random":
         return "Tuneoff, without batches by length"
-    name, _, lever = contender.partition(" without ")
-    return f"{NAMES[name]}, without {lever}" if lever else NAMES[name]
+    name, _, lever = contender.partition(" ")
+    return f"{NAMES[name]}, {lever}" if lever else NAMES[name]
 
 
 def _decoding(parts: Sequence[dict[str, Any]]) -> list[str]:
