@@ -130,6 +130,6 @@ def restore(folder: Path, device: torch.device, model_path: str | None = None) -
         )
     tokenizer = models.load_tokenizer(spec)
     method = make_method(card.method, tokenizer)
-    model = method.patch(models.load_model(spec, torch.bfloat16 if card.precision == "bf16" else torch.float32))
+    model = method.patch(models.load_model(spec, models.weights_dtype(card.precision)))
     method.load_adapter_state(model, load_file(folder / TENSORS_FILE))
     return Restored(card, method, model.to(device).eval(), tokenizer, models.architecture(spec))

@@ -114,7 +114,7 @@ def _bucket_bytes(costs: StepCosts) -> float:
 def _decode_bytes(spec: TrialSpec, work: Workload, costs: StepCosts) -> int:
     """Weights, keys and values of every source and hypothesis, and logits in fp32."""
     decode, config = spec.decode, models.load_config(spec.model)
-    element = 2 if spec.resources.precision == "bf16" else 4
+    element = models.weights_dtype(spec.resources.precision).itemsize
     rows = min(decode.batch_size, work.decoded_sources)
     tokens = rows * work.source_tokens + rows * decode.beams * decode.max_new_tokens
     cache = 2 * _layers(config) * _key_value_width(config) * element * tokens

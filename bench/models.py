@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from platformdirs import user_cache_path
@@ -104,6 +104,11 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def weights_dtype(precision: Literal["fp32", "bf16"]) -> torch.dtype:
+    """The dtype of a base model's weights at a precision of ``resources.precision``."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def load_model(spec: ModelSpec, dtype: torch.dtype, dropout: float | None = None) -> Any:

@@ -101,7 +101,7 @@ def _peak_bytes(costs: StepCosts, micro: MicroBatch) -> float:
 
 def _real_step(spec: TrialSpec, pairs: Sequence[Pair]) -> tuple[TargetLoss, Batch]:
     method = make_method(spec.method, models.load_tokenizer(spec.model))
-    dtype = torch.bfloat16 if spec.resources.precision == "bf16" else torch.float32
+    dtype = models.weights_dtype(spec.resources.precision)
     model: Any = method.patch(models.load_model(spec.model, dtype, spec.train.dropout))
     if spec.train.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})

@@ -9,8 +9,6 @@ import json
 from dataclasses import dataclass
 from importlib.metadata import version
 
-import torch
-
 from bench import models
 from bench.architecture import Pair
 from bench.files import write_atomically
@@ -102,7 +100,7 @@ def _rounded(tokens: float) -> int:
 @functools.lru_cache(maxsize=256)
 def _step_costs(spec_json: str, rows: int, source: int, target: int) -> StepCosts:
     spec = TrialSpec.model_validate_json(spec_json)
-    dtype = torch.bfloat16 if spec.resources.precision == "bf16" else torch.float32
+    dtype = models.weights_dtype(spec.resources.precision)
     what = [
         *(spec.method.target, spec.method.config, spec.model.model_dump(), str(dtype), rows, source, target),
         *(spec.train.gradient_checkpointing, spec.train.label_smoothing, spec.train.dropout),

@@ -284,7 +284,7 @@ class _Trial:
     def base_model(self) -> Any:
         """A fresh base model, frozen."""
         with self.meter.phase("load"):
-            dtype = torch.bfloat16 if self.spec.resources.precision == "bf16" else torch.float32
+            dtype = models.weights_dtype(self.spec.resources.precision)
             return models.load_model(self.spec.model, dtype, self.spec.train.dropout)
 
     def patched(self, method: Method, model: Any) -> tuple[Any, ParameterCounts]:
