@@ -134,6 +134,14 @@ def test_noise_of_imports_does_not_disturb() -> None:
     assert engine.look("print('[INFO] hello')\nprint('{\"a\": 1}')") == {"a": 1}
 
 
+def test_the_look_has_the_variables_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "7")
+    monkeypatch.setenv("HF_HOME", "/hub")
+    names = ["SLURM_PROCID", "HF_HOME"]
+    found = engine.look(f"import json, os\nprint(json.dumps({{name: os.environ.get(name) for name in {names}}}))")
+    assert found == {"SLURM_PROCID": None, "HF_HOME": "/hub"}
+
+
 def test_abandoned_locks_of_builds(tmp_path: Path) -> None:
     lock = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock"
     lock.parent.mkdir(parents=True)

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.doctor.finding import Finding, ok, problem, warning
-from bench.provenance import SOURCE_ROOT, cpu_name, usable_cores
+from bench.provenance import cpu_name, usable_cores
+from bench.rank_host import clean_environment
 from bench.spec import JsonDict
 
 LOOK_TIMEOUT_SECONDS = 180.0
@@ -45,15 +46,11 @@ print("\\n" + json.dumps(found))
 
 
 def look(command: str = LOOK) -> JsonDict | str:
-    """What a fresh process sees of torch and DeepSpeed, or how it failed."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(SOURCE_ROOT), os.environ.get("PYTHONPATH")])),
-    }
+    """What a fresh process with the variables of a rank sees of torch and DeepSpeed, or how it failed."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", command],
-            env=environment,
+            env=clean_environment({}),
             capture_output=True,
             text=True,
             timeout=LOOK_TIMEOUT_SECONDS,
