@@ -19,15 +19,14 @@ from bench.search_space import SearchSpace
 from bench.spec import (
     DecodeSpec,
     JsonDict,
-    MethodEntry,
     MethodSpec,
     ModelSpec,
     ResourceSpec,
-    Sweep,
     TaskSpec,
     TrainSpec,
     TrialSpec,
 )
+from bench.sweep import MethodEntry, Sweep
 
 SpecT = TypeVar("SpecT", bound=BaseModel)
 

@@ -14,7 +14,8 @@ from pydantic import Field, PositiveInt, model_validator
 
 from bench.config import ConfigError, validated
 from bench.files import write_atomically
-from bench.spec import JsonDict, Spec, Sweep, TrialSpec
+from bench.spec import JsonDict, Spec, TrialSpec
+from bench.sweep import Sweep
 
 # Below the results of a sweep.
 FOLDER = "published"

@@ -1,4 +1,4 @@
-"""What is asked for: a sweep, and the trials it expands to. Frozen values that travel as JSON.
+"""What a trial asks for. Frozen values that travel as JSON; a sweep (:mod:`bench.sweep`) expands to them.
 
 Field names carry their unit; ``None`` appears only where absence has a meaning. Unknown keys are errors.
 """
@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
-
-from bench.search_space import SearchSpace
 
 JsonDict = dict[str, Any]
 
@@ -318,133 +316,4 @@ class TrialSpec(Spec):
     def _of_its_stage(self) -> TrialSpec:
         if self.stage != "tune" and (self.stop_after_steps is not None or self.scores_dev):
             raise ValueError("stop_after_steps and scores_dev have no effect outside the stage tune")
-        return self
-
-
-class HalvingSpec(Spec):
-    """Successive halving within a method: the worse trials end early, on the schedule of the full length.
-
-    A trial that goes on is trained again from the start, which gives the same first steps; that is counted.
-    """
-
-    factor: Annotated[int, Field(ge=2)] = Field(3, description="one in so many trials goes on at each cut")
-    first_cut_steps: PositiveInt | None = Field(
-        None, description="training before the first cut; None: thrice the warm-up, at least a ninth of the length"
-    )
-    audit_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.1, description="share of the cut trials, at least one unless 0, that is trained to its end all the same"
-    )
-
-
-class TuneSpec(Spec):
-    """The stage that chooses settings for each method, with the same budget for all, by the dev split alone."""
-
-    trials: PositiveInt | None = Field(None, description="budget of each method, in trainings of full length")
-    device_seconds: PositiveFloat | None = Field(
-        None, description="budget of each method, in seconds that its ranks work; start-up is not counted"
-    )
-    sampler: Literal["grid", "quasi_random", "tpe"] = "grid"
-    metric: str = Field("dev_loss", description="dev_loss, or a score (e.g. bleu) of predictions for the dev sources")
-    seed: int = Field(1000, description="of the sampler and of the trials; final trials have seeds of their own")
-    halving: HalvingSpec | None = None
-
-    @model_validator(mode="after")
-    def _effective(self) -> TuneSpec:
-        if (self.trials is None) == (self.device_seconds is None):
-            raise ValueError("set exactly one of trials and device_seconds: the budget of each method")
-        if self.sampler == "grid" and self.trials is None:
-            raise ValueError("sampler: grid needs a budget in trials; use quasi_random or tpe with device_seconds")
-        if self.halving is not None and (self.trials is None or self.sampler == "tpe"):
-            raise ValueError("halving needs a budget in trials and the sampler grid or quasi_random")
-        return self
-
-
-class FinalStageSpec(Spec):
-    """The stage that takes the test scores, once, with the settings that were chosen."""
-
-    seeds: Annotated[list[int], Field(min_length=1)]
-
-
-class CostStageSpec(Spec):
-    """The stage that measures time and memory: one short trial for each class of configurations, alone on its machine.
-
-    All final trials that differ only in seed, learning rate or length share it.
-    """
-
-    steps: PositiveInt = Field(20, description="optimiser steps; the first tenth, at least 5, are warm-up")
-
-
-class StagesSpec(Spec):
-    """What a sweep does one after the other; a stage that is not named is left out."""
-
-    tune: TuneSpec | None = None
-    final: FinalStageSpec | None = None
-    cost: CostStageSpec | None = None
-
-    @model_validator(mode="after")
-    def _some(self) -> StagesSpec:
-        if self.tune is None and self.final is None and self.cost is None:
-            raise ValueError("name at least one of tune, final and cost")
-        if self.tune is not None and self.final is not None and self.tune.seed in self.final.seeds:
-            raise ValueError(f"tune.seed: {self.tune.seed} is a final seed too; settings would be chosen to suit it")
-        return self
-
-
-def _bare_name(entry: Any) -> Any:
-    return {"name": entry} if isinstance(entry, str) else entry
-
-
-def _bare_model(entry: Any) -> Any:
-    return {"path": entry} if isinstance(entry, str) else entry
-
-
-class MethodEntry(Spec):
-    """One line of a sweep's ``methods:``; a bare name is short for ``{name: ...}``."""
-
-    name: str = Field(description='a registered name, or "module:Class"')
-    config: JsonDict = Field(default_factory=dict, description="settings of the method's own Config")
-    train: JsonDict = Field(default_factory=dict, description="fields of train that differ for this method")
-    resources: JsonDict = Field(default_factory=dict, description="fields of resources that differ for this method")
-    grid: dict[str, list[Any]] = Field(
-        default_factory=dict, description="dotted key (config.x, train.x, resources.x) to values: one trial each"
-    )
-    search: SearchSpace | None = Field(
-        None, description="dotted key (config.x, train.x) to what the stage tune tries; None: what the method declares"
-    )
-
-
-class Sweep(Spec):
-    """One YAML file: what to compare."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-    model: Annotated[ModelSpec, BeforeValidator(_bare_model)] = ModelSpec()
-    task: Annotated[JsonDict, BeforeValidator(_bare_name)] = Field(description="name, and the settings of that task")
-    train: TrainSpec = TrainSpec()
-    decode: DecodeSpec = DecodeSpec()
-    resources: ResourceSpec = ResourceSpec()
-    methods: Annotated[list[Annotated[MethodEntry, BeforeValidator(_bare_name)]], Field(min_length=1)]
-    seeds: Annotated[list[int], Field(min_length=1)] = [0]
-    grid: dict[str, list[Any]] = Field(
-        default_factory=dict, description="dotted key (task.x, train.x, decode.x, ...) to values, for every method"
-    )
-    published: list[str] = Field(
-        default_factory=list,
-        description="files of published numbers that reports show beside ours, found from the folder of this file",
-    )
-    stages: StagesSpec | None = Field(None, description="None: every trial is a final one, with the settings given")
-
-    @model_validator(mode="after")
-    def _effective(self) -> Sweep:
-        stages = self.stages
-        if stages is not None and "seeds" in self.model_fields_set:
-            raise ValueError("seeds has no effect beside stages; name the seeds in stages.final.seeds")
-        tuned = stages is not None and stages.tune is not None
-        for number, entry in enumerate(self.methods):
-            if entry.search is not None and not tuned:
-                raise ValueError(f"methods.{number}.search has no effect without stages.tune")
-            if entry.grid and tuned:
-                raise ValueError(
-                    f"methods.{number}.grid: with stages.tune, name what to try in search, or make each choice an "
-                    "entry of its own, which is then tuned by itself"
-                )
         return self

@@ -17,8 +17,9 @@ from functools import partial
 from bench.config import ConfigError, Resolver, combinations, configure, expand
 from bench.search_run import SearchRun
 from bench.search_space import SearchSpace
-from bench.spec import HalvingSpec, JsonDict, MethodEntry, Stage, StagesSpec, Sweep, TrainSpec, TrialSpec, TuneSpec
+from bench.spec import JsonDict, Stage, TrainSpec, TrialSpec
 from bench.store import Store
+from bench.sweep import HalvingSpec, MethodEntry, StagesSpec, Sweep, TuneSpec
 from bench.tuning import Search, first_settings
 
 

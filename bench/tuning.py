@@ -17,7 +17,8 @@ from pydantic import Field
 
 from bench.record import Probed, TrialResult
 from bench.search_space import Choices, Range, SearchSpace
-from bench.spec import JsonDict, Spec, TuneSpec
+from bench.spec import JsonDict, Spec
+from bench.sweep import TuneSpec
 
 # Asks that are made at once, without knowing anything, by the samplers that learn from results or have no fixed size.
 FIRST_ASKS = 3

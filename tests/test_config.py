@@ -160,7 +160,7 @@ def test_a_class_by_path_and_its_errors() -> None:
     with pytest.raises(RegistryError, match="cannot be loaded: ModuleNotFoundError"):
         load("method", "no_such_module:Class")
     with pytest.raises(RegistryError, match="is not a method: it must be a subclass of Method"):
-        load("method", "bench.spec:Sweep")
+        load("method", "bench.sweep:Sweep")
 
 
 def test_every_shipped_sweep_is_valid(

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from bench.search_space import Choices, Range, SearchSpace
-from bench.spec import HalvingSpec, JsonDict, TuneSpec
+from bench.spec import JsonDict
+from bench.sweep import HalvingSpec, TuneSpec
 from bench.tuning import (
     Ask,
     Search,

@@ -18,8 +18,9 @@ from bench.report.figures.budget import budget_curves
 from bench.report.figures.style import looks
 from bench.search_space import Range
 from bench.search_store import SearchRows, SearchStore, read_searches
-from bench.spec import HalvingSpec, TrialSpec, TuneSpec
+from bench.spec import TrialSpec
 from bench.store import StoreError
+from bench.sweep import HalvingSpec, TuneSpec
 from bench.tuning import Ask, Cut, Origin, Search
 from bench.tuning_summary import expected_best, tunings
 

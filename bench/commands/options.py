@@ -12,8 +12,9 @@ import yaml
 from rich.console import Console
 
 from bench.config import ConfigError, load_sweep
-from bench.spec import JsonDict, Sweep
+from bench.spec import JsonDict
 from bench.stages import Stages
+from bench.sweep import Sweep
 
 console = Console()
 
