@@ -18,10 +18,10 @@ import torch
 from pydantic import ValidationError
 
 from bench.conformance import Verdict, verdicts
+from bench.parameters import count_parameters
 from bench.registry import load_method, summary, targets
 from bench.settings import settings_of
 from bench.tiny_models import CORE_FAMILIES
-from bench.worker import count_parameters
 
 BRIDGE = "hf_peft"
 KEEPS = "keeps it"

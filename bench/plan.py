@@ -14,6 +14,7 @@ from bench.cost_model import predict
 from bench.data import Tokenization
 from bench.devices import Device, known_gpu
 from bench.fit import MOST_USED_FRACTION, remedies
+from bench.parameters import count_parameters
 from bench.record import ParameterCounts, Prediction, TrialResult
 from bench.registry import make_method
 from bench.resolver import instantiate
@@ -21,7 +22,6 @@ from bench.spec import MethodSpec, ModelSpec, TaskSpec, TrialSpec
 from bench.splits import load_splits
 from bench.step_trace import TraceError
 from bench.task import Split
-from bench.worker import count_parameters
 from bench.workload import Workload, workload
 
 # Of a large training set so many pairs are tokenised; the others are taken to be as long.

@@ -30,9 +30,10 @@ from bench.lane import Diverged, Lane, Trained
 from bench.loss import TargetLoss
 from bench.measure import PhaseMeter
 from bench.merged_decode import MOST_SOURCES, decode_both_ways, over_ranks
-from bench.method import Method, trained_parameters
+from bench.method import Method
 from bench.metrics.scoring import score_examples, with_perplexity
 from bench.outbox import member_prefix
+from bench.parameters import count_parameters
 from bench.plugin_source import PluginError, plugin_source
 from bench.provenance import code_sha256, collect, installed_version
 from bench.rank import (
@@ -432,15 +433,6 @@ def _what_training_tells(trained: Trained | None) -> JsonDict:
         "dev_curve": trained.dev_curve if trained else [],
         "train": trained.cost if trained else None,
     }
-
-
-def count_parameters(method: Method, model: Any) -> ParameterCounts:
-    """Elements trained, stored and in total. To be called before an engine shards the model."""
-    return ParameterCounts(
-        trained=sum(parameter.numel() for _, parameter in trained_parameters(model)),
-        stored=sum(tensor.numel() for tensor in method.adapter_state(model).values()),
-        total=sum(parameter.numel() for parameter in model.parameters()),
-    )
 
 
 def seed_everything(seed: int) -> None:
