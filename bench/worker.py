@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import platform
 import random
 import traceback
@@ -35,6 +34,7 @@ from bench.metrics.scoring import score_examples, with_perplexity
 from bench.outbox import member_prefix
 from bench.parameters import count_parameters
 from bench.plugin_source import PluginError, plugin_source
+from bench.predictions import write_predictions
 from bench.provenance import code_sha256, collect, installed_version
 from bench.rank import (
     RankContext,
@@ -65,8 +65,6 @@ from bench.spec import JsonDict, ResolvedSpec, TrialSpec
 from bench.splits import Splits, load_splits, oddities
 from bench.task import Example, Split, Task
 from bench.train import Training, mean_losses
-
-PREDICTIONS_FILE = "predictions.jsonl"
 
 
 def run_rank(spec: TrialSpec, context: RankContext, companions: Sequence[TrialSpec] = ()) -> RankReport:
@@ -404,23 +402,8 @@ class _Trial:
         loss: float,
     ) -> Scores:
         system = score_examples(examples, predictions, task.scoring, truncated, task.config.metrics)
-        lines = [
-            json.dumps(
-                {
-                    "id": example.id,
-                    "source": example.source,
-                    "prediction": prediction,
-                    "references": example.references,
-                    "tags": example.tags,
-                    "facts": example.facts,
-                    "truncated": cut,
-                    "scores": system.of_source(index),
-                },
-                ensure_ascii=False,
-            )
-            for index, (example, prediction, cut) in enumerate(zip(examples, predictions, truncated, strict=True))
-        ]
-        (self.context.outbox / PREDICTIONS_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        of_sources = [system.of_source(index) for index in range(len(examples))]
+        write_predictions(self.context.outbox, examples, predictions, truncated, of_sources)
         return with_perplexity(system.scores(), loss, task.config.loss_references)
 
 
