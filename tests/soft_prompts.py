@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from disturbed import disturb
 
 from bench.method import Method, positions_of, trained_parameters
 from bench.tiny_models import WordTokenizer, tiny_model
@@ -12,13 +13,6 @@ from methods.prefix_layers import KeyValuePrefixAttentionLayer, PrefixTuningAtte
 
 ROWS = ((7, 21, 5, 40, 13, 2, 33), (11, 3, 60), (25, 8, 14, 90, 6))
 TOLERANCE = 1e-9
-
-
-def disturb(model: Any) -> None:
-    """Move what is trained off its start."""
-    with torch.no_grad():
-        for _, parameter in trained_parameters(model):
-            parameter += 0.3 * torch.randn_like(parameter)
 
 
 def patched_with(method_class: Any, family: str, attention: str = "sdpa", **config: Any) -> tuple[Method, Any]:

@@ -11,11 +11,12 @@ import peft
 import pytest
 import torch
 from command import Done
+from disturbed import disturb
 
 from bench.adapter import CARD_FILE, AdapterError, read_card, restore, save_adapter
 from bench.architecture import Pair
 from bench.export import export_to_peft
-from bench.method import Method, MethodError, PeftAdapter, trained_parameters
+from bench.method import Method, MethodError, PeftAdapter
 from bench.method_tables import peft_settings
 from bench.models import architecture, load_model, load_tokenizer, weights_sha256
 from bench.registry import load_method, targets
@@ -48,8 +49,7 @@ def trained_adapter(name: str, config: dict[str, Any], base: Path, folder: Path)
     with torch.random.fork_rng():
         torch.manual_seed(3)
         model: Any = method.patch(load_model(spec.model, torch.float32)).eval()
-        for _, parameter in trained_parameters(model):
-            parameter.data += 0.1 * torch.randn_like(parameter)
+        disturb(model)
     folder.mkdir()
     save_adapter(folder, spec, TaskConfig(template="Facts: {source}\nText:"), method.adapter_state(model))
     return logits(model, base)

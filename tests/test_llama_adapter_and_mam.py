@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from disturbed import disturb
 from small_families import MODELS, logits, small_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -106,8 +107,7 @@ def mam(family: str, **config: Any) -> tuple[MixAndMatchAdapters, Any]:
     torch.manual_seed(0)
     method = MixAndMatchAdapters(MixAndMatchAdapters.Config(**config), WordTokenizer())
     model: Any = method.patch(tiny_model(family))
-    for _, parameter in trained_parameters(model):
-        parameter.data += 0.2 * torch.randn_like(parameter)
+    disturb(model)
     return method, model.eval()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from disturbed import disturb
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from bench.contract import target_logits
@@ -22,8 +23,7 @@ def patched(family: str, **config: Any) -> tuple[LoRA, Any]:
     torch.manual_seed(0)
     method = LoRA(LoRA.Config(**config))
     model: Any = method.patch(tiny_model(family))
-    for _, parameter in trained_parameters(model):
-        parameter.data += 0.2 * torch.randn_like(parameter)
+    disturb(model)
     return method, model.eval()
 
 
@@ -72,8 +72,7 @@ def peft_model(family: str, **config: Any) -> Any:
 
     torch.manual_seed(1)
     model = get_peft_model(tiny_model(family), LoraConfig(fan_in_fan_out=family == "gpt2", **config))
-    for _, parameter in trained_parameters(model):
-        parameter.data += 0.2 * torch.randn_like(parameter)
+    disturb(model)
     return model.eval()
 
 

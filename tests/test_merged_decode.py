@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from disturbed import disturb
 from fakes import completed, probed, record, trial
 from test_report import content, results
 
@@ -15,7 +16,7 @@ from bench import merged_decode, report
 from bench.architecture import architecture_of
 from bench.decode import Decoded, generate
 from bench.merged_decode import decode_both_ways, over_ranks
-from bench.method import MethodError, trained_parameters
+from bench.method import MethodError
 from bench.models import load_model, load_tokenizer
 from bench.record import DecodeCost, MergedDecode, TrialResult
 from bench.report.columns import ABSENT
@@ -51,8 +52,7 @@ def test_merged_and_unmerged_write_the_same_texts_in_turns(
     method = LoRA(LoRA.Config(target_modules="all_linear"))
     torch.manual_seed(0)
     model: Any = method.patch(base).eval()
-    for _, parameter in trained_parameters(model):
-        parameter.data += 0.2 * torch.randn_like(parameter)
+    disturb(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     turns: list[str] = []
     written: list[str] = []

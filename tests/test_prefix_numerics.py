@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from soft_prompts import ROWS, TOLERANCE, disturb, logits_of, patched, patched_with, prefix_layers
+from disturbed import disturb
+from soft_prompts import ROWS, TOLERANCE, logits_of, patched, patched_with, prefix_layers
 from torch import nn
 from transformers import (
     DynamicCache,

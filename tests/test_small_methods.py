@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from disturbed import disturb
 from small_families import MODELS, logits, small_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -33,11 +34,6 @@ def patched(method_class: type[Method], family: str, disturbed: bool = True, **c
     if disturbed:
         disturb(model)
     return model.eval()
-
-
-def disturb(model: Any) -> None:
-    for _, parameter in trained_parameters(model):
-        parameter.data += 0.2 * torch.randn_like(parameter)
 
 
 def batch_logits(model: Any) -> torch.Tensor:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from disturbed import disturb
 from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from soft_prompts import ROWS, TOLERANCE, disturb, patched_with, prompt_of
+from soft_prompts import ROWS, TOLERANCE, patched_with, prompt_of
 
 from bench.architecture import padded
 from bench.method import MethodError

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from soft_prompts import TOLERANCE, disturb, patched, prefix_layers, prompt_of
+from disturbed import disturb
+from soft_prompts import TOLERANCE, patched, prefix_layers, prompt_of
 
 from bench.architecture import Side, padded
 from bench.contract import batch_of, logits_of, target_logits
