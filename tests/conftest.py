@@ -6,13 +6,16 @@ import json
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from command import Done
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from bench.store import Store
 
 # Before ray is imported anywhere: Ray decides at import time how clusters authenticate.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -47,7 +50,7 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
-def write_split(path: Path, rows: list[tuple[str, str]]) -> None:
+def write_split(path: Path, rows: Sequence[tuple[str, str]]) -> None:
     lines = [
         json.dumps(
             {
@@ -62,14 +65,19 @@ def write_split(path: Path, rows: list[tuple[str, str]]) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+def write_task(folder: Path, rows: Sequence[tuple[str, str]]) -> None:
+    """The files of the task jsonl: 28 / 6 / 6 of 40 sources with two references each."""
+    for split, (start, end) in {"train": (0, 28), "dev": (28, 34), "test": (34, 40)}.items():
+        write_split(folder / f"{split}.jsonl", rows[start:end])
+
+
 @pytest.fixture(scope="session")
 def tiny_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for the task jsonl: 28 / 6 / 6 sources with two references each."""
+    """A folder for the task jsonl."""
     folder = tmp_path_factory.mktemp("task")
     rows = [(name, city) for name in NAMES for city in CITIES]
     random.Random(0).shuffle(rows)
-    for split, (start, end) in {"train": (0, 28), "dev": (28, 34), "test": (34, 40)}.items():
-        write_split(folder / f"{split}.jsonl", rows[start:end])
+    write_task(folder, rows)
     return folder
 
 
@@ -128,6 +136,16 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     yield
     gc.unfreeze()
     torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Of a sweep that has not begun."""
+    from bench.store import Store
+
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    return Store(folder)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from bench.record import (
     Provenance,
     Ran,
     RankCost,
+    Reason,
     Scores,
     TrainCost,
     TrainPoint,
@@ -126,6 +127,11 @@ def provenance(device: str = "Testium 9000") -> Provenance:
         threads_per_rank=2,
         load_average_1min=0.5,
     )
+
+
+def failed(reason: Reason = "worker_lost") -> Failed:
+    """The outcome of a trial that ended in training."""
+    return Failed(reason=reason, phase="train", rank=0, message="gone")
 
 
 def record(spec: TrialSpec, outcome: Outcome, device: str = "Testium 9000") -> TrialResult:

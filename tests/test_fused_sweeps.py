@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from command import Done
-from fakes import FakeLauncher, completed, probed, provenance, record, trial
+from fakes import FakeLauncher, completed, failed, probed, provenance, record, trial
 
 from bench.capacity import Machine
 from bench.fusable import fusion_of, why_alone
@@ -25,17 +25,6 @@ from bench.requests import Answer, CancelRequest, Requests
 from bench.schedule import Fusion, Schedule
 from bench.spec import MethodSpec, ModelSpec, TaskSpec, TrialSpec
 from bench.store import Store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    folder = tmp_path / "demo"
-    folder.mkdir()
-    return Store(folder)
-
-
-def failed(reason: str) -> Failed:
-    return Failed.model_validate({"reason": reason, "phase": "train", "rank": 0, "message": "gone"})
 
 
 def schedule(store: Store, launcher: FakeLauncher) -> Schedule:

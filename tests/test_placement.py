@@ -20,11 +20,6 @@ from bench.spec import ModelSpec, ResourceSpec, TrialSpec
 from bench.store import Store
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path)
-
-
 def order(store: Store, launcher: FakeLauncher, *trials: TrialSpec) -> list[str]:
     """Labels in the order of their start."""
     labels = {spec.trial_id: spec.label for spec in trials}

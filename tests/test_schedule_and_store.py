@@ -8,31 +8,20 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
-from fakes import FakeLauncher, completed, provenance, record, trial
+from fakes import FakeLauncher, completed, failed, provenance, record, trial
 
 from bench.capacity import Cluster, Machine
 from bench.files import write_atomically
 from bench.launch import Ended, Running
 from bench.outbox import new_attempt, open_attempt, write_report
-from bench.record import Completed, Failed, RankReport
+from bench.record import Completed, Failed, RankReport, Reason
 from bench.recover import recover
 from bench.schedule import MAX_ATTEMPTS, Schedule
 from bench.store import CorruptRecordError, Store, StoreError
 
 
-def lost(reason: str = "worker_lost") -> Failed:
-    return Failed.model_validate({"reason": reason, "phase": "train", "rank": 0, "message": "gone"})
-
-
 def run(store: Store, launcher: FakeLauncher, *trials: object) -> None:
     Schedule(store, launcher, "demo", backoff_seconds=0.01).run(list(trials))  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    folder = tmp_path / "demo"
-    folder.mkdir()
-    return Store(folder)
 
 
 def test_every_trial_gets_a_record_with_hashed_files(store: Store) -> None:
@@ -58,7 +47,7 @@ def test_trials_run_at_once_where_there_is_room(store: Store) -> None:
 
 def test_lost_workers_are_retried_and_remembered(store: Store) -> None:
     launcher, spec = FakeLauncher(store.outbox), trial()
-    launcher.plans[spec.trial_id] = [lost(), lost("node_lost"), completed()]
+    launcher.plans[spec.trial_id] = [failed(), failed("node_lost"), completed()]
     run(store, launcher, spec)
     result = store.read(spec.trial_id)
     assert result is not None
@@ -69,7 +58,7 @@ def test_lost_workers_are_retried_and_remembered(store: Store) -> None:
 
 def test_a_late_result_of_an_attempt_that_was_given_up_is_not_taken(store: Store) -> None:
     launcher, spec = FakeLauncher(store.outbox), trial()
-    launcher.plans[spec.trial_id] = [lost("hung"), completed(bleu=50.0)]
+    launcher.plans[spec.trial_id] = [failed("hung"), completed(bleu=50.0)]
 
     def zombie_speaks(run: Running) -> None:
         if run.attempt.number == 2:
@@ -101,7 +90,7 @@ def test_what_an_attempt_left_that_is_not_the_current_one_is_not_committed(store
 
 def test_retries_end(store: Store) -> None:
     launcher, spec = FakeLauncher(store.outbox), trial()
-    launcher.plans[spec.trial_id] = [lost()] * 9
+    launcher.plans[spec.trial_id] = [failed()] * 9
     run(store, launcher, spec)
     assert len(launcher.launched) == MAX_ATTEMPTS
     result = store.read(spec.trial_id)
@@ -109,9 +98,9 @@ def test_retries_end(store: Store) -> None:
 
 
 @pytest.mark.parametrize("reason", ["out_of_memory", "diverged", "error"])
-def test_results_are_not_retried_and_others_go_on(reason: str, store: Store) -> None:
+def test_results_are_not_retried_and_others_go_on(reason: Reason, store: Store) -> None:
     launcher, first, second = FakeLauncher(store.outbox), trial(seed=1), trial(seed=2)
-    launcher.plans[first.trial_id] = [lost(reason)]
+    launcher.plans[first.trial_id] = [failed(reason)]
     run(store, launcher, first, second)
     assert launcher.launched == [first.trial_id, second.trial_id]
     assert [result.outcome.status for result in store.read_all()].count("failed") == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from conftest import CITIES, NAMES, save_tiny_model, write_split
+from conftest import CITIES, NAMES, save_tiny_model, write_task
 
 
 def write_model_and_task(model: Path, task: Path) -> None:
@@ -13,9 +13,7 @@ def write_model_and_task(model: Path, task: Path) -> None:
     for made in (model, task):
         made.mkdir()
     save_tiny_model(model, "llama")
-    rows = [(name, city) for name in NAMES for city in CITIES]
-    for split, (start, end) in {"train": (0, 28), "dev": (28, 34), "test": (34, 40)}.items():
-        write_split(task / f"{split}.jsonl", rows[start:end])
+    write_task(task, [(name, city) for name in NAMES for city in CITIES])
 
 
 def write_tiny_sweep(folder: Path, name: str, **parts: object) -> Path:
