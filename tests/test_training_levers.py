@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from disturbed import disturb
 from one_rank import training_alone
 from safetensors.torch import load_file
 from torch import nn
@@ -41,8 +42,7 @@ def patched(family: str, name: str, **settings: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = method_class(method_class.Config(**settings), WordTokenizer()).patch(tiny_model(family))
-        for _, parameter in trained_parameters(model):
-            parameter.data += 0.1 * torch.randn_like(parameter)
+        disturb(model)
     return model
 
 
