@@ -35,11 +35,11 @@ class Size:
     second_model: str = "gpt2-6-layers"
     batch_size: int = 8
     bursts: tuple[int, ...] = (1, 2, 2, 2, 2, 2)
-    full_bursts: tuple[int, ...] = (1, 1, 1, 1, 1, 1)
+    short_bursts: tuple[int, ...] = (1, 1, 1, 1, 1, 1)  # of all but prefix tuning on the first model
     turns: int = 5
     sources_per_turn: int = 10
-    one_by_one: int = 4
-    line_turns: int = 2
+    one_by_one: int = 3
+    line_turns: int = 1
     max_new_tokens: int = 40
     sweep_steps: int = 20
     sweep_repetitions: int = 1
@@ -51,7 +51,7 @@ SIZES = {
         model="tiny",
         batch_size=2,
         bursts=(1, 1),
-        full_bursts=(1, 1),
+        short_bursts=(1, 1),
         turns=1,
         sources_per_turn=2,
         one_by_one=1,
@@ -164,7 +164,8 @@ class Race:
         config, learning_rate = workload.METHODS[method]
         folder, _ = self._model(model)
         adapter = None if method == "full" else str(self._start(model, method))
-        bursts = list(self.size.full_bursts if method == "full" else self.size.bursts)
+        long = (model, method) == (self.size.model, "prefix_tuning")
+        bursts = list(self.size.bursts if long else self.size.short_bursts)
 
         def job(contender: Contender, order: Any, lever_off: str | None = None) -> Job:
             return Job(
@@ -187,7 +188,7 @@ class Race:
     def _model(self, name: str) -> tuple[Path, Result]:
         folder, batches = workload.model_folder(name, self.scratch), self.scratch / f"{name}.json"
         if not batches.is_file():
-            steps = max(sum(self.size.bursts), sum(self.size.full_bursts))
+            steps = max(sum(self.size.bursts), sum(self.size.short_bursts))
             workload.write_batches(batches, self.task, folder, self.size.batch_size, steps)
         return folder, json.loads(batches.read_text())["summary"]
 
@@ -203,7 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m race", description="race Tuneoff against peft, Trainer, Ray Tune")
     parser.add_argument("--e2e", help="folder of the E2E data; without it the public release is downloaded")
     parser.add_argument("--size", choices=SIZES, default="cpu")
-    parser.add_argument("--minutes", type=float, default=20.0, help="no part begins after so many minutes")
+    parser.add_argument("--minutes", type=float, default=24.0, help="no part begins after so many minutes")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, default=Path("results/race/report"))
     parser.add_argument("--again", action="store_true", help="run parts that are there already")

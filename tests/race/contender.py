@@ -75,7 +75,10 @@ def run(job: Job, pacer: Pacer) -> list[float]:
     data = peers.rows(pairs, order)
     if job.contender == "accelerate":
         return peers.train_with_accelerate(model, tokenizer, data, job, pacer)
-    flags = peers.BEST_FLAGS if job.contender == "trainer_best" else {}
+    flags = {}
+    if job.contender == "trainer_best":
+        flags = peers.BEST_FLAGS
+        os.environ.update(peers.BEST_ENVIRONMENT)
     return peers.train_with_trainer(model, tokenizer, data, job, pacer, flags)
 
 
