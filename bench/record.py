@@ -65,7 +65,7 @@ class RankCost(Spec):
 
 
 class TrainCost(Spec):
-    """Throughput of the optimiser steps in the steady window (warm-up, validation and saving excluded)."""
+    """Throughput of the optimiser steps in the steady window (warm-up, compiling, validation and saving excluded)."""
 
     steps: int
     steady_steps: int = Field(description="steps in the window that the rates below are taken from")

@@ -5,14 +5,13 @@ It names no method. K lanes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from bench.architecture import Architecture, Pair
 from bench.checkpoint import Checkpoints
@@ -67,16 +66,9 @@ class Training:
             Diverged: The loss is not finite in any lane.
         """
         models = [lane.model for lane in self.lanes]
-        with sharing_heads(*models), self._compiled(models):
+        compiled = compiled_layers(models) if self.resources.compile else nullcontext(Compiler())
+        with sharing_heads(*models), compiled as self.compiler:
             return self._run(pairs, dev_pairs)
-
-    @contextmanager
-    def _compiled(self, models: Sequence[nn.Module]) -> Iterator[None]:
-        if not self.resources.compile:
-            yield
-            return
-        with compiled_layers(models) as self.compiler:
-            yield
 
     def _run(self, pairs: Sequence[Pair], dev_pairs: Sequence[Pair]) -> list[Trained | Diverged]:
         with self.meter.phase("initialise"):

@@ -36,6 +36,7 @@ class Size:
     batch_size: int = 8
     bursts: tuple[int, ...] = (1, 2, 2, 2, 2, 2)
     short_bursts: tuple[int, ...] = (1, 1, 1, 1, 1, 1)  # of all but prefix tuning on the first model
+    lever_bursts: tuple[int, ...] = (6, 2, 2, 2, 2, 2)  # one lever compiles in its first steps
     turns: int = 5
     sources_per_turn: int = 10
     one_by_one: int = 3
@@ -52,6 +53,7 @@ SIZES = {
         batch_size=2,
         bursts=(1, 1),
         short_bursts=(1, 1),
+        lever_bursts=(1, 1),
         turns=1,
         sources_per_turn=2,
         one_by_one=1,
@@ -121,8 +123,8 @@ class Race:
     def levers(self) -> Result:
         """Each lever of training switched off by itself, and the one that is off by default on; prefix tuning."""
         job = self._jobs(self.size.model, "prefix_tuning")
-        ours = job("tuneoff", "grouped")
-        off = [job("tuneoff", "grouped", name) for name in LEVERS_OF_LLAMA]
+        ours = replace(job("tuneoff", "grouped"), bursts=list(self.size.lever_bursts))
+        off = [replace(ours, lever_off=name) for name in LEVERS_OF_LLAMA]
         rows = training.race([ours, *off, replace(ours, compile=True)], self.log)
         return self._compared(rows, self.size.model, "prefix_tuning")
 
@@ -188,7 +190,7 @@ class Race:
     def _model(self, name: str) -> tuple[Path, Result]:
         folder, batches = workload.model_folder(name, self.scratch), self.scratch / f"{name}.json"
         if not batches.is_file():
-            steps = max(sum(self.size.bursts), sum(self.size.short_bursts))
+            steps = max(map(sum, (self.size.bursts, self.size.short_bursts, self.size.lever_bursts)))
             workload.write_batches(batches, self.task, folder, self.size.batch_size, steps)
         return folder, json.loads(batches.read_text())["summary"]
 
