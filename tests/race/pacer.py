@@ -62,7 +62,8 @@ class Pacer:
             self.report(seconds=self._seconds, peak_bytes=memory_bytes("VmHWM"), baseline_bytes=self.baseline_bytes)
             self._seconds = []
             self._burst += 1
-            if self._burst < len(self.bursts) and self.lines.readline().strip() != "go":
+            # After the last burst too: what ends a training would take time from the contender whose turn it is.
+            if self.lines.readline().strip() != "go":
                 sys.exit("the driver is gone")
         self._resumed = time.perf_counter()
 

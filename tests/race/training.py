@@ -41,7 +41,8 @@ class Running:
         self.bursts.append(self._read())
 
     def losses(self) -> list[float]:
-        """Of all steps, once the last burst has run."""
+        """Of all steps, once the last burst of every contender has run."""
+        self._write("go")
         losses: list[float] = self._read()["losses"]
         return losses
 
