@@ -76,7 +76,8 @@ def test_compiled_layers_train_the_same(
     )
     assert 1 in training.compiling_steps
     late = [step for step in training.compiling_steps if step > 5]
-    assert late, "the first batch that needs padding comes late"
+    if family != "t5":  # whose encoder always has a mask
+        assert late, "the first batch that needs padding comes late"
     assert result.cost.steady_steps == 12 - 5 - len(late)
     assert not any(module._compiled_call_impl for module in compiled.model.modules())
 
