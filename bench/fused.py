@@ -23,12 +23,10 @@ def use_fused_activations(model: Any) -> None:
     """
     from transformers.activations import NewGELUActivation
 
-    modules = list(model.modules())
-    for parent in modules:
-        for name, child in parent.named_children():
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
             if type(child) is NewGELUActivation:
-                setattr(parent, name, nn.GELU(approximate="tanh"))
-    for module in modules:
+                setattr(module, name, nn.GELU(approximate="tanh"))
         if is_gated_silu(module):
             module.forward = MethodType(_gated_forward, module)
 

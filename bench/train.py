@@ -95,7 +95,7 @@ class Training:
                     with self.meter.phase("validate"):
                         self._validate(engine, evaluating, dev_pairs, step)
                         self._require_survivors()
-                    self.compiler.worked()
+                    self.compiler.worked()  # What validation compiled is of no step.
                     engine.train()
                     clock.resume()
                 if saving:

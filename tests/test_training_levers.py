@@ -170,7 +170,8 @@ def with_and_without(
             with Kept() as kept:
                 value = TargetLoss(model).of(batch_of(model))
             value.backward()
-        results.append((value, kept.elements, {key: value.grad for key, value in trained_parameters(model)}))
+        gradients = {key: parameter.grad for key, parameter in trained_parameters(model)}
+        results.append((value, kept.elements, gradients))
     (plain, plain_kept, plain_gradients), (fast, fast_kept, fast_gradients) = results
     torch.testing.assert_close(fast, plain, atol=1e-11, rtol=0)
     for key, gradient in plain_gradients.items():
@@ -185,6 +186,10 @@ def fused(model: Any) -> AbstractContextManager[None]:
 
 @pytest.mark.parametrize("name", ["full", "prefix_tuning"])
 def test_the_fused_gelu_is_gelu_new(name: str) -> None:
+    model = patched("gpt2", name)
+    assert not any(type(module) is nn.GELU for module in model.modules())
+    use_fused_activations(model)
+    assert sum(type(module) is nn.GELU for module in model.modules()) == 2
     plain, fast = with_and_without("gpt2", name, fused)
     # Full fine-tuning also keeps the activation itself, for the gradient of the layer behind it.
     assert plain[4 * 24] >= (1.75 if name == "full" else 2) * fast[4 * 24]
