@@ -19,18 +19,9 @@ JsonDict = dict[str, Any]
 # without stages is a final one.
 Stage = Literal["tune", "final", "cost"]
 
-# Bumped when the meaning of a hashed field changes, so that old records are not mistaken for new ones.
-IDENTITY_VERSION = 1
-
-# Fields that came after the first identities were given. An identity leaves them out while they hold their default, so
-# that trials that do not use them keep their ids.
-LATER_FIELDS: dict[str, tuple[str, ...]] = {
-    "task": ("source_sha256",),
-    "train": ("optimizer", "adam_beta1", "adam_epsilon", "loss_reduction", "dropout"),
-    "method": ("source_sha256",),
-    "decode": ("early_stopping", "banned_token_ids"),
-    "resources": ("compile",),
-}
+# Raised when a hashed field comes to mean something else, or answers change for another reason, so that old records are
+# not mistaken for new ones.
+IDENTITY_VERSION = 2
 
 
 class Spec(BaseModel):
@@ -253,11 +244,6 @@ class TrialSpec(Spec):
         from: after a change of its code the trial is another one.
         """
         content = self.model_dump(mode="json", exclude={"label"})
-        for part, names in LATER_FIELDS.items():
-            for name in names:
-                value = getattr(self, part)
-                if getattr(value, name) == type(value).model_fields[name].get_default(call_default_factory=True):
-                    del content[part][name]
         for placement in content["resources"].keys() - {"ranks", "zero_stage", "precision", "compile"}:
             del content["resources"][placement]
         for part in ("method", "task"):
