@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from damaged_texts import damaged_dart
 
 from bench.metrics import METRICS
 from bench.metrics.meteor import no_meteor, score, statistics
@@ -23,6 +25,7 @@ from bench.metrics.scoring import score_examples
 from bench.metrics.texts import prepare
 from bench.splits import load_split
 from bench.task import Example, Scoring
+from bench.tasks.dart import Dart
 from bench.tasks.e2e import E2E
 from bench.tasks.webnlg import WebNLG
 
@@ -111,6 +114,16 @@ def test_the_corpus_adds_statistics_up(files: Path) -> None:
     assert measured.over([1, 1]) == pytest.approx(measured.over([1])), "a source may be taken twice"
 
 
+def test_all_references_of_dart_count(files: Path) -> None:
+    texts = prepare(["the cat"], [["a dog", "some box", "the cat"]], Dart.scoring)
+    assert METRICS["meteor"].measure(texts).over([0]) == pytest.approx(100)
+    assert METRICS["ter"].measure(texts).over([0]) == 0
+    first_alone = replace(Dart.scoring, single_reference=("meteor", "ter"))
+    texts = prepare(["the cat"], [["a dog", "some box", "the cat"]], first_alone)
+    assert METRICS["meteor"].measure(texts).over([0]) < 50
+    assert METRICS["ter"].measure(texts).over([0]) == 100
+
+
 def test_meteor_is_named_as_absent_where_its_files_are_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     examples = [Example("a", (("name", "A"),), "name : A", ("A is here.",))]
@@ -136,6 +149,13 @@ def test_e2e_meteor_equals_the_program(system: str, expected: float, program: No
     predictions = (shared_data / "metric_fixtures" / f"e2e_{system}.run0.test-orig.txt").read_text().splitlines()
     texts = prepare(predictions, [example.references for example in load_split(task, "test")], task.scoring)
     assert round(METRICS["meteor"].measure(texts).over(range(len(texts))), 4) == expected
+
+
+@pytest.mark.full
+def test_dart_meteor_equals_the_program(program: None, shared_data: Path) -> None:
+    """With all three references, as prepare_files.py hands them over."""
+    texts = damaged_dart(shared_data)
+    assert METRICS["meteor"].measure(texts).over(range(len(texts))) == pytest.approx(42.45584582013158)
 
 
 @pytest.mark.full

@@ -45,12 +45,11 @@ class Dart(PublishedTask):
     licence: ClassVar[str] = "MIT"
     citation: ClassVar[str] = "Nan et al. 2021, DART: open-domain structured data record to text generation, NAACL"
     # multi-bleu.perl on the three published reference files, which are split and in lower case; prepare_files.py of the
-    # official script hands the first of them alone to METEOR and tercom.
+    # official script hands all three to METEOR and tercom too (the authors' release of 2020-07-03 and later).
     scoring = Scoring(
         metrics=("bleu", "meteor", "ter", "chrf", "rouge_l", "entity_coverage"),
         preparation="dart",
         max_references=3,
-        single_reference=("meteor", "ter"),
         bleu="multi-bleu",
     )
 
