@@ -108,8 +108,8 @@ def test_dart_references_are_prepared_as_published(shared_data: Path) -> None:
 
 
 def test_dart_scores_equal_the_official_script(shared_data: Path) -> None:
-    # Of run_eval_on_dart.sh (multi-bleu.perl, prepare_files.py with tercom 7.25) on these texts. Of the authors' example,
-    # the output of BART-large, it prints BLEU 48.56, METEOR 39.22 and TER 44.70.
+    # Of run_eval_on_dart.sh (multi-bleu.perl, prepare_files.py with tercom 7.25) on these texts. Of the authors'
+    # example, the output of BART-large, it prints BLEU 48.56, METEOR 39.22 and TER 44.70.
     texts = damaged_dart(shared_data)
     assert round(value("bleu", texts), 2) == 39.40
     assert value("ter", texts) == pytest.approx(25.38627679016448)
