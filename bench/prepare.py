@@ -14,7 +14,7 @@ from bench.metrics.scoring import check_metrics
 from bench.plugin_source import PluginSource, share
 from bench.resolver import instantiate
 from bench.spec import JsonDict, TrialSpec
-from bench.splits import load_splits, oddities
+from bench.splits import load_splits, oddities, told_left_out, told_oddities
 
 
 def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None]) -> None:
@@ -32,9 +32,10 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None]) -> None:
             say(f"task {name}: {counts} examples")
             if task.licence_note:
                 say(f"task {name}: the data are licensed {task.licence}: {task.licence_note}")
-            for what, number in oddities(splits).items():
-                if number:
-                    say(f"task {name}: {number} {what.replace('_', ' ')}")
+            for told in told_left_out({split: task.skipped(split) for split in splits}):
+                say(f"task {name}: left out of {told}")
+            for told in told_oddities(oddities(splits)):
+                say(f"task {name}: warning: {told}")
         if any(trial.model.path == models.EMBEDDED for trial in trials) and not models.embedded_folder().is_dir():
             say(f"converting {models.EMBEDDED} to safetensors, once, into {models.embedded_folder()}")
             models.embedded_model()

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from bench.task import SPLITS, Example, Split, Task, TaskError
 
 Splits = dict[Split, list[Example]]
+_Content = frozenset[tuple[str, ...]] | str
 
 
 def load_split(task: Task, split: Split) -> list[Example]:
@@ -95,20 +96,50 @@ def training_examples(examples: Sequence[Example], size: int | None, seed: int) 
     return subset(single, size, seed, "train")
 
 
-def oddities(splits: Mapping[Split, Sequence[Example]]) -> dict[str, int]:
-    """What a reader of scores should know: sources that are in training too, and sources that occur twice.
+# What a reader of scores has to know of each oddity, behind its number.
+TOLD_ODDITIES = {
+    "test_sources_in_train": "test sources are in the training data too: their scores may be remembered",
+    "dev_sources_in_train": "dev sources are in the training data too: what is chosen on them may be overfitted",
+    "test_sources_in_dev": "test sources are in the dev data too: settings were chosen on what is scored",
+    "repeated_dev_sources": "dev sources occur more than once",
+    "repeated_test_sources": "test sources occur more than once",
+}
 
-    Sources are compared by their facts, whatever their order; by their text where there are no facts.
+
+def oddities(splits: Mapping[Split, Sequence[Example]]) -> dict[str, int]:
+    """What a reader of scores should know: sources of one split that are in another too, and those that occur twice.
+
+    Sources are compared by their facts, whatever their order; by their words where there are no facts.
     """
-    trained = {_content(example) for example in splits.get("train", ())}
+    contents = {split: [_content(example) for example in examples] for split, examples in splits.items()}
     found: dict[str, int] = {}
-    for split, examples in splits.items():
+    for split, of_split in contents.items():
         if split != "train":
-            contents = [_content(example) for example in examples]
-            found[f"{split}_sources_in_train"] = sum(content in trained for content in contents)
-            found[f"repeated_{split}_sources"] = len(contents) - len(set(contents))
+            found[f"{split}_sources_in_train"] = _shared(of_split, contents.get("train", []))
+            found[f"repeated_{split}_sources"] = len(of_split) - len(set(of_split))
+    if "test" in contents and "dev" in contents:
+        found["test_sources_in_dev"] = _shared(contents["test"], contents["dev"])
     return found
 
 
-def _content(example: Example) -> frozenset[tuple[str, ...]] | str:
-    return frozenset(example.facts) or example.source
+def told_oddities(found: Mapping[str, int]) -> list[str]:
+    """A sentence without its full stop for each oddity that there is."""
+    return [f"{found[name]:,} {told}" for name, told in TOLD_ODDITIES.items() if found.get(name)]
+
+
+def _shared(contents: Iterable[_Content], others: Iterable[_Content]) -> int:
+    known = set(others)
+    return sum(content in known for content in contents)
+
+
+def _content(example: Example) -> _Content:
+    return frozenset(example.facts) or " ".join(example.source.split())
+
+
+def told_left_out(left_out: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """For each split of which something was left out, what and how much."""
+    return [
+        f"{split}: {', '.join(f'{number:,} {what}' for what, number in found.items())}"
+        for split, found in left_out.items()
+        if found
+    ]

@@ -259,6 +259,7 @@ class _Trial:
             "truncated_sources": tokens.truncated_sources,
             "truncated_targets": tokens.truncated_targets,
             **oddities(splits),
+            "left_out": {split: dict(data.task.skipped(split)) for split in splits if data.task.skipped(split)},
             "files": data.task.checksums(spec.splits),
         }
         return Completed(scores=scores, **ran) if spec.stage == "final" else Probed(dev_scores=scores, **ran)

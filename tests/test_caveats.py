@@ -54,6 +54,11 @@ def test_a_clean_sweep_has_nothing_to_mind() -> None:
         (of(outcome(data={"test_sources_in_train": 4})), "4 test sources are in the training data too"),
         (of(outcome(data={"dev_sources_in_train": 5})), "5 dev sources are in the training data too"),
         (of(outcome(data={"repeated_test_sources": 6})), "6 test sources occur more than once"),
+        (of(outcome(data={"test_sources_in_dev": 7})), "7 test sources are in the dev data too"),
+        (
+            of(outcome(data={"left_out": {"train": {"empty references": 3}, "dev": {"rows without a source": 1}}})),
+            "Left out of the data: train: 3 empty references; dev: 1 rows without a source.",
+        ),
         (
             of(outcome(dev_curve=[DevPoint(step=5, loss=2.0), DevPoint(step=10, loss=1.5)])),
             "In 1 of 3 trials the dev loss was lowest at the last step: none might gain",

@@ -140,11 +140,11 @@ def test_a_name_on_the_hub_needs_a_revision(tmp_path: Path) -> None:
         (
             "source,references\na,\n",
             {},
-            "line 2: 'references' must be a text or a list of at least one text, none empty",
+            "no examples; left out: 1 empty references, 1 rows without a reference",
         ),
-        ("source,references\n ,x\n", {}, r"line 2: the source \('source'\) is empty"),
-        ("source,refs\na,x\n", {}, "line 2: no column 'references'; the columns are source, refs"),
-        ("a,b\n1,x\n", {"source": "{a} {c}", "references": "b"}, "line 2: no column 'c'; the columns are a, b"),
+        ("source,references\n ,x\n", {}, "no examples; left out: 1 rows without a source"),
+        ("source,refs\na,x\n", {}, "line 1: no column 'references'; the columns are source, refs"),
+        ("a,b\n1,x\n", {"source": "{a} {c}", "references": "b"}, "line 1: no column 'c'; the columns are a, b"),
         ("source,references\na,x,y\n", {}, "line 2: 3 fields, the header has 2"),
         ("source,references\n", {}, "no examples"),
         ("source,references\na,caf\xe9\n", {}, "line 2: not UTF-8: byte 0xe9"),
@@ -160,8 +160,8 @@ def test_other_malformed_input_is_named(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"PAR1 this is none")
     with pytest.raises(TaskError, match=r"train.parquet: cannot be read as Parquet"):
         Parquet(Parquet.Config(path=str(tmp_path))).load("train")
-    (tmp_path / "train.jsonl").write_text('{"source": 3, "references": "x"}\n')
-    with pytest.raises(TaskError, match=r"train.jsonl: line 1: 'source' must be a text, a list of lists of texts, or"):
+    (tmp_path / "train.jsonl").write_text('{"source": "a", "reference": "x"}\n')
+    with pytest.raises(TaskError, match=r"train.jsonl: line 1: no column 'references'; the columns are source, refere"):
         JsonLines(JsonLines.Config(path=str(tmp_path))).load("train")
     with pytest.raises(TaskError, match=r"the dev split is not there: no file '.*dev.jsonl'"):
         JsonLines(JsonLines.Config(path=str(tmp_path))).load("dev")

@@ -221,7 +221,7 @@ def e2e(folder: Path, content: bytes, **settings: Any) -> list[Example]:
     [
         (b'mr,ref\n"name[A]",A is here.\nname A,broken\n', r"line 3: expected 'slot\[value\], slot\[value\]'"),
         (b"mr,text\na,b\n", "line 1: no column 'ref'; the columns are mr, text"),
-        (b'mr,ref\n"name[A]",\n', "line 2: column 'ref' is empty"),
+        (b'mr,ref\n"name[A]",\n', "no examples"),
         (b'mr,ref\n"name[A]",x\n"name[B]","y\nz",extra\n', "line 3: 3 fields, the header has 2"),
         (b'mr,ref\n"name[A]",x\n"name[B]","y\n', "line 3: not valid CSV: unexpected end of data"),
         ('mr,ref\n"name[A]",x\n"name[B]",caf\xe9\n'.encode("latin-1"), "line 3: not UTF-8: byte 0xe9"),
@@ -245,10 +245,16 @@ def test_malformed_paper_lines(tmp_path: Path) -> None:
 
 
 def test_a_very_long_source_is_read_whole(tmp_path: Path) -> None:
-    (found,) = e2e(tmp_path, f'mr,ref\n"name[{"a" * 100_000}]",x\n'.encode())
-    assert len(found.source) == 100_007
-    with pytest.raises(TaskError, match=r"line 2: not valid CSV: field larger than field limit"):
-        e2e(tmp_path, f'mr,ref\n"name[{"a" * 200_000}]",x\n'.encode())
+    (found,) = e2e(tmp_path, f'mr,ref\n"name[{"a" * 200_000}]",x\n'.encode())
+    assert len(found.source) == 200_007
+
+
+def test_an_empty_reference_of_e2e_is_left_out_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "testset_w_refs.csv").write_text('mr,ref\n"name[A]",\n"name[A]",A is here.\n"name[B]",\n')
+    task = E2E(E2E.Config(path=str(tmp_path), check_counts=False))
+    (found,) = task.load("test")
+    assert found.references == ("A is here.",)
+    assert task.skipped("test") == {"empty references": 2, "entries left without a reference": 2}
 
 
 XML = """<?xml version="1.0" encoding="utf-8"?>

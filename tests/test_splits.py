@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.splits import load_splits, oddities, subset, training_examples
+from bench.splits import load_splits, oddities, subset, told_oddities, training_examples
 from bench.task import Example, Split, Task, TaskConfig, TaskError
 
 
@@ -73,14 +73,24 @@ def test_overlap_and_repetition_are_counted() -> None:
     splits: dict[Split, list[Example]] = {
         "train": [of(a, b)],
         "dev": [of(c), of(c)],
-        "test": [of(b, a), of(a), of(b, c), of(c, b)],
+        "test": [of(b, a), of(a), of(b, c), of(c, b), of(c)],
     }
-    assert oddities(splits) == {
+    found = {
         "dev_sources_in_train": 0,
         "repeated_dev_sources": 1,
         "test_sources_in_train": 1,
         "repeated_test_sources": 1,
+        "test_sources_in_dev": 1,
     }
+    assert oddities(splits) == found
+    assert [told.split(":")[0] for told in told_oddities(found)] == [
+        "1 test sources are in the training data too",
+        "1 test sources are in the dev data too",
+        "1 dev sources occur more than once",
+        "1 test sources occur more than once",
+    ]
+    one = [Example("a", (), "the same\nwords", ("x",))]
+    assert oddities({"dev": one, "test": [Example("b", (), "the  same words", ("y",))]})["test_sources_in_dev"] == 1
 
 
 def test_an_empty_split_and_equal_ids_are_errors() -> None:

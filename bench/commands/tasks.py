@@ -129,6 +129,8 @@ def _tokenizer(model: str | None) -> tuple[Any, Any]:
 
 
 def _print_overview(found: Overview) -> None:
+    from bench.splits import told_oddities
+
     table = Table()
     for heading in ("split", "sources", "references", "left out", "first tag"):
         table.add_column(heading, justify="right" if heading in ("sources", "references") else "left", overflow="fold")
@@ -139,9 +141,8 @@ def _print_overview(found: Overview) -> None:
     console.print(table)
     for split, problem in found.missing.items():
         console.print(Text(f"{split}: {problem}", style="yellow"))
-    for what, number in found.oddities.items():
-        if number:
-            console.print(f"{number:,} {what.replace('_', ' ')}", highlight=False)
+    for told in told_oddities(found.oddities):
+        console.print(Text(f"warning: {told}", style="yellow"))
     if found.data_sha256:
         console.print(Text(f"sha256 of the data: {found.data_sha256}", style="dim"))
     if found.lengths:

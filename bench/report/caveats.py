@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bench.record import Completed, Provenance, TrialResult
 from bench.report.cells import Cell, cell_name, cells
+from bench.splits import TOLD_ODDITIES, told_left_out, told_oddities
 
 Finished = Sequence[tuple[TrialResult, Completed]]
 
@@ -98,13 +99,14 @@ def _data(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
     for key, what in (("truncated_sources", "sources"), ("truncated_targets", "references")):
         if cut := max(int(outcome.data.get(key) or 0) for _, outcome in done):
             yield f"{cut} {what} were longer than the limit and were cut."
-    for key, told in (
-        ("test_sources_in_train", "test sources are in the training data too: their scores may be remembered"),
-        ("dev_sources_in_train", "dev sources are in the training data too: what is chosen on them may be overfitted"),
-        ("repeated_test_sources", "test sources occur more than once"),
-    ):
-        if found := max(int(outcome.data.get(key) or 0) for _, outcome in done):
-            yield f"{found} {told}."
+    doubts = [name for name in TOLD_ODDITIES if name != "repeated_dev_sources"]
+    found = {name: max(int(outcome.data.get(name) or 0) for _, outcome in done) for name in doubts}
+    yield from (f"{told}." for told in told_oddities(found))
+    left_out: dict[str, dict[str, int]] = {}
+    for _trial, outcome in done:
+        left_out.update(outcome.data.get("left_out") or {})
+    if told_of_splits := told_left_out(left_out):
+        yield f"Left out of the data: {'; '.join(told_of_splits)}."
 
 
 def _training(done: Finished, _: Sequence[Cell]) -> Iterator[str]:

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from bench.task import Scoring, Split, TaskError, linearise
 from bench.tasks.benchmark_xml import numbered_triples, read_entries
 from bench.tasks.published import Entry, PublishedConfig, PublishedCounts, PublishedFile, PublishedTask
-from bench.tasks.rows import Facts, read_json_array, read_text
+from bench.tasks.rows import read_json_array, read_text
+from bench.tasks.values import Facts
 from bench.tasks.wording import entity_words, relation_words
 
 PUBLIC = "https://raw.githubusercontent.com/Yale-LILY/dart/34b3c872da4811523e334f1631e54ca8105dffab/data/v1.1.1"

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from pydantic import Field, model_validator
 
 from bench.task import Example, Split, TaskError
-from bench.tasks.records import Record, RecordConfig, RecordTask
+from bench.tasks.arrow_values import exact, has_short_floats
+from bench.tasks.records import Record, RecordConfig, RecordTask, told_left_out
 from bench.tasks.rows import file_sha256
 
 
@@ -81,11 +82,34 @@ class Hub(RecordTask):
             )
         except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
             raise TaskError(f"{where}: cannot be loaded: {error.__cause__ or error}") from error
+        for column in self.columns:
+            if column not in rows.column_names:
+                raise TaskError(f"{where}: no column {column!r}; the columns are {', '.join(rows.column_names)}")
+        # Columns that nobody asked for may hold pictures and sounds, which would be decoded.
+        rows = rows.select_columns(list(self.columns))
+        kinds = {name: rows.features.arrow_schema.field(name).type for name in self.columns}
+        short = {name: kind for name, kind in kinds.items() if has_short_floats(kind)}
         for number, values in enumerate(rows, start=1):
-            yield Record(f"{where}: row {number}", values)
+            corrected = {name: exact(values[name], kind) for name, kind in short.items()}
+            named = {name: _with_class_names(value, rows.features[name]) for name, value in values.items()}
+            yield Record(f"{where}: row {number}", {**named, **corrected})
 
     def load(self, split: Split) -> list[Example]:
         examples = super().load(split)
         if not examples:
-            raise TaskError(f"{self.config.path}: no examples in the {split} split")
+            left_out = told_left_out(self.skipped(split))
+            raise TaskError(f"{self.config.path}: no examples in the {split} split{left_out}")
         return examples
+
+
+def _with_class_names(value: Any, feature: Any) -> Any:
+    """A value in which each number of a class is the name of that class; a class that is not known is missing."""
+    import datasets
+
+    if isinstance(feature, datasets.ClassLabel):
+        return None if value is None or value < 0 else feature.int2str(value)
+    if isinstance(feature, datasets.List | datasets.LargeList) and isinstance(value, list):
+        return [_with_class_names(item, feature.feature) for item in value]
+    if isinstance(feature, dict) and isinstance(value, dict):
+        return {key: _with_class_names(inner, feature[key]) for key, inner in value.items()}
+    return value

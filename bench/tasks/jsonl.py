@@ -1,22 +1,27 @@
-"""Any data in JSON lines."""
+"""Any data in JSON lines, or in a JSON array."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 from pydantic import Field
 
-from bench.task import Example, TaskError
+from bench.task import Example
 from bench.tasks.records import FileTask, Record, RecordConfig
-from bench.tasks.rows import Facts, read_json_lines
+from bench.tasks.rows import read_json_lines
+from bench.tasks.values import is_missing
 
 
 class JsonLines(FileTask):
-    """Your own data: JSON lines, each an object with source and references.
+    """Your own data: JSON lines, each an object with source and references, or an array of such objects.
 
     ``source`` is a text, a list of lists of texts, or an object; ``references`` a text or a list of texts. An object
-    may have ``id`` (text), ``facts`` (list of lists of texts) and ``tags`` (list of texts) as well.
+    may have ``id``, ``facts`` (as a list that is a source) and ``tags`` as well.
     """
+
+    endings = (".jsonl", ".json", ".ndjson")
 
     class Config(RecordConfig):
         """Settings of the task jsonl."""
@@ -30,23 +35,14 @@ class JsonLines(FileTask):
         for number, values in read_json_lines(location):
             yield Record(f"{location}: line {number}", values)
 
-    def example(self, record: Record, default_id: str) -> Example:
-        found = super().example(record, default_id)
-        own_id = record.values.get("id") if self.config.id is None else None
-        tags = record.values.get("tags") if not self.config.tags else None
-        return Example(
-            id=own_id if isinstance(own_id, str) and own_id.strip() else found.id,
-            facts=_facts(record) or found.facts,
-            source=found.source,
-            references=found.references,
-            tags=tuple(str(tag) for tag in tags) if isinstance(tags, list) else found.tags,
+    def example(self, record: Record, default_id: str, left_out: Counter[str]) -> Example | None:
+        found = super().example(record, default_id, left_out)
+        if found is None:
+            return None
+        has_tags = not self.config.tags and not is_missing(record.values.get("tags"))
+        return replace(
+            found,
+            id=(self.text(record, "id", record.values.get("id")) if self.config.id is None else None) or found.id,
+            facts=found.facts if is_missing(record.values.get("facts")) else self.facts(record, "facts", left_out),
+            tags=tuple(self.tags(record, "tags")) if has_tags else found.tags,
         )
-
-
-def _facts(record: Record) -> Facts:
-    facts = record.values.get("facts", [])
-    if not isinstance(facts, list) or not all(
-        isinstance(fact, list) and all(isinstance(part, str) for part in fact) for fact in facts
-    ):
-        raise TaskError(f"{record.where}: 'facts' must be a list of lists of texts, got {facts!r}")
-    return tuple(tuple(fact) for fact in facts)

@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from bench.task import SPLITS, Example, Split, Task, TaskConfig, TaskError
-from bench.tasks.rows import Facts, file_sha256, is_remote, local_copy
+from bench.tasks.rows import file_sha256, is_remote, local_copy
+from bench.tasks.values import Facts
 
 # The one source in how many that stays in dev when dev stands in for train as well.
 DEV_SHARE = 5
@@ -213,6 +214,7 @@ class GroupedTask(PublishedTask):
         return [
             Example(f"{split}-{number}", facts, source, tuple(references))
             for number, (source, (facts, references)) in enumerate(grouped.items())
+            if references
         ]
 
     def count_sources(self, entries: Iterable[Entry]) -> int:

@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import string
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field, field_validator
 
-from bench.task import SPLITS, Example, Split, Task, TaskConfig, TaskError, linearise
-from bench.tasks.rows import Facts
+from bench.task import SPLITS, Example, Split, Task, TaskConfig, TaskError
+from bench.tasks.file_forms import PACKED_ENDINGS
+from bench.tasks.values import (
+    CellError,
+    Facts,
+    KeyOrder,
+    facts_of,
+    holds_records,
+    is_missing,
+    keys_in_order,
+    refuse_conversation,
+    text_of,
+)
+
+# What stands between the parts of a template; a part whose columns are all empty is left out.
+PART_SEPARATOR = " | "
+
+# A tag that a row lacks; those behind it keep their places.
+NO_TAG = "untagged"
+
+# Keys whose order is known: files that sort them by alphabet would say a triple backwards.
+TRIPLE_KEYS = ("subject", "property", "predicate", "relation", "object")
+
+# What is left out of the data, as it is counted.
+EMPTY_REFERENCES = "empty references"
+WITHOUT_REFERENCE = "rows without a reference"
+WITHOUT_SOURCE = "rows without a source"
+FACTS_WITHOUT_VALUE = "facts without a value"
 
 # Of a single file that is to be divided, the shares of dev and test, in percent.
 DEV_PERCENT = 10
@@ -32,10 +60,16 @@ class RecordConfig(TaskConfig):
     source: str = Field(
         "source",
         description="column with the source: a text, a list of facts such as [subject, relation, object], or a record; "
-        "or a template that is filled from columns, e.g. '{name} lives in {city}'",
+        "or a template that is filled from columns, e.g. '{name} lives in {city}'. docs/tasks.md says how other types "
+        "are written",
     )
     references: str | tuple[str, ...] = Field(
         "references", description="column or columns with the references: texts, or lists of texts"
+    )
+    keys: tuple[str, ...] = Field(
+        (),
+        description="keys of records in the order in which they are read, whatever order a file has them in; others "
+        "follow as they first come in the training split",
     )
     id: str | None = Field(None, description="column with an id; None numbers the examples")
     tags: str | tuple[str, ...] = Field((), description="column or columns with tags, from coarse to fine")
@@ -53,11 +87,15 @@ class RecordConfig(TaskConfig):
 class RecordTask(Task):
     """A task over records. Subclasses say where they come from.
 
-    Records with the same source are one example with all their references.
+    Records with the same source are one example with all their references. What is empty is left out and counted.
     """
 
     config: RecordConfig
     licence: ClassVar[str] = "yours"
+
+    def __init__(self, config: RecordConfig) -> None:
+        super().__init__(config)
+        self._left_out: dict[Split, Counter[str]] = {}
 
     @abstractmethod
     def records(self, split: Split) -> Iterator[Record]:
@@ -67,70 +105,210 @@ class RecordTask(Task):
             TaskError: They cannot be read; the message names file and line.
         """
 
+    def belongs(self, source: str | None, split: Split) -> bool:
+        """Whether a record among those of a split is part of it; None where the source is empty."""
+        return True
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the settings name, each once."""
+        config = self.config
+        source = template_columns(config.source) or [config.source]
+        named = [*source, *_names(config.references), *_names(config.id), *_names(config.tags)]
+        return tuple(dict.fromkeys(named))
+
     def load(self, split: Split) -> list[Example]:
         grouped: dict[str, Example] = {}
+        left_out: Counter[str] = Counter()
+        unseen, first = set(template_columns(self.config.source)), None
         for number, record in enumerate(self.records(split), start=1):
-            example = self.example(record, f"{split}-{number}")
+            first = first or record
+            unseen -= record.values.keys()
+            example = self._kept(record, f"{split}-{number}", split, left_out)
+            if example is None:
+                continue
             earlier = grouped.get(example.source)
             if earlier is not None:
                 references = (*earlier.references, *example.references)
                 example = Example(earlier.id, earlier.facts, earlier.source, references, earlier.tags)
             grouped[example.source] = example
+        if first is not None and unseen:  # A row may lack some, but not every row the same one.
+            raise _no_column(first, next(column for column in self.columns if column in unseen))
+        self._left_out[split] = left_out
         return list(grouped.values())
 
-    def example(self, record: Record, default_id: str) -> Example:
-        """The example that a record makes.
+    def skipped(self, split: Split) -> Mapping[str, int]:
+        return dict(self._left_out.get(split, {}))
+
+    def example(self, record: Record, default_id: str, left_out: Counter[str]) -> Example | None:
+        """The example that a record makes, or None where its source is empty. It may have no references.
+
+        Args:
+            record: One row.
+            default_id: Where the row has none of its own.
+            left_out: What is left out of it is counted here.
 
         Raises:
-            TaskError: A column is missing or does not hold what it should.
+            TaskError: A column does not hold what it should.
         """
-        source, facts = self._source(record)
+        source, facts = self._source(record, left_out)
         if not source.strip():
-            raise TaskError(f"{record.where}: the source ({self.config.source!r}) is empty")
+            left_out[WITHOUT_SOURCE] += 1
+            return None
+        own_id = None if self.config.id is None else self.text(record, self.config.id, _cell(record, self.config.id))
         return Example(
-            id=_text(record, self.config.id) if self.config.id is not None else default_id,
+            id=own_id or default_id,
             facts=facts,
             source=source,
-            references=tuple(text for column in _names(self.config.references) for text in _texts(record, column)),
-            tags=tuple(text for column in _names(self.config.tags) for text in _texts(record, column)),
+            references=tuple(self._references(record, left_out)),
+            tags=tuple(tag for column in _names(self.config.tags) for tag in self.tags(record, column)),
         )
 
-    def _source(self, record: Record) -> tuple[str, Facts]:
+    def text(self, record: Record, column: str, value: Any) -> str | None:
+        """The value of a column as text; None where it is missing.
+
+        Raises:
+            TaskError: Its type has no text.
+        """
+        if is_missing(value):
+            return None
+        try:
+            return text_of(value, self._order_for(value))
+        except CellError as error:
+            raise _of_column(record, column, error) from error
+
+    def tags(self, record: Record, column: str) -> list[str]:
+        """The tags in a column: one, or those of a list.
+
+        Raises:
+            TaskError: There is no such column, or it holds what has no text.
+        """
+        value = _cell(record, column)
+        if not isinstance(value, list | tuple):
+            return [self.text(record, column, value) or NO_TAG]
+        try:
+            return [NO_TAG if is_missing(tag) else text_of(tag) for tag in value]
+        except CellError as error:
+            raise _of_column(record, column, error) from error
+
+    def facts(self, record: Record, column: str, left_out: Counter[str]) -> Facts:
+        """The facts in a column.
+
+        Raises:
+            TaskError: A part of them has no text.
+        """
+        value = record.values[column]
+        try:
+            found, missing = facts_of(value, self._order_for(value))
+        except CellError as error:
+            raise _of_column(record, column, error) from error
+        if missing:
+            left_out[FACTS_WITHOUT_VALUE] += missing
+        return found
+
+    def _kept(self, record: Record, default_id: str, split: Split, left_out: Counter[str]) -> Example | None:
+        """The example of a record that belongs to the split and has a reference."""
+        own: Counter[str] = Counter()
+        example = self.example(record, default_id, own)
+        if not self.belongs(None if example is None else example.source, split):
+            return None
+        left_out.update(own)
+        if example is not None and not example.references:
+            left_out[WITHOUT_REFERENCE] += 1
+            return None
+        return example
+
+    def _source(self, record: Record, left_out: Counter[str]) -> tuple[str, Facts]:
+        if template_columns(self.config.source):
+            return self._filled(record, left_out)
+        column = self.config.source
+        value = _cell(record, column)
+        if is_missing(value):
+            return "", ()
+        has_facts = isinstance(value, Mapping) or (
+            isinstance(value, list | tuple) and any(isinstance(item, Mapping | list | tuple) for item in value)
+        )
+        facts = self.facts(record, column, left_out) if has_facts else ()
+        return self.text(record, column, value) or "", facts
+
+    def _filled(self, record: Record, left_out: Counter[str]) -> tuple[str, Facts]:
+        """The template with the row's cells, without the parts of which all cells are missing."""
         columns = template_columns(self.config.source)
-        if columns:
-            values = {column: _text(record, column, may_be_empty=True) for column in columns}
-            return self.config.source.format_map(values), tuple(values.items())
-        value = _value(record, self.config.source)
-        if isinstance(value, str):
-            return value, ()
-        facts = _facts(value)
-        if facts is None:
-            expected = "a text, a list of lists of texts, or an object of texts"
-            raise TaskError(f"{record.where}: {self.config.source!r} must be {expected}, got {value!r}")
-        return linearise(facts), facts
+        found = {column: self.text(record, column, record.values.get(column)) for column in columns}
+        facts = tuple((column, text) for column, text in found.items() if text is not None)
+        if len(facts) < len(found):
+            left_out[FACTS_WITHOUT_VALUE] += len(found) - len(facts)
+        if not facts:
+            return "", ()
+        cells = {column: text or "" for column, text in found.items()}
+        if len(facts) == len(found):
+            return self.config.source.format_map(cells), facts
+        parts = [part for part in _parts(self.config.source) if _has_something(part, cells)]
+        return PART_SEPARATOR.join(parts).format_map(cells).strip(), facts
+
+    def _references(self, record: Record, left_out: Counter[str]) -> Iterator[str]:
+        for column in _names(self.config.references):
+            value = _cell(record, column)
+            for text in value if isinstance(value, list | tuple) and value else [value]:
+                if is_missing(text):
+                    left_out[EMPTY_REFERENCES] += 1
+                    continue
+                try:
+                    yield _reference(text, value)
+                except CellError as error:
+                    raise _of_column(record, column, error) from error
+
+    def _order_for(self, value: Any) -> KeyOrder:
+        """The order of keys, which is looked for only where there are any."""
+        return self._key_order if holds_records(value) else KeyOrder(self.config.keys)
+
+    @functools.cached_property
+    def _key_order(self) -> KeyOrder:
+        """The keys that the settings name, those of triples, then those of the source's columns as they come first.
+
+        The first split that has any decides for all, so that a source reads the same wherever it stands.
+        """
+        columns = template_columns(self.config.source) or [self.config.source]
+        for split in SPLITS:
+            found: dict[str, None] = {}
+            try:
+                for record in self.records(split):
+                    found.update(
+                        dict.fromkeys(key for name in columns for key in keys_in_order(record.values.get(name)))
+                    )
+            except TaskError:
+                continue  # Whoever loads that split hears of it.
+            if found:
+                return KeyOrder(tuple(dict.fromkeys((*self.config.keys, *TRIPLE_KEYS, *found))))
+        return KeyOrder(self.config.keys)
 
 
 class FileTask(RecordTask):
     """Records from files: one for each split in a folder, or a single one that is divided."""
+
+    endings: ClassVar[tuple[str, ...]] = ()
+    """What the names of such files end with; each stands in for the others."""
 
     @abstractmethod
     def read(self, location: str) -> Iterator[Record]:
         """The records of one file."""
 
     def records(self, split: Split) -> Iterator[Record]:
+        """Those of the split's file, or of the single one, see :meth:`belongs`."""
         files = self.data_files()
         if split not in files:
             raise TaskError(f"task.path: the {split} split is not there: no file {str(self._path(split))!r}")
-        found = self.read(files[split])
-        if self._is_single:
-            found = (record for record in found if share_of(self._source(record)[0]) == split)
-        return found
+        return self.read(files[split])
+
+    def belongs(self, source: str | None, split: Split) -> bool:
+        """Of a single file, a source belongs to one split; what has none is told with the training split."""
+        return not self._is_single or split == ("train" if source is None else share_of(source))
 
     def load(self, split: Split) -> list[Example]:
         examples = super().load(split)
         if not examples:
             what = f", whose {split} split is one source in ten" if self._is_single and split != "train" else ""
-            raise TaskError(f"{self.data_files()[split]}: no examples{what}")
+            raise TaskError(f"{self.data_files()[split]}: no examples{what}{told_left_out(self.skipped(split))}")
         return examples
 
     def data_files(self) -> Mapping[Split, str]:
@@ -144,8 +322,16 @@ class FileTask(RecordTask):
         return Path(str(self._setting("path"))).expanduser().is_file()
 
     def _path(self, split: Split) -> Path:
+        """The split's file: of the name that the settings give it, of another ending of its format, or packed."""
         root = Path(str(self._setting("path"))).expanduser()
-        return root if self._is_single else root / str(self._setting(split))
+        if self._is_single:
+            return root
+        named = root / str(self._setting(split))
+        plain = [named]
+        if named.suffix in self.endings:
+            plain += [named.with_suffix(ending) for ending in self.endings if ending != named.suffix]
+        packed = [path.with_name(path.name + ending) for path in plain for ending in PACKED_ENDINGS]
+        return next((path for path in (*plain, *packed) if path.is_file()), named)
 
     def _setting(self, name: str) -> Any:
         return getattr(self.config, name)
@@ -171,45 +357,54 @@ def template_columns(source: str) -> list[str]:
     return list(dict.fromkeys(columns))
 
 
-def _names(columns: str | Sequence[str]) -> tuple[str, ...]:
+def _reference(value: Any, cell: Any) -> str:
+    """A single value of a cell with references as text.
+
+    Raises:
+        CellError: It has none.
+    """
+    refuse_conversation(cell)
+    if isinstance(value, Mapping | list | tuple):
+        raise CellError("must be a text or a list of texts")
+    return text_of(value)
+
+
+def _parts(template: str) -> list[str]:
+    """A template, cut where a bar stands between its parts and not in the name of a column."""
+    parts = template.split(PART_SEPARATOR)
+    try:
+        named = [column for part in parts for column in template_columns(part)]
+    except ValueError:
+        return [template]
+    return parts if set(named) == set(template_columns(template)) else [template]
+
+
+def _has_something(part: str, cells: Mapping[str, str]) -> bool:
+    """Whether a part of a template has no places, or one that is filled."""
+    columns = template_columns(part)
+    return not columns or any(cells[column] for column in columns)
+
+
+def _names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
+    if columns is None:
+        return ()
     return (columns,) if isinstance(columns, str) else tuple(columns)
 
 
-def _value(record: Record, column: str) -> Any:
+def told_left_out(found: Mapping[str, int]) -> str:
+    """What follows a message that nothing remains: what was left out, if anything was."""
+    return f"; left out: {', '.join(f'{number:,} {what}' for what, number in found.items())}" if found else ""
+
+
+def _cell(record: Record, column: str) -> Any:
     if column not in record.values:
-        raise TaskError(f"{record.where}: no column {column!r}; the columns are {', '.join(record.values)}")
+        raise _no_column(record, column)
     return record.values[column]
 
 
-def _text(record: Record, column: str, may_be_empty: bool = False) -> str:
-    value = _value(record, column)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
-    if value is None and may_be_empty:
-        return ""
-    if not isinstance(value, str) or not (value.strip() or may_be_empty):
-        raise TaskError(f"{record.where}: {column!r} must be a text that is not empty, got {value!r}")
-    return value
+def _no_column(record: Record, column: str) -> TaskError:
+    return TaskError(f"{record.where}: no column {column!r}; the columns are {', '.join(record.values)}")
 
 
-def _texts(record: Record, column: str) -> list[str]:
-    value = _value(record, column)
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise TaskError(
-            f"{record.where}: {column!r} must be a text or a list of at least one text, none empty, got {value!r}"
-        )
-    return texts
-
-
-def _facts(value: Any) -> Facts | None:
-    """Facts of a list of lists or of objects, or of one object; None where it is none of these."""
-    if isinstance(value, Mapping):
-        pairs = [(key, text) for key, text in value.items() if text is not None]
-        return tuple((str(key), str(text)) for key, text in pairs) or None
-    if not isinstance(value, list) or not value:
-        return None
-    rows = [list(row.values()) if isinstance(row, Mapping) else row for row in value]
-    if not all(isinstance(row, list) and row and all(isinstance(part, str) for part in row) for row in rows):
-        return None
-    return tuple(tuple(row) for row in rows)
+def _of_column(record: Record, column: str, error: CellError) -> TaskError:
+    return TaskError(f"{record.where}: {column!r} {error}")

@@ -5,19 +5,20 @@ from __future__ import annotations
 import bisect
 import csv
 import functools
-import gzip
 import hashlib
 import io
 import json
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.task import TaskError
+from bench.tasks.file_forms import refuse_foreign, unpacked
 
-Facts = tuple[tuple[str, ...], ...]
+# What may stand between the cells of a table that does not say; the first under which the header has the columns.
+DELIMITERS = (",", ";", "\t", "|")
+NAMES_OF_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 def is_remote(location: str) -> bool:
@@ -61,17 +62,17 @@ def file_sha256(path: Path) -> str:
 
 
 def read_text(location: str, sha256: str | None = None) -> str:
-    """The text of a file or URL in UTF-8, with or without gzip.
+    """The text of a file or URL in UTF-8, packed by gzip, bzip2, Zstandard or xz, or plain.
 
     Raises:
         TaskError: It cannot be read, or is in another encoding; the message names the first line that shows it.
     """
     try:
         content = local_copy(location, sha256).read_bytes()
-        if content.startswith(b"\x1f\x8b"):
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
+    except OSError as error:
         raise TaskError(f"{location}: cannot be read: {error}") from error
+    content = unpacked(content, location)
+    refuse_foreign(content, location)
     return decoded(content, location)
 
 
@@ -86,7 +87,10 @@ def decoded(content: bytes, where: str) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         found = content[error.start : error.start + 1].hex()
-        raise TaskError(f"{where}: line {line}: not UTF-8: byte 0x{found} ({error.reason})") from error
+        raise TaskError(
+            f"{where}: line {line}: not UTF-8: byte 0x{found} ({error.reason}); convert the file, e.g. from "
+            "Windows-1252, which covers Latin-1: iconv -f WINDOWS-1252 -t UTF-8"
+        ) from error
 
 
 def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
@@ -98,41 +102,101 @@ def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
         yield number, line.removesuffix("\r")
 
 
-def read_csv(location: str, columns: Sequence[str], sha256: str | None = None) -> Iterator[tuple[int, dict[str, str]]]:
-    """Number of the line that a row begins on, and the row, of a CSV file with these columns at least.
+def read_csv(
+    location: str, columns: Sequence[str], sha256: str | None = None, delimiter: str | None = ","
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Number of the line that a row begins on, and the row, of a table with a header and these columns at least.
+
+    Args:
+        location: Path or URL.
+        columns: That must be there.
+        sha256: See :func:`local_copy`.
+        delimiter: Between cells. None: the first of :data:`DELIMITERS` under which the header has the columns, unless
+            the file begins with a line such as ``sep=;``, as Excel writes it.
 
     Raises:
-        TaskError: It cannot be read, a column is missing, or a row has another number of fields than the header.
+        TaskError: It cannot be read, a column is missing, or a row has another number of fields than the header; the
+            message names delimiter or format where that may be the cause.
     """
-    reader = csv.reader(io.StringIO(read_text(location, sha256), newline=""), strict=True)
-    line = 1
+    text = read_text(location, sha256)
+    skipped = 0
+    if delimiter is None and (said := re.match(r"sep=(.)\r?\n", text)):
+        delimiter, skipped, text = said[1], 1, text[said.end() :]
+    elif delimiter is None:
+        delimiter = _delimiter(text, columns)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a cell may be as long as the file
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    read_as = f"read as separated by {NAMES_OF_DELIMITERS.get(delimiter, repr(delimiter))}"
+    line = 1 + skipped
     try:
-        header = next(reader, [])
+        header = [name.strip() for name in next(reader, [])]
         for column in columns:
             if column not in header:
-                raise TaskError(f"{location}: line 1: no column {column!r}; the columns are {', '.join(header)}")
+                json_hint = ". It looks like JSON: read it with the task jsonl" if text.lstrip()[:1] in "{[" else ""
+                raise TaskError(
+                    f"{location}: line {line}: no column {column!r}; the columns are {', '.join(header)}, {read_as} "
+                    f"(task.delimiter){json_hint}"
+                )
         if twice := next((column for column in header if header.count(column) > 1), None):
-            raise TaskError(f"{location}: line 1: two columns are called {twice!r}")
-        line = reader.line_num + 1
+            raise TaskError(f"{location}: line {line}: two columns are called {twice!r}")
+        line = reader.line_num + 1 + skipped
         for fields in reader:
             if fields:
                 if len(fields) != len(header):
-                    raise TaskError(f"{location}: line {line}: {len(fields)} fields, the header has {len(header)}")
+                    raise TaskError(
+                        f"{location}: line {line}: {len(fields)} fields, the header has {len(header)}, {read_as}; a "
+                        "cell that holds the separator stands in double quotes, or task.delimiter is another one"
+                    )
                 yield line, dict(zip(header, fields, strict=True))
-            line = reader.line_num + 1
+            line = reader.line_num + 1 + skipped
     except csv.Error as error:
-        raise TaskError(f"{location}: line {line}: not valid CSV: {error}") from error
+        raise TaskError(f"{location}: line {line}: not valid CSV: {error}, {read_as}") from error
+
+
+def _delimiter(text: str, columns: Sequence[str]) -> str:
+    """The delimiter under which the header has all columns; failing that, the one that makes most cells of it."""
+    line = next(iter(io.StringIO(text)), "")
+    headers = {delimiter: [name.strip() for name in _cells(line, delimiter)] for delimiter in DELIMITERS}
+    fitting = (delimiter for delimiter, header in headers.items() if set(columns) <= set(header))
+    return next(fitting, max(headers, key=lambda delimiter: len(headers[delimiter])))
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:
+        return []
 
 
 def read_json_lines(location: str, sha256: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and object of every line that is not blank.
+    """Line number and object of every line that is not blank, or of every element where the file is one array.
 
     Raises:
-        TaskError: A line is not a JSON object.
+        TaskError: A line or an element is not a JSON object.
     """
-    for number, line in numbered_lines(read_text(location, sha256)):
+    text = read_text(location, sha256)
+    start = _skip_space(text, 0)
+    if text[start : start + 1] == "[":
+        yield from read_json_array(text, location)
+        return
+    for number, line in numbered_lines(text):
         if line.strip():
-            yield number, _object(_json(line, f"{location}: line {number}"), f"{location}: line {number}")
+            try:
+                value = _json(line, f"{location}: line {number}")
+            except TaskError as error:
+                raise TaskError(f"{error}{_why_no_json_lines(text)}") from error
+            yield number, _object(value, f"{location}: line {number}")
+
+
+def _why_no_json_lines(text: str) -> str:
+    """What the file is instead, where that can be told."""
+    if text.lstrip()[:1] not in "{[":
+        return ". It looks like a table: read it with the task csv"
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        return ""
+    return f". The file is one object ({', '.join(whole)}); save the array within it, or one object a line"
 
 
 def read_json_array(text: str, where: str, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from bench.task import TaskError
+from bench.tasks.arrow_values import exact, has_short_floats
 from bench.tasks.records import FileTask, Record, RecordConfig
 from bench.tasks.rows import read_csv
 
 
 class Csv(FileTask):
     """Your own data: CSV with a header; columns or a template of columns make the source."""
+
+    endings = (".csv", ".tsv", ".tab", ".txt")
 
     class Config(RecordConfig):
         """Settings of the task csv."""
@@ -21,9 +24,24 @@ class Csv(FileTask):
         train: str = Field("train.csv", description="file of the training split, within path")
         dev: str = Field("dev.csv", description="file of the dev split, within path")
         test: str = Field("test.csv", description="file of the test split, within path")
+        delimiter: str | None = Field(
+            None,
+            description="what stands between cells; None: the comma, semicolon, tab or bar under which the header has "
+            "the columns",
+        )
+
+        @field_validator("delimiter")
+        @classmethod
+        def _is_one_character(cls, delimiter: str | None) -> str | None:
+            named = "\t" if delimiter in ("tab", "\\t") else delimiter
+            if named is not None and (len(named) != 1 or named in '"\r\n'):
+                raise ValueError("a delimiter is one character, and neither a quote nor the end of a line; tab is one")
+            return named
+
+    config: Config
 
     def read(self, location: str) -> Iterator[Record]:
-        for number, values in read_csv(location, ()):
+        for number, values in read_csv(location, self.columns, delimiter=self.config.delimiter):
             yield Record(f"{location}: line {number}", values)
 
 
@@ -41,9 +59,21 @@ class Parquet(FileTask):
     def read(self, location: str) -> Iterator[Record]:
         from pyarrow import ArrowException, parquet
 
+        number = 0
         try:
-            rows = parquet.read_table(location).to_pylist()
-        except (ArrowException, OSError) as error:
-            raise TaskError(f"{location}: cannot be read as Parquet: {error}") from error
-        for number, values in enumerate(rows, start=1):
-            yield Record(f"{location}: row {number}", values)
+            with parquet.ParquetFile(location) as file:
+                schema = file.schema_arrow
+                for column in self.columns:
+                    if column not in schema.names:
+                        known = ", ".join(schema.names)
+                        raise TaskError(f"{location}: no column {column!r}; the columns are {known}")
+                kinds = {name: schema.field(name).type for name in self.columns}
+                short = {name: kind for name, kind in kinds.items() if has_short_floats(kind)}
+                for batch in file.iter_batches(columns=list(self.columns)):
+                    for values in batch.to_pylist():
+                        number += 1
+                        corrected = {name: exact(values[name], kind) for name, kind in short.items()}
+                        yield Record(f"{location}: row {number}", {**values, **corrected})
+        except (ArrowException, OSError, UnicodeDecodeError) as error:
+            hint = "; CSV and JSON lines are read with the tasks csv and jsonl"
+            raise TaskError(f"{location}: cannot be read as Parquet: {error}{hint}") from error
