@@ -83,6 +83,11 @@ class Architecture(ABC):
     def generation_inputs(self, sources: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
         """What ``generate`` is given for these sources."""
 
+    @property
+    def generation_settings(self) -> dict[str, int]:
+        """What the configuration of ``generate`` has to say of this kind of model."""
+        return {}
+
     @abstractmethod
     def new_tokens(self, output: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The generated part ``(B, G)`` of what ``generate`` returned for ``inputs``."""
@@ -167,6 +172,10 @@ class EncoderDecoder(Architecture):
     def generation_inputs(self, sources: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
         input_ids, attention_mask = padded(sources, pad_token_id, "right")
         return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    @property
+    def generation_settings(self) -> dict[str, int]:
+        return {"decoder_start_token_id": self.decoder_start_token_id}
 
     def new_tokens(self, output: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return output[:, 1:]

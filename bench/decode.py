@@ -7,7 +7,8 @@ transformers; both search for the same texts, and the record says which it was.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from bench.decode_search import SearchSettings
 from bench.measure import synchronize
 from bench.record import DecodeCost, DecodeEngine
 from bench.spec import DecodeSpec, JsonDict
+from bench.text_ends import end_token_ids, first_line, line_break_ids, vocabulary_size
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def generate(
     """
     by_length = sorted(range(len(sources)), key=lambda index: (len(sources[index]), index), reverse=True)
     batches = [by_length[at : at + decode.batch_size] for at in range(0, len(sources), decode.batch_size)]
-    settings = search_settings(tokenizer, decode)
+    settings = search_settings(tokenizer, decode, model)
+    end_tokens = end_token_ids(tokenizer, model.config, model.generation_config)
     batched = decode_engine.unsupported(model) is None
     texts: dict[int, str] = {}
     truncated: list[int] = []
@@ -76,9 +79,12 @@ def generate(
             results = _generated(model, architecture, inputs, settings, tokenizer.pad_token_id)
         for index, tokens in zip(batch, results, strict=True):
             new_tokens += len(tokens)
-            whole = tokenizer.decode(tokens, skip_special_tokens=True)
+            ended = tokens[-1:] != [] and tokens[-1] in settings.ends
+            # An end token says that the text ends and is no part of it; a line break may bring the last full stop.
+            said = tokens[:-1] if ended and tokens[-1] in end_tokens else tokens
+            whole = tokenizer.decode(said, skip_special_tokens=True)
             texts[index] = first_line(whole)
-            if len(whole.strip().splitlines()) < 2 and (not tokens or tokens[-1] not in settings.ends):
+            if not ended and "\n" not in whole:
                 truncated.append(index)
         progress({"decoded": len(texts), "of": len(sources)})
     synchronize(device)
@@ -92,18 +98,23 @@ def decode_cost(sources: int, new_tokens: int, seconds: float, engine: DecodeEng
     return DecodeCost(sources=sources, new_tokens=new_tokens, tokens_per_second=rate, seconds=seconds, engine=engine)
 
 
-def search_settings(tokenizer: Any, decode: DecodeSpec) -> SearchSettings:
-    """What a sweep asks for, in tokens."""
-    banned = tuple(decode.banned_token_ids)
+def search_settings(tokenizer: Any, decode: DecodeSpec, model: Any = None) -> SearchSettings:
+    """What a sweep asks for, in tokens. Of a model's own settings only its end tokens count; None has none."""
+    if model is None:
+        ends, vocabulary = frozenset({tokenizer.eos_token_id}), None
+    else:
+        ends = end_token_ids(tokenizer, model.config, model.generation_config)
+        vocabulary = vocabulary_size(model.config)
+    ends |= line_break_ids(tokenizer, vocabulary)
     return SearchSettings(
-        ends=tuple(end for end in end_token_ids(tokenizer) if end not in banned),
+        ends=tuple(sorted(ends - set(decode.banned_token_ids))),
         beams=decode.beams,
         max_new_tokens=decode.max_new_tokens,
         min_new_tokens=decode.min_new_tokens,
         length_penalty=decode.length_penalty,
         early_stopping=decode.early_stopping,
         no_repeat_ngram_size=decode.no_repeat_ngram_size,
-        banned=banned,
+        banned=tuple(decode.banned_token_ids),
     )
 
 
@@ -111,23 +122,36 @@ def _generated(
     model: Any, architecture: Architecture, sources: Sequence[list[int]], settings: SearchSettings, pad_token_id: int
 ) -> list[list[int]]:
     """Tokens up to and including the end, by ``generate`` of transformers."""
+    from transformers import GenerationConfig
+
     inputs = architecture.generation_inputs(sources, pad_token_id)
-    with torch.inference_mode():
+    arguments = settings.for_transformers()
+    processors = arguments.pop("logits_processor")
+    config = GenerationConfig(
+        pad_token_id=pad_token_id, use_cache=True, **architecture.generation_settings, **arguments
+    )
+    with torch.inference_mode(), _own_settings_hidden(model):
         output = model.generate(
             **{name: tensor.to(model.device) for name, tensor in accepted_inputs(model, inputs).items()},
-            pad_token_id=pad_token_id,
-            **settings.for_transformers(),
+            generation_config=config,
+            logits_processor=processors,
         )
     return [settings.until_end(tokens) for tokens in architecture.new_tokens(output, inputs).tolist()]
 
 
-def end_token_ids(tokenizer: Any) -> list[int]:
-    """The end token, and single tokens that are line breaks."""
-    breaks = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", "\n\n"))
-    return sorted({tokenizer.eos_token_id, *(ids[0] for ids in breaks if len(ids) == 1)})
+@contextmanager
+def _own_settings_hidden(model: Any) -> Iterator[None]:
+    """Inside the block a model has no ``generation_config`` of its own, from which ``generate`` fills what is not set.
 
+    A wrapper of peft hands its own one down, so that every module that has one is looked at.
+    """
+    from transformers import GenerationConfig
 
-def first_line(text: str) -> str:
-    """The text up to its first line break, without white space around it."""
-    lines = text.strip().splitlines()
-    return lines[0].strip() if lines else ""
+    own = {module: module.generation_config for module in model.modules() if "generation_config" in vars(module)}
+    for module in own:
+        module.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for module, config in own.items():
+            module.generation_config = config

@@ -44,18 +44,16 @@ class SearchSettings:
         return tokens[:length]
 
     def for_transformers(self) -> dict[str, Any]:
-        """The same settings as arguments of ``generate``. What a model's own generation_config adds is switched off."""
+        """The same settings as arguments of ``generate``."""
         beam_settings = {"length_penalty": self.length_penalty, "early_stopping": self.early_stopping}
         return {
             "do_sample": False,
             "num_beams": self.beams,
             "max_new_tokens": self.max_new_tokens,
             "min_new_tokens": self.min_new_tokens or None,
-            "no_repeat_ngram_size": None,
             "logits_processor": [_NoRepeatsInText(self.no_repeat_ngram_size)] if self.no_repeat_ngram_size else None,
             "bad_words_ids": [[token] for token in self.banned] or None,
-            "eos_token_id": list(self.ends),
-            "repetition_penalty": 1.0,
+            "eos_token_id": list(self.ends) or None,
             **(beam_settings if self.beams > 1 else {}),
         }
 
@@ -107,7 +105,7 @@ class Search(ABC):
         shape = (rows, settings.beams, settings.max_new_tokens)
         self.tokens = torch.zeros(shape, dtype=torch.long, device=device)  # (B, K, G) of the open beams
         self.length = 0  # new tokens so far
-        self._ends = torch.tensor(settings.ends, device=device)
+        self._ends = torch.tensor(settings.ends, dtype=torch.long, device=device)
         self._banned = torch.tensor(settings.banned, dtype=torch.long, device=device)
 
     @abstractmethod
@@ -160,11 +158,10 @@ class GreedySearch(Search):
 class BeamSearch(Search):
     """The K best texts by ``log p / length ** length_penalty``.
 
-    Every step takes the best ``max(2, 1 + number of ends) * K`` candidates of a source. Those among the first K that
-    end, or reach the limit of length, compete for a place among the K finished ones; the best K that go on are the open
-    beams. When a row is done: with ``early_stopping=True`` as soon as K texts have finished; else when the best open
-    beam, at its present length, could not enter the K finished ones any more; ``"never"`` asks that at the length that
-    favours the open beam most.
+    Of the best K continuations of a source in each step, those that end, or reach the limit of length, compete for a
+    place among the K finished ones; the best K that go on are the open beams. When a row is done: with
+    ``early_stopping=True`` as soon as K texts have finished; else when the best open beam, at its present length, could
+    not enter the K finished ones any more; ``"never"`` asks that at the length that favours the open beam most.
     """
 
     def __init__(self, settings: SearchSettings, rows: int, device: torch.device) -> None:
@@ -180,42 +177,53 @@ class BeamSearch(Search):
         settings = self.settings
         normaliser = logits.logsumexp(-1, keepdim=True)  # before anything is forbidden, as in transformers
         self._forbid(logits)
-        scores, parents, tokens = self._candidates(logits, normaliser)  # (B, N) each, best first
+        ending_logits = logits[..., self._ends]
+        logits[..., self._ends] = float("-inf")
+        scores, parents, tokens = self._best(logits, normaliser)  # (B, K) each, of those that go on
+        ending_scores, ending_parents, ending = self._best(ending_logits, normaliser)
+        if self.length + 1 == settings.max_new_tokens:
+            ends = torch.ones(scores.shape[1] + ending.shape[1], dtype=torch.bool, device=scores.device)
+        else:
+            ends = torch.arange(scores.shape[1] + ending.shape[1], device=scores.device) >= scores.shape[1]
+        best_scores, best = torch.cat([scores, ending_scores], dim=1).topk(settings.beams)  # (B, K)
+        best_parents = torch.cat([parents, ending_parents], dim=1).gather(1, best)
+        best_tokens = torch.cat([tokens, self._ends[ending]], dim=1).gather(1, best)
+        finishing = self._histories(best_parents, best_tokens)
+        self.open_scores, self.tokens = scores, self._histories(parents, tokens)
+        self.length += 1
+        self._finish(best_scores, finishing, ends[best])
+        return Step(parents, tokens, self._done())
+
+    def _best(self, logits: torch.Tensor, normaliser: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Scores, beams and columns ``(B, K)`` of the best continuations of each source, best first.
+
+        Args:
+            logits: ``(B, K, W)`` of some of the tokens; there are fewer continuations if those have fewer.
+            normaliser: ``(B, K, 1)``.
+        """
+        beams = self.settings.beams
+        # The best of all beams are among the best of each: two small selections in place of one over K * W.
+        best, columns = logits.topk(min(beams, logits.shape[-1]))
+        scores = (best - normaliser + self.open_scores[..., None]).flatten(1)
+        scores, chosen = scores.topk(min(beams, scores.shape[1]))
+        parents = chosen // max(1, best.shape[-1])
+        return scores, parents, columns.flatten(1).gather(1, chosen)
+
+    def _histories(self, parents: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """``(B, K, G)``: what these beams said, and then these tokens."""
         histories = _of_beams(self.tokens, parents)
         histories[:, :, self.length] = tokens
-        self.length += 1
-        ends = self._is_end(tokens)
-        if self.length == settings.max_new_tokens:
-            ends = torch.ones_like(ends)
-        self._finish(scores, histories, ends)
-        open_scores, goes_on = (scores + ends * IMPOSSIBLE).topk(settings.beams)  # (B, K)
-        self.open_scores = open_scores
-        self.tokens = _of_beams(histories, goes_on)
-        return Step(parents.gather(1, goes_on), tokens.gather(1, goes_on), self._done())
-
-    def _candidates(
-        self, logits: torch.Tensor, normaliser: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Scores, beams and tokens of the best continuations of each source."""
-        beams = logits.shape[1]
-        count = min(max(2, 1 + len(self.settings.ends)) * self.settings.beams, beams * logits.shape[-1])
-        # The best of all beams are among the best of each: two small selections in place of one over K * V.
-        best, tokens = logits.topk(min(count, logits.shape[-1]))  # (B, K, N)
-        scores = (best - normaliser + self.open_scores[..., None]).flatten(1)  # (B, K * N)
-        scores, chosen = scores.topk(count)
-        return scores, chosen // best.shape[-1], tokens.flatten(1).gather(1, chosen)
+        return histories
 
     def _finish(self, scores: torch.Tensor, histories: torch.Tensor, ends: torch.Tensor) -> None:
-        """Let candidates that end compete with the finished texts."""
+        """Let those of the best continuations that end compete with the finished texts."""
         beams = self.settings.beams
-        eligible = ends[:, :beams]
-        scores = scores[:, :beams] / self.length**self.settings.length_penalty
-        scores = scores + ~eligible * IMPOSSIBLE
+        scores = scores / self.length**self.settings.length_penalty + ~ends * IMPOSSIBLE
         self.finished_scores, best = torch.cat([self.finished_scores, scores], dim=1).topk(beams)
-        self.finished_tokens = _of_beams(torch.cat([self.finished_tokens, histories[:, :beams]], dim=1), best)
+        self.finished_tokens = _of_beams(torch.cat([self.finished_tokens, histories], dim=1), best)
         lengths = torch.cat([self.finished_lengths, torch.full_like(self.finished_lengths, self.length)], dim=1)
         self.finished_lengths = lengths.gather(1, best)
-        self.is_finished = torch.cat([self.is_finished, eligible], dim=1).gather(1, best)
+        self.is_finished = torch.cat([self.is_finished, ends], dim=1).gather(1, best)
 
     def _done(self) -> torch.Tensor:
         settings = self.settings

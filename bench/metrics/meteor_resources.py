@@ -98,7 +98,7 @@ def read_lexicon(place: Path) -> Lexicon:
     with zipfile.ZipFile(place / JAR) as archive:
 
         def lines(name: str) -> list[str]:
-            return archive.read(name).decode("utf-8").splitlines()
+            return archive.read(name).decode("utf-8").removesuffix("\n").split("\n")
 
         prefixes = {
             words[0]: words[1:2] == ["#NUMERIC_ONLY#"]

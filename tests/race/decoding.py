@@ -37,7 +37,7 @@ class Decoders:
         self.ours.eval()
         self.peers = peers.load(model, adapter).eval()
         self.tokenizer = load_tokenizer(ModelSpec(path=model))
-        self.settings: SearchSettings = search_settings(self.tokenizer, decode)
+        self.settings: SearchSettings = search_settings(self.tokenizer, decode, self.ours)
 
     def batched(self, sources: Sequence[Tokens]) -> list[Tokens]:
         """Ours: all sources at once, longest first."""

@@ -105,7 +105,7 @@ def decoding_step(model: Any, tokenizer: Any, sources: Sequence[list[int]], beam
     took, flops = {}, {}
     for new_tokens in (1, 1, 1 + DECODED_TOKENS):
         settings = search_settings(
-            tokenizer, DecodeSpec(beams=beams, max_new_tokens=new_tokens, min_new_tokens=new_tokens)
+            tokenizer, DecodeSpec(beams=beams, max_new_tokens=new_tokens, min_new_tokens=new_tokens), model
         )
         started = time.perf_counter()
         decode_engine.search(model, sources, settings)
