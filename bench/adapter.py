@@ -121,7 +121,8 @@ def restore(folder: Path, device: torch.device, model_path: str | None = None) -
     from safetensors.torch import load_file
 
     card = read_card(folder)
-    spec = card.model if model_path is None else card.model.model_copy(update={"path": model_path, "revision": None})
+    elsewhere = {"path": model_path, "revision": None, "commit": None}
+    spec = card.model if model_path is None else card.model.model_copy(update=elsewhere)
     weights = models.weights_sha256(spec)
     if card.model.weights_sha256 is not None and weights != card.model.weights_sha256:
         raise AdapterError(

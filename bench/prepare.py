@@ -9,6 +9,7 @@ from pathlib import Path
 from bench import models
 from bench.cluster_access import joined_address
 from bench.config import ConfigError
+from bench.hub import DEFAULT_BRANCH, commit_of
 from bench.launch import Launcher
 from bench.metrics.scoring import check_metrics
 from bench.plugin_source import PluginSource, share
@@ -36,6 +37,10 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None]) -> None:
                 say(f"task {name}: left out of {told}")
             for told in told_oddities(oddities(splits)):
                 say(f"task {name}: warning: {told}")
+        for model in dict.fromkeys(trial.model for trial in trials if trial.model.commit is not None):
+            known = commit_of(model.path, model.revision, "model")
+            by = " (as the cache knows it: the hub cannot be asked)" if known.source == "cache" else ""
+            say(f"model {model.path}: {model.revision or DEFAULT_BRANCH} is commit {model.commit}{by}")
         if any(trial.model.path == models.EMBEDDED for trial in trials) and not models.embedded_folder().is_dir():
             say(f"converting {models.EMBEDDED} to safetensors, once, into {models.embedded_folder()}")
             models.embedded_model()

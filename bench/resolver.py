@@ -8,11 +8,12 @@ from pathlib import Path
 
 from bench import models
 from bench.config import ConfigError, validated
+from bench.hub import HubError, commit_of
 from bench.plugin_source import plugin_source
 from bench.registry import load_method, load_task, make_method, resolve
 from bench.search_space import SearchSpace
 from bench.spec import JsonDict, MethodSpec, ModelSpec, ResourceSpec, TaskSpec
-from bench.task import Task
+from bench.task import Task, TaskError
 
 
 class RegistryResolver:
@@ -41,7 +42,7 @@ class RegistryResolver:
         return _task(name, json.dumps(config))
 
     def model(self, spec: ModelSpec) -> ModelSpec:
-        """A model whose folder, if it is one, is complete."""
+        """A model whose folder, if it is one, is complete, or whose commit on the hub is known."""
         return _model(spec)
 
     def trains(self, method: MethodSpec) -> bool:
@@ -82,6 +83,10 @@ def _task(name: str, config: str) -> TaskSpec:
     target = resolve("task", name)
     task_class = load_task(target)
     settings = validated(task_class.Config, json.loads(config), f"task {name}")
+    try:
+        settings = task_class.pinned(settings)
+    except TaskError as error:
+        raise ConfigError(f"task {name}: {error}") from error
     return TaskSpec(
         name=name.rpartition(":")[2],
         target=target,
@@ -104,7 +109,12 @@ def _model(spec: ModelSpec) -> ModelSpec:
             raise ConfigError(f"model.revision: {spec.revision!r} has no effect with the embedded model; leave it out")
         models.embedded_package()
         return spec
-    return spec.model_copy(update={"weights_sha256": models.weights_sha256(spec)})
+    if models.local_folder(spec) is not None:
+        return spec.model_copy(update={"weights_sha256": models.weights_sha256(spec)})
+    try:
+        return spec.model_copy(update={"commit": commit_of(spec.path, spec.revision, "model").sha})
+    except HubError as error:
+        raise ConfigError(f"model.path: {error}") from error
 
 
 def instantiate(spec: TaskSpec) -> Task:

@@ -38,6 +38,14 @@ class ModelSpec(Spec):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     trust_remote_code: bool = Field(False, description="run code that a hub repository ships; off for a reason")
     weights_sha256: str | None = Field(None, description="set by the driver for local folders; part of the identity")
+    commit: str | None = Field(
+        None, description="set by the driver for hub ids: what revision was at; part of the identity in its place"
+    )
+
+    @property
+    def pinned_revision(self) -> str | None:
+        """What the hub is asked for: the commit, where it is known."""
+        return self.commit or self.revision
 
 
 class TrainSpec(Spec):
@@ -253,6 +261,8 @@ class TrialSpec(Spec):
             content["task"]["config"].pop("path", None)
         if self.model.weights_sha256:
             del content["model"]["path"]
+        if self.model.commit:
+            del content["model"]["revision"]
         if self.stage == "final":
             for of_other_stages in ("stage", "stop_after_steps", "scores_dev"):
                 del content[of_other_stages]

@@ -105,6 +105,15 @@ class Task(ABC):
     def __init__(self, config: Any) -> None:
         self.config = config
 
+    @classmethod
+    def pinned(cls, config: Any) -> Any:
+        """The settings with what may move tomorrow, e.g. a branch, as what it stands for now: asked before any trial.
+
+        Raises:
+            TaskError: That cannot be known.
+        """
+        return config
+
     @abstractmethod
     def data_files(self) -> Mapping[Split, str]:
         """Path or URL of each split that there is.
@@ -132,18 +141,23 @@ class Task(ABC):
             return None
         digest = hashlib.sha256()
         for location in files.values():
-            digest.update(hashlib.sha256(Path(location).read_bytes()).digest())
+            digest.update(bytes.fromhex(_sha256_of(Path(location))))
         return digest.hexdigest()
 
     def checksums(self, splits: Sequence[Split]) -> dict[str, str]:
         """Name and sha256 of each file that these splits were read from, for the record; none of remote data."""
         files = {Path(location) for split, location in self.data_files().items() if split in splits}
-        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files) if path.is_file()}
+        return {path.name: _sha256_of(path) for path in sorted(files) if path.is_file()}
 
 
 def linearise(facts: Sequence[Sequence[str]]) -> str:
     """``subject : relation : object | ...``, the form of Li & Liang 2021 and Hu et al. 2021."""
     return " | ".join(" : ".join(fact) for fact in facts)
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def existing_file(path: Path, what: str) -> str:

@@ -84,6 +84,13 @@ class RoundRunner:
         if self._mirror is not None and (fetched := self._mirror.fetch()):
             console.print(f"fetched {len(fetched)} records from {self._mirror.url}", highlight=False)
 
+    def tell_moved(self, trials: Sequence[TrialSpec]) -> None:
+        """Say which finished trials were made with another commit of the hub than these would be."""
+        from bench.moved import moved
+
+        for told in moved(self.store.read_all(), trials):
+            console.print(told, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
     def complete_mirror(self) -> bool:
         """Copy what the mirror lacks, with the report. Returns whether it holds everything now."""
         if self._mirror is None or (why := self._mirror.push()) is None:

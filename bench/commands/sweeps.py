@@ -62,6 +62,7 @@ def run(
         RoundRunner(store, sweep.name, place, stages.targets, retry_failed, tracker or (), mirror) as runner,
     ):
         runner.recover()
+        runner.tell_moved(stages.known_trials())
         keep_published(store.root, published)
         store.log("run", command=shlex.join(["tuneoff", *sys.argv[1:]]))
         for trials in stages.rounds(store):

@@ -34,6 +34,7 @@ def _mixed(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
         ("devices", {provenance.device for provenance in made}),
         ("package versions", {json.dumps(provenance.package_versions, sort_keys=True) for provenance in made}),
         ("numbers of threads", {provenance.threads_per_rank for provenance in made}),
+        ("commits of the base model", {result.spec.model.commit for result, _ in done}),
         ("test data", {result.spec.task.data_sha256 for result, _ in done}),
         ("numbers of test sources", {outcome.decode.sources for _, outcome in done}),
         ("decoding settings", {result.spec.decode.model_dump_json() for result, _ in done}),

@@ -104,6 +104,7 @@ class Content:
             ("Packages", " or ".join(versions)),
             ("Device", _alternatives(one.device for one in made)),
             ("Cores", f"{_alternatives(str(one.cpu_cores) for one in made)}{_alternatives(threads)}"),
+            ("Model commit", _alternatives((r.spec.model.commit or "")[:12] for r in self.results)),
             ("Test data", _alternatives((r.spec.task.data_sha256 or "")[:12] for r in self.results)),
             ("Data files", ", ".join(_data_files(self.results))),
             ("Run", _span(sorted(result.started_at for result in self.results))),

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from bench.hub import HubError, commit_of
 from bench.task import Example, Split, TaskError
 from bench.tasks.arrow_values import exact, has_short_floats
 from bench.tasks.records import Record, RecordConfig, RecordTask, told_left_out
@@ -27,7 +28,7 @@ class Hub(RecordTask):
 
         path: str = Field(description="name on the hub, e.g. EdinburghNLP/xsum, or a folder of that form")
         revision: str | None = Field(
-            None, description="commit or tag; a name alone may stand for other data tomorrow, so that the hub needs one"
+            None, description="branch, tag or commit; None is the hub's main. The record holds the commit it was at"
         )
         subset: str | None = Field(None, description="configuration of the data set, where it has several")
         train: str = Field("train", description="name of the training split; slices such as train[:90%] work too")
@@ -35,14 +36,8 @@ class Hub(RecordTask):
         test: str = Field("test", description="name of the test split")
 
         @model_validator(mode="after")
-        def _revision_is_needed(self) -> Hub.Config:
-            is_folder = Path(self.path).expanduser().is_dir()
-            if self.revision is None and not is_folder:
-                raise ValueError(
-                    f"revision: missing for {self.path!r}, which is no folder here and so a name on the hub; give the "
-                    "commit that its page shows"
-                )
-            if self.revision is not None and is_folder:
+        def _revision_has_effect(self) -> Hub.Config:
+            if self.revision is not None and Path(self.path).expanduser().is_dir():
                 raise ValueError(
                     f"revision: {self.revision!r} has no effect with the folder {self.path!r}; leave it out"
                 )
@@ -51,12 +46,23 @@ class Hub(RecordTask):
     config: Config
     licence: ClassVar[str] = "see the page of the data set"
 
+    @classmethod
+    def pinned(cls, config: Hub.Config) -> Hub.Config:
+        """The revision as the commit that it is at now."""
+        if Path(config.path).expanduser().is_dir():
+            return config
+        try:
+            commit = commit_of(config.path, config.revision, "dataset").sha
+        except HubError as error:
+            raise TaskError(f"revision: {config.revision or 'missing'} for {config.path!r}: {error}") from error
+        return config.model_copy(update={"revision": commit})
+
     def data_files(self) -> Mapping[Split, str]:
         """Nothing: ``datasets`` finds the files."""
         return {}
 
     def data_sha256(self) -> str | None:
-        """Of the files of a folder; of a data set on the hub, of its name and revision, which stand for its bytes."""
+        """Of the files of a folder; of a data set on the hub, of its name and commit, which stand for its bytes."""
         folder = Path(self.config.path).expanduser()
         digest = hashlib.sha256()
         if folder.is_dir():

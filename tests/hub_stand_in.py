@@ -1,0 +1,94 @@
+"""A hub of this machine: repositories whose branches can be moved, served as the client of the hub asks for them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+
+@dataclass
+class StandIn:
+    """What is on the hub."""
+
+    url: str = ""
+    commits: dict[tuple[str, str], Path] = field(default_factory=dict)
+    """Name of a repository and commit to the folder with its files."""
+    branches: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Name of a repository and branch to its commit."""
+    asked: list[str] = field(default_factory=list)
+
+    def push(self, name: str, folder: Path, commit: str) -> None:
+        """Move the branch main of a repository to a new commit."""
+        self.commits[name, commit] = folder
+        self.branches[name, "main"] = commit
+
+    def commit(self, name: str, revision: str) -> str | None:
+        """The commit that a revision is at."""
+        return revision if (name, revision) in self.commits else self.branches.get((name, revision))
+
+
+def _handler(hub: StandIn) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._answer(with_body=True)
+
+        def do_HEAD(self) -> None:
+            self._answer(with_body=False)
+
+        def log_message(self, format: str, *args: object) -> None:
+            hub.asked.append(self.path)
+
+        def _answer(self, with_body: bool) -> None:
+            parts = unquote(self.path.partition("?")[0]).strip("/").split("/")
+            if parts[0] == "api" and len(parts) == 6 and parts[4] == "revision":
+                name, revision = "/".join(parts[2:4]), parts[5]
+                commit = hub.commit(name, revision)
+                known = any(name == one for one, _ in hub.commits)
+                if commit is None:
+                    self._send(404, b"", {"X-Error-Code": "RevisionNotFound" if known else "RepoNotFound"}, with_body)
+                else:
+                    names = sorted(path.name for path in hub.commits[name, commit].iterdir())
+                    found = {"id": name, "sha": commit, "siblings": [{"rfilename": each} for each in names]}
+                    self._send(200, json.dumps(found).encode(), {"Content-Type": "application/json"}, with_body)
+            elif len(parts) == 5 and parts[2] == "resolve":
+                name, commit = "/".join(parts[:2]), hub.commit("/".join(parts[:2]), parts[3])
+                path = hub.commits[name, commit] / parts[4] if commit is not None else None
+                if path is None or not path.is_file():
+                    self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit or ""}, with_body)
+                else:
+                    body = path.read_bytes()
+                    etag = hashlib.sha256(body).hexdigest()
+                    self._send(200, body, {"ETag": f'"{etag}"', "X-Repo-Commit": str(commit)}, with_body)
+            else:
+                self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, with_body)
+
+        def _send(self, status: int, body: bytes, headers: dict[str, str], with_body: bool) -> None:
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if with_body:
+                self.wfile.write(body)
+
+    return Handler
+
+
+@contextmanager
+def stand_in() -> Iterator[StandIn]:
+    """A hub that listens until the end of the block."""
+    hub = StandIn()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
