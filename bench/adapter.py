@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from bench import models
 from bench.architecture import Architecture
@@ -43,6 +43,12 @@ class AdapterCard(Spec):
     precision: Literal["fp32", "bf16"] = "fp32"
     trial_id: str | None = None
     tuneoff_version: str | None = None
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _before_there_was_a_choice(cls, model: Any) -> Any:
+        """Adapters whose card does not say were trained on sources without a beginning token."""
+        return {"beginning_token": False, **model} if isinstance(model, dict) else model
 
 
 def save_adapter(folder: Path, spec: TrialSpec, task: TaskConfig, state: Mapping[str, torch.Tensor]) -> int:
@@ -101,8 +107,9 @@ class Restored:
     def source_ids(self, source: str) -> list[int]:
         """What the model reads for a source, by the template that it was trained with."""
         limit = {} if self.card.max_source_tokens is None else {"max_source_tokens": self.card.max_source_tokens}
-        tokens = Tokenization(self.tokenizer, TaskConfig(template=self.card.template, **limit), self.architecture)
-        return tokens.source_ids(source)
+        config = TaskConfig(template=self.card.template, **limit)
+        beginning_token = self.card.model.beginning_token
+        return Tokenization(self.tokenizer, config, self.architecture, beginning_token).source_ids(source)
 
 
 def restore(folder: Path, device: torch.device, model_path: str | None = None) -> Restored:

@@ -19,6 +19,7 @@ import torch
 from bench.method import positions_of
 
 Side = Literal["left", "right"]
+SpecialTokens = tuple[list[int], list[int]]  # those before a text, and those after it
 
 
 class ArchitectureError(ValueError):
@@ -63,12 +64,21 @@ class Architecture(ABC):
     before_target: ClassVar[str]
     """What separates a target from what stands before it."""
 
-    @abstractmethod
-    def whole_source(self, tokenizer: Any, ids: list[int]) -> list[int]:
-        """A source with the special tokens that the model knows around one."""
+    target_continues_source: ClassVar[bool]
+    """Whether a target's tokens are those by which source and target are longer than the source."""
 
     @abstractmethod
-    def whole_target(self, tokenizer: Any, ids: list[int]) -> list[int]:
+    def source_of(self, own: list[int], around: SpecialTokens, beginning_token: bool) -> list[int]:
+        """What the model reads for a text.
+
+        Args:
+            own: What the tokenizer's own call makes of the text.
+            around: What of it are special tokens.
+            beginning_token: Whether those before the text are read.
+        """
+
+    @abstractmethod
+    def whole_target(self, ids: list[int], around: SpecialTokens, end: int) -> list[int]:
         """A target with the special tokens that the model knows around one; it ends with the end token."""
 
     @abstractmethod
@@ -100,12 +110,16 @@ class DecoderOnly(Architecture):
     auto_class = "AutoModelForCausalLM"
     padding_sides = ("right", "left")
     before_target = " "
+    target_continues_source = True
 
-    def whole_source(self, tokenizer: Any, ids: list[int]) -> list[int]:
-        return ids
+    def source_of(self, own: list[int], around: SpecialTokens, beginning_token: bool) -> list[int]:
+        """Without what the tokenizer puts after a text, which goes on here. What a template says is not said twice."""
+        before, after = around
+        text = own[len(before) : len(own) - len(after)]
+        return text if not beginning_token or text[: len(before)] == before else [*before, *text]
 
-    def whole_target(self, tokenizer: Any, ids: list[int]) -> list[int]:
-        return [*ids, tokenizer.eos_token_id]
+    def whole_target(self, ids: list[int], around: SpecialTokens, end: int) -> list[int]:
+        return [*ids, end]
 
     def batch(self, pairs: Sequence[Pair], pad_token_id: int, side: Side = "right") -> Batch:
         input_ids, attention_mask = padded([pair.source_ids + pair.target_ids for pair in pairs], pad_token_id, side)
@@ -147,14 +161,15 @@ class EncoderDecoder(Architecture):
     auto_class = "AutoModelForSeq2SeqLM"
     padding_sides = ("right",)
     before_target = ""
+    target_continues_source = False
 
-    def whole_source(self, tokenizer: Any, ids: list[int]) -> list[int]:
-        before, after = special_tokens_around(tokenizer)
-        return [*before, *ids, *after]
+    def source_of(self, own: list[int], around: SpecialTokens, beginning_token: bool) -> list[int]:
+        return own if beginning_token else own[len(around[0]) :]
 
-    def whole_target(self, tokenizer: Any, ids: list[int]) -> list[int]:
-        whole = self.whole_source(tokenizer, ids)
-        return whole if whole[-1:] == [tokenizer.eos_token_id] else [*whole, tokenizer.eos_token_id]
+    def whole_target(self, ids: list[int], around: SpecialTokens, end: int) -> list[int]:
+        before, after = around
+        whole = [*before, *ids, *after]
+        return whole if whole[-1:] == [end] else [*whole, end]
 
     def batch(self, pairs: Sequence[Pair], pad_token_id: int, side: Side = "right") -> Batch:
         if side not in self.padding_sides:
@@ -230,11 +245,23 @@ def plain_ids(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and after a text, e.g. nothing and ``</s>`` (T5), ``<s>`` and ``</s>`` (BART)."""
+def special_tokens_around(tokenizer: Any) -> SpecialTokens:
+    """What the tokenizer puts before and after a text, e.g. nothing and ``</s>`` (T5), ``<s>`` and ``</s>`` (BART).
+
+    Raises:
+        ArchitectureError: It makes other tokens of a text with special tokens around than without.
+    """
     plain, full = plain_ids(tokenizer, "text"), tokenizer("text", add_special_tokens=True)["input_ids"]
-    start = next(at for at in range(len(full)) if full[at : at + len(plain)] == plain)
-    return full[:start], full[start + len(plain) :]
+    for start in range(len(full) - len(plain) + 1):
+        if full[start : start + len(plain)] == plain:
+            return full[:start], full[start + len(plain) :]
+    raise ArchitectureError(f"the tokenizer reads 'text' as {plain}, and as {full} with special tokens around it")
+
+
+def vocabulary_size(config: Any) -> int | None:
+    """Rows of the embedding of a model with this configuration, of its decoder; None where it does not say."""
+    size = getattr(config.get_text_config(decoder=True), "vocab_size", None)
+    return size if isinstance(size, int) else None
 
 
 def _lengths(rows: Sequence[Sequence[int]]) -> torch.Tensor:

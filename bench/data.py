@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from bench import models
 from bench.architecture import Architecture, Pair, plain_ids
-from bench.spec import TrainSpec
+from bench.spec import ModelSpec, TrainSpec
 from bench.task import Example, TaskConfig
+from bench.whole_texts import WholeTexts
 
 # Batches are cut from windows of this many batches that are sorted by length: next to no padding, while the order of
 # training stays random.
@@ -23,6 +26,7 @@ class Tokenization:
     tokenizer: Any
     config: TaskConfig
     architecture: Architecture
+    beginning_token: bool = True  # whether a source begins with one where the tokenizer adds it
     truncated_sources: int = field(default=0, init=False)
     truncated_targets: int = field(default=0, init=False)
 
@@ -33,35 +37,61 @@ class Tokenization:
             return self.config.template
         return self.config.template.replace("{bos}", self.tokenizer.bos_token or self.tokenizer.eos_token)
 
+    @cached_property
+    def texts(self) -> WholeTexts:
+        """Tokens of whole texts."""
+        return WholeTexts(self.tokenizer, self.architecture, self.beginning_token)
+
     def source(self, example: Example) -> list[int]:
         """What the model reads for an example."""
         return self.source_ids(example.source)
 
     def source_ids(self, source: str) -> list[int]:
         """What the model reads. A source that is too long is cut inside the template, never the template itself."""
-        before, _, after = self.template.partition("{source}")
-        ids = plain_ids(self.tokenizer, before + source)
-        if len(ids) > self.config.max_source_tokens:
-            self.truncated_sources += 1
-            ids = ids[: self.config.max_source_tokens]
-        return self.architecture.whole_source(self.tokenizer, ids + plain_ids(self.tokenizer, after))
+        return self._read(source)[1]
 
-    def target(self, reference: str) -> list[int]:
-        """The reference and the end token."""
-        ids = plain_ids(self.tokenizer, self.architecture.before_target + reference)
-        if len(ids) > self.config.max_target_tokens:
-            self.truncated_targets += 1
-            ids = ids[: self.config.max_target_tokens]
-        return self.architecture.whole_target(self.tokenizer, ids)
+    def target(self, source: str, reference: str) -> list[int]:
+        """The reference behind its source, and the end token."""
+        return self._target(*self._read(source), reference)
 
     def pairs(self, examples: Iterable[Example], references: int | None = None) -> list[Pair]:
         """One pair for each of the first ``references`` references (None: all) of each example."""
         return [
-            Pair(source_ids, self.target(reference))
+            Pair(source_ids, self._target(text, source_ids, reference))
             for example in examples
-            for source_ids in (self.source(example),)
+            for text, source_ids in (self._read(example.source),)
             for reference in example.references[:references]
         ]
+
+    def _read(self, source: str) -> tuple[str, list[int]]:
+        """The text that the model reads, and its tokens."""
+        before, _, after = self.template.partition("{source}")
+        text, limit = before + source, self.config.max_source_tokens
+        ids = self.texts.source(text + after)
+        # The whole has more tokens than its part, so that few sources are tokenised twice.
+        if len(ids) > limit and len(plain_ids(self.tokenizer, text)) > limit:
+            self.truncated_sources += 1
+            text = self.texts.cut(text, len(before), limit)
+            ids = self.texts.source(text + after)
+        return text + after, ids
+
+    def _target(self, source: str, source_ids: list[int], reference: str) -> list[int]:
+        ids = self.texts.target(source, source_ids, reference)
+        if len(ids) > self.config.max_target_tokens:
+            self.truncated_targets += 1
+            ids = ids[: self.config.max_target_tokens]
+        return self.architecture.whole_target(ids, self.texts.around_targets, self.tokenizer.eos_token_id)
+
+
+def tokenization(model: ModelSpec, config: TaskConfig) -> Tokenization:
+    """Of a trial's model and task.
+
+    Raises:
+        ModelError: Tokenizer or configuration cannot be had.
+    """
+    return Tokenization(
+        models.load_tokenizer(model), config, models.architecture(model), beginning_token=model.beginning_token
+    )
 
 
 def num_steps(train: TrainSpec, num_pairs: int) -> int:

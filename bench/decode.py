@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from bench import decode_engine
-from bench.architecture import Architecture, accepted_inputs
+from bench.architecture import Architecture, accepted_inputs, vocabulary_size
 from bench.decode_search import SearchSettings
 from bench.measure import synchronize
 from bench.record import DecodeCost, DecodeEngine
 from bench.spec import DecodeSpec, JsonDict
-from bench.text_ends import end_token_ids, first_line, line_break_ids, vocabulary_size
+from bench.text_ends import end_token_ids, first_line, line_break_ids
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from platformdirs import user_cache_path
 
-from bench.architecture import Architecture, ArchitectureError, architecture_of
+from bench.architecture import Architecture, ArchitectureError, architecture_of, vocabulary_size
 from bench.fused import use_fused_activations
 from bench.spec import ModelSpec
 
@@ -97,15 +97,29 @@ def weights_sha256(spec: ModelSpec) -> str | None:
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
-    """The tokenizer; a missing padding token becomes the end token, which the attention mask hides."""
+    """The tokenizer. A padding token that is missing, or that the embedding has no row for, becomes the end token.
+
+    The attention mask hides it; the embedding is asked for it all the same.
+
+    Raises:
+        ModelError: There is none, or it has no end token that the model knows.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
         model_source(spec), revision=spec.pinned_revision, trust_remote_code=spec.trust_remote_code
     )
-    if tokenizer.eos_token_id is None:
+    rows = vocabulary_size(load_config(spec))
+    end, padding = tokenizer.eos_token_id, tokenizer.pad_token_id
+    if end is None:
         raise ModelError(f"model.path: the tokenizer of {spec.path!r} has no end token, so no text could ever end")
-    if tokenizer.pad_token_id is None:
+    if rows is not None and end >= rows:
+        raise ModelError(
+            f"model.path: the tokenizer of {spec.path!r} has the end token {tokenizer.eos_token!r} with the id {end}, "
+            f"and the embedding has {rows:,} rows, so no text could ever end; set eos_token in its "
+            "tokenizer_config.json to a token that the model knows"
+        )
+    if padding is None or (rows is not None and padding >= rows):
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 

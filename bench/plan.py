@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from bench import models
 from bench.architecture import Pair
 from bench.cost_model import predict
-from bench.data import Tokenization
+from bench.data import tokenization
 from bench.devices import Device, known_gpu
 from bench.fit import MOST_USED_FRACTION, remedies
 from bench.parameters import count_parameters
@@ -156,7 +156,7 @@ def _pairs(
 ) -> tuple[dict[Split, list[Pair]], dict[Split, int]]:
     task = instantiate(TaskSpec.model_validate_json(task_json))
     splits = load_splits(task, wanted)
-    tokens = Tokenization(models.load_tokenizer(model), task.config, models.architecture(model))
+    tokens = tokenization(model, task.config)
     found: dict[Split, list[Pair]] = {}
     for split, examples in splits.items():
         step = max(1, len(examples) // MOST_PAIRS)

@@ -36,6 +36,9 @@ class ModelSpec(Spec):
     path: str = "smollm2-135m"
     revision: str | None = Field(None, description="hub revision (branch, tag or commit); None is the hub's main")
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    beginning_token: bool = Field(
+        True, description="whether sources begin with the token that the tokenizer puts before a text (Llama, Gemma)"
+    )
     trust_remote_code: bool = Field(False, description="run code that a hub repository ships; off for a reason")
     weights_sha256: str | None = Field(None, description="set by the driver for local folders; part of the identity")
     commit: str | None = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench.architecture import Architecture
@@ -88,15 +88,12 @@ def overview(task: Task, tokenizer: Any = None, architecture: Architecture | Non
 
 def lengths(tokens: Tokenization, examples: Sequence[Example]) -> dict[str, Lengths]:
     """Lengths of sources and references in tokens, and what would be cut. What is measured is not cut itself."""
-    limits = Tokenization(tokens.tokenizer, tokens.config, tokens.architecture)
+    limits = replace(tokens)
+    limits.pairs(examples)
     no_limit = {"max_source_tokens": 10**9, "max_target_tokens": 10**9}
-    whole = Tokenization(tokens.tokenizer, tokens.config.model_copy(update=no_limit), tokens.architecture)
-    for example in examples:
-        limits.source(example)
-        for reference in example.references:
-            limits.target(reference)
+    whole = replace(tokens, config=tokens.config.model_copy(update=no_limit))
     sources = [len(whole.source(example)) for example in examples]
-    references = [len(whole.target(text)) for example in examples for text in example.references]
+    references = [len(pair.target_ids) for pair in whole.pairs(examples)]
     return {
         "sources": Lengths(_percentiles(sources), limits.truncated_sources, len(sources)),
         "references": Lengths(_percentiles(references), limits.truncated_targets, len(references)),
@@ -109,7 +106,7 @@ def as_the_model_sees(example: Example, task: Task, tokens: Tokenization | None)
         return task.config.template.replace("{source}", example.source), example.references[0]
     read, written = (
         tokens.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        for ids in (tokens.source(example), tokens.target(example.references[0]))
+        for ids in (tokens.source(example), tokens.target(example.source, example.references[0]))
     )
     return read, written
 

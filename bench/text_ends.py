@@ -9,6 +9,8 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
+from bench.architecture import vocabulary_size
+
 
 def end_token_ids(tokenizer: Any, config: Any, generation_config: Any) -> frozenset[int]:
     """The end tokens that a checkpoint names, wherever it does, as far as the model can say them.
@@ -24,12 +26,6 @@ def end_token_ids(tokenizer: Any, config: Any, generation_config: Any) -> frozen
     found = {end for where in named for end in _ids(getattr(where, "eos_token_id", None))}
     size = vocabulary_size(config)
     return frozenset(end for end in found if end >= 0 and (size is None or end < size))
-
-
-def vocabulary_size(config: Any) -> int | None:
-    """Rows of the embedding of a model with this configuration, of its decoder; None where it does not say."""
-    size = getattr(config.get_text_config(decoder=True), "vocab_size", None)
-    return size if isinstance(size, int) else None
 
 
 @functools.lru_cache(maxsize=4)

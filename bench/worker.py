@@ -22,7 +22,7 @@ from bench import models
 from bench.adapter import save_adapter
 from bench.architecture import Architecture, Pair
 from bench.checkpoint import Checkpoints
-from bench.data import Tokenization
+from bench.data import Tokenization, tokenization
 from bench.decode import decode_cost, generate
 from bench.fusion import copies_sharing_weights
 from bench.lane import Diverged, Lane, Trained
@@ -192,7 +192,7 @@ class _Trial:
         with self.meter.phase("load"):
             task = instantiate(spec.task)
             splits = load_splits(task, spec.splits)
-            tokens = Tokenization(models.load_tokenizer(spec.model), task.config, models.architecture(spec.model))
+            tokens = tokenization(spec.model, task.config)
             pairs = {
                 split: tokens.pairs(examples, None if split == "train" else task.config.loss_references)
                 for split, examples in splits.items()

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from bench.data import Tokenization, training_order
-from bench.models import EMBEDDED, architecture, embedded_model, load_tokenizer
+from bench.data import tokenization, training_order
+from bench.models import EMBEDDED, embedded_model, load_tokenizer
 from bench.spec import ModelSpec
 from bench.splits import subset, training_examples
 from bench.tasks.e2e import E2E
@@ -84,7 +84,7 @@ def write_batches(path: Path, task: E2E, model: Path, batch_size: int, steps: in
     same pairs out at random, as the defaults of the peers do.
     """
     spec = ModelSpec(path=str(model))
-    tokens = Tokenization(load_tokenizer(spec), task.config, architecture(spec))
+    tokens = tokenization(spec, task.config)
     pool = tokens.pairs(training_examples(task.load("train"), batch_size * POOL_BATCHES, 0))
     lengths = [pair.num_tokens for pair in pool]
     grouped = training_order(lengths, batch_size, POOL_BATCHES, seed=0)[:steps]
@@ -130,7 +130,7 @@ def write_start(folder: Path, method_name: str, model: Path) -> None:
 def sampled_sources(task: E2E, model: Path, size: int) -> list[dict[str, Any]]:
     """Unique sources of the test split, drawn with a fixed seed, with how many references each has."""
     spec = ModelSpec(path=str(model))
-    tokens = Tokenization(load_tokenizer(spec), task.config, architecture(spec))
+    tokens = tokenization(spec, task.config)
     return [
         {"ids": tokens.source(example), "references": len(example.references)}
         for example in subset(task.load("test"), size, 0, "test")
