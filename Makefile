@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 E2E ?= $(wildcard ../shared/data/e2e)
 
-.PHONY: quickstart test test-all test-html chaos multihost overhead race profile docs lint format
+.PHONY: quickstart test test-all test-html chaos multihost overhead race false-calls profile docs lint format
 
 quickstart: $(STAMP)
 	$(BIN)/tuneoff run configs/quickstart.yaml
@@ -34,6 +34,10 @@ chaos: $(STAMP)
 # Measures what the harness itself costs; on a quiet machine, some minutes.
 overhead: $(STAMP)
 	cd tests && ../$(BIN)/python -m overhead ../results/overhead/report
+
+# How often equal methods are called different, and how often different ones are found; an hour of one core.
+false-calls: $(STAMP)
+	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m programs.false_calls ../results/false_calls/report
 
 # A trial across two network namespaces, whose cable is then cut. Exit code 3 of the script: no rights to make them.
 multihost: $(STAMP)

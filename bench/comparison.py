@@ -34,7 +34,7 @@ class Line:
 
     column: Column
     tag: str | None  # a part of the test sources; None: all
-    first: float
+    first: float  # both over the seeds that stand against each other
     second: float
     difference: float  # second minus first; of a cost, the ratio second / first
     low: float | None  # 95 % interval of the difference
@@ -115,13 +115,27 @@ def compare(first: Side, second: Side, metric: str | None = None) -> Compared:
 
 
 def corrected(compared: Sequence[Compared]) -> list[Compared]:
-    """Holm's correction over the scores that the verdicts are about, where several are given at once."""
+    """Holm's correction over the scores that the verdicts are about, where several are given at once.
+
+    Intervals and the other scores stay as they are, which a remark says.
+    """
     tested = [one.scores[0].p_value for one in compared]
-    adjusted = iter(holm([p_value for p_value in tested if p_value is not None]))
+    known = [p_value for p_value in tested if p_value is not None]
+    if len(known) < 2:
+        return list(compared)
+    adjusted = iter(holm(known))
     return [
         one
         if p_value is None
-        else replace(one, scores=(replace(one.scores[0], p_value=next(adjusted)), *one.scores[1:]))
+        else replace(
+            one,
+            scores=(replace(one.scores[0], p_value=next(adjusted)), *one.scores[1:]),
+            remarks=(
+                *one.remarks,
+                f"p of {one.scores[0].column.title} is corrected for {len(known)} comparisons (Holm); its interval and "
+                "all other lines are not.",
+            ),
+        )
         for one, p_value in zip(compared, tested, strict=True)
     ]
 
@@ -142,8 +156,7 @@ def _score(paired: PairedSystems, column: Column, tag: str | None = None) -> Lin
     values = [_of_seeds(system, column.name, tag) for system in (second, first)]
     if not all(values):
         return None
-    means = [math.fsum(of.values()) / len(of) for of in values]
-    fields: JsonDict = {"column": column, "tag": tag, "first": means[1], "second": means[0]}
+    fields: JsonDict = {"column": column, "tag": tag}
     made = paired.statistics(column.name)
     if made is None:
         return _over_seeds(fields, values[1], values[0])
@@ -158,6 +171,8 @@ def _score(paired: PairedSystems, column: Column, tag: str | None = None) -> Lin
     alone = found.p_value is None
     return Line(
         **fields,
+        first=found.second_mean,
+        second=found.first_mean,
         difference=found.difference,
         low=found.low,
         high=found.high,
@@ -179,10 +194,18 @@ def _of_seeds(system: System, metric: str, tag: str | None) -> dict[int, float]:
 
 def _over_seeds(fields: JsonDict, first: Mapping[int, float], second: Mapping[int, float], note: str = "") -> Line:
     """A line whose interval is over seeds alone, for scores in which single sources have no share."""
-    found = estimate([two - one for one, two in _paired(first, second)])
+    pairs = _paired(first, second)
+    found = estimate([two - one for one, two in pairs])
     if found is None:
         raise ValueError("a line needs at least one value of both sides")
-    return Line(**fields, difference=found.mean, basis="seeds", seeds=len(found.values), note=note, **_interval(found))
+    means = dict(zip(("first", "second"), _means(pairs), strict=True))
+    basis = {"difference": found.mean, "basis": "seeds", "seeds": len(found.values), "note": note}
+    return Line(**{**means, **fields, **basis, **_interval(found)})
+
+
+def _means(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Of both sides, over the seeds that stand against each other."""
+    return math.fsum(one for one, _ in pairs) / len(pairs), math.fsum(two for _, two in pairs) / len(pairs)
 
 
 def _paired(first: Mapping[int, float], second: Mapping[int, float]) -> list[tuple[float, float]]:
@@ -211,17 +234,18 @@ def _costs(first: Cell, second: Cell) -> Iterator[Line]:
         one, two = first.estimate(column.name), second.estimate(column.name)
         if one is None or two is None or min(one.values) <= 0 or min(two.values) <= 0 or column.name in NO_RATIO:
             continue
-        fields: JsonDict = {"column": column, "tag": None, "first": one.mean, "second": two.mean}
+        fields: JsonDict = {"column": column, "tag": None}
         if column.varies_over_seeds and min(len(one.values), len(two.values)) > 1:
-            logs = [
-                {seed: math.log(value) for seed, value in cell.values(column.name).items()} for cell in (first, second)
-            ]
-            line = _over_seeds(fields, logs[0], logs[1])
+            values = [cell.values(column.name) for cell in (first, second)]
+            logs = [{seed: math.log(value) for seed, value in of_side.items()} for of_side in values]
+            means = dict(zip(("first", "second"), _means(_paired(values[0], values[1])), strict=True))
+            line = _over_seeds({**fields, **means}, logs[0], logs[1])
             low, high = (None if bound is None else math.exp(bound) for bound in (line.low, line.high))
             yield replace(line, difference=math.exp(line.difference), low=low, high=high)
         else:
             ratio = two.mean / one.mean
-            yield Line(**fields, difference=ratio, low=None, high=None, p_value=None, basis="alone", seeds=1)
+            alone: JsonDict = {"low": None, "high": None, "p_value": None, "basis": "alone", "seeds": 1}
+            yield Line(**fields, first=one.mean, second=two.mean, difference=ratio, **alone)
 
 
 def against_published(side: Side, rows: Sequence[Quoted], metric: str | None = None) -> list[Compared]:
@@ -270,12 +294,7 @@ def _quoted_line(system: System, column: Column, row: Quoted) -> Line | None:
     ours, published = _of_seeds(system, column.name, tag), row.values[column.name]
     if not ours:
         return None
-    fields: JsonDict = {
-        "column": column,
-        "tag": tag,
-        "first": published,
-        "second": math.fsum(ours.values()) / len(ours),
-    }
+    fields: JsonDict = {"column": column, "tag": tag, "first": published}
     spread = row.spread.get(column.name)
     note = "" if spread is None else f"published with ± {spread:g}, which the interval leaves out"
     return _over_seeds(fields, dict.fromkeys(ours, published), ours, note)

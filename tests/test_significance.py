@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import statistics
 from pathlib import Path
 
 import pytest
 from predicted import write_sweep
 
 from bench import report
+from bench.record import Completed
 from bench.report.page import html
 from bench.statistics.significance import significance
 from bench.statistics.systems import StatisticsError
@@ -71,8 +73,24 @@ def test_failed_seeds_are_counted_and_left_out_of_pairs(tmp_path: Path) -> None:
     cells = write_sweep(tmp_path / "demo", {"full": 0.9, "lora": 0.5}, failed=(("full", 1), ("lora", 4)))
     found = significance(tmp_path / "demo", cells, "bleu", higher_is_better=True)
     assert found is not None
-    assert found.differences[0].seeds == 3
-    assert "full: 1 of 5 seeds failed, so that its differences are over the others." in found.remarks
+    assert found.seeds == (0, 2, 3)
+    (one,) = found.differences
+    assert one.seeds == 3
+    assert found.remarks[:3] == (
+        "full: 1 of 5 seeds failed.",
+        "lora: 1 of 5 seeds failed.",
+        "Means and differences are over the seeds that all completed (0, 2, 3).",
+    )
+    common = {
+        name: [
+            result.outcome.scores.values["bleu"]
+            for result in results
+            if isinstance(result.outcome, Completed) and result.spec.seed in (0, 2, 3)
+        ]
+        for name, results in cells.items()
+    }
+    assert found.means["full"] == pytest.approx(statistics.fmean(common["full"]))
+    assert one.difference == pytest.approx(found.means[one.first] - found.means[one.second])
 
 
 def edit_predictions(root: Path, trial_id: str, key: str, value: object) -> None:

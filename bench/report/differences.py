@@ -20,7 +20,7 @@ MOST_CONFIGURATIONS = 12
 # All pairs of so many configurations are shown; of more, each against the best.
 MOST_IN_FULL = 5
 
-PAIR_HEADING = ("", "against", "difference", "95 % interval", "p", "p, these models")
+PAIR_HEADING = ("", "mean", "against", "mean", "difference", "95 % interval", "p", "p, these models")
 
 
 def tested(root: Path, comparison: Comparison) -> Significance | str | None:
@@ -64,7 +64,9 @@ def pair_rows(found: Significance, metric: Column) -> list[list[str]]:
     return [
         [
             one.first,
+            metric.text(one.first_mean),
             one.second,
+            metric.text(one.second_mean),
             f"{one.difference * metric.scale:+.{metric.decimals}f}",
             f"{one.low * metric.scale:+.{metric.decimals}f} to {one.high * metric.scale:+.{metric.decimals}f}",
             p_text(one.p_adjusted) if one.conclusive else ABSENT,
@@ -76,10 +78,15 @@ def pair_rows(found: Significance, metric: Column) -> list[list[str]]:
 
 def pair_note(found: Significance, metric: Column) -> str:
     """What the columns of the pairs are."""
+    corrected = (
+        "p: that methods without a difference come out as far apart on new seeds and new sources, corrected for the "
+        "number of pairs (Shaffer); intervals carry the same correction and leave out 0 where p is below 0.05."
+        if found.conclusive
+        else "Intervals are over these sources, corrected for the number of pairs."
+    )
     return (
-        f"Differences in {metric.title} over {found.sources} test sources, seeds paired. p: that methods without a "
-        "difference come out as far apart on new seeds and new sources, corrected for the number of pairs (Holm). "
-        "p, these models: the same for the trained models at hand, over sources alone (approximate randomisation)."
+        f"Differences in {metric.title} over {found.sources} test sources, seeds paired. {corrected} p, these models: "
+        "the same for the trained models at hand, over sources alone (approximate randomisation), not corrected."
     )
 
 
@@ -97,6 +104,8 @@ def significance_document(found: Significance | str | None) -> JsonDict | str | 
     return {
         "metric": found.metric,
         "sources": found.sources,
+        "seeds": found.seeds,
+        "leaders": found.leaders,
         "groups": found.groups,
         "letters": found.letters,
         "differences": [_pair(one) for one in found.differences],

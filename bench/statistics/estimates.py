@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+# What the interval of a mean accounts for.
+Basis = Literal["seeds and sources", "sources", "seeds"]
 
 
 @dataclass(frozen=True)
@@ -13,8 +17,9 @@ class Estimate:
 
     mean: float
     standard_deviation: float | None  # over n - 1; None of a single value
-    half_width: float | None  # of the 95 % t-interval of the mean
+    half_width: float | None  # of the 95 % interval of the mean
     values: tuple[float, ...]
+    basis: Basis = "seeds"  # what would be drawn anew
 
     @property
     def low(self) -> float:

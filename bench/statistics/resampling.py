@@ -5,6 +5,8 @@ R resamples, S seeds, M sources, K statistics of a source.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,16 +41,22 @@ def resampled_scores(statistics: Array, counts: Array, score: Score) -> Array:
     return score(_weighted(counts, statistics))
 
 
-def bootstrap_p_value(first: Array, second: Array, difference: float) -> float:
-    """Two-sided paired bootstrap (Koehn 2004), with sacrebleu's definition of the p-value but for ties, which count.
+def sacrebleu_bootstrap(resamples: int, sources: int, seed: int, score: Score) -> Callable[[Array, Array], float]:
+    """The p-value of sacrebleu's paired bootstrap (two-sided), but for ties, which count; of statistics ``(S, M, K)``.
 
-    Args:
-        first: Scores of the resamples, ``(R,)``.
-        second: Likewise.
-        difference: That was observed.
+    It compares the distances from their mean of *absolute* differences with the difference that was seen. These
+    distances are too small where methods hardly differ: of equal pairs, 10 to 17 % come out below 0.05. Kept to be set
+    beside published numbers; :func:`randomisation_p_value` is the one that holds.
     """
-    distances = np.abs(first - second)
-    return _p_value(distances - distances.mean(), abs(difference))
+    counts = bootstrap_counts(resamples, sources, seed)
+
+    def p_value(first: Array, second: Array) -> float:
+        resampled = [resampled_scores(one, counts, score).mean(axis=1) for one in (first, second)]
+        distances = np.abs(resampled[0] - resampled[1])
+        observed = float((corpus_scores(first, score) - corpus_scores(second, score)).mean())
+        return _p_value(distances - distances.mean(), abs(observed))
+
+    return p_value
 
 
 def randomisation_p_value(first: Array, second: Array, swaps: Array, score: Score) -> float:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.record import TrialResult
-from bench.statistics.differences import FEWEST_SEEDS, Difference, PairedTests
-from bench.statistics.estimates import estimate, t_quantile
+from bench.statistics.differences import FEWEST_SEEDS, Difference, PairedTests, SeedStatistics, common_seeds
+from bench.statistics.estimates import Estimate, t_quantile
 from bench.statistics.groups import groups, letters
-from bench.statistics.systems import PairedSystems, load_system
+from bench.statistics.systems import PairedSystems, StatisticsError, load_system
 
 # Seeds that are enough for differences of a usual size; fewer are worth a remark.
 ENOUGH_SEEDS = 5
@@ -22,25 +22,43 @@ class Significance:
     """All methods of one comparison against each other, in one score.
 
     For reports: ``letters`` goes beside each row (methods that share one cannot be told apart), ``groups`` is the same
-    as sets, best first, ``remarks`` are whole sentences that belong below the table.
+    as sets, best first, ``leaders`` is the answer in short, ``remarks`` are whole sentences that belong below the
+    table.
     """
 
     metric: str
     sources: int
-    means: dict[str, float]  # best first
-    differences: tuple[Difference, ...]  # the better mean first, largest difference first; Holm-corrected
+    seeds: tuple[int, ...] | None  # that all means and differences are over; None where each pair has its own
+    estimates: dict[str, Estimate]  # best first, with intervals for new seeds and new sources
+    differences: tuple[Difference, ...]  # the better mean first, largest difference first; corrected
     groups: tuple[tuple[str, ...], ...]
     letters: dict[str, str]
     remarks: tuple[str, ...]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Mean of each method, best first."""
+        return {name: one.mean for name, one in self.estimates.items()}
 
     @property
     def conclusive(self) -> bool:
         """Whether any pair has enough seeds to say something about the methods."""
         return any(one.conclusive for one in self.differences)
 
+    @property
+    def leaders(self) -> tuple[str, ...]:
+        """The method with the best mean and all that cannot be told apart from it, best first."""
+        best = next(iter(self.estimates))
+        behind = {one.second for one in self.differences if one.told_apart and one.first == best}
+        return tuple(name for name in self.estimates if name not in behind)
+
 
 def significance(
-    root: Path, cells: Mapping[str, Sequence[TrialResult]], metric: str, higher_is_better: bool
+    root: Path,
+    cells: Mapping[str, Sequence[TrialResult]],
+    metric: str,
+    higher_is_better: bool,
+    sacrebleu: bool = False,
 ) -> Significance | None:
     """Test all pairs; None where there is no pair, or where sources have no share in the score.
 
@@ -49,6 +67,7 @@ def significance(
         cells: Name of each configuration to its final trials, failed ones included.
         metric: A score of the records.
         higher_is_better: Its direction.
+        sacrebleu: Whether p-values of sacrebleu's own bootstrap are given too, which call too much.
 
     Raises:
         StatisticsError: The configurations were not tested on the same sources, or scores cannot be computed again.
@@ -57,40 +76,58 @@ def significance(
     known = [system for system in loaded if system.predictions and system.completed]
     if len(known) < 2:
         return None
-    means = {
-        system.name: found.mean
-        for system in known
-        if (found := estimate([outcome.scores.values[metric] for outcome in system.completed.values()])) is not None
-    }
-    order = sorted(means, key=lambda name: -means[name] if higher_is_better else means[name])
-    by_name = {system.name: system for system in known}
-    paired = PairedSystems(tuple(by_name[name] for name in order))
+    paired = PairedSystems(tuple(known))
     made = paired.statistics(metric)
     if made is None:
         return None
+    if paired.sources < 2:
+        raise StatisticsError("there is one test source, which says nothing about others")
     score, statistics = made
-    differences = PairedTests(paired.sources, score).all_pairs(statistics)
+    tests = PairedTests(paired.sources, score, sacrebleu=sacrebleu)
+    common = common_seeds([one.seeds for one in statistics.values()])
+    estimates = {name: tests.estimate(_at(one, common)) for name, one in statistics.items()}
+    order = sorted(estimates, key=lambda name: -estimates[name].mean if higher_is_better else estimates[name].mean)
+    differences = tests.all_pairs({name: statistics[name] for name in order})
     apart = [(one.first, one.second) for one in differences if one.told_apart]
     return Significance(
         metric=metric,
         sources=paired.sources,
-        means={name: means[name] for name in order},
+        seeds=None if common is None or not any(one.seeds for one in statistics.values()) else common,
+        estimates={name: estimates[name] for name in order},
         differences=tuple(sorted(differences, key=lambda one: -abs(one.difference))),
         groups=tuple(groups(order, apart)),
         letters=letters(order, apart),
-        remarks=(*_failed(cells, by_name), *_remarks(differences)),
+        remarks=(*_failed(cells, statistics, common), *_remarks(differences)),
     )
 
 
-def _failed(cells: Mapping[str, Sequence[TrialResult]], known: Mapping[str, object]) -> list[str]:
+def _at(one: SeedStatistics, common: Sequence[int] | None) -> SeedStatistics:
+    """The common seeds of a method, where there are any."""
+    if common is None or one.seeds is None:
+        return one
+    return SeedStatistics(one.values[[one.seeds.index(seed) for seed in common]], tuple(common))
+
+
+def _failed(
+    cells: Mapping[str, Sequence[TrialResult]], known: Mapping[str, SeedStatistics], common: Sequence[int] | None
+) -> list[str]:
+    """Which seeds are missing, and what means and differences are over because of that."""
     lines = []
     for name, results in cells.items():
         failed = sum(result.outcome.status == "failed" for result in results)
         if failed and name in known:
-            lines.append(
-                f"{name}: {failed} of {len(results)} seeds failed, so that its differences are over the others."
-            )
-    return lines
+            lines.append(f"{name}: {failed} of {len(results)} seeds failed.")
+    having = {one.seeds for one in known.values() if one.seeds is not None}
+    if len(having) < 2:
+        return lines
+    if common is not None:
+        told = ", ".join(map(str, common))
+        return [*lines, f"Means and differences are over the seeds that all completed ({told})."]
+    return [
+        *lines,
+        f"Fewer than {FEWEST_SEEDS} seeds were completed by all: each difference, and the means beside it, are over "
+        "the seeds that its pair has in common, and means in other tables over each configuration's own seeds.",
+    ]
 
 
 def _remarks(differences: Sequence[Difference]) -> list[str]:
@@ -107,18 +144,15 @@ def _remarks(differences: Sequence[Difference]) -> list[str]:
             f"on these sources. {FEWEST_SEEDS} seeds are the least, 5 to 10 are better."
         ]
     fewest = min(one.seeds for one in differences)
-    found = [one for one in differences if one.standard_error is not None]
-    if fewest >= ENOUGH_SEEDS or not found:
+    if fewest >= ENOUGH_SEEDS:
         return []
     return [
-        f"With {fewest} pairs of seeds, a difference has to be up to {max(map(smallest_found, found)):.2g} to be found "
-        "in four of five experiments; smaller ones may stay undecided."
+        f"With {fewest} pairs of seeds, a difference has to be up to {max(map(smallest_found, differences)):.2g} to be "
+        "found in four of five experiments; smaller ones may stay undecided."
     ]
 
 
 def smallest_found(difference: Difference) -> float:
-    """The true difference that a test with this standard error finds with a power of 0.8, uncorrected."""
-    if difference.standard_error is None or difference.degrees_of_freedom is None:
-        raise ValueError(f"{difference.first} and {difference.second} have no standard error over seeds")
-    freedom = difference.degrees_of_freedom
-    return (t_quantile(0.975, freedom) + t_quantile(POWER, freedom)) * difference.standard_error
+    """The true difference that is found with a power of about 0.8 at the same spread, after the correction."""
+    half_width = (difference.high - difference.low) / 2
+    return half_width + t_quantile(POWER, difference.seeds - 1) * difference.standard_error

@@ -1,0 +1,1 @@
+"""How often equal methods are called different, and how often different ones are found: a simulation."""
