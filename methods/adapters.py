@@ -9,7 +9,7 @@ from torch import nn
 
 from bench.method import Method, MethodConfig, Range, SearchSpace
 from methods.blocks import blocks, norms
-from methods.bottleneck import Activation, add_parallel_adapter, add_sequential_adapter
+from methods.bottleneck import Activation, add_adapter_behind, add_parallel_adapter, add_sequential_adapter
 
 PARALLEL_SCALE = 4.0
 
@@ -28,7 +28,8 @@ class Adapters(Method):
     Deviations: in models that normalise before each part there is one order of adapter, residual and norm; Pfeiffer's
     search over orders after the norm (in BERT) has no counterpart. The nonlinearity is ReLU in all placements by
     default (Houlsby's code takes GELU). Dropout behind a part acts after the adapter. In the decoder of an
-    encoder-decoder model ``houlsby`` has an adapter behind cross-attention too.
+    encoder-decoder model ``houlsby`` has an adapter behind cross-attention too. A mixture of experts, which none of
+    the papers has, gets one adapter for all of its experts, behind or beside what they put out together.
     """
 
     class Config(MethodConfig):
@@ -58,12 +59,14 @@ class Adapters(Method):
         config = self.config
         parallel, houlsby = config.placement == "parallel", config.placement == "houlsby"
         scale = config.scale if config.scale is not None else (PARALLEL_SCALE if parallel else 1.0)
+        settings = (config.bottleneck_size, config.activation, scale)
         for block in blocks(model):
+            for layer in block.attention_outputs if houlsby else ():
+                add_sequential_adapter(layer, *settings, "near_zero")
             if parallel:
-                add_parallel_adapter(block, config.bottleneck_size, config.activation, scale, "zero")
-                continue
-            for layer in (*(block.attention_outputs if houlsby else ()), block.feed_forward_output):
-                add_sequential_adapter(layer, config.bottleneck_size, config.activation, scale, "near_zero")
+                add_parallel_adapter(block, *settings, "zero")
+            else:
+                add_adapter_behind(block, *settings, "near_zero")
         if config.train_norms or (config.train_norms is None and houlsby):
             for _, norm in norms(model):
                 norm.requires_grad_(True)

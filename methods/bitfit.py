@@ -9,7 +9,11 @@ from pydantic import Field
 from torch import nn
 
 from bench.method import Method, MethodConfig, MethodError, Range, SearchSpace
-from methods.transformer_parts import SEPARATE, linear_layers
+from methods.blocks import is_state_space
+from methods.experts import expert_tensors
+from methods.fused_projections import SEPARATE
+from methods.transformer_parts import linear_layers
+from methods.weight_reads import uses_of
 
 
 class BitFit(Method):
@@ -19,7 +23,8 @@ class BitFit(Method):
 
     Deviations: Llama and most later models have no biases. Their linear layers get some that start at zero, so that
     step 0 is the base model; ``add_missing: false`` trains only what is there. Key projections get none: without rotary
-    positions, a bias on all keys cancels in the softmax.
+    positions, a bias on all keys cancels in the softmax. Nor do the layers of state-space parts: those clear padding
+    before they read it, and a bias would fill it again.
     """
 
     class Config(MethodConfig):
@@ -27,23 +32,41 @@ class BitFit(Method):
 
         add_missing: bool = Field(
             True,
-            description="give linear layers without a bias one that starts at zero, but for key projections and the "
-            "output head",
+            description="give linear layers without a bias one that starts at zero, but for key projections, layers "
+            "of state-space parts and the output head",
         )
 
     paper: ClassVar[str] = "Ben Zaken et al. 2022, arXiv:2106.10199"
     search_space: ClassVar[SearchSpace] = {"train.learning_rate": Range(low=1e-4, high=1e-2)}
 
     def patch(self, model: Any) -> nn.Module:
+        uses = uses_of(model)
+        biases = [
+            parameter
+            for inner, module in model.named_modules()
+            for name, parameter in module.named_parameters(recurse=False)
+            if (name == "bias" or (name.endswith("_bias") and expert_tensors(module)))
+            and uses.has_part(f"{inner}.{name}")
+        ]
         if self.config.add_missing:
-            for layer in linear_layers(model):
-                if layer.module.bias is None and SEPARATE.get(layer.attribute) != "key":
-                    zeros = torch.zeros(layer.out_features, dtype=layer.weight.dtype, device=layer.weight.device)
-                    layer.module.bias = nn.Parameter(zeros)
-        biases = [parameter for name, parameter in model.named_parameters() if name.split(".")[-1] == "bias"]
+            biases.extend(_added_biases(model))
         if not biases:
-            raise MethodError(f"{type(model).__name__} has no bias to train; set add_missing: true to give it some")
+            remedy = "" if self.config.add_missing else "; set add_missing: true to give it some"
+            raise MethodError(f"{type(model).__name__} has no bias to train{remedy}")
         for bias in biases:
             bias.requires_grad_(True)
         module: nn.Module = model
         return module
+
+
+def _added_biases(model: Any) -> list[nn.Parameter]:
+    """Biases of zeros for the linear layers that have none, but for key projections and state-space parts."""
+    clear_padding = {id(inner) for module in model.modules() if is_state_space(module) for inner in module.modules()}
+    added = []
+    for layer in linear_layers(model):
+        known = layer.module.bias is not None or SEPARATE.get(layer.attribute) == "key"
+        if not known and id(layer.module) not in clear_padding:
+            zeros = torch.zeros(layer.out_features, dtype=layer.weight.dtype, device=layer.weight.device)
+            layer.module.bias = nn.Parameter(zeros)
+            added.append(layer.module.bias)
+    return added

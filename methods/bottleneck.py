@@ -100,14 +100,66 @@ class ParallelAdapterLayer(LinearWrapper):
         return torch.add(output, self.adapter(part_input), alpha=self.scale)
 
 
+class MixtureAdapterLayer(nn.Module):
+    """A mixture of experts with one adapter for all: behind what they put out together, or beside them.
+
+    Args:
+        base_module: The mixture with its router, ``(B, T, D)`` to ``(B, T, D)`` or to a tuple that begins with it; it
+            stays frozen.
+        adapter: Reads what the mixture puts out, or what it has read.
+        scale: Factor on the adapter's output.
+        beside: Whether the adapter reads what the mixture has read.
+    """
+
+    def __init__(self, base_module: nn.Module, adapter: Bottleneck, scale: float, beside: bool) -> None:
+        super().__init__()
+        self.base_module = base_module
+        self.adapter = adapter
+        self.scale = scale
+        self.beside = beside
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        output = self.base_module(x, *args, **kwargs)
+        states = output[0] if isinstance(output, tuple) else output
+        added = self.adapter(x if self.beside else states)
+        states = torch.add(states, added.view(states.shape), alpha=self.scale)
+        return (states, *output[1:]) if isinstance(output, tuple) else states
+
+
 def add_sequential_adapter(layer: LinearLayer, size: int, activation: Activation, scale: float, start: Start) -> None:
     """Put an adapter behind a linear layer that writes hidden states."""
     adapter = Bottleneck(layer.out_features, size, activation, start, layer.weight)
     layer.replace(SequentialAdapterLayer(layer.module, adapter, scale))
 
 
+def add_adapter_behind(block: Block, size: int, activation: Activation, scale: float, start: Start) -> None:
+    """Put an adapter behind the feed-forward part of a block.
+
+    Raises:
+        MethodError: The block adds several parts up itself.
+    """
+    if block.plain is not None:
+        add_sequential_adapter(block.plain.writer, size, activation, scale, start)
+    else:
+        _add_to_mixture(block, size, activation, scale, start, beside=False)
+
+
 def add_parallel_adapter(block: Block, size: int, activation: Activation, scale: float, start: Start) -> None:
-    """Put an adapter beside the feed-forward part of a block."""
-    layer = block.feed_forward_output
+    """Put an adapter beside the feed-forward part of a block.
+
+    Raises:
+        MethodError: The block adds several parts up itself.
+    """
+    if block.plain is None:
+        _add_to_mixture(block, size, activation, scale, start, beside=True)
+        return
+    layer = block.plain.writer
     adapter = Bottleneck(layer.out_features, size, activation, start, layer.weight)
-    layer.replace(ParallelAdapterLayer(layer.module, block.feed_forward_input.module, adapter, scale))
+    layer.replace(ParallelAdapterLayer(layer.module, block.plain.readers[0].module, adapter, scale))
+
+
+def _add_to_mixture(block: Block, size: int, activation: Activation, scale: float, start: Start, beside: bool) -> None:
+    parent, attribute = block.mixture
+    module = getattr(parent, attribute)
+    adapter = Bottleneck(block.width, size, activation, start, next(module.parameters()))
+    setattr(parent, attribute, MixtureAdapterLayer(module, adapter, scale, beside))

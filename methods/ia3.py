@@ -13,9 +13,11 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from bench.method import Lanes, Method, PeftAdapter, Range, SearchSpace, join_lanes, of_lanes
+from bench.method import Lanes, Method, MethodError, PeftAdapter, Range, SearchSpace, join_lanes, of_lanes
 from methods.blocks import blocks
-from methods.transformer_parts import LinearWrapper, attention_projections
+from methods.experts import AdaptedExperts, require_known_experts
+from methods.roles import projections_in_every_block
+from methods.transformer_parts import LinearWrapper
 
 
 class ScaledOutputLayer(LinearWrapper):
@@ -64,6 +66,23 @@ class ScaledInputLayer(LinearWrapper):
         return output
 
 
+class ScaledExperts(AdaptedExperts):
+    """The experts of a mixture with trained factors on the inner activations of each.
+
+    Args:
+        base_experts: They stay frozen.
+    """
+
+    def __init__(self, base_experts: Any) -> None:
+        super().__init__(base_experts)
+        experts, in_features, _ = self.sizes("down_proj")
+        like = base_experts.down_proj
+        self.ia3_scale = nn.Parameter(torch.ones(experts, in_features, dtype=like.dtype, device=like.device))
+
+    def inner(self, expert: int, features: torch.Tensor) -> torch.Tensor:
+        return features * self.ia3_scale[expert]
+
+
 def scaled(features: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Features ``(B, T, F)`` times the factors ``(K, F)`` of each lane for its rows."""
     of_lane = features.reshape(len(scales), -1, scales.shape[1])  # (K, B T / K, F)
@@ -79,8 +98,9 @@ class IA3(Method):
 
     Source: Liu et al. 2022, section 3.3. Cross-attention has factors of its own, as in the paper's T0.
 
-    Deviations: none. (Hugging Face peft scales the queries of GPT-2 as well, because they share a layer with keys and
-    values, and for some families queries in place of keys.)
+    Deviations: each expert of a mixture, which the paper does not have, has factors of its own. (Hugging Face peft
+    scales the queries of GPT-2 as well, because they share a layer with keys and values, and for some families queries
+    in place of keys.)
     """
 
     paper: ClassVar[str] = "Liu et al. 2022, arXiv:2205.05638"
@@ -89,15 +109,20 @@ class IA3(Method):
     def patch(self, model: Any) -> nn.Module:
         rows: dict[str, list[torch.Tensor]] = {}
         layers = {}
-        for projection in attention_projections(model):
-            if projection.role != "query":
-                layers[projection.layer.name] = projection.layer
-                rows.setdefault(projection.layer.name, []).append(projection.rows)
-        feed_forward = [block.feed_forward_output for block in blocks(model)]
+        for projection in projections_in_every_block(model, ("key", "value")):
+            layers[projection.layer.name] = projection.layer
+            rows.setdefault(projection.layer.name, []).append(projection.rows)
+        parts = blocks(model)
+        experts = [part for block in parts for part in block.experts]
+        for part in experts:
+            require_known_experts(part.name, part.module)
         for name, layer in layers.items():
             layer.replace(ScaledOutputLayer(layer.module, layer.out_features, torch.cat(rows[name])))
-        for layer in feed_forward:
-            layer.replace(ScaledInputLayer(layer.module, layer.in_features))
+        for block in parts:
+            for layer in (part.writer for part in block.feed_forward):
+                layer.replace(ScaledInputLayer(layer.module, layer.in_features))
+        for part in experts:
+            setattr(part.parent, part.attribute, ScaledExperts(part.module))
         module: nn.Module = model
         return module
 
@@ -106,10 +131,14 @@ class IA3(Method):
         return True
 
     def fuse(self, models: Sequence[nn.Module], lanes: Lanes) -> None:
+        if any(isinstance(module, ScaledExperts) for module in models[0].modules()):
+            raise MethodError("which tokens an expert gets depends on their values, so that trials cannot share them")
         join_lanes(models, lanes, ScaledOutputLayer, ScaledInputLayer)
 
     def to_peft(self, model: nn.Module) -> PeftAdapter:
         """IA3, with factors of one for the parts of an output that are not scaled."""
+        if any(isinstance(module, ScaledExperts) for module in model.modules()):
+            raise MethodError("Hugging Face peft has no factors on the inner activations of experts")
         outputs = {name: layer for name, layer in model.named_modules() if isinstance(layer, ScaledOutputLayer)}
         inputs = {name: layer for name, layer in model.named_modules() if isinstance(layer, ScaledInputLayer)}
         state = {name: layer.scale().detach()[:, None] for name, layer in outputs.items()}

@@ -28,7 +28,12 @@ from bench.method import (
     lane_modules,
     of_lanes,
 )
-from methods.transformer_parts import ROLES, LinearLayer, LinearWrapper, attention_projections, linear_layers
+from methods.experts import expert_tensors, require_known_experts
+from methods.fused_projections import ROLES
+from methods.lora_experts import LoRAExperts
+from methods.roles import projections_in_every_block
+from methods.transformer_parts import LinearLayer, LinearWrapper, linear_layers, linear_layers_in, modules_with_parents
+from methods.weight_reads import uses_of
 
 
 class LoRALayer(LinearWrapper):
@@ -121,9 +126,11 @@ class LoRA(Method):
 
     Source: Hu et al. 2021, section 4.1 (A random, B zero, scaled by alpha / rank) and table 11 (rank 4, alpha 32 on
     queries and values for GPT-2). Where a model makes queries, keys and values in one linear layer (GPT-2's c_attn),
-    each adapted part of its output has an A and a B of its own, as in the authors' code.
+    each adapted part of its output has an A and a B of its own, as in the authors' code. In multi-head latent attention
+    queries and values are what is made from the latent vectors.
 
-    Deviations: none in the function. Dropout is off by default (table 11: 0.1 on E2E and WebNLG, 0 on DART).
+    Deviations: none in the function. The experts of a mixture, which the paper does not have, get an A and a B each.
+    Dropout is off by default (table 11: 0.1 on E2E and WebNLG, 0 on DART).
     """
 
     class Config(MethodConfig):
@@ -136,8 +143,9 @@ class LoRA(Method):
         )
         target_modules: Literal["all_linear"] | list[str] = Field(
             ["query", "value"],
-            description="all_linear: every linear layer but the output head; else a list of query, key, value (these "
-            "outputs of every attention layer, whatever the model calls them) and names of modules, such as c_proj",
+            description="all_linear: every linear layer but the output head, and every matrix of the experts of a "
+            "mixture (routers are none); else a list of query, key, value (these outputs of attention in every block, "
+            "whatever the model calls them) and names of modules, such as c_proj or experts",
         )
 
         @field_validator("target_modules")
@@ -153,18 +161,14 @@ class LoRA(Method):
     search_space: ClassVar[SearchSpace] = {"train.learning_rate": Range(low=5e-5, high=5e-3)}
 
     def patch(self, model: Any) -> nn.Module:
-        for layer, parts in self._targets(model):
-            layer.replace(
-                LoRALayer(
-                    layer.module,
-                    layer.in_features,
-                    layer.out_features,
-                    parts,
-                    self.config.rank,
-                    self.config.alpha / self.config.rank,
-                    self.config.dropout,
-                )
-            )
+        rank, scaling, dropout = self.config.rank, self.config.alpha / self.config.rank, self.config.dropout
+        targets, experts = self._targets(model), self._experts(model)
+        for name, _, _, found in experts:
+            require_known_experts(name, found)
+        for layer, parts in targets:
+            layer.replace(LoRALayer(layer.module, layer.in_features, layer.out_features, parts, rank, scaling, dropout))
+        for _, parent, attribute, found in experts:
+            setattr(parent, attribute, LoRAExperts(found, rank, scaling, dropout))
         module: nn.Module = model
         return module
 
@@ -173,6 +177,8 @@ class LoRA(Method):
         return not self.config.dropout
 
     def fuse(self, models: Sequence[nn.Module], lanes: Lanes) -> None:
+        if any(isinstance(module, LoRAExperts) for module in models[0].modules()):
+            raise MethodError("which tokens an expert gets depends on their values, so that trials cannot share them")
         join_lanes(models, lanes, LoRALayer)
 
     @property
@@ -192,6 +198,8 @@ class LoRA(Method):
     def to_peft(self, model: nn.Module) -> PeftAdapter:
         """LoRA, with N R as the rank of a layer whose output has N parts: peft knows one product for a whole output."""
         layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoRALayer)}
+        if len(layers) < len(_lora_layers(model)):
+            raise MethodError("Hugging Face peft lays out what it adds to experts otherwise, which is not exported yet")
         ranks = {name: len(layer.lora_A) for name, layer in layers.items()}
         usual = max(ranks.values())
         scaling = self.config.alpha / self.config.rank
@@ -213,15 +221,14 @@ class LoRA(Method):
 
     def _targets(self, model: Any) -> list[tuple[LinearLayer, list[torch.Tensor] | None]]:
         """Each linear layer to adapt, with the rows of each part; None where the whole output is one part."""
-        layers = {layer.name: layer for layer in linear_layers(model)}
         targets: str | list[str] = self.config.target_modules
         if targets == "all_linear":
-            return [(layer, None) for layer in layers.values()]
-        whole = {name for target in targets if target not in ROLES for name in _named(target, layers)}
+            return [(layer, None) for layer in linear_layers(model)]
+        whole = {name for target in targets if target not in ROLES for name in _named(target, model)}
         parts: dict[str, list[torch.Tensor]] = defaultdict(list)
         if roles := [target for target in targets if target in ROLES]:
-            for projection in attention_projections(model):
-                if projection.role in roles:
+            for projection in projections_in_every_block(model, roles):
+                if len(projection.rows):
                     parts[projection.layer.name].append(projection.rows)
         if both := whole & parts.keys():
             raise MethodError(
@@ -229,26 +236,51 @@ class LoRA(Method):
             )
         return [
             (layer, None if name in whole or len(parts[name][0]) == layer.out_features else parts[name])
-            for name, layer in layers.items()
+            for name, layer in _adaptable(model).items()
             if name in whole or name in parts
         ]
 
+    def _experts(self, model: Any) -> list[tuple[str, nn.Module, str, nn.Module]]:
+        """Name, parent, attribute and module of the experts to adapt, where their matrices are tensors."""
+        targets: str | list[str] = self.config.target_modules
+        return [
+            (name, parent, attribute, module)
+            for name, parent, attribute, module in modules_with_parents(model)
+            if expert_tensors(module) and (targets == "all_linear" or _is_named(name, targets))
+        ]
 
-def _named(target: str, layers: dict[str, LinearLayer]) -> list[str]:
-    """Names that are the target or end with it after a dot.
+
+def _is_named(name: str, targets: Sequence[str]) -> bool:
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def _adaptable(model: Any) -> dict[str, LinearLayer]:
+    """Every linear layer but the output head by name."""
+    head = model.get_output_embeddings()
+    return {layer.name: layer for layer in linear_layers_in(model) if layer.module is not head}
+
+
+def _named(target: str, model: Any) -> list[str]:
+    """Names of linear layers that are the target or end with it after a dot; none where it names experts.
 
     Raises:
-        MethodError: There is none.
+        MethodError: There is none, or one in whose place nothing would have its part in the output.
     """
-    found = [name for name in layers if name == target or name.endswith(f".{target}")]
-    if not found:
+    layers = _adaptable(model)
+    found = [name for name in layers if _is_named(name, [target])]
+    experts = [name for name, module in model.named_modules() if expert_tensors(module)]
+    if not found and not any(_is_named(name, [target]) for name in experts):
         known = sorted({layer.attribute for layer in layers.values()})
         raise MethodError(
             f"target_modules: no linear layer is named {target!r}; this model has {', '.join(known)}, and query, key, "
             "value mean these outputs of its attention layers"
         )
+    uses = uses_of(model)
+    for name in found:
+        if (reason := uses.why_without_part(name)) is not None:
+            raise MethodError(f"target_modules: {name} cannot be adapted: {reason}")
     return found
 
 
-def _lora_layers(model: nn.Module) -> list[LoRALayer]:
-    return [module for module in model.modules() if isinstance(module, LoRALayer)]
+def _lora_layers(model: nn.Module) -> list[LoRALayer | LoRAExperts]:
+    return [module for module in model.modules() if isinstance(module, LoRALayer | LoRAExperts)]

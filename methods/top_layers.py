@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt
 from torch import nn
 
 from bench.method import Method, MethodConfig, MethodError, Range, SearchSpace
-from methods.blocks import blocks
+from methods.blocks import block_modules
 
 
 class TopLayers(Method):
@@ -29,12 +29,12 @@ class TopLayers(Method):
     search_space: ClassVar[SearchSpace] = {"train.learning_rate": Range(low=1e-5, high=1e-3)}
 
     def patch(self, model: Any) -> nn.Module:
-        stack = blocks(model.get_decoder())
+        stack = block_modules(model.get_decoder())
         if self.config.num_layers > len(stack):
             raise MethodError(
                 f"num_layers: {self.config.num_layers} is more than the {len(stack)} blocks of this model"
             )
-        for block in stack[-self.config.num_layers :]:
-            block.module.requires_grad_(True)
+        for _, block in stack[-self.config.num_layers :]:
+            block.requires_grad_(True)
         module: nn.Module = model
         return module

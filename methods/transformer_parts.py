@@ -1,43 +1,25 @@
 """The linear layers of a transformer, and which of their outputs are queries, keys and values.
 
-Everything is found by the conventions of transformers, so that one method serves all families: an attention layer is a
-module named ...Attention that holds linear layers.
+Attention layers are found by the conventions of transformers: a module named ...Attention that holds linear layers.
+Whether a linear layer has a part in what the model computes is seen in a forward pass, see :mod:`methods.weight_reads`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from bench.method import MethodError
+from methods.fused_projections import FUSED, ROLES, SEPARATE, Role, rows_by_role
+from methods.weight_reads import uses_of
 
-Role = Literal["query", "key", "value"]
-ROLES: tuple[Role, ...] = get_args(Role)
-
-# Attention layers with a linear layer for each role.
-SEPARATE: dict[str, Role] = {
-    "q_proj": "query",
-    "k_proj": "key",
-    "v_proj": "value",
-    "q_attn": "query",
-    "q": "query",
-    "k": "key",
-    "v": "value",
-}
-
-# Attention layers with one linear layer for several roles: class and attribute to how its output is laid out.
-# blocks: all queries, then all keys, then all values. heads: query, key and value of the first head, of the second, ...
-FUSED: dict[tuple[str, str], Literal["blocks", "heads"]] = {
-    ("GPT2Attention", "c_attn"): "blocks",
-    ("Phi3Attention", "qkv_proj"): "blocks",
-    ("GPTNeoXAttention", "query_key_value"): "heads",
-    ("BloomAttention", "query_key_value"): "heads",
-}
+# Linear layers through which attention layers write hidden states, by their attribute.
+OUTPUTS = ("o_proj", "out_proj", "c_proj", "dense", "o", "wo")
 
 
 @dataclass(frozen=True)
@@ -113,13 +95,17 @@ class LinearWrapper(nn.Module):
 
 
 def linear_layers(model: Any) -> list[LinearLayer]:
-    """Every linear layer but the output head, in order of the model.
+    """Every linear layer but the output head and those that are never called, in order of the model.
 
     Raises:
         MethodError: There is none.
     """
-    head = model.get_output_embeddings()
-    found = [layer for layer in linear_layers_in(model) if layer.module is not head]
+    head, uses = model.get_output_embeddings(), uses_of(model)
+    found = [
+        layer
+        for layer in linear_layers_in(model)
+        if layer.module is not head and uses.why_without_part(layer.name) is None
+    ]
     if not found:
         raise MethodError(f"{type(model).__name__} has no linear layer (nn.Linear or Conv1D) besides its output head")
     return found
@@ -129,46 +115,63 @@ def linear_layers_in(root: nn.Module, prefix: str = "") -> Iterator[LinearLayer]
     """Every linear layer below a module whose own name is ``prefix``, in order."""
     for parent_name, parent in root.named_modules(prefix=prefix):
         for attribute, module in parent.named_children():
-            if _is_linear(module):
+            if is_linear(module):
                 name = f"{parent_name}.{attribute}" if parent_name else attribute
                 yield LinearLayer(name, parent, attribute, module)
 
 
+def modules_with_parents(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
+    """Name, parent, attribute and module of everything below a module whose own name is ``prefix``, in order."""
+    for parent_name, parent in root.named_modules(prefix=prefix):
+        for attribute, module in parent.named_children():
+            yield f"{parent_name}.{attribute}" if parent_name else attribute, parent, attribute, module
+
+
 def is_attention(module: nn.Module) -> bool:
     """Whether a module is an attention layer: named ...Attention, and holding linear layers itself."""
-    return type(module).__name__.endswith("Attention") and any(map(_is_linear, module.children()))
+    return type(module).__name__.endswith("Attention") and any(map(is_linear, module.children()))
 
 
 def attention_projections(model: Any) -> list[Projection]:
     """The projections to queries, keys and values of every attention layer (self and cross, encoder and decoder).
 
     Raises:
-        MethodError: The model has no attention layer, or one whose projections are not known.
+        MethodError: The model has no attention layer, or one whose queries, keys or values are made in a way that is
+            not known.
     """
     found: list[Projection] = []
     for name, attention in attention_modules(model):
-        before = len(found)
-        for layer in linear_layers_in(attention, name):
-            found.extend(_projections(attention, layer, model.config))
-        if len(found) == before:
+        own = [
+            Projection(attention, layer, role, rows)
+            for layer in linear_layers_in(attention, name)
+            for role, rows in rows_by_role(attention, layer.attribute, layer.out_features).items()
+        ]
+        # Some layers attend to keys and values of an earlier one (Gemma 3n and 4).
+        needed = ROLES[:1] if getattr(attention, "is_kv_shared_layer", False) else ROLES
+        if missing := [role for role in needed if role not in {projection.role for projection in own}]:
             raise MethodError(
                 f"{name} ({type(attention).__name__}): which of its linear layers make queries, keys and values is not "
-                f"known; known are separate layers named {', '.join(SEPARATE)}, and the fused layers of "
-                f"{', '.join(sorted({owner for owner, _ in FUSED}))}. Name the modules to adapt instead"
+                f"known: there is none for {', '.join(missing)}. Known are separate layers named "
+                f"{', '.join(SEPARATE)}, and the fused layers of {', '.join(sorted({owner for owner, _ in FUSED}))}. "
+                "Name the modules to adapt instead"
             )
+        found.extend(own)
     return found
 
 
 def attention_output(attention: nn.Module, name: str) -> LinearLayer:
-    """The linear layer through which an attention layer called ``name`` writes hidden states: the last without a role.
+    """The linear layer through which an attention layer called ``name`` writes hidden states.
 
     Raises:
-        MethodError: Every linear layer has one.
+        MethodError: There is none that is known.
     """
-    for layer in reversed(list(linear_layers_in(attention, name))):
-        if layer.attribute not in SEPARATE and (type(attention).__name__, layer.attribute) not in FUSED:
+    for layer in linear_layers_in(attention, name):
+        if layer.parent is attention and layer.attribute in OUTPUTS:
             return layer
-    raise MethodError(f"{name} ({type(attention).__name__}) has no linear layer that puts out what it attended to")
+    raise MethodError(
+        f"{name} ({type(attention).__name__}) has no known linear layer that puts out what it attended to: looked for "
+        f"{', '.join(OUTPUTS)}"
+    )
 
 
 def attention_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -186,24 +189,5 @@ def attention_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
     yield from found
 
 
-def _is_linear(module: nn.Module) -> bool:
+def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
-
-
-def _projections(attention: nn.Module, layer: LinearLayer, config: Any) -> Iterator[Projection]:
-    layout = FUSED.get((type(attention).__name__, layer.attribute))
-    rows = torch.arange(layer.out_features)
-    if layout is None:
-        if (role := SEPARATE.get(layer.attribute)) is not None:
-            yield Projection(attention, layer, role, rows)
-        return
-    heads = config.num_attention_heads
-    if layout == "heads":
-        parts = [part.flatten() for part in rows.view(heads, len(ROLES), -1).unbind(1)]
-    else:
-        # GPT-2's cross-attention makes its queries elsewhere, so that none are left for them here.
-        key_values = config.hidden_size // heads * getattr(attention, "num_key_value_heads", heads)
-        parts = list(torch.split_with_sizes(rows, [layer.out_features - 2 * key_values, key_values, key_values]))
-    for role, part in zip(ROLES, parts, strict=True):
-        if len(part):
-            yield Projection(attention, layer, role, part)

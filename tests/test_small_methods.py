@@ -17,7 +17,7 @@ from bench.method import Method, MethodError, trained_parameters
 from bench.tiny_models import tiny_model
 from methods.adapters import Adapters
 from methods.bitfit import BitFit
-from methods.blocks import blocks
+from methods.blocks import block_modules
 from methods.bottleneck import ParallelAdapterLayer, SequentialAdapterLayer
 from methods.ia3 import IA3
 from methods.layer_norm import LayerNormTuning
@@ -69,7 +69,7 @@ def bottleneck_by_hand(adapter: Any, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_parallel_adapter_runs_beside_the_feed_forward_part(family: str) -> None:
     model = patched(Adapters, family, placement="parallel", bottleneck_size=5)
-    block, base = (blocks(found)[1].module for found in (model, tiny_model(family)))
+    block, base = (block_modules(found)[1][1] for found in (model, tiny_model(family)))
     x = torch.randn(2, 5, model.config.hidden_size, dtype=torch.float64)
     (layer,) = [module for module in block.mlp.modules() if isinstance(module, ParallelAdapterLayer)]
     expected = base.mlp(x) + 4.0 * bottleneck_by_hand(layer.adapter, x)
