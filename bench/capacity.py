@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 from bench.spec import TrialSpec
 
+# Tells a rank which GPUs belong to its seat.
+SEAT_VARIABLE = "TUNEOFF_SEAT_GPUS"
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -16,13 +19,20 @@ class Machine:
     cpus: int
     gpus: int
     node_id: str = "local"
+    accelerator: str = ""  # type of its GPUs, as Ray labels it (H100) or as the device calls itself (NVIDIA H100 ...)
 
     def most_ranks(self, need: Need) -> int:
         """How many ranks it holds when it is empty."""
+        if not self.is_of_kind(need.accelerator):
+            return 0
         by_cpus = self.cpus // need.cpus_per_rank
         if not need.gpus_per_rank:
             return by_cpus
         return min(by_cpus, int(self.gpus / need.gpus_per_rank))
+
+    def is_of_kind(self, accelerator: str | None) -> bool:
+        """Whether its GPUs are of a type that a trial asks for."""
+        return accelerator is None or accelerator.casefold() in self.accelerator.casefold()
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,7 @@ class Need:
     cpus_per_rank: int
     gpus_per_rank: float
     whole_nodes: bool
+    accelerator: str | None = None
 
     @property
     def size(self) -> tuple[float, int]:
@@ -65,6 +76,7 @@ class Cluster:
 
     def __init__(self, machines: Sequence[Machine]) -> None:
         self._nodes: dict[str, _Node] = {}
+        self._known: dict[str, Machine] = {}  # all that there ever were, since those that are lost may come back
         self._seats: dict[str, tuple[Need, list[Seat]]] = {}
         self._company: dict[str, set[str]] = {}
         self.update(machines)
@@ -76,12 +88,13 @@ class Cluster:
 
     @property
     def has_gpus(self) -> bool:
-        """Whether any machine has a GPU."""
-        return any(machine.gpus for machine in self.machines)
+        """Whether any machine has a GPU, or had one before it was lost."""
+        return any(machine.gpus for machine in self._known.values())
 
     def update(self, machines: Sequence[Machine]) -> None:
         """Machines have come or gone. The tenants of those that are gone keep their seats until they are released."""
         here = {machine.node_id: machine for machine in machines}
+        self._known |= here
         for node_id in self._nodes.keys() - here.keys():
             del self._nodes[node_id]
         for node_id, machine in here.items():
@@ -96,32 +109,47 @@ class Cluster:
             cpus_per_rank=self.threads(spec),
             gpus_per_rank=resources.gpus_per_rank if on_gpu else 0,
             whole_nodes=resources.exclusive == "node",
+            accelerator=resources.accelerator if on_gpu else None,
         )
 
     def threads(self, spec: TrialSpec) -> int:
-        """Cores for one rank: what it asks for, or its share of the largest machine."""
+        """Cores for one rank: what it asks for, or its share of the largest machine that was ever there."""
         resources = spec.resources
         if resources.cpus_per_rank is not None:
             return resources.cpus_per_rank
-        largest = max(self.machines, key=lambda machine: (machine.gpus, machine.cpus), default=Machine(1, 0))
+        largest = max(self._known.values(), key=lambda machine: (machine.gpus, machine.cpus), default=Machine(1, 0))
         on_gpu = resources.device != "cpu" and largest.gpus > 0
         ranks = resources.ranks
-        if len(self._nodes) > 1:
+        if len(self._known) > 1:
             # Ranks may go to other machines: they share this one only as far as it holds them.
             ranks = min(ranks, largest.gpus if on_gpu else largest.cpus)
         return max(1, largest.cpus // (max(largest.gpus, ranks) if on_gpu else ranks))
 
-    def shortage(self, spec: TrialSpec) -> str | None:
-        """Why a trial can never run on these machines; None if it can."""
+    def shortage(self, spec: TrialSpec, others: Sequence[Machine] = ()) -> str | None:
+        """Why a trial can never run here, not even if every machine came back that was ever there; None if it can.
+
+        Args:
+            spec: The trial.
+            others: Machines that were not there yet and may come.
+        """
+        possible = [*self._known.values(), *others]
+        if not any(machine.cpus for machine in possible) or (missing := self._missing(spec, possible)) is None:
+            return None
+        return f"{missing}. Lower resources.ranks or resources.cpus_per_rank"
+
+    def missing(self, spec: TrialSpec) -> str | None:
+        """Why a trial cannot run on the machines that are there now, were they empty; None if it can."""
+        return self._missing(spec, self.machines)
+
+    def _missing(self, spec: TrialSpec, machines: Sequence[Machine]) -> str | None:
         need = self.need(spec)
-        if sum(machine.most_ranks(need) for machine in self.machines) >= need.ranks:
+        if sum(machine.most_ranks(need) for machine in machines) >= need.ranks:
             return None
         gpus = need.gpus_per_rank * need.ranks
-        has = _sizes(self.machines)
-        return (
-            f"{need.ranks} ranks need {need.cpus_per_rank * need.ranks} CPU cores and {gpus:g} GPUs; there are {has}. "
-            "Lower resources.ranks or resources.cpus_per_rank"
-        )
+        has = _sizes(machines)
+        kind = f" of type {need.accelerator}" if need.accelerator else ""
+        cpus = need.cpus_per_rank * need.ranks
+        return f"{need.ranks} ranks need {cpus} CPU cores and {gpus:g} GPUs{kind}; there are {has}"
 
     def room(self, need: Need) -> int:
         """How many more trials that take so much could start now."""
@@ -167,6 +195,8 @@ class Cluster:
     def _room(self, node: _Node, need: Need) -> int:
         if any(node.tenants.values()) or (need.whole_nodes and node.tenants):
             return 0
+        if not node.machine.is_of_kind(need.accelerator):
+            return 0
         by_cpus = node.free_cpus // need.cpus_per_rank
         if not need.gpus_per_rank:
             return by_cpus
@@ -194,10 +224,10 @@ def _sizes(machines: Sequence[Machine]) -> str:
     """What there is, for people."""
     if not machines:
         return "no machines"
-    sizes = Counter((machine.cpus, machine.gpus) for machine in machines)
-    return " and ".join(
-        f"{cpus} CPU cores and {gpus} GPUs"
-        if len(machines) == 1
-        else f"{count} nodes of {cpus} CPU cores and {gpus} GPUs"
-        for (cpus, gpus), count in sizes.items()
+    sizes = Counter(
+        f"{machine.cpus} CPU cores and {machine.gpus} GPUs{f' ({machine.accelerator})' if machine.accelerator else ''}"
+        for machine in machines
     )
+    if len(machines) == 1:
+        return next(iter(sizes))
+    return " and ".join(f"{count} nodes of {size}" for size, count in sizes.items())

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import nn
 
 from bench.crash_points import reached
-from bench.files import partial_path, write_atomically
+from bench.files import PARTIAL_SUFFIX, write_atomically
 from bench.method import copy_state, trained_parameters
 from bench.spec import JsonDict
 
@@ -77,12 +77,13 @@ class Checkpoints:
         data = safetensors.torch.save(checkpoint.tensors, header)
         path = self.folder / f"step-{checkpoint.step:08d}-{hashlib.sha256(data).hexdigest()}.safetensors"
         try:
+            for torn in self.folder.glob(f".*{PARTIAL_SUFFIX}"):
+                torn.unlink(missing_ok=True)  # of an attempt that was killed while it wrote
             write_atomically(path, data)
             for step, earlier in self._found():
                 if step < checkpoint.step:
                     earlier.unlink(missing_ok=True)
         except OSError as error:
-            partial_path(path).unlink(missing_ok=True)
             print(f"no checkpoint after step {checkpoint.step}: {error}", flush=True)  # noqa: T201 - into the log
             return
         reached("rank.after_checkpoint")

@@ -1,17 +1,23 @@
 """The command line: the composition root.
 
-Exit codes: 0 all trials completed, 1 some failed, 2 bad input, 130 stopped.
+Exit codes: 0 all trials completed, 1 some failed or could not run, 2 bad input, 130 stopped.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import sys
+import traceback
+from typing import NoReturn
 
 import typer
 from rich.console import Console
 
 from bench.commands import adapters, compare, doctor, methods, operate, planning, scores, sweeps, tasks
 from bench.config import ConfigError
+from bench.launch import NoMachinesError
 from bench.store import StoreError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -38,13 +44,59 @@ for command in (
     app.command()(command)
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Entry of the command ``tuneoff``."""
+    leave(exit_code())
+
+
+def exit_code() -> int:
+    """Run the command. Whatever it raises becomes words on standard error and an exit code."""
     try:
         app()
+    except SystemExit as leaving:
+        if isinstance(leaving.code, str):
+            _complain(leaving.code)
+            return 1
+        return leaving.code or 0
     except (ConfigError, StoreError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(2)
+        _complain(str(error))
+        return 2
+    except NoMachinesError as error:
+        _complain(str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 1  # Whoever read our output has had enough.
+    except OSError as error:
+        # The system refuses (disk full, no rights, storage gone). A list of our own lines would not help.
+        where = f"{error.filename}: " if error.filename is not None else ""
+        _complain(f"{where}{error.strerror or error}. What was finished before is kept")
+        return 1
+    except BaseException:  # noqa: BLE001 - an error of ours, shown whole
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _complain(message: str) -> None:
+    with contextlib.suppress(OSError):
+        Console(stderr=True).print(f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process without taking the interpreter apart.
+
+    Threads of Ray and torch outlive everything that we can close, and one that asks for the interpreter's lock while
+    it is taken apart crashes the process after all is done (signal 11) or hangs it. By now everything of ours is
+    written, released and reported, so nothing is lost by leaving at once; what other packages register with ``atexit``
+    does not run.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def probe(address: Address, environment: MutableMapping[str, str]) -> Answer:
     """What the control store says to a client with this environment; in a process of its own, since Ray keeps it."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", PROBE, f"{address.host}:{address.port}"],
+            [sys.executable, "-P", "-c", PROBE, f"{address.host}:{address.port}"],
             env=dict(environment),
             capture_output=True,
             text=True,

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from bench.search_space import SearchSpace
@@ -26,6 +25,7 @@ from bench.spec import (
     TrainSpec,
     TrialSpec,
 )
+from bench.strict_yaml import YamlError, parse_yaml
 from bench.sweep import MethodEntry, Sweep
 
 SpecT = TypeVar("SpecT", bound=BaseModel)
@@ -55,23 +55,6 @@ class Resolver(Protocol):
     def check_resources(self, method: MethodSpec, resources: ResourceSpec, where: str) -> None: ...
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys without a word."""
-
-
-def _mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} occurs twice", key_node.start_mark)
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
 def load_sweep(path: Path, settings: Sequence[str] = ()) -> Sweep:
     """Read a sweep and apply ``key.path=value`` settings to it.
 
@@ -79,11 +62,13 @@ def load_sweep(path: Path, settings: Sequence[str] = ()) -> Sweep:
         ConfigError: The file is not there or not a sweep.
     """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # a SafeLoader
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8: {error}") from error
+    except YamlError as error:
+        raise ConfigError(f"{path}: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping with name, task and methods")
     for setting in settings:
@@ -101,9 +86,9 @@ def setting_value(setting: str) -> tuple[str, Any]:
     if not equals:
         raise ConfigError(f"--set {setting}: expected key.path=value")
     try:
-        return key, yaml.safe_load(value) if value else ""
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {setting}: the value is not valid YAML: {error}") from error
+        return key, parse_yaml(value) if value else ""
+    except YamlError as error:
+        raise ConfigError(f"--set {setting}: the value is {error}") from error
 
 
 def set_key(raw: dict[str, Any], dotted: str, value: Any, where: str) -> None:

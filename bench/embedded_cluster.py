@@ -41,6 +41,7 @@ class EmbeddedCluster:
             _start_command(self._folder),
             self._environment(),
             flags=["--hold", "--remove", str(self._folder)],
+            cwd=self._folder,  # where no modules lie
             stdin=subprocess.DEVNULL,
             stdout=self._printed,
             stderr=subprocess.STDOUT,
@@ -53,7 +54,13 @@ class EmbeddedCluster:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        # This machine talks to itself; a proxy that the environment names would only be in the way.
+        os.environ["RAY_grpc_enable_http_proxy"] = "0"  # noqa: SIM112 - Ray spells it so
+        inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        # What Ray's workers and the ranks leave in their temporary folders goes with this one.
+        temporary = self._folder / "tmp"
+        temporary.mkdir()
+        return {**inherited, "TMPDIR": str(temporary)}
 
     def address(self) -> str:
         """Where the cluster listens. Waits until it does.
@@ -72,15 +79,16 @@ class EmbeddedCluster:
         return address
 
     def end(self) -> None:
-        """End all of the cluster's processes; returns when none is left."""
+        """End all of the cluster's processes, with their temporary files; returns when none is left."""
         self._kept.end()
+        self._printed.close()
 
 
 def _start_command(folder: Path) -> list[str]:
     # Where Ray's client is installed, Ray would open a port for it, and refuses the option where it is not.
     without_client = ["--ray-client-server-port=0"] if importlib.util.find_spec("grpc") else []
     return [
-        *[sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port=0", "--disable-usage-stats"],
+        *[sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--port=0", "--disable-usage-stats"],
         *["--include-dashboard=false", "--no-monitor", "--include-log-monitor=false", *without_client],
         *[f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={folder / 'ray'}"],
     ]

@@ -1,12 +1,25 @@
-"""Files that are whole or not there at all."""
+"""Files that are whole or not there at all, and that lie where they seem to lie.
+
+Results folders are passed on, so that names in them may be links that lead elsewhere. What is written is therefore
+created new, under a name that nobody can guess, and takes its own name by a rename, which replaces a link and does not
+follow it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from bench.crash_points import CrashPoint, reached
+
+# Of a file while it is written.
+PARTIAL_SUFFIX = ".partial"
 
 
 def write_atomically(path: Path, content: str | bytes, crash_point: CrashPoint | None = None) -> None:
@@ -17,20 +30,46 @@ def write_atomically(path: Path, content: str | bytes, crash_point: CrashPoint |
         content: All of it; text is written in UTF-8.
         crash_point: Passed when everything is written and has not its name yet.
     """
-    temporary = partial_path(path)
-    with temporary.open("wb") as file:
+    with replacing(path, crash_point) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    if crash_point is not None:
-        reached(crash_point)
-    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, crash_point: CrashPoint | None = None) -> Iterator[BinaryIO]:
+    """A new file for the block to write to, which then takes the place of ``path`` whole, or not at all."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}")
+    try:
+        with created(temporary) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if crash_point is not None:
+            reached(crash_point)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
-def partial_path(path: Path) -> Path:
-    """Where a file is while it is written."""
-    return path.with_name(f".{path.name}.partial")
+def created(path: Path) -> BinaryIO:
+    """A file that was not there, open for writing.
+
+    Raises:
+        FileExistsError: There is a file or a link of this name, wherever it leads.
+    """
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "wb")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder that need not be new.
+
+    Raises:
+        OSError: In its place is a link, which might lead anywhere.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "is a symbolic link; put a folder in its place", str(path))
 
 
 def sync_folder(folder: Path) -> None:

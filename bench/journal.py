@@ -30,7 +30,7 @@ class Journal:
         """Write an event so that it survives a power cut."""
         entry = {"time": round(time.time(), 3), "event": event, **details}
         line = json.dumps({**entry, "crc32": _checksum(entry)}) + "\n"
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
         try:
             size = os.fstat(file).st_size
             if size and os.pread(file, 1, size - 1) != b"\n":
@@ -51,7 +51,7 @@ class Journal:
                 try:
                     entry = json.loads(line)
                     checksum = entry.pop("crc32")
-                except (ValueError, KeyError, AttributeError):
+                except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
                     continue
                 if checksum == _checksum(entry):
                     yield entry

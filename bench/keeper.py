@@ -28,6 +28,8 @@ from typing import Any
 
 PR_SET_CHILD_SUBREAPER = 36
 POLL_SECONDS = 0.01
+# A process that waits for a disk that does not answer cannot be killed.
+END_SECONDS = 30.0
 # Ctrl-C and the signals of batch systems are for the driver, which then ends what it started.
 NOT_FOR_KEEPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -72,9 +74,10 @@ class Kept:
             self._lifeline = -1
 
     def end(self) -> None:
-        """Kill the command and all that came of it; returns when nothing is left."""
+        """Kill the command and all that came of it; returns when nothing is left, or the system does not let go."""
         self.cut()
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(END_SECONDS)
 
 
 def script(lifeline: int) -> list[str]:

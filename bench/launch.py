@@ -18,6 +18,13 @@ from bench.record import Attempt, Outcome, Placement, Provenance, outcome_of_mem
 from bench.spec import JsonDict, TrialSpec
 
 StopReason = Literal["timed_out", "cancelled"]
+# What has not ended by then is left to its keeper, which ends it when this process is gone.
+CLOSE_SECONDS = 60.0
+NOTHING_LOST = "Nothing is lost: finished trials are kept, and the same command goes on"
+
+
+class NoMachinesError(RuntimeError):
+    """There is nothing to run trials on, now. That is nobody's result: no record is made of it."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class Running:
     need: Need
     seats: list[Seat]
     stop_reason: StopReason | None = None
+    memory_bytes: int = 0  # of its largest rank, as last heard
     inbox: queue.Queue[JsonDict] = field(default_factory=queue.Queue)
 
     @property
@@ -104,8 +112,15 @@ class Launcher(ABC):
         """
 
     def shortage(self, spec: TrialSpec) -> str | None:
-        """Why a trial can never run here; None if it can, or could if machines came back that have just been lost."""
+        """Why a trial can never run here; None if it can, or could if machines came back that have been lost."""
         return self.cluster.shortage(spec)
+
+    def await_machines(self, spec: TrialSpec) -> None:  # noqa: B027 - this machine does not go away
+        """A trial waits while nothing runs: see that machines are on their way, and for how long already.
+
+        Raises:
+            NoMachinesError: There have been none that hold it for longer than one waits.
+        """
 
     def reserve(self, spec: TrialSpec) -> list[Seat] | None:
         """Seats for a trial beside those that run now; None if there is no room. They are taken until its end."""
@@ -146,7 +161,7 @@ class Launcher(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End everything that this launcher started."""
+        """End everything that this launcher started, within :data:`CLOSE_SECONDS` or so, whatever does not answer."""
 
     @abstractmethod
     def _launch(self, run: Running) -> None:

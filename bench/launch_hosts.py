@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from bench.launch import Ended, Launcher, Progress, Running
+from bench.capacity import SEAT_VARIABLE
+from bench.launch import CLOSE_SECONDS, Ended, Launcher, Progress, Running
 from bench.outbox import checkpoints_beside, finished_ranks, log_name, merged, payload
 from bench.provenance import code_sha256
 from bench.rank_host import LOOPBACK
@@ -58,7 +59,13 @@ class HostLost(Exception):
 
 
 class HostLauncher(Launcher):
-    """Starts ranks through hosts, follows them, and leaves no process behind."""
+    """Starts ranks through hosts, follows them, and leaves no process behind.
+
+    Every thread ends in an event, whatever it meets: a thread that died without a word would leave its trial running
+    for ever.
+    """
+
+    closing = False  # From here on, that a host is gone is no news.
 
     def _launch(self, run: Running) -> None:
         threading.Thread(target=self._watch, args=(run,), name=run.trial_id, daemon=True).start()
@@ -93,34 +100,50 @@ class HostLauncher(Launcher):
         """Give the seats back."""
 
     def receive(self, node_id: str, host: Host) -> None:
-        """Hear what the ranks on a host say, for ever; the body of a thread."""
-        while True:
-            try:
+        """Hear what the ranks on a host say, until it or this launcher ends; the body of a thread."""
+        try:
+            while not self.closing or self.running:
                 messages = host.poll(POLL_SECONDS * 10)
-            except HostLost as lost:
-                for run in list(self.running.values()):
-                    if any(seat.node_id == node_id for seat in run.seats):
-                        run.inbox.put({"lost": str(lost), "reason": lost.reason})
-                return
-            by_attempt = {run.attempt.attempt_id: run for run in list(self.running.values())}
-            for message in messages:
-                if (owner := by_attempt.get(message["attempt_id"])) is not None:
-                    owner.inbox.put(message)
+                by_attempt = {run.attempt.attempt_id: run for run in list(self.running.values())}
+                for message in messages:
+                    if (owner := by_attempt.get(message["attempt_id"])) is not None:
+                        owner.inbox.put(message)
+        except HostLost as lost:
+            self._lose(node_id, lost.reason, str(lost))
+        except Exception as error:  # noqa: BLE001 - its trials must hear of it whatever it is
+            self._lose(node_id, "worker_lost", f"node {node_id} is not heard: {type(error).__name__}: {error}")
+
+    def _lose(self, node_id: str, reason: Reason, why: str) -> None:
+        """Tell the trials on a node that it is gone. Of those, the largest is to blame where memory ran out."""
+        runs = [run for run in list(self.running.values()) if any(seat.node_id == node_id for seat in run.seats)]
+        for run in sorted(runs, key=lambda run: run.memory_bytes, reverse=True):
+            run.inbox.put({"lost": why, "reason": reason})
+            reason = "worker_lost" if reason == "out_of_memory" else reason
 
     def close(self) -> None:
         for trial_id in list(self.running):
             self.stop(trial_id, "cancelled")
-        while self.running:
+        deadline = time.monotonic() + CLOSE_SECONDS
+        while self.running and time.monotonic() < deadline:
             self.poll(0.1)
+        self.closing = True
 
     def _watch(self, run: Running) -> None:
+        try:
+            ended = self._ended(run)
+        except Exception as error:  # noqa: BLE001 - the driver must hear of it whatever it is
+            failed = _failed(*_launcher_failure(error)).of_member(0)
+            ended = Ended(run.trial_id, run.attempt.attempt_id, failed, None, run.seconds)
+        self.events.put(ended)
+
+    def _ended(self, run: Running) -> Ended:
+        """Run an attempt to its end."""
         try:
             report = self._run(run)
         except HostLost as lost:
             report = _failed(lost.reason, str(lost))
-        except Exception as error:  # noqa: BLE001 - the driver must hear of it whatever it is
-            message = f"the launcher failed: {type(error).__name__}: {error}"
-            report = _failed("error", message)
+        except Exception as error:  # noqa: BLE001 - what the ranks have finished counts all the same
+            report = _failed(*_launcher_failure(error))
         if isinstance(report.outcome, Failed) and report.outcome.reason in RETRYABLE:
             # A rank may have died when all was done and written.
             finished = finished_ranks(run.outbox, run.need.ranks)
@@ -129,18 +152,15 @@ class HostLauncher(Launcher):
         outcome = report.of_member(0)
         if isinstance(outcome, Failed):
             outcome = outcome.model_copy(update={"log_tail": log_tail(run.outbox, outcome.rank)})
-        files = payload(run.outbox)
-        self.events.put(
-            Ended(
-                run.trial_id,
-                run.attempt.attempt_id,
-                outcome,
-                report.provenance,
-                run.seconds,
-                files,
-                companions=report.companions,
-                shared_seconds=report.shared_seconds,
-            )
+        return Ended(
+            run.trial_id,
+            run.attempt.attempt_id,
+            outcome,
+            report.provenance,
+            run.seconds,
+            payload(run.outbox),
+            companions=report.companions,
+            shared_seconds=report.shared_seconds,
         )
 
     def _run(self, run: Running) -> RankReport:
@@ -223,6 +243,7 @@ class _Ranks:
             data: JsonDict = message.get("progress") or message["beat"]
             if "phase" in data:
                 self.phases[rank] = data["phase"]
+            self.run.memory_bytes = max(self.run.memory_bytes, data.get("memory_bytes", 0))
             member = self.run.started.members[data.pop("member", 0)]
             launcher.events.put(Progress(member.spec.trial_id, rank, data))
 
@@ -279,6 +300,8 @@ def rank_environment(threads: int, gpus: Sequence[str]) -> dict[str, str]:
     """Environment variables of a rank that the launcher sets."""
     return {
         "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+        "HIP_VISIBLE_DEVICES": ",".join(gpus),  # which ROCm heeds first; Ray or a shell may have set it for many ranks
+        SEAT_VARIABLE: ",".join(gpus),
         **({} if gpus else {"DS_ACCELERATOR": "cpu"}),
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "OMP_NUM_THREADS": str(threads),
@@ -288,6 +311,12 @@ def rank_environment(threads: int, gpus: Sequence[str]) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
     }
+
+
+def _launcher_failure(error: Exception) -> tuple[Reason, str]:
+    """What went wrong on our side of a trial. Files and networks fail without the trial having a part in it."""
+    reason: Reason = "worker_lost" if isinstance(error, OSError) else "error"
+    return reason, f"the launcher failed: {type(error).__name__}: {error}"
 
 
 def _failed(reason: Reason, message: str) -> RankReport:

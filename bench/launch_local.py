@@ -47,7 +47,8 @@ def this_machine() -> Machine:
     """Cores and GPUs that this process may use."""
     import torch
 
-    return Machine(cpus=usable_cores(), gpus=torch.cuda.device_count())
+    gpus = torch.cuda.device_count()
+    return Machine(usable_cores(), gpus, accelerator=torch.cuda.get_device_name(0) if gpus else "")
 
 
 def _visible_gpu(index: int) -> str:

@@ -8,7 +8,7 @@ is disposable: it moves JSON and tells when nodes die. What came of a trial is i
 from __future__ import annotations
 
 import contextlib
-import math
+import re
 import socket
 import threading
 import time
@@ -20,10 +20,10 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from bench.capacity import Cluster, Machine
+from bench.capacity import Cluster, Machine, Need
 from bench.config import ConfigError
 from bench.embedded_cluster import EmbeddedCluster
-from bench.launch import Ended, Progress, Running
+from bench.launch import NOTHING_LOST, Ended, NoMachinesError, Progress, Running, StopReason
 from bench.launch_hosts import POLL_SECONDS, START_TIMEOUT_SECONDS, HostLauncher, HostLost
 from bench.provenance import SOURCE_ROOT
 from bench.rank_host import END_SECONDS, RankHost
@@ -32,12 +32,23 @@ from bench.spec import JsonDict, TrialSpec
 
 # Between two looks at which nodes there are.
 LOOK_SECONDS = 2.0
-# A trial that fitted before nodes were lost waits so long for others, before it counts as infeasible.
+# When no node holds what waits, and nothing runs, so long is waited for nodes, and longer where Ray starts them itself.
 NODES_RETURN_SECONDS = 120.0
+NODES_START_SECONDS = 900.0
+# A driver whose head is gone is ended by Ray itself after 60 s, without a word. We say it earlier.
+HEAD_RETURN_SECONDS = 30.0
 NODE_ANSWER_SECONDS = 5.0
+# Of each kind of node that an autoscaler may bring, so many are counted where it sets no limit.
+MOST_TO_COME = 256
+# For threads and for Ray to end, when the launcher is closed.
+JOIN_SECONDS = 10.0
 NODE_LABEL = "ray.io/node-id"
+ACCELERATOR_LABEL = "ray.io/accelerator-type"
 # An answer of a host that takes longer is not to be expected any more.
 ANSWER_SECONDS = END_SECONDS + 30.0
+CLOSE_ANSWER_SECONDS = 10.0
+# How Ray says of an actor that its memory monitor has killed it.
+OUT_OF_MEMORY_SIGNS = ("running low on memory", "memory pressure", "out-of-memory", "(OOM)")
 # Calls that may be in progress on a host at once: one waits for messages, the others start and end trials.
 HOST_THREADS = 16
 
@@ -48,6 +59,7 @@ class NodeHost:
     def __init__(self, node_id: str, module: str | None) -> None:
         self._node_id = node_id
         self.node_is_gone = False
+        self.closed = False
         actor_class = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, max_concurrency=HOST_THREADS)(_Actor)
         strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
         self._actor: Any = actor_class.options(scheduling_strategy=strategy).remote(module)
@@ -87,7 +99,10 @@ class NodeHost:
         return str(self._ask(lambda actor: actor.address.remote(), ANSWER_SECONDS))
 
     def close(self) -> None:
-        """End the actor, and with it the rank processes that it has started."""
+        """End the rank processes that the actor has started, and the actor."""
+        with contextlib.suppress(HostLost):  # Then its keepers do it.
+            self._ask(lambda actor: actor.close.remote(), CLOSE_ANSWER_SECONDS)
+        self.closed = True
         ray.kill(self._actor)
 
     def _ask(self, call: Callable[[Any], Any], timeout_seconds: float | None) -> Any:
@@ -96,13 +111,21 @@ class NodeHost:
         except ray.exceptions.GetTimeoutError as error:
             raise HostLost("node_lost", f"node {self._node_id} does not answer") from error
         except ray.exceptions.RayActorError as error:
-            raise HostLost(self._why(error), f"node {self._node_id}: {_first_lines(error)}") from error
+            raise HostLost(self._why(error), f"node {self._node_id}: {_in_brief(error)}") from error
         except ray.exceptions.OutOfMemoryError as error:
-            raise HostLost("worker_lost", f"node {self._node_id}: {_first_lines(error)}") from error
+            raise HostLost("out_of_memory", f"node {self._node_id}: {_in_brief(error)}") from error
+        except ray.exceptions.RayTaskError:
+            raise  # of our own code there
+        except ray.exceptions.RayError as error:
+            raise HostLost("worker_lost", f"node {self._node_id}: {_in_brief(error)}") from error
 
     def _why(self, error: ray.exceptions.RayActorError) -> Reason:
+        if self.closed:
+            return "worker_lost"
         if getattr(error, "preempted", False):
             return "preempted"
+        if any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS):
+            return "out_of_memory"
         self.node_is_gone = not self._answers()
         return "node_lost" if self.node_is_gone else "worker_lost"
 
@@ -111,12 +134,7 @@ class NodeHost:
         node = alive_nodes().get(self._node_id)
         if node is None:
             return False
-        try:
-            address = node["NodeManagerAddress"], node["NodeManagerPort"]
-            socket.create_connection(address, timeout=NODE_ANSWER_SECONDS).close()
-        except OSError:
-            return False
-        return True
+        return reachable(node["NodeManagerAddress"], node["NodeManagerPort"])
 
 
 class _Actor(RankHost):
@@ -158,18 +176,20 @@ class RayLauncher(HostLauncher):
         self._module = module
         self._hosts: dict[str, NodeHost] = {}
         self._hosts_lock = threading.Lock()
+        self._hearing: list[threading.Thread] = []
         self._groups: dict[str, PlacementGroup] = {}
         self._next_look = time.monotonic() + LOOK_SECONDS
-        self._lost_nodes_at = -math.inf
         self._gone: set[str] = set()  # nodes that Ray may still list for half a minute
+        self._head = Head()
+        self._to_come = machines_to_come()  # asked for at each look, since a head that is gone gives no answer
+        self._asked: _AskedFor | None = None
 
     def poll(self, timeout_seconds: float) -> list[Progress | Ended]:
         if time.monotonic() > self._next_look:
             self._next_look = time.monotonic() + LOOK_SECONDS
-            before = len(self.cluster.machines)
-            self.cluster.update([machine for machine in machines() if machine.node_id not in self._gone])
-            if len(self.cluster.machines) < before:
-                self._lost_nodes_at = time.monotonic()
+            if self._head.answers():
+                self.cluster.update([machine for machine in machines() if machine.node_id not in self._gone])
+                self._to_come = machines_to_come()
         return super().poll(timeout_seconds)
 
     def check(self, trials: Sequence[TrialSpec]) -> None:
@@ -192,9 +212,29 @@ class RayLauncher(HostLauncher):
                     )
 
     def shortage(self, spec: TrialSpec) -> str | None:
-        if time.monotonic() - self._lost_nodes_at < NODES_RETURN_SECONDS:
-            return None
-        return super().shortage(spec)
+        return self.cluster.shortage(spec, self._to_come)
+
+    def await_machines(self, spec: TrialSpec) -> None:
+        if (missing := self.cluster.missing(spec)) is None:
+            self._stop_asking()
+            return
+        if self._asked is None:
+            patience = NODES_START_SECONDS if self._to_come else NODES_RETURN_SECONDS
+            self._asked = _AskedFor(self.cluster.need(spec), patience)
+        if (waited := time.monotonic() - self._asked.since) > (patience := self._asked.patience_seconds):
+            raise NoMachinesError(
+                f"no machines: {missing}, for {waited:.0f} s now (the limit is {patience:g} s); "
+                f"issue the command again when there are more. {NOTHING_LOST}"
+            )
+
+    def _stop_asking(self) -> None:
+        if self._asked is not None:
+            remove_placement_group(self._asked.group)
+            self._asked = None
+
+    def _launch(self, run: Running) -> None:
+        self._stop_asking()  # What was asked for holds the cores and GPUs that this trial needs.
+        super()._launch(run)
 
     def host(self, node_id: str) -> NodeHost:
         if node_id not in alive_nodes():
@@ -202,14 +242,27 @@ class RayLauncher(HostLauncher):
         with self._hosts_lock:
             if node_id not in self._hosts:
                 host = self._hosts[node_id] = NodeHost(node_id, self._module)
-                threading.Thread(target=self._hear, args=(node_id, host), daemon=True).start()
+                thread = threading.Thread(target=self._hear, args=(node_id, host), name=f"hear {node_id}", daemon=True)
+                self._hearing.append(thread)
+                thread.start()
             return self._hosts[node_id]
 
+    def stop(self, trial_id: str, reason: StopReason) -> None:
+        if not self._head.is_lost:  # Without it nothing can be asked of the nodes, which end by themselves.
+            super().stop(trial_id, reason)
+
     def close(self) -> None:
-        super().close()
-        for host in list(self._hosts.values()):
-            host.close()
-        ray.shutdown()
+        """No thread of ours uses Ray when it is shut down, and its cluster ends last."""
+        if not self._head.is_lost:
+            super().close()
+            self._stop_asking()
+            for host in list(self._hosts.values()):
+                host.close()
+            for thread in self._hearing:
+                thread.join(JOIN_SECONDS)
+            leaving = threading.Thread(target=ray.shutdown, name="ray.shutdown", daemon=True)
+            leaving.start()
+            leaving.join(JOIN_SECONDS)
         if self._embedded is not None:
             self._embedded.end()
 
@@ -223,9 +276,8 @@ class RayLauncher(HostLauncher):
 
     def _prepare(self, run: Running) -> list[list[str]] | None:
         need = run.need
-        bundle = {"CPU": need.cpus_per_rank, **({"GPU": need.gpus_per_rank} if need.gpus_per_rank else {})}
         group = placement_group(
-            [bundle] * need.ranks,
+            _bundles(need),
             name=f"tuneoff:{run.trial_id}",
             bundle_label_selector=[{NODE_LABEL: seat.node_id} for seat in run.seats],
         )
@@ -251,6 +303,63 @@ class RayLauncher(HostLauncher):
             remove_placement_group(group)
 
 
+class Head:
+    """The control store of the cluster that this process has joined."""
+
+    def __init__(self) -> None:
+        self.address = "" if ray.util.client.ray.is_connected() else str(ray.get_runtime_context().gcs_address)
+        self._silent_since: float | None = None
+        self.is_lost = False
+
+    def answers(self) -> bool:
+        """Whether it does now. Behind Ray's client it cannot be asked, and counts as answering.
+
+        Raises:
+            NoMachinesError: It has not for longer than one waits.
+        """
+        host, _, port = self.address.rpartition(":")
+        if not host or reachable(host.strip("[]"), int(port)):
+            self._silent_since = None
+            return True
+        now = time.monotonic()
+        self._silent_since = self._silent_since or now
+        if now - self._silent_since > HEAD_RETURN_SECONDS:
+            self.is_lost = True
+            raise NoMachinesError(
+                f"the head of the Ray cluster at {self.address} has not answered for {HEAD_RETURN_SECONDS:g} s; issue "
+                f"the command again when it is back. {NOTHING_LOST}"
+            )
+        return False
+
+
+class _AskedFor:
+    """A placement group that waits for nodes which are not there, so that clusters that start nodes start some."""
+
+    def __init__(self, need: Need, patience_seconds: float) -> None:
+        self.since = time.monotonic()
+        self.patience_seconds = patience_seconds
+        labels = [{ACCELERATOR_LABEL: need.accelerator}] * need.ranks if need.accelerator else None
+        self.group = placement_group(_bundles(need), name="tuneoff:more-nodes", bundle_label_selector=labels)
+
+
+def _bundles(need: Need) -> list[dict[str, float]]:
+    """What the ranks of a trial take, as a placement group has it."""
+    bundle = {"CPU": need.cpus_per_rank, **({"GPU": need.gpus_per_rank} if need.gpus_per_rank else {})}
+    return [bundle] * need.ranks
+
+
+def machines_to_come() -> list[Machine]:
+    """The machines that an autoscaler of the cluster could bring; none without one."""
+    config = ray._private.state.state.get_cluster_config()
+    found: list[Machine] = []
+    for kind in config.node_group_configs if config is not None else ():
+        count = MOST_TO_COME if kind.max_count < 0 else min(MOST_TO_COME, kind.max_count)
+        size = int(kind.resources.get("CPU", 0)), int(kind.resources.get("GPU", 0))
+        label = kind.labels.get(ACCELERATOR_LABEL, "") if hasattr(kind, "labels") else ""
+        found.extend(Machine(*size, f"{kind.name} {number}", label) for number in range(count))
+    return found
+
+
 def join(cluster: str | EmbeddedCluster, plugins: Sequence[Path] = (), runtime_env: JsonDict | None = None) -> None:
     """Make this process a driver of a cluster; see :class:`RayLauncher`."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -261,7 +370,18 @@ def join(cluster: str | EmbeddedCluster, plugins: Sequence[Path] = (), runtime_e
         options["runtime_env"] = {**(runtime_env or {}), **sent}
     else:
         address = cluster.address()
-    ray.init(address=address, **options)
+    # Ray has its workers search the folder that the driver is in for modules, before all others.
+    with contextlib.chdir(SOURCE_ROOT):
+        ray.init(address=address, **options)
+
+
+def reachable(host: str, port: int) -> bool:
+    """Whether somebody listens there."""
+    try:
+        socket.create_connection((host, port), timeout=NODE_ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def alive_nodes() -> dict[str, JsonDict]:
@@ -274,9 +394,12 @@ def machines() -> list[Machine]:
     found = []
     for node_id, node in sorted(alive_nodes().items()):
         resources = node["Resources"]
-        found.append(Machine(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), node_id))
+        kind = (node.get("Labels") or {}).get(ACCELERATOR_LABEL, "")
+        found.append(Machine(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), node_id, kind))
     return found
 
 
-def _first_lines(error: Exception) -> str:
-    return " ".join(line.strip() for line in str(error).splitlines()[:3])
+def _in_brief(error: Exception) -> str:
+    """What Ray says: its first line, and its last one, which is the error itself where our own code has raised one."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() if line.strip()]
+    return " ".join(dict.fromkeys([*lines[:1], *lines[-1:]]))

@@ -47,7 +47,7 @@ class FolderLock:
     """
 
     def __init__(self, path: Path, beat_seconds: float = BEAT_SECONDS) -> None:
-        self.path = path
+        self.path = path.absolute()  # also read while this process is in another folder
         self.beat_seconds = beat_seconds
         self._me = Holder(
             host=os.uname().nodename, pid=os.getpid(), boot_id=boot_id(), token=secrets.token_hex(8), beat=0
@@ -62,7 +62,7 @@ class FolderLock:
         Raises:
             LockError: Another driver has it.
         """
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             self._take()
         except BaseException:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from bench.search_space import Choices, Range, SearchSpace
 from bench.shared_rows import Lanes, for_rows, join_lanes, lane_modules, of_lanes
+from bench.strict_numbers import StrictNumbers
 
 __all__ = [
     "Choices",
@@ -39,10 +39,8 @@ __all__ = [
 ]
 
 
-class MethodConfig(BaseModel):
+class MethodConfig(StrictNumbers):
     """Base of a method's own settings: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class MethodError(ValueError):

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, PositiveInt, model_validator
 
 from bench.config import ConfigError, validated
-from bench.files import write_atomically
+from bench.files import make_folder, write_atomically
 from bench.spec import JsonDict, Spec, TrialSpec
+from bench.strict_yaml import YamlError, parse_yaml
 from bench.sweep import Sweep
 
 # Below the results of a sweep.
@@ -94,11 +94,11 @@ def load_published(path: Path) -> Published:
         ConfigError: It cannot be read, or breaks the schema.
     """
     try:
-        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw: Any = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    except (YamlError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
     return validated(Published, raw, str(path))
 
 
@@ -144,7 +144,7 @@ def published_files(sweep_file: Path, sweep: Sweep) -> list[Path]:
 def keep_published(root: Path, files: Sequence[Path]) -> None:
     """Copy files of published numbers to a sweep's results, where every report of it finds them."""
     for path in files:
-        (root / FOLDER).mkdir(parents=True, exist_ok=True)
+        make_folder(root / FOLDER)
         write_atomically(root / FOLDER / path.name, path.read_text(encoding="utf-8"))
 
 

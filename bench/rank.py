@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
+import platform
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore  # torch.distributed has it too, without telling type checkers
 
+from bench.capacity import SEAT_VARIABLE
 from bench.lane import Diverged
 from bench.provenance import cpu_name
 from bench.record import Failed, Reason
@@ -60,6 +63,12 @@ def select_device(spec: TrialSpec, context: RankContext) -> torch.device:
     wanted = spec.resources.device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("resources.device: cuda was asked for, and this rank sees no GPU")
+    if wanted == "auto" and not torch.cuda.is_available() and (given := os.environ.get(SEAT_VARIABLE)):
+        raise OSError(
+            errno.ENODEV,
+            f"this rank was given GPU {given} of {platform.node()} and cannot use it: torch {torch.__version__} sees "
+            "no GPU there. `tuneoff doctor` on that node says why; resources.device: cpu trains without GPUs",
+        )
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", context.local_rank % torch.cuda.device_count())
@@ -112,12 +121,27 @@ def failure(error: Exception, phase: str | None, rank: int) -> Failed:
 BROKEN_CONNECTION = ("gloo/transport", "ncclRemoteError")
 
 
+# What the system says when storage or network is at fault, whatever runs on it.
+MACHINE_ERRORS = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.ENODEV,
+    errno.ENOTCONN,
+    errno.EHOSTDOWN,
+}
+
+
 def failure_reason(error: Exception) -> Reason:
     """Out of memory, divergence and the loss of another rank are told apart from plain errors."""
     if isinstance(error, Diverged):
         return "diverged"
     broken = isinstance(error, RuntimeError) and any(sign in str(error) for sign in BROKEN_CONNECTION)
     if isinstance(error, dist.DistNetworkError | dist.DistStoreError) or broken:
+        return "worker_lost"
+    if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
         return "worker_lost"
     cpu_allocation_failed = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or cpu_allocation_failed:

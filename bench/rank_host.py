@@ -13,7 +13,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -25,6 +24,7 @@ import psutil
 
 from bench.keeper import Kept
 from bench.outbox import REPORT_FILES, START_FILE, log_name, payload
+from bench.owned_folder import owned_folder
 from bench.provenance import SOURCE_ROOT
 from bench.spec import JsonDict
 
@@ -62,8 +62,8 @@ class RankHost:
     def __init__(self, module: str | None = None) -> None:
         self._warm = module is None and sys.platform == "linux"
         self._module = module or "bench.rank_process"
-        self._folder = Path(tempfile.mkdtemp(prefix="tuneoff-host-"))
-        # Deletes the folder whatever becomes of this process.
+        self._folder = owned_folder("tuneoff-host-")
+        # Deletes the folder whatever becomes of this process; if it is killed too, the next host does.
         self._folder_keeper = Kept(["true"], os.environ, flags=["--hold", "--remove", str(self._folder)])
         self._servers: dict[str, ForkServer] = {}
         self._ranks: dict[str, list[_Rank]] = {}
@@ -211,7 +211,7 @@ class RankHost:
 
     def _alone(self, environment: Mapping[str, str], jobs: int, reports: int, log: int) -> Kept:
         return Kept(
-            [sys.executable, "-m", self._module, str(reports)],
+            [sys.executable, "-P", "-m", self._module, str(reports)],
             clean_environment(environment),
             flags=["--tell-exit", str(reports)],
             pass_fds=[reports],
@@ -260,7 +260,7 @@ class ForkServer:
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, log.open("ab") as output:
             self._kept = Kept(
-                [sys.executable, "-m", "bench.fork_server", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "bench.fork_server", str(theirs.fileno())],
                 clean_environment(environment),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -298,7 +298,8 @@ def clean_environment(own: Mapping[str, str]) -> dict[str, str]:
     """The variables of a rank: those of this process, without what is not for ranks, and ``own``."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN_VARIABLES)}
     path = os.pathsep.join(filter(None, [str(SOURCE_ROOT), inherited.get("PYTHONPATH")]))
-    return {**inherited, "PYTHONPATH": path, **own}
+    # The folder that the command was given in is not searched for modules: what lies there may be called as ours are.
+    return {**inherited, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", **own}
 
 
 def _send(rank: _Rank, line: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from bench.files import write_atomically
+from bench.files import make_folder, write_atomically
 from bench.spec import Spec
 
 REQUESTS_FOLDER = ".requests"
@@ -41,7 +41,7 @@ class Requests:
 
     def ask(self, request: CancelRequest, timeout_seconds: float) -> Answer | None:
         """Leave a request and wait for the answer; None if the driver gives none in time. Then the request is gone."""
-        self._folder.mkdir(exist_ok=True)
+        make_folder(self._folder)
         path = self._folder / f"{uuid.uuid4().hex}.json"
         answer = path.with_suffix(ANSWER_SUFFIX)
         deadline = time.monotonic() + timeout_seconds

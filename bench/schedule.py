@@ -122,12 +122,14 @@ class Schedule:
 
         Raises:
             StoreError: The results folder cannot be written to. What is finished stays in the outbox.
+            NoMachinesError: There is nothing to run on. What waits has no record then.
         """
         self.submit(trials)
         while self._running or (self.queued and not self.draining):
             self._return_from_backoff()
             if not self.draining:
                 self._start_what_fits()
+                self._await_machines()
             for event in self.launcher.poll(POLL_SECONDS):
                 if isinstance(event, Progress):
                     self._tell("progressed", event)
@@ -169,6 +171,11 @@ class Schedule:
                     return
                 passed.append(group)
         self._groups = {key: group for key, group in self._groups.items() if group.waiting}
+
+    def _await_machines(self) -> None:
+        waiting = next((group.waiting[0] for group in self._groups.values() if group.waiting), None)
+        if waiting is not None and not self._running:
+            self.launcher.await_machines(waiting.spec)
 
     def _seats(self, pending: _Pending) -> list[Seat] | str | None:
         """Seats for all ranks; why there can never be any; None if it has to wait for room."""

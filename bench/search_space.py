@@ -1,6 +1,6 @@
 """What a search for settings may vary: ranges and choices. Methods declare theirs, sweeps may name others.
 
-Imports nothing of ours, so that both the authors of methods and the specification of sweeps can use it.
+Imports little of ours, so that both the authors of methods and the specification of sweeps can use it.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from bench.strict_numbers import StrictNumbers
 
-class Range(BaseModel):
+
+class Range(StrictNumbers):
     """Numbers from ``low`` to ``high``, spaced evenly in their logarithm unless ``log`` is off."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     low: float
     high: float

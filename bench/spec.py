@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
+from bench.strict_numbers import StrictNumbers
+
 JsonDict = dict[str, Any]
 
 # tune chooses settings by the dev split, final takes the test scores, cost measures time and memory. A trial of a sweep
@@ -30,7 +32,11 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
-class ModelSpec(Spec):
+class Settings(StrictNumbers, Spec):
+    """Base of what a sweep file says."""
+
+
+class ModelSpec(Settings):
     """The base model: a local folder, a hub id, or the embedded default ``smollm2-135m``."""
 
     path: str = "smollm2-135m"
@@ -51,7 +57,7 @@ class ModelSpec(Spec):
         return self.commit or self.revision
 
 
-class TrainSpec(Spec):
+class TrainSpec(Settings):
     """How a trial trains. All methods of a sweep share it; a method entry may override single fields."""
 
     learning_rate: PositiveFloat = 1e-4
@@ -100,7 +106,7 @@ class TrainSpec(Spec):
         return self
 
 
-class DecodeSpec(Spec):
+class DecodeSpec(Settings):
     """How predictions are generated, the same for every method."""
 
     beams: PositiveInt = 1
@@ -131,7 +137,7 @@ def _off(value: Any) -> Any:
     return "off" if value is False else value  # as YAML reads a bare off
 
 
-class ResourceSpec(Spec):
+class ResourceSpec(Settings):
     """What one trial needs.
 
     Ranks, ZeRO stage, precision and whether it is compiled are part of a trial's identity; the rest is placement.
@@ -157,6 +163,11 @@ class ResourceSpec(Spec):
         False,
         description="layers go through torch.compile while they train: seconds of compiling for fewer and larger "
         "kernels in every step; below ZeRO 3",
+    )
+    accelerator: str | None = Field(
+        None,
+        description="type of GPU that ranks need, by Ray's label (H100, A100-80G), so that one comparison is not "
+        "spread over several types; None: any",
     )
     priority: int = Field(0, description="higher ones start first; of equals the larger trials do")
     timeout_seconds: PositiveFloat | None = Field(None, description="wall time of a trial, start-up included")

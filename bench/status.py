@@ -7,13 +7,14 @@ crash. Imports neither torch nor ray.
 from __future__ import annotations
 
 import contextlib
-import os
+import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
+from bench.files import created
 from bench.launch import Progress
 from bench.observe import Observer
 from bench.outbox import StartedAttempt
@@ -131,9 +132,10 @@ class StatusBoard(Observer):
 
         That it cannot be written must not end a sweep: should the disk be full, the next commit tells.
         """
-        temporary = self._path.with_name(f".{STATUS_FILE}.{os.getpid()}")
+        temporary = self._path.with_name(f".{STATUS_FILE}.{secrets.token_hex(8)}")
         with contextlib.suppress(OSError):
-            temporary.write_text(self.now().model_dump_json())
+            with created(temporary) as file:
+                file.write(self.now().model_dump_json().encode())
             temporary.replace(self._path)
 
     def _count(self, result: TrialResult) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from bench.crash_points import reached
-from bench.files import sha256_of, sync_folder, write_atomically
+from bench.files import created, make_folder, sha256_of, sync_folder, write_atomically
 from bench.journal import Journal
 from bench.lock import FolderLock, LockError
 from bench.outbox import checkpoints_beside
@@ -186,7 +186,7 @@ class Store:
         folder = self.trials / trial_id
         attempt_id = read_record(folder / RECORD_FILE).attempt.attempt_id
         kept = folder / ATTEMPTS_FOLDER / attempt_id
-        kept.mkdir(parents=True, exist_ok=True)
+        make_folder(kept)
         for path in _files_in(folder):
             _link(path, kept / path.name)
         sync_folder(kept)
@@ -197,7 +197,7 @@ class Store:
     def set_aside(self, trial_id: str, why: str) -> Path:
         """Move a trial's folder out of the way, as it is, so that it runs again. Returns where it is now."""
         aside = self.root / "set-aside"
-        aside.mkdir(exist_ok=True)
+        make_folder(aside)
         number = 1 + sum(path.name.startswith(f"{trial_id}.") for path in aside.iterdir())
         target = aside / f"{trial_id}.{number}"
         (self.trials / trial_id).rename(target)
@@ -217,7 +217,7 @@ class Store:
             raise StoreError(f"{self.journal.path} cannot be written: {error.strerror}") from error
 
     def _write(self, folder: Path, result: TrialResult, files: Sequence[Path], prefix: str = "") -> TrialResult:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for leftover in _files_in(folder):
             leftover.unlink()
         hashes: dict[str, str] = {}
@@ -245,7 +245,7 @@ def read_record(path: Path) -> TrialResult:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         record = TrialResult.model_validate(content)
-    except (ValueError, ValidationError) as error:
+    except (ValueError, ValidationError, RecursionError) as error:
         raise CorruptRecordError(_corrupt(path, str(error))) from error
     if record.content_sha256 is not None and record.content_sha256 != content_sha256(content):
         raise CorruptRecordError(_corrupt(path, "its content has another checksum than when it was written"))
@@ -271,7 +271,7 @@ def _corrupt(path: Path, why: str) -> str:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_file()]
+    return [path for path in folder.iterdir() if path.is_file() or path.is_symlink()]
 
 
 def _link(source: Path, target: Path) -> Path:
@@ -287,7 +287,7 @@ def _link(source: Path, target: Path) -> Path:
 
 def _packed(source: Path, target: Path) -> Path:
     target = target.with_name(f"{target.name}.gz")
-    with source.open("rb") as plain, gzip.GzipFile(target, "wb", mtime=0) as packed:
+    with source.open("rb") as plain, created(target) as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
         shutil.copyfileobj(plain, packed)
     _sync(target)
     return target

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from bench.search_space import SearchSpace
-from bench.spec import DecodeSpec, JsonDict, ModelSpec, ResourceSpec, Spec, TrainSpec
+from bench.spec import DecodeSpec, JsonDict, ModelSpec, ResourceSpec, Settings, TrainSpec
 
 
-class HalvingSpec(Spec):
+class HalvingSpec(Settings):
     """Successive halving within a method: the worse trials end early, on the schedule of the full length.
 
     A trial that goes on is trained again from the start, which gives the same first steps; that is counted.
@@ -25,7 +25,7 @@ class HalvingSpec(Spec):
     )
 
 
-class TuneSpec(Spec):
+class TuneSpec(Settings):
     """The stage that chooses settings for each method, with the same budget for all, by the dev split alone."""
 
     trials: PositiveInt | None = Field(None, description="budget of each method, in trainings of full length")
@@ -48,13 +48,13 @@ class TuneSpec(Spec):
         return self
 
 
-class FinalStageSpec(Spec):
+class FinalStageSpec(Settings):
     """The stage that takes the test scores, once, with the settings that were chosen."""
 
     seeds: Annotated[list[int], Field(min_length=1)]
 
 
-class CostStageSpec(Spec):
+class CostStageSpec(Settings):
     """The stage that measures time and memory: one short trial for each class of configurations, alone on its machine.
 
     All final trials that differ only in seed, learning rate or length share it.
@@ -63,7 +63,7 @@ class CostStageSpec(Spec):
     steps: PositiveInt = Field(20, description="optimiser steps; the first tenth, at least 5, are warm-up")
 
 
-class StagesSpec(Spec):
+class StagesSpec(Settings):
     """What a sweep does one after the other; a stage that is not named is left out."""
 
     tune: TuneSpec | None = None
@@ -87,7 +87,7 @@ def _bare_model(entry: Any) -> Any:
     return {"path": entry} if isinstance(entry, str) else entry
 
 
-class MethodEntry(Spec):
+class MethodEntry(Settings):
     """One line of a sweep's ``methods:``; a bare name is short for ``{name: ...}``."""
 
     name: str = Field(description='a registered name, or "module:Class"')
@@ -102,7 +102,7 @@ class MethodEntry(Spec):
     )
 
 
-class Sweep(Spec):
+class Sweep(Settings):
     """One YAML file: what to compare."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator
+
+from bench.strict_numbers import StrictNumbers
 
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
@@ -52,10 +54,8 @@ class Scoring:
     """f1: of the package rouge-score; coco: recall weighs more (beta 1.2), words as the captioning scripts cut them."""
 
 
-class TaskConfig(BaseModel):
+class TaskConfig(StrictNumbers):
     """Settings that every task has."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     train_examples: PositiveInt | None = Field(None, description="training pairs (source, one reference); None is all")
     dev_examples: PositiveInt | None = Field(None, description="unique dev sources; None is all")

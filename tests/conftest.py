@@ -185,11 +185,6 @@ def tuneoff(
         monkeypatch.setenv("COLUMNS", "200")
         monkeypatch.setattr(sys, "argv", ["tuneoff", *arguments])
         capsys.readouterr()
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code
-        return Done(code or 0, *capsys.readouterr())
+        return Done(cli.exit_code(), *capsys.readouterr())
 
     return run

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 from rich.console import Console
 
 from bench.config import ConfigError, load_sweep
 from bench.spec import JsonDict
 from bench.stages import Stages
+from bench.strict_yaml import YamlError, parse_yaml
 from bench.sweep import Sweep
 
 console = Console()
@@ -57,8 +57,8 @@ def read_runtime_env(path: Path | None, address: str | None) -> JsonDict:
     if address is None:
         raise ConfigError(f"--runtime-env {path} has no effect without --address; set variables in the shell instead")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, YamlError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must be a mapping, e.g. env_vars: {{HF_HOME: /data/hub}}")

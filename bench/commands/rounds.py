@@ -53,7 +53,7 @@ class RoundRunner:
         self._launcher: Launcher | None = None
         self._board = StatusBoard(store.root, sweep)
         warn = partial(console.print, style="yellow", highlight=False, markup=False, soft_wrap=True)
-        self._tracking = Tracking(trackers, store.root, sweep, warn)
+        self._tracking = Tracking(trackers, store.root.absolute(), sweep, warn)
         self._mirror = None if mirror is None else Mirror(mirror, store, warn)
 
     def __enter__(self) -> RoundRunner:

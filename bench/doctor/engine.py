@@ -49,7 +49,7 @@ def look(command: str = LOOK) -> JsonDict | str:
     """What a fresh process with the variables of a rank sees of torch and DeepSpeed, or how it failed."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", command],
+            [sys.executable, "-P", "-c", command],
             env=clean_environment({}),
             capture_output=True,
             text=True,

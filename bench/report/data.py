@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.files import partial_path
+from bench.files import replacing
 from bench.record import TrialResult
 from bench.report.cells import Cell, Comparison
 from bench.report.columns import Column
@@ -37,9 +37,8 @@ def _no_formula(value: Any) -> Any:
 
 def write_parquet(results: Sequence[TrialResult], path: Path) -> None:
     """results.parquet: the same rows with their types, as they are."""
-    partial = partial_path(path)
-    frame(results).to_parquet(partial, index=False)
-    partial.replace(path)
+    with replacing(path) as file:
+        frame(results).to_parquet(file, index=False)
 
 
 def json_text(content: Content) -> str:

@@ -6,7 +6,7 @@ import itertools
 import shutil
 from pathlib import Path
 
-from bench.files import write_atomically
+from bench.files import make_folder, write_atomically
 from bench.published import kept_published
 from bench.report.content import Content
 from bench.report.data import csv_text, json_text, write_parquet
@@ -28,7 +28,7 @@ def write(root: Path, command: str | None = None, missing: int = 0) -> Path:
     content = load_content(root, command, missing)
     records = content.records
     folder = root / "report"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_atomically(folder / "results.csv", csv_text(records))
     write_parquet(records, folder / "results.parquet")
     write_atomically(folder / "report.json", json_text(content))
@@ -37,10 +37,10 @@ def write(root: Path, command: str | None = None, missing: int = 0) -> Path:
     drawn = pictures(content)
     figures = folder / "figures"
     shutil.rmtree(figures, ignore_errors=True)  # A picture that is no longer drawn must not stay.
-    figures.mkdir()
+    make_folder(figures)
     for picture in itertools.chain.from_iterable(drawn):
-        (figures / f"{picture.name}.svg").write_text(picture.svg, encoding="utf-8")
-        (figures / f"{picture.name}.png").write_bytes(picture.png)
+        write_atomically(figures / f"{picture.name}.svg", picture.svg)
+        write_atomically(figures / f"{picture.name}.png", picture.png)
     cells = [cell for comparison in content.comparisons for cell in comparison.scored]
     write_atomically(folder / "report.html", html(content, drawn, side_by_side(root, cells)))
     return folder

@@ -34,13 +34,21 @@ def faults() -> Iterator[tuple[str, Fault]]:
         light.rank_killed,
         light.rank_stopped,
         light.keeper_killed,
+        light.outbox_removed,
+        light.asked_to_end,
         light.disk_full,
         light.records_damaged,
         light.two_drivers,
         light.stopped_by_people,
     ):
         yield fault.__name__, fault
-    for on_nodes in (ray.actor_killed, ray.node_removed, ray.nodes_come_and_go):
+    for on_nodes in (
+        ray.actor_killed,
+        ray.node_removed,
+        ray.only_node_lost,
+        ray.head_lost,
+        ray.nodes_come_and_go,
+    ):
         yield on_nodes.__name__, on_nodes
 
 
@@ -49,7 +57,7 @@ def main() -> int:
     wanted = sys.argv[1:]
     table = Table(title="chaos: what was done to sweeps, and what became of their trials")
     table.add_column("fault")
-    for heading in ("injected", "trials", "committed", "lost", "duplicated", "orphans", "seconds"):
+    for heading in ("injected", "trials", "committed", "lost", "duplicated", "orphans", "left in TMPDIR", "seconds"):
         table.add_column(heading, justify="right")
     bad = []
     for name, fault in faults():
@@ -65,6 +73,7 @@ def main() -> int:
             verdict.lost,
             verdict.duplicated,
             verdict.orphans,
+            verdict.left,
         )
         console.print(f"{name}: {'well' if verdict.good else verdict}", style="dim", highlight=False, markup=False)
         table.add_row(verdict.fault, *map(str, counts), f"{time.monotonic() - started:.0f}")

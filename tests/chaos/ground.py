@@ -36,11 +36,14 @@ class Verdict:
     lost: int
     duplicated: int
     orphans: int
+    left: int  # files and folders in TMPDIR
     notes: list[str] = field(default_factory=list)
 
     @property
     def good(self) -> bool:
-        return self.committed == self.trials and not (self.lost or self.duplicated or self.orphans or self.notes)
+        return self.committed == self.trials and not (
+            self.lost or self.duplicated or self.orphans or self.left or self.notes
+        )
 
 
 class Ground:
@@ -54,6 +57,8 @@ class Ground:
 
     def __init__(self, folder: Path, trials: int, command: list[str] | None = None) -> None:
         self.root = folder / "sweep"
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
         self.trials = trials
         self.command = command or [
             sys.executable,
@@ -70,6 +75,7 @@ class Ground:
         """Start a driver."""
         path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
         environment = {**os.environ, "PYTHONPATH": path, "TUNEOFF_TEST_TAG": self.tag, **variables}
+        environment["TMPDIR"] = str(self.temporary)
         return subprocess.Popen(
             self.command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -137,8 +143,23 @@ class Ground:
         lost += self.trials - len(found)
         started_after = trained_again(store)
         return Verdict(
-            fault, self.injected, self.trials, len(found), lost, len(started_after), len(orphans), list(self.notes)
+            fault,
+            self.injected,
+            self.trials,
+            len(found),
+            lost,
+            len(started_after),
+            len(orphans),
+            len(self._left()),
+            list(self.notes),
         )
+
+    def _left(self) -> list[Path]:
+        """What is in the temporary folder. A keeper needs a moment to remove its own."""
+        deadline = time.monotonic() + 10.0
+        while (left := list(self.temporary.iterdir())) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return left
 
     def _orphans(self) -> list[int]:
         deadline = time.monotonic() + 10.0

@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fakes import FakeLauncher, trial
 
 from bench.capacity import Machine
-from bench.launch import Launcher, Progress
+from bench.cli import leave
+from bench.launch import Launcher, NoMachinesError, Progress
 from bench.launch_local import LocalLauncher
 from bench.observe import Observer
 from bench.rank_host import RankHost
@@ -45,8 +46,11 @@ def launcher_for(outbox: Path) -> Launcher:
     address = os.environ.get("LIGHT_ADDRESS")
     if address is None:
         return LocalLauncher(outbox, machine, RankHost("chaos.light_rank"))
+    from bench import launch_ray
     from bench.launch_ray import RayLauncher
 
+    if patience := os.environ.get("LIGHT_PATIENCE_SECONDS"):
+        launch_ray.NODES_RETURN_SECONDS = launch_ray.HEAD_RETURN_SECONDS = float(patience)
     ours = {name: value for name, value in os.environ.items() if name.startswith(("LIGHT_", "TUNEOFF_"))}
     sources = [TESTS / "chaos", TESTS / "fakes.py"]
     return RayLauncher(outbox, address, sources, {"env_vars": ours}, "chaos.light_rank")
@@ -79,8 +83,11 @@ def main() -> int:
     except StoreError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except NoMachinesError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
     return 130 if schedule.draining else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

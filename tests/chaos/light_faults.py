@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
 from functools import partial
@@ -11,6 +12,9 @@ from pathlib import Path
 
 from bench.crash_points import CrashPoint
 from chaos.ground import Ground, Verdict, has_come_to, journal_events, spoil, wait_until
+
+# Batch systems kill what has not ended some 30 s after they asked.
+TERM_SECONDS = 25.0
 
 
 def driver_killed_at(point: CrashPoint, folder: Path, times: int = 2) -> Verdict:
@@ -83,6 +87,35 @@ def keeper_killed(folder: Path) -> Verdict:
     driver.communicate()
     ground.look()
     return ground.judge("SIGKILL of a keeper")
+
+
+def outbox_removed(folder: Path) -> Verdict:
+    """Somebody removes the folder in which attempts wait while trials run; they are tried again."""
+    ground = Ground(folder, trials=4)
+    driver = ground.start(LIGHT_SECONDS="1")
+    wait_until(lambda: ground.phases() == ["train", "train"], "no rank runs")
+    shutil.rmtree(ground.root / ".outbox")
+    ground.injected += 1
+    ground.wait(driver)
+    if not journal_events(ground.root, "lost"):
+        ground.notes.append("no attempt was lost")
+    return ground.judge("outbox removed while trials run")
+
+
+def asked_to_end(folder: Path) -> Verdict:
+    """SIGTERM, with which batch systems ask: the driver ends at once, whatever its ranks do; one of them is stopped."""
+    ground = Ground(folder, trials=4)
+    driver = ground.start(LIGHT_SECONDS="30")
+    wait_until(lambda: ground.phases() == ["train", "train"], "no rank runs")
+    os.kill(ground.ranks()[0], signal.SIGSTOP)
+    driver.send_signal(signal.SIGTERM)
+    ground.injected += 1
+    started = time.monotonic()
+    ground.wait(driver, (130, -signal.SIGINT))
+    if time.monotonic() - started > TERM_SECONDS:
+        ground.notes.append(f"the driver took {time.monotonic() - started:.0f} s to end")
+    ground.finish()
+    return ground.judge("SIGTERM of the driver")
 
 
 def disk_full(folder: Path) -> Verdict:

@@ -34,6 +34,10 @@ class Nodes:
         """One more node, of one core."""
         self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=NODE_STORE_BYTES))
 
+    def kill_head(self) -> None:
+        """The control store of the cluster dies."""
+        self.cluster.head_node.kill_gcs_server(check_alive=False)
+
     def remove(self, index: int) -> None:
         """A node dies: its processes are killed, and nobody is told."""
         self.cluster.remove_node(self.nodes.pop(index), allow_graceful=False)
@@ -92,6 +96,42 @@ def node_removed(folder: Path) -> Verdict:
             ground.notes.append(f"lost: {journal_events(ground.root, 'lost')}")
         verdict = ground.judge("node removed under a two-node trial")
     return verdict
+
+
+def only_node_lost(folder: Path) -> Verdict:
+    """The only node dies. That is no trial's result: the driver waits, says so and ends, and goes on when told to."""
+    ground = Ground(folder, trials=3)
+    with cluster_of(1) as nodes:
+        variables = {"LIGHT_ADDRESS": nodes.address, "LIGHT_SECONDS": "2", "LIGHT_PATIENCE_SECONDS": "5"}
+        driver = ground.start(**variables)
+        wait_until(ground.ranks, "no rank runs")
+        nodes.remove(0)
+        ground.injected += 1
+        output, errors = driver.communicate()
+        if driver.returncode != 1 or "no machines: 1 ranks need 1 CPU cores" not in errors:
+            ground.notes.append(f"exit code {driver.returncode}: {output}{errors}")
+        ground.look()
+        nodes.add()
+        ground.wait(ground.start(**variables))
+        return ground.judge("the only node lost, and back")
+
+
+def head_lost(folder: Path) -> Verdict:
+    """The head dies. The driver says so and ends before Ray ends it, and the same command goes on with a new one."""
+    ground = Ground(folder, trials=3)
+    with cluster_of(1) as nodes:
+        variables = {"LIGHT_SECONDS": "2", "LIGHT_PATIENCE_SECONDS": "5"}
+        driver = ground.start(LIGHT_ADDRESS=nodes.address, **variables)
+        wait_until(ground.ranks, "no rank runs")
+        nodes.kill_head()
+        ground.injected += 1
+        output, errors = driver.communicate()
+        if driver.returncode != 1 or "the head of the Ray cluster" not in errors:
+            ground.notes.append(f"exit code {driver.returncode}: {output}{errors}")
+        ground.look()
+    with cluster_of(1) as nodes:
+        ground.wait(ground.start(LIGHT_ADDRESS=nodes.address, **variables))
+        return ground.judge("head lost, another one started")
 
 
 def nodes_come_and_go(folder: Path, trials: int = 200, times: int = 5, seed: int = 0) -> Verdict:

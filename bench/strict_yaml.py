@@ -1,0 +1,121 @@
+"""YAML as a person reads it, within bounds: the core schema of YAML 1.2, over PyYAML's safe loader.
+
+PyYAML follows YAML 1.1, in which ``1:30`` is 90, ``010`` is 8, ``off`` is false and ``1e-3`` is a text. It also keeps
+the last of two equal keys, and follows anchors however large they make a few lines.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+# A sweep is a few kilobytes, and PyYAML takes about a second for so much.
+MAX_CHARACTERS = 500_000
+MAX_VALUES = 200_000  # once anchors are followed
+MAX_DEPTH = 50
+MERGE = "tag:yaml.org,2002:merge"
+
+
+class YamlError(ValueError):
+    """A text is no YAML, or more than anybody would write by hand."""
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with the scalars of YAML 1.2."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - as PyYAML has it
+
+
+# Section 10.3.2 of the specification, and underscores between digits, which YAML 1.1 has.
+for tag, pattern, first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", "~nN\0"),
+    ("int", r"[-+]?[0-9][0-9_]*|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
+    ("merge", r"<<", "<"),
+):
+    characters = ["" if character == "\0" else character for character in first]
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"^(?:{pattern})$"), characters)
+
+
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = node.value.replace("_", "")
+    if text.startswith(("0o", "0x")):
+        return int(text, 0)
+    return int(text)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[str] = set()
+    for key_node, _ in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping", key_node.start_mark)
+        if key_node.value in seen:
+            what = f"the key {key_node.value!r} occurs twice"
+            raise yaml.constructor.ConstructorError(None, None, what, key_node.start_mark)
+        seen.add(key_node.value)
+        if key_node.tag != MERGE:
+            key_node.tag = yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG  # A key is a text, also 1 and true.
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML document.
+
+    Raises:
+        YamlError: It is none, or larger or deeper than :data:`MAX_CHARACTERS`, :data:`MAX_VALUES`, :data:`MAX_DEPTH`.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise YamlError(f"{len(text):,} characters, and at most {MAX_CHARACTERS:,} are read")
+    try:
+        _check_depth(text)
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _count(node, {})
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        raise YamlError(f"not valid YAML: {error}") from error
+    except ValueError as error:  # e.g. an integer of thousands of digits
+        raise YamlError(f"not valid YAML: {error}") from error
+
+
+def _check_depth(text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise YamlError(f"nested more than {MAX_DEPTH} deep")
+
+
+def _count(node: yaml.Node, counted: dict[int, int | None]) -> int:
+    """Values that a node stands for once anchors are followed. ``counted`` has None for nodes that are being counted.
+
+    Raises:
+        YamlError: Too many, or a node that holds itself.
+    """
+    if id(node) in counted:
+        known = counted[id(node)]
+        if known is None:
+            raise YamlError(f"line {node.start_mark.line + 1}: an anchor that holds itself")
+        return known
+    counted[id(node)] = None
+    total = 1
+    if isinstance(node, yaml.CollectionNode):
+        for child in node.value:
+            total += sum(_count(part, counted) for part in (child if isinstance(child, tuple) else (child,)))
+            if total > MAX_VALUES:
+                raise YamlError(f"line {node.start_mark.line + 1}: more than {MAX_VALUES:,} values")
+    counted[id(node)] = total
+    return total
