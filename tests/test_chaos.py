@@ -32,7 +32,15 @@ def test_a_driver_killed_at_a_named_point_loses_and_repeats_nothing(point: Crash
 
 @pytest.mark.parametrize(
     "fault",
-    [light.rank_killed, light.rank_stopped, light.disk_full, light.records_damaged, light.two_drivers],
+    [
+        light.rank_killed,
+        light.rank_stopped,
+        light.outbox_removed,
+        light.asked_to_end,
+        light.disk_full,
+        light.records_damaged,
+        light.two_drivers,
+    ],
     ids=lambda fault: fault.__name__,
 )
 def test_a_fault_loses_and_repeats_nothing(fault: Callable[[Path], Verdict], tmp_path: Path) -> None:
@@ -42,7 +50,7 @@ def test_a_fault_loses_and_repeats_nothing(fault: Callable[[Path], Verdict], tmp
 
 @pytest.mark.full
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("fault", ["actor_killed", "node_removed", "nodes_come_and_go"])
+@pytest.mark.parametrize("fault", ["actor_killed", "node_removed", "only_node_lost", "head_lost", "nodes_come_and_go"])
 def test_nodes_and_actors_of_a_cluster_die(fault: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "chaos", fault],
