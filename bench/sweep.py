@@ -120,6 +120,10 @@ class Sweep(Settings):
         default_factory=list,
         description="files of published numbers that reports show beside ours, found from the folder of this file",
     )
+    trackers: dict[str, JsonDict] = Field(
+        default_factory=dict,
+        description="trackers that hear of the trials, with their settings, e.g. wandb: {entity: my-team, tags: [a]}",
+    )
     stages: StagesSpec | None = Field(None, description="None: every trial is a final one, with the settings given")
 
     @model_validator(mode="after")

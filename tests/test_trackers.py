@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
 import threading
@@ -110,7 +111,7 @@ def run(names: list[str], folder: Path, trials: int = 3) -> tuple[list[str], lis
     if trials > 1:
         launcher.plans[specs[1].trial_id] = [Failed(reason="diverged", phase="train", rank=0, message="nan")]
     store = Store(folder / "demo")
-    with store.locked(), closing(Tracking(names, store.root, "demo", said.append)) as observer:
+    with store.locked(), closing(Tracking({name: {} for name in names}, store.root, "demo", said.append)) as observer:
         Schedule(store, launcher, "demo", [observer], backoff_seconds=0.0).run(specs)
         for spec in specs:
             observer.progressed(Progress(spec.trial_id, 0, {"step": 3, "loss": 1.5, "tokens_per_second": 10.0}))
@@ -166,7 +167,7 @@ def test_a_tracker_that_hangs_delays_no_trial_and_the_end_by_its_limit_alone(
 
 def test_without_trackers_there_is_no_thread(tmp_path: Path) -> None:
     before = threading.active_count()
-    Tracking([], tmp_path, "demo", print).close()
+    Tracking({}, tmp_path, "demo", print).close()
     assert threading.active_count() == before
 
 
@@ -181,7 +182,7 @@ def test_without_trackers_there_is_no_thread(tmp_path: Path) -> None:
 )
 def test_names_that_are_none(name: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
-        Tracking([name], tmp_path, "demo", print)
+        Tracking({name: {}}, tmp_path, "demo", print)
     assert message in str(error.value)
 
 
@@ -240,10 +241,10 @@ def scalars(path: Path) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-def tell(name: str, root: Path) -> None:
+def tell(name: str, root: Path, settings: dict[str, object] | None = None) -> None:
     """A trial that trains two steps and completes, and one that diverges, told to one tracker."""
     said: list[str] = []
-    with closing(Tracking([name], root, "demo", said.append)) as observer:
+    with closing(Tracking({name: settings or {}}, root, "demo", said.append)) as observer:
         for seed, outcome in ((0, completed()), (1, Failed(reason="diverged", phase="train", rank=0, message="nan"))):
             spec = trial(seed=seed)
             observer.started(new_attempt(spec, "demo", "fake", []))
@@ -308,6 +309,24 @@ def test_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ]
     summaries = [arguments[0] for name, arguments, _ in calls if name == "wandb.init().summary.update"]
     assert summaries[0]["test/bleu"] == 50.0 and summaries[1] == {"failure": "diverged: nan"}
+
+
+def test_wandb_follows_the_sweep_and_not_what_the_environment_says_of_one_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With WANDB_RUN_ID set, wandb 0.31 ends the second run of a process with "run ID ... is in use"."""
+    for name in ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_NAME"):
+        monkeypatch.setenv(name, "fixed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    calls = stand_in(monkeypatch, "wandb")
+    monkeypatch.delitem(sys.modules, "bench.trackers.wandb", raising=False)
+    tell("wandb", tmp_path, {"entity": "team", "group": "night", "tags": ["a", "b"], "job_type": "peft"})
+    begun = next(options for name, _, options in calls if name == "wandb.init")
+    assert (begun["entity"], begun["group"], begun["job_type"], begun["tags"]) == ("team", "night", "peft", ["a", "b"])
+    assert not {"WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_NAME"} & os.environ.keys()
+    assert os.environ["WANDB_MODE"] == "offline"
+    with pytest.raises(ConfigError, match=r"trackers.wandb: .*entiti"):
+        Tracking({"wandb": {"entiti": "team"}}, tmp_path, "demo", print)
 
 
 def test_mlflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

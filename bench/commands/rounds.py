@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from bench.commands.options import Place, console
 from bench.mirror import Mirror
 from bench.observe import Observer
 from bench.record import Failed, TrialResult
-from bench.spec import TrialSpec
+from bench.spec import JsonDict, TrialSpec
 from bench.stages import Round
 from bench.status import StatusBoard
 from bench.store import Store
@@ -31,7 +31,7 @@ class RoundRunner:
         place: Where its trials run.
         targets: The classes of all methods and tasks, whose sources travel where they are plugins.
         retry_failed: Whether trials that failed in an earlier run are run again.
-        trackers: Names of the trackers that hear of the trials.
+        trackers: Those that hear of the trials, with their settings.
         mirror: Where to keep a copy of the results.
     """
 
@@ -42,7 +42,7 @@ class RoundRunner:
         place: Place,
         targets: Sequence[str],
         retry_failed: bool,
-        trackers: Sequence[str] = (),
+        trackers: Mapping[str, JsonDict] | None = None,
         mirror: str | None = None,
     ) -> None:
         self.store = store
@@ -53,7 +53,7 @@ class RoundRunner:
         self._launcher: Launcher | None = None
         self._board = StatusBoard(store.root, sweep)
         warn = partial(console.print, style="yellow", highlight=False, markup=False, soft_wrap=True)
-        self._tracking = Tracking(trackers, store.root.absolute(), sweep, warn)
+        self._tracking = Tracking(trackers or {}, store.root.absolute(), sweep, warn)
         self._mirror = None if mirror is None else Mirror(mirror, store, warn)
 
     def __enter__(self) -> RoundRunner:

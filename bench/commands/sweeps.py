@@ -57,9 +57,10 @@ def run(
     sweep, stages = read_stages(sweep_file, settings, methods_dir)
     published = published_files(sweep_file, sweep)
     store = Store(results / sweep.name)
+    trackers = {**{name: {} for name in tracker or ()}, **sweep.trackers}
     with (
         store.locked(),
-        RoundRunner(store, sweep.name, place, stages.targets, retry_failed, tracker or (), mirror) as runner,
+        RoundRunner(store, sweep.name, place, stages.targets, retry_failed, trackers, mirror) as runner,
     ):
         runner.recover()
         runner.tell_moved(stages.known_trials())

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bench.record import Completed, Failed, Ran, TrialResult
 from bench.spec import JsonDict, TrialSpec
+from bench.strict_numbers import StrictNumbers
 
 LONGEST_SETTING = 500
+
+
+class TrackerConfig(StrictNumbers):
+    """Settings of a tracker; by default there are none."""
 
 
 class Tracker:
@@ -21,6 +27,11 @@ class Tracker:
         root: Folder of the sweep's results.
         sweep: Its name.
     """
+
+    class Config(TrackerConfig):
+        """What a sweep may say under ``trackers:``; ``self.config`` holds it from the first call on."""
+
+    config: Any = None
 
     def __init__(self, root: Path, sweep: str) -> None:
         self.root, self.sweep = root, sweep

@@ -7,14 +7,16 @@ import importlib
 import importlib.util
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
-from bench.config import ConfigError
+from bench.config import ConfigError, validated
 from bench.launch import Progress
 from bench.observe import Observer
 from bench.outbox import StartedAttempt
 from bench.record import TrialResult
+from bench.spec import JsonDict
 from bench.trackers.tracker import Tracker, curve_of, failure_of, settings_of, step_values, values_of
 
 # Name: class, and the package that it needs.
@@ -56,24 +58,28 @@ class Tracking(Observer):
     """Tells trackers what happens, from a thread of its own.
 
     Args:
-        names: Of the trackers.
+        trackers: Names of the trackers, with their settings.
         root: Folder of the sweep's results.
         sweep: Its name.
         say: Hears once of each tracker that fails.
 
     Raises:
-        ConfigError: A name is none.
+        ConfigError: A name or a setting is none.
     """
 
-    def __init__(self, names: Sequence[str], root: Path, sweep: str, say: Callable[[str], None]) -> None:
-        targets = {name: tracker_target(name) for name in dict.fromkeys(names)}
-        self._make = {name: (target, root, sweep) for name, target in targets.items()}
+    def __init__(self, trackers: Mapping[str, JsonDict], root: Path, sweep: str, say: Callable[[str], None]) -> None:
+        self._make = {
+            name: partial(_made, tracker_target(name), root, sweep, settings) for name, settings in trackers.items()
+        }
+        for name, settings in trackers.items():
+            if settings:
+                validated(_tracker_class(tracker_target(name)).Config, settings, f"trackers.{name}")
         self._say = say
         self._calls: queue.Queue[Call | None] = queue.Queue(MOST_WAITING)
         self._thread = threading.Thread(target=self._work, name="trackers", daemon=True)
         self._left_out = 0
         self._last_steps: dict[str, int] = {}
-        if targets:
+        if trackers:
             self._thread.start()
 
     def close(self) -> None:
@@ -128,8 +134,8 @@ class Tracking(Observer):
 
     def _work(self) -> None:
         trackers: dict[str, Tracker] = {}
-        for name, (target, root, sweep) in self._make.items():
-            self._guarded(name, trackers, lambda: _made(target, root, sweep))  # noqa: B023 - called at once
+        for name, make in self._make.items():
+            self._guarded(name, trackers, make)
         while (call := self._calls.get()) is not None:
             for name, tracker in list(trackers.items()):
                 self._guarded(name, trackers, lambda: call(tracker))  # noqa: B023 - called at once
@@ -147,7 +153,14 @@ class Tracking(Observer):
                 trackers[name] = made
 
 
-def _made(target: str, root: Path, sweep: str) -> Tracker:
-    module, _, class_name = target.partition(":")
-    made: Tracker = getattr(importlib.import_module(module), class_name)(root, sweep)
+def _made(target: str, root: Path, sweep: str, settings: JsonDict) -> Tracker:
+    tracker_class = _tracker_class(target)
+    made = tracker_class(root, sweep)
+    made.config = tracker_class.Config.model_validate(settings)
     return made
+
+
+def _tracker_class(target: str) -> type[Tracker]:
+    module, _, class_name = target.partition(":")
+    found: type[Tracker] = getattr(importlib.import_module(module), class_name)
+    return found
