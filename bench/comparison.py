@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from bench.metrics.scoring import meant
 from bench.published import Quoted, fits, is_same_model
 from bench.record import TrialResult
 from bench.report.cells import Cell
@@ -144,9 +145,11 @@ def _metric_first(results: Sequence[TrialResult], metric: str | None) -> list[Co
     columns = metric_columns(results)
     if metric is None:
         return list(columns)
-    if metric not in {column.name for column in columns}:
-        known = ", ".join(column.name for column in columns)
-        raise ValueError(f"--metric {metric}: there is no such score in these records; known: {known}")
+    names = [column.name for column in columns]
+    if metric not in names:
+        known = ", ".join(names)
+        told = f"there is no such score in these records; known: {known}{meant(metric, names)}"
+        raise ValueError(f"--metric {metric}: {told}")
     return sorted(columns, key=lambda column: column.name != metric)
 
 

@@ -11,15 +11,20 @@ from bench.cluster_access import joined_address
 from bench.config import ConfigError
 from bench.hub import DEFAULT_BRANCH, commit_of
 from bench.launch import Launcher
-from bench.metrics.scoring import check_metrics
+from bench.metrics.checks import check_metrics
 from bench.plugin_source import PluginSource, share
 from bench.resolver import instantiate
 from bench.spec import JsonDict, TrialSpec
 from bench.splits import load_splits, oddities, told_left_out, told_oddities
 
 
-def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None]) -> None:
+def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None], metrics: Sequence[str] = ()) -> None:
     """Find malformed data before any trial starts, and convert the embedded model if that was never done.
+
+    Args:
+        trials: What is about to run.
+        say: Takes what people should know, a line each.
+        metrics: Scores that settings are chosen by.
 
     Raises:
         ConfigError: The data or the model cannot be used.
@@ -28,9 +33,11 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None]) -> None:
         for trial in {(trial.task.model_dump_json(), trial.splits): trial for trial in trials}.values():
             task, name = instantiate(trial.task), trial.task.name
             splits = load_splits(task, trial.splits)
-            check_metrics(task, splits["dev"])
+            doubts = check_metrics(task, splits["dev"], metrics)
             counts = ", ".join(f"{len(examples)} {split}" for split, examples in splits.items())
             say(f"task {name}: {counts} examples")
+            for doubt in doubts:
+                say(f"task {name}: {doubt}")
             if task.licence_note:
                 say(f"task {name}: the data are licensed {task.licence}: {task.licence_note}")
             for told in told_left_out({split: task.skipped(split) for split in splits}):

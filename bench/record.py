@@ -143,6 +143,7 @@ class Scores(Spec):
     higher_is_better: dict[str, bool] = Field(description="metric to direction; a metric without one is not here")
     absent: dict[str, str] = Field(default_factory=dict, description="metric that was not to be had, to the reason")
     scoring: JsonDict | None = Field(None, description="settings of bench.task.Scoring; None in older records")
+    remarks: list[str] = Field(default_factory=list, description="what makes them doubtful; none in older records")
 
 
 class Prediction(Spec):

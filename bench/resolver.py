@@ -87,13 +87,24 @@ def _task(name: str, config: str) -> TaskSpec:
         settings = task_class.pinned(settings)
     except TaskError as error:
         raise ConfigError(f"task {name}: {error}") from error
+    task = task_class(settings)
+    _check_scores(task, name)
     return TaskSpec(
         name=name.rpartition(":")[2],
         target=target,
         config=settings.model_dump(mode="json"),
-        data_sha256=task_class(settings).data_sha256(),
+        data_sha256=task.data_sha256(),
         **_whose(target),
     )
+
+
+def _check_scores(task: Task, name: str) -> None:
+    """Every command that reads a task finds out here whether its metrics and settings of scores are what there is."""
+    from bench.metrics.checks import check_scoring  # sacrebleu is not needed to list what there is
+    from bench.metrics.scoring import check_names
+
+    check_names(task.config.metrics, f"task {name}: metrics")
+    check_scoring(task.scoring, f"task {name}: scoring")
 
 
 def _whose(target: str) -> dict[str, str]:

@@ -15,6 +15,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from bench.config import ConfigError, Resolver, combinations, configure, expand
+from bench.metrics.checks import choosable
+from bench.metrics.scoring import meant
+from bench.resolver import instantiate
 from bench.search_run import SearchRun
 from bench.search_space import SearchSpace
 from bench.spec import JsonDict, Stage, TrainSpec, TrialSpec
@@ -68,6 +71,7 @@ class Stages:
         if sweep.stages is not None:
             self.contenders = [self._with_search(contender) for contender in self._contenders()]
             self._check_effect()
+            self._check_metric()
 
     def rounds(self, store: Store) -> Iterator[Round]:
         """All trials, round by round. The trials of a round must have records before the next one is asked for."""
@@ -198,6 +202,23 @@ class Stages:
         for name in sorted(self.sweep.train.model_fields_set):
             if all(search is not None and f"train.{name}" in search.space for search in searches):
                 raise ConfigError(f"train.{name} has no effect: every method searches it; leave it out")
+
+    def _check_metric(self) -> None:
+        """Settings are chosen by a score that the task has, which is known before anything is trained."""
+        tune = None if self.sweep.stages is None else self.sweep.stages.tune
+        if tune is None or tune.metric == "dev_loss":
+            return
+        for spec in {one.final.task.model_dump_json(): one.final.task for one in self.contenders}.values():
+            known = ("dev_loss", *choosable(instantiate(spec)))
+            if tune.metric not in known:
+                told = f"known: {', '.join(known)}{meant(tune.metric, known)}"
+                raise ConfigError(f"stages.tune.metric: there is no score {tune.metric!r}; {told}")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Scores that settings are chosen by."""
+        tune = None if self.sweep.stages is None else self.sweep.stages.tune
+        return () if tune is None or tune.metric == "dev_loss" else (tune.metric,)
 
     def _ask_trial(self, contender: Contender, tune: TuneSpec, settings: JsonDict, steps: int | None) -> TrialSpec:
         asked = self._configured(contender, settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +15,11 @@ from bench.strict_numbers import StrictNumbers
 
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+
+# The tokenizers of sacrebleu. spm is its older name for flores101.
+TokenizerName = Literal[
+    "13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "flores101", "flores200", "spm", "spBLEU-1K", "none"
+]
 
 
 class TaskError(ValueError):
@@ -47,11 +52,19 @@ class Scoring:
     """How many references of a source count for the metrics of the official script; None is all."""
     single_reference: tuple[str, ...] = ()
     """Metrics that the official script takes against the first reference alone."""
+    tokenize: TokenizerName = "13a"
+    """How sacrebleu's BLEU cuts words. With another one than 13a, ROUGE-L, TER, lengths and repetitions go by its words
+    too, and chrF leaves words out where the tokenizer is one for scripts without spaces."""
     bleu: Literal["sacrebleu", "mteval", "multi-bleu"] = "sacrebleu"
-    """The script that BLEU equals: sacrebleu's own, with tokeniser 13a; pymteval of E2E; multi-bleu.perl, on words that
+    """The script that BLEU equals: sacrebleu's own, with ``tokenize``; pymteval of E2E; multi-bleu.perl, on words that
     preparation has split, with empty texts in place of references that a source lacks of ``max_references``."""
     rouge_l: Literal["f1", "coco"] = "f1"
     """f1: of the package rouge-score; coco: recall weighs more (beta 1.2), words as the captioning scripts cut them."""
+
+    @property
+    def own_script(self) -> bool:
+        """Whether an official script says how words are cut, so that ``tokenize`` has no say."""
+        return self.bleu != "sacrebleu" or self.preparation != "none"
 
 
 class TaskConfig(StrictNumbers):
@@ -71,6 +84,11 @@ class TaskConfig(StrictNumbers):
     )
     metrics: tuple[str, ...] = Field(
         (), description="metrics beside the official ones, e.g. bertscore, of which package and weights must be there"
+    )
+    tokenize: TokenizerName | None = Field(
+        None,
+        description="how scores cut words, by sacrebleu's names: 13a, intl, zh, ja-mecab, ko-mecab, char, flores200, "
+        "...; None is the task's own, which is 13a where no task says otherwise",
     )
     template: str = Field(
         "Data: {source}\nText:",
@@ -103,7 +121,19 @@ class Task(ABC):
     scoring: Scoring = Scoring()
 
     def __init__(self, config: Any) -> None:
+        """A task with its settings.
+
+        Raises:
+            TaskError: ``tokenize`` is set, and the official script of this task cuts words itself.
+        """
         self.config = config
+        if config.tokenize is not None:
+            if self.scoring.own_script:
+                raise TaskError(
+                    f"task.tokenize: {config.tokenize!r} has no effect: {type(self).__name__} is scored as its "
+                    "official script does, which cuts words itself; leave it out"
+                )
+            self.scoring = replace(self.scoring, tokenize=config.tokenize)
 
     @classmethod
     def pinned(cls, config: Any) -> Any:

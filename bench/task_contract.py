@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from bench.metrics.scoring import check_metrics, score_examples
+from bench.metrics.checks import check_metrics, doubts_of_tokenizer, imperfect
+from bench.metrics.scoring import MetricError, score_examples
 from bench.splits import Splits, load_split
 from bench.task import SPLITS, Example, Task, TaskError
 
-# Scored against itself to see whether the official metrics can be had; more would only take longer.
+# Scored against itself to see whether the official metrics can be had, and are what they should be; more would only
+# take longer.
 SCORED = 20
 
 
@@ -36,11 +38,11 @@ def verdicts(task: Task) -> Iterator[TaskVerdict]:
             yield TaskVerdict(name, "pass")
     for name, check in CHECKS.items():
         try:
-            check(task, splits)
+            remark = check(task, splits)
         except Exception as error:  # noqa: BLE001 - as above
-            yield TaskVerdict(name, "fail", str(error) if isinstance(error, TaskError) else f"{error!r}")
+            yield TaskVerdict(name, "fail", str(error) if isinstance(error, TaskError | MetricError) else f"{error!r}")
         else:
-            yield TaskVerdict(name, "pass")
+            yield TaskVerdict(name, "pass", remark or "")
 
 
 def _loads_the_same_twice(task: Task, splits: Splits) -> None:
@@ -84,10 +86,15 @@ def _hash_is_steady(task: Task, _: Splits) -> None:
         raise TaskError("data_sha256 differs from call to call, so that no finished trial would be found again")
 
 
-def _official_scores_can_be_had(task: Task, splits: Splits) -> None:
+def _some(splits: Splits) -> list[Example]:
     some: list[Example] = next((examples for split, examples in splits.items() if split != "train"), [])[:SCORED]
     if not some:
         raise TaskError("there is neither a dev nor a test split to score")
+    return some
+
+
+def _official_scores_can_be_had(task: Task, splits: Splits) -> None:
+    some = _some(splits)
     check_metrics(task, some)
     found = score_examples(some, [example.references[0] for example in some], task.scoring).scores()
     for name in ("empty_rate", "repetition_rate"):
@@ -95,10 +102,25 @@ def _official_scores_can_be_had(task: Task, splits: Splits) -> None:
             raise TaskError(f"the references themselves have a {name} of {found.values[name]:.0f} %")
 
 
-CHECKS: dict[str, Callable[[Task, Splits], None]] = {
+def _tokenizer_fits(task: Task, splits: Splits) -> str:
+    wrong, better = doubts_of_tokenizer(task, _some(splits))
+    if wrong:
+        raise TaskError(" ".join(wrong))
+    return " ".join(better)
+
+
+def _references_score_best(task: Task, splits: Splits) -> None:
+    if why := imperfect(task, _some(splits)):
+        told = "; ".join(f"{name} {reason}" for name, reason in why.items())
+        raise TaskError(f"references scored against themselves have {told}")
+
+
+CHECKS: dict[str, Callable[[Task, Splits], str | None]] = {
     "loads the same twice": _loads_the_same_twice,
     "examples are whole": _examples_are_whole,
     "references are one line": _references_are_one_line,
     "hash is steady": _hash_is_steady,
     "official scores can be had": _official_scores_can_be_had,
+    "tokenizer fits the references": _tokenizer_fits,
+    "references score best": _references_score_best,
 }

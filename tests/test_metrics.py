@@ -16,11 +16,12 @@ from sacrebleu.metrics.lib_ter import translation_edit_rate
 
 from bench.metrics import METRICS
 from bench.metrics.captions import longest_common_subsequence
+from bench.metrics.checks import check_metrics
 from bench.metrics.edit_rate import fewest_edits, num_edits
 from bench.metrics.entities import coverage
 from bench.metrics.form import repeats_itself
 from bench.metrics.penn_treebank import caption_words
-from bench.metrics.scoring import MetricError, check_metrics, score_examples, stored_scoring, with_perplexity
+from bench.metrics.scoring import MetricError, score_examples, stored_scoring, with_perplexity
 from bench.metrics.slots import slot_errors
 from bench.metrics.texts import Texts, prepare
 from bench.record import Scores
@@ -250,7 +251,7 @@ def test_form_of_predictions() -> None:
     found = {name: value(name, texts) for name in ("exact_match", "empty_rate", "truncated_rate", "repetition_rate")}
     assert found == {"exact_match": 25.0, "empty_rate": 25.0, "truncated_rate": 25.0, "repetition_rate": 25.0}
     assert value("length_ratio", texts) == (2 + 0 + 10 + 2) / (2 + 1 + 2 + 4)
-    assert not repeats_itself("New York and New York and New York")
+    assert not repeats_itself(["New", "York", "and", "New", "York", "and", "New", "York"])
 
 
 def example(number: int, prediction_of: str, tags: tuple[str, ...] = ()) -> Example:

@@ -33,6 +33,7 @@ class RoundRunner:
         retry_failed: Whether trials that failed in an earlier run are run again.
         trackers: Those that hear of the trials, with their settings.
         mirror: Where to keep a copy of the results.
+        metrics: Scores that settings are chosen by, which have to be had.
     """
 
     def __init__(
@@ -44,11 +45,13 @@ class RoundRunner:
         retry_failed: bool,
         trackers: Mapping[str, JsonDict] | None = None,
         mirror: str | None = None,
+        metrics: Sequence[str] = (),
     ) -> None:
         self.store = store
         self.sweep = sweep
         self.place, self.targets = place, targets
         self.retry_failed = retry_failed
+        self.metrics = metrics
         self.found: dict[str, TrialResult] = {}
         self._launcher: Launcher | None = None
         self._board = StatusBoard(store.root, sweep)
@@ -134,7 +137,7 @@ class RoundRunner:
             self._launcher = self._start_launcher()
             self._launcher.warm(pending[0])
         self._launcher.check(pending)
-        prepare(pending, lambda message: console.print(message, style="dim", highlight=False))
+        prepare(pending, lambda message: console.print(message, style="dim", highlight=False), self.metrics)
         with Display(console, self._board) as display:
             observers: list[Observer] = [self._board, display, self._tracking]
             if self._mirror is not None:

@@ -43,11 +43,13 @@ def score(
     The file has a line for each source of the split (or of the subset that --set asks for), in the order of the data;
     an empty line is an empty text.
     """
+    from bench.metrics.checks import check_scoring
     from bench.metrics.scoring import score_examples
     from bench.splits import drawn_examples
 
     loaded = load_task_with(task, settings)[1]
     try:
+        check_scoring(loaded.scoring, f"task {task}: scoring")
         examples = drawn_examples(loaded, split.value)
         texts = _lines(hypotheses, len(examples), split)
         system = score_examples(examples, texts, loaded.scoring, also=also or ())
@@ -125,15 +127,18 @@ def _print_scores(title: str, sources: int, found: Scores, by_tag: bool) -> None
     console.print(table)
     for name, reason in found.absent.items():
         console.print(Text(f"no {name}: {reason}", style="dim"))
+    for remark in found.remarks:
+        console.print(Text(remark, style="yellow"))
 
 
 def _chosen(rows: list[dict[str, Any]], by: str, tag: str | None, text: str | None) -> list[dict[str, Any]]:
     scored = [row for row in rows if by in row.get("scores", {})]
     if not scored:
-        known = ", ".join(rows[0].get("scores", {})) if rows else ""
-        raise ConfigError(
-            f"--by {by}: single sources have no such score; they have {known or 'none, in this old record'}"
-        )
+        from bench.metrics.scoring import meant
+
+        known = list(rows[0].get("scores", {})) if rows else []
+        told = f"{', '.join(known)}{meant(by, known)}" if known else "none, in this old record"
+        raise ConfigError(f"--by {by}: single sources have no such score; they have {told}")
     tags = {one for row in rows for one in row["tags"]}
     if tag is not None and tag not in tags:
         raise ConfigError(f"--tag {tag}: no source has it; there are {', '.join(sorted(tags)) or 'no tags'}")

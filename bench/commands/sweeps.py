@@ -60,7 +60,7 @@ def run(
     trackers = {**{name: {} for name in tracker or ()}, **sweep.trackers}
     with (
         store.locked(),
-        RoundRunner(store, sweep.name, place, stages.targets, retry_failed, trackers, mirror) as runner,
+        RoundRunner(store, sweep.name, place, stages.targets, retry_failed, trackers, mirror, stages.metrics) as runner,
     ):
         runner.recover()
         runner.tell_moved(stages.known_trials())

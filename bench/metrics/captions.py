@@ -56,6 +56,16 @@ def longest_common_subsequence(one: Sequence[str], two: Sequence[str]) -> int:
     return len(one) - row.bit_count()
 
 
+def no_cider(texts: Texts) -> str | None:
+    """How rare an n-gram is, is counted over sources: where all have the same ones, none weighs anything."""
+    if len(texts) < 2:
+        return "there is one source, and how rare words are is counted over several"
+    of_sources = [{word for text in some for word in caption_words(text)} for some in texts.prepared_references]
+    if any(words != of_sources[0] for words in of_sources):
+        return None
+    return "the references of all sources have the same words, of which none is rarer than another"
+
+
 def cider(texts: Texts) -> Measured:
     """CIDEr-D, 0 to 10: cosine of tf-idf n-gram vectors, clipped, with a penalty for another length.
 

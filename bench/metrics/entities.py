@@ -12,6 +12,7 @@ from functools import lru_cache
 from unidecode import unidecode
 
 from bench.metrics.metric import Measured, Sources
+from bench.metrics.scripts import unspaced
 from bench.metrics.texts import Texts
 
 # Parts of a triple that are no entities: DART marks the table that a triple is about.
@@ -49,17 +50,25 @@ def coverage(facts: Sequence[Sequence[str]], text: str) -> tuple[int, int]:
     """How many different entities a text mentions, and of how many."""
     entities = {end for fact in facts for end in (fact[0], fact[-1])} - _MARKERS
     said = Counter(words(text))
-    return sum(_mentioned(entity, said) for entity in entities), len(entities)
+    return sum(_mentioned(entity, said, text) for entity in entities), len(entities)
 
 
-def _mentioned(entity: str, said: Counter[str]) -> bool:
-    return any(Counter(form) <= said for form in _forms(entity))
+def _mentioned(entity: str, said: Counter[str], text: str) -> bool:
+    """By its words; letter by letter where it has none in ASCII, or its script no spaces between words."""
+    forms = [form for form in _forms(entity) if form]
+    if any(Counter(form) <= said for form in forms):
+        return True
+    return (not forms or unspaced(entity)) and _plain(entity).lower() in text.lower()
+
+
+def _plain(entity: str) -> str:
+    return entity.strip('"').replace("_", " ")
 
 
 @lru_cache(maxsize=100_000)
 def _forms(entity: str) -> tuple[tuple[str, ...], ...]:
     """The ways to say an entity, each a bag of words, of which all must occur."""
-    plain = entity.strip('"').replace("_", " ")
+    plain = _plain(entity)
     without_remark = re.sub(r"\([^)]*\)", " ", plain)
     forms = [_content(plain), _content(without_remark) or _content(plain)]
     if (day := _date(plain)) is not None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from bench.metrics.metric import Measured, Sources, mean_of
 from bench.metrics.texts import Texts
+from bench.metrics.words import spaced_words
 
 # A prediction in which some run of this many words occurs this often repeats itself. Of the 91,670 different references
 # of E2E, WebNLG and DART, 20 do.
@@ -28,16 +30,19 @@ def exact_match(texts: Texts) -> Measured:
 
 def length_ratio(texts: Texts) -> Measured:
     """Words of the predictions over words of the references that are closest in length; 1 is their length."""
-    words = [len(text.split()) for text in texts.prepared_predictions]
+    cut = spaced_words(texts.scoring)
+    words = [len(cut(text)) for text in texts.prepared_predictions]
     closest = [
-        min((len(text.split()) for text in some), key=lambda length: (abs(length - said), length))
+        min((len(cut(text)) for text in some), key=lambda length: (abs(length - said), length))
         for said, some in zip(words, texts.prepared_references, strict=True)
     ]
 
     def over(sources: Sources) -> float:
         return sum(words[index] for index in sources) / max(1, sum(closest[index] for index in sources))
 
-    return Measured("words|closest reference", over, tuple(over([index]) for index in range(len(words))))
+    return Measured(
+        f"words{_cut_by(texts)}|closest reference", over, tuple(over([index]) for index in range(len(words)))
+    )
 
 
 def empty_rate(texts: Texts) -> Measured:
@@ -58,12 +63,17 @@ def truncation_unknown(texts: Texts) -> str | None:
 
 def repetition_rate(texts: Texts) -> Measured:
     """Percentage of predictions in which some run of words occurs again and again."""
-    values = [100.0 * repeats_itself(text) for text in texts.predictions]
-    return mean_of(values, f"a run of {REPEATED_WORDS} words {REPEATED_TIMES} times")
+    cut = spaced_words(texts.scoring)
+    values = [100.0 * repeats_itself(cut(text.lower())) for text in texts.predictions]
+    return mean_of(values, f"a run of {REPEATED_WORDS} words{_cut_by(texts)} {REPEATED_TIMES} times")
 
 
-def repeats_itself(text: str) -> bool:
+def _cut_by(texts: Texts) -> str:
+    name = texts.scoring.tokenize
+    return "" if name in ("13a", "none") else f" of {name}"
+
+
+def repeats_itself(words: Sequence[str]) -> bool:
     """Whether some run of words occurs as often as a text that is stuck repeats it."""
-    words = text.lower().split()
     runs = Counter(tuple(words[at : at + REPEATED_WORDS]) for at in range(len(words) - REPEATED_WORDS + 1))
     return max(runs.values(), default=0) >= REPEATED_TIMES

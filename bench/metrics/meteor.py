@@ -19,6 +19,7 @@ from bench.metrics.meteor_resources import (
 from bench.metrics.meteor_words import meteor_words
 from bench.metrics.metric import Measured, Sources
 from bench.metrics.penn_treebank import caption_words
+from bench.metrics.scripts import MADE_FOR, foreign
 from bench.metrics.texts import Texts
 
 # Of the program's task "rank" for English, its default (Denkowski & Lavie 2014, table 1).
@@ -30,8 +31,10 @@ Statistics = tuple[float, ...]
 of which a text that is matched whole and in order has none."""
 
 
-def no_meteor(_: Texts) -> str | None:
+def no_meteor(texts: Texts) -> str | None:
     """What is missing for METEOR to be had."""
+    if texts.scoring.tokenize in MADE_FOR or foreign(text for some in texts.references for text in some):
+        return "it knows the words, stems and paraphrases of English alone, and the references are in another script"
     if folder() is not None:
         return None
     return (

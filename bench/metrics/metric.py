@@ -35,12 +35,14 @@ class Metric:
         higher_is_better: Direction; None where neither end is better, e.g. a length ratio.
         measure: Takes prepared texts, gives the measured metric.
         absent: Says what is missing for this metric to be had (a package, weights, facts); None where all is there.
+        best: Score of texts that equal their only reference; None where there is no such number for all texts.
     """
 
     name: str
     higher_is_better: bool | None
     measure: Callable[[Texts], Measured]
     absent: Callable[[Texts], str | None] = lambda texts: None
+    best: float | None = None
 
 
 def mean_of(values: Sequence[float], signature: str) -> Measured:

@@ -6,12 +6,10 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any
-
-from sacrebleu.metrics.bleu import BLEU
 
 from bench.metrics.metric import Measured, Sources
 from bench.metrics.texts import Texts
+from bench.metrics.words import tokenizer
 
 ORDER = 5
 
@@ -20,6 +18,12 @@ BETA = -math.log(0.5) / math.log(1.5) ** 2
 
 Ngram = tuple[str, ...]
 Counts = Counter[Ngram]
+
+
+def no_nist(texts: Texts) -> str | None:
+    """What a word tells is how rare it is, so that one word alone tells nothing."""
+    words = {word for some in texts.prepared_references for text in some for word in text.lower().split()}
+    return "the references have but one word, which tells nothing" if len(words) < 2 else None
 
 
 def nist(texts: Texts) -> Measured:
@@ -31,7 +35,7 @@ def nist(texts: Texts) -> Measured:
     all references, information over the references of the sources that are scored, average reference length. Of a
     single source the information is still that of all sources.
     """
-    tokenize: Any = BLEU(tokenize="13a").tokenizer
+    tokenize = tokenizer(texts.scoring.tokenize)
 
     @cache
     def words(text: str) -> tuple[str, ...]:
@@ -48,7 +52,9 @@ def nist(texts: Texts) -> Measured:
     everything = _information(rows)
     alone = tuple(_score([row], everything) for row in rows)
     case = "lc" if texts.scoring.lowercase else "mixed"
-    return Measured(f"nist:{ORDER}|nrefs:var|case:{case}|tok:13a|length:average|as pymteval", over, alone)
+    return Measured(
+        f"nist:{ORDER}|nrefs:var|case:{case}|tok:{texts.scoring.tokenize}|length:average|as pymteval", over, alone
+    )
 
 
 class _Row:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -12,7 +13,8 @@ from sacrebleu.metrics.chrf import CHRF
 from bench.metrics.edit_rate import QuickTER
 from bench.metrics.metric import Measured, Sources, mean_of
 from bench.metrics.texts import Texts
-from bench.task import Scoring
+from bench.metrics.words import WITHOUT_SPACES, rouge_words, tokenizer
+from bench.task import Scoring, TokenizerName
 
 
 def bleu(texts: Texts) -> Measured:
@@ -30,26 +32,58 @@ def bleu(texts: Texts) -> Measured:
     return Measured(measured.signature, measured.over, alone)
 
 
+def with_effective_order(texts: Texts) -> float:
+    """BLEU over all sources without the orders of n-grams that no prediction is long enough for."""
+    metric = BLEU(effective_order=True, **_bleu_settings(texts.scoring))
+    references = reference_streams(bleu_references(texts.prepared_references, texts.scoring))
+    return float(metric.corpus_score(list(texts.prepared_predictions), references).score)
+
+
 def chrf(texts: Texts) -> Measured:
-    """Corpus chrF++ (word order 2) from 0 to 100, on texts as they are."""
+    """Corpus chrF++ (word order 2) from 0 to 100, on texts as they are; chrF for scripts without spaces."""
     return _added_up("chrf", texts)
 
 
 def ter(texts: Texts) -> Measured:
-    """Corpus translation edit rate in percent, case-insensitive, equal to tercom."""
+    """Corpus translation edit rate in percent, case-insensitive, as sacrebleu computes it.
+
+    Words stand between spaces, as in tercom; with another tokenizer than 13a, they are those that it cuts.
+    """
     return _added_up("ter", texts)
 
 
 def rouge_l_f1(texts: Texts) -> Measured:
-    """ROUGE-L F1 of the best reference in percent, averaged over sources, by the package rouge-score (beta 1)."""
+    """ROUGE-L F1 of the best reference in percent, averaged over sources, by the package rouge-score (beta 1).
+
+    Words are cut by :func:`bench.metrics.words.rouge_words`: the package's own rule knows a to z and digits alone.
+    """
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(["rougeL"])
+    name = texts.scoring.tokenize
+    scorer = RougeScorer(["rougeL"], tokenizer=_RougeTokenizer(rouge_words(name)))
     values = [
         100.0 * float(scorer.score_multi(list(some), prediction)["rougeL"].fmeasure)
         for prediction, some in zip(texts.prepared_predictions, texts.prepared_references, strict=True)
     ]
-    return mean_of(values, f"rougeL|f1|max over references|no stemming|rouge-score:{version('rouge-score')}")
+    tok = "letters and digits" if name == "13a" else name
+    return mean_of(values, f"rougeL|f1|max over references|no stemming|tok:{tok}|rouge-score:{version('rouge-score')}")
+
+
+class _RougeTokenizer:
+    """Words in the form that rouge-score asks for."""
+
+    def __init__(self, words: Callable[[str], list[str]]) -> None:
+        self.tokenize = cache(words)
+
+
+class _TokenizedTER(QuickTER):
+    """TER over the words of a tokenizer of sacrebleu."""
+
+    def __init__(self, name: TokenizerName) -> None:
+        super().__init__()
+        cut = tokenizer(name)
+        self.tokenizer: Any = lambda text: cut(text.lower())
+        self.tokenizer_signature = name
 
 
 class _UnsmoothedBLEU(BLEU):
@@ -86,8 +120,9 @@ def reference_streams(references: Sequence[Sequence[str]]) -> Any:
 
 
 def _bleu_settings(scoring: Scoring) -> dict[str, Any]:
-    tokenizer = {"tokenize": "none"} if scoring.bleu == "multi-bleu" else {}
-    return {"lowercase": scoring.lowercase, "force": True, **tokenizer}  # force: no advice about tokenised text
+    name = "none" if scoring.bleu == "multi-bleu" else scoring.tokenize
+    tokenizer(name)  # says what is missing before sacrebleu downloads it
+    return {"lowercase": scoring.lowercase, "force": True, "tokenize": name}  # force: no advice about tokenised text
 
 
 def bleu_references(references: Sequence[Sequence[str]], scoring: Scoring) -> Sequence[Sequence[str]]:
@@ -106,12 +141,14 @@ def corpus_metric(name: str, texts: Texts) -> tuple[Any, Sequence[str], Sequence
     """
     scoring = texts.scoring
     if name == "chrf":
-        return CHRF(word_order=2), texts.predictions, texts.references
+        word_order = 0 if scoring.tokenize in WITHOUT_SPACES else 2
+        return CHRF(word_order=word_order), texts.predictions, texts.references
     if name == "ter":
         references: Sequence[Sequence[str]] = texts.prepared_references
         if name in scoring.single_reference:
             references = [some[:1] for some in references]
-        return QuickTER(), texts.prepared_predictions, references
+        made = QuickTER() if scoring.tokenize in ("13a", "none") else _TokenizedTER(scoring.tokenize)
+        return made, texts.prepared_predictions, references
     if name != "bleu":
         raise KeyError(name)
     make = {"sacrebleu": BLEU, "multi-bleu": _UnsmoothedBLEU, "mteval": _MtevalBLEU}[scoring.bleu]

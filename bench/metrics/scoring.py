@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from pydantic import TypeAdapter
 
 from bench.metrics import METRICS, Measured
+from bench.metrics.remarks import remarks
 from bench.metrics.texts import Texts, prepare
 from bench.record import NOT_ASKED_FOR, Scores
-from bench.task import Example, Scoring, Task
+from bench.task import Example, Scoring
 
 # What every task is scored by beside its official metrics, where it applies.
 ALWAYS = ("entity_coverage", "exact_match", "length_ratio", "empty_rate", "truncated_rate", "repetition_rate")
@@ -26,6 +29,32 @@ class MetricError(ValueError):
     """A metric is unknown, or cannot be had."""
 
 
+def check_names(names: Iterable[str], where: str | None = None, known: Iterable[str] = METRICS) -> None:
+    """Metrics by name.
+
+    Args:
+        names: What is asked for.
+        where: The key that asks.
+        known: What there is.
+
+    Raises:
+        MetricError: One is unknown; the message has close matches.
+    """
+    known = tuple(known)
+    for name in names:
+        if name in known:
+            continue
+        key = "" if where is None else f"{where}: "
+        raise MetricError(f"{key}there is no metric {name!r}; known: {', '.join(known)}{meant(name, known)}")
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """The end of a message about a metric that is unknown: what may be meant, if anything is close."""
+    spelt = {one.replace("_", ""): one for one in known}
+    close = difflib.get_close_matches(re.sub(r"[^a-z0-9]", "", name.lower()), spelt, n=3)
+    return f"; did you mean {' or '.join(repr(spelt[one]) for one in close)}?" if close else ""
+
+
 @dataclass(frozen=True)
 class SystemScores:
     """Scores of one system, over any part of its sources.
@@ -35,12 +64,14 @@ class SystemScores:
         absent: Metric to what is missing for it.
         tags: Of each source.
         scoring: The settings.
+        remarks: What makes the scores doubtful, in whole sentences.
     """
 
     measured: Mapping[str, Measured]
     absent: Mapping[str, str]
     tags: Sequence[Sequence[str]]
     scoring: Scoring
+    remarks: Sequence[str] = ()
 
     def over(self, sources: Sequence[int]) -> dict[str, float]:
         """Every score over the sources at these positions, which may repeat."""
@@ -68,6 +99,7 @@ class SystemScores:
             },
             absent=dict(self.absent),
             scoring=json.loads(json.dumps(asdict(self.scoring))),
+            remarks=list(self.remarks),
         )
 
 
@@ -110,13 +142,13 @@ def score_examples(
         truncated,
     )
     measured, absent = measure(texts, also)
-    return SystemScores(measured, absent, [example.tags for example in examples], scoring)
+    tags = [example.tags for example in examples]
+    return SystemScores(measured, absent, tags, scoring, remarks(texts, measured))
 
 
 def measure(texts: Texts, also: Sequence[str] = ()) -> tuple[dict[str, Measured], dict[str, str]]:
     """The metrics that can be had, and what is missing for the others. See :func:`score_examples`."""
-    if unknown := [name for name in also if name not in METRICS]:
-        raise MetricError(f"there is no metric {unknown[0]!r}; known: {', '.join(METRICS)}")
+    check_names(also)
     measured: dict[str, Measured] = {}
     absent: dict[str, str] = {}
     for name in dict.fromkeys((*texts.scoring.metrics, *ALWAYS, *also, *LEARNED)):
@@ -130,27 +162,6 @@ def measure(texts: Texts, also: Sequence[str] = ()) -> tuple[dict[str, Measured]
         elif name in texts.scoring.metrics or name in LEARNED:
             absent[name] = lacking
     return measured, absent
-
-
-def check_metrics(task: Task, examples: Sequence[Example]) -> None:
-    """Find out before any training whether the metrics that a sweep adds can be had.
-
-    Raises:
-        MetricError: One is unknown, misses a package or weights, or does not suit the task.
-    """
-    some = examples[:3]
-    texts = prepare(
-        [example.references[0] for example in some],
-        [example.references for example in some],
-        task.scoring,
-        [example.facts for example in some],
-        [False] * len(some),
-    )
-    for name in task.config.metrics:
-        if name not in METRICS:
-            raise MetricError(f"task.metrics: there is no metric {name!r}; known: {', '.join(METRICS)}")
-        if (lacking := METRICS[name].absent(texts)) is not None:
-            raise MetricError(f"task.metrics: {name!r} cannot be had: {lacking}")
 
 
 def with_perplexity(scores: Scores, loss: float, loss_references: int | None) -> Scores:

@@ -24,7 +24,7 @@ def caveats(results: Sequence[TrialResult], costs: Mapping[str, TrialResult] | N
     if not done:
         return []
     groups = cells(results, costs)
-    return [text for check in (_mixed, _machine, _seeds, _data, _training) for text in check(done, groups)]
+    return [text for check in (_mixed, _machine, _seeds, _data, _scores, _training) for text in check(done, groups)]
 
 
 def _mixed(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
@@ -108,6 +108,18 @@ def _data(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
         left_out.update(outcome.data.get("left_out") or {})
     if told_of_splits := told_left_out(left_out):
         yield f"Left out of the data: {'; '.join(told_of_splits)}."
+
+
+def _scores(done: Finished, groups: Sequence[Cell]) -> Iterator[str]:
+    """What the records say of their own scores, and of which rows."""
+    names: dict[str, list[str]] = {}
+    for result, outcome in done:
+        for remark in outcome.scores.remarks:
+            names.setdefault(remark, []).append(cell_name(result))
+    completed = sum(bool(cell.completed) for cell in groups)
+    for remark, having in names.items():
+        of_all = len(set(having)) == completed
+        yield remark if of_all else f"{_names(_unique(having))}: {remark}"
 
 
 def _training(done: Finished, _: Sequence[Cell]) -> Iterator[str]:

@@ -111,11 +111,15 @@ class PairedSystems:
         return np.array([tag in row["tags"] for row in self._rows])
 
     def statistics(self, metric: str) -> tuple[Callable[[Array], Array], dict[str, SeedStatistics]] | None:
-        """The score as a function of sums, and each system's statistics; None for a score that is no such function.
+        """The score as a function of sums, and each system's statistics.
+
+        None for a score that is no such function, and for one that some record lacks.
 
         Raises:
             StatisticsError: What is computed from the predictions is not what the records say.
         """
+        if any(metric not in one.scores.values for system in self.systems for one in system.completed.values()):
+            return None  # absent in some record, with its reason
         corpus = self._corpus_metric(metric)
         found: dict[str, SeedStatistics] = {}
         for system in self.systems:

@@ -1,0 +1,122 @@
+"""What can be known of a task's scores before anything is trained: names, settings, packages, script of references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+from pydantic import TypeAdapter, ValidationError
+
+from bench.metrics import METRICS
+from bench.metrics.remarks import advice_on_tokenizer, fit_of_tokenizer
+from bench.metrics.scoring import ALWAYS, MetricError, check_names, measure
+from bench.metrics.texts import Texts, prepare
+from bench.metrics.words import missing
+from bench.task import Example, Scoring, Task
+
+SINGLE_REFERENCE = ("meteor", "ter")
+ENOUGH = 500  # examples, from all over a split, to see what references are like
+PERPLEXITY = "reference_perplexity"
+
+
+def check_scoring(scoring: Scoring, where: str) -> None:
+    """The settings that a task is scored with, of a plugin too.
+
+    Raises:
+        MetricError: One is none that there is, or has no effect.
+    """
+    try:
+        TypeAdapter(Scoring).validate_python(asdict(scoring))
+    except (ValidationError, TypeError) as error:
+        problems = error.errors() if isinstance(error, ValidationError) else [{"loc": ("",), "msg": str(error)}]
+        told = "; ".join(f"{where}.{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in problems)
+        raise MetricError(told) from error
+    check_names(scoring.metrics, f"{where}.metrics")
+    check_names(scoring.single_reference, f"{where}.single_reference", SINGLE_REFERENCE)
+    if scoring.own_script and scoring.tokenize != "13a":
+        raise MetricError(
+            f"{where}.tokenize: {scoring.tokenize!r} has no effect with bleu={scoring.bleu!r} and "
+            f"preparation={scoring.preparation!r}, which cut words themselves; leave it out"
+        )
+
+
+def check_metrics(task: Task, examples: Sequence[Example], needed: Sequence[str] = ()) -> list[str]:
+    """Find out before any training whether the metrics of a sweep can be had.
+
+    Args:
+        task: With its settings.
+        examples: Some of those that are to be scored.
+        needed: Metrics that settings are chosen by.
+
+    Returns:
+        What makes scores of any system doubtful, as whole sentences.
+
+    Raises:
+        MetricError: A metric or setting is unknown, misses a package or weights, or does not suit the task.
+    """
+    check_scoring(task.scoring, "the task's scoring")
+    check_names(task.config.metrics, "task.metrics")
+    if (lacking := missing(task.scoring.tokenize)) is not None:
+        raise MetricError(f"task.tokenize: {lacking}")
+    texts = _perfect(task, examples[:: -(-len(examples) // ENOUGH)])
+    for name, where in (
+        *((one, "task.metrics") for one in task.config.metrics),
+        *((one, "stages.tune.metric") for one in needed),
+    ):
+        if name in METRICS and (reason := METRICS[name].absent(texts)) is not None:
+            raise MetricError(f"{where}: {name!r} cannot be had: {reason}")
+    return [*fit_of_tokenizer(texts), *advice_on_tokenizer(texts)]
+
+
+def choosable(task: Task) -> tuple[str, ...]:
+    """The scores that settings can be chosen by: those that the task has and of which more or less is better."""
+    names = dict.fromkeys((*task.scoring.metrics, *ALWAYS, *task.config.metrics))
+    return (*(name for name in names if METRICS[name].higher_is_better is not None), PERPLEXITY)
+
+
+def doubts_of_tokenizer(task: Task, examples: Sequence[Example]) -> tuple[list[str], list[str]]:
+    """What is wrong with the tokenizer for these references, and what would be better."""
+    texts = _perfect(task, examples)
+    return list(fit_of_tokenizer(texts)), list(advice_on_tokenizer(texts))
+
+
+def imperfect(task: Task, examples: Sequence[Example]) -> dict[str, str]:
+    """Metrics that do not give references their best value when these are scored against themselves, and why.
+
+    Texts that the task's own preparation makes differ from themselves are left out.
+    """
+    alone = [replace(example, references=example.references[:1]) for example in examples]
+    texts = _perfect(task, alone)
+    same = [n for n in range(len(texts)) if texts.prepared_predictions[n] == texts.prepared_references[n][0]]
+    if not same:
+        return {"all": f"the preparation {task.scoring.preparation!r} makes every reference differ from itself"}
+    texts = _perfect(task, [alone[n] for n in same])
+    measured, _ = measure(texts, task.config.metrics)
+    why: dict[str, str] = {}
+    for name, one in measured.items():
+        best, found = METRICS[name].best, one.over(range(len(texts)))
+        if best is not None and abs(found - best) > 1e-6 * max(1.0, best):
+            why[name] = f"{found:.4g} instead of {best:g}{_because(name, texts)}"
+    return why
+
+
+def _because(name: str, texts: Texts) -> str:
+    if name == "bleu" and (doubts := list(fit_of_tokenizer(texts))):
+        return f": {doubts[0].rstrip('.')}"
+    if name in ("bleu", "cider"):
+        return (
+            ": texts of fewer than four words have no run of four, which it counts; score them by other metrics of the "
+            "task's scoring, or by letters with task.tokenize: char"
+        )
+    return ""
+
+
+def _perfect(task: Task, examples: Sequence[Example]) -> Texts:
+    """References in place of predictions."""
+    return prepare(
+        [example.references[0] for example in examples],
+        [example.references for example in examples],
+        task.scoring,
+        [example.facts for example in examples],
+        [False] * len(examples),
+    )
