@@ -54,6 +54,11 @@ class Tokenization:
         """The reference behind its source, and the end token."""
         return self._target(*self._read(source), reference)
 
+    def behind_source(self, source: str, reference: str) -> tuple[list[int], list[int]]:
+        """What the model reads, and the reference behind it without special tokens; the reference is not cut."""
+        text, ids = self._read(source)
+        return ids, self.texts.target(text, ids, reference)
+
     def pairs(self, examples: Iterable[Example], references: int | None = None) -> list[Pair]:
         """One pair for each of the first ``references`` references (None: all) of each example."""
         return [

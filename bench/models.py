@@ -231,6 +231,16 @@ def load_config(spec: ModelSpec) -> Any:
         raise ModelError(f"model.path: {spec.path!r} has no usable configuration: {error}") from error
 
 
+def load_generation_config(spec: ModelSpec) -> Any:
+    """What the base model's ``generation_config.json`` says; None where there is none."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(model_source(spec), revision=spec.pinned_revision)
+    except OSError:
+        return None
+
+
 def architecture(spec: ModelSpec) -> Architecture:
     """Whether the base model is a decoder alone or an encoder with a decoder.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bench import models
@@ -15,11 +15,13 @@ from bench.metrics.checks import check_metrics
 from bench.plugin_source import PluginSource, share
 from bench.resolver import instantiate
 from bench.spec import JsonDict, TrialSpec
-from bench.splits import load_splits, oddities, told_left_out, told_oddities
+from bench.splits import Splits, load_splits, oddities, told_left_out, told_oddities
+from bench.task import Task
+from bench.token_check import check_tokens
 
 
 def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None], metrics: Sequence[str] = ()) -> None:
-    """Find malformed data before any trial starts, and convert the embedded model if that was never done.
+    """Find malformed data and models that cannot say them before any trial starts; convert the embedded model once.
 
     Args:
         trials: What is about to run.
@@ -29,10 +31,12 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None], metrics: Se
     Raises:
         ConfigError: The data or the model cannot be used.
     """
+    read: dict[str, tuple[Task, Splits]] = {}
     try:
         for trial in {(trial.task.model_dump_json(), trial.splits): trial for trial in trials}.values():
             task, name = instantiate(trial.task), trial.task.name
             splits = load_splits(task, trial.splits)
+            read[trial.task.model_dump_json()] = task, splits
             doubts = check_metrics(task, splits["dev"], metrics)
             counts = ", ".join(f"{len(examples)} {split}" for split, examples in splits.items())
             say(f"task {name}: {counts} examples")
@@ -51,8 +55,28 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None], metrics: Se
         if any(trial.model.path == models.EMBEDDED for trial in trials) and not models.embedded_folder().is_dir():
             say(f"converting {models.EMBEDDED} to safetensors, once, into {models.embedded_folder()}")
             models.embedded_model()
+        _check_tokens(trials, read, say)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _check_tokens(
+    trials: Sequence[TrialSpec], read: Mapping[str, tuple[Task, Splits]], say: Callable[[str], None]
+) -> None:
+    """Once for each base model, task and list of banned tokens.
+
+    Raises:
+        ConfigError: With a model, next to nothing that the task wants can be said.
+    """
+    kinds = {(one.model, one.task.model_dump_json(), tuple(one.decode.banned_token_ids)) for one in trials}
+    for model, task_json, banned in sorted(kinds, key=str):
+        task, splits = read[task_json]
+        findings = check_tokens(model, task, splits, banned)
+        if problems := [str(finding) for finding in findings if finding.outcome == "problem"]:
+            raise ConfigError("\n".join(problems))
+        for finding in findings:
+            if finding.outcome == "warning":
+                say(f"warning: {finding}")
 
 
 def make_launcher(

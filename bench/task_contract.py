@@ -8,8 +8,10 @@ from typing import Literal
 
 from bench.metrics.checks import check_metrics, doubts_of_tokenizer, imperfect
 from bench.metrics.scoring import MetricError, score_examples
+from bench.spec import ModelSpec
 from bench.splits import Splits, load_split
 from bench.task import SPLITS, Example, Task, TaskError
+from bench.token_check import check_tokens
 
 # Scored against itself to see whether the official metrics can be had, and are what they should be; more would only
 # take longer.
@@ -21,12 +23,17 @@ class TaskVerdict:
     """What one check found."""
 
     check: str
-    outcome: Literal["pass", "fail"]
+    outcome: Literal["pass", "warn", "fail"]
     reason: str = ""
 
 
-def verdicts(task: Task) -> Iterator[TaskVerdict]:
-    """Run every check; one that fails does not keep the others from running, unless the data cannot be loaded."""
+def verdicts(task: Task, model: ModelSpec | None = None) -> Iterator[TaskVerdict]:
+    """Run every check; one that fails does not keep the others from running, unless the data cannot be loaded.
+
+    Args:
+        task: With its settings.
+        model: Whose tokens are tried on the references; None tries none.
+    """
     splits: Splits = {}
     for split in SPLITS:
         name = f"loads {split}"
@@ -43,6 +50,23 @@ def verdicts(task: Task) -> Iterator[TaskVerdict]:
             yield TaskVerdict(name, "fail", str(error) if isinstance(error, TaskError | MetricError) else f"{error!r}")
         else:
             yield TaskVerdict(name, "pass", remark or "")
+
+    if model is not None and splits:
+        yield from _of_tokens(task, splits, model)
+
+
+def _of_tokens(task: Task, splits: Splits, model: ModelSpec) -> Iterator[TaskVerdict]:
+    try:
+        findings = check_tokens(model, task, splits)
+    except Exception as error:  # noqa: BLE001 - as above
+        yield TaskVerdict(
+            f"{model.path}: tokens", "fail", str(error) if isinstance(error, ValueError) else f"{error!r}"
+        )
+        return
+    outcomes: dict[str, Literal["pass", "warn", "fail"]] = {"pass": "pass", "warning": "warn", "problem": "fail"}
+    for finding in findings:
+        reason = f"{finding.found}; {finding.remedy}" if finding.remedy else ""
+        yield TaskVerdict(finding.check, outcomes[finding.outcome], reason)
 
 
 def _loads_the_same_twice(task: Task, splits: Splits) -> None:

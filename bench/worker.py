@@ -64,6 +64,7 @@ from bench.resolver import instantiate
 from bench.spec import JsonDict, ResolvedSpec, TrialSpec
 from bench.splits import Splits, load_splits, oddities
 from bench.task import Example, Split, Task
+from bench.token_check import lost_references
 from bench.train import Training, mean_losses
 
 
@@ -259,6 +260,7 @@ class _Trial:
             "truncated_sources": tokens.truncated_sources,
             "truncated_targets": tokens.truncated_targets,
             **oddities(splits),
+            **lost_references(tokens, splits),
             "left_out": {split: dict(data.task.skipped(split)) for split in splits if data.task.skipped(split)},
             "files": data.task.checksums(spec.splits),
         }

@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from conftest import CITIES, NAMES
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 TEXTS = [
     f"Data: {name} : home : {city}\nText: {name} lives in {city}. The home of {name} is {city}."
-    for name in ("Ann", "Bob", "Cid", "Dan", "Eve")
-    for city in ("Rome", "Oslo", "Lima", "Bern", "Kyiv")
+    for name in NAMES
+    for city in CITIES
 ] + ["9"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 

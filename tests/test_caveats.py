@@ -50,6 +50,10 @@ def test_a_clean_sweep_has_nothing_to_mind() -> None:
         ),
         (of(outcome(decode=completed().decode.model_copy(update={"sources": 9}))), "numbers of test sources"),
         (of(outcome(data={"truncated_sources": 3})), "3 sources were longer than the limit"),
+        (
+            of(outcome(data={"references_tried": 100, "references_lost": 7})),
+            "7 of 100 references that were tried do not come back from the base model's tokens",
+        ),
         (of(outcome(data={"truncated_targets": 2})), "2 references were longer than the limit"),
         (of(outcome(data={"test_sources_in_train": 4})), "4 test sources are in the training data too"),
         (of(outcome(data={"dev_sources_in_train": 5})), "5 dev sources are in the training data too"),

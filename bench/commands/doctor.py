@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
-from bench.commands.options import AsJson, ResultsDir, console
+from bench.commands.options import AsJson, ResultsDir, Settings, console
+from bench.config import ConfigError
 
 if TYPE_CHECKING:
     from bench.doctor.finding import Finding
@@ -20,6 +22,11 @@ STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 
 def doctor(
+    sweep_file: Annotated[
+        Path | None,
+        typer.Argument(help="also look whether this sweep's base models can say its tasks", metavar="[SWEEP.yaml]"),
+    ] = None,
+    settings: Settings = None,
     address: Annotated[
         str | None, typer.Option(help="of a Ray cluster: auto, host:port or ray://host:port; default: a local one")
     ] = None,
@@ -30,10 +37,12 @@ def doctor(
     from bench.cluster_access import parse_address
     from bench.doctor.finding import worst
 
+    if settings and sweep_file is None:
+        raise ConfigError("--set has no effect without SWEEP.yaml; name the file, or leave it out")
     if address not in (None, "auto"):
         parse_address(address)
     found = []
-    for finding in _findings(address, results):
+    for finding in chain(_findings(address, results), _of_tokens(sweep_file, settings)):
         found.append(finding)
         if not as_json:
             console.print(_line(finding), soft_wrap=True)
@@ -60,6 +69,16 @@ def _findings(address: str | None, results: Path) -> Iterator[Finding]:
     from bench.doctor.cluster import look_at_cluster
 
     yield from look_at_cluster(address, wanted)
+
+
+def _of_tokens(sweep_file: Path | None, settings: list[str] | None) -> Iterator[Finding]:
+    """The base models of a sweep on its tasks."""
+    if sweep_file is None:
+        return
+    from bench.commands.options import read_stages
+    from bench.doctor.tokens import check_tokens_of
+
+    yield from check_tokens_of(read_stages(sweep_file, settings)[1].known_trials())
 
 
 def has_ray() -> bool:

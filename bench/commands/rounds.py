@@ -137,7 +137,8 @@ class RoundRunner:
             self._launcher = self._start_launcher()
             self._launcher.warm(pending[0])
         self._launcher.check(pending)
-        prepare(pending, lambda message: console.print(message, style="dim", highlight=False), self.metrics)
+        say = partial(console.print, style="dim", highlight=False, markup=False, soft_wrap=True)
+        prepare(pending, say, self.metrics)
         with Display(console, self._board) as display:
             observers: list[Observer] = [self._board, display, self._tracking]
             if self._mirror is not None:

@@ -14,7 +14,7 @@ from bench.commands.options import AsJson, console
 from bench.config import ConfigError, setting_value
 
 if TYPE_CHECKING:
-    from bench.spec import TaskSpec
+    from bench.spec import ModelSpec, TaskSpec
     from bench.task import Task
     from bench.task_overview import Overview
 
@@ -45,11 +45,19 @@ def tasks(
         raise ConfigError(str(error)) from error
 
 
-def check_task(name: TaskName, settings: TaskSettings = None, as_json: AsJson = False) -> None:
-    """Check that a task keeps what sweeps rely on; exit code 1 if it does not."""
+def check_task(
+    name: TaskName,
+    settings: TaskSettings = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="model whose tokens are tried on references; default: the embedded one, once it was used"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check that a task keeps what sweeps rely on, and that a model can say it; exit code 1 if not."""
     from bench.task_contract import verdicts
 
-    found = list(verdicts(load_task_with(name, settings)[1]))
+    found = list(verdicts(load_task_with(name, settings)[1], _model(model)))
     if as_json:
         console.print_json(json.dumps([vars(verdict) for verdict in found]))
     else:
@@ -57,10 +65,10 @@ def check_task(name: TaskName, settings: TaskSettings = None, as_json: AsJson = 
         for heading in ("check", "", "reason"):
             table.add_column(heading, overflow="fold")
         for verdict in found:
-            style = "green" if verdict.outcome == "pass" else "bold red"
+            style = {"pass": "green", "warn": "yellow", "fail": "bold red"}[verdict.outcome]
             table.add_row(verdict.check, Text(verdict.outcome, style=style), Text(verdict.reason))
         console.print(table)
-    raise typer.Exit(0 if all(verdict.outcome == "pass" for verdict in found) else 1)
+    raise typer.Exit(1 if any(verdict.outcome == "fail" for verdict in found) else 0)
 
 
 def load_task_with(name: str, settings: list[str] | None) -> tuple[TaskSpec, Task]:
@@ -120,12 +128,19 @@ def _loadable(name: str, settings: list[str] | None, required: list[str]) -> Tas
 def _tokenizer(model: str | None) -> tuple[Any, Any]:
     """Tokenizer and architecture of a model; of the embedded one where it was converted before."""
     from bench import models
+
+    spec = _model(model)
+    return (None, None) if spec is None else (models.load_tokenizer(spec), models.architecture(spec))
+
+
+def _model(path: str | None) -> ModelSpec | None:
+    """A model by its path; the embedded one where it was converted before."""
+    from bench import models
     from bench.spec import ModelSpec
 
-    if model is None and not models.embedded_folder().is_dir():
-        return None, None
-    spec = ModelSpec(path=model or models.EMBEDDED)
-    return models.load_tokenizer(spec), models.architecture(spec)
+    if path is None and not models.embedded_folder().is_dir():
+        return None
+    return ModelSpec(path=path or models.EMBEDDED)
 
 
 def _print_overview(found: Overview) -> None:

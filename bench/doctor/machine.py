@@ -21,6 +21,7 @@ from bench import models
 from bench.doctor import engine, packages
 from bench.doctor.finding import Finding, ok, problem, warning
 from bench.doctor.packages import Expected
+from bench.doctor.tokens import check_embedded_tokens
 from bench.models import ModelError
 from bench.provenance import SOURCE_ROOT
 
@@ -53,6 +54,8 @@ def look_at_machine(expected: Expected, results: Path | None) -> Iterator[Findin
     yield from check_shared_memory()
     yield from check_folder("cache of models", models.cache_path())
     yield from check_embedded_model()
+    if results is not None:
+        yield from check_embedded_tokens()
     yield from check_folder("cache of the hub", hub_cache())
     yield from check_hub()
     yield from check_clock()

@@ -100,6 +100,12 @@ def _data(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
     for key, what in (("truncated_sources", "sources"), ("truncated_targets", "references")):
         if cut := max(int(outcome.data.get(key) or 0) for _, outcome in done):
             yield f"{cut} {what} were longer than the limit and were cut."
+    if lost := max(int(outcome.data.get("references_lost") or 0) for _, outcome in done):
+        tried = max(int(outcome.data.get("references_tried") or 0) for _, outcome in done)
+        yield (
+            f"{lost} of {tried} references that were tried do not come back from the base model's tokens: no text of "
+            "it can reach the highest scores."
+        )
     doubts = [name for name in TOLD_ODDITIES if name != "repeated_dev_sources"]
     found = {name: max(int(outcome.data.get(name) or 0) for _, outcome in done) for name in doubts}
     yield from (f"{told}." for told in told_oddities(found))

@@ -1,0 +1,46 @@
+"""Base models and the tasks that they are to write: whether the tokens of one can say the texts of the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from bench import models
+from bench.doctor.finding import Finding, ok, problem, warning
+from bench.resolver import instantiate
+from bench.spec import ModelSpec, TrialSpec
+from bench.splits import Splits, load_splits
+from bench.task import SPLITS, Task
+from bench.tasks.facts.task import Facts
+from bench.token_check import check_tokens
+
+
+def check_embedded_tokens() -> Iterator[Finding]:
+    """The model of the quickstart on its task, once it was converted."""
+    if models.embedded_folder().is_dir():
+        task = Facts(Facts.Config())
+        yield from _findings(ModelSpec(), task, load_splits(task, SPLITS), ())
+
+
+def check_tokens_of(trials: Sequence[TrialSpec]) -> Iterator[Finding]:
+    """Each base model of some trials on each of their tasks."""
+    kinds = {(one.model, one.task.model_dump_json(), tuple(one.decode.banned_token_ids)): one for one in trials}
+    for (model, _, banned), trial in kinds.items():
+        try:
+            task = instantiate(trial.task)
+            splits = load_splits(task, trial.splits)
+        except ValueError as error:
+            yield problem(f"task {trial.task.name}", str(error), "see 'tuneoff check-task'")
+            continue
+        yield from _findings(model, task, splits, banned)
+
+
+def _findings(model: ModelSpec, task: Task, splits: Splits, banned: Sequence[int]) -> Iterator[Finding]:
+    name = f"{model.path} on {type(task).__name__}"
+    try:
+        found = check_tokens(model, task, splits, banned)
+    except ValueError as error:
+        yield problem(name, str(error), "name a model that is there under 'model' in the sweep")
+        return
+    makers = {"warning": warning, "problem": problem}
+    told = [makers[one.outcome](one.check, one.found, one.remedy) for one in found if one.outcome != "pass"]
+    yield from told or [ok(name, f"its tokens can say the task: {len(found)} checks on references")]
