@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from bench import models
 from bench.architecture import Pair
 from bench.cost_model import predict
+from bench.coverage import patch_and_count
 from bench.data import tokenization
 from bench.devices import Device, known_gpu
 from bench.fit import MOST_USED_FRACTION, remedies
-from bench.parameters import count_parameters
 from bench.record import ParameterCounts, Prediction, TrialResult
 from bench.registry import make_method
 from bench.resolver import instantiate
@@ -174,4 +174,5 @@ def planned_parameters(method: MethodSpec, model: ModelSpec) -> ParameterCounts:
 @functools.cache
 def _planned_parameters(method_json: str, model: ModelSpec) -> ParameterCounts:
     method = make_method(MethodSpec.model_validate_json(method_json))
-    return count_parameters(method, method.patch(models.empty_model(model)))
+    _, counts = patch_and_count(method, models.empty_model(model))
+    return counts

@@ -93,6 +93,8 @@ def _settings(trial: PlannedTrial) -> list[str]:
             f"trained {counts.trained:,} of {counts.total:,} ({100 * counts.trained_fraction:.3f} %), "
             f"stored {counts.stored:,}"
         )
+        if counts.coverage_text is not None:
+            lines.append(counts.coverage_text)
     return lines
 
 

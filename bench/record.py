@@ -39,10 +39,24 @@ class ParameterCounts(Spec):
     trained: int
     stored: int
     total: int = Field(description="of the patched model: frozen and trained")
+    coverage: dict[str, tuple[int, int]] = Field(
+        default_factory=dict,
+        description="kind of layer to places that the method adapts, of those that it could; empty in older records",
+    )
 
     @property
     def trained_fraction(self) -> float:
         return self.trained / self.total
+
+    @property
+    def coverage_text(self) -> str | None:
+        """The kinds of layers that are adapted, each with how many of all, then those that are not; None if unknown."""
+        if not self.coverage:
+            return None
+        reached = [f"{kind} {adapted}/{number}" for kind, (adapted, number) in self.coverage.items() if adapted]
+        left = [kind for kind, (adapted, _) in self.coverage.items() if not adapted]
+        text = f"adapts {', '.join(reached) or 'no layer'}"
+        return f"{text}; leaves {', '.join(left)}" if left else text
 
 
 class PhaseCost(Spec):

@@ -22,6 +22,7 @@ from bench import models
 from bench.adapter import save_adapter
 from bench.architecture import Architecture, Pair
 from bench.checkpoint import Checkpoints
+from bench.coverage import patch_and_count
 from bench.data import Tokenization, tokenization
 from bench.decode import decode_cost, generate
 from bench.fusion import copies_sharing_weights
@@ -32,7 +33,6 @@ from bench.merged_decode import MOST_SOURCES, decode_both_ways, over_ranks
 from bench.method import Method
 from bench.metrics.scoring import score_examples, with_perplexity
 from bench.outbox import member_prefix
-from bench.parameters import count_parameters
 from bench.plugin_source import PluginError, plugin_source
 from bench.predictions import write_predictions
 from bench.provenance import code_sha256, collect, installed_version
@@ -293,8 +293,7 @@ class _Trial:
         """A base model, patched under the trial's seed, and counted before any engine shards it."""
         with self.meter.phase("patch"):
             seed_everything(self.spec.seed)
-            model = method.patch(model)
-            counts = count_parameters(method, model)
+            model, counts = patch_and_count(method, model)
             if method.trains and counts.trained == 0:
                 raise RuntimeError(f"the method {self.spec.method.name!r} trains nothing in this model")
             # Dropout differs between ranks, which see different rows.

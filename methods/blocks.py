@@ -112,6 +112,29 @@ def blocks(model: Any) -> list[Block]:
     Raises:
         MethodError: There are none, or one whose feed-forward part is not known.
     """
+    found = described_blocks(model)
+    for block in found:
+        if not block.feed_forward and not block.experts:
+            mixing = [inner for inner, _ in token_mixers(block.module, block.name)]
+            others = [
+                layer.attribute
+                for layer in linear_layers_in(block.module, block.name)
+                if not layer.name.startswith(tuple(f"{inner}." for inner in mixing))
+            ]
+            raise MethodError(
+                f"{block.name} ({type(block.module).__name__}) has no known feed-forward part: its linear layers "
+                f"outside of attention and state-space layers ({', '.join(others) or 'none'}) do not lead from "
+                f"{block.width} features to an inner width and back, or are not called a feed-forward part"
+            )
+    return found
+
+
+def described_blocks(model: Any) -> list[Block]:
+    """All blocks with what is known of them: those without a known feed-forward part have none.
+
+    Raises:
+        MethodError: There are no blocks.
+    """
     width, widths = model.config.get_text_config().hidden_size, set(_widths(model.config.to_dict()))
     return [_block(name, module, width, widths) for name, module in block_modules(model)]
 
@@ -178,13 +201,6 @@ def _block(name: str, block: nn.Module, width: int, widths: set[int]) -> Block:
     if not chosen and not experts:
         unnamed = [part for part in candidates if not NO_FEED_FORWARD.search(part.name.removeprefix(name))]
         chosen = [part for part in unnamed if part.writer.in_features in widths]
-    if not chosen and not experts:
-        names = ", ".join(layer.attribute for layers in groups.values() for layer in layers) or "none"
-        raise MethodError(
-            f"{name} ({type(block).__name__}) has no known feed-forward part: its linear layers outside of attention "
-            f"and state-space layers ({names}) do not lead from {width} features to an inner width and back, or are "
-            "not called a feed-forward part"
-        )
     return Block(name, block, width, tuple(chosen), experts)
 
 

@@ -77,10 +77,12 @@ class ScaledExperts(AdaptedExperts):
         super().__init__(base_experts)
         experts, in_features, _ = self.sizes("down_proj")
         like = base_experts.down_proj
-        self.ia3_scale = nn.Parameter(torch.ones(experts, in_features, dtype=like.dtype, device=like.device))
+        ones = torch.ones(experts, in_features, dtype=like.dtype, device=like.device)
+        self.ia3_scale = nn.ParameterDict({"down_proj": nn.Parameter(ones)})  # by the matrix that reads what is scaled
 
     def inner(self, expert: int, features: torch.Tensor) -> torch.Tensor:
-        return features * self.ia3_scale[expert]
+        scale: torch.Tensor = self.ia3_scale["down_proj"][expert]
+        return features * scale
 
 
 def scaled(features: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

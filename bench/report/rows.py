@@ -29,7 +29,7 @@ OUTCOME_COLUMNS = (
     *("code_sha256", "git_revision", "git_dirty", "cpu_cores", "threads_per_rank", "load_average_1min"),
     *("stage", "stop_after_steps"),
     *("planned_flops", "planned_memory_bytes", "planned_step_seconds", "planned_total_seconds", "energy_joules"),
-    "merged_decode_time_over_unmerged",
+    *("merged_decode_time_over_unmerged", "coverage"),
 )
 
 
@@ -133,6 +133,7 @@ def _ran(outcome: Completed | Probed) -> JsonDict:
         "total_parameters": outcome.parameters.total,
         "trained_fraction": outcome.parameters.trained_fraction,
         "trained_percent": 100 * outcome.parameters.trained_fraction,
+        "coverage": outcome.parameters.coverage_text,
         "decode_tokens_per_second": outcome.decode.tokens_per_second if outcome.decode else None,
         "merged_decode_time_over_unmerged": outcome.merged_decode.time_ratio if outcome.merged_decode else None,
         "best_step": outcome.best_step,
