@@ -35,7 +35,7 @@ chaos: $(STAMP)
 overhead: $(STAMP)
 	cd tests && ../$(BIN)/python -m overhead ../results/overhead/report
 
-# How often equal methods are called different, and how often different ones are found; an hour of one core.
+# How often equal methods are called different, and how often different ones are found; ten minutes of one core.
 false-calls: $(STAMP)
 	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m programs.false_calls ../results/false_calls/report
 

@@ -17,8 +17,8 @@ from bench.record import TrialResult
 from bench.report.cells import Cell
 from bench.report.columns import COSTS, Column, metric_columns
 from bench.spec import JsonDict
-from bench.statistics.differences import FEWEST_SEEDS, LEVEL, PairedTests
-from bench.statistics.estimates import Estimate, estimate, holm, two_sided_p
+from bench.statistics.differences import LEVEL, PairedTests
+from bench.statistics.estimates import FEWEST_SEEDS, Estimate, estimate, holm, two_sided_p
 from bench.statistics.systems import PairedSystems, System, load_system
 
 # What an interval of a difference accounts for. "alone": single measurements, of which nothing is known.

@@ -23,8 +23,8 @@ from bench.metrics import METRICS
 from bench.metrics.texts import prepare
 from bench.statistics.bounds import Spread, Variance, shaffer_multipliers, step_down
 from bench.statistics.corpus_scores import Array, bleu, corpus_metric, mean, with_values
-from bench.statistics.differences import FEWEST_SEEDS, PairedTests, SeedStatistics, common_seeds, pairs_of_seeds
-from bench.statistics.estimates import estimate, holm, two_sided_p
+from bench.statistics.differences import PairedTests, SeedStatistics, pairs_of_seeds
+from bench.statistics.estimates import FEWEST_SEEDS, common_seeds, estimate, holm, two_sided_p
 from bench.statistics.groups import groups, letters
 from bench.statistics.resampling import bootstrap_counts, corpus_scores
 from bench.statistics.spreads import crossed, jackknife, method_spread, pair_spreads, wide_method

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -86,6 +87,8 @@ def _print_results(found: list[TrialResult], folder: Path) -> None:
         console.print(tuning_table(searches))
     if finals := [record for record in found if record.spec.stage == "final"]:
         console.print(results_table(finals))
+        for line in json.loads((folder / "report.json").read_text(encoding="utf-8"))["headlines"]:
+            console.print(line, style="bold", highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", highlight=False)
 
 

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bench.record import Completed, Provenance, TrialResult
 from bench.report.cells import Cell, cell_name, cells
+from bench.report.columns import metric_columns
 from bench.splits import TOLD_ODDITIES, told_left_out, told_oddities
+from bench.statistics.outliers import outlying_seeds
 
 Finished = Sequence[tuple[TrialResult, Completed]]
 
@@ -24,7 +26,8 @@ def caveats(results: Sequence[TrialResult], costs: Mapping[str, TrialResult] | N
     if not done:
         return []
     groups = cells(results, costs)
-    return [text for check in (_mixed, _machine, _seeds, _data, _scores, _training) for text in check(done, groups)]
+    checks = (_mixed, _machine, _seeds, _outliers, _data, _scores, _training)
+    return [text for check in checks for text in check(done, groups)]
 
 
 def _mixed(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
@@ -94,6 +97,27 @@ def _seeds(done: Finished, groups: Sequence[Cell]) -> Iterator[str]:
     missing = [cell.name for cell in groups if not cell.completed]
     if missing:
         yield f"No trial completed for {_names(missing)}."
+
+
+def _outliers(_: Finished, groups: Sequence[Cell]) -> Iterator[str]:
+    """Seeds that are far from the others, with all single seeds of their configuration."""
+    together: dict[tuple[str, str], list[Cell]] = {}
+    for cell in groups:
+        spec = cell.results[0].spec
+        together.setdefault((spec.model.path, spec.task.name), []).append(cell)
+    for members in together.values():
+        for metric in metric_columns(result for cell in members for result in cell.results)[:1]:
+            scores = {cell.name: cell.values(metric.name) for cell in members if cell.trains}
+            for name, seeds in outlying_seeds(scores).items():
+                told = ", ".join(f"{metric.text(score)} (seed {seed})" for seed, score in sorted(scores[name].items()))
+                yield (
+                    f"{name}: {metric.title} of {_seeds_text(seeds)} is far from that of its other seeds: {told}. If "
+                    "trainings go wrong now and then, no test of means is honest: look at the single seeds."
+                )
+
+
+def _seeds_text(seeds: Sequence[int]) -> str:
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
 
 
 def _data(done: Finished, _: Sequence[Cell]) -> Iterator[str]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from bench.record import Completed, Failed, TrialResult
 from bench.report.columns import COSTS, TEST_LOSS, Column, metric_columns, present
 from bench.report.rows import row
 from bench.spec import JsonDict, TrialSpec
-from bench.statistics.estimates import Estimate, estimate
+from bench.statistics.estimates import Estimate, common_seeds, estimate
+
+if TYPE_CHECKING:
+    from bench.statistics.significance import Significance
 
 # What the stage cost measures alone on its machine; the columns of a cell that has no such trial come from its own.
 MEASURED_ALONE = (
@@ -27,6 +32,8 @@ class Cell:
 
     results: tuple[TrialResult, ...]
     cost: TrialResult | None = None  # of the stage cost: a trial of the same class that ran alone
+    counted_seeds: frozenset[int] | None = None  # that means are over; None: all that completed
+    intervals: Mapping[str, Estimate] = field(default_factory=dict)  # over seeds and sources, of scores that have one
 
     @property
     def name(self) -> str:
@@ -45,26 +52,42 @@ class Cell:
         """Completed trials with their outcomes, by seed."""
         return [(result, result.outcome) for result in self.results if isinstance(result.outcome, Completed)]
 
+    @cached_property
+    def counted(self) -> list[tuple[TrialResult, Completed]]:
+        """Completed trials that means are over."""
+        return [pair for pair in self.completed if self._counts(pair[0].spec.seed)]
+
+    @cached_property
+    def trains(self) -> bool:
+        """False for the untouched base model, which comes out the same with every seed."""
+        return any(outcome.train is not None for _, outcome in self.completed)
+
+    def _counts(self, seed: int) -> bool:
+        return self.counted_seeds is None or seed in self.counted_seeds
+
     @property
     def seeds(self) -> str:
-        """How many seeds completed, and of how many if that differs."""
-        done, asked = len(self.completed), len(self.results)
+        """How many seeds are counted, and of how many if that differs."""
+        done, asked = len(self.counted), len(self.results)
         return str(done) if done == asked else f"{done} of {asked}"
 
     def estimate(self, name: str) -> Estimate | None:
-        """Mean and spread of a column over the seeds that have it."""
+        """Mean and spread of a column over the counted seeds that have it."""
         if name not in self._estimates:
-            self._estimates[name] = estimate(list(self.values(name).values()))
+            self._estimates[name] = self.intervals.get(name) or estimate(list(self.values(name).values()))
         return self._estimates[name]
 
     def mean(self, name: str) -> float | None:
-        """Mean of a column over the seeds that have it."""
+        """Mean of a column over the counted seeds that have it."""
         found = self.estimate(name)
         return None if found is None else found.mean
 
     def values(self, name: str) -> dict[int, float]:
-        """Seed to value of a column; a single one where the stage cost measured it."""
-        rows = [row(self.cost)] if self.cost is not None and name in MEASURED_ALONE else self.rows
+        """Counted seed to value of a column; a single one where the stage cost measured it."""
+        if self.cost is not None and name in MEASURED_ALONE:
+            rows = [row(self.cost)]
+        else:
+            rows = [values for values in self.rows if self._counts(values["seed"])]
         return {values["seed"]: float(values[name]) for values in rows if values.get(name) is not None}
 
     @cached_property
@@ -79,6 +102,7 @@ class Comparison:
     model: str
     task: str
     cells: tuple[Cell, ...]  # best first by the first metric; those without a score last
+    leaders: tuple[str, ...] = ()  # the best in the first metric and all that cannot be told apart from it
 
     @cached_property
     def metrics(self) -> tuple[Column, ...]:
@@ -95,7 +119,12 @@ class Comparison:
         return len({result.spec.seed for cell in self.cells for result in cell.results}) > 1
 
     def is_best(self, cell: Cell, column: Column) -> bool:
-        """Whether no other configuration has a better mean. None is best alone, among equals or without a direction."""
+        """Whether no other configuration has a better mean; in the first metric, whether it is among the leaders.
+
+        None is best alone, among equals or without a direction.
+        """
+        if self.leaders and self.metrics and column.name == self.metrics[0].name:
+            return cell.name in self.leaders and len(self.leaders) < len(self.scored)
         found = cell.estimate(column.name)
         if found is None or column.higher_is_better is None or len(self.scored) < 2:
             return False
@@ -147,7 +176,51 @@ def comparisons(
     for cell in cells(results, costs):
         spec = cell.results[0].spec
         groups.setdefault((spec.model.path, spec.task.name), []).append(cell)
-    return tuple(Comparison(model, task, _best_first(members)) for (model, task), members in sorted(groups.items()))
+    return tuple(
+        Comparison(model, task, _best_first(over_common_seeds(members)))
+        for (model, task), members in sorted(groups.items())
+    )
+
+
+def over_common_seeds(members: Sequence[Cell]) -> list[Cell]:
+    """The same with means over the seeds that all completed, where these are enough; see :func:`common_seeds`."""
+    having = [tuple(r.spec.seed for r, _ in cell.completed) for cell in members if cell.completed and cell.trains]
+    common = common_seeds(having)
+    if common is None or all(len(seeds) == len(common) for seeds in having):
+        return list(members)
+    return [replace(cell, counted_seeds=frozenset(common)) if cell.trains else cell for cell in members]
+
+
+def with_tests(comparison: Comparison, found: Significance | str | None) -> Comparison:
+    """The same with what tests found: intervals over seeds and sources, and the group that leads."""
+    if found is None or isinstance(found, str):
+        return comparison
+    tested = [
+        replace(cell, intervals={found.metric: found.estimates[cell.name]})
+        if cell.name in found.estimates and len(found.estimates[cell.name].values) == len(cell.values(found.metric))
+        else cell
+        for cell in comparison.cells
+    ]
+    return replace(comparison, cells=tuple(tested), leaders=found.leaders if found.conclusive else ())
+
+
+def chosen_of_methods(members: Iterable[Cell]) -> list[Cell]:
+    """Of several configurations of a method, the one with the lowest dev loss; in the order that they come in.
+
+    Not the one with the best test score: that would be tested as if it had been fixed beforehand.
+    """
+    chosen: dict[str, Cell] = {}
+    members = list(members)
+    for cell in members:
+        best = chosen.setdefault(cell.method, cell)
+        if _by_dev_loss(cell) < _by_dev_loss(best):
+            chosen[cell.method] = cell
+    return [cell for cell in members if chosen[cell.method] is cell]
+
+
+def _by_dev_loss(cell: Cell) -> tuple[float, str]:
+    loss = cell.mean("dev_loss")
+    return math.inf if loss is None else loss, cell.name
 
 
 def _best_first(members: Sequence[Cell]) -> tuple[Cell, ...]:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from bench.published import Quoted
 from bench.record import NOT_ASKED_FOR, Completed, Failed, Probed, TrialResult
 from bench.report.caveats import caveats
-from bench.report.cells import Comparison, comparisons, failed
+from bench.report.cells import Comparison, comparisons, failed, with_tests
 from bench.report.columns import title
 from bench.report.differences import tested
+from bench.report.headline import headline
 from bench.report.references import References, references
 from bench.tuning_summary import Tuning
 
@@ -40,6 +41,11 @@ class Content:
 
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
+        """With what the tests found: intervals over seeds and sources, and who leads."""
+        return tuple(with_tests(*pair) for pair in zip(self._untested, self.tested, strict=True))
+
+    @cached_property
+    def _untested(self) -> tuple[Comparison, ...]:
         return comparisons(self.results, self.costs)
 
     @cached_property
@@ -54,7 +60,18 @@ class Content:
     @cached_property
     def tested(self) -> tuple[Significance | str | None, ...]:
         """For each comparison, which differences hold; or why that is not known."""
-        return tuple(None if self.root is None else tested(self.root, comparison) for comparison in self.comparisons)
+        return tuple(None if self.root is None else tested(self.root, comparison) for comparison in self._untested)
+
+    @cached_property
+    def headlines(self) -> list[str]:
+        """The answer: a sentence for each comparison, which it names where there are several."""
+        told = [headline(*pair) for pair in zip(self.comparisons, self.tested, strict=True)]
+        several = len(told) > 1
+        return [
+            f"{comparison.model} on {comparison.task}: {line}" if several else line
+            for comparison, line in zip(self.comparisons, told, strict=True)
+            if line is not None
+        ]
 
     @cached_property
     def references(self) -> tuple[References | None, ...]:
@@ -131,8 +148,19 @@ def legend(comparison: Comparison) -> str:
     lacking = f" Not to be had: {', '.join(f'{title(n)} ({why})' for n, why in absent.items())}." if absent else ""
     measured = " Memory and tok/s were measured in a trial that ran alone (stage cost)." if alone else ""
     several = "; ± is the standard deviation (n-1) over seeds" if comparison.several_seeds else ""
+    leading = (
+        f", in {comparison.metrics[0].title} all that cannot be told apart from the best"
+        if len(comparison.leaders) > 1
+        else ""
+    )
+    counted = next((cell.counted_seeds for cell in comparison.cells if cell.counted_seeds is not None), None)
+    common = (
+        f" Means are over the seeds that all configurations completed ({', '.join(map(str, sorted(counted)))})."
+        if counted is not None
+        else ""
+    )
     return (
-        f"Best value of each column in bold{several}. Scores are over the test sources "
+        f"Best value of each column in bold{leading}{several}.{common} Scores are over the test sources "
         f"({_alternatives(str(outcome.decode.sources) for outcome in outcomes)}). Peak memory is that of the training "
         f"phase on the worst rank ({_alternatives(outcome.ranks[0].memory_method for outcome in outcomes)}); train "
         f"tok/s are useful (non-padding) tokens in the steady window; total s includes start-up.{measured}{lacking}"

@@ -46,6 +46,7 @@ def json_text(content: Content) -> str:
     document: JsonDict = {
         "report_version": REPORT_VERSION,
         "sweep": content.sweep,
+        "headlines": content.headlines,
         "trials": len(content.results),
         "failed": len(content.failures),
         "missing": content.missing,
@@ -94,6 +95,7 @@ def _cell(cell: Cell, columns: Sequence[Column]) -> JsonDict:
                 "mean": found.mean,
                 "standard_deviation": found.standard_deviation,
                 "interval_95": interval,
+                "interval_over": None if interval is None else found.basis,
                 "values": found.values,
             }
     return {
@@ -101,6 +103,7 @@ def _cell(cell: Cell, columns: Sequence[Column]) -> JsonDict:
         "method": cell.method,
         "trials": [result.trial_id for result in cell.results],
         "completed": len(cell.completed),
+        "counted_seeds": sorted(result.spec.seed for result, _ in cell.counted),
         "values": values,
         "by_tag": {result.trial_id: outcome.scores.by_tag for result, outcome in cell.completed},
     }

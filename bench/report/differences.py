@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.report.cells import Cell, Comparison
+from bench.report.cells import Cell, Comparison, chosen_of_methods
 from bench.report.columns import ABSENT, Column
-from bench.report.efficiency import best_of_methods
 from bench.spec import JsonDict
 
 if TYPE_CHECKING:
     from bench.statistics.differences import Difference
     from bench.statistics.significance import Significance
 
-# All pairs of more configurations are neither read nor quickly computed; then the best one of each method is tested.
+# All pairs of more configurations are neither read nor quickly computed; then one of each method is tested, which the
+# dev loss has chosen.
 MOST_CONFIGURATIONS = 12
 # All pairs of so many configurations are shown; of more, each against the best.
 MOST_IN_FULL = 5
@@ -41,7 +42,12 @@ def tested(root: Path, comparison: Comparison) -> Significance | str | None:
     if len(results) < len(cells):
         return "Differences are not tested: several configurations have the same name and label."
     try:
-        return significance(root, results, first.name, bool(first.higher_is_better))
+        found = significance(root, results, first.name, bool(first.higher_is_better))
+        left_out = len(comparison.scored) - len(cells)
+        if found is None or not left_out:
+            return found
+        told = f"{left_out} more configurations are not tested: of each method, the one with the lowest dev loss is."
+        return replace(found, remarks=(*found.remarks, told))
     except StatisticsError as error:
         return f"Differences are not tested: {error}."
 
@@ -49,7 +55,7 @@ def tested(root: Path, comparison: Comparison) -> Significance | str | None:
 def tested_cells(comparison: Comparison) -> list[Cell]:
     """The configurations that are tested against each other."""
     scored = [cell for cell in comparison.scored if cell.completed]
-    return scored if len(scored) <= MOST_CONFIGURATIONS else best_of_methods(scored)
+    return scored if len(scored) <= MOST_CONFIGURATIONS else chosen_of_methods(scored)
 
 
 def letters_of(found: Significance | str | None) -> Mapping[str, str]:

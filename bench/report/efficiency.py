@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from bench.report.cells import Cell, Comparison
+from bench.report.cells import Cell, Comparison, chosen_of_methods
 from bench.report.columns import ABSENT, Column, compact
 from bench.spec import JsonDict
 
@@ -13,15 +13,15 @@ BASE, FULL = "none", "full"
 
 TITLE = "What it gains for what it costs"
 NOTE = (
-    "The best configuration of each method. Gain is over the untouched base model, the share is of the gain of full "
-    "fine-tuning; decode time is seconds per new token, as a multiple of the base model's and, where an adapter can be "
-    "folded into the base weights, merged as a multiple of unmerged."
+    "Of several configurations of a method, the one with the lowest dev loss. Gain is over the untouched base model, "
+    "the share is of the gain of full fine-tuning; decode time is seconds per new token, as a multiple of the base "
+    "model's and, where an adapter can be folded into the base weights, merged as a multiple of unmerged."
 )
 
 
 @dataclass(frozen=True)
 class Efficiency:
-    """One row of the summary: the best configuration of a method. None is what the records do not tell."""
+    """One row: the configuration of a method with the lowest dev loss. None is what the records do not tell."""
 
     cell: Cell
     score: float | None
@@ -32,11 +32,11 @@ class Efficiency:
 
 
 def efficiencies(comparison: Comparison) -> list[Efficiency]:
-    """One for the best configuration of each method, in order of the comparison; none without a metric."""
+    """One for each method, of its configuration with the lowest dev loss, in order; none without a metric."""
     if not comparison.metrics:
         return []
     metric = comparison.metrics[0]
-    best = best_of_methods(comparison.scored)
+    best = chosen_of_methods(comparison.scored)
     by_method = {cell.method: cell for cell in best}
     gain_of_full = _gain(by_method.get(FULL), by_method.get(BASE), metric)
     return [
@@ -52,14 +52,6 @@ def efficiencies(comparison: Comparison) -> list[Efficiency]:
         )
         for cell in best
     ]
-
-
-def best_of_methods(cells: Iterable[Cell]) -> list[Cell]:
-    """The first cell of each method; cells come best first."""
-    found: dict[str, Cell] = {}
-    for cell in cells:
-        found.setdefault(cell.method, cell)
-    return list(found.values())
 
 
 def _mean(cell: Cell | None, name: str) -> float | None:

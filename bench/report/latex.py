@@ -119,7 +119,7 @@ def _caption(comparison: Comparison) -> str:
 
 
 def _seeds(scored: Sequence[Cell]) -> str:
-    counts = sorted({len(cell.completed) for cell in scored})
+    counts = sorted({len(cell.counted) for cell in scored})
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 

@@ -32,7 +32,7 @@ SHOWN_LOG_LINES = 6
 
 def markdown(content: Content) -> str:
     """The whole report."""
-    parts = [f"# {content.sweep}", content.summary]
+    parts = [f"# {content.sweep}", content.summary, *(f"**{line}**" for line in content.headlines)]
     for comparison, found, quoted in zip(content.comparisons, content.tested, content.references, strict=True):
         if len(content.comparisons) > 1:
             parts.append(f"## {comparison.model} on {comparison.task}")
@@ -117,7 +117,7 @@ def _tags_table(comparison: Comparison) -> str:
     first = comparison.metrics[0]
     body = []
     for cell in comparison.scored:
-        of_tags = [[o.scores.by_tag.get(tag, {}).get(first.name) for _, o in cell.completed] for tag in shown]
+        of_tags = [[o.scores.by_tag.get(tag, {}).get(first.name) for _, o in cell.counted] for tag in shown]
         body.append([cell.name, *(_mean_text(first, values) for values in of_tags)])
     return table([first.title, *(f"{tag} ({sources[tag]})" for tag in shown)], body)
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.report.cells import Comparison
 from bench.report.columns import Column, present
 from bench.report.content import Content
 from bench.report.figures import Picture
@@ -51,7 +50,7 @@ def html(content: Content, pictures: Sequence[Sequence[Picture]], predictions: S
     return environment.get_template("page.html.jinja").render(
         title=content.sweep,
         summary=content.summary,
-        verdict=[line for comparison in content.comparisons for line in verdict(comparison)],
+        verdict=content.headlines,
         sections=_sections(content, comparisons, predictions),
         caveats=content.caveats,
         comparisons=comparisons,
@@ -72,27 +71,6 @@ def script_json(value: JsonDict) -> str:
     """JSON that can stand in a script element: no text in it can end the element or begin a comment."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def verdict(comparison: Comparison) -> list[str]:
-    """What the table says, in a sentence."""
-    if not comparison.metrics or not comparison.scored:
-        return []
-    metric, (first, *others) = comparison.metrics[0], comparison.scored
-    found = first.estimate(metric.name)
-    if found is None:
-        return []
-    trust = ""
-    if found.half_width is not None:
-        low, high = metric.text(found.low), metric.text(found.high)
-        trust = f" (95 % interval {low} to {high}, {len(found.values)} seeds)"
-    following = [
-        f"{cell.name} {metric.text(other.mean)}"
-        for cell in others[:3]
-        if (other := cell.estimate(metric.name)) is not None
-    ]
-    then = f"; next: {', '.join(following)}" if following else ""
-    return [f"Best {metric.title}: {first.name}, {metric.text(found.mean)}{trust}{then}."]
 
 
 def _sections(
@@ -173,6 +151,6 @@ def _predictions_note(predictions: SideBySide) -> str:
     shown, known = len(predictions.sources), predictions.num_sources
     part = "All" if shown == known else f"An even sample of {shown} of the"
     return (
-        f"{part} {known} test sources; of each method the best configuration, of each configuration the first "
+        f"{part} {known} test sources; of each method the configuration with the lowest dev loss, at its first "
         "completed seed. The files predictions.jsonl.gz of the trials hold everything."
     )

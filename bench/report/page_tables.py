@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from bench.report.cells import Cell, Comparison
+from bench.report.cells import Cell, Comparison, chosen_of_methods
 from bench.report.columns import ABSENT, TRAINED, Column, compact, title
 from bench.report.content import legend, signatures
 from bench.report.differences import PAIR_HEADING, letters_of, pair_note, pair_rows
 from bench.report.efficiency import NOTE as EFFICIENCY_NOTE
 from bench.report.efficiency import TITLE as EFFICIENCY
-from bench.report.efficiency import best_of_methods, efficiency_table
+from bench.report.efficiency import efficiency_table
 from bench.report.figures import Picture
 from bench.report.figures.style import UNTOUCHED, inlined
 from bench.report.forecast import HEADING as FORECAST
@@ -22,7 +22,7 @@ from bench.report.references import TITLE as REFERENCES_TITLE
 from bench.report.references import References
 from bench.report.tuning import HEADING, audit_lines, budget_rows, expected_rows, metric_title
 from bench.spec import JsonDict
-from bench.statistics.estimates import Estimate
+from bench.statistics.estimates import Basis, Estimate
 from bench.tuning_summary import Tuning
 
 if TYPE_CHECKING:
@@ -122,7 +122,9 @@ def _headings(comparison: Comparison, scale: _Scale, has_groups: bool) -> list[J
     if comparison.several_seeds:
         found.append({"title": "seeds"})
     if scale.metric is not None:
-        found.append({"title": f"{scale.metric.title} 95 %", "told": "95 % t-interval of the mean; sorts by its width"})
+        bases = {one.basis for cell in comparison.scored if (one := scale.of(cell)) is not None}
+        told = f"95 % interval of the mean, over {_either(bases)}; sorts by its width"
+        found.append({"title": f"{scale.metric.title} 95 %", "told": told})
     for column in comparison.columns:
         heading = {"title": column.title, "arrow": arrows[column.higher_is_better], "told": column.axis}
         if metrics and column is metrics[0]:
@@ -131,13 +133,19 @@ def _headings(comparison: Comparison, scale: _Scale, has_groups: bool) -> list[J
     return found
 
 
+def _either(bases: set[Basis]) -> str:
+    """What the intervals of a column account for."""
+    trained = sorted(bases - {"sources"}) or sorted(bases)
+    return " or ".join(trained)
+
+
 def _row(comparison: Comparison, cell: Cell, scale: _Scale, letters: Mapping[str, str]) -> JsonDict:
     return {
         "method": cell.method,
         "group": letters.get(cell.name, ""),
         "label": cell.results[0].spec.label,
         "seeds": cell.seeds,
-        "num_seeds": len(cell.completed),
+        "num_seeds": len(cell.counted),
         "interval": scale.interval(cell),
         "cells": [_cell(comparison, cell, column) for column in comparison.columns],
     }
@@ -153,7 +161,9 @@ def _cell(comparison: Comparison, cell: Cell, column: Column) -> JsonDict:
         "sort": found.mean,
         "spread": column.text(found.standard_deviation or 0.0) if varies else "",
         "best": comparison.is_best(cell, column),
-        "told": f"95 %: {column.text(found.low)} to {column.text(found.high)}" if varies else column.text(found.mean),
+        "told": f"95 % over {found.basis}: {column.text(found.low)} to {column.text(found.high)}"
+        if varies
+        else column.text(found.mean),
     }
 
 
@@ -226,17 +236,17 @@ def _tags(comparison: Comparison) -> JsonDict | None:
         return None
     metric = comparison.metrics[0]
     rows = []
-    for cell in best_of_methods(comparison.scored):
+    for cell in chosen_of_methods(comparison.scored):
         values = [
-            _mean(outcome.scores.by_tag.get(tag, {}).get(metric.name) for _, outcome in cell.completed)
-            for tag in sources
+            _mean(outcome.scores.by_tag.get(tag, {}).get(metric.name) for _, outcome in cell.counted) for tag in sources
         ]
         rows.append([cell.name, *(ABSENT if value is None else metric.text(value) for value in values)])
     return {
         "title": f"{metric.title} by tag",
         "headings": ["method", *(f"{tag} ({count})" for tag, count in sources.items())],
         "rows": rows,
-        "note": "The best configuration of each method, mean over seeds. Numbers of test sources in brackets.",
+        "note": "Of several configurations of a method, the one with the lowest dev loss; mean over seeds. Numbers of "
+        "test sources in brackets.",
     }
 
 

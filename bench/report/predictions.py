@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.predictions import read_predictions
-from bench.report.cells import Cell
-from bench.report.efficiency import best_of_methods
+from bench.report.cells import Cell, chosen_of_methods
 from bench.spec import JsonDict
 
 MOST_CONFIGURATIONS = 12
@@ -29,7 +28,7 @@ class SideBySide:
 
 
 def side_by_side(root: Path, cells: Sequence[Cell], most_bytes: int = MOST_BYTES) -> SideBySide | None:
-    """Predictions of the best configuration of each method; None where no predictions are kept.
+    """Predictions of each method's configuration with the lowest dev loss; None where no predictions are kept.
 
     Args:
         root: Results folder of the sweep.
@@ -37,7 +36,7 @@ def side_by_side(root: Path, cells: Sequence[Cell], most_bytes: int = MOST_BYTES
         most_bytes: Limit on the JSON text of all sources. What is over it is left out evenly, and counted.
     """
     read: list[tuple[Cell, str, dict[str, JsonDict]]] = []
-    for cell in best_of_methods(cells):
+    for cell in chosen_of_methods(cells):
         for result, _ in cell.completed:
             if len(read) == MOST_CONFIGURATIONS:
                 break

@@ -29,7 +29,7 @@ class Reference:
         """Over the same part of the test sources as the published value."""
         if self.row.tag == "all":
             return self.cell.estimate(column.name)
-        scores = [outcome.scores.by_tag.get(self.row.tag, {}) for _, outcome in self.cell.completed]
+        scores = [outcome.scores.by_tag.get(self.row.tag, {}) for _, outcome in self.cell.counted]
         return estimate([values[column.name] for values in scores if column.name in values])
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bench.statistics.bounds import Spread, joined, shaffer_multipliers, step_down
 from bench.statistics.corpus_scores import Array, Score
-from bench.statistics.estimates import Estimate
+from bench.statistics.estimates import FEWEST_SEEDS, Estimate, common_seeds
 from bench.statistics.resampling import (
     RESAMPLES,
     RESAMPLING_SEED,
@@ -25,8 +25,6 @@ from bench.statistics.resampling import (
 from bench.statistics.spreads import crossed, jackknife, method_spread, pair_spreads
 
 LEVEL = 0.05
-# With fewer pairs of seeds the spread over seeds is unknown, or known so badly that nothing follows from it.
-FEWEST_SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -206,20 +204,6 @@ def level_of_own_seeds(seeds: int) -> float:
     times the seed spread are called different in no more than 5 % of comparisons.
     """
     return min(LEVEL, 0.1 / max(1, seeds))
-
-
-def common_seeds(of_methods: Sequence[tuple[int, ...] | None]) -> tuple[int, ...] | None:
-    """The seeds over which methods are compared all together, in ascending order; None where each pair has its own.
-
-    Seeds that every method has, if they are as many as a conclusion takes or if no method has others. What trains
-    nothing (None) has every seed.
-    """
-    having = [seeds for seeds in of_methods if seeds is not None]
-    if not having:
-        return (0,)
-    common = tuple(sorted(set(having[0]).intersection(*having)))
-    nothing_left_out = all(len(seeds) == len(common) for seeds in having)
-    return common if common and (len(common) >= FEWEST_SEEDS or nothing_left_out) else None
 
 
 def pairs_of_seeds(first: Sequence[int] | None, second: Sequence[int] | None) -> list[tuple[int, int]]:

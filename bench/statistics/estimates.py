@@ -9,6 +9,8 @@ from typing import Literal
 
 # What the interval of a mean accounts for.
 Basis = Literal["seeds and sources", "sources", "seeds"]
+# With fewer pairs of seeds the spread over seeds is unknown, or known so badly that nothing follows from it.
+FEWEST_SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -65,3 +67,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = largest
     return adjusted
+
+
+def common_seeds(of_methods: Sequence[tuple[int, ...] | None]) -> tuple[int, ...] | None:
+    """The seeds over which methods are compared all together, in ascending order; None where each pair has its own.
+
+    Seeds that every method has, if they are as many as a conclusion takes or if no method has others. What trains
+    nothing (None) has every seed.
+    """
+    having = [seeds for seeds in of_methods if seeds is not None]
+    if not having:
+        return (0,)
+    common = tuple(sorted(set(having[0]).intersection(*having)))
+    nothing_left_out = all(len(seeds) == len(common) for seeds in having)
+    return common if common and (len(common) >= FEWEST_SEEDS or nothing_left_out) else None

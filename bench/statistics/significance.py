@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.record import TrialResult
-from bench.statistics.differences import FEWEST_SEEDS, Difference, PairedTests, SeedStatistics, common_seeds
-from bench.statistics.estimates import Estimate, t_quantile
+from bench.statistics.differences import Difference, PairedTests, SeedStatistics
+from bench.statistics.estimates import FEWEST_SEEDS, Estimate, common_seeds, t_quantile
 from bench.statistics.groups import groups, letters
 from bench.statistics.systems import PairedSystems, StatisticsError, load_system
 

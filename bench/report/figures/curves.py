@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.report.cells import Cell, failed
+from bench.report.cells import Cell, chosen_of_methods, failed
 from bench.report.figures.picture import Picture, finished, legend_beside
 from bench.report.figures.style import INK, Look, drawing
 
@@ -23,12 +23,12 @@ def training_curves(cells: Sequence[Cell], looks: Mapping[str, Look], name: str)
     """Training and dev loss by step, mean over seeds; None where nothing was trained.
 
     Args:
-        cells: Of these the first of each method is drawn.
+        cells: Of each method the one with the lowest dev loss is drawn.
         looks: By method.
         name: Of the picture.
     """
-    first = {cell.method: cell for cell in reversed(cells) if any(outcome.train_curve for _, outcome in cell.completed)}
-    chosen = [cell for cell in cells if first.get(cell.method) is cell][:MOST_LINES]
+    chosen = chosen_of_methods(cell for cell in cells if any(outcome.train_curve for _, outcome in cell.completed))
+    chosen = chosen[:MOST_LINES]
     if not chosen:
         return None
     with drawing(7.4, 3.4) as figure:
@@ -49,7 +49,9 @@ def training_curves(cells: Sequence[Cell], looks: Mapping[str, Look], name: str)
         _limit(left, drawn[0::2])
         _limit(right, drawn[1::2])
         legend_beside(figure, right, [handle(cell.name, looks[cell.method]) for cell in chosen])
-        few = " The best configuration of each method is shown." if len(chosen) < len(cells) else ""
+        few = (
+            " Of each method, the configuration with the lowest dev loss is shown." if len(chosen) < len(cells) else ""
+        )
         caption = f"Mean over seeds. The training loss is averaged over neighbouring steps.{few}"
         return finished(figure, name, "Training", caption, told)
 

@@ -16,7 +16,7 @@ from programs.false_calls.table import page, too_often
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m programs.false_calls")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--experiments", type=int, default=1000, help="without a difference, of each design")
+    parser.add_argument("--experiments", type=int, default=600, help="without a difference, of each design")
     arguments = parser.parse_args()
     found = simulate(arguments.experiments, lambda line: sys.stderr.write(f"{line}\n"))
     text = page(found, arguments.experiments)

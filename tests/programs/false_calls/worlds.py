@@ -5,6 +5,7 @@ E experiments, m methods, S seeds, M sources.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -117,38 +118,39 @@ def _bleu(
     np.clip(hit, 0.02, 0.98, out=hit)
     length = generator.integers(8, 25, size=(experiments, 1, 1, sources)).astype(np.float32)
     chance = generator.random(alike.shape if alike is not None else hit.shape, dtype=np.float32)
-    columns = [length, length, *_matches(hit, length, chance), *(length - order for order in range(4))]
+    matches = _matches(hit, length, chance)
+    if sources >= 500:
+        return _linear(matches, length)
+    columns = [length, length, *matches, *(length - order for order in range(4))]
     statistics = np.stack(np.broadcast_arrays(*columns), axis=-1)
-    scores = bleu(statistics.sum(axis=-2, dtype=np.float64))
-    influences = jackknife(statistics, bleu) if sources < 500 else _linear(statistics)
-    return scores, influences
+    return bleu(statistics.sum(axis=-2, dtype=np.float64)), jackknife(statistics, bleu)
 
 
 def _matches(
     hit: NDArray[np.float32], length: NDArray[np.float32], chance: NDArray[np.float32]
 ) -> list[NDArray[np.float32]]:
     """N-grams of one to four words that are right: as many as expected, rounded up or down by chance."""
-    power, found = np.ones_like(hit), []
+    power, found = hit.copy(), []
     for order in range(4):
-        power = power * hit
-        found.append(np.minimum(np.floor((length - order) * power + chance), length - order))
+        right = (length - order) * power
+        right += chance
+        np.floor(right, out=right)
+        found.append(np.minimum(right, length - order, out=right))
+        power *= hit
     return found
 
 
-def _linear(statistics: NDArray[np.float32]) -> Array:
-    """What the jackknife comes to with many sources: the derivative of the score at the sums, times each source."""
-    sums = statistics.sum(axis=-2, dtype=np.float64)
-    steps = 1e-4 * np.maximum(sums, 1.0)
-    gradient = np.stack(
-        [
-            (bleu(sums + step) - bleu(sums - step)) / (2 * step.sum(axis=-1))
-            for step in (steps * (np.arange(sums.shape[-1]) == place) for place in range(sums.shape[-1]))
-        ],
-        axis=-1,
-    ).astype(np.float32)
-    influences = np.einsum("...mk,...k->...m", statistics, gradient) * np.float32(statistics.shape[-2])
-    centred: Array = influences - influences.mean(axis=-1, keepdims=True)
-    return centred
+def _linear(matches: Sequence[NDArray[np.float32]], length: NDArray[np.float32]) -> tuple[Array, Array]:
+    """Scores, and what the jackknife comes to with many sources: their derivative at the sums, times each source."""
+    of_sources = [length, length, *matches, *(length - order for order in range(4))]
+    sums = np.stack(np.broadcast_arrays(*(column.sum(axis=-1, dtype=np.float64) for column in of_sources)), axis=-1)
+    influences = np.zeros_like(matches[0])
+    for place, column in enumerate(of_sources):
+        step = 1e-4 * np.maximum(sums, 1.0) * (np.arange(sums.shape[-1]) == place)
+        slope = (bleu(sums + step) - bleu(sums - step)) / (2 * step[..., place])
+        influences += column * (slope[..., None] * matches[0].shape[-1]).astype(np.float32)
+    influences -= influences.mean(axis=-1, keepdims=True)
+    return bleu(sums), influences
 
 
 def _normal(generator: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -1,0 +1,87 @@
+"""The answer in a sentence: who leads in the first score, and who cannot be told apart from the best."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bench.report.cells import Cell, Comparison
+from bench.report.columns import Column
+
+if TYPE_CHECKING:
+    from bench.statistics.significance import Significance
+
+# Names in one sentence; more are counted.
+MOST_NAMES = 6
+MOST_FOLLOWING = 3
+
+
+def headline(comparison: Comparison, found: Significance | str | None) -> str | None:
+    """Names the group that leads; None without a score.
+
+    Args:
+        comparison: Best first.
+        found: Which differences hold, or why that is not known.
+    """
+    if not comparison.metrics:
+        return None
+    metric = comparison.metrics[0]
+    known = [cell for cell in comparison.scored if cell.mean(metric.name) is not None]
+    if not known:
+        return None
+    if len(known) == 1:
+        return f"{metric.title}: {_with_interval(known[0], metric)}. There is nothing to compare it with."
+    if found is None or isinstance(found, str) or not found.conclusive:
+        best, *others = known
+        return (
+            f"{metric.title}: the best mean is that of {_with_mean(best, metric)}, which does not say that it leads: "
+            f"{_why_unknown(found)}. {_following(others, metric)}"
+        ).strip()
+    by_name = {cell.name: cell for cell in known}
+    leaders = [by_name[name] for name in found.leaders]
+    others = [cell for cell in known if cell.name in found.means and cell.name not in found.leaders]
+    if len(leaders) == 1:
+        first = f"{metric.title}: {_with_interval(leaders[0], metric)} leads{_ahead(leaders[0], found, metric)}."
+    else:
+        names = [_with_mean(cell, metric) for cell in leaders[:MOST_NAMES]]
+        more = f" and {len(leaders) - MOST_NAMES} more" if len(leaders) > MOST_NAMES else ""
+        told = ", ".join(names) + more if more else f"{', '.join(names[:-1])} and {names[-1]}"
+        first = f"{metric.title}: {told} lead and cannot be told apart."
+    untested = len(known) - len(found.means)
+    rest = f"Of each method the configuration with the lowest dev loss is tested, {untested} more are not."
+    return " ".join(part for part in (first, _following(others, metric), rest if untested > 0 else "") if part)
+
+
+def _with_mean(cell: Cell, metric: Column) -> str:
+    found = cell.estimate(metric.name)
+    return cell.name if found is None else f"{cell.name} ({metric.text(found.mean)})"
+
+
+def _with_interval(cell: Cell, metric: Column) -> str:
+    found = cell.estimate(metric.name)
+    if found is None or found.half_width is None:
+        return _with_mean(cell, metric)
+    count = len(found.values)
+    seeds = "1 seed" if count == 1 else f"{count} seeds"
+    return (
+        f"{cell.name} ({metric.text(found.mean)}, 95 % interval over {found.basis} {metric.text(found.low)} to "
+        f"{metric.text(found.high)}, {seeds})"
+    )
+
+
+def _ahead(best: Cell, found: Significance, metric: Column) -> str:
+    """By how much, against the nearest one."""
+    nearest = min((one for one in found.differences if one.first == best.name), key=lambda one: abs(one.difference))
+    ahead = f"{abs(nearest.difference) * metric.scale:.{metric.decimals}f}"
+    return f", by {ahead} over {nearest.second}"
+
+
+def _following(others: list[Cell], metric: Column) -> str:
+    following = ", ".join(_with_mean(cell, metric) for cell in others[:MOST_FOLLOWING])
+    more = f" and {len(others) - MOST_FOLLOWING} more" if len(others) > MOST_FOLLOWING else ""
+    return f"Next: {following}{more}." if following else ""
+
+
+def _why_unknown(found: Significance | str | None) -> str:
+    if isinstance(found, str):
+        return found[0].lower() + found[1:].rstrip(".")
+    return "there are too few seeds to tell" if found is not None else "differences are not tested without predictions"
