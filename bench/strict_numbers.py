@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -15,16 +16,21 @@ class StrictNumbers(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
-        values = value if isinstance(value, list | tuple) else [value]
-        if info.field_name is not None and any(isinstance(each, bool) for each in values):
-            annotation = cls.model_fields[info.field_name].annotation
-            if _holds_numbers(annotation) and not _holds(annotation, bool):
-                raise ValueError("true and false are no numbers")
+        values = value if isinstance(value, list | tuple) else (value,)
+        if any(each is True or each is False for each in values) and info.field_name in _numeric_fields(cls):
+            raise ValueError("true and false are no numbers")
         return value
 
 
-def _holds_numbers(annotation: Any) -> bool:
-    return _holds(annotation, int) or _holds(annotation, float)
+@cache
+def _numeric_fields(model: type[BaseModel]) -> frozenset[str]:
+    """The fields that take numbers and no truth values."""
+    fields = {name: field.annotation for name, field in model.model_fields.items()}
+    return frozenset(
+        name
+        for name, annotation in fields.items()
+        if (_holds(annotation, int) or _holds(annotation, float)) and not _holds(annotation, bool)
+    )
 
 
 def _holds(annotation: Any, kind: type) -> bool:
