@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, field_validator
 from bench import models
 from bench.architecture import Architecture
 from bench.data import Tokenization
+from bench.masters import compute_in
 from bench.method import Method
 from bench.provenance import installed_version
 from bench.registry import make_method
@@ -138,6 +139,8 @@ def restore(folder: Path, device: torch.device, model_path: str | None = None) -
         )
     tokenizer = models.load_tokenizer(spec)
     method = make_method(card.method, tokenizer)
-    model = method.patch(models.load_model(spec, models.weights_dtype(card.precision)))
+    dtype = models.weights_dtype(card.precision)
+    model = method.patch(models.load_model(spec, dtype))
+    compute_in(dtype, model)
     method.load_adapter_state(model, load_file(folder / TENSORS_FILE))
     return Restored(card, method, model.to(device).eval(), tokenizer, models.architecture(spec))

@@ -222,15 +222,15 @@ def check_batches(train: TrainSpec, resources: ResourceSpec, where: str) -> None
 
 
 def check_optimizer(train: TrainSpec, resources: ResourceSpec, where: str) -> None:
-    """Adafactor looks at whole matrices, which ZeRO and the fp32 copies of bf16 training cut up and flatten.
+    """Adafactor looks at whole matrices, which ZeRO cuts up and flattens.
 
     Raises:
         ConfigError: They are asked for together.
     """
-    if train.optimizer == "adafactor" and (resources.zero_stage or resources.precision != "fp32"):
+    if train.optimizer == "adafactor" and resources.zero_stage:
         raise ConfigError(
             f"{where}.train.optimizer: adafactor needs whole matrices; set resources.zero_stage: 0 (it is "
-            f"{resources.zero_stage}) and resources.precision: fp32 (it is {resources.precision}), or use adamw"
+            f"{resources.zero_stage}), or use adamw"
         )
 
 

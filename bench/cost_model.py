@@ -11,9 +11,11 @@ from bench.spec import ResourceSpec, TrialSpec
 from bench.step_costs import StepCosts, step_costs
 from bench.workload import MicroBatch, Workload
 
-# Adam keeps two moments in fp32; DeepSpeed keeps a copy of the trained parameters in fp32 where it trains in bf16, and
-# under ZeRO in any case.
+# Adam keeps two moments in fp32; there is a copy of the trained parameters in fp32 where training is in bf16, and under
+# ZeRO in any case.
 ADAM_BYTES, COPY_BYTES = 8, 4
+# Of an element of a gradient that is added up over micro-batches and ranks, and of what is stored.
+SUMMED_BYTES = 4
 # DeepSpeed's limit on elements of a bucket, as bench.train sets it.
 MOST_BUCKET_ELEMENTS = 500_000_000
 # An optimiser step reads and writes parameter, gradient and two moments once.
@@ -54,32 +56,35 @@ def predict(spec: TrialSpec, work: Workload, device: Device | None, name: str) -
 def training_memory(spec: TrialSpec, work: Workload, costs: StepCosts, on_cpu: bool) -> dict[str, int]:
     """Bytes on one rank at the peak of training, by part.
 
-    Under stage 0 DeepSpeed reduces gradients through a flat copy, also on one rank; under stages 1 and 2 through a
-    bucket that is always there. Stage 3 gathers layer by layer what it has shared out.
+    In bf16, too, gradients are added up and states are stored in fp32. Under stage 0 DeepSpeed reduces gradients
+    through a flat copy, also on one rank; under stages 1 and 2 through a bucket that is always there. Stage 3 gathers
+    layer by layer what it has shared out.
     """
     resources, trace = spec.resources, costs.large
+    summed = float(SUMMED_BYTES * trace.trained_elements)
     largest = max(work.micro_batches, key=lambda micro: costs.activation_bytes(micro) + costs.logits_bytes(micro))
     parts = {
         "weights": float(trace.weight_bytes),
         "optimizer": _optimizer_bytes(spec, costs),
-        **_transient(resources.zero_stage, work.accumulation, costs, largest),
+        **_transient(resources.zero_stage, work.accumulation, costs, largest, summed),
     }
     if resources.zero_stage >= 1:
         parts["buffers"] = _bucket_bytes(costs)
     if resources.zero_stage >= 2:
-        parts["gradients"] = trace.gradient_bytes / resources.ranks
+        parts["gradients"] = summed / resources.ranks
     if resources.zero_stage == 3:
         parts["weights"] = trace.weight_bytes / resources.ranks + 2 * trace.largest_weight_bytes
-        parts["buffers"] += trace.gradient_bytes / resources.ranks
+        parts["buffers"] += summed / resources.ranks
     if on_cpu:
         # The best state so far is kept in host memory, which on a CPU is the memory that is measured.
-        parts["kept state"] = trace.stored_elements * trace.gradient_bytes / trace.trained_elements
+        parts["kept state"] = float(SUMMED_BYTES * trace.stored_elements)
     return {part: round(size) for part, size in parts.items() if size >= 0.5}
 
 
-def _transient(stage: int, accumulation: int, costs: StepCosts, micro: MicroBatch) -> dict[str, float]:
+def _transient(
+    stage: int, accumulation: int, costs: StepCosts, micro: MicroBatch, gradients: float
+) -> dict[str, float]:
     """Activations, logits and gradients at the moment when they are most together."""
-    gradients = float(costs.large.gradient_bytes)
     activations, logits = costs.activation_bytes(micro), costs.logits_bytes(micro)
     if accumulation > 1 or stage > 0:
         inside = {"activations": activations, "logits": logits, "gradients": gradients}
@@ -95,9 +100,9 @@ def _transient(stage: int, accumulation: int, costs: StepCosts, micro: MicroBatc
 
 def _optimizer_bytes(spec: TrialSpec, costs: StepCosts) -> float:
     resources, trace = spec.resources, costs.large
-    if spec.train.optimizer == "adafactor":
-        return 4.0 * trace.factored_elements
     copy = COPY_BYTES if resources.zero_stage > 0 or resources.precision == "bf16" else 0
+    if spec.train.optimizer == "adafactor":
+        return 4.0 * trace.factored_elements + copy * trace.trained_elements
     return (ADAM_BYTES + copy) * trace.trained_elements / _shared_by(resources)
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from bench.masters import Masters
 from bench.method import trained_parameters
 from bench.spec import JsonDict, ResourceSpec, TrainSpec
+
+
+class EngineError(RuntimeError):
+    """DeepSpeed does something else than training what it was given."""
 
 
 class TrainedOnly(nn.Module):
@@ -18,12 +24,13 @@ class TrainedOnly(nn.Module):
     which alone cuts them into shards.
 
     Args:
-        whole: Any module; its trained parameters are this module's.
+        whole: Any module.
+        trained: What an optimiser steps: its trained parameters, or their masters.
     """
 
-    def __init__(self, whole: nn.Module) -> None:
+    def __init__(self, whole: nn.Module, trained: Sequence[nn.Parameter]) -> None:
         super().__init__()
-        self.trained = nn.ParameterList([parameter for _, parameter in trained_parameters(whole)])
+        self.trained = nn.ParameterList(trained)
         self._whole = (whole,)  # A tuple hides it from the walk.
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -42,10 +49,18 @@ def make_engine(
     resources: ResourceSpec,
     micro_batch_size: int,
 ) -> Any:
-    """A DeepSpeed engine that trains what requires grad in ``loss``. The process group has to be there."""
+    """A DeepSpeed engine that trains what requires grad in ``loss``. The process group has to be there.
+
+    In bf16 the optimiser steps fp32 masters, DeepSpeed's under ZeRO 1 to 3 and :class:`Masters` without.
+
+    Raises:
+        EngineError: The optimiser has stepped as the engine was made.
+    """
     import deepspeed
 
     parameters = [parameter for _, parameter in trained_parameters(loss)]
+    if has_own_masters(resources):
+        parameters = Masters(optimizer).parameters
     if clips_before_step(train, resources):
 
         def clip(*_: Any) -> None:
@@ -54,39 +69,68 @@ def make_engine(
         optimizer.register_step_pre_hook(clip)
     num_trained = sum(parameter.numel() for parameter in parameters)
     engine, *_ = deepspeed.initialize(
-        model=loss if resources.zero_stage == 3 else TrainedOnly(loss),
+        model=loss if resources.zero_stage == 3 else TrainedOnly(loss, parameters),
         model_parameters=parameters,
         optimizer=optimizer,
         lr_scheduler=scheduler,
         config=deepspeed_config(train, resources, micro_batch_size, num_trained),
     )
+    for stepping in (optimizer, engine.basic_optimizer):
+        require_no_state(stepping, f"DeepSpeed's engine for {resources.precision} and ZeRO {resources.zero_stage}")
     if resources.ranks == 1 and resources.zero_stage == 0:
         engine.enable_backward_allreduce = False  # There is nobody to reduce with; gloo takes its time all the same.
     return engine
 
 
+def require_no_state(optimizer: torch.optim.Optimizer, engine: str) -> None:
+    """See that nobody has stepped an optimiser before the first step.
+
+    A step on gradients that are zero would count as Adam's first, whose correction of the moments it takes away, and
+    would decay weights once more.
+
+    Raises:
+        EngineError: It holds state.
+    """
+    if held := sorted({key for state in optimizer.state.values() for key in state}):
+        raise EngineError(
+            f"{engine} has left state in {type(optimizer).__name__} before the first step ({', '.join(held)}), so that "
+            "the first updates would be wrong; install the versions of constraints.txt"
+        )
+
+
+def has_own_masters(resources: ResourceSpec) -> bool:
+    """Whether :class:`Masters` keeps what is trained in fp32, because DeepSpeed does not or not well."""
+    return resources.precision == "bf16" and resources.zero_stage == 0
+
+
 def clips_before_step(train: TrainSpec, resources: ResourceSpec) -> bool:
     """Whether gradients are clipped by torch, all tensors at once.
 
-    Where every rank holds the whole gradient in fp32 that is the same as DeepSpeed's clipping, which takes tensors one
-    by one and then reduces the norm over ranks that all have it.
+    Where every rank holds the whole gradient, in fp32, that is the same as DeepSpeed's clipping, which takes tensors
+    one by one and then reduces the norm over ranks that all have it.
     """
-    return train.max_grad_norm > 0 and resources.zero_stage == 0 and resources.precision == "fp32"
+    return train.max_grad_norm > 0 and resources.zero_stage == 0
 
 
 def deepspeed_config(train: TrainSpec, resources: ResourceSpec, micro_batch_size: int, num_trained: int) -> JsonDict:
     """DeepSpeed's configuration, complete: nothing is left to "auto".
 
+    In bf16 gradients are added up in fp32, over micro-batches and over ranks. Otherwise the number of either would
+    change more than the order of a sum.
+
     Buckets are sized by what is trained. DeepSpeed's default of 5e8 elements would reserve 2 GB for an adapter of a few
     thousand.
     """
     bucket = min(max(num_trained, 2**16), 500_000_000)
+    in_bf16 = resources.precision == "bf16" and not has_own_masters(resources)
+    summed_in_fp32 = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"} if in_bf16 else {}
     return {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": train.batch_size // (micro_batch_size * resources.ranks),
         "train_batch_size": train.batch_size,
         "gradient_clipping": 0.0 if clips_before_step(train, resources) else train.max_grad_norm,
-        "bf16": {"enabled": resources.precision == "bf16"},
+        "bf16": {"enabled": in_bf16},
+        **summed_in_fp32,
         "zero_optimization": {
             "stage": resources.zero_stage,
             "reduce_bucket_size": bucket,

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from bench.engine import require_no_state
 from bench.lane import Lane
-from bench.method import MethodError, trained_parameters
+from bench.method import trained_parameters
 from bench.shared_rows import Lanes
 
 
@@ -38,6 +39,8 @@ class FusedEngine:
         self.loss = loss
         self.shared_rows = shared_rows
         self.lanes = [(lane, [parameter for _, parameter in trained_parameters(lane.model)]) for lane in lanes]
+        for lane in lanes:
+            require_no_state(lane.optimizer, "the engine of fused trials")
         self.accumulation = accumulation
         self._passes = 0
         self._stepping: Sequence[int] = ()
@@ -57,21 +60,12 @@ class FusedEngine:
         (loss / self.accumulation).backward()  # type: ignore[no-untyped-call]
 
     def step(self) -> None:
-        """After the last pass of a step, step the trials that took part.
-
-        Raises:
-            MethodError: A trained tensor got no gradient.
-        """
+        """After the last pass of a step, step the trials that took part."""
         self._passes += 1
         if self._passes % self.accumulation:
             return
         for number in self._stepping:
             lane, parameters = self.lanes[number]
-            if without := sum(parameter.grad is None for parameter in parameters):
-                raise MethodError(
-                    f"{type(lane.method).__name__}.fuse leaves {without} of {len(parameters)} trained tensors without "
-                    "a gradient"
-                )
             if lane.train.max_grad_norm:
                 nn.utils.clip_grad_norm_(parameters, lane.train.max_grad_norm)
             lane.optimizer.step()

@@ -14,6 +14,8 @@ from torch import nn
 from bench.architecture import Pair
 from bench.checkpoint import Checkpoint, put_back, taken
 from bench.data import num_steps, training_order
+from bench.gradient_watch import GradientWatch
+from bench.masters import exact
 from bench.method import Method
 from bench.optimize import learning_rate_factor, make_optimizer
 from bench.record import DevPoint, TrainCost, TrainPoint
@@ -57,6 +59,7 @@ class Lane:
     continued_after_steps: list[int] = field(default_factory=list, init=False)  # where attempts took over from others
     optimizer: torch.optim.Optimizer = field(init=False)
     scheduler: torch.optim.lr_scheduler.LRScheduler = field(init=False)
+    watch: GradientWatch | None = field(default=None, init=False)
     _pending: list[tuple[torch.Tensor, float]] = field(default_factory=list, init=False)
 
     def begin(self, pairs: Sequence[Pair], device: torch.device) -> None:
@@ -65,7 +68,7 @@ class Lane:
         order = training_order([pair.num_tokens for pair in pairs], self.train.batch_size, steps, self.seed)
         self.order = order[: self.stop_after_steps]
         self.model.to(device)
-        self.optimizer = make_optimizer(self.train, self.method.parameter_groups(self.model))
+        self.optimizer = make_optimizer(self.train, self.model, self.method.parameter_groups(self.model))
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate_factor(self.train, steps))
 
     @property
@@ -90,6 +93,24 @@ class Lane:
     def evaluates_after(self, step: int) -> bool:
         """Whether the dev loss is due after this step, from 1."""
         return step == self.steps or step % (self.train.evaluate_every_steps or self.steps) == 0
+
+    def require_graph(self, loss: torch.Tensor) -> None:
+        """See that a loss depends on what is trained, before its gradient is taken.
+
+        Raises:
+            MethodError: It does not.
+        """
+        if self.watch is not None:
+            self.watch.require_graph(loss)
+
+    def gradients_came(self, step: int) -> None:
+        """See that what is trained gets gradients, before the optimiser steps. Collective in the first steps.
+
+        Raises:
+            MethodError: Some of it does not.
+        """
+        if self.watch is not None:
+            self.watch.after_backward(self.learning_rate, last=step == self.steps)
 
     def stepped(self, step: int, loss: torch.Tensor, learning_rate: float) -> None:
         """A step was made. ``loss`` is this rank's part of the batch's mean loss."""
@@ -177,9 +198,13 @@ def gathered(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 def gathered_state(method: Method, model: nn.Module) -> dict[str, torch.Tensor]:
-    """A copy on the CPU of what the method stores. A collective operation under ZeRO-3."""
+    """A copy on the CPU of what the method stores, of fp32 masters where there are any.
+
+    A collective operation under ZeRO.
+    """
     stored = method.adapter_state(model).keys()
-    with gathered([found for name, found in model.named_parameters() if found.requires_grad or name in stored]):
+    wanted = [found for name, found in model.named_parameters() if found.requires_grad or name in stored]
+    with gathered(wanted), exact(model):
         return {
             name: tensor.detach().to("cpu", copy=True).contiguous()
             for name, tensor in method.adapter_state(model).items()

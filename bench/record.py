@@ -7,9 +7,9 @@ Failed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bench.spec import JsonDict, Spec, TrialSpec
 
@@ -89,7 +89,10 @@ class TrainCost(Spec):
     step_seconds_p50: float | None
     step_seconds_p90: float | None
     step_seconds_p99: float | None
-    skipped_steps: int = Field(description="optimiser steps that the engine skipped")
+    skipped_steps: int = Field(description="optimiser steps that the engine skipped; from 2026-11-29 on a divergence")
+    unreached_tensors: list[str] = Field(
+        default_factory=list, description="of experts: trained tensors that no token has brought a gradient"
+    )
     continued_after_steps: list[int] = Field(
         default=[],
         description="where a retry went on from a checkpoint, once for each time; times, rates and memory cover the "
@@ -185,6 +188,11 @@ class Ran(Spec):
 
     parameters: ParameterCounts
     dev_loss: float | None = Field(description="of the state that was scored; None where nothing was trained")
+    stored_dev_loss: float | None = Field(
+        None,
+        description="of the stored state in a fresh base model, where it was scored, equal to dev_loss but for "
+        "rounding; None in a trial of the stage tune that was not scored, and before 2026-11-29",
+    )
     best_step: int | None
     train_curve: list[TrainPoint]
     dev_curve: list[DevPoint]
@@ -316,6 +324,20 @@ class TrialResult(Spec):
     placement: Placement | None = Field(None, description="None where nothing was started")
     fused: Fused | None = Field(None, description="None where it had its launch to itself")
     content_sha256: str | None = Field(None, description="of the record's JSON without this field")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_it_trained(cls, content: Any) -> Any:
+        """Records from before 2026-11-29 do not say how a warm-up began and what decayed: there was one way each."""
+        try:
+            train = content["spec"]["train"]
+            earlier = {
+                **({"warmup_start": "first_step"} if train["warmup_steps"] else {}),
+                **({"weight_decay_on": "all"} if train["weight_decay"] else {}),
+            }
+        except (KeyError, TypeError):
+            return content  # Nothing that a record could be; what is wrong with it is told by its fields.
+        return {**content, "spec": {**content["spec"], "train": {**earlier, **train}}}
 
     @property
     def continued(self) -> bool:

@@ -69,10 +69,20 @@ class TrainSpec(Settings):
     )
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_start: Literal["zero", "first_step"] = Field(
+        "zero",
+        description="the first learning rate of a warm-up. zero: 0, as in transformers; first_step: 1/warmup_steps of "
+        "the full one",
+    )
     optimizer: Literal["adamw", "adafactor"] = Field(
-        "adamw", description="adafactor: as Lester et al. 2021, without parameter scaling; needs ZeRO 0 and fp32"
+        "adamw", description="adafactor: as Lester et al. 2021, without parameter scaling; needs ZeRO 0"
     )
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay_on: Literal["weights", "all"] = Field(
+        "weights",
+        description="weights: what is trained but norms and biases, by the rule of transformers' Trainer; all: what is "
+        "trained",
+    )
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
     adam_epsilon: PositiveFloat = 1e-8
@@ -103,6 +113,9 @@ class TrainSpec(Settings):
             default = type(self).model_fields[name].default
             if self.optimizer != "adamw" and getattr(self, name) != default:
                 raise ValueError(f"{name} has no effect with optimizer: {self.optimizer}; leave it out")
+        for name, needed in (("warmup_start", "warmup_steps"), ("weight_decay_on", "weight_decay")):
+            if getattr(self, name) != type(self).model_fields[name].default and not getattr(self, needed):
+                raise ValueError(f"{name} has no effect with {needed}: 0; leave it out")
         return self
 
 

@@ -19,6 +19,7 @@ from bench.compiled import Compiler, compiled_layers
 from bench.data import micro_batches
 from bench.engine import make_engine
 from bench.fusion import FusedEngine
+from bench.gradient_watch import GradientWatch
 from bench.lane import Diverged, Lane, Trained, num_targets
 from bench.loss import TargetLoss
 from bench.measure import PhaseMeter, StepClock, percentile, steady_start
@@ -75,6 +76,8 @@ class Training:
             for lane in self.lanes:
                 lane.begin(pairs, self.device)
             engine = self._engine()
+            for lane in self.lanes:
+                lane.watch = GradientWatch(lane.method, lane.model, self.device)
             step = self._continued()
             clock = StepClock(self.device)
         with self.meter.phase("train"):
@@ -156,11 +159,16 @@ class Training:
                 losses = self._losses(engine, [[pairs[index] for index in micro] for micro in micros])
                 means = [loss / divisor for loss, divisor in zip(losses.unbind(), divisors, strict=True)]
                 # The engine divides by the accumulation steps and averages gradients over ranks: undo both.
-                engine.backward(torch.stack(means).sum() * (len(passes) * self.resources.ranks))
+                minimised = torch.stack(means).sum() * (len(passes) * self.resources.ranks)
+                lanes[0].require_graph(minimised)
+                engine.backward(minimised)
             if number == len(passes):
                 for lane in lanes:
+                    lane.gradients_came(step)
                     lane.method.before_step(lane.model, step)
             engine.step()
+            if engine.skipped_steps:
+                raise Diverged(f"the gradient of step {step} is not finite")
             totals.append(losses.detach())
         for at, lane in enumerate(lanes):
             total = torch.stack([losses[at] for losses in totals]).sum()
@@ -216,6 +224,7 @@ class Training:
             step_seconds_p99=percentile(durations, 0.99),
             skipped_steps=skipped_steps,
             continued_after_steps=lane.continued_after_steps,
+            unreached_tensors=lane.watch.unreached if lane.watch is not None else [],
         )
 
     def _steady(self, steps: Sequence[int]) -> list[int]:

@@ -28,6 +28,7 @@ from bench.decode import decode_cost, generate
 from bench.fusion import copies_sharing_weights
 from bench.lane import Diverged, Lane, Trained
 from bench.loss import TargetLoss
+from bench.masters import compute_in
 from bench.measure import PhaseMeter
 from bench.merged_decode import MOST_SOURCES, decode_both_ways, over_ranks
 from bench.method import Method
@@ -63,6 +64,7 @@ from bench.registry import Kind, RegistryError, load, make_method
 from bench.resolver import instantiate
 from bench.spec import JsonDict, ResolvedSpec, TrialSpec
 from bench.splits import Splits, load_splits, oddities
+from bench.stored import require_what_was_trained
 from bench.task import Example, Split, Task
 from bench.token_check import lost_references
 from bench.train import Training, mean_losses
@@ -230,8 +232,12 @@ class _Trial:
             model, fresh_counts = self._scorable_model(method, trained)
             counts = counts or fresh_counts
             with meter.phase("validate"):
+                ran["stored_dev_loss"] = self._mean_loss(model, pairs["dev"], tokens)
                 if trained is None:
-                    ran["dev_loss"] = self._mean_loss(model, pairs["dev"], tokens)
+                    ran["dev_loss"] = ran["stored_dev_loss"]
+                else:
+                    precision = spec.resources.precision
+                    require_what_was_trained(ran["stored_dev_loss"], trained.best, precision, spec.method.name)
                 if "test" in pairs:
                     ran["test_loss"] = self._mean_loss(model, pairs["test"], tokens)
             examples = splits[spec.scored_split]
@@ -294,6 +300,7 @@ class _Trial:
         with self.meter.phase("patch"):
             seed_everything(self.spec.seed)
             model, counts = patch_and_count(method, model)
+            compute_in(models.weights_dtype(self.spec.resources.precision), model)
             if method.trains and counts.trained == 0:
                 raise RuntimeError(f"the method {self.spec.method.name!r} trains nothing in this model")
             # Dropout differs between ranks, which see different rows.

@@ -7,15 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import completed, record, trial
 from one_rank import training_alone
 from torch import nn
 
 from bench.architecture import DecoderOnly, Pair
 from bench.config import ConfigError, check_optimizer, validated
 from bench.lane import Lane
+from bench.method import trained_parameters
 from bench.models import ModelError, load_model
-from bench.optimize import make_optimizer
+from bench.optimize import learning_rate_factor, make_optimizer
+from bench.record import TrialResult
+from bench.registry import load_method, targets
 from bench.spec import DecodeSpec, MethodSpec, ModelSpec, ResourceSpec, TaskSpec, TrainSpec, TrialSpec
+from bench.tiny_models import WordTokenizer, tiny_model
 from methods.full import FullFineTuning
 
 
@@ -37,7 +42,7 @@ def test_adafactor_is_the_published_one_without_parameter_scaling() -> None:
     start = torch.randn(4, 6, generator=generator, dtype=torch.float64)
     parameter = nn.Parameter(start.clone())
     train = TrainSpec(optimizer="adafactor", learning_rate=0.3, weight_decay=0.01)
-    optimizer = make_optimizer(train, [{"params": [parameter], "lr_scale": 1.0}])
+    optimizer = make_optimizer(train, nn.ParameterList([parameter]), [{"params": [parameter], "lr_scale": 1.0}])
     expected, moments = start.clone(), [torch.zeros(4, dtype=torch.float64), torch.zeros(6, dtype=torch.float64)]
     for step in range(1, 5):
         gradient = torch.randn(4, 6, generator=generator, dtype=torch.float64)
@@ -48,20 +53,87 @@ def test_adafactor_is_the_published_one_without_parameter_scaling() -> None:
 
 
 def test_adamw_takes_its_settings_and_the_scales_of_groups() -> None:
-    parameters = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    model = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    groups = [{"params": model[0].parameters(), "lr_scale": 16.0}, {"params": model[1].parameters()}]
     train = TrainSpec(learning_rate=0.1, adam_beta1=0.8, adam_beta2=0.9, adam_epsilon=1e-6, weight_decay=0.2)
-    optimizer = make_optimizer(train, [{"params": [parameters[0]], "lr_scale": 16.0}, {"params": [parameters[1]]}])
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1.6, 0.1])
+    optimizer = make_optimizer(train, model, groups)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1.6, 1.6, 0.1, 0.1])
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0, 0.2, 0]
     for group in optimizer.param_groups:
-        assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.8, 0.9), 1e-6, 0.2)
+        assert (group["betas"], group["eps"]) == ((0.8, 0.9), 1e-6)
 
 
-@pytest.mark.parametrize("resources", [{"zero_stage": 1}, {"precision": "bf16"}])
-def test_adafactor_is_refused_where_matrices_are_cut_up(resources: dict[str, Any]) -> None:
+def decaying(train: TrainSpec, model: nn.Module) -> set[str]:
+    names = {parameter: name for name, parameter in trained_parameters(model)}
+    optimizer = make_optimizer(train, model, [{"params": list(names)}])
+    assert {names[p] for group in optimizer.param_groups for p in group["params"]} == set(names.values())
+    return {names[p] for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "t5", "bart"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_weight_decay_spares_what_trainer_spares(family: str, optimizer: Any) -> None:
+    from transformers import Trainer
+
+    tried = (("full", {}), ("bitfit", {}), ("adapters", {"placement": "houlsby"}), ("prompt_tuning", {}))
+    spared = 0
+    for name, settings in tried:
+        method_class = load_method(targets("method")[name])
+        model = method_class(method_class.Config(**settings), WordTokenizer()).patch(tiny_model(family))
+        trained = {name for name, _ in trained_parameters(model)}
+        right = trained & set(Trainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]
+        spared += len(trained - right)
+        assert decaying(TrainSpec(optimizer=optimizer, weight_decay=0.1), model) == right
+        everywhere = TrainSpec(optimizer=optimizer, weight_decay=0.1, weight_decay_on="all")
+        assert decaying(everywhere, model) == trained
+    assert spared, "no norm and no bias was among what these methods train"
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_a_warm_up_starts_as_in_transformers_or_one_step_ahead(schedule: Any) -> None:
+    from transformers.optimization import get_scheduler
+
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    train = TrainSpec(schedule=schedule, warmup_steps=4)
+    theirs = get_scheduler(name, torch.optim.AdamW([torch.zeros(1)]), 4, 11).lr_lambdas[0]  # type: ignore[attr-defined]
+    ours = learning_rate_factor(train, 11)
+    assert [ours(step) for step in range(11)] == pytest.approx([theirs(step) for step in range(11)])
+    assert ours(0) == 0
+    ahead = learning_rate_factor(train.model_copy(update={"warmup_start": "first_step"}), 11)
+    assert [ahead(step) for step in range(4)] == [0.25, 0.5, 0.75, 1]
+    assert [ahead(step) for step in range(4, 11)] == [ours(step) for step in range(4, 11)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"warmup_start": "first_step"}, "warmup_start has no effect with warmup_steps: 0"),
+        ({"weight_decay_on": "all"}, "weight_decay_on has no effect with weight_decay: 0"),
+    ],
+)
+def test_how_to_do_what_is_not_done_has_no_effect(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validated(TrainSpec, settings, "train")
+
+
+def test_records_from_before_the_choice_say_how_they_were_trained() -> None:
+    def trained(**settings: Any) -> TrainSpec:
+        spec = trial().model_copy(update={"train": TrainSpec(steps=10, **settings)})
+        content = record(spec, completed()).model_dump(mode="json")
+        for later in ("warmup_start", "weight_decay_on"):
+            del content["spec"]["train"][later]
+        return TrialResult.model_validate(content).spec.train
+
+    old = trained(warmup_steps=3, weight_decay=0.1)
+    assert (old.warmup_start, old.weight_decay_on) == ("first_step", "all")
+    assert trained() == TrainSpec(steps=10), "where neither was used there was nothing to choose"
+
+
+def test_adafactor_is_refused_where_matrices_are_cut_up() -> None:
     train = TrainSpec(optimizer="adafactor")
-    check_optimizer(train, ResourceSpec(ranks=2), "methods.0")
+    check_optimizer(train, ResourceSpec(ranks=2, precision="bf16"), "methods.0")
     with pytest.raises(ConfigError, match=r"methods.0.train.optimizer: adafactor needs whole matrices; set resources"):
-        check_optimizer(train, ResourceSpec(**resources), "methods.0")
+        check_optimizer(train, ResourceSpec(zero_stage=1), "methods.0")
 
 
 def test_settings_of_the_other_optimiser_have_no_effect() -> None:
@@ -71,6 +143,8 @@ def test_settings_of_the_other_optimiser_have_no_effect() -> None:
 
 class FixedLosses:
     """An engine whose loss is one per target token, and that keeps what is sent backward."""
+
+    skipped_steps = 0
 
     def __init__(self) -> None:
         self.backward_total = 0.0

@@ -313,7 +313,7 @@ def test_e2e_batches_are_next_to_free_of_padding_even_in_short_runs(shared_data:
 def test_an_engine_sees_what_is_trained_and_nothing_else() -> None:
     model = patched("llama", "prefix_tuning")
     whole = TargetLoss(model)
-    shown = TrainedOnly(whole)
+    shown = TrainedOnly(whole, [parameter for _, parameter in trained_parameters(model)])
     assert [id(p) for p in shown.parameters()] == [id(p) for _, p in trained_parameters(model)]
     assert len(list(shown.modules())) == 2
     shown.eval()

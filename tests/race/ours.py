@@ -48,7 +48,7 @@ class AllLogits(AllLogitsOfTargets):
 LEVERS: dict[str, tuple[Any, str, Any]] = {
     "logits at targets only": (bench.train, "TargetLoss", AllLogits),
     "logits a chunk at a time": (bench.train, "TargetLoss", AllLogitsOfTargets),
-    "an engine that sees what is trained": (bench.engine, "TrainedOnly", lambda loss: loss),
+    "an engine that sees what is trained": (bench.engine, "TrainedOnly", lambda loss, _: loss),
     "fused activations": (bench.models, "use_fused_activations", lambda model: None),
     "heads that share keys": (bench.train, "sharing_heads", lambda *models: nullcontext()),
 }

@@ -1,0 +1,102 @@
+"""What is trained in bf16 is kept in fp32: the masters, which the optimiser steps and an adapter is stored from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from bench.method import trained_parameters
+
+
+class Masters:
+    """An fp32 copy of each trained tensor, to which an optimiser is turned.
+
+    The model goes on to compute with its own bf16 tensors. Their gradients are added to those of the masters as soon as
+    they are there, in fp32, so that micro-batches and ranks are summed in fp32. After each step of the optimiser the
+    tensors become the rounded masters.
+
+    DeepSpeed does the same under ZeRO 1 to 3. Without ZeRO its optimiser for bf16 takes a first step, on gradients that
+    are zero, as it is made, and adds up gradients in bf16.
+
+    Args:
+        optimizer: Over the trained tensors; it has not stepped yet.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._copies: list[tuple[nn.Parameter, nn.Parameter]] = []
+        for group in optimizer.param_groups:
+            group["params"] = [self._master(parameter) for parameter in group["params"]]
+        optimizer.register_step_post_hook(self._round)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The masters, in the optimiser's order."""
+        return [master for _, master in self._copies]
+
+    def _master(self, parameter: nn.Parameter) -> nn.Parameter:
+        master = nn.Parameter(parameter.detach().float())
+        parameter.fp32_master = master  # type: ignore[attr-defined]
+        parameter.register_post_accumulate_grad_hook(_hand_on)  # type: ignore[no-untyped-call]
+        self._copies.append((parameter, master))
+        return master
+
+    @torch.no_grad()
+    def _round(self, *_: Any) -> None:
+        for parameter, master in self._copies:
+            parameter.copy_(master)
+
+
+def _hand_on(parameter: torch.Tensor) -> None:
+    master: nn.Parameter = parameter.fp32_master  # type: ignore[attr-defined]
+    gradient, parameter.grad = parameter.grad, None
+    if gradient is None:
+        return
+    if master.grad is None:
+        master.grad = gradient.to(master.dtype)
+    else:
+        master.grad += gradient
+
+
+@contextmanager
+def exact(model: nn.Module) -> Iterator[None]:
+    """Inside the block what a model trains in bf16 is in fp32: the masters. A collective operation under ZeRO.
+
+    Under ZeRO 3 parameters have to be gathered. A model that trains in fp32 is left as it is.
+    """
+    rounded = [(parameter, parameter.data) for _, parameter in trained_parameters(model)]
+    try:
+        for parameter, data in rounded:
+            if data.dtype == torch.bfloat16:
+                _replace(parameter, _master_of(parameter))
+        yield
+    finally:
+        for parameter, data in rounded:
+            if parameter.dtype != data.dtype:
+                _replace(parameter, data)
+
+
+def _replace(parameter: nn.Parameter, data: torch.Tensor) -> None:
+    parameter.data = data
+    torch.autograd.graph.increment_version(parameter)  # Who keeps what it has made of the tensor makes it anew.
+
+
+def _master_of(parameter: nn.Parameter) -> torch.Tensor:
+    if (master := getattr(parameter, "fp32_master", None)) is not None:
+        return cast(nn.Parameter, master).detach()
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    whole: torch.Tensor | None = safe_get_full_fp32_param(parameter)
+    if whole is None:
+        raise RuntimeError(f"a trained tensor of shape {tuple(parameter.shape)} in bf16 has no fp32 master")
+    return whole.detach()
+
+
+def compute_in(dtype: torch.dtype, model: nn.Module) -> None:
+    """Have a model compute with what it trains in this dtype, in which its base weights are."""
+    for _, parameter in trained_parameters(model):
+        if parameter.dtype != dtype and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
