@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from bench import models
-from bench.architecture import Architecture, Pair, plain_ids
+from bench.architecture import Architecture, Pair, plain_ids, vocabulary_size
 from bench.spec import ModelSpec, TrainSpec
 from bench.task import Example, TaskConfig
 from bench.whole_texts import WholeTexts
@@ -27,6 +27,7 @@ class Tokenization:
     config: TaskConfig
     architecture: Architecture
     beginning_token: bool = True  # whether a source begins with one where the tokenizer adds it
+    rows: int | None = None  # of the model's embedding; None: not known, and not checked
     truncated_sources: int = field(default=0, init=False)
     truncated_targets: int = field(default=0, init=False)
 
@@ -78,14 +79,28 @@ class Tokenization:
             self.truncated_sources += 1
             text = self.texts.cut(text, len(before), limit)
             ids = self.texts.source(text + after)
-        return text + after, ids
+        return text + after, self._known(ids)
 
     def _target(self, source: str, source_ids: list[int], reference: str) -> list[int]:
         ids = self.texts.target(source, source_ids, reference)
         if len(ids) > self.config.max_target_tokens:
             self.truncated_targets += 1
             ids = ids[: self.config.max_target_tokens]
-        return self.architecture.whole_target(ids, self.texts.around_targets, self.tokenizer.eos_token_id)
+        return self.architecture.whole_target(self._known(ids), self.texts.around_targets, self.tokenizer.eos_token_id)
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """The same tokens.
+
+        Raises:
+            ModelError: The embedding has no row for one of them.
+        """
+        if self.rows is not None and ids and (token := max(ids)) >= self.rows:
+            raise models.ModelError(
+                f"the tokenizer makes {self.tokenizer.convert_ids_to_tokens(token)!r} (id {token}) of the data, and "
+                f"the embedding has {self.rows:,} rows; take the tokenizer that belongs to the weights, or resize the "
+                "embedding (resize_token_embeddings) and save the model again"
+            )
+        return ids
 
 
 def tokenization(model: ModelSpec, config: TaskConfig) -> Tokenization:
@@ -94,9 +109,8 @@ def tokenization(model: ModelSpec, config: TaskConfig) -> Tokenization:
     Raises:
         ModelError: Tokenizer or configuration cannot be had.
     """
-    return Tokenization(
-        models.load_tokenizer(model), config, models.architecture(model), beginning_token=model.beginning_token
-    )
+    rows = vocabulary_size(models.load_config(model))
+    return Tokenization(models.load_tokenizer(model), config, models.architecture(model), model.beginning_token, rows)
 
 
 def num_steps(train: TrainSpec, num_pairs: int) -> int:

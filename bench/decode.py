@@ -82,7 +82,7 @@ def generate(
             ended = tokens[-1:] != [] and tokens[-1] in settings.ends
             # An end token says that the text ends and is no part of it; a line break may bring the last full stop.
             said = tokens[:-1] if ended and tokens[-1] in end_tokens else tokens
-            whole = tokenizer.decode(said, skip_special_tokens=True)
+            whole = tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             texts[index] = first_line(whole)
             if not ended and "\n" not in whole:
                 truncated.append(index)

@@ -143,7 +143,7 @@ def load_model(spec: ModelSpec, dtype: torch.dtype, dropout: float | None = None
     import transformers
 
     auto_class = getattr(transformers, architecture(spec).auto_class)
-    settings = _dropout_settings(spec, dropout)
+    settings = _dropout_settings(spec, dropout) | _padding_settings(spec)
     try:
         model = auto_class.from_pretrained(
             model_source(spec),
@@ -182,6 +182,14 @@ def _dropouts(spec: ModelSpec) -> dict[str, float]:
     }
 
 
+def _padding_settings(spec: ModelSpec) -> dict[str, None]:
+    """No padding token where the configuration names one that the embedding has no row for: torch would refuse it."""
+    config = load_config(spec)
+    padding, rows = getattr(config, "pad_token_id", None), vocabulary_size(config)
+    outside = isinstance(padding, int) and rows is not None and not 0 <= padding < rows
+    return {"pad_token_id": None} if outside else {}
+
+
 def has_dropout(spec: ModelSpec, dropout: float | None) -> bool:
     """Whether anything is dropped within the model once it trains, see :func:`load_model`."""
     if dropout is not None:
@@ -205,7 +213,7 @@ def empty_model(
 
     auto_class = getattr(transformers, architecture(spec).auto_class)
     config = load_config(spec)
-    for name, value in _dropout_settings(spec, dropout).items():
+    for name, value in (_dropout_settings(spec, dropout) | _padding_settings(spec)).items():
         setattr(config, name, value)
     with torch.device(device):
         model = auto_class.from_config(config, attn_implementation=spec.attention, dtype=dtype)

@@ -60,11 +60,12 @@ def try_references(tokens: Tokenization, splits: Mapping[Split, Sequence[Example
     pairs = [(example, text) for examples in splits.values() for example in examples for text in example.references]
     count = min(MOST_REFERENCES, len(pairs))
     limits = {"max_source_tokens": 10**9, "max_target_tokens": 10**9}
-    tokens = replace(tokens, config=tokens.config.model_copy(update=limits))
+    tokens = replace(tokens, config=tokens.config.model_copy(update=limits), rows=None)
     tried = []
     for example, reference in (pairs[number * len(pairs) // count] for number in range(count)):
         source_ids, ids = tokens.behind_source(example.source, reference)
-        said = first_line(tokens.tokenizer.decode(ids, skip_special_tokens=True))
+        whole = tokens.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        said = first_line(whole)
         tried.append(Tried(replace(example, references=(reference,)), source_ids, ids, said))
     return tried
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from kinds_of_tokenizers import KINDS, llama, unigram
 
 from bench.adapter import AdapterCard
 from bench.architecture import ArchitectureError, DecoderOnly, EncoderDecoder, special_tokens_around
-from bench.data import Tokenization
-from bench.models import ModelError, load_tokenizer
+from bench.data import Tokenization, tokenization
+from bench.models import ModelError, empty_model, load_model, load_tokenizer
 from bench.spec import MethodSpec, ModelSpec
 from bench.task import Example, TaskConfig
 from bench.tiny_models import WordTokenizer
@@ -181,3 +183,34 @@ def test_padding_is_a_token_that_the_embedding_has(kind: str, tiny_models: dict[
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"has the end token '<new end>' with the id \d+, and the embedding has \d+"):
         load_tokenizer(spec)
+
+
+def test_a_token_without_a_row_in_the_embedding_is_an_error_wherever_it_is(
+    tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    for path in tiny_models["gpt2"].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    spec = ModelSpec(path=str(tmp_path))
+    tokenizer = load_tokenizer(spec)
+    tokenizer.add_tokens(["Ann"])
+    tokenizer.save_pretrained(tmp_path)
+    tokens = tokenization(spec, TaskConfig())
+    tokens.pairs([Example("x", (), "Bob : home : Rome", ("Bob lives in Rome.",))])
+    for example in (EXAMPLE, Example("x", (), "Bob", ("Ann",))):
+        with pytest.raises(ModelError, match=r"makes 'Ann' \(id \d+\) of the data, and the embedding has"):
+            tokens.pairs([example])
+
+
+def test_a_configuration_with_a_padding_token_beyond_the_embedding_loads(
+    tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    for path in tiny_models["llama"].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["pad_token_id"] = config["vocab_size"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    spec = ModelSpec(path=str(tmp_path))
+    ids = torch.tensor([[5, 9, 3]])
+    plain = load_model(ModelSpec(path=str(tiny_models["llama"])), torch.float32)
+    assert torch.equal(load_model(spec, torch.float32)(ids).logits, plain(ids).logits)
+    assert empty_model(spec).config.pad_token_id is None
