@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from bench.record import TrialResult
+from bench.record import Probed, TrialResult
 from bench.search_store import SearchStore
 from bench.spec import JsonDict, TrialSpec
 from bench.store import Store
@@ -72,11 +72,17 @@ class SearchRun:
         return None if proposed is None else self._ask(len(asks), *proposed)
 
     def _used(self, asks: Sequence[Ask]) -> tuple[float, float]:
-        """What the search has used of its budget, and what one more ask takes of it."""
+        """What the search has used of its budget, and what one more ask takes of it.
+
+        In seconds, an ask takes as long as the longest one that ran to its end, so that what is left is not overspent.
+        """
         if self.search.tune.trials is not None:
-            return self.search.cost(self.search.first_asks) + len(asks) - self.search.first_asks, 1.0
-        spent = sum(self._record(self._trial(ask)).device_seconds for ask in asks)
-        return spent, spent / len(asks)
+            first = len(first_settings(self.search))
+            return self.search.cost(first) + len(asks) - first, 1.0
+        records = {record.trial_id: record for record in (self._record(self._trial(ask)) for ask in asks)}
+        seconds = [record.device_seconds for record in records.values()]
+        whole = [record.device_seconds for record in records.values() if isinstance(record.outcome, Probed)]
+        return sum(seconds), max(whole or seconds)
 
     def _told(self) -> list[Told]:
         """What came of the asks that were trained to the end."""

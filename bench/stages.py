@@ -121,7 +121,7 @@ class Stages:
         if (tune := stages.tune) is not None:
             searches = [contender.search for contender in self.contenders if contender.search is not None]
             budget = f"{tune.trials} trials" if tune.trials is not None else f"{tune.device_seconds:g} device-seconds"
-            first = sum(search.first_asks for search in searches)
+            first = sum(len(first_settings(search)) for search in searches)
             lines.append(
                 f"tune: {len(searches)} searches with {budget} each, sampler {tune.sampler}, chosen by {tune.metric}; "
                 f"{first} asks come first, the others depend on what comes of them"

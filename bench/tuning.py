@@ -20,14 +20,21 @@ from bench.search_space import Choices, Range, SearchSpace
 from bench.spec import JsonDict, Spec
 from bench.sweep import TuneSpec
 
-# Asks that are made at once, without knowing anything, by the samplers that learn from results or have no fixed size.
+# Asks that do not depend on results, of the samplers that learn from results or have no fixed size.
 FIRST_ASKS = 3
+# A best value lies on the border of its range if it is the outermost one that was tried and no further from the edge
+# than this share of the range.
+BORDER_TOLERANCE = 0.05
+# Points of a sequence that are looked at for settings that were not asked before.
+MOST_LOOKED_AT = 200
 # A range grows by one of its steps, but by no more than this share of its width at a time.
 LARGEST_EXTENSION = 0.5
 # The share of the budget that comes last, for ranges whose border holds the best value and for refining a grid.
 RESERVED_SHARE = 1 / 3
 
 Origin = Literal["sampler", "border", "refinement"]
+_SAMPLER: Origin = "sampler"
+_REFINEMENT: Origin = "refinement"
 
 
 class Ask(Spec):
@@ -75,6 +82,11 @@ class Search(Spec):
     def num_audited(self, cut: int) -> int:
         """How many of the cut are trained to the end."""
         return math.ceil(cut * self.tune.halving.audit_fraction) if self.tune.halving else 0
+
+    @property
+    def asked_at_once(self) -> int:
+        """How many asks are made together. Of a budget in seconds one: what a trial takes is not known before."""
+        return self.first_asks if self.tune.trials is not None else 1
 
     @property
     def first_asks(self) -> int:
@@ -132,13 +144,16 @@ def first_settings(search: Search) -> list[JsonDict]:
     """The settings that are asked first, all at once."""
     if search.tune.sampler == "grid":
         return grid(search.space, search.first_asks)
-    return [quasi_random(search.space, search.tune.seed, number) for number in range(search.first_asks)]
+    found: list[JsonDict] = []
+    while len(found) < search.asked_at_once and (point := unasked(search, found)) is not None:
+        found.append(point)
+    return found
 
 
 def next_settings(
     search: Search, asks: Sequence[Ask], told: Sequence[Told], used_fraction: float
 ) -> tuple[JsonDict, Origin] | None:
-    """One more choice of settings; None if there is nothing left to try.
+    """One more choice of settings, which was not asked before; None if there is nothing left to try.
 
     Args:
         search: The search.
@@ -152,12 +167,35 @@ def next_settings(
         beyond = beyond_border(search, asks, chosen)
         if beyond is not None:
             return beyond, "border"
-    if search.tune.sampler == "quasi_random":
-        return quasi_random(search.space, search.tune.seed, len(asks)), "sampler"
-    if search.tune.sampler == "tpe":
-        return tree_parzen(search.space, told, search.tune.seed + len(asks)), "sampler"
-    refined = refinement(search, asks, told, chosen) if chosen is not None else None
-    return None if refined is None else (refined, "refinement")
+    asked = [ask.settings for ask in asks]
+    if search.tune.sampler == "quasi_random" or (search.tune.sampler == "tpe" and len(asks) < search.first_asks):
+        proposed, origin = unasked(search, asked), _SAMPLER
+    elif search.tune.sampler == "tpe":
+        proposed, origin = tree_parzen(search.space, told, search.tune.seed + len(asks)), _SAMPLER
+        if proposed in asked:
+            proposed = unasked(search, asked)
+    else:
+        # A grid of which everything failed goes on elsewhere in its ranges.
+        proposed = unasked(search, asked) if chosen is None else refinement(search, asks, told, chosen)
+        origin = _REFINEMENT
+    return None if proposed is None else (proposed, origin)
+
+
+def unasked(search: Search, asked: Sequence[JsonDict]) -> JsonDict | None:
+    """The next point of the quasi-random sequence that was not asked; None of a space of choices that has no other."""
+    for number in range(len(asked), len(asked) + MOST_LOOKED_AT):
+        point = quasi_random(search.space, search.tune.seed, number)
+        if point not in asked:
+            return point
+    return next((point for point in _choices(search.space) if point not in asked), None)
+
+
+def _choices(space: SearchSpace) -> list[JsonDict]:
+    """All settings of a space of choices; none where there is a range."""
+    if any(isinstance(dimension, Range) for dimension in space.values()):
+        return []
+    axes = [dimension.values for dimension in space.values() if isinstance(dimension, Choices)]
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
 
 
 def grid(space: SearchSpace, most: int) -> list[JsonDict]:
@@ -234,19 +272,26 @@ def tree_parzen(space: SearchSpace, told: Sequence[Told], seed: int) -> JsonDict
 def beyond_border(search: Search, asks: Sequence[Ask], chosen: Told) -> JsonDict | None:
     """One step beyond the first range on whose border the best value lies, all else as chosen; None if there is none.
 
-    The border is the outermost value that was tried, so that a range can be extended again.
+    On the border is a value close to the edge of the declared range (:data:`BORDER_TOLERANCE`), or of a range that was
+    extended before, with nothing tried beyond it.
     """
     for key, dimension in search.space.items():
         if not isinstance(dimension, Range) or not dimension.extend:
             continue
-        tried = sorted({float(ask.settings[key]) for ask in asks})
-        value = float(chosen.ask.settings[key])
-        if len(tried) < 2 or tried[0] < value < tried[-1]:
+        places = [_to_unit(dimension, float(ask.settings[key])) for ask in asks]
+        extended = [place for place, ask in zip(places, asks, strict=True) if ask.origin == "border"]
+        low, high = min([0.0, *extended]), max([1.0, *extended])
+        place = _to_unit(dimension, float(chosen.ask.settings[key]))
+        step = min(LARGEST_EXTENSION, 1 / max(1, len(set(places[: search.first_asks])) - 1))
+        if place == min(places) < max(places) and place <= low + BORDER_TOLERANCE:
+            beyond = min(place, low) - step
+        elif place == max(places) > min(places) and place >= high - BORDER_TOLERANCE:
+            beyond = max(place, high) + step
+        else:
             continue
-        asked_first = {ask.settings[key] for ask in asks[: search.first_asks]}
-        step = min(LARGEST_EXTENSION, 1 / max(1, len(asked_first) - 1))
-        place = _to_unit(dimension, value) + (step if value == tried[-1] else -step)
-        return {**chosen.ask.settings, key: _from_unit(dimension, place)}
+        settings = {**chosen.ask.settings, key: _from_unit(dimension, beyond)}
+        if all(settings != ask.settings for ask in asks):
+            return settings
     return None
 
 

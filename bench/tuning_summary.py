@@ -81,18 +81,23 @@ class Tuning:
         return min((one for one in self.finished if one.value is not None), key=self._loss, default=None)
 
     @property
+    def trained(self) -> tuple[Tried, ...]:
+        """What was really trained: two asks of the same settings are one training."""
+        return tuple({one.trial_id: one for one in reversed(self.tried)}.values())
+
+    @property
     def trials_used(self) -> float:
         """Budget used, in trainings of full length."""
-        return sum((one.stop_after_steps or full) / full for full in [self.search.steps or 1] for one in self.tried)
+        return sum((one.stop_after_steps or full) / full for full in [self.search.steps or 1] for one in self.trained)
 
     @property
     def device_seconds_used(self) -> float:
         """Budget used, in seconds that ranks worked."""
-        return math.fsum(one.device_seconds for one in self.tried)
+        return math.fsum(one.device_seconds for one in self.trained)
 
     @property
     def failed(self) -> int:
-        return sum(one.value is None for one in self.tried)
+        return sum(one.value is None for one in self.trained)
 
     @property
     def extensions(self) -> int:

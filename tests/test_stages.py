@@ -16,6 +16,7 @@ from bench.search_store import read_searches
 from bench.spec import TrialSpec
 from bench.stages import Round, Stages
 from bench.store import Store
+from bench.tuning_summary import tunings
 
 SWEEP = """
 name: demo
@@ -166,6 +167,27 @@ def test_a_budget_in_device_seconds_buys_more_of_the_cheaper_method(make: Callab
     driver = make(SWEEP.replace("{trials: 6}", "{device_seconds: 105, sampler: quasi_random}"))
     driver.run()
     assert {method: len(rates) for method, rates in driver.asked().items()} == {"full": 10, "prefix_tuning": 5}
+
+
+@pytest.mark.parametrize("sampler", ["quasi_random", "tpe"])
+def test_a_trial_that_does_not_fit_what_is_left_is_not_started(sampler: str, make: Callable[..., Driver]) -> None:
+    driver = make(SWEEP.replace("{trials: 6}", f"{{device_seconds: 29, sampler: {sampler}}}"))
+    driver.run()
+    spent = {name: 0.0 for name in ("full", "prefix_tuning")}
+    for found in driver.records("tune"):
+        spent[found.spec.method.name] += found.device_seconds
+    assert spent == {"full": 20.0, "prefix_tuning": 20.0}, "trials of 10 and of 20 seconds"
+
+
+def test_a_space_of_choices_is_trained_once_through(make: Callable[..., Driver]) -> None:
+    text = SWEEP.replace("{trials: 6}", "{trials: 6, sampler: quasi_random}").replace(
+        "  - full", "  - {name: full, search: {train.learning_rate: [1.0e-4, 1.0e-3]}}"
+    )
+    driver = make(text)
+    driver.run()
+    (of_full,) = (rows for rows in read_searches(driver.store.root) if rows.search.method == "full")
+    (tuning,) = tunings([of_full], driver.store.read_all())
+    assert len(tuning.trained) == len(of_full.asks) == tuning.trials_used == 2
 
 
 def test_halving_cuts_within_each_method_and_audits(make: Callable[..., Driver]) -> None:

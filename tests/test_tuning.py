@@ -99,8 +99,50 @@ def test_an_inner_best_value_of_a_grid_is_refined_towards_its_better_neighbour()
     assert following(of, [*so_far, Told(ask, 1.2)]) == ({RATE: 1.33e-3}, "refinement")
 
 
-def test_a_grid_whose_trials_all_failed_has_nothing_to_go_on() -> None:
-    assert following(search(trials=4), told((1e-4, None), (1e-3, None), (1e-2, None))) is None
+def test_a_grid_whose_first_trials_failed_goes_on_elsewhere() -> None:
+    of = search(trials=6)
+    failed = told((1e-4, None), (4.64e-4, None), (2.15e-3, None), (1e-2, None))
+    found = following(of, failed)
+    assert found is not None
+    settings, origin = found
+    assert origin == "refinement"
+    assert 1e-4 < settings[RATE] < 1e-2 and settings not in [one.ask.settings for one in failed]
+    choices = search({"config.init": Choices(values=("text", "normal"))}, trials=6)
+    asks = [
+        Ask(number=number, settings={"config.init": init}, origin="sampler", trial_ids=[])
+        for number, init in enumerate(("text", "normal"))
+    ]
+    assert next_settings(choices, asks, [Told(ask, None) for ask in asks], 0.5) is None, "there is nothing else"
+
+
+@pytest.mark.parametrize("sampler", ["quasi_random", "tpe", "grid"])
+def test_nothing_is_asked_twice(sampler: str) -> None:
+    space = {"config.init": Choices(values=("text", "normal")), "config.shared": Choices(values=(True, False))}
+    of = search(space, trials=6, sampler=sampler)
+    asked = [
+        Ask(number=number, settings=settings, origin="sampler", trial_ids=[])
+        for number, settings in enumerate(first_settings(of))
+    ]
+    while len(asked) < 6:
+        so_far = [Told(ask, float(ask.number)) for ask in asked]
+        if (found := next_settings(of, asked, so_far, len(asked) / 6)) is None:
+            break
+        asked.append(Ask(number=len(asked), settings=found[0], origin=found[1], trial_ids=[]))
+    assert len(asked) == 4, "a space of four settings has four trainings, whatever the budget"
+    assert len({str(ask.settings) for ask in asked}) == 4
+
+
+@pytest.mark.parametrize(("sampler", "step"), [("quasi_random", 1 / 3), ("tpe", 1 / 2)])
+def test_the_border_of_scattered_points_is_the_edge_of_the_range(sampler: str, step: float) -> None:
+    of = search(trials=6, sampler=sampler)
+    inside = told((2e-4, 1.0), (5e-4, 1.5), (2e-3, 2.0), (6e-3, 3.0))
+    assert following(of, inside)[1] == "sampler", "the outermost one that was tried is not the border"  # type: ignore[index]
+    at_edge = told((1.2e-4, 1.0), (5e-4, 1.5), (2e-3, 2.0), (6e-3, 3.0))
+    found = following(of, at_edge)
+    assert found is not None and found[1] == "border"
+    assert found[0][RATE] == pytest.approx(1e-4 * 100**-step, rel=0.01), "a step beyond the edge, not the point"
+    further = told((1.2e-4, 1.5), (5e-4, 1.0), (2e-3, 2.0), (1.1e-4, 3.0))
+    assert following(of, further)[1] == "sampler"  # type: ignore[index]
 
 
 def test_ties_go_to_the_earlier_ask_and_failures_are_never_chosen() -> None:

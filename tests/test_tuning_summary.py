@@ -138,7 +138,9 @@ def test_reports_tell_how_settings_were_chosen() -> None:
     searched, records = rows(SEARCHED, {3e-3: "refinement"})
     content = Content("demo", (), tunings=tuple(tunings([searched], records)))
     text = markdown(content)
-    assert "| full | 4 | 1 | 50 | 0 | learning_rate=0.003 | 1.500 |" in text
+    assert (
+        "| full | learning_rate 0.0001 to 0.01 (2 decades) | 4 | 4 | 1 | 50 | 0 | learning_rate=0.003 | 1.500 |" in text
+    )
     assert "- full: 0.0001 → 3.000, 0.001 → 2.000, 0.003 → 1.500, 0.01 → failed" in text
     assert "| full | 2.667 | 2.333 | 2.000 |" in text
     document = json.loads(json_text(content))["tuning"][0]
@@ -164,3 +166,23 @@ def test_a_torn_row_is_named(tmp_path: Path) -> None:
     (tmp_path / "tuning" / "full-1" / "ask-000.json").write_text('{"number": 0')
     with pytest.raises(StoreError, match=r"ask-000.json is not a valid row of a search; move its folder away"):
         read_searches(tmp_path)
+
+
+def test_ranges_of_unequal_width_are_said() -> None:
+    searched, records = rows(SEARCHED)
+    narrow = searched.search.model_copy(update={"method": "ia3", "space": {RATE: Range(low=1e-3, high=2e-3)}})
+    found = tunings([searched, SearchRows(narrow, searched.asks, ())], records)
+    assert Content("demo", (), tunings=tuple(found)).caveats == [
+        "Searches look at ranges of learning_rate of unequal width in decades (full 2; ia3 0.3): the same budget finds "
+        "the best value of a narrower range more closely."
+    ]
+    same = tunings([searched, SearchRows(searched.search.model_copy(update={"method": "x"}), (), ())], records)
+    assert Content("demo", (), tunings=tuple(same)).caveats == []
+
+
+def test_what_was_asked_twice_was_trained_once() -> None:
+    searched, records = rows(SEARCHED)
+    again = searched.asks[0].model_copy(update={"number": 4})
+    (tuning,) = tunings([SearchRows(searched.search, (*searched.asks, again), ())], records)
+    assert (len(tuning.trained), tuning.trials_used, tuning.failed) == (4, 4, 1)
+    assert tuning.device_seconds_used == pytest.approx(10 + 12 + 20 + 8)

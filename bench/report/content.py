@@ -16,6 +16,7 @@ from bench.report.columns import title
 from bench.report.differences import tested
 from bench.report.headline import headline
 from bench.report.references import References, references
+from bench.report.tuning import tuning_caveats
 from bench.tuning_summary import Tuning
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Content:
             if self.missing
             else []
         )
-        return [*unfinished, *caveats(self.results, self.costs)]
+        return [*unfinished, *caveats(self.results, self.costs), *tuning_caveats(self.tunings)]
 
     @property
     def summary(self) -> str:

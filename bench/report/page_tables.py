@@ -214,7 +214,7 @@ def tuning_tables(tunings: Sequence[Tuning]) -> list[JsonDict]:
         "title": "Budgets and choices",
         "headings": [*HEADING[:-1], chosen_by],
         "rows": budget_rows(tunings),
-        "note": " ".join(["Trials are counted in trainings of full length.", *audits]),
+        "note": " ".join(["Full lengths: what was trained, counted in trainings of full length.", *audits]),
     }
     heading, expected = expected_rows(tunings)
     if not expected:

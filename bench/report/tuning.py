@@ -2,18 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from bench.report.columns import ABSENT
+from bench.search_space import Choices, Range, SearchSpace
 from bench.spec import JsonDict
 from bench.tuning_summary import Tuning
 
-HEADING = ("method", "trials", "failed", "device s", "range extended", "chosen", "dev")
+HEADING = ("method", "searched", "trained", "full lengths", "failed", "device s", "range extended", "chosen", "dev")
+# Ranges of the same setting whose widths differ by more than this factor are worth a caveat.
+UNEQUAL_WIDTHS = 1.25
 
 
 def settings_text(settings: JsonDict) -> str:
     """``learning_rate=0.001``: settings without the part of the sweep file that they stand in."""
     return ", ".join(f"{key.partition('.')[2]}={value}" for key, value in settings.items())
+
+
+def space_text(space: SearchSpace) -> str:
+    """What a search looks at: ``learning_rate 1e-05 to 0.001 (2 decades), init text or random``."""
+    return ", ".join(f"{key.partition('.')[2]} {_dimension_text(dimension)}" for key, dimension in space.items())
+
+
+def _dimension_text(dimension: Range | Choices) -> str:
+    if isinstance(dimension, Choices):
+        return " or ".join(map(str, dimension.values))
+    decades = f" ({_width(dimension):.2g} decades)" if dimension.log else ""
+    return f"{dimension.low:g} to {dimension.high:g}{decades}"
+
+
+def _width(dimension: Range) -> float:
+    """Decades of a range that is even in its logarithm, else the distance of its ends."""
+    return math.log10(dimension.high / dimension.low) if dimension.log else dimension.high - dimension.low
+
+
+def tuning_caveats(tunings: Sequence[Tuning]) -> list[str]:
+    """Where equal budgets are not equal chances: ranges of unequal width, and unequal numbers of settings."""
+    ranges: dict[tuple[str, bool], dict[str, float]] = {}
+    for tuning in tunings:
+        for key, dimension in tuning.search.space.items():
+            if isinstance(dimension, Range):
+                ranges.setdefault((key.partition(".")[2], dimension.log), {})[tuning.name] = _width(dimension)
+    lines = [
+        f"Searches look at ranges of {key} of unequal width{' in decades' * log} ({_each(widths)}): the same budget "
+        "finds the best value of a narrower range more closely."
+        for (key, log), widths in ranges.items()
+        if max(widths.values()) > UNEQUAL_WIDTHS * min(widths.values())
+    ]
+    settings = {tuning.name: float(len(tuning.search.space)) for tuning in tunings}
+    if len(set(settings.values())) > 1:
+        lines.append(
+            f"Searches vary different numbers of settings ({_each(settings)}): the same budget is thinner over more."
+        )
+    return lines
+
+
+def _each(values: Mapping[str, float]) -> str:
+    """Names by value: ``full, lora 2; ia3 0.3``."""
+    by_value: dict[str, list[str]] = {}
+    for name, value in sorted(values.items(), key=lambda pair: -pair[1]):
+        by_value.setdefault(f"{value:.2g}", []).append(name)
+    return "; ".join(f"{', '.join(names)} {value}" for value, names in by_value.items())
 
 
 def metric_title(tuning: Tuning) -> str:
@@ -26,6 +76,8 @@ def budget_rows(tunings: Sequence[Tuning]) -> list[list[str]]:
     return [
         [
             tuning.name,
+            space_text(tuning.search.space),
+            str(len(tuning.trained)),
             f"{tuning.trials_used:.3g}",
             str(tuning.failed),
             f"{tuning.device_seconds_used:.0f}",
@@ -79,6 +131,7 @@ def tuning_document(tuning: Tuning) -> JsonDict:
         "metric": tuning.metric,
         "higher_is_better": tuning.higher_is_better,
         "search": tuning.search.model_dump(mode="json", include={"space", "tune", "rungs", "steps"}),
+        "trained": len(tuning.trained),
         "trials_used": tuning.trials_used,
         "device_seconds_used": tuning.device_seconds_used,
         "failed": tuning.failed,
