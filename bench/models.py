@@ -27,6 +27,9 @@ EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # Of a model folder: weights, configuration, every form of tokenizer, and code that trust_remote_code would run.
 IDENTIFYING_FILES = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.jinja", "vocab.txt", "merges.txt", "*.py")
 
+# Words in what transformers says when a model has no attention of the kind that is asked for.
+ABOUT_ATTENTION = ("attention implementation", "attn_implementation", "flash attention", "flashattention", "flash_attn")
+
 
 class ModelError(ValueError):
     """The base model cannot be had."""
@@ -154,10 +157,23 @@ def load_model(spec: ModelSpec, dtype: torch.dtype, dropout: float | None = None
             trust_remote_code=spec.trust_remote_code,
             **settings,
         )
-    except (OSError, KeyError, ValueError) as error:
-        raise ModelError(f"model.path: {spec.path!r} cannot be loaded: {error}") from error
+    except (OSError, KeyError, ValueError, ImportError) as error:
+        raise _unusable(spec, error) from error
     use_fused_activations(model)
     return model.requires_grad_(False).eval()
+
+
+def _unusable(spec: ModelSpec, error: Exception) -> ModelError:
+    """What to say of a base model that transformers refuses to make: which key is at fault, and what would be right."""
+    reason = str(error)
+    if any(word in reason.lower() for word in ABOUT_ATTENTION):
+        other = "leave model.attention out" if spec.attention == "flash_attention_2" else "set model.attention: eager"
+        name = (getattr(load_config(spec), "architectures", None) or ["the model"])[0]
+        return ModelError(
+            f"model.attention: {name} in {spec.path!r} cannot be had with {spec.attention!r}; {other} "
+            f"({reason.partition('. ')[0]})"
+        )
+    return ModelError(f"model.path: {spec.path!r} cannot be loaded: {reason}")
 
 
 def _dropout_settings(spec: ModelSpec, dropout: float | None) -> dict[str, float]:
@@ -208,6 +224,9 @@ def empty_model(
         dtype: Of its weights.
         dropout: As in :func:`load_model`.
         device: The meta device is enough to count parameters; another one is for a mode of fake tensors.
+
+    Raises:
+        ModelError: transformers refuses to make it: a kind of attention that the model does not have, for instance.
     """
     import transformers
 
@@ -215,8 +234,11 @@ def empty_model(
     config = load_config(spec)
     for name, value in (_dropout_settings(spec, dropout) | _padding_settings(spec)).items():
         setattr(config, name, value)
-    with torch.device(device):
-        model = auto_class.from_config(config, attn_implementation=spec.attention, dtype=dtype)
+    try:
+        with torch.device(device):
+            model = auto_class.from_config(config, attn_implementation=spec.attention, dtype=dtype)
+    except (KeyError, ValueError, ImportError) as error:
+        raise _unusable(spec, error) from error
     use_fused_activations(model)
     return model.requires_grad_(False).eval()
 

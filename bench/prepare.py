@@ -11,7 +11,9 @@ from bench.cluster_access import joined_address
 from bench.config import ConfigError
 from bench.hub import DEFAULT_BRANCH, commit_of
 from bench.launch import Launcher
+from bench.method import MethodError
 from bench.metrics.checks import check_metrics
+from bench.plan import planned_parameters
 from bench.plugin_source import PluginSource, share
 from bench.resolver import instantiate
 from bench.spec import JsonDict, TrialSpec
@@ -21,7 +23,9 @@ from bench.token_check import check_tokens
 
 
 def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None], metrics: Sequence[str] = ()) -> None:
-    """Find malformed data and models that cannot say them before any trial starts; convert the embedded model once.
+    """Find malformed data, models that cannot say them and methods that do not fit a model before any trial starts.
+
+    Converts the embedded model once.
 
     Args:
         trials: What is about to run.
@@ -29,7 +33,7 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None], metrics: Se
         metrics: Scores that settings are chosen by.
 
     Raises:
-        ConfigError: The data or the model cannot be used.
+        ConfigError: The data or the model cannot be used, or a method refuses the model.
     """
     read: dict[str, tuple[Task, Splits]] = {}
     try:
@@ -55,9 +59,33 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None], metrics: Se
         if any(trial.model.path == models.EMBEDDED for trial in trials) and not models.embedded_folder().is_dir():
             say(f"converting {models.EMBEDDED} to safetensors, once, into {models.embedded_folder()}")
             models.embedded_model()
+        _check_methods(trials, say)
         _check_tokens(trials, read, say)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _check_methods(trials: Sequence[TrialSpec], say: Callable[[str], None]) -> None:
+    """Patch each base model, without weights, with each method.
+
+    Raises:
+        ConfigError: A method refuses a model.
+        ModelError: A model cannot be had as the sweep says.
+    """
+    refusals = []
+    kinds = {(one.method.model_dump_json(), one.model): (one.method, one.model) for one in trials}
+    for method, model in kinds.values():
+        try:
+            planned_parameters(method, model)
+        except models.ModelError:
+            raise
+        except Exception as error:  # noqa: BLE001 - code of strangers
+            if isinstance(error, MethodError) and not isinstance(error.__cause__, NotImplementedError | RuntimeError):
+                refusals.append(f"methods: {method.name} on {model.path}: {error}")
+            else:  # some look at weights, which a model without them does not have
+                say(f"method {method.name}: whether it fits {model.path} shows in its trial: {error}")
+    if refusals:
+        raise ConfigError("\n".join(dict.fromkeys(refusals)))
 
 
 def _check_tokens(
