@@ -16,6 +16,8 @@ from pydantic import ConfigDict, Field, model_validator
 from torch import nn
 
 from bench.method import Method, MethodConfig, MethodError, PeftAdapter, copy_state, trained_parameters
+from methods.transformer_parts import linear_layers_in
+from methods.weight_reads import uses_of
 
 # Fields of peft's configurations that the bridge decides itself, or that say nothing about a method.
 OWN_FIELDS = frozenset(
@@ -101,7 +103,8 @@ class HfPeft(Method):
     def patch(self, model: Any) -> nn.Module:
         from peft import get_peft_model
 
-        name = type(model).__name__
+        name, uses = type(model).__name__, uses_of(model)
+        layers = {layer.name: layer.module for layer in linear_layers_in(model)}
         task_type = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
         try:
             config = peft_config(self.config.peft_type, self.config.model_extra, task_type)
@@ -110,6 +113,11 @@ class HfPeft(Method):
             raise MethodError(f"peft cannot apply {self.config.peft_type} to {name}: {error}") from error
         if not any(True for _ in trained_parameters(patched)):
             raise MethodError(f"peft finds nothing to train with {self.config.peft_type} in {name}")
+        now = dict(model.named_modules())
+        for layer, module in layers.items():
+            reason = uses.why_without_part(layer)
+            if reason is not None and now.get(layer) is not module:
+                raise MethodError(f"{self.config.peft_type} adapts {layer}, which has no effect: {reason}; name others")
         return PromptedModel(patched) if config.is_prompt_learning else patched
 
     @property

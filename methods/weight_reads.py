@@ -55,8 +55,12 @@ class Uses:
         return None if called else "the model never calls it"
 
     def has_part(self, parameter: str) -> bool:
-        """Whether a parameter goes into a computation, as far as is known."""
-        return parameter in self.used or not self.complete or parameter.startswith(self.skipped)
+        """Whether a parameter goes into a computation, as far as is known.
+
+        What a module that is called does with its parameters out of sight (in a kernel) is not known.
+        """
+        seen = parameter in self.used or parameter.rpartition(".")[0] in self.called
+        return seen or not self.complete or parameter.startswith(self.skipped)
 
 
 def uses_of(model: Any) -> Uses:

@@ -15,6 +15,7 @@ from bench.contract import PAIRS, target_logits
 from bench.method import Method, MethodError, trained_parameters
 from methods.adapters import Adapters
 from methods.bitfit import BitFit
+from methods.hf_peft import HfPeft
 from methods.ia3 import IA3
 from methods.layer_norm import LayerNormTuning
 from methods.lora import LoRA
@@ -184,3 +185,11 @@ def test_a_layer_that_cannot_be_adapted_is_refused_by_name() -> None:
     method = LoRA(LoRA.Config(target_modules=["in_proj", "dt_proj"]))
     with pytest.raises(MethodError, match=r"layers.0.mixer.dt_proj cannot be adapted: MambaMixer reads its weight"):
         method.patch(small_model("MambaForCausalLM"))
+
+
+def test_peft_is_refused_where_what_it_puts_in_has_no_effect() -> None:
+    config = HfPeft.Config(peft_type="LORA", r=2, target_modules=["dt_proj"])
+    with pytest.raises(MethodError, match=r"LORA adapts backbone.layers.0.mixer.dt_proj, which has no effect: Mamba"):
+        HfPeft(config).patch(small_model("MambaForCausalLM"))
+    config = HfPeft.Config(peft_type="LORA", r=2, target_modules=["in_proj"])
+    assert any(True for _ in trained_parameters(HfPeft(config).patch(small_model("MambaForCausalLM"))))
