@@ -206,3 +206,23 @@ def test_folders_of_the_dead_are_removed_and_those_of_the_living_stay(
     assert mine.is_dir()
     assert not theirs.exists()
     assert (tmp_path / "x-strange").is_dir(), "nobody knows whose it is"
+
+
+@pytest.mark.parametrize("name", ["bench", "methods"])
+@pytest.mark.parametrize("is_package", [True, False])
+def test_packages_of_somebody_else_are_one_line_that_names_both(name: str, is_package: bool, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    if is_package:
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('not ours')")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import tuneoff; sys.argv = ['tuneoff', 'tasks']; tuneoff.main()"
+    )
+    done = tuneoff_process(str(tmp_path), code=code)
+    ours = (done.returncode, done.stderr)
+    if is_package:  # a folder without a package gives way to a package that comes later
+        assert ours[0] == 2
+        assert ours[1].startswith(f"error: Python finds another package '{name}' ({tmp_path / name}) before Tuneoff's")
+        assert str(ROOT / name) in ours[1]
+        assert ours[1].count("\n") == 1
+    else:
+        assert ours[0] == 0
