@@ -22,14 +22,54 @@ LLAMA_LIKE: dict[str, Any] = {
 
 
 class WordTokenizer:
-    """A tokenizer of the tiny models: words become ids by their length and first letter."""
+    """A tokenizer of the tiny models: words become ids by their length and first letter.
 
-    eos_token_id = EOS
-    pad_token_id = 0
-    all_special_ids = (0, EOS)
+    It has of a real one what methods ask for; what they change of it can be seen in its attributes.
+    """
+
+    pad_token, eos_token, bos_token = "<pad>", "</s>", "</s>"
+    pad_token_id, eos_token_id, bos_token_id = 0, EOS, EOS
+    padding_side = truncation_side = "right"
+    model_max_length = 128
+
+    def __init__(self) -> None:
+        self.all_special_ids = [0, EOS]
+        self.added_tokens: list[str] = []
 
     def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
         return {"input_ids": [2 + (7 * ord(word[0]) + len(word)) % (VOCABULARY - 2) for word in text.split()]}
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        return self(text)["input_ids"]
+
+    @property
+    def vocab_size(self) -> int:
+        return VOCABULARY
+
+    def __len__(self) -> int:
+        return VOCABULARY + len(self.added_tokens)
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [self.pad_token if token == 0 else self.eos_token if token == EOS else f"w{token}" for token in ids]
+
+    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]:
+        return [
+            {self.pad_token: 0, self.eos_token: EOS}[token] if token[0] == "<" else int(token[1:]) for token in tokens
+        ]
+
+    def get_vocab(self) -> dict[str, int]:
+        return {token: number for number, token in enumerate(self.convert_ids_to_tokens(list(range(VOCABULARY))))}
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        return " ".join(self.convert_ids_to_tokens([each for each in ids if not skip_special_tokens or each > EOS]))
+
+    def add_tokens(self, tokens: list[str], special_tokens: bool = False) -> int:
+        self.added_tokens += tokens
+        return len(tokens)
+
+    def add_special_tokens(self, tokens: dict[str, str]) -> int:
+        vars(self).update(tokens)
+        return self.add_tokens(list(tokens.values()))
 
 
 def tiny_gpt2(vocabulary: int = VOCABULARY) -> Any:
@@ -199,15 +239,29 @@ CORE_FAMILIES = ("gpt2", "llama", "t5")
 """Unlike enough that a method which serves these serves most: what is checked where checking all takes too long."""
 
 
-def tiny_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:
+def tiny_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float64, layers: int | None = None) -> Any:
     """A frozen tiny model with random weights, in evaluation mode.
 
-    Weights are larger than an untrained model's, so that attention and norms matter.
+    Weights are larger than an untrained model's, so that attention and norms matter. ``layers`` is how many of them
+    encoder and decoder have instead of two.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = FAMILIES[family]().to(dtype)
+        model = (FAMILIES[family]() if layers is None else _with_layers(family, layers)).to(dtype)
         for parameter in model.parameters():
             parameter.data += 0.2 * torch.randn_like(parameter)
     model.generation_config.pad_token_id = 0
     return model.requires_grad_(False).eval()
+
+
+def _with_layers(family: str, layers: int) -> Any:
+    with torch.device("meta"):
+        shallow = FAMILIES[family]()
+    config = shallow.config
+    sizes = ("num_hidden_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+    for name in sizes:
+        if hasattr(config, name):
+            setattr(config, name, layers)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[number % len(config.layer_types)] for number in range(layers)]
+    return type(shallow)(config)

@@ -46,7 +46,10 @@ def check_method(
     methods_dir: MethodsDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check on tiny models that a method keeps the contract; exit code 1 if it does not."""
+    """Check on tiny models that a method keeps the contract.
+
+    Exit code 1: a check failed, or every family refused the method; 2: the method, its settings or a family is unknown.
+    """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # tiny models draw advice about models of real size
     from bench.conformance import keeps_contract, verdicts
     from bench.tiny_models import CORE_FAMILIES, FAMILIES
@@ -102,14 +105,28 @@ def _print_verdicts(name: str, found: list[Verdict]) -> None:
         row = [cells[check, family] for family in families]
         table.add_row(check, *(Text(verdict.outcome, style=styles[verdict.outcome]) for verdict in row))
     console.print(table)
-    reasons: dict[str, None] = {}
+    for line in _reasons(found, families):
+        console.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _reasons(found: list[Verdict], families: list[str]) -> list[str]:
+    """One line for each thing that is wrong or refused, with the checks and families that tell the same."""
+    where: dict[tuple[str, str], dict[str, list[str]]] = {}
     for verdict in found:
-        if verdict.outcome == "refused":
-            reasons[f"refused on {verdict.family}: {verdict.reason}"] = None
-        elif verdict.outcome == "fail":
-            reasons[f"{verdict.check} fails on {verdict.family}: {verdict.reason}"] = None
-    for reason in reasons:
-        console.print(f"- {reason}", markup=False, highlight=False, soft_wrap=True)
+        if verdict.outcome != "pass":
+            where.setdefault((verdict.outcome, verdict.reason), {}).setdefault(verdict.family, []).append(verdict.check)
+    lines = []
+    for (outcome, reason), checks in where.items():
+        told = list(dict.fromkeys(check for of_family in checks.values() for check in of_family))
+        what = told[0] if len(told) == 1 else f"{len(told)} checks ({told[0]}, ...)"
+        on = ", ".join(checks)
+        whole = outcome == "refused" and len(told) > 1
+        lines.append(f"refused on {on}: {reason}" if whole else f"{what}: {outcome} on {on}: {reason}")
+    if all(verdict.outcome == "refused" for verdict in found):
+        lines.append(
+            f"nothing was checked: {', '.join(families)} refuse it; name the families that it is for with --family"
+        )
+    return lines
 
 
 def _show(name: str, methods_dir: Path | None, as_json: bool) -> None:
