@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from bench.contract import CHECKS, ContractError, Subject
-from bench.contract_process import CHECK as PROCESS_CHECK
+from bench.contract import CHECKS, PROCESS_CHECK, ContractError, Subject
 from bench.contract_process import OtherProcesses, importable
 from bench.contract_surroundings import put_back
 from bench.method import Method, MethodError
@@ -53,8 +52,9 @@ def verdicts(
         others = OtherProcesses(served if importable(method_class) else [], processes)
     try:
         for subject, refusal in zip(subjects, refusals, strict=True):
-            for name in CHECKS:
-                yield _verdict(name, subject, refusal, CHECKS[name])
+            for name, check in CHECKS.items():
+                if name != PROCESS_CHECK:
+                    yield _verdict(name, subject, refusal, check)
             if processes:
                 reason = refusal if importable(method_class) else _out_of_reach(method_class)
                 yield _verdict(PROCESS_CHECK, subject, reason, others.check)

@@ -42,6 +42,8 @@ from bench.contract_gradients import (
 )
 from bench.contract_lanes import check_lanes_do_not_meet
 from bench.contract_layers import check_equal_layers_are_adapted_alike
+from bench.contract_process import CHECK as PROCESS_CHECK
+from bench.contract_process import check_is_the_same_in_another_process
 from bench.contract_state import (
     check_counts,
     check_loading_is_strict,
@@ -57,7 +59,7 @@ from bench.contract_training import (
     check_parameter_groups,
 )
 
-__all__ = ["CHECKS", "PAIRS", "ContractError", "Subject", "batch_of", "logits_of", "target_logits"]
+__all__ = ["CHECKS", "PAIRS", "PROCESS_CHECK", "ContractError", "Subject", "batch_of", "logits_of", "target_logits"]
 
 CHECKS: dict[str, Callable[[Subject], None]] = {
     "logits are aligned": check_logits_are_aligned,
@@ -95,4 +97,5 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "leaves settings": check_leaves_settings,
     "leaves tokenizer and configs": check_leaves_tokenizer_and_configs,
     "counts": check_counts,
+    PROCESS_CHECK: check_is_the_same_in_another_process,
 }

@@ -43,6 +43,20 @@ def _class_of(module: str, name: str) -> Any:
     return attrgetter(name)(importlib.import_module(module))
 
 
+def check_is_the_same_in_another_process(subject: Subject) -> None:
+    """Another process with another hash seed starts from the same model, and makes the same of what was stored.
+
+    What no other process can import is passed over; :func:`bench.conformance.verdicts` says so.
+    """
+    if not importable(subject.method_class):
+        return
+    others = OtherProcesses([subject], count=1)
+    try:
+        others.check(subject)
+    finally:
+        others.close()
+
+
 class OtherProcesses:
     """Processes that patch the same models and load what was stored of them here.
 

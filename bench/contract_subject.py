@@ -78,8 +78,9 @@ class Subject:
 
 def disturb(model: nn.Module) -> None:
     """Move what is trained off its start."""
-    for _, parameter in trained_parameters(model):
-        parameter.data += 0.1 * torch.randn_like(parameter)
+    with torch.no_grad():
+        for _, parameter in trained_parameters(model):
+            parameter.add_(0.1 * torch.randn_like(parameter))
 
 
 @contextmanager

@@ -77,7 +77,12 @@ class PromptPlacement:
     def _hook(
         self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        positions = token_positions(*args, **{name: kwargs.get(name) for name in POSITION_ARGUMENTS[len(args) :]})
+        given = {name: kwargs.get(name) for name in POSITION_ARGUMENTS[len(args) :]}
+        positions = token_positions(*args, **given)
+        if given.get("attention_mask", 0) is None:
+            # Without a mask transformers takes a gap between positions for the beginning of another text.
+            cached = 0 if given["past_key_values"] is None else given["past_key_values"].get_seq_length()
+            kwargs = {**kwargs, "attention_mask": positions.new_ones(len(positions), cached + positions.shape[1])}
         move = self.num_prompt_tokens if self.shift else 0
         if not self.infix:
             return args, {**kwargs, "position_ids": positions + move}

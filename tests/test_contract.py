@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from bench.contract import CHECKS, Subject
+from bench.contract import CHECKS, PROCESS_CHECK, Subject
+from bench.contract_process import OtherProcesses
 from bench.registry import load_method, targets
 from bench.tiny_models import CORE_FAMILIES, FAMILIES
 
@@ -68,7 +69,13 @@ def case(name: str, config: dict[str, Any], family: str, check: str, always: boo
 
 CASES = [
     *(
-        case(name, {}, family, check, family in CORE_FAMILIES or (name in SOFT_PROMPTS and check in OF_VARIANTS))
+        case(
+            name,
+            {},
+            family,
+            check,
+            check != PROCESS_CHECK and (family in CORE_FAMILIES or (name in SOFT_PROMPTS and check in OF_VARIANTS)),
+        )
         for name in targets("method")
         if name != "hf_peft"  # has no default
         for family in FAMILIES
@@ -81,6 +88,20 @@ CASES = [
         for check in CHECKS
     ),
 ]
+
+
+def test_every_method_is_the_same_in_another_process() -> None:
+    """One start for all; each check of :data:`CASES` starts a process of its own."""
+    subjects = [
+        Subject(method_class, method_class.Config(), "llama")
+        for method_class in (load_method(target) for name, target in targets("method").items() if name != "hf_peft")
+    ]
+    others = OtherProcesses(subjects, count=1)
+    try:
+        for subject in subjects:
+            others.check(subject)
+    finally:
+        others.close()
 
 
 @pytest.mark.parametrize(("name", "config", "family", "check"), CASES)

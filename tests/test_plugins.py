@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 
 from bench.cli import app
 from bench.config import expand, load_sweep
-from bench.contract import CHECKS, Subject
+from bench.conformance import verdicts
+from bench.contract import CHECKS
 from bench.plugin_source import PluginError, plugin_source
 from bench.registry import RegistryError, describe, load_method, resolve, targets
 from bench.resolver import RegistryResolver
@@ -95,9 +96,8 @@ def test_an_installed_package_is_found_by_its_name(installed: Path, monkeypatch:
 def test_the_package_keeps_the_contract(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(installed)
     method_class = load_method("embedding_offset.method:EmbeddingOffset")
-    for family in CORE_FAMILIES:
-        for check in CHECKS.values():
-            check(Subject(method_class, method_class.Config(init_std=0.1), family))
+    found = list(verdicts(method_class, method_class.Config(init_std=0.1), CORE_FAMILIES, processes=1))
+    assert [verdict for verdict in found if verdict.outcome != "pass"] == []
 
 
 def test_a_file_of_a_folder_is_a_method(methods_dir: Path, tmp_path: Path) -> None:
