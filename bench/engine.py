@@ -54,9 +54,12 @@ def make_engine(
     In bf16 the optimiser steps fp32 masters, DeepSpeed's under ZeRO 1 to 3 and :class:`Masters` without.
 
     Raises:
-        EngineError: The optimiser has stepped as the engine was made.
+        EngineError: The optimiser has stepped as the engine was made, or the engine would round frozen weights.
     """
     import deepspeed
+
+    if resources.precision == "bf16" and resources.zero_stage == 3:
+        require_nothing_to_round(loss)
 
     parameters = [parameter for _, parameter in trained_parameters(loss)]
     if has_own_masters(resources):
@@ -95,6 +98,24 @@ def require_no_state(optimizer: torch.optim.Optimizer, engine: str) -> None:
         raise EngineError(
             f"{engine} has left state in {type(optimizer).__name__} before the first step ({', '.join(held)}), so that "
             "the first updates would be wrong; install the versions of constraints.txt"
+        )
+
+
+def require_nothing_to_round(model: nn.Module) -> None:
+    """See that no frozen weight is more exact than bf16, in which ZeRO 3 would hold it, and no other stage.
+
+    Raises:
+        EngineError: Naming the first that is; transformers keeps routers and gates of some families in fp32.
+    """
+    exact = [
+        name
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad and parameter.dtype in (torch.float32, torch.float64)
+    ]
+    if exact:
+        raise EngineError(
+            f"resources.zero_stage: 3 with bf16 would round {len(exact)} frozen weights that the model keeps in fp32, "
+            f"among them {exact[0]}, so that it would train beside another model than is scored; set a stage below 3"
         )
 
 

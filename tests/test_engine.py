@@ -11,7 +11,7 @@ from one_rank import CPU
 from torch import nn
 
 from bench.architecture import Pair, architecture_of
-from bench.engine import EngineError, require_no_state
+from bench.engine import EngineError, require_no_state, require_nothing_to_round
 from bench.lane import Diverged, Lane
 from bench.measure import PhaseMeter
 from bench.models import load_model, weights_dtype
@@ -91,3 +91,11 @@ def test_a_gradient_that_is_not_finite_is_a_divergence_under_every_stage(
     head.register_forward_hook(lambda _, args, output: output * float("inf"))
     with pytest.raises(Diverged):
         training.run(PAIRS, PAIRS)
+
+
+def test_stage_three_rounds_no_weight_that_the_model_keeps_exact() -> None:
+    model = nn.Sequential(nn.Linear(2, 2, dtype=torch.bfloat16), nn.Linear(2, 2))
+    require_nothing_to_round(model)
+    model.requires_grad_(False)
+    with pytest.raises(EngineError, match=r"would round 2 frozen weights .* among them 1\.weight"):
+        require_nothing_to_round(model)

@@ -84,6 +84,49 @@ def test_a_gradient_that_stays_zero_fails_and_one_that_waits_for_a_gate_does_not
     assert len(closed.train_curve) < 5
 
 
+class Beside(nn.Module):
+    """A low-rank product beside a linear layer, which hands on the layer's weight to who asks for it."""
+
+    def __init__(self, base_layer: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.down = nn.Parameter(torch.ones(2, base_layer.in_features))
+        self.up = nn.Parameter(torch.zeros(base_layer.out_features, 2))
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        return self.base_layer.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base_layer(x) + x @ self.down.T @ self.up.T
+
+
+class BesideEveryLinear(Method):
+    """Wraps what Mamba calls, and the one layer whose weight it reads."""
+
+    def patch(self, model: Any) -> nn.Module:
+        for mixer in [module for module in model.modules() if type(module).__name__ == "MambaMixer"]:
+            for name in ("x_proj", "dt_proj", "out_proj"):
+                setattr(mixer, name, Beside(getattr(mixer, name)))
+        module: nn.Module = model
+        return module
+
+
+def test_a_layer_that_reads_the_weight_past_its_wrapper_is_found_out(one_rank: None) -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(vocab_size=32, hidden_size=16, state_size=4, num_hidden_layers=2, pad_token_id=0)
+    method = BesideEveryLinear(BesideEveryLinear.Config())
+    model = method.patch(MambaForCausalLM(config).requires_grad_(False))
+    mamba = Lane(method, model, TrainSpec(learning_rate=1e-2, steps=4, batch_size=4), 0, lambda event: None)
+    with pytest.raises(MethodError, match=r"4 of 12 trained .* no gradient .*: \S*layers.0.mixer.dt_proj.down"):
+        training_alone([mamba]).run(PAIRS, PAIRS[:2])
+
+
 def watched(*steps: dict[str, float], last: bool = False, **config: Any) -> GradientWatch:
     """A watch over the tensors a and b of three experts and a gate, after steps that gave them these gradients."""
     names = [f"layers.0.experts.{expert}.{name}" for expert in range(3) for name in ("a", "b")] + ["gate"]
