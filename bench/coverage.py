@@ -87,5 +87,5 @@ def _count(found: Coverage, kind: str, trained: Sequence[str]) -> None:
 
 def _of_tensor(names: Sequence[str], site: Site, every: Sequence[Site]) -> list[str]:
     """Of the names of what is trained at a module, those that are for one of its tensors: that name it, or none."""
-    tensors = [other.tensor for other in every if other.module is site.module]
-    return [name for name in names if site.tensor in name.split(".") or not set(tensors) & set(name.split("."))]
+    tensors = [str(other.tensor) for other in every if other.module is site.module]
+    return [name for name in names if str(site.tensor) in name or not any(tensor in name for tensor in tensors)]

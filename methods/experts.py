@@ -51,6 +51,9 @@ class AdaptedExperts(nn.Module):
     to it. Its course depends on values, so that a step of it cannot be planned, and there is one small product more for
     each expert where transformers may have one large product for all.
 
+    Both this module and the experts within are called once in a pass and hold their parameters themselves, whatever
+    experts are hit: ZeRO-3 gathers parameters by the module that is called, on all ranks together.
+
     Args:
         base_experts: They stay frozen.
     """
@@ -61,6 +64,7 @@ class AdaptedExperts(nn.Module):
         self.up_name = "gate_up_proj" if hasattr(base_experts, "gate_up_proj") else "up_proj"
         self.sorted_by_expert = _is_sorted_by_expert(base_experts)
         self.transposed = self.sorted_by_expert or bool(base_experts.is_transposed)
+        base_experts.forward = self._compute_all
 
     def sizes(self, name: str) -> tuple[int, int, int]:
         """E, I and O of one of the tensors."""
@@ -78,7 +82,12 @@ class AdaptedExperts(nn.Module):
         """What is done to the inner features ``(S, F)`` of one expert; here nothing."""
         return features
 
-    def compute(self, expert: int, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, *routing: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
+        """As the experts of transformers: hidden states, and for each token K experts and their weights ``(S, K)``."""
+        output: torch.Tensor = self.base_experts(hidden_states, *routing, **named)
+        return output
+
+    def _compute(self, expert: int, x: torch.Tensor) -> torch.Tensor:
         """``(S, D)`` to ``(S, D)`` by one expert."""
         base = self.base_experts
         features = self.project(self.up_name, expert, x)
@@ -94,18 +103,18 @@ class AdaptedExperts(nn.Module):
             output = base.post_expert_norm(output)
         return output
 
-    def forward(self, hidden_states: torch.Tensor, *routing: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
-        """As the experts of transformers: hidden states, and for each token K experts and their weights ``(S, K)``."""
+    def _compute_all(self, hidden_states: torch.Tensor, *routing: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
+        """What the experts within compute instead of their own forward."""
         num_experts = self.sizes("down_proj")[0]
         states = hidden_states.reshape(-1, hidden_states.shape[-1])  # (S, D)
         if self.sorted_by_expert:
-            parts = [self.compute(expert, x) for expert, x in enumerate(states.chunk(num_experts))]
+            parts = [self._compute(expert, x) for expert, x in enumerate(states.chunk(num_experts))]
             return torch.cat(parts).view(hidden_states.shape)
         chosen, weights = (*routing, *named.values())
         output = torch.zeros_like(states)
         for expert in sorted(set(chosen.flatten().tolist())):
             if expert < num_experts:  # one more stands for no expert
                 token, place = torch.where(chosen == expert)
-                computed = self.compute(expert, states[token]) * weights[token, place, None]
+                computed = self._compute(expert, states[token]) * weights[token, place, None]
                 output = output.index_add(0, token, computed.to(output.dtype))
         return output.view(hidden_states.shape)

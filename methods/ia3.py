@@ -78,11 +78,10 @@ class ScaledExperts(AdaptedExperts):
         experts, in_features, _ = self.sizes("down_proj")
         like = base_experts.down_proj
         ones = torch.ones(experts, in_features, dtype=like.dtype, device=like.device)
-        self.ia3_scale = nn.ParameterDict({"down_proj": nn.Parameter(ones)})  # by the matrix that reads what is scaled
+        self.down_proj_ia3_scale = nn.Parameter(ones)  # named by the matrix that reads what is scaled
 
     def inner(self, expert: int, features: torch.Tensor) -> torch.Tensor:
-        scale: torch.Tensor = self.ia3_scale["down_proj"][expert]
-        return features * scale
+        return features * self.down_proj_ia3_scale[expert]
 
 
 def scaled(features: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

@@ -174,9 +174,9 @@ def test_default_lora_on_latent_attention_adapts_queries_and_values() -> None:
 
 def test_all_linear_adapts_every_matrix_of_a_mixture() -> None:
     model = METHODS["lora all_linear"]().patch(small_model("MixtralForCausalLM"))
-    experts = model.get_submodule("model.layers.0.mlp.experts")
-    assert tuple(experts.factors["gate_up_proj"].lora_B.shape) == (4, 2 * 48, 2)
-    assert tuple(experts.factors["down_proj"].lora_A.shape) == (4, 2, 48)
+    experts: Any = model.get_submodule("model.layers.0.mlp.experts")
+    assert tuple(experts.gate_up_proj_lora_B.shape) == (4, 2 * 48, 2)
+    assert tuple(experts.down_proj_lora_A.shape) == (4, 2, 48)
     adapted = [name for name, _ in trained_parameters(model) if ".experts." in name]
     assert len(adapted) == 2 * 2 * 2
 
@@ -193,3 +193,34 @@ def test_peft_is_refused_where_what_it_puts_in_has_no_effect() -> None:
         HfPeft(config).patch(small_model("MambaForCausalLM"))
     config = HfPeft.Config(peft_type="LORA", r=2, target_modules=["in_proj"])
     assert any(True for _ in trained_parameters(HfPeft(config).patch(small_model("MambaForCausalLM"))))
+
+
+@pytest.mark.parametrize("family", ["MixtralForCausalLM", "GptOssForCausalLM", "Llama4ForCausalLM"])
+@pytest.mark.parametrize("method", ["lora all_linear", "ia3"])
+def test_experts_read_parameters_only_in_calls_of_the_modules_that_hold_them(family: str, method: str) -> None:
+    """What ZeRO-3 does: parameters are there from the call of their module to its end, as often on every rank."""
+    model: Any = METHODS[method]().patch(base_model(family))
+    disturb(model)
+    with torch.no_grad():
+        expected = target_logits(model)
+    calls: list[str] = []
+
+    def gather(module: Any, _: Any) -> None:
+        calls.append(type(module).__name__)
+        for parameter, value in module.whole:
+            parameter.data = value
+
+    def release(module: Any, *_: Any) -> None:
+        for parameter, value in module.whole:
+            parameter.data = value.new_empty(0)
+
+    for module in model.modules():
+        if "Experts" in type(module).__name__:
+            module.whole = [(parameter, parameter.data) for parameter in module.parameters(recurse=False)]
+            module.register_forward_pre_hook(gather)
+            module.register_forward_hook(release)
+            release(module)
+    with torch.no_grad():
+        assert torch.equal(target_logits(model), expected)
+    mixtures = 1 if family == "Llama4ForCausalLM" else 2
+    assert len(calls) == 2 * mixtures  # each mixture's wrapper and the experts within, once
