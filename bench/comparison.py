@@ -22,7 +22,7 @@ from bench.statistics.estimates import FEWEST_SEEDS, Estimate, estimate, holm, t
 from bench.statistics.systems import PairedSystems, System, load_system
 
 # What an interval of a difference accounts for. "alone": single measurements, of which nothing is known.
-Basis = Literal["seeds and sources", "sources", "seeds", "alone"]
+Basis = Literal["seeds and sources", "sources", "seeds", "repetitions", "alone"]
 Verdict = Literal["better", "worse", "not told apart", "too few seeds"]
 
 # Costs of which a ratio says nothing that another column does not say.
@@ -232,7 +232,7 @@ def _interval(found: Estimate) -> JsonDict:
 
 
 def _costs(first: Cell, second: Cell) -> Iterator[Line]:
-    """Ratios of costs, over paired seeds or, where the stage cost measured both, of two measurements."""
+    """Ratios of costs, over paired seeds, or over repetitions where the stage cost measured both in turns."""
     for column in COSTS:
         one, two = first.estimate(column.name), second.estimate(column.name)
         if one is None or two is None or min(one.values) <= 0 or min(two.values) <= 0 or column.name in NO_RATIO:
@@ -244,11 +244,13 @@ def _costs(first: Cell, second: Cell) -> Iterator[Line]:
             means = dict(zip(("first", "second"), _means(_paired(values[0], values[1])), strict=True))
             line = _over_seeds({**fields, **means}, logs[0], logs[1])
             low, high = (None if bound is None else math.exp(bound) for bound in (line.low, line.high))
-            yield replace(line, difference=math.exp(line.difference), low=low, high=high)
+            alone = first.was_measured_alone(column.name) and second.was_measured_alone(column.name)
+            basis: Basis = "repetitions" if alone else "seeds"
+            yield replace(line, difference=math.exp(line.difference), low=low, high=high, basis=basis)
         else:
             ratio = two.mean / one.mean
-            alone: JsonDict = {"low": None, "high": None, "p_value": None, "basis": "alone", "seeds": 1}
-            yield Line(**fields, first=one.mean, second=two.mean, difference=ratio, **alone)
+            once: JsonDict = {"low": None, "high": None, "p_value": None, "basis": "alone", "seeds": 1}
+            yield Line(**fields, first=one.mean, second=two.mean, difference=ratio, **once)
 
 
 def against_published(side: Side, rows: Sequence[Quoted], metric: str | None = None) -> list[Compared]:

@@ -11,7 +11,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from bench.strict_numbers import StrictNumbers
 
@@ -261,6 +270,7 @@ class TrialSpec(Spec):
         None, description="tune: end here, on the schedule of the full length; None trains to the end"
     )
     scores_dev: bool = Field(False, description="tune: also decode and score the dev sources")
+    repetition: NonNegativeInt = Field(0, description="cost: which of several measurements of the same")
 
     @property
     def splits(self) -> tuple[Literal["train", "dev", "test"], ...]:
@@ -309,6 +319,8 @@ class TrialSpec(Spec):
                 del content["decode"]
         if self.stage == "cost":
             del content["seed"], content["train"]["learning_rate"]
+        if not self.repetition:
+            del content["repetition"]
         return {"version": IDENTITY_VERSION, **content}
 
     @property
@@ -318,7 +330,7 @@ class TrialSpec(Spec):
         slug = re.sub(r"[^A-Za-z0-9._=-]+", "-", "-".join(filter(None, [self.method.name, self.label])))[:80].strip("-")
         slug = slug.lstrip(".-") or "trial"  # no hidden folder, and nothing that looks like an option
         stage = "" if self.stage == "final" else f"-{self.stage}"
-        seed = "" if self.stage == "cost" else f"-s{self.seed}"
+        seed = f"-r{self.repetition}" * bool(self.repetition) if self.stage == "cost" else f"-s{self.seed}"
         return f"{slug}{stage}{seed}-{digest[:10]}"
 
     @property
@@ -340,7 +352,8 @@ class TrialSpec(Spec):
     @property
     def configuration_class(self) -> str:
         """Equal for trials that share a measurement of cost: they differ in seed, learning rate or length alone."""
-        content = self.model_copy(update={"stage": "cost", "stop_after_steps": None, "scores_dev": False}).identity
+        first: JsonDict = {"stage": "cost", "stop_after_steps": None, "scores_dev": False, "repetition": 0}
+        content = self.model_copy(update=first).identity
         for length in ("steps", "epochs", "evaluate_every_steps"):
             del content["train"][length]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
@@ -349,4 +362,6 @@ class TrialSpec(Spec):
     def _of_its_stage(self) -> TrialSpec:
         if self.stage != "tune" and (self.stop_after_steps is not None or self.scores_dev):
             raise ValueError("stop_after_steps and scores_dev have no effect outside the stage tune")
+        if self.stage != "cost" and self.repetition:
+            raise ValueError("repetition has no effect outside the stage cost")
         return self

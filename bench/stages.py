@@ -131,7 +131,10 @@ class Stages:
             count = trained * len(stages.final.seeds) + len(self.contenders) - trained
             lines.append(f"final: {count} trials on the test split, with the settings chosen")
         if stages.cost is not None:
-            lines.append(f"cost: at most {len(self.contenders)} trials, one after the other")
+            most = len(self.contenders) * stages.cost.repetitions
+            lines.append(
+                f"cost: at most {most} trials, one after the other, {stages.cost.repetitions} of each class in turns"
+            )
         return lines
 
     def _last_rounds(self, stages: StagesSpec, chosen: Sequence[tuple[Contender, TrialSpec]]) -> Iterator[Round]:
@@ -149,8 +152,11 @@ class Stages:
                 spec.model_copy(update={"stage": "cost", "train": spec.train.model_copy(update=length)})
                 for _, spec in chosen
             ]
-            for spec in _unique(costs):
-                yield Round("cost", (spec,))  # one at a time: nothing runs beside it
+            # In turns over methods, so that a machine that slows down slows all of them.
+            for repetition in range(stages.cost.repetitions):
+                for spec in _unique(costs):
+                    again = spec.model_copy(update={"repetition": repetition})
+                    yield Round("cost", (again,))  # one at a time: nothing runs beside it
 
     def _search_run(self, contender: Contender, store: Store) -> SearchRun | None:
         search = contender.search

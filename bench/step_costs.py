@@ -83,10 +83,9 @@ def step_costs(spec: TrialSpec, work: Workload) -> StepCosts:
     """
     source, target = (_rounded(tokens) for tokens in (work.source_tokens, work.target_tokens))
     rows = max(micro.rows for micro in work.micro_batches)
+    of_no_consequence = {"seed": 0, "label": "", "repetition": 0, "stop_after_steps": None, "scores_dev": False}
     return _step_costs(
-        spec.model_copy(
-            update={"seed": 0, "label": "", "stage": "cost", "stop_after_steps": None, "scores_dev": False}
-        ).model_dump_json(),
+        spec.model_copy(update={**of_no_consequence, "stage": "cost"}).model_dump_json(),
         rows,
         source,
         target,

@@ -57,12 +57,13 @@ class FinalStageSpec(Settings):
 
 
 class CostStageSpec(Settings):
-    """The stage that measures time and memory: one short trial for each class of configurations, alone on its machine.
+    """The stage that measures time and memory: short trials of each class of configurations, alone on their machine.
 
-    All final trials that differ only in seed, learning rate or length share it.
+    All final trials that differ only in seed, learning rate or length share them.
     """
 
     steps: PositiveInt = Field(20, description="optimiser steps; the first tenth, at least 5, are warm-up")
+    repetitions: PositiveInt = Field(3, description="measurements of each class, in turns over methods")
 
 
 class StagesSpec(Settings):

@@ -8,7 +8,9 @@ import pytest
 from fakes import completed, probed, provenance, record, trial
 
 from bench.record import Completed, DevPoint, Failed, Fused, Placement, TrialResult
+from bench.report import markdown
 from bench.report.caveats import caveats
+from bench.report.content import Content
 
 
 def pair(other: TrialResult) -> list[TrialResult]:
@@ -89,9 +91,73 @@ def test_trials_that_shared_a_machine_are_counted() -> None:
     )
     found = [*others, record(spec, completed()).model_copy(update={"placement": shared})]
     assert "1 trial ran beside other trials on one machine: do not compare their costs." in caveats(found)
-    costs = {result.spec.configuration_class: record(result.spec, probed()) for result in found}
+    costs = {result.spec.configuration_class: [record(result.spec, probed())] for result in found}
     (sentence,) = [text for text in caveats(found, costs) if "beside" in text]
     assert sentence.endswith("but for memory and rates, which trials of the stage cost measured alone.")
+
+
+def measured(method: str, rates: list[float], **changes: Any) -> list[TrialResult]:
+    """Trials of the stage cost with these training rates."""
+    found = []
+    for repetition, rate in enumerate(rates):
+        outcome = probed()
+        assert outcome.train is not None
+        outcome = outcome.model_copy(
+            update={"train": outcome.train.model_copy(update={"tokens_per_second": rate}), "decode": completed().decode}
+        )
+        spec = trial(method).model_copy(update={"stage": "cost", "repetition": repetition})
+        made = provenance().model_copy(update=changes)
+        found.append(record(spec, outcome).model_copy(update={"provenance": made}))
+    return found
+
+
+ROWS = tuple(record(trial(method, seed=seed), completed()) for method in ("full", "lora") for seed in (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"load_average_1min": 50.0}, "6 trials of the stage cost started on a busy machine"),
+        ({"device": "another"}, "Trials of the stage cost were made with other devices than the rows"),
+        ({"git_dirty": True}, "Some trials of the stage cost were made with sources that were not committed."),
+        ({"threads_per_rank": 9}, "with other numbers of threads than the rows"),
+    ],
+)
+def test_measurements_of_the_stage_cost_get_every_caveat(changes: dict[str, Any], expected: str) -> None:
+    both = [measured(method, [100.0, 101.0, 102.0], **changes) for method in ("full", "lora")]
+    content = Content("demo", (*ROWS, *both[0], *both[1]))
+    assert any(expected in line for line in content.caveats), content.caveats
+    clean = [measured(method, [100.0, 101.0, 102.0]) for method in ("full", "lora")]
+    assert not [line for line in Content("demo", (*ROWS, *clean[0], *clean[1])).caveats if "stage cost" in line]
+    mixed = Content("demo", (*ROWS, *both[0], *clean[1])).caveats
+    assert any("stage cost" in line for line in mixed)
+
+
+@pytest.mark.parametrize(
+    ("full", "lora", "best"),
+    [
+        ([100.0, 101.0, 102.0], [110.0, 111.0, 112.0], {"lora"}),
+        ([100.0, 105.0, 111.0], [110.0, 111.0, 112.0], set()),
+        ([100.0], [110.0], set()),
+    ],
+)
+def test_a_cost_within_the_spread_of_another_is_not_the_best(
+    full: list[float], lora: list[float], best: set[str]
+) -> None:
+    content = Content("demo", (*ROWS, *measured("full", full), *measured("lora", lora)))
+    (comparison,) = content.comparisons
+    (rate,) = (column for column in comparison.columns if column.name == "train_tokens_per_second")
+    assert {cell.name for cell in comparison.cells if comparison.is_best(cell, rate)} == best
+    found = {cell.name: cell.estimate(rate.name) for cell in comparison.cells}["full"]
+    assert found is not None
+    assert (found.values, found.basis) == (tuple(full), "repetitions")
+    if len(full) > 1:
+        assert f"{rate.text(found.mean)} ± {rate.text(found.standard_deviation or 0.0)}" in markdown(content)
+        assert "(stage cost; repetitions: 3); there ± is over repetitions" in markdown(content)
+    else:
+        assert "The cost of full, lora was measured once: how far it varies is not known, and none is best." in (
+            content.caveats
+        )
 
 
 def test_one_seed_and_unequal_training_are_said() -> None:

@@ -150,7 +150,7 @@ STAGES = """
 stages:
   tune: {trials: 1}
   final: {seeds: [0]}
-  cost: {steps: 6}
+  cost: {steps: 6, repetitions: 1}
 """
 
 

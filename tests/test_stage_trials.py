@@ -99,6 +99,11 @@ def test_what_makes_trials_of_other_stages_the_same() -> None:
     rate = TrainSpec(learning_rate=7e-5, steps=10)
     assert changed(cost, seed=3, train=rate).trial_id == cost.trial_id
     assert changed(tune, train=rate).trial_id != tune.trial_id
+    again = changed(cost, repetition=1)
+    assert again.trial_id != cost.trial_id and "-cost-r1-" in again.trial_id
+    assert again.configuration_class == cost.configuration_class
+    with pytest.raises(ValidationError, match="repetition has no effect outside the stage cost"):
+        TrialSpec.model_validate({**final.model_dump(), "repetition": 1})
 
 
 def test_a_class_of_cost_is_shared_over_seeds_learning_rates_and_lengths() -> None:

@@ -98,7 +98,7 @@ def make(tmp_path: Path, tiny_task: Path) -> Iterator[Callable[..., Driver]]:
 def test_every_method_gets_the_same_budget_and_its_border_is_extended(make: Callable[..., Driver]) -> None:
     driver = make()
     rounds = driver.run()
-    assert [one.stage for one in rounds] == ["tune"] * 3 + ["final"] + ["cost"] * 3
+    assert [one.stage for one in rounds] == ["tune"] * 3 + ["final"] + ["cost"] * 9
     asked = driver.asked()
     assert set(asked) == {"full", "prefix_tuning"}, "what trains nothing is not tuned"
     assert {len(rates) for rates in asked.values()} == {6}
@@ -119,7 +119,11 @@ def test_every_method_gets_the_same_budget_and_its_border_is_extended(make: Call
     costs = driver.records("cost")
     assert {found.spec.configuration_class for found in costs} == {found.spec.configuration_class for found in finals}
     assert all(found.spec.train.steps == 12 for found in costs)
-    assert all(len(one.trials) == 1 for one in rounds if one.stage == "cost"), "nothing runs beside a cost trial"
+    measured = [one.trials for one in rounds if one.stage == "cost"]
+    assert all(len(trials) == 1 for trials in measured), "nothing runs beside a cost trial"
+    in_turns = [(spec.repetition, spec.method.name) for (spec,) in measured]
+    assert in_turns == [(turn, name) for turn in range(3) for name in ("none", "full", "prefix_tuning")]
+    assert len({spec.trial_id for (spec,) in measured}) == 9
 
 
 def test_a_final_trial_is_the_plain_trial_with_these_settings(make: Callable[..., Driver]) -> None:
@@ -320,10 +324,10 @@ def test_a_plan_tells_what_is_known_before_anything_has_run(make: Callable[..., 
     known: dict[str, int] = {}
     for spec in stages.known_trials():
         known[spec.stage] = known.get(spec.stage, 0) + 1
-    assert known == {"tune": 8, "final": 1, "cost": 1}, "the untouched base model has nothing to wait for"
+    assert known == {"tune": 8, "final": 1, "cost": 3}, "the untouched base model has nothing to wait for"
     assert stages.outlook() == [
         "tune: 2 searches with 6 trials each, sampler grid, chosen by dev_loss; 8 asks come first, the others depend "
         "on what comes of them",
         "final: 7 trials on the test split, with the settings chosen",
-        "cost: at most 3 trials, one after the other",
+        "cost: at most 9 trials, one after the other, 3 of each class in turns",
     ]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence, Set
 
-from bench.record import Completed, Provenance, TrialResult
-from bench.report.cells import Cell, cell_name, cells
+from bench.record import Completed, Probed, Provenance, TrialResult
+from bench.report.cells import Cell, Costs, cell_name, cells
 from bench.report.columns import metric_columns
 from bench.splits import TOLD_ODDITIES, told_left_out, told_oddities
 from bench.statistics.outliers import outlying_seeds
@@ -15,28 +15,25 @@ from bench.statistics.outliers import outlying_seeds
 Finished = Sequence[tuple[TrialResult, Completed]]
 
 
-def caveats(results: Sequence[TrialResult], costs: Mapping[str, TrialResult] | None = None) -> list[str]:
+def caveats(results: Sequence[TrialResult], costs: Costs | None = None) -> list[str]:
     """One sentence for each thing that a reader has to know before trusting a comparison.
 
     Args:
         results: Final trials.
-        costs: Class of configurations to the trial that measured its cost alone.
+        costs: Class of configurations to the trials that measured its cost alone.
     """
     done = [(result, result.outcome) for result in results if isinstance(result.outcome, Completed)]
     if not done:
         return []
     groups = cells(results, costs)
-    checks = (_mixed, _machine, _seeds, _outliers, _data, _scores, _training)
+    checks = (_mixed, _machine, _alone, _seeds, _outliers, _data, _scores, _training)
     return [text for check in checks for text in check(done, groups)]
 
 
 def _mixed(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
     made = [result.provenance for result, _ in done if result.provenance is not None]
-    for what, values in (
-        ("sources of Tuneoff", {provenance.code_sha256 for provenance in made}),
-        ("devices", {provenance.device for provenance in made}),
-        ("package versions", {json.dumps(provenance.package_versions, sort_keys=True) for provenance in made}),
-        ("numbers of threads", {provenance.threads_per_rank for provenance in made}),
+    kinds: list[tuple[str, Set[Hashable]]] = [
+        *_of_machines(made),
         ("commits of the base model", {result.spec.model.commit for result, _ in done}),
         ("test data", {result.spec.task.data_sha256 for result, _ in done}),
         ("numbers of test sources", {outcome.decode.sources for _, outcome in done}),
@@ -44,11 +41,51 @@ def _mixed(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
         ("metric settings", {json.dumps(outcome.scores.signatures, sort_keys=True) for _, outcome in done}),
         ("precisions", {result.spec.resources.precision for result, _ in done}),
         ("ways of measuring memory", {outcome.ranks[0].memory_method for _, outcome in done}),
-    ):
+    ]
+    for what, values in kinds:
         if len(values) > 1:
             yield f"Rows were made with different {what}."
     if any(provenance.git_dirty for provenance in made):
         yield "Some rows were made with sources that were not committed."
+
+
+def _of_machines(made: Sequence[Provenance]) -> list[tuple[str, Set[Hashable]]]:
+    """What makes times and memory incomparable where it differs, with all values."""
+    return [
+        ("sources of Tuneoff", {provenance.code_sha256 for provenance in made}),
+        ("devices", {provenance.device for provenance in made}),
+        ("package versions", {json.dumps(provenance.package_versions, sort_keys=True) for provenance in made}),
+        ("numbers of threads", {provenance.threads_per_rank for provenance in made}),
+    ]
+
+
+def _alone(done: Finished, groups: Sequence[Cell]) -> Iterator[str]:
+    """What spoils the measurements of the stage cost, whose trials are no rows of their own."""
+    trials = list({result.trial_id: result for cell in groups for result in cell.costs}.values())
+    if not trials:
+        return
+    made = [result.provenance for result in trials if result.provenance is not None]
+    of_rows = [result.provenance for result, _ in done if result.provenance is not None]
+    for (what, values), (_, of_others) in zip(_of_machines(made), _of_machines(of_rows), strict=True):
+        if len(values) > 1:
+            yield f"Trials of the stage cost were made with different {what}: do not compare their costs."
+        elif of_others and values - of_others:
+            yield f"Trials of the stage cost were made with other {what} than the rows whose costs they show."
+    ways = {result.outcome.ranks[0].memory_method for result in trials if isinstance(result.outcome, Probed)}
+    if len(ways) > 1:
+        yield "Trials of the stage cost were made with different ways of measuring memory."
+    if any(provenance.git_dirty for provenance in made):
+        yield "Some trials of the stage cost were made with sources that were not committed."
+    if busy := sum(map(_is_busy, made)):
+        yield (
+            f"{_trials(busy)} of the stage cost started on a busy machine (load average above its number of cores): do "
+            "not compare their times."
+        )
+    if beside := sum(bool(result.placement and result.placement.co_tenants) for result in trials):
+        yield f"{_trials(beside)} of the stage cost ran beside other trials on one machine: do not compare their costs."
+    once = [cell.name for cell in groups if len(cell.costs) == 1]
+    if once:
+        yield f"The cost of {_names(once)} was measured once: how far it varies is not known, and none is best."
 
 
 def _machine(done: Finished, groups: Sequence[Cell]) -> Iterator[str]:
@@ -61,7 +98,7 @@ def _machine(done: Finished, groups: Sequence[Cell]) -> Iterator[str]:
         )
     beside = sum(bool(result.placement and result.placement.co_tenants) for result, _ in done)
     if beside:
-        alone = all(cell.cost is not None for cell in groups if cell.completed)
+        alone = all(cell.costs for cell in groups if cell.completed)
         spared = ", but for memory and rates, which trials of the stage cost measured alone" if alone else ""
         yield f"{_trials(beside)} ran beside other trials on one machine: do not compare their costs{spared}."
     if fused := sum(result.fused is not None for result, _ in done):

@@ -13,7 +13,7 @@ from bench.record import Completed, Failed, TrialResult
 from bench.report.columns import COSTS, TEST_LOSS, Column, metric_columns, present
 from bench.report.rows import row
 from bench.spec import JsonDict, TrialSpec
-from bench.statistics.estimates import Estimate, common_seeds, estimate
+from bench.statistics.estimates import Basis, Estimate, common_seeds, estimate
 
 if TYPE_CHECKING:
     from bench.statistics.significance import Significance
@@ -26,12 +26,16 @@ MEASURED_ALONE = (
 )
 
 
+# Class of configurations to the trials of the stage cost that measured it, by repetition.
+Costs = Mapping[str, Sequence[TrialResult]]
+
+
 @dataclass(frozen=True, eq=False)
 class Cell:
     """One configuration: the trials that differ only in their seed."""
 
     results: tuple[TrialResult, ...]
-    cost: TrialResult | None = None  # of the stage cost: a trial of the same class that ran alone
+    costs: tuple[TrialResult, ...] = ()  # of the stage cost: trials of the same class that ran alone, by repetition
     counted_seeds: frozenset[int] | None = None  # that means are over; None: all that completed
     intervals: Mapping[str, Estimate] = field(default_factory=dict)  # over seeds and sources, of scores that have one
 
@@ -74,7 +78,8 @@ class Cell:
     def estimate(self, name: str) -> Estimate | None:
         """Mean and spread of a column over the counted seeds that have it."""
         if name not in self._estimates:
-            self._estimates[name] = self.intervals.get(name) or estimate(list(self.values(name).values()))
+            basis: Basis = "repetitions" if self.was_measured_alone(name) else "seeds"
+            self._estimates[name] = self.intervals.get(name) or estimate(list(self.values(name).values()), basis)
         return self._estimates[name]
 
     def mean(self, name: str) -> float | None:
@@ -83,12 +88,16 @@ class Cell:
         return None if found is None else found.mean
 
     def values(self, name: str) -> dict[int, float]:
-        """Counted seed to value of a column; a single one where the stage cost measured it."""
-        if self.cost is not None and name in MEASURED_ALONE:
-            rows = [row(self.cost)]
+        """Counted seed to value of a column; repetition to value where the stage cost measured it."""
+        if self.was_measured_alone(name):
+            measured = [(result.spec.repetition, row(result)) for result in self.costs]
         else:
-            rows = [values for values in self.rows if self._counts(values["seed"])]
-        return {values["seed"]: float(values[name]) for values in rows if values.get(name) is not None}
+            measured = [(values["seed"], values) for values in self.rows if self._counts(values["seed"])]
+        return {number: float(values[name]) for number, values in measured if values.get(name) is not None}
+
+    def was_measured_alone(self, name: str) -> bool:
+        """Whether a column comes from the stage cost."""
+        return bool(self.costs) and name in MEASURED_ALONE
 
     @cached_property
     def _estimates(self) -> dict[str, Estimate | None]:
@@ -121,14 +130,18 @@ class Comparison:
     def is_best(self, cell: Cell, column: Column) -> bool:
         """Whether no other configuration has a better mean; in the first metric, whether it is among the leaders.
 
-        None is best alone, among equals or without a direction.
+        None is best alone, among equals or without a direction; nor by a cost that was measured alone and lies within
+        the spread of another, or has none.
         """
         if self.leaders and self.metrics and column.name == self.metrics[0].name:
             return cell.name in self.leaders and len(self.leaders) < len(self.scored)
         found = cell.estimate(column.name)
         if found is None or column.higher_is_better is None or len(self.scored) < 2:
             return False
-        means = [other.mean for cell in self.cells if (other := cell.estimate(column.name)) is not None]
+        others = [other for other in self.cells if other is not cell and other.estimate(column.name) is not None]
+        if any(_within_spread(cell, other, column.name) for other in others):
+            return False
+        means = [found.mean, *(other.mean(column.name) or 0.0 for other in others)]
         if not column.varies_over_seeds:
             means = [mean for mean in means if mean > 0]  # What trains nothing is no method with few parameters.
         return len(set(means)) > 1 and found.mean == (max if column.higher_is_better else min)(means)
@@ -139,19 +152,29 @@ class Comparison:
         return tuple(cell for cell in self.cells if cell.completed)
 
 
-def cells(results: Iterable[TrialResult], costs: Mapping[str, TrialResult] | None = None) -> list[Cell]:
+def _within_spread(one: Cell, other: Cell, name: str) -> bool:
+    """Whether measurements alone do not tell two configurations apart: they overlap, or were not repeated."""
+    if not (one.was_measured_alone(name) and other.was_measured_alone(name)):
+        return False
+    ones, others = one.values(name).values(), other.values(name).values()
+    if min(len(ones), len(others)) < 2:
+        return True
+    return min(ones) <= max(others) and min(others) <= max(ones)
+
+
+def cells(results: Iterable[TrialResult], costs: Costs | None = None) -> list[Cell]:
     """Records by everything but the seed, in order of method, label and seed.
 
     Args:
         results: Final trials.
-        costs: Class of configurations to the trial that measured its cost alone.
+        costs: Class of configurations to the trials that measured its cost alone.
     """
     groups: dict[str, list[TrialResult]] = {}
     for result in sorted(results, key=lambda result: (result.spec.method.name, result.spec.label, result.spec.seed)):
         groups.setdefault(same_but(result.spec, "seed"), []).append(result)
     costs = costs or {}
     return [
-        Cell(tuple(members), costs.get(members[0].spec.configuration_class) if costs else None)
+        Cell(tuple(members), tuple(costs.get(members[0].spec.configuration_class, ())) if costs else ())
         for members in groups.values()
     ]
 
@@ -168,9 +191,7 @@ def same_but(spec: TrialSpec, *keys: str) -> str:
     return json.dumps(identity, sort_keys=True)
 
 
-def comparisons(
-    results: Sequence[TrialResult], costs: Mapping[str, TrialResult] | None = None
-) -> tuple[Comparison, ...]:
+def comparisons(results: Sequence[TrialResult], costs: Costs | None = None) -> tuple[Comparison, ...]:
     """The cells of each model and task, best first by the first metric that the records name; see :func:`cells`."""
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells(results, costs):

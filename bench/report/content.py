@@ -50,13 +50,13 @@ class Content:
         return comparisons(self.results, self.costs)
 
     @cached_property
-    def costs(self) -> dict[str, TrialResult]:
-        """Class of configurations to the trial that measured its time and memory alone."""
-        return {
-            record.spec.configuration_class: record
-            for record in self.records
-            if record.spec.stage == "cost" and isinstance(record.outcome, Probed)
-        }
+    def costs(self) -> dict[str, list[TrialResult]]:
+        """Class of configurations to the trials that measured its time and memory alone, by repetition."""
+        found: dict[str, list[TrialResult]] = {}
+        for record in sorted(self.records, key=lambda record: record.spec.repetition):
+            if record.spec.stage == "cost" and isinstance(record.outcome, Probed):
+                found.setdefault(record.spec.configuration_class, []).append(record)
+        return found
 
     @cached_property
     def tested(self) -> tuple[Significance | str | None, ...]:
@@ -144,10 +144,16 @@ def _data_files(results: Iterable[TrialResult]) -> list[str]:
 def legend(comparison: Comparison) -> str:
     """What the numbers of a table are."""
     outcomes = [outcome for cell in comparison.cells for _, outcome in cell.completed]
-    alone = [cell for cell in comparison.cells if cell.cost is not None]
+    alone = sorted({len(cell.costs) for cell in comparison.cells if cell.costs})
     absent = {name: why for one in outcomes for name, why in one.scores.absent.items() if why != NOT_ASKED_FOR}
     lacking = f" Not to be had: {', '.join(f'{title(n)} ({why})' for n, why in absent.items())}." if absent else ""
-    measured = " Memory and tok/s were measured in a trial that ran alone (stage cost)." if alone else ""
+    measured = (
+        f" Memory and tok/s were measured in trials that ran alone (stage cost; repetitions: "
+        f"{' or '.join(map(str, alone))}); there ± is over repetitions, and what lies within the spread of another is "
+        "not in bold."
+        if alone
+        else ""
+    )
     several = "; ± is the standard deviation (n-1) over seeds" if comparison.several_seeds else ""
     leading = (
         f", in {comparison.metrics[0].title} all that cannot be told apart from the best"

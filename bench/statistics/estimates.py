@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 # What the interval of a mean accounts for.
-Basis = Literal["seeds and sources", "sources", "seeds"]
+Basis = Literal["seeds and sources", "sources", "seeds", "repetitions"]
 # With fewer pairs of seeds the spread over seeds is unknown, or known so badly that nothing follows from it.
 FEWEST_SEEDS = 3
 
@@ -32,16 +32,16 @@ class Estimate:
         return self.mean + (self.half_width or 0.0)
 
 
-def estimate(values: Sequence[float]) -> Estimate | None:
+def estimate(values: Sequence[float], basis: Basis = "seeds") -> Estimate | None:
     """Mean, standard deviation and t-interval; None of nothing."""
     if not values:
         return None
     count, mean = len(values), math.fsum(values) / len(values)
     if count == 1:
-        return Estimate(mean, None, None, tuple(values))
+        return Estimate(mean, None, None, tuple(values), basis)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
     half_width = t_quantile(0.975, count - 1) * deviation / math.sqrt(count)
-    return Estimate(mean, deviation, half_width, tuple(values))
+    return Estimate(mean, deviation, half_width, tuple(values), basis)
 
 
 def t_quantile(probability: float, degrees_of_freedom: float) -> float:
