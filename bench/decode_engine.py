@@ -36,6 +36,8 @@ def unsupported(model: Any) -> str | None:
         return "it has an encoder"
     if takes_source_lengths(model):
         return "its prompt stands between source and target"
+    if getattr(model, "prompt_in_rows", False):
+        return "its prompt is part of every row"
     if not getattr(model, "_supports_attention_backend", False):
         return f"{type(model).__name__} does not take masks and positions as transformers' newer decoders do"
     if config._attn_implementation not in ("sdpa", "eager"):

@@ -12,6 +12,7 @@ this call, S tokens attended to (cached and new), P prefix, C head channels.
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +22,15 @@ from torch import nn
 from transformers import EncoderDecoderCache
 
 from bench.method import MethodError, for_rows, lane_modules
-from methods.attention_sites import AttentionSite, is_causal, sliding_window
+from methods.attention_sites import AttentionSite, LayerInput, Rotary, is_causal, sliding_window
+from methods.distance_bias import counts_columns, first_real_columns, lengthen
+from methods.prompt_insertion import inserted
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
+
+
+class NotHandedDown(RuntimeError):
+    """A decoder does not hand keyword arguments down to its attention layers."""
 
 
 @dataclass
@@ -50,14 +57,15 @@ class PrefixedCache:
 
     prefix: KeysValues  # (G, H, P, C) each
     cache: Any = None
+    columns: torch.Tensor | None = None  # (B,) before which column the prefix lies; None is in front
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *args: Any, **kwargs: Any) -> KeysValues:
-        if (update_behind := getattr(self.cache, "update_behind", None)) is not None:
+        if self.columns is None and (update_behind := getattr(self.cache, "update_behind", None)) is not None:
             behind: KeysValues = update_behind(self.prefix, keys, values, *args, **kwargs)
             return behind
         if self.cache is not None:
             keys, values = self.cache.update(keys, values, *args, **kwargs)
-        return prepended(self.prefix, keys, values)
+        return prepended(self.prefix, keys, values, self.columns)
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
         """Tokens before those of this call, the prefix among them: T5 counts its relative positions from here."""
@@ -97,17 +105,27 @@ class PrefixedEncoderDecoderCache(EncoderDecoderCache):  # type: ignore[misc] # 
         self.is_updated = cache.is_updated
 
 
-def prefixed_cache(prefix: KeysValues, cache: Any) -> Any:
+def prefixed_cache(prefix: KeysValues, cache: Any, columns: torch.Tensor | None = None) -> Any:
     """What a layer is shown instead of ``cache``, which may be None."""
     if isinstance(cache, EncoderDecoderCache):
         return PrefixedEncoderDecoderCache(prefix, cache)
-    return PrefixedCache(prefix, cache)
+    return PrefixedCache(prefix, cache, columns)
 
 
-def prepended(prefix: KeysValues, keys: torch.Tensor, values: torch.Tensor) -> KeysValues:
-    """Keys and values with the prefix in front, in their dtype."""
+def prepended(
+    prefix: KeysValues, keys: torch.Tensor, values: torch.Tensor, columns: torch.Tensor | None = None
+) -> KeysValues:
+    """Keys and values with the prefix in front, or before these columns, in their dtype."""
     prefix_keys, prefix_values = (for_rows(part.to(keys.dtype), len(keys)) for part in prefix)
-    return torch.cat([prefix_keys, keys], dim=2), torch.cat([prefix_values, values], dim=2)
+    return joined(prefix_keys, keys, columns), joined(prefix_values, values, columns)
+
+
+def joined(prefix: torch.Tensor, tokens: torch.Tensor, columns: torch.Tensor | None) -> torch.Tensor:
+    """``(B, H, P, C)`` and ``(B, H, S, C)`` as ``(B, H, P + S, C)``, the prefix in front or before columns ``(B,)``."""
+    if columns is None:
+        return torch.cat([prefix, tokens], dim=2)
+    rows = columns.expand(len(tokens))
+    return inserted(prefix.transpose(1, 2), tokens.transpose(1, 2), rows).transpose(1, 2)
 
 
 class KeptWhileDecoding:
@@ -136,6 +154,7 @@ def prefix_mask(
     cache: Any,
     layer: Any,
     visible: torch.Tensor | None = None,
+    config: Any = None,
 ) -> torch.Tensor | None:
     """The attention mask with ``num_prefix_tokens`` columns in front.
 
@@ -150,7 +169,8 @@ def prefix_mask(
         hidden_states: ``(B, T, D)``, for T, device and dtype.
         cache: The layer's real cache, or None.
         layer: The attention layer, for its ``layer_idx`` and configuration.
-        visible: ``(B, T)`` boolean, the tokens that see the prefix; None for all.
+        visible: ``(B, T)`` boolean, the tokens that see the prefix, or ``(B, T, P)``, what each sees; None for all.
+        config: Where the layer has none.
 
     Returns:
         The mask for ``P + S`` keys; None where all keys are seen or flash attention hides the future by itself.
@@ -158,7 +178,7 @@ def prefix_mask(
     Raises:
         MethodError: Flash attention cannot express it.
     """
-    implementation = layer.config._attn_implementation
+    implementation = (config or layer.config)._attn_implementation
     if implementation.startswith("flash"):
         if visible is not None:
             raise MethodError("flash attention has no mask for a prompt that only some tokens see; use sdpa or eager")
@@ -171,10 +191,11 @@ def prefix_mask(
         if implementation == "eager":
             mask = _additive(mask, hidden_states.dtype)
     if visible is None:
-        seen = torch.ones if mask.dtype in (torch.bool, torch.int64) else torch.zeros
-        columns = seen(*mask.shape[:-1], num_prefix_tokens, dtype=mask.dtype, device=mask.device)
+        fill = torch.ones if mask.dtype in (torch.bool, torch.int64) else torch.zeros
+        columns = fill(*mask.shape[:-1], num_prefix_tokens, dtype=mask.dtype, device=mask.device)
         return torch.cat([columns, mask], dim=-1)
-    columns = visible[:, None, :, None].expand(-1, 1, -1, num_prefix_tokens)  # (B, 1, T, P)
+    seen = visible if visible.dim() == 3 else visible[..., None].expand(-1, -1, num_prefix_tokens)
+    columns = seen[:, None]  # (B, 1, T, P)
     if mask.dtype != torch.bool:
         columns = _additive(columns, mask.dtype)
     return torch.cat([columns, mask.expand(len(columns), -1, -1, -1)], dim=-1)
@@ -198,19 +219,64 @@ def causal_mask(num_tokens: int, cache: Any, layer: Any, device: torch.device) -
 
 
 def keys_values_of(
-    site: AttentionSite, states: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None = None
+    site: AttentionSite, states: torch.Tensor, rotary: Rotary | None = None, others: Mapping[str, Any] | None = None
 ) -> KeysValues:
-    """The keys and values, each ``(B, H, P, C)``, that an attention layer makes of ``states`` ``(B, P, D)``."""
+    """The keys and values, each ``(B, H, P, C)``, that an attention layer makes of ``states`` ``(B, P, D)``.
+
+    Args:
+        site: The layer.
+        states: What it makes them of.
+        rotary: Of the positions of the prompt, where the layer is given it.
+        others: What the layer takes besides, for one text of P tokens; see LayerInput.
+
+    Raises:
+        MethodError: The layer does not hand keys and values to its cache, once.
+    """
+    if others and len(states) > 1:  # made for one row
+        each = [keys_values_of(site, row[None], rotary, others) for row in states]
+        keys, values = (torch.cat(parts) for parts in zip(*each, strict=True))
+        return keys, values
     capture = KeyValueCapture()
     names = site.names
-    kwargs: dict[str, Any] = {names.mask: None, names.cache: capture}
-    if rotary is not None:
-        kwargs["position_embeddings"] = rotary
+    kwargs: dict[str, Any] = {names.mask: None, **fresh(others or {}), names.cache: capture}
+    if "position_embeddings" in names.order and not names.has_position_bias:
+        kwargs["position_embeddings"] = rotary[0] if rotary is not None and len(rotary) == 1 else rotary
     if site.role == "cross":
         kwargs["key_value_states"] = states
-    site.layer(states, **kwargs)
-    (keys_values,) = capture.captured
-    return keys_values
+    site.layer(hidden_states=states, **kwargs)
+    if len(capture.captured) != 1:
+        raise MethodError(
+            f"{type(site.layer).__name__} {site.layer.layer_idx} does not hand its keys and values to a cache once"
+        )
+    return capture.captured[0]
+
+
+def made_keys_values(site: AttentionSite, given: LayerInput) -> KeysValues:
+    """What a layer makes of what reached it.
+
+    Raises:
+        MethodError: It cannot be called apart from its model, or hands other keys and values to its cache.
+    """
+    try:
+        keys, values = keys_values_of(site, given.states[None], given.rotary, given.others)
+    except MethodError:
+        raise
+    except Exception as error:
+        raise MethodError(
+            f"{type(site.layer).__name__} {site.layer.layer_idx} does not attend as other layers of transformers do, "
+            f"so that it can have no prefix: {type(error).__name__}: {error}"
+        ) from error
+    if keys.dim() != 4 or values.dim() != 4 or keys.shape[2] != len(given.states):
+        raise MethodError(
+            f"{type(site.layer).__name__} {site.layer.layer_idx} keeps keys of shape {tuple(keys.shape)}: a prefix "
+            "needs one key of each head for each token"
+        )
+    return keys, values
+
+
+def fresh(others: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments with an empty dictionary in place of one that layers write to (the keys that Gemma's layers share)."""
+    return {name: type(value)() if isinstance(value, UserDict) else value for name, value in others.items()}
 
 
 def require_reach(sites: Sequence[AttentionSite]) -> None:
@@ -220,7 +286,7 @@ def require_reach(sites: Sequence[AttentionSite]) -> None:
         MethodError: Flash attention applies a sliding window itself, to the prompt too.
     """
     for site in sites:
-        if site.layer.config._attn_implementation.startswith("flash") and sliding_window(site.layer) is not None:
+        if site.config._attn_implementation.startswith("flash") and sliding_window(site.layer) is not None:
             raise MethodError(
                 f"{type(site.layer).__name__} {site.layer.layer_idx} has a sliding window, which flash attention would "
                 "apply to the prompt as well; set model.attention: sdpa"
@@ -243,23 +309,50 @@ def attend_with_prefix(
         args: Of the call.
         kwargs: Of the call.
         bias_source: The layer that makes the relative position bias, see :func:`prefix_bias`.
-        visible: ``(B, T)`` boolean, the tokens that see the prefix; None for all.
+        visible: ``(B, T)`` or ``(B, T, P)`` boolean, the tokens that see the prefix, or what each sees; None for all.
     """
-    kwargs = dict(kwargs)
-    names = site.names
-    hidden_states = args[0] if args else kwargs["hidden_states"]
-    cache = kwargs.get(names.cache)
-    count = prefix[0].shape[2]
-    kwargs[names.mask] = prefix_mask(kwargs.get(names.mask), count, hidden_states, cache, site.layer, visible)
-    kwargs[names.cache] = prefixed_cache(prefix, cache)
-    if (bias := kwargs.get("position_bias")) is not None:
-        columns = prefix_bias(bias, count, bias_source, kwargs[names.cache].get_seq_length(site.layer.layer_idx))
-        kwargs["position_bias"] = torch.cat([columns, bias], dim=-1)
-    outputs: tuple[Any, ...] = site.layer(*args, **kwargs)
+    call = site.named(args, kwargs)
+    names, cache, count = site.names, call.get(site.names.cache), prefix[0].shape[2]
+    columns = widen_mask(site, call, count, visible)
+    call[names.cache] = prefixed_cache(prefix, cache, columns)
+    if names.has_position_bias and (bias := call.get("position_bias")) is not None:
+        tokens_before = call[names.cache].get_seq_length(site.layer.layer_idx)
+        call["position_bias"] = torch.cat([prefix_bias(bias, count, bias_source, tokens_before), bias], dim=-1)
+    outputs: tuple[Any, ...] = site.layer(**call)
     if names.has_position_bias:  # The layers that follow get it as they would without a prefix.
         output, bias, *rest = outputs
         return output, bias[..., count:], *rest
     return outputs
+
+
+def widen_mask(
+    site: AttentionSite, call: dict[str, Any], num_prefix_tokens: int, visible: torch.Tensor | None = None
+) -> torch.Tensor | None:
+    """Give mask and distances of a call columns for the prefix, in front or where this returns them to be.
+
+    Args:
+        site: The layer.
+        call: Its arguments by name.
+        num_prefix_tokens: P.
+        visible: ``(B, T)`` boolean, the tokens that see the prefix; None for all.
+
+    Returns:
+        ``(B,)`` before which column of keys the prefix has to lie; None for in front of all.
+    """
+    names, hidden_states = site.names, call["hidden_states"]
+    mask: Any = call.get(names.mask)
+    if visible is not None:  # Gemma 4 goes on with the last tokens only, where it wants no more logits
+        visible = visible[:, -hidden_states.shape[1] :]
+    if counts_columns(site):
+        columns = first_real_columns(mask)
+        seen = torch.zeros_like(mask[..., :1]).expand(-1, -1, -1, num_prefix_tokens)
+        call[names.mask] = inserted(seen.movedim(-1, 1), mask.movedim(-1, 1), columns).movedim(1, -1)
+        return columns
+    call[names.mask] = prefix_mask(
+        mask, num_prefix_tokens, hidden_states, call.get(names.cache), site.layer, visible, site.config
+    )
+    lengthen(site, call, num_prefix_tokens)
+    return None
 
 
 def prefix_bias(bias: torch.Tensor, num_prefix_tokens: int, source: Any, tokens_before: Any) -> torch.Tensor:

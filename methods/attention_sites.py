@@ -9,16 +9,45 @@ B batch, P prompt tokens, D hidden size, C head channels.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin, DynamicCache, LinearAttentionCacheLayerMixin
 
 from bench.method import MethodError
 
+Rotary = tuple[torch.Tensor, ...]
+"""Cosine and sine of positions, or both as one complex tensor."""
+
 Role = Literal["decoder", "encoder", "cross"]
 """Self-attention of a decoder, self-attention of an encoder, or a decoder's attention to the encoder's output."""
+
+
+# Layers whose boolean mask says what is hidden; elsewhere it says what is seen.
+HIDING_MASKS = ("MptAttention",)
+
+# Arguments of attention layers that need no care of their own when a prompt is put in front.
+KNOWN_ARGUMENTS = frozenset(
+    (
+        "hidden_states",
+        "position_embeddings",
+        "attention_mask",
+        "mask",
+        "past_key_values",
+        "layer_past",
+        "use_cache",
+        "output_attentions",
+        "key_value_states",
+        "encoder_hidden_states",
+        "encoder_attention_mask",
+        "kwargs",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +57,11 @@ class CallNames:
     mask: str
     cache: str
     has_position_bias: bool
+    """Whether it takes and returns T5's position bias."""
+    order: tuple[str, ...]
+    """All of them, as they may be given by place."""
+    others: tuple[str, ...]
+    """Arguments that few families have: residual and alibi (BLOOM), position_ids (GPT-J), position_bias (MPT), ..."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +75,30 @@ class AttentionSite:
     layer: Any
     names: CallNames
 
+    @property
+    def config(self) -> Any:
+        """Of the layer, or where it has none of its stack."""
+        return getattr(self.layer, "config", None) or self.stack.config
+
+    @property
+    def in_decoder_only(self) -> bool:
+        """Whether the layer is part of a model without an encoder."""
+        return not bool(getattr(self.stack.config, "is_encoder_decoder", False))
+
+    @property
+    def mask_hides(self) -> bool:
+        """Whether a boolean mask is true where a key is hidden."""
+        return type(self.layer).__name__ in HIDING_MASKS
+
+    @property
+    def reuses_keys(self) -> bool:
+        """Whether the layer makes no keys and values and attends to those of an earlier layer (Gemma 3n, Gemma 4)."""
+        return bool(getattr(self.layer, "is_kv_shared_layer", False))
+
+    def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call by their names, whatever was given by place."""
+        return {**dict(zip(self.names.order, args, strict=False)), **kwargs}
+
     def replace(self, wrapper: nn.Module) -> None:
         """Put ``wrapper`` where the layer is."""
         setattr(self.parent, self.name, wrapper)
@@ -51,7 +109,8 @@ class LayerInput:
     """What an attention layer works on, for one sequence."""
 
     states: torch.Tensor  # (P, D) what keys and values are made of: for cross-attention the encoder's output
-    rotary: tuple[torch.Tensor, torch.Tensor] | None  # cos and sin, (1, P, C) each, where keys are rotated by position
+    rotary: Rotary | None  # (1, P, C) each, where keys are rotated by position
+    others: Mapping[str, Any] = field(default_factory=dict)  # what few families need besides, see CallNames
 
 
 def has_encoder(model: Any) -> bool:
@@ -63,7 +122,16 @@ def stacks(model: Any) -> dict[Literal["decoder", "encoder"], Any]:
     """The modules that run a model's layers, the encoder first."""
     if has_encoder(model):
         return {"encoder": model.get_encoder(), "decoder": model.get_decoder()}
-    return {"decoder": model.get_decoder()}
+    return {"decoder": _decoder(model)}
+
+
+def _decoder(model: Any) -> Any:
+    """The headless model within a decoder; some say that they are their own, or name their head instead."""
+    found = model.get_decoder()
+    if found is not model and (not isinstance(found, nn.Linear)):
+        return found
+    inside = [child for child in model.children() if isinstance(child, PreTrainedModel)]
+    return inside[0] if len(inside) == 1 else found
 
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
@@ -74,25 +142,56 @@ def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 setattr(parent, name, new)
 
 
-def attention_sites(model: Any) -> list[AttentionSite]:
+def attention_sites(model: Any, required: bool = True) -> list[AttentionSite]:
     """Every attention layer: the encoder's first, each stack's in order of its layers.
 
+    Layers with a state in place of keys (linear attention, convolutions) are none.
+
     Raises:
-        MethodError: The model has none that is known by the conventions of transformers.
+        MethodError: One is required, and the model has none that is known by the conventions of transformers.
     """
+    with_encoder = has_encoder(model)
+    stateful = set() if with_encoder else _stateful_layers(model)
     found = [
-        AttentionSite(_role(part, child, has_encoder(model)), stack, parent, name, child, _call_names(child))
+        AttentionSite(_role(part, child, with_encoder), stack, parent, name, child, _call_names(child))
         for part, stack in stacks(model).items()
         for parent in stack.modules()
         for name, child in parent.named_children()
-        if type(child).__name__.endswith("Attention") and getattr(child, "layer_idx", None) is not None
+        if type(child).__name__.endswith("Attention")
+        and getattr(child, "layer_idx", None) is not None
+        and child.layer_idx not in stateful
+        and (with_encoder or is_causal(child))
     ]
-    if not found:
+    if required and not found:
         raise MethodError(
             f"{type(model).__name__} has no attention layer to patch: looked for modules named ...Attention that know "
-            "their layer_idx, as the models of transformers do"
+            "their layer_idx, as the models of transformers do, and that keep keys and values of the tokens"
         )
     return found
+
+
+def cache_layers(model: Any) -> list[Any]:
+    """For each layer what it keeps of the tokens, as a new cache of transformers has it.
+
+    Raises:
+        MethodError: transformers cannot make a cache for this model.
+    """
+    try:
+        layers: list[Any] = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise MethodError(f"transformers makes no cache for {type(model).__name__}: {error}") from error
+    return layers
+
+
+def _stateful_layers(model: Any) -> set[int]:
+    """Indices of the layers that keep a state and no keys."""
+    if not isinstance(model, PreTrainedModel):
+        return set()
+    return {
+        at
+        for at, layer in enumerate(cache_layers(model))
+        if isinstance(layer, LinearAttentionCacheLayerMixin) and not isinstance(layer, CacheLayerMixin)
+    }
 
 
 def _role(part: Literal["decoder", "encoder"], layer: Any, beside_encoder: bool) -> Role:
@@ -109,13 +208,38 @@ def _call_names(layer: nn.Module) -> CallNames:
     return CallNames(
         mask="mask" if "mask" in parameters else "attention_mask",
         cache="layer_past" if "layer_past" in parameters else "past_key_values",
-        has_position_bias="position_bias" in parameters,
+        has_position_bias=hasattr(layer, "has_relative_attention_bias"),
+        order=tuple(parameters),
+        others=tuple(name for name in parameters if name not in KNOWN_ARGUMENTS),
     )
 
 
 def uses_rotary_positions(model: nn.Module) -> bool:
     """Whether a model rotates keys and queries by position."""
-    return any(type(module).__name__.endswith("RotaryEmbedding") for module in model.modules())
+    return looks_rotations_up(model) or any(
+        type(module).__name__.endswith("RotaryEmbedding") for module in model.modules()
+    )
+
+
+def looks_rotations_up(model: nn.Module) -> bool:
+    """Whether attention layers themselves look rotations up in a table, which begins at position 0 (GPT-J, CodeGen)."""
+    return any(
+        type(module).__name__.endswith("Attention")
+        and isinstance(getattr(module, "embed_positions", None), torch.Tensor)
+        for module in model.modules()
+    )
+
+
+def uses_distance_bias(sites: Sequence[AttentionSite]) -> bool:
+    """Whether scores fall with the distance of a key (ALiBi: BLOOM, MPT, some Falcons)."""
+    return any(has_distance_bias(site) for site in sites)
+
+
+def has_distance_bias(site: AttentionSite) -> bool:
+    """Whether an attention layer is of ALiBi's kind."""
+    if "alibi" in site.names.others:
+        return bool(getattr(site.config, "alibi", True))  # Falcon has both kinds
+    return "position_bias" in site.names.others and not site.names.has_position_bias
 
 
 def sliding_window(layer: Any) -> int | None:
@@ -127,7 +251,7 @@ def sliding_window(layer: Any) -> int | None:
 
 
 def layer_inputs(
-    model: Any, sites: list[AttentionSite], token_ids: torch.Tensor, first_position: int = 0
+    model: Any, sites: list[AttentionSite], token_ids: torch.Tensor, first_position: int = 0, patched: bool = False
 ) -> list[LayerInput]:
     """What reaches each of ``sites`` when the frozen model reads ``token_ids``.
 
@@ -135,43 +259,101 @@ def layer_inputs(
 
     Args:
         model: The base model, also without weights on the meta device.
-        sites: Unpatched layers of it.
+        sites: Layers of it.
         token_ids: ``(P,)`` int64.
         first_position: Of the first token; has no effect beside an encoder.
+        patched: Whether the layers may run for a prefix before they run for the text.
+
+    Raises:
+        MethodError: The model cannot be read like this, or a layer is not reached, or several times.
     """
-    inputs: dict[int, LayerInput] = {}
+    inputs: dict[int, list[LayerInput]] = {id(site.layer): [] for site in sites}
 
-    def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states = kwargs.get("key_value_states")
-        if states is None:
-            states = args[0] if args else kwargs["hidden_states"]
-        rotary = kwargs.get("position_embeddings")
-        inputs[id(layer)] = LayerInput(states[0].detach().clone(), rotary)
+    def keeping(site: AttentionSite) -> Any:
+        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            inputs[id(site.layer)].append(_layer_input(site, site.named(args, kwargs)))
 
-    hooks = [site.layer.register_forward_pre_hook(keep, with_kwargs=True) for site in sites]
+        return keep
+
+    hooks = [site.layer.register_forward_pre_hook(keeping(site), with_kwargs=True) for site in sites]
     try:
         with torch.no_grad():
-            model.base_model(**_reading(model, token_ids, first_position), use_cache=False)
+            _read(model, token_ids, first_position)
+    except MethodError:
+        raise
+    except Exception as error:
+        raise MethodError(
+            f"{type(model).__name__} cannot be read as the models of transformers are: {type(error).__name__}: {error}"
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()
-    return [inputs[id(site.layer)] for site in sites]
+    for site in sites:
+        times = len(inputs[id(site.layer)])
+        if times == 0 or (times > 1 and not patched):
+            raise MethodError(
+                f"{type(site.layer).__name__} {site.layer.layer_idx} of {type(model).__name__} runs {times} times in "
+                "one pass: a prefix needs layers that run once"
+            )
+    return [inputs[id(site.layer)][-1] for site in sites]
 
 
-def _reading(model: Any, token_ids: torch.Tensor, first_position: int) -> dict[str, torch.Tensor]:
-    """Arguments with which a model reads one text."""
-    arguments = {"input_ids": token_ids[None]}
+def _layer_input(site: AttentionSite, call: dict[str, Any]) -> LayerInput:
+    if "hidden_states" not in call:
+        raise MethodError(f"{type(site.layer).__name__} makes keys and values of something else than hidden_states")
+    states = call.get("key_value_states")
+    if states is None:
+        states = call["hidden_states"]
+    rotary = call.get("position_embeddings")
+    if isinstance(rotary, torch.Tensor):
+        rotary = (rotary,)
+    elif not (isinstance(rotary, tuple) and all(isinstance(part, torch.Tensor) for part in rotary)):
+        rotary = None
+    others: dict[str, Any] = {}
+    if site.in_decoder_only:
+        others = {name: call[name] for name in site.names.others if name in call}
+    if others:
+        others[site.names.mask] = call.get(site.names.mask)
+    return LayerInput(states[0].detach().clone(), rotary, others)
+
+
+def _read(model: Any, token_ids: torch.Tensor, first_position: int) -> None:
+    """Let a model read one text."""
+    arguments: dict[str, Any] = {"input_ids": token_ids[None], "use_cache": False}
     if has_encoder(model):
-        arguments["decoder_input_ids"] = token_ids[None]
+        reader, arguments["decoder_input_ids"] = model.base_model, token_ids[None]
     else:
-        positions = torch.arange(first_position, first_position + len(token_ids), device=token_ids.device)
-        arguments["position_ids"] = positions[None]
-    if token_ids.is_meta:  # Masks are made by looking at values, and there are none; a 4-D mask is taken as it is.
-        mask = torch.ones(1, 1, len(token_ids), len(token_ids), device="meta")
-        arguments["attention_mask"] = mask
-        if has_encoder(model):
-            arguments["decoder_attention_mask"] = mask
-    return arguments
+        reader = stacks(model)["decoder"]
+        if "position_ids" in inspect.signature(reader.forward).parameters:
+            positions = torch.arange(first_position, first_position + len(token_ids), device=token_ids.device)
+            arguments["position_ids"] = positions[None]
+    if not token_ids.is_meta:
+        reader(**arguments)
+        return
+    # Masks are made by looking at values, and there are none. Most models take a 4-D mask as it is; those with ALiBi
+    # need a mask by tokens, and make theirs without looking where they get none.
+    masks = (
+        {}
+        if any(map(has_distance_bias, attention_sites(model, required=False)))
+        else {"attention_mask": torch.ones(1, 1, len(token_ids), len(token_ids), device="meta")}
+    )
+    if masks and has_encoder(model):
+        masks["decoder_attention_mask"] = masks["attention_mask"]
+    with without_experts(reader):
+        reader(**arguments, **masks)
+
+
+@contextmanager
+def without_experts(model: nn.Module) -> Iterator[None]:
+    """Experts hand on what they get inside the block: on the meta device nothing tells whom a token goes to."""
+    experts: list[Any] = [module for module in model.modules() if type(module).__name__.endswith("Experts")]
+    for module in experts:
+        module.forward = lambda hidden_states, *_, **__: hidden_states
+    try:
+        yield
+    finally:
+        for module in experts:
+            del module.forward
 
 
 def chosen_sites(sites: list[AttentionSite], indices: list[int] | None) -> list[AttentionSite]:
@@ -191,6 +373,18 @@ def chosen_sites(sites: list[AttentionSite], indices: list[int] | None) -> list[
         wanted = {index % count for index in indices}
         chosen.extend(site for site in of_stack if site.layer.layer_idx in wanted)
     return chosen
+
+
+def shared_layer(site: AttentionSite, sites: Sequence[AttentionSite]) -> Any:
+    """The layer whose keys and values a site attends to that makes none: the last before it of its kind that does."""
+    return next(
+        (
+            other.layer
+            for other in reversed(sites)
+            if not other.reuses_keys and other.layer.layer_type == site.layer.layer_type
+        ),
+        None,
+    )
 
 
 def bias_source(site: AttentionSite, sites: list[AttentionSite]) -> Any:

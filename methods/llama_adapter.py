@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -15,10 +17,14 @@ from torch import nn
 from transformers import AttentionInterface
 
 from bench.method import Method, MethodConfig, MethodError, Range, SearchSpace
-from methods.attention_sites import AttentionSite, attention_sites
+from methods.attention_prefix import KeysValues, made_keys_values
+from methods.attention_sites import AttentionSite, LayerInput, attention_sites, has_encoder, layer_inputs
+from methods.decoder_kinds import require_readable
 from methods.transformer_parts import Projection, attention_projections
 
 ATTENTION = "tuneoff_gated_prompt"
+KEY_NORMS = ("k_norm", "k_layernorm", "key_layernorm")
+VALUE_NORMS = ("v_norm",)
 UNTOUCHED_LAYERS = 2
 
 
@@ -85,6 +91,7 @@ class ZeroGatedAttentionLayer(nn.Module):
         self.base_attention_layer = layer
         self.num_heads = query_heads(layer)
         self._projections = (keys, values)
+        self._norms = tuple(_norm(layer, names) for names in (KEY_NORMS, VALUE_NORMS))
         self.attend = own_attention_function(layer)
         layer.config = copy.copy(layer.config)  # of this layer only: masks are made as the model's configuration says
         layer.config._attn_implementation = ATTENTION
@@ -98,17 +105,34 @@ class ZeroGatedAttentionLayer(nn.Module):
 
     def keys_values(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the prompt, ``(1, H, P, C)`` each, for queries with C channels."""
-        keys, values = (self._heads(projection, query.shape[-1]) for projection in self._projections)
-        if (norm := getattr(self.base_attention_layer, "k_norm", None)) is not None:
-            keys = norm(keys)
+        keys, values = (
+            heads.repeat_interleave(self.num_heads // heads.shape[1], dim=1)
+            for heads in self.project(self.adapter_query, query.shape[-1])
+        )
         return keys, values
 
-    def _heads(self, projection: Projection, channels: int) -> torch.Tensor:
-        made: torch.Tensor = projection.layer.module(self.adapter_query)
+    def project(self, states: torch.Tensor, channels: int) -> KeysValues:
+        """Keys and values that the frozen projections make of ``(P, D)``, ``(1, G, P, C)`` each."""
+        keys, values = (
+            self._heads(projection, norm, states, channels)
+            for projection, norm in zip(self._projections, self._norms, strict=True)
+        )
+        return keys, values
+
+    def _heads(self, projection: Projection, norm: Any, states: torch.Tensor, channels: int) -> torch.Tensor:
+        made: torch.Tensor = projection.layer.module(states)
         if not projection.is_whole:
             made = made[:, projection.rows.to(made.device)]
+        whole = norm is not None and getattr(norm, "weight", None) is not None and norm.weight.numel() == made.shape[-1]
+        if whole:
+            made = norm(made)
         heads = made.view(len(made), -1, channels).transpose(0, 1)[None]  # (1, G, P, C)
-        return heads.repeat_interleave(self.num_heads // heads.shape[1], dim=1)
+        return heads if norm is None or whole else norm(heads)
+
+
+def _norm(layer: Any, names: Sequence[str]) -> Any:
+    """The norm of an attention layer that has one of these names, None if it has none."""
+    return next((norm for name in names if (norm := getattr(layer, name, None)) is not None), None)
 
 
 def query_heads(layer: Any) -> int:
@@ -130,6 +154,29 @@ def own_attention_function(layer: Any) -> Any:
     if functions is None:
         raise MethodError(f"{type(layer).__name__} does not attend through the attention functions of transformers")
     return functions.get_interface(layer.config._attn_implementation, getattr(module, "eager_attention_forward", None))
+
+
+def without_rotation(given: LayerInput) -> LayerInput:
+    """The same call at positions that rotate nothing."""
+    if given.rotary is None:
+        return given
+    cos, *sin = given.rotary
+    return replace(given, rotary=(torch.ones_like(cos), *map(torch.zeros_like, sin)))
+
+
+def require_same(site: AttentionSite, own: KeysValues, layer: ZeroGatedAttentionLayer, states: torch.Tensor) -> None:
+    """Compare the keys and values of a text, without rotation, with those that the layer itself makes.
+
+    Raises:
+        MethodError: They differ: the layer has more than projections and norms that are known.
+    """
+    made = layer.project(states, own[0].shape[-1])
+    for one, other in zip(made, own, strict=True):
+        if one.shape != other.shape or not (one.is_meta or torch.allclose(one, other, rtol=1e-2, atol=1e-3)):
+            raise MethodError(
+                f"{type(site.layer).__name__} {site.layer.layer_idx} makes keys and values by more than projections "
+                "and norms that are known, so that a prompt would not be read as text is"
+            )
 
 
 class LlamaAdapter(Method):
@@ -158,13 +205,34 @@ class LlamaAdapter(Method):
     def patch(self, model: Any) -> nn.Module:
         AttentionInterface.register(ATTENTION, gated_prompt_attention)
         sites = [site for site in attention_sites(model) if site.role == "decoder"]
+        if not has_encoder(model):
+            require_readable(model, by_embeddings=False)
+        chosen = sites[-self._num_layers(len(sites)) :]
+        for site in chosen:
+            own_attention_function(site.layer)
+            if site.reuses_keys:
+                raise MethodError(
+                    f"{type(site.layer).__name__} {site.layer.layer_idx} attends to the keys of an earlier layer and "
+                    "has no projections of its own to send a prompt through"
+                )
         made_by = {
             (id(projection.attention), projection.role): projection for projection in attention_projections(model)
         }
         width = model.config.get_text_config().hidden_size
-        for site in sites[-self._num_layers(len(sites)) :]:
-            keys, values = (made_by[id(site.layer), role] for role in ("key", "value"))
-            site.replace(ZeroGatedAttentionLayer(site, keys, values, self.config.num_prompt_tokens, width))
+        ids = torch.zeros(
+            self.config.num_prompt_tokens, dtype=torch.long, device=model.get_input_embeddings().weight.device
+        )
+        for site, given in zip(chosen, layer_inputs(model, chosen, ids), strict=True):
+            own = made_keys_values(site, without_rotation(given))
+            keys, values = (made_by.get((id(site.layer), role)) for role in ("key", "value"))
+            if keys is None or values is None or {keys.layer.in_features, values.layer.in_features} != {width}:
+                raise MethodError(
+                    f"{type(site.layer).__name__} {site.layer.layer_idx} has no linear layers from hidden states to "
+                    "keys and to values, through which a prompt could be sent"
+                )
+            layer = ZeroGatedAttentionLayer(site, keys, values, self.config.num_prompt_tokens, width)
+            require_same(site, own, layer, given.states)
+            site.replace(layer)
         module: nn.Module = model
         return module
 

@@ -21,6 +21,7 @@ from methods.attention_sites import (
     has_encoder,
     layer_inputs,
     sliding_window,
+    uses_distance_bias,
     uses_rotary_positions,
 )
 from methods.prefix_layers import KeyValuePrefixAttentionLayer, PrefixTuningAttentionLayer
@@ -40,6 +41,12 @@ def prefix_for_peft(model: Any, config: PrefixConfig, state: Mapping[str, torch.
     """
     require_counterpart(model, config)
     sites, prefixes = _prefixes(model, state)
+    layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    if uses_distance_bias(sites) or len(sites) != layers:
+        raise MethodError(
+            f"peft knows a prefix of every layer by its place in the cache, and of {type(model).__name__} "
+            f"{len(sites)} of {layers} layers have one, or scores fall with distance: there is no equal export"
+        )
     for site in sites:
         if (window := sliding_window(site.layer)) is not None:
             raise MethodError(
@@ -48,7 +55,7 @@ def prefix_for_peft(model: Any, config: PrefixConfig, state: Mapping[str, torch.
             )
     if uses_rotary_positions(model) and not config.shift_positions:
         token = torch.zeros(1, dtype=torch.long, device=prefixes[0][0].device)
-        given = layer_inputs(model, sites, token, first_position=config.num_prompt_tokens)
+        given = layer_inputs(model, sites, token, first_position=config.num_prompt_tokens, patched=True)
         prefixes = [
             (moved_keys(keys, *_last_rotary(each)), values)
             for (keys, values), each in zip(prefixes, given, strict=True)

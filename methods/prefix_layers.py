@@ -6,16 +6,23 @@ reparametrisation, N number of layers that it serves, K trials that share the ro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
 from bench.method import of_lanes
-from methods.attention_prefix import KeptWhileDecoding, KeysValues, attend_with_prefix, keys_values_of
-from methods.attention_sites import AttentionSite
-from methods.prefix_literal import Rotary, attend_literally
+from methods.attention_prefix import (
+    KeptWhileDecoding,
+    KeysValues,
+    NotHandedDown,
+    attend_with_prefix,
+    keys_values_of,
+    widen_mask,
+)
+from methods.attention_sites import AttentionSite, Rotary
+from methods.prefix_literal import attend_literally
 
 Prefixes = dict[str, list[KeysValues]]
 """Keys and values for the attention layers of a role, in order of the layers."""
@@ -42,10 +49,11 @@ class PrefixTuningAttentionLayer(nn.Module):
             norm, if it comes first).
         prompt_tokens: ``(P,)`` int64, the rows of ``prompt_embeddings`` to use, in order.
         site: The place of ``base_attention_layer`` in its model.
-        prompt_rotary: ``(cos, sin)``, each ``(1, P, C)``, for layers with rotary positions.
+        prompt_rotary: ``(cos, sin)``, each ``(1, P, C)``, or one complex tensor, for layers with rotary positions.
         bias_source: The layer that makes the relative position bias which this one shares, if there is one.
         path: ``fused`` or ``literal``.
         infix: Whether only some tokens see the prompt, so that the call has to say which.
+        others: What the layer takes besides, for the prompt alone; see LayerInput.
     """
 
     prompt_tokens: torch.Tensor
@@ -62,6 +70,7 @@ class PrefixTuningAttentionLayer(nn.Module):
         bias_source: Any = None,
         path: Literal["fused", "literal"] = "fused",
         infix: bool = False,
+        others: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.infix = infix
@@ -71,9 +80,13 @@ class PrefixTuningAttentionLayer(nn.Module):
         self.path = path
         self._bias_source = (bias_source,)  # in a tuple, so that it is no part of this module
         self.register_buffer("prompt_tokens", prompt_tokens, persistent=False)
-        cos, sin = prompt_rotary if prompt_rotary is not None else (None, None)
+        cos, sin = (*(prompt_rotary or ()), None, None)[:2]
         self.register_buffer("prompt_cos", cos, persistent=False)
         self.register_buffer("prompt_sin", sin, persistent=False)
+        self._others = dict(others or {})
+        for name, value in self._others.items():
+            if isinstance(value, torch.Tensor):
+                self.register_buffer(f"prompt_{name}", value, persistent=False)
         self._kept = KeptWhileDecoding(list(prompt_embeddings.parameters()))
 
     def forward(self, *args: Any, prompt_visible: torch.Tensor | None = None, **kwargs: Any) -> tuple[Any, ...]:
@@ -82,17 +95,67 @@ class PrefixTuningAttentionLayer(nn.Module):
         (bias_source,) = self._bias_source
         if self.path == "literal":
             prompt = self.prompt_embeddings(self.prompt_tokens)
-            return attend_literally(self.site, prompt, self._rotary(), args, kwargs, bias_source, prompt_visible)
+            rotary, others = self._rotary(), self.others()
+            return attend_literally(self.site, prompt, rotary, args, kwargs, bias_source, prompt_visible, others)
         prefix = self._kept.get(self, self.prompt_keys_values)
         return attend_with_prefix(self.site, prefix, args, kwargs, bias_source, prompt_visible)
 
     def prompt_keys_values(self) -> KeysValues:
         """What the layer makes of the prompt, ``(K, H, P, C)`` each."""
         prompts = of_lanes(self, lambda layer: layer.prompt_embeddings(layer.prompt_tokens))  # (K, P, D)
-        return keys_values_of(self.site, prompts, self._rotary())
+        return keys_values_of(self.site, prompts, self._rotary(), self.others())
+
+    def others(self) -> dict[str, Any]:
+        """What the layer takes besides, on the device of this module."""
+        return {name: self._buffers.get(f"prompt_{name}", value) for name, value in self._others.items()}
 
     def _rotary(self) -> Rotary | None:
-        return None if self.prompt_cos is None or self.prompt_sin is None else (self.prompt_cos, self.prompt_sin)
+        parts = tuple(part for part in (self.prompt_cos, self.prompt_sin) if part is not None)
+        return parts or None
+
+
+class SharedPrefixAttentionLayer(nn.Module):
+    """An attention layer that attends to the keys and values of an earlier one, and so to the prefix of that one.
+
+    Gemma 3n and Gemma 4 have such layers. They make no keys, so that a prefix of their own would have no part in the
+    output; they are told of the columns only.
+
+    Args:
+        base_attention_layer: An attention layer of transformers; it stays frozen.
+        site: The place of ``base_attention_layer`` in its model.
+        num_prompt_tokens: P.
+        infix: Whether only some tokens see the prefix, so that the call has to say which.
+    """
+
+    def __init__(
+        self, base_attention_layer: nn.Module, site: AttentionSite, num_prompt_tokens: int, infix: bool = False
+    ) -> None:
+        super().__init__()
+        self.infix = infix
+        self.base_attention_layer = base_attention_layer
+        self.site = site
+        self.num_prompt_tokens = num_prompt_tokens
+
+    def forward(
+        self, *args: Any, prompt_visible: torch.Tensor | None = None, prefixes: Prefixes | None = None, **kwargs: Any
+    ) -> tuple[Any, ...]:
+        """What the base layer returns; arguments as those of the other layers here."""
+        require_visibility(self, prompt_visible)
+        call = self.site.named(args, kwargs)
+        if call.get(self.site.names.mask) is None:
+            call[self.site.names.mask] = self._causal_mask(call)
+        widen_mask(self.site, call, self.num_prompt_tokens, prompt_visible)
+        outputs: tuple[Any, ...] = self.base_attention_layer(**call)
+        return outputs
+
+    def _causal_mask(self, call: dict[str, Any]) -> torch.Tensor | None:
+        """``(1, 1, T, S)``. The tokens of this call are the last of those whose keys are shared."""
+        if self.site.config._attn_implementation.startswith("flash"):
+            return None
+        keys, _ = call["shared_kv_states"][self.site.layer.layer_type]
+        num_tokens, num_keys = call["hidden_states"].shape[1], keys.shape[2] - self.num_prompt_tokens
+        seen = torch.ones(num_tokens, num_keys, dtype=torch.bool, device=keys.device)
+        return seen.tril(num_keys - num_tokens)[None, None]
 
 
 class KeyValuePrefixAttentionLayer(nn.Module):
@@ -101,7 +164,8 @@ class KeyValuePrefixAttentionLayer(nn.Module):
     Args:
         base_attention_layer: An attention layer of transformers; it stays frozen.
         site: The place of ``base_attention_layer`` in its model.
-        index: Which of the keys and values of its role are this layer's, where they are made elsewhere.
+        index: Which of the keys and values of its role are this layer's, where they are made elsewhere, see
+            :meth:`Reparametrization.serve`.
         bias_source: The layer that makes the relative position bias which this one shares, if there is one.
         infix: Whether only some tokens see the prefix, so that the call has to say which.
     """
@@ -122,6 +186,7 @@ class KeyValuePrefixAttentionLayer(nn.Module):
         self.base_attention_layer = base_attention_layer
         self.site = site
         self.index = index
+        self.made_by: tuple[Reparametrization, ...] = ()  # in a tuple, so that it is no part of this module
         self._bias_source = (bias_source,)  # in a tuple, so that it is no part of this module
         self.register_parameter("prefix_keys", None)
         self.register_parameter("prefix_values", None)
@@ -129,6 +194,7 @@ class KeyValuePrefixAttentionLayer(nn.Module):
     def hold(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Make keys and values, each ``(H, P, C)``, parameters of this layer."""
         self.prefix_keys, self.prefix_values = (nn.Parameter(part.detach().clone()) for part in (keys, values))
+        self.made_by = ()
 
     def forward(
         self,
@@ -152,11 +218,11 @@ class KeyValuePrefixAttentionLayer(nn.Module):
     def _keys_values(self, prefixes: Prefixes | None) -> KeysValues:
         if self.prefix_keys is not None and self.prefix_values is not None:
             return of_lanes(self, lambda layer: layer.prefix_keys), of_lanes(self, lambda layer: layer.prefix_values)
-        if prefixes is None:
-            raise RuntimeError(
-                f"{type(self.site.layer).__name__} {self.site.layer.layer_idx} got no prefix: this model does not hand "
-                "keyword arguments down to its attention layers, which parametrization: mlp needs"
-            )
+        if (
+            prefixes is None
+        ):  # A decoder that keeps keyword arguments from its attention layers (BLOOM, MPT, GPT-J, ...)
+            (reparametrization,) = self.made_by
+            return cast(KeysValues, reparametrization()[self.index])
         return prefixes[self.site.role][self.index]
 
 
@@ -164,10 +230,10 @@ def require_visibility(layer: Any, prompt_visible: torch.Tensor | None) -> None:
     """Notice a model that keeps from its attention layers which tokens see the prompt.
 
     Raises:
-        RuntimeError: The layer is for an infix and was not told.
+        NotHandedDown: The layer is for an infix and was not told.
     """
     if layer.infix and prompt_visible is None:
-        raise RuntimeError(
+        raise NotHandedDown(
             f"{type(layer.base_attention_layer).__name__} {layer.base_attention_layer.layer_idx} was not told which "
             "tokens see the prompt: this model does not hand keyword arguments down to its attention layers, which "
             "infix needs"
@@ -215,8 +281,14 @@ class Reparametrization(nn.Module):
             keys_values.append((keys, values))
         return keys_values
 
-    def serve(self, stack: nn.Module, role: str) -> None:
-        """Become part of ``stack`` and hand the keys and values down to its layers of this role in every forward."""
+    def serve(self, stack: nn.Module, role: str, layers: Sequence[KeyValuePrefixAttentionLayer]) -> None:
+        """Become part of ``stack`` and hand the keys and values down to its layers of this role in every forward.
+
+        Where the stack keeps keyword arguments from its attention layers, these ask for themselves: the same keys and
+        values, made once for each layer.
+        """
+        for layer in layers:
+            layer.made_by = (self,)
 
         def hand_down(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return args, {**kwargs, "prefixes": {**kwargs.get("prefixes", {}), role: self()}}

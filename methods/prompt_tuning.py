@@ -7,7 +7,7 @@ that share the rows (1 unless they train in lanes).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -19,43 +19,71 @@ from methods.attention_prefix import (
     KeptWhileDecoding,
     KeysValues,
     KeyValueCapture,
+    NotHandedDown,
     attend_with_prefix,
-    require_reach,
 )
-from methods.attention_sites import AttentionSite, attention_sites, replace_module, stacks
+from methods.attention_sites import (
+    AttentionSite,
+    attention_sites,
+    cache_layers,
+    replace_module,
+    stacks,
+    without_experts,
+)
+from methods.decoder_kinds import keeps_prompt_apart, per_layer_inputs, require_readable
 from methods.prompt_init import PromptInitConfig, initial_token_ids, label_embeddings, normal_like
-from methods.prompt_insertion import PromptEmbeddings, PromptInfixDecoder, PromptTuningEncoder
+from methods.prompt_insertion import PromptEmbeddings, PromptInRowsDecoder, PromptTuningEncoder
 from methods.token_positions import accept_source_lengths, token_positions
 
 DEFAULT_RANGE = 0.5  # Lester et al. 2021, section 3.2: uniform in [-0.5, 0.5]
 
 
 class PromptedAttentionLayer(nn.Module):
-    """An attention layer that can report the prompt's keys and values, and attend to them."""
+    """An attention layer that can report the prompt's keys and values, and attend to them.
 
-    def __init__(self, base_attention_layer: nn.Module, site: AttentionSite) -> None:
+    Args:
+        base_attention_layer: An attention layer of transformers; it stays frozen.
+        site: Its place.
+        window: How many tokens back it sees, itself among them, the prompt's like others; None for all.
+    """
+
+    def __init__(self, base_attention_layer: nn.Module, site: AttentionSite, window: int | None) -> None:
         super().__init__()
         self.base_attention_layer = base_attention_layer
         self.site = site
+        self.window = window
 
     def forward(
         self,
         *args: Any,
         report_keys_values: list[KeysValues] | None = None,
         prompt_keys_values: list[KeysValues] | None = None,
+        token_distances: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Any, ...]:
+        """What the base layer returns.
+
+        Args:
+            args: Of the base layer.
+            report_keys_values: Where to put the keys and values of the call.
+            prompt_keys_values: ``(K, H, P, C)`` twice for each layer, to attend to.
+            token_distances: ``(B, T)``, how far each token is from the first one behind the prompt.
+            kwargs: Of the base layer.
+        """
         layer = self.site.layer
         if report_keys_values is not None:
             capture = KeyValueCapture(report_keys_values)
             outputs: tuple[Any, ...] = layer(*args, **{**kwargs, self.site.names.cache: capture})
             return outputs
         if prompt_keys_values is None:
-            raise RuntimeError(
-                f"{type(layer).__name__} {layer.layer_idx} got no prompt: this decoder does not hand keyword arguments "
-                "down to its attention layers, which prompt_tuning needs"
-            )
-        return attend_with_prefix(self.site, _of_layer(prompt_keys_values, layer), args, kwargs)
+            raise NotHandedDown(f"{type(layer).__name__} {layer.layer_idx} got no prompt")
+        keys_values = _of_layer(prompt_keys_values, layer)
+        visible = None
+        if self.window is not None and token_distances is not None:
+            count = keys_values[0].shape[2]
+            back = torch.arange(count, 0, -1, device=token_distances.device)  # (P,) from the first token behind it
+            visible = token_distances[..., None] + back < self.window  # (B, T, P)
+        return attend_with_prefix(self.site, keys_values, args, kwargs, visible=visible)
 
 
 # Not compiled: each layer, with an index of its own, would otherwise be compiled by itself.
@@ -88,6 +116,7 @@ class PromptTuningDecoder(PromptEmbeddings):
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
+        tokens: Any = input_ids if input_ids is not None else inputs_embeds
         positions = token_positions(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
         return self.stack(
             input_ids=input_ids,
@@ -96,21 +125,51 @@ class PromptTuningDecoder(PromptEmbeddings):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             prompt_keys_values=self._kept.get(self, self._prompt_keys_values),
+            token_distances=positions.expand(len(tokens), -1),
             **kwargs,
         )
+
+    def reaches(self, sites: Sequence[AttentionSite]) -> bool:
+        """Whether every layer learns of the prompt: a decoder may keep keyword arguments from its attention layers."""
+        on_meta = self.prompt_tokens.is_meta
+        try:
+            with torch.no_grad(), without_experts(self.stack) if on_meta else nullcontext():
+                return len(self._prompt_keys_values()) == len(sites)
+        except NotHandedDown:
+            return False
 
     def _prompt_keys_values(self) -> list[KeysValues]:
         """``(K, H, P, C)`` twice for each layer."""
         keys_values: list[KeysValues] = []
+        prompts = self.prompts()
+        mask = torch.ones(1, 1, *[prompts.shape[1]] * 2, device="meta") if prompts.is_meta else None
         # A pass of few tokens, in which every layer adds to a list, is not worth compiling.
         with without_checkpointing(self.stack), torch.compiler.set_stance("force_eager"):
             self.stack(
-                inputs_embeds=self.prompts(),
+                inputs_embeds=prompts,
+                attention_mask=mask,
                 position_ids=self.prompt_tokens[None],
                 use_cache=False,
                 report_keys_values=keys_values,
             )
         return keys_values
+
+
+def prompt_apart(model: Any, prompt: torch.Tensor) -> PromptTuningDecoder | None:
+    """What computes the prompt once for all rows; None if this model needs it in its rows."""
+    sites, kept = attention_sites(model, required=False), cache_layers(model)
+    if not keeps_prompt_apart(model, sites):
+        return None
+    for site in sites:
+        site.replace(
+            PromptedAttentionLayer(site.layer, site, getattr(kept[site.layer.layer_idx], "sliding_window", None))
+        )
+    decoder = PromptTuningDecoder(stacks(model)["decoder"], prompt)
+    if decoder.reaches(sites):
+        return decoder
+    for site in sites:
+        site.replace(site.layer)
+    return None
 
 
 @contextmanager
@@ -134,8 +193,9 @@ class PromptTuning(Method):
 
     Deviations: the prompt starts from words by default (section 3.2 draws it at random, from common vocabulary or from
     class labels: ``init: uniform``, ``vocabulary``, ``labels``), because at 100 to 300 million parameters a random
-    start hardly trains. In a decoder, dropout inside the base model, where it has any, acts once on the prompt instead
-    of once for each row, and a layer with a sliding window sees the prompt however far the text goes.
+    start hardly trains. In decoders whose layers all attend to tokens, dropout inside the base model, where it has any,
+    acts once on the prompt instead of once for each row. Where each layer has an embedding of every token besides
+    (Gemma 3n, Gemma 4), those of the prompt are trained too.
     """
 
     class Config(PromptInitConfig):
@@ -166,23 +226,26 @@ class PromptTuning(Method):
     search_space: ClassVar[SearchSpace] = {"train.learning_rate": Range(low=3e-3, high=3e-1)}
 
     def patch(self, model: Any) -> nn.Module:
-        prompt, found = self._initial_prompt(model), stacks(model)
+        found = stacks(model)
         decoder = found["decoder"]
+        if "encoder" not in found:
+            require_readable(model)
+        ids = self._initial_token_ids(model)
+        prompt = self._initial_prompt(model, ids)
         if "encoder" in found:
             if self.config.infix:
                 raise MethodError(f"infix is for decoders alone; {type(model).__name__} has an encoder")
             encoder = PromptTuningEncoder(found["encoder"], prompt)
             decoder.register_forward_pre_hook(encoder.lengthen_source_mask, with_kwargs=True)
             replace_module(model, found["encoder"], encoder)
-        elif self.config.infix:
-            accept_source_lengths(model)
-            replace_module(model, decoder, PromptInfixDecoder(decoder, prompt))
+        elif (apart := None if self.config.infix else prompt_apart(model, prompt)) is not None:
+            replace_module(model, decoder, apart)
         else:
-            sites = attention_sites(model)
-            require_reach(sites)
-            for site in sites:
-                site.replace(PromptedAttentionLayer(site.layer, site))
-            replace_module(model, decoder, PromptTuningDecoder(decoder, prompt))
+            if self.config.infix:
+                accept_source_lengths(model)
+            model.prompt_in_rows = True
+            in_rows = PromptInRowsDecoder(decoder, prompt, self._per_layer(decoder, ids), self.config.infix)
+            replace_module(model, decoder, in_rows)
         module: nn.Module = model
         return module
 
@@ -197,7 +260,9 @@ class PromptTuning(Method):
         """Prompt tuning as it is: one matrix ``(P, D)``."""
         if self.config.infix:
             raise MethodError("infix: peft puts prompts in front of the source only; set infix: false to export")
-        (prompt,) = self.adapter_state(model).values()
+        prompt, *others = self.adapter_state(model).values()
+        if others:
+            raise MethodError("peft trains no embeddings of single layers, and this model has them: no equal export")
         config = {
             "peft_type": "PROMPT_TUNING",
             "num_virtual_tokens": prompt.shape[0],
@@ -206,17 +271,29 @@ class PromptTuning(Method):
         }
         return PeftAdapter(config, {"prompt_embeddings": prompt})
 
-    def _initial_prompt(self, model: Any) -> torch.Tensor:
+    def _initial_token_ids(self, model: Any) -> torch.Tensor:
+        """``(P,)``, the words to start from; zeros where the start is none."""
+        weight = next(iter(stacks(model).values())).get_input_embeddings().weight
+        return initial_token_ids(self.config, self.config.num_prompt_tokens, weight, self.tokenizer)
+
+    def _initial_prompt(self, model: Any, ids: torch.Tensor) -> torch.Tensor:
         """``(P, D)`` in the space of the input embeddings, after whatever scale the model gives them."""
-        reader = next(iter(stacks(model).values()))
-        embed, count = reader.get_input_embeddings(), self.config.num_prompt_tokens
+        embed = next(iter(stacks(model).values())).get_input_embeddings()
         with torch.no_grad():
             if self.config.init == "labels" and not embed.weight.is_meta:
                 size = len(embed.weight)
-                return label_embeddings(self.config.init_labels, count, embed, size, self.tokenizer)
-            prompt: torch.Tensor = embed(initial_token_ids(self.config, count, embed.weight, self.tokenizer))
+                return label_embeddings(self.config.init_labels, len(ids), embed, size, self.tokenizer)
+            prompt: torch.Tensor = embed(ids)
         if self.config.init == "normal":
             return normal_like(prompt, self.config.init_std)
         if self.config.init == "uniform":
             return (torch.rand_like(prompt) * 2 - 1) * (self.config.init_range or DEFAULT_RANGE)
         return prompt
+
+    def _per_layer(self, decoder: Any, ids: torch.Tensor) -> torch.Tensor | None:
+        """``(P, layers, channels)``: those of the initial words, zeros where there are none; None in most models."""
+        with torch.no_grad():
+            made = per_layer_inputs(decoder, ids[None])
+        if made is None:
+            return None
+        return made[0] if self.config.init in ("text", "vocabulary") else torch.zeros_like(made[0])

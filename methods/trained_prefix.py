@@ -6,6 +6,8 @@ P prompt tokens, D hidden size, H key/value heads, C head channels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -13,7 +15,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
 from bench.method import Lanes, MethodError, copy_state, join_lanes, trained_parameters
-from methods.attention_prefix import KeysValues, keys_values_of, require_reach
+from methods.attention_prefix import KeysValues, NotHandedDown, made_keys_values, require_reach
 from methods.attention_sites import (
     AttentionSite,
     LayerInput,
@@ -22,9 +24,20 @@ from methods.attention_sites import (
     chosen_sites,
     has_encoder,
     layer_inputs,
+    looks_rotations_up,
+    shared_layer,
+    stacks,
+    uses_distance_bias,
     uses_rotary_positions,
+    without_experts,
 )
-from methods.prefix_layers import KeyValuePrefixAttentionLayer, PrefixTuningAttentionLayer, Reparametrization
+from methods.decoder_kinds import require_keys_and_values, require_readable
+from methods.prefix_layers import (
+    KeyValuePrefixAttentionLayer,
+    PrefixTuningAttentionLayer,
+    Reparametrization,
+    SharedPrefixAttentionLayer,
+)
 from methods.prompt_init import PromptInitConfig, initial_token_ids, normal_like
 from methods.token_positions import PromptPlacement
 
@@ -100,22 +113,28 @@ class TrainedPrefix:
         Raises:
             MethodError: A setting would have no effect in this model, or the model cannot have a prefix.
         """
-        self._require_effect(model)
         sites = attention_sites(model)
+        self._require_effect(model, sites)
         require_reach(sites)
-        chosen = chosen_sites(sites, self.config.layers)
+        if not has_encoder(model):
+            require_readable(model, by_embeddings=False)
+        chosen = self._with_own_keys(chosen_sites(sites, self.config.layers))
+        require_keys_and_values(model, chosen)
         inputs = self._layer_inputs(model, chosen)
         sources = [bias_source(site, sites) for site in chosen]
         if self.config.parametrization == "embedding":
             self._patch_embeddings(chosen, inputs, sources)
         else:
             self._patch_keys_values(chosen, inputs, sources)
+        self._patch_sharing(sites, chosen)
         PromptPlacement(
             self.config.num_prompt_tokens,
-            shift=self.config.shift_positions,
+            shift=self.config.shift_positions or looks_rotations_up(model),
             infix=self.config.infix,
             rotary=uses_rotary_positions(model),
         ).apply_to(model)
+        if self.config.infix:
+            self._require_handing_down(model)
 
     def join_lanes(self, models: Sequence[nn.Module], lanes: Lanes) -> None:
         """Let each row of the first model see the prefix of its own lane."""
@@ -147,21 +166,75 @@ class TrainedPrefix:
             for stack, module in modules:
                 module.retire(stack)
 
-    def _require_effect(self, model: Any) -> None:
+    def _require_effect(self, model: Any, sites: Sequence[AttentionSite]) -> None:
+        name = type(model).__name__
         if has_encoder(model):
             for setting in ("shift_positions", "infix"):
                 if getattr(self.config, setting):
-                    raise MethodError(f"{setting} is for decoders alone; {type(model).__name__} has an encoder")
-        elif (
+                    raise MethodError(f"{setting} is for decoders alone; {name} has an encoder")
+            return
+        if uses_distance_bias(sites):
+            if self.config.infix:
+                raise MethodError(
+                    f"infix is not for {name}: its scores fall with the distance from the first token, and an infix "
+                    "stands at another distance in each row; leave it out"
+                )
+            if self.config.shift_positions:
+                raise MethodError(
+                    f"shift_positions changes nothing in {name}: only distances matter to its scores; leave it out"
+                )
+        if self.config.infix and looks_rotations_up(model):
+            raise MethodError(
+                f"infix is not for {name}: it looks rotations up in a table that begins at position 0; leave it out"
+            )
+        if (
             self.config.shift_positions
             and not self.config.infix
-            and self.config.parametrization == "embedding"
+            and (self.config.parametrization == "embedding" or looks_rotations_up(model))
             and uses_rotary_positions(model)
         ):
             raise MethodError(
-                f"shift_positions changes nothing in {type(model).__name__}: its positions are rotary, so that only "
+                f"shift_positions changes nothing in {name}: its positions are rotary, so that only "
                 "distances matter, and the prompt stands right before the first token anyway; leave it out"
             )
+
+    def _with_own_keys(self, sites: Sequence[AttentionSite]) -> list[AttentionSite]:
+        """Those of the chosen sites that make keys and values.
+
+        Raises:
+            MethodError: A layer was named that attends to the keys of another.
+        """
+        own = [site for site in sites if not site.reuses_keys]
+        if self.config.layers is not None and len(own) < len(sites):
+            (first, *_) = (site for site in sites if site.reuses_keys)
+            raise MethodError(
+                f"layers: {type(first.layer).__name__} {first.layer.layer_idx} attends to the keys of an earlier "
+                "layer, and so to the prefix of that one; name layers that make keys"
+            )
+        return own
+
+    def _patch_sharing(self, sites: Sequence[AttentionSite], chosen: Sequence[AttentionSite]) -> None:
+        """Tell layers that attend to the keys of a chosen one of its prefix."""
+        with_prefix = {id(site.layer) for site in chosen}
+        for site in sites:
+            if site.reuses_keys and id(shared_layer(site, sites)) in with_prefix:
+                count = self.config.num_prompt_tokens
+                site.replace(SharedPrefixAttentionLayer(site.layer, site, count, self.config.infix))
+
+    def _require_handing_down(self, model: Any) -> None:
+        """Read two tokens with what was patched.
+
+        Raises:
+            MethodError: The model keeps keyword arguments from its attention layers.
+        """
+        ids = torch.zeros(1, 2, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+        mask = torch.ones(1, 1, 2, 2, device="meta") if ids.is_meta else None
+        decoder = stacks(model)["decoder"]
+        try:
+            with torch.no_grad(), without_experts(decoder) if ids.is_meta else nullcontext():
+                decoder(input_ids=ids, attention_mask=mask, source_lengths=ids[:, 0] + 1, use_cache=False)
+        except NotHandedDown as error:
+            raise MethodError(str(error)) from error
 
     def _layer_inputs(self, model: Any, sites: list[AttentionSite]) -> list[LayerInput]:
         """What each layer would get, were the initial words in front of the text."""
@@ -169,30 +242,45 @@ class TrainedPrefix:
         ids = initial_token_ids(self.config, self.config.num_prompt_tokens, embedding, self.tokenizer)
         # Where positions are rotary, the prompt stands right before the first token, which is at 0 unless tokens shift.
         before = uses_rotary_positions(model) and (self.config.infix or not self.config.shift_positions)
-        return layer_inputs(model, sites, ids, first_position=-self.config.num_prompt_tokens if before else 0)
+        read = layer_inputs(model, sites, ids)
+        if not before or looks_rotations_up(model):
+            return read
+        # Words are read where texts begin, as some models scale queries by position, and rotated to where they stand.
+        rotated = layer_inputs(model, sites, ids, first_position=-self.config.num_prompt_tokens)
+        return [replace(there, states=here.states) for here, there in zip(read, rotated, strict=True)]
 
     def _patch_embeddings(
         self, sites: Sequence[AttentionSite], inputs: Sequence[LayerInput], sources: Sequence[Any]
     ) -> None:
         tokens = torch.arange(self.config.num_prompt_tokens, device=inputs[0].states.device)
         for site, given, source in zip(sites, inputs, sources, strict=True):
+            with torch.no_grad():
+                made_keys_values(site, given)
             prompt = self._start(given.states)
             embeddings = nn.Embedding(prompt.shape[0], prompt.shape[1], _weight=prompt)
             layer = PrefixTuningAttentionLayer(
-                site.layer, embeddings, tokens, site, given.rotary, source, self.config.path, self.config.infix
+                site.layer,
+                embeddings,
+                tokens,
+                site,
+                given.rotary,
+                source,
+                self.config.path,
+                self.config.infix,
+                given.others,
             )
             site.replace(layer)
 
     def _patch_keys_values(
         self, sites: Sequence[AttentionSite], inputs: Sequence[LayerInput], sources: Sequence[Any]
     ) -> None:
-        by_role: dict[str, list[tuple[AttentionSite, KeysValues]]] = {}
+        by_role: dict[str, list[tuple[KeyValuePrefixAttentionLayer, KeysValues]]] = {}
         for site, given, source in zip(sites, inputs, sources, strict=True):
             with torch.no_grad():
-                keys, values = keys_values_of(site, given.states[None], given.rotary)
+                keys, values = made_keys_values(site, given)
             of_role = by_role.setdefault(site.role, [])
             layer = KeyValuePrefixAttentionLayer(site.layer, site, len(of_role), source, self.config.infix)
-            of_role.append((site, (keys, values)))
+            of_role.append((layer, (keys, values)))
             site.replace(layer)
             if self.config.parametrization == "key_value":
                 layer.hold(self._start(keys[0]), self._start(values[0]))
@@ -203,11 +291,14 @@ class TrainedPrefix:
     def _start(self, from_words: torch.Tensor) -> torch.Tensor:
         return normal_like(from_words, self.config.init_std) if self.config.init == "normal" else from_words
 
-    def _add_reparametrization(self, role: str, of_role: Sequence[tuple[AttentionSite, KeysValues]]) -> None:
-        site, (keys, _) = of_role[0]
+    def _add_reparametrization(
+        self, role: str, of_role: Sequence[tuple[KeyValuePrefixAttentionLayer, KeysValues]]
+    ) -> None:
+        layer, (keys, _) = of_role[0]
+        site = layer.site
         module = Reparametrization(
             self.config.num_prompt_tokens,
-            site.layer.config.hidden_size,
+            site.config.hidden_size,
             self.config.hidden_size,
             [(part.shape[1], part.shape[-1]) for _, (part, _) in of_role],
             keys,
@@ -217,7 +308,7 @@ class TrainedPrefix:
                 module.embedding.weight *= self.config.init_std or 1.0
         elif not keys.is_meta:
             module.start_from([keys_values for _, keys_values in of_role])
-        module.serve(site.stack, role)
+        module.serve(site.stack, role, [each for each, _ in of_role])
 
 
 def _key_value_layers(model: nn.Module) -> Iterator[tuple[str, KeyValuePrefixAttentionLayer]]:
