@@ -190,6 +190,15 @@ def test_one_that_leads_is_named_with_its_lead(tmp_path: Path) -> None:
     ), line
 
 
+def test_where_nothing_can_be_told_apart_nobody_leads(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "demo", {"full": 0.8, "lora": 0.8})
+    content = report.load_content(tmp_path / "demo")
+    (line,) = content.headlines
+    assert re.fullmatch(r"BLEU: \w+ \(\d+\.\d\) and \w+ \(\d+\.\d\) cannot be told apart\.", line), line
+    (comparison,) = content.comparisons
+    assert not any(comparison.is_best(cell, comparison.metrics[0]) for cell in comparison.cells)
+
+
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_without_a_test_nobody_leads(seeds: int, tmp_path: Path) -> None:
     write_sweep(tmp_path / "demo", {"full": 0.9, "lora": 0.4}, seeds=seeds)

@@ -27,6 +27,7 @@ class Significance:
     """
 
     metric: str
+    higher_is_better: bool
     sources: int
     seeds: tuple[int, ...] | None  # that all means and differences are over; None where each pair has its own
     estimates: dict[str, Estimate]  # best first, with intervals for new seeds and new sources
@@ -49,7 +50,12 @@ class Significance:
     def leaders(self) -> tuple[str, ...]:
         """The method with the best mean and all that cannot be told apart from it, best first."""
         best = next(iter(self.estimates))
-        behind = {one.second for one in self.differences if one.told_apart and one.first == best}
+        behind = {
+            one.second
+            for one in self.differences
+            # Over seeds of its own, a pair may come out the other way round than the means.
+            if one.told_apart and one.first == best and (one.difference > 0) == self.higher_is_better
+        }
         return tuple(name for name in self.estimates if name not in behind)
 
 
@@ -91,6 +97,7 @@ def significance(
     apart = [(one.first, one.second) for one in differences if one.told_apart]
     return Significance(
         metric=metric,
+        higher_is_better=higher_is_better,
         sources=paired.sources,
         seeds=None if common is None or not any(one.seeds for one in statistics.values()) else common,
         estimates={name: estimates[name] for name in order},
