@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench import models
 from bench.cluster_access import joined_address
 from bench.config import ConfigError
+from bench.data import tokenization
 from bench.hub import DEFAULT_BRANCH, commit_of
 from bench.launch import Launcher
 from bench.method import MethodError
@@ -17,9 +18,13 @@ from bench.plan import planned_parameters
 from bench.plugin_source import PluginSource, share
 from bench.resolver import instantiate
 from bench.spec import JsonDict, TrialSpec
-from bench.splits import Splits, load_splits, oddities, told_left_out, told_oddities
-from bench.task import Task
+from bench.split_data import told_of
+from bench.splits import told_left_out, told_oddities
+from bench.task import Example, Split, Task
+from bench.token_cache import read_split
 from bench.token_check import check_tokens
+
+Examples = dict[Split, Sequence[Example]]
 
 
 def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None], metrics: Sequence[str] = ()) -> None:
@@ -35,31 +40,25 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None], metrics: Se
     Raises:
         ConfigError: The data or the model cannot be used, or a method refuses the model.
     """
-    read: dict[str, tuple[Task, Splits]] = {}
+    read: dict[str, tuple[Task, Examples]] = {}
     try:
-        for trial in {(trial.task.model_dump_json(), trial.splits): trial for trial in trials}.values():
-            task, name = instantiate(trial.task), trial.task.name
-            splits = load_splits(task, trial.splits)
-            read[trial.task.model_dump_json()] = task, splits
-            doubts = check_metrics(task, splits["dev"], metrics)
-            counts = ", ".join(f"{len(examples)} {split}" for split, examples in splits.items())
-            say(f"task {name}: {counts} examples")
-            for doubt in doubts:
-                say(f"task {name}: {doubt}")
-            if task.licence_note:
-                say(f"task {name}: the data are licensed {task.licence}: {task.licence_note}")
-            for told in told_left_out({split: task.skipped(split) for split in splits}):
-                say(f"task {name}: left out of {told}")
-            for told in told_oddities(oddities(splits)):
-                say(f"task {name}: warning: {told}")
+        _check_methods(trials, say)  # the quickest to find out
+        if any(trial.model.path == models.EMBEDDED for trial in trials) and not models.embedded_folder().is_dir():
+            say(f"converting {models.EMBEDDED} to safetensors, once, into {models.embedded_folder()}")
+            models.embedded_model()
+        told: dict[str, None] = {}
+        for trial in {(trial.task.model_dump_json(), trial.model, trial.splits): trial for trial in trials}.values():
+            task, examples, found = _read(trial, say)
+            read[trial.task.model_dump_json()] = task, examples
+            doubts = check_metrics(task, list(examples["dev"]), metrics)
+            for line in _lines(trial, task, found, doubts):
+                if line not in told:  # of several models, or splits that another stage reads too
+                    told[line] = None
+                    say(line)
         for model in dict.fromkeys(trial.model for trial in trials if trial.model.commit is not None):
             known = commit_of(model.path, model.revision, "model")
             by = " (as the cache knows it: the hub cannot be asked)" if known.source == "cache" else ""
             say(f"model {model.path}: {model.revision or DEFAULT_BRANCH} is commit {model.commit}{by}")
-        if any(trial.model.path == models.EMBEDDED for trial in trials) and not models.embedded_folder().is_dir():
-            say(f"converting {models.EMBEDDED} to safetensors, once, into {models.embedded_folder()}")
-            models.embedded_model()
-        _check_methods(trials, say)
         _check_tokens(trials, read, say)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -88,8 +87,35 @@ def _check_methods(trials: Sequence[TrialSpec], say: Callable[[str], None]) -> N
         raise ConfigError("\n".join(dict.fromkeys(refusals)))
 
 
+def _read(trial: TrialSpec, say: Callable[[str], None]) -> tuple[Task, Examples, JsonDict]:
+    """Read what a trial will read, leaving its tokens where ranks find them. What there is to tell of it comes last.
+
+    Raises:
+        ConfigError: The embedding has no row for one of the tokens.
+    """
+    task = instantiate(trial.task)
+    tokens = tokenization(trial.model, task.config)
+    try:
+        splits = {split: read_split(trial.task, task, split, tokens, say) for split in trial.splits}
+    except models.ModelError as error:
+        raise ConfigError(f"{trial.model.path}: tokens fit the embedding: {error}") from error
+    return task, {split: data.examples for split, data in splits.items()}, told_of(splits)
+
+
+def _lines(trial: TrialSpec, task: Task, found: JsonDict, doubts: Sequence[str]) -> Iterator[str]:
+    """What people should know of the data of a trial."""
+    name = trial.task.name
+    counts = [f"{found['train_pairs' if split == 'train' else f'{split}_sources']} {split}" for split in trial.splits]
+    yield f"task {name}: {', '.join(counts)} examples"
+    yield from (f"task {name}: {doubt}" for doubt in doubts)
+    if task.licence_note:
+        yield f"task {name}: the data are licensed {task.licence}: {task.licence_note}"
+    yield from (f"task {name}: left out of {left_out}" for left_out in told_left_out(found["left_out"]))
+    yield from (f"task {name}: warning: {oddity}" for oddity in told_oddities(found))
+
+
 def _check_tokens(
-    trials: Sequence[TrialSpec], read: Mapping[str, tuple[Task, Splits]], say: Callable[[str], None]
+    trials: Sequence[TrialSpec], read: Mapping[str, tuple[Task, Examples]], say: Callable[[str], None]
 ) -> None:
     """Once for each base model, task and list of banned tokens.
 

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from bench.task import SPLITS, Example, Split, Task, TaskError
 
 Splits = dict[Split, list[Example]]
-_Content = frozenset[tuple[str, ...]] | str
 
 
 def load_split(task: Task, split: Split) -> list[Example]:
@@ -107,11 +106,12 @@ TOLD_ODDITIES = {
 
 
 def oddities(splits: Mapping[Split, Sequence[Example]]) -> dict[str, int]:
-    """What a reader of scores should know: sources of one split that are in another too, and those that occur twice.
+    """What a reader of scores should know: sources of one split that are in another too, and those that occur twice."""
+    return oddities_of({split: list(map(content_of, examples)) for split, examples in splits.items()})
 
-    Sources are compared by their facts, whatever their order; by their words where there are no facts.
-    """
-    contents = {split: [_content(example) for example in examples] for split, examples in splits.items()}
+
+def oddities_of(contents: Mapping[Split, Sequence[str | bytes]]) -> dict[str, int]:
+    """As :func:`oddities`, of what :func:`content_of` says of each source, or of hashes of that."""
     found: dict[str, int] = {}
     for split, of_split in contents.items():
         if split != "train":
@@ -127,13 +127,14 @@ def told_oddities(found: Mapping[str, int]) -> list[str]:
     return [f"{found[name]:,} {told}" for name, told in TOLD_ODDITIES.items() if found.get(name)]
 
 
-def _shared(contents: Iterable[_Content], others: Iterable[_Content]) -> int:
+def _shared(contents: Iterable[str | bytes], others: Iterable[str | bytes]) -> int:
     known = set(others)
     return sum(content in known for content in contents)
 
 
-def _content(example: Example) -> _Content:
-    return frozenset(example.facts) or " ".join(example.source.split())
+def content_of(example: Example) -> str:
+    """Equal for sources that say the same: by facts, whatever their order; by words where there are none."""
+    return repr(sorted(set(example.facts))) if example.facts else " ".join(example.source.split())
 
 
 def told_left_out(left_out: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -104,6 +105,30 @@ def _references_are_one_line(_: Task, splits: Splits) -> None:
                 )
 
 
+def _sources_are_worded(_: Task, splits: Splits) -> None:
+    for split, examples in splits.items():
+        for example in examples:
+            parts = [part for fact in example.facts for part in fact] or [example.source]
+            if (found := next(filter(_as_python_writes_it, parts), None)) is not None:
+                raise TaskError(
+                    f"{split}: example {example.id!r}: the source says {found[:80]!r}, a value as Python writes it; "
+                    "word it, or store it as a list, an object or null, see docs/tasks.md"
+                )
+
+
+def _as_python_writes_it(text: str) -> bool:
+    """Whether a whole text is a list or dictionary of Python's, or what it calls nothing."""
+    text = text.strip()
+    if text in ("None", "nan", "NaT"):
+        return True
+    if text[:1] not in ("[", "{") or text[-1:] not in ("]", "}"):
+        return False
+    try:
+        return isinstance(ast.literal_eval(text), list | dict)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
+
+
 def _hash_is_steady(task: Task, _: Splits) -> None:
     first, second = task.data_sha256(), type(task)(task.config).data_sha256()
     if first != second:
@@ -143,6 +168,7 @@ CHECKS: dict[str, Callable[[Task, Splits], str | None]] = {
     "loads the same twice": _loads_the_same_twice,
     "examples are whole": _examples_are_whole,
     "references are one line": _references_are_one_line,
+    "sources are worded": _sources_are_worded,
     "hash is steady": _hash_is_steady,
     "official scores can be had": _official_scores_can_be_had,
     "tokenizer fits the references": _tokenizer_fits,

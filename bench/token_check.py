@@ -6,6 +6,8 @@ reference that holds what ends a text, tokens that the embedding has no row for.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,6 +17,7 @@ from bench.architecture import vocabulary_size
 from bench.data import Tokenization, tokenization
 from bench.metrics.scoring import score_examples
 from bench.spec import ModelSpec
+from bench.split_data import StoredExamples
 from bench.task import Example, Scoring, Split, Task
 from bench.text_ends import end_token_ids, first_line
 
@@ -57,17 +60,32 @@ class Tried:
 
 def try_references(tokens: Tokenization, splits: Mapping[Split, Sequence[Example]]) -> list[Tried]:
     """Up to 100 references, taken evenly over all splits. None is cut."""
-    pairs = [(example, text) for examples in splits.values() for example in examples for text in example.references]
-    count = min(MOST_REFERENCES, len(pairs))
+    parts = list(splits.values())
+    # How many references there are up to each example of each split, and up to each split.
+    ends = [list(itertools.accumulate(_reference_counts(part))) for part in parts]
+    starts = list(itertools.accumulate((end[-1] if end else 0 for end in ends), initial=0))
+    total = starts[-1]
+    count = min(MOST_REFERENCES, total)
     limits = {"max_source_tokens": 10**9, "max_target_tokens": 10**9}
     tokens = replace(tokens, config=tokens.config.model_copy(update=limits), rows=None)
     tried = []
-    for example, reference in (pairs[number * len(pairs) // count] for number in range(count)):
+    for place in (number * total // count for number in range(count)):
+        part = bisect.bisect_right(starts, place) - 1
+        number = bisect.bisect_right(ends[part], place - starts[part])
+        example = parts[part][number]
+        reference = example.references[place - starts[part] - ends[part][number]]
         source_ids, ids = tokens.behind_source(example.source, reference)
         whole = tokens.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         said = first_line(whole)
         tried.append(Tried(replace(example, references=(reference,)), source_ids, ids, said))
     return tried
+
+
+def _reference_counts(examples: Sequence[Example]) -> list[int]:
+    """How many references each example has; what is stored need not be read for that."""
+    if isinstance(examples, StoredExamples):
+        return examples.reference_counts
+    return [len(example.references) for example in examples]
 
 
 def lost_references(tokens: Tokenization, splits: Mapping[Split, Sequence[Example]]) -> dict[str, int]:

@@ -5,10 +5,11 @@ Both launchers call :func:`run_rank` in a fresh process. Imports of torch and De
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import functools
 import platform
 import random
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,9 +64,10 @@ from bench.record import (
 from bench.registry import Kind, RegistryError, load, make_method
 from bench.resolver import instantiate
 from bench.spec import JsonDict, ResolvedSpec, TrialSpec
-from bench.splits import Splits, load_splits, oddities
+from bench.split_data import Pairs, SplitData, told_of
 from bench.stored import require_what_was_trained
 from bench.task import Example, Split, Task
+from bench.token_cache import read_split
 from bench.token_check import lost_references
 from bench.train import Training, mean_losses
 
@@ -169,9 +171,13 @@ class _Data:
     """What a trial trains on and is scored by. Trials that share a launch share it."""
 
     task: Task
-    splits: Splits
+    splits: dict[Split, SplitData]
     tokens: Tokenization
-    pairs: dict[Split, list[Pair]]
+
+    @functools.cached_property
+    def pairs(self) -> dict[Split, Pairs]:
+        """What is trained on and what losses are taken of."""
+        return {split: data.pairs for split, data in self.splits.items()}
 
 
 @dataclass(frozen=True)
@@ -194,19 +200,15 @@ class _Trial:
         spec = self.spec
         with self.meter.phase("load"):
             task = instantiate(spec.task)
-            splits = load_splits(task, spec.splits)
             tokens = tokenization(spec.model, task.config)
-            pairs = {
-                split: tokens.pairs(examples, None if split == "train" else task.config.loss_references)
-                for split, examples in splits.items()
-            }
-        return _Data(task, splits, tokens, pairs)
+            splits = {split: read_split(spec.task, task, split, tokens, _say) for split in spec.splits}
+        return _Data(task, splits, tokens)
 
     def finish_in_company(self, data: _Data, trained: _TrainedTrial | None) -> Outcome:
         """As :meth:`finish`, where a failure is this trial's alone."""
         self.meter = self.meter.branch(partial(tell_phase, [self.context]))
         try:
-            outcome = self.finish(dataclasses.replace(data, tokens=copy.copy(data.tokens)), trained)
+            outcome = self.finish(data, trained)
         except Exception as error:  # noqa: BLE001 - every failure is a result
             return failure(error, self.meter.current, self.context.rank)
         if outcome is None:
@@ -240,9 +242,9 @@ class _Trial:
                     require_what_was_trained(ran["stored_dev_loss"], trained.best, precision, spec.method.name)
                 if "test" in pairs:
                     ran["test_loss"] = self._mean_loss(model, pairs["test"], tokens)
-            examples = splits[spec.scored_split]
+            examples = list(splits[spec.scored_split].examples)
             with meter.phase("decode"):
-                sources = [tuple(tokens.source(example)) for example in examples]
+                sources = splits[spec.scored_split].sources()
                 predictions, truncated, decode_cost = self._predictions(model, tokens, sources)
             if method.mergeable and self.alone and spec.stage != "tune":
                 # A search's budget pays for no more than it chooses by, and what shared its launch has no cost to show.
@@ -257,19 +259,11 @@ class _Trial:
             return None
         if trained is not None and self.alone:
             with meter.phase("plan"):  # after all that is measured: it takes memory of its own
-                num_decoded = len(splits[spec.scored_split]) if spec.scored_split else 0
+                num_decoded = len(splits[spec.scored_split].examples) if spec.scored_split else 0
                 ran["predicted"] = self._predicted(tokens.architecture, pairs, num_decoded)
         ran |= {"parameters": counts, "decode": decode_cost, "ranks": ranks, "adapter_bytes": adapter_bytes}
-        ran["data"] = {
-            "train_pairs": len(pairs["train"]),
-            **{f"{split}_sources": len(examples) for split, examples in splits.items() if split != "train"},
-            "truncated_sources": tokens.truncated_sources,
-            "truncated_targets": tokens.truncated_targets,
-            **oddities(splits),
-            **lost_references(tokens, splits),
-            "left_out": {split: dict(data.task.skipped(split)) for split in splits if data.task.skipped(split)},
-            "files": data.task.checksums(spec.splits),
-        }
+        examples_of = {split: part.examples for split, part in splits.items()}
+        ran["data"] = {**told_of(splits), **lost_references(tokens, examples_of)}
         return Completed(scores=scores, **ran) if spec.stage == "final" else Probed(dev_scores=scores, **ran)
 
     def method(self, data: _Data) -> Method:
@@ -425,6 +419,11 @@ def _what_training_tells(trained: Trained | None) -> JsonDict:
         "dev_curve": trained.dev_curve if trained else [],
         "train": trained.cost if trained else None,
     }
+
+
+def _say(message: str) -> None:
+    """A line of the rank's log."""
+    print(message, file=sys.stderr)  # noqa: T201
 
 
 def seed_everything(seed: int) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import random
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Tokens of tests are no business of the user's cache.
+os.environ["TUNEOFF_TOKEN_CACHE"] = tempfile.mkdtemp(prefix="tuneoff-tokens-")
+atexit.register(shutil.rmtree, os.environ["TUNEOFF_TOKEN_CACHE"], ignore_errors=True)
 
 # How fast a busy machine makes up examples decides no test.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])

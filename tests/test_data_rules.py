@@ -18,6 +18,7 @@ from command import Done
 from pyarrow import parquet
 
 from bench.task import Example, Task, TaskError
+from bench.task_contract import verdicts
 from bench.tasks.hub import Hub
 from bench.tasks.jsonl import JsonLines
 from bench.tasks.records import RecordTask
@@ -373,5 +374,14 @@ def test_tasks_tells_what_was_left_out_and_what_splits_share(tuneoff: Callable[.
     for split in ("dev", "test"):
         write_lines(tmp_path / f"{split}.jsonl", [{"source": f"c{n}", "references": "x"} for n in range(3)])
     done = tuneoff("tasks", "jsonl", "--set", f"path={tmp_path}")
-    assert "1 empty references, 1 rows without a reference" in done.stdout
+    assert "left out of train: 1 empty references, 1 rows without a reference\n" in done.stdout
     assert "warning: 3 test sources are in the dev data too: settings were chosen on what is scored" in done.stdout
+
+
+@pytest.mark.parametrize("cell", ["['a', 'b']", "{'city': 'Rome'}", "nan", "None"])
+def test_check_task_finds_what_python_wrote_into_a_file(cell: str, tmp_path: Path) -> None:
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.csv").write_text(f'name,tags,text\nAnn,"{cell}",x\nBob,"[{{]",y\n')
+    task = Csv(Csv.Config(path=str(tmp_path), source="{name} | {tags}", references="text"))
+    (reason,) = [verdict.reason for verdict in verdicts(task) if verdict.check == "sources are worded"]
+    assert reason.startswith(f"train: example 'train-1': the source says {cell!r}, a value as Python writes it")

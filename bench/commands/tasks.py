@@ -144,16 +144,17 @@ def _model(path: str | None) -> ModelSpec | None:
 
 
 def _print_overview(found: Overview) -> None:
-    from bench.splits import told_oddities
+    from bench.splits import told_left_out, told_oddities
 
     table = Table()
-    for heading in ("split", "sources", "references", "left out", "first tag"):
+    for heading in ("split", "sources", "references", "first tag"):
         table.add_column(heading, justify="right" if heading in ("sources", "references") else "left", overflow="fold")
     for split, counts in found.counts.items():
-        skipped = ", ".join(f"{number:,} {reason}" for reason, number in counts.skipped.items())
         tags = ", ".join(f"{number:,} {tag}" for tag, number in list(counts.tags.items())[:8])
-        table.add_row(split, f"{counts.sources:,}", f"{counts.references:,}", skipped, tags)
+        table.add_row(split, f"{counts.sources:,}", f"{counts.references:,}", tags)
     console.print(table)
+    for told in told_left_out({split: counts.skipped for split, counts in found.counts.items()}):
+        console.print(Text(f"left out of {told}"))
     for split, problem in found.missing.items():
         console.print(Text(f"{split}: {problem}", style="yellow"))
     for told in told_oddities(found.oddities):
