@@ -58,13 +58,15 @@ class Scoring:
     bleu: Literal["sacrebleu", "mteval", "multi-bleu"] = "sacrebleu"
     """The script that BLEU equals: sacrebleu's own, with ``tokenize``; pymteval of E2E; multi-bleu.perl, on words that
     preparation has split, with empty texts in place of references that a source lacks of ``max_references``."""
+    ter: Literal["sacrebleu", "tercom"] = "sacrebleu"
+    """The program that TER equals: sacrebleu, or tercom 7.25 as the scripts of WebNLG and DART call it."""
     rouge_l: Literal["f1", "coco"] = "f1"
     """f1: of the package rouge-score; coco: recall weighs more (beta 1.2), words as the captioning scripts cut them."""
 
     @property
     def own_script(self) -> bool:
         """Whether an official script says how words are cut, so that ``tokenize`` has no say."""
-        return self.bleu != "sacrebleu" or self.preparation != "none"
+        return self.bleu != "sacrebleu" or self.ter != "sacrebleu" or self.preparation != "none"
 
 
 class TaskConfig(StrictNumbers):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from sacrebleu.metrics.lib_ter import _MAX_SHIFT_CANDIDATES, BeamEditDistance, _shift
@@ -31,9 +32,13 @@ class QuickTER(TER):
         for bound, reference in sorted(zip(bounds, references, strict=True), key=lambda pair: pair[0]):
             if fewest is not None and bound >= fewest:
                 break
-            edits = num_edits(words, reference, bound)
+            edits = self.num_edits(words, reference, bound)
             fewest = edits if fewest is None else min(fewest, edits)
         return [float(fewest or 0), sum(len(some) for some in references) / len(references)]
+
+    def num_edits(self, words: list[str], reference: list[str], bound: int) -> int:
+        """Shifts and edits that turn ``words`` into ``reference``, at least ``bound``."""
+        return num_edits(words, reference, bound)
 
 
 def fewest_edits(words: Sequence[str], reference: Sequence[str]) -> int:
@@ -64,9 +69,7 @@ class _Distance:
         self.traced: list[str] | None = None
         self._with_trace: Any = BeamEditDistance(reference)
         self._length = len(reference)
-        self._places: dict[str, int] = {}
-        for position, word in enumerate(reference):
-            self._places[word] = self._places.get(word, 0) | 1 << position
+        self._places = _places(tuple(reference))
 
     def __call__(self, words: list[str]) -> tuple[int, str]:
         """What sacrebleu's search for shifts asks for: distance and trace."""
@@ -75,20 +78,38 @@ class _Distance:
 
     def between(self, words: Sequence[str]) -> int:
         """Insertions, deletions and substitutions."""
-        everything = (1 << self._length) - 1
-        last = 1 << (self._length - 1)
-        rises, falls, distance = everything, 0, self._length  # vertical differences of +1 and -1, one bit a row
-        for word in words:
-            equal = self._places.get(word, 0)
-            diagonal = (((equal & rises) + rises) ^ rises) | equal | falls
-            right_rises = falls | (everything & ~(diagonal | rises))
-            right_falls = rises & diagonal
-            if right_rises & last:
-                distance += 1
-            elif right_falls & last:
-                distance -= 1
-            right_rises = (right_rises << 1 | 1) & everything
-            right_falls = (right_falls << 1) & everything
-            rises = right_falls | (everything & ~(diagonal | right_rises))
-            falls = right_rises & diagonal
-        return distance
+        return _distance(words, self._length, self._places)
+
+
+def exact_distance(words: Sequence[str], reference: Sequence[str]) -> int:
+    """Insertions, deletions and substitutions between a text and a reference that is not empty."""
+    return _distance(words, len(reference), _places(tuple(reference)))
+
+
+@lru_cache(maxsize=64)
+def _places(reference: tuple[str, ...]) -> dict[str, int]:
+    """Word of a reference to where it stands, one bit a place."""
+    places: dict[str, int] = {}
+    for position, word in enumerate(reference):
+        places[word] = places.get(word, 0) | 1 << position
+    return places
+
+
+def _distance(words: Sequence[str], length: int, places: Mapping[str, int]) -> int:
+    everything = (1 << length) - 1
+    last = 1 << (length - 1)
+    rises, falls, distance = everything, 0, length  # vertical differences of +1 and -1, one bit a row
+    for word in words:
+        equal = places.get(word, 0)
+        diagonal = (((equal & rises) + rises) ^ rises) | equal | falls
+        right_rises = falls | (everything & ~(diagonal | rises))
+        right_falls = rises & diagonal
+        if right_rises & last:
+            distance += 1
+        elif right_falls & last:
+            distance -= 1
+        right_rises = (right_rises << 1 | 1) & everything
+        right_falls = (right_falls << 1) & everything
+        rises = right_falls | (everything & ~(diagonal | right_rises))
+        falls = right_rises & diagonal
+    return distance

@@ -12,6 +12,7 @@ from sacrebleu.metrics.chrf import CHRF
 
 from bench.metrics.edit_rate import QuickTER
 from bench.metrics.metric import Measured, Sources, mean_of
+from bench.metrics.tercom import TercomTER
 from bench.metrics.texts import Texts
 from bench.metrics.words import WITHOUT_SPACES, rouge_words, tokenizer
 from bench.task import Scoring, TokenizerName
@@ -45,7 +46,7 @@ def chrf(texts: Texts) -> Measured:
 
 
 def ter(texts: Texts) -> Measured:
-    """Corpus translation edit rate in percent, case-insensitive, as sacrebleu computes it.
+    """Corpus translation edit rate in percent, case-insensitive, as sacrebleu or tercom computes it.
 
     Words stand between spaces, as in tercom; with another tokenizer than 13a, they are those that it cuts.
     """
@@ -147,13 +148,18 @@ def corpus_metric(name: str, texts: Texts) -> tuple[Any, Sequence[str], Sequence
         references: Sequence[Sequence[str]] = texts.prepared_references
         if name in scoring.single_reference:
             references = [some[:1] for some in references]
-        made = QuickTER() if scoring.tokenize in ("13a", "none") else _TokenizedTER(scoring.tokenize)
-        return made, texts.prepared_predictions, references
+        return _ter(scoring), texts.prepared_predictions, references
     if name != "bleu":
         raise KeyError(name)
     make = {"sacrebleu": BLEU, "multi-bleu": _UnsmoothedBLEU, "mteval": _MtevalBLEU}[scoring.bleu]
     references = bleu_references(texts.prepared_references, scoring)
     return make(**_bleu_settings(scoring)), texts.prepared_predictions, references
+
+
+def _ter(scoring: Scoring) -> QuickTER:
+    if scoring.ter == "tercom":
+        return TercomTER()
+    return QuickTER() if scoring.tokenize in ("13a", "none") else _TokenizedTER(scoring.tokenize)
 
 
 def _added_up(name: str, texts: Texts) -> Measured:
@@ -169,4 +175,6 @@ def _added_up(name: str, texts: Texts) -> Measured:
         signature += f"|text:{texts.scoring.preparation}"
     if name == "bleu" and texts.scoring.bleu != "sacrebleu":
         signature += f"|as:{texts.scoring.bleu}"
+    if name == "ter" and texts.scoring.ter == "tercom":
+        signature += "|as:tercom 7.25"
     return Measured(signature, over, tuple(over([index]) for index in range(len(predictions))))

@@ -52,6 +52,7 @@ class Dart(PublishedTask):
         preparation="dart",
         max_references=3,
         bleu="multi-bleu",
+        ter="tercom",
     )
 
     def files(self) -> Mapping[Split, PublishedFile]:

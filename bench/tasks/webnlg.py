@@ -66,13 +66,15 @@ class WebNLG(PublishedTask):
     licence: ClassVar[str] = "CC BY-NC-SA 4.0"
     licence_note: ClassVar[str] = "non-commercial use only"
     citation: ClassVar[str] = "Gardent et al. 2017, The WebNLG challenge: generating text from RDF data, INLG"
-    # multi-bleu.perl -lc, METEOR and tercom, as the challenge ran them; chrF++ as in its edition of 2020.
+    # multi-bleu.perl -lc, METEOR and tercom, as the challenge ran them; chrF++, which its edition of 2020 has, is
+    # sacrebleu's.
     scoring = Scoring(
         metrics=("bleu", "meteor", "ter", "chrf", "rouge_l", "entity_coverage"),
         lowercase=True,
         preparation="webnlg",
         max_references=3,
         bleu="multi-bleu",
+        ter="tercom",
     )
 
     def __init__(self, config: Config) -> None:
