@@ -21,12 +21,14 @@ from methods.layer_norm import LayerNormTuning
 from methods.lora import LoRA
 from methods.top_layers import TopLayers
 
+# Of so few units of ReLU all may be off, which says nothing of the method.
+BOTTLENECK: dict[str, Any] = {"bottleneck_size": 4, "activation": "gelu"}
 METHODS: dict[str, Callable[[], Method]] = {
     "lora": lambda: LoRA(LoRA.Config(rank=2)),
     "lora all_linear": lambda: LoRA(LoRA.Config(rank=2, target_modules="all_linear")),
-    "pfeiffer": lambda: Adapters(Adapters.Config(bottleneck_size=4)),
-    "houlsby": lambda: Adapters(Adapters.Config(bottleneck_size=4, placement="houlsby")),
-    "parallel": lambda: Adapters(Adapters.Config(bottleneck_size=4, placement="parallel")),
+    "pfeiffer": lambda: Adapters(Adapters.Config(**BOTTLENECK)),
+    "houlsby": lambda: Adapters(Adapters.Config(**BOTTLENECK, placement="houlsby")),
+    "parallel": lambda: Adapters(Adapters.Config(**BOTTLENECK, placement="parallel")),
     "ia3": lambda: IA3(IA3.Config()),
     "bitfit": lambda: BitFit(BitFit.Config()),
     "layer_norm": lambda: LayerNormTuning(LayerNormTuning.Config()),
@@ -52,7 +54,7 @@ REFUSED: dict[str, dict[str, str]] = {
     "Zamba2ForCausalLM": {**HYBRID, "pfeiffer": NO_PART, "houlsby": NO_PART, "parallel": NO_PART},
     "MambaForCausalLM": RECURRENT,
     "Mamba2ForCausalLM": RECURRENT,
-    "RwkvForCausalLM": {"lora": UNKNOWN, "ia3": UNKNOWN},
+    "RwkvForCausalLM": {"lora": UNKNOWN, "ia3": UNKNOWN, "houlsby": "no known linear layer"},
     "DbrxForCausalLM": {"lora all_linear": EXPERTS, "ia3": EXPERTS},
     "JetMoeForCausalLM": {
         "lora": UNKNOWN,
