@@ -23,9 +23,10 @@ test-html: $(STAMP)
 	  || { echo 'install chromium and chromedriver (Debian: chromium, chromium-driver), as root, and try again'; exit 1; }
 	$(BIN)/python -m pytest -m browser tests/test_page_in_browser.py
 
-# Measures the tables of docs/methods.md anew, which takes some minutes.
+# Measures the tables of docs/methods.md anew, which takes some minutes, and writes docs/sweep.md from the classes.
 docs: $(STAMP)
 	$(BIN)/python -m bench.method_tables docs/methods.md
+	$(BIN)/python -m bench.sweep_reference docs/sweep.md
 
 # Kills, stops, starves and cuts off sweeps on purpose, and prints what became of their trials.
 chaos: $(STAMP)

@@ -10,19 +10,26 @@ import logging
 import os
 import sys
 import traceback
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
-from bench.commands import adapters, compare, doctor, methods, operate, planning, scores, sweeps, tasks
+from bench.commands import adapters, compare, doctor, methods, operate, planning, scores, sweeps, tasks, writing
 from bench.config import ConfigError
 from bench.launch import NoMachinesError
+from bench.provenance import installed_version
 from bench.store import StoreError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 for command in (
+    writing.init,
+    writing.schema,
     sweeps.run,
     planning.plan,
     planning.check_plan,
@@ -42,6 +49,21 @@ for command in (
     doctor.doctor,
 ):
     app.command()(command)
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tuneoff {installed_version('tuneoff') or '(not installed)'}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    """Compare ways of fine-tuning on the same model, data and budget, and believe the table."""
 
 
 def main() -> NoReturn:

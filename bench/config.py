@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from bench.familiar_names import meant_here
 from bench.search_space import SearchSpace
 from bench.spec import (
     DecodeSpec,
@@ -77,18 +78,30 @@ def load_sweep(path: Path, settings: Sequence[str] = ()) -> Sweep:
 
 
 def setting_value(setting: str) -> tuple[str, Any]:
-    """Key and value of ``key.path=value``, the value read as YAML.
+    """Key and value of ``key.path=value``.
 
     Raises:
-        ConfigError: It has no ``=``, or a value that is no YAML.
+        ConfigError: It has no ``=``.
     """
     key, equals, value = setting.partition("=")
     if not equals:
         raise ConfigError(f"--set {setting}: expected key.path=value")
+    return key, _value(value)
+
+
+def _value(text: str) -> Any:
+    """A number, a truth value, a list or a mapping where the text is one; else the text, whatever colons it has.
+
+    Lists and mappings are in brackets: ``[0, 1]``, ``{beams: 4}``. ``{name} : {home}`` and ``{name}`` are texts.
+    """
     try:
-        return key, parse_yaml(value) if value else ""
-    except YamlError as error:
-        raise ConfigError(f"--set {setting}: the value is {error}") from error
+        value = parse_yaml(text) if text else ""
+    except YamlError:
+        return text
+    if isinstance(value, list | dict):
+        is_mapping = isinstance(value, dict) and not all(inner is None for inner in value.values())
+        return value if text.lstrip()[:1] == "[" or (text.lstrip()[:1] == "{" and (is_mapping or not value)) else text
+    return value
 
 
 def set_key(raw: dict[str, Any], dotted: str, value: Any, where: str) -> None:
@@ -252,12 +265,29 @@ def _explain(model: type[BaseModel], problem: Any, where: str) -> str:
     if problem["type"] == "extra_forbidden":
         known = _fields_at(model, location[:-1])
         close = difflib.get_close_matches(location[-1], known, n=1)
-        meant = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+        elsewhere = _section_with(location[-1]) if model is Sweep and len(location) == 1 else None
+        if (familiar := meant_here(location[-1])) is not None:
+            meant = f"here that is {familiar}"
+        elif elsewhere is not None:
+            meant = f"it stands in a section: {elsewhere}.{location[-1]}"
+        else:
+            meant = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
         return f"{where}: {key}: unknown key (value {problem['input']!r}); {meant}"
     if problem["type"] == "missing":
         return f"{where}: {key}: missing"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{where}: {key}: {message}, got {problem['input']!r}" if key else f"{where}: {message}"
+
+
+def _section_with(key: str) -> str | None:
+    """The section of a sweep that has this key."""
+    sections: dict[str, type[BaseModel]] = {
+        "train": TrainSpec,
+        "decode": DecodeSpec,
+        "resources": ResourceSpec,
+        "model": ModelSpec,
+    }
+    return next((name for name, of_section in sections.items() if key in of_section.model_fields), None)
 
 
 def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:

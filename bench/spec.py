@@ -48,9 +48,11 @@ class Settings(StrictNumbers, Spec):
 class ModelSpec(Settings):
     """The base model: a local folder, a hub id, or the embedded default ``smollm2-135m``."""
 
-    path: str = "smollm2-135m"
+    path: str = Field("smollm2-135m", description="a local folder, a hub id, or the embedded model")
     revision: str | None = Field(None, description="hub revision (branch, tag or commit); None is the hub's main")
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "sdpa", description="how attention is computed, in the words of transformers"
+    )
     beginning_token: bool = Field(
         True, description="whether sources begin with the token that the tokenizer puts before a text (Llama, Gemma)"
     )
@@ -69,15 +71,17 @@ class ModelSpec(Settings):
 class TrainSpec(Settings):
     """How a trial trains. All methods of a sweep share it; a method entry may override single fields."""
 
-    learning_rate: PositiveFloat = 1e-4
+    learning_rate: PositiveFloat = Field(1e-4, description="the highest of the schedule")
     steps: PositiveInt | None = Field(None, description="optimiser steps; exactly one of steps and epochs is set")
     epochs: PositiveFloat | None = Field(None, description="passes over the training pairs")
     batch_size: PositiveInt = Field(8, description="sequences per optimiser step over all ranks")
     micro_batch_size: PositiveInt | None = Field(
         None, description="sequences per forward pass of one rank; None takes the rank's whole share at once"
     )
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="the learning rate after the warm-up; linear and cosine end at 0"
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="over which the learning rate rises linearly")
     warmup_start: Literal["zero", "first_step"] = Field(
         "zero",
         description="the first learning rate of a warm-up. zero: 0, as in transformers; first_step: 1/warmup_steps of "
@@ -86,15 +90,15 @@ class TrainSpec(Settings):
     optimizer: Literal["adamw", "adafactor"] = Field(
         "adamw", description="adafactor: as Lester et al. 2021, without parameter scaling; needs ZeRO 0"
     )
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled, as in AdamW")
     weight_decay_on: Literal["weights", "all"] = Field(
         "weights",
         description="weights: what is trained but norms and biases, by the rule of transformers' Trainer; all: what is "
         "trained",
     )
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
-    adam_epsilon: PositiveFloat = 1e-8
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of AdamW's mean of gradients")
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.999, description="of AdamW's mean of their squares")
+    adam_epsilon: PositiveFloat = Field(1e-8, description="of AdamW")
     loss_reduction: Literal["token_mean", "sequence_sum"] = Field(
         "token_mean",
         description="what is minimised: the mean over the batch's target tokens, or the sum over a sequence's target "
@@ -104,8 +108,10 @@ class TrainSpec(Settings):
         None, description="within the base model; None: what its configuration says. A method's own dropout stays"
     )
     max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="global gradient norm; 0 does not clip")
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    gradient_checkpointing: bool = False
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="in training only")
+    gradient_checkpointing: bool = Field(
+        False, description="computes activations a second time in the backward pass, which takes time and saves memory"
+    )
     evaluate_every_steps: PositiveInt | None = Field(
         None, description="dev loss every n steps, best state kept; None evaluates after the last step only"
     )
@@ -131,9 +137,9 @@ class TrainSpec(Settings):
 class DecodeSpec(Settings):
     """How predictions are generated, the same for every method."""
 
-    beams: PositiveInt = 1
-    max_new_tokens: PositiveInt = 96
-    min_new_tokens: Annotated[int, Field(ge=0)] = 0
+    beams: PositiveInt = Field(1, description="of beam search; 1 decodes greedily")
+    max_new_tokens: PositiveInt = Field(96, description="longer texts are cut, and counted")
+    min_new_tokens: Annotated[int, Field(ge=0)] = Field(0, description="before a text may end")
     length_penalty: float = Field(1.0, description="exponent on the length in beam search; ineffective with beams: 1")
     early_stopping: bool | Literal["never"] = Field(
         False, description="true: a source is done when it has as many finished texts as beams; else see transformers"
@@ -165,9 +171,13 @@ class ResourceSpec(Settings):
     Ranks, ZeRO stage, precision and whether it is compiled are part of a trial's identity; the rest is placement.
     """
 
-    ranks: PositiveInt = 1
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    ranks: PositiveInt = Field(1, description="processes of a trial's DeepSpeed group; each takes one device")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0, description="what DeepSpeed divides over ranks: 1 optimiser states, 2 also gradients, 3 also parameters"
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: base model and computation in bf16; what is trained and its moments stay fp32"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is cuda where there is a GPU, else cpu")
     cpus_per_rank: PositiveInt | None = Field(None, description="None: all cores of the machine, shared by the ranks")
     gpus_per_rank: Annotated[float, Field(gt=0, le=1)] = Field(

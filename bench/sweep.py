@@ -32,10 +32,12 @@ class TuneSpec(Settings):
     device_seconds: PositiveFloat | None = Field(
         None, description="budget of each method, in seconds that its ranks work; start-up is not counted"
     )
-    sampler: Literal["grid", "quasi_random", "tpe"] = "grid"
+    sampler: Literal["grid", "quasi_random", "tpe"] = Field(
+        "grid", description="how settings are tried: a grid, a Halton sequence, or Optuna's TPE, which learns"
+    )
     metric: str = Field("dev_loss", description="dev_loss, or a score (e.g. bleu) of predictions for the dev sources")
     seed: int = Field(1000, description="of the sampler and of the trials; final trials have seeds of their own")
-    halving: HalvingSpec | None = None
+    halving: HalvingSpec | None = Field(None, description="ends the worse trials early; None trains all to the end")
 
     @model_validator(mode="after")
     def _effective(self) -> TuneSpec:
@@ -51,7 +53,7 @@ class TuneSpec(Settings):
 class FinalStageSpec(Settings):
     """The stage that takes the test scores, once, with the settings that were chosen."""
 
-    seeds: Annotated[list[int], Field(min_length=1)]
+    seeds: Annotated[list[int], Field(min_length=1, description="each trains every method once; five or more are good")]
 
 
 class CostStageSpec(Settings):
@@ -67,9 +69,9 @@ class CostStageSpec(Settings):
 class StagesSpec(Settings):
     """What a sweep does one after the other; a stage that is not named is left out."""
 
-    tune: TuneSpec | None = None
-    final: FinalStageSpec | None = None
-    cost: CostStageSpec | None = None
+    tune: TuneSpec | None = Field(None, description="searches settings for each method on the dev split")
+    final: FinalStageSpec | None = Field(None, description="takes the test scores with the settings chosen")
+    cost: CostStageSpec | None = Field(None, description="measures time and memory, alone on the machine")
 
     @model_validator(mode="after")
     def _some(self) -> StagesSpec:
@@ -106,14 +108,21 @@ class MethodEntry(Settings):
 class Sweep(Settings):
     """One YAML file: what to compare."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-    model: Annotated[ModelSpec, BeforeValidator(_bare_model)] = ModelSpec()
+    name: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="results go to the folder of this name")
+    ]
+    model: Annotated[ModelSpec, BeforeValidator(_bare_model)] = Field(
+        ModelSpec(), description="a bare text is its path; keys below"
+    )
     task: Annotated[JsonDict, BeforeValidator(_bare_name)] = Field(description="name, and the settings of that task")
-    train: TrainSpec = TrainSpec()
-    decode: DecodeSpec = DecodeSpec()
-    resources: ResourceSpec = ResourceSpec()
-    methods: Annotated[list[Annotated[MethodEntry, BeforeValidator(_bare_name)]], Field(min_length=1)]
-    seeds: list[int] = Field([0], min_length=1)
+    train: TrainSpec = Field(TrainSpec(), description="how all methods train; keys below")
+    decode: DecodeSpec = Field(DecodeSpec(), description="how texts are decoded; keys below")
+    resources: ResourceSpec = Field(ResourceSpec(), description="what a trial takes; keys below")
+    methods: Annotated[
+        list[Annotated[MethodEntry, BeforeValidator(_bare_name)]],
+        Field(min_length=1, description="what is compared; a bare text is the name of a method; keys below"),
+    ]
+    seeds: list[int] = Field([0], min_length=1, description="each trains every method once, in sweeps without stages")
     grid: dict[str, list[Any]] = Field(
         default_factory=dict, description="dotted key (task.x, train.x, decode.x, ...) to values, for every method"
     )

@@ -157,7 +157,7 @@ def _delimiter(text: str, columns: Sequence[str]) -> str:
     """The delimiter under which the header has all columns; failing that, the one that makes most cells of it."""
     line = next(iter(io.StringIO(text)), "")
     headers = {delimiter: [name.strip() for name in _cells(line, delimiter)] for delimiter in DELIMITERS}
-    fitting = (delimiter for delimiter, header in headers.items() if set(columns) <= set(header))
+    fitting = (delimiter for delimiter, header in headers.items() if columns and set(columns) <= set(header))
     return next(fitting, max(headers, key=lambda delimiter: len(headers[delimiter])))
 
 
