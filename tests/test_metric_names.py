@@ -17,6 +17,7 @@ from bench.metrics.scoring import MetricError, check_names, score_examples
 from bench.metrics.texts import prepare
 from bench.record import Completed, Scores, TrialResult
 from bench.report.caveats import caveats
+from bench.report.columns import metric_columns
 from bench.resolver import RegistryResolver
 from bench.stages import Stages
 from bench.store import Store
@@ -226,6 +227,13 @@ def test_reports_tell_the_remarks_of_records() -> None:
     assert isinstance(odd.outcome, Completed)
     assert "lora: Texts are odd." in caveats([odd, even])
     assert "Texts are odd." in caveats([odd])
+
+
+def test_chrf_without_words_is_not_called_chrf_with_words() -> None:
+    found = Scores(values={"chrf": 1.0}, signatures={"chrf": "nc:6|nw:0"}, higher_is_better={"chrf": True})
+    assert [column.title for column in metric_columns([with_scores("lora", found)])] == ["chrF"]
+    plain = found.model_copy(update={"signatures": {"chrf": "nc:6|nw:2"}})
+    assert [column.title for column in metric_columns([with_scores("lora", plain)])] == ["chrF++"]
 
 
 def test_references_that_are_prepared_into_something_else_do_not_fail(shared_data: Path) -> None:

@@ -60,16 +60,20 @@ def metric_columns(results: Iterable[TrialResult]) -> tuple[Column, ...]:
     """The metrics that the records have, in the order in which they name them: official ones first."""
     directions: dict[str, bool | None] = {}
     largest: dict[str, float] = {}
+    titles: dict[str, str] = {}
     for result in results:
         if isinstance(result.outcome, Completed):
             for name, value in result.outcome.scores.values.items():
                 directions.setdefault(name, result.outcome.scores.higher_is_better.get(name))
+                titles.setdefault(name, title(name, result.outcome.scores.signatures.get(name, "")))
                 largest[name] = max(abs(value), largest.get(name, 0.0))
-    return tuple(Column(name, title(name), better, _decimals(largest[name])) for name, better in directions.items())
+    return tuple(Column(name, titles[name], better, _decimals(largest[name])) for name, better in directions.items())
 
 
-def title(metric: str) -> str:
-    """A metric's name as papers write it."""
+def title(metric: str, signature: str = "") -> str:
+    """A metric's name as papers write it; chrF++ without its words is chrF."""
+    if metric == "chrf" and "nw:0" in signature.split("|"):
+        return "chrF"
     return METRIC_TITLES.get(metric, metric.replace("_", " "))
 
 
