@@ -13,6 +13,7 @@ import numpy
 import torch
 
 from bench.architecture import accepted_inputs, architecture_of
+from bench.contract_rehearsal import LATE_STEPS, call_hooks
 from bench.contract_subject import PAIRS, ContractError, Subject, batch_of, broken, logits_of
 from bench.contract_surroundings import put_back
 from bench.loss import TargetLoss
@@ -48,7 +49,7 @@ DISTRIBUTED = (
 
 
 def use(subject: Subject, base: Any, tokenizer: Any) -> None:
-    """Everything that a trial does with a method, once: patch, a step, a look, a text, storing and loading."""
+    """Everything that a trial does with a method, once: patch, steps, a look, a text, storing and loading."""
     method = subject.method_class(subject.config, tokenizer)
     model = method.patch(base)
     batch = batch_of(model)
@@ -57,10 +58,12 @@ def use(subject: Subject, base: Any, tokenizer: Any) -> None:
     if method.trains:
         optimizer = torch.optim.AdamW([parameter for _, parameter in trained_parameters(model)], lr=1e-3)
         loss.backward()  # type: ignore[no-untyped-call]
+        gradients = {parameter: parameter.grad for _, parameter in trained_parameters(model)}
         method.before_step(model, 1)
         optimizer.step()
         optimizer.zero_grad()
         method.after_step(model, 1)
+        call_hooks(method, model, gradients, range(2, LATE_STEPS))
     method.parameter_groups(model)
     model.eval()
     with torch.no_grad():
@@ -77,19 +80,22 @@ def check_minds_its_own_business(subject: Subject) -> None:
     """Sets no seed of torch, Python or numpy, makes no distributed call, leaves the model on its device."""
     states: dict[str, list[Any]] = {"torch": [], "random": [], "numpy": []}
     with put_back(subject.base_model()), _no_distributed_calls():
-        for seed in (3, 4):
+        for seed, drawn in ((3, 0), (4, 0), (3, 5)):
             torch.manual_seed(seed)
             random.seed(seed)
             numpy.random.seed(seed)
+            for _ in range(drawn):
+                torch.rand(1), random.random(), numpy.random.rand()
             base = subject.base_model()
             use(subject, base, WordTokenizer())
             states["torch"].append(torch.random.get_rng_state().tolist())
             states["random"].append(random.getstate())
             states["numpy"].append(numpy.random.get_state()[1].tolist())  # type: ignore[index]
-    for library, (first, second) in states.items():
-        if first == second:
+    for library, (first, other_seed, drawn_before) in states.items():
+        if first in (other_seed, drawn_before):
             raise broken(
-                f"it sets a seed of {library}: after its use the random state does not depend on the trial's seed",
+                f"it sets a seed of {library}: after its use the random state does not depend on what the trial had"
+                " seeded and drawn",
                 "the random state of the trial to go on",
                 f"a call of {library}'s seed function in patch, in a hook or in forward",
             )

@@ -39,7 +39,8 @@ CALLED_IN_FULL: tuple[Mode, ...] = ("evaluation", "training")
 
 def check_logits_are_aligned(subject: Subject) -> None:
     """Logits for exactly the tokens that went in, as exact as the base model's, with or without labels, kept intact."""
-    _, model = subject.patched()
+    base = subject.base_model()
+    _, model = subject.patched(base=base)
     batch = batch_of(model)
     ids = read_ids(batch)
     labels = torch.full(ids.shape, -100)
@@ -48,6 +49,13 @@ def check_logits_are_aligned(subject: Subject) -> None:
         model.train(mode == "training")
         with torch.no_grad(), seeded(5):
             plain = logits_of(model, batch)
+        for name, module in base.named_modules():
+            if module.training != (mode == "training"):
+                raise broken(
+                    f"after a call in {mode} mode {name or 'the base model'} is in the other mode",
+                    "all of the base model in one mode: dropout depends on it",
+                    "forward or a train() of its own switches modules",
+                )
         if plain.shape != (*ids.shape, VOCABULARY):
             raise broken(
                 f"logits have shape {tuple(plain.shape)} for input of shape {tuple(ids.shape)} in {mode} mode",

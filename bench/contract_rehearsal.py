@@ -77,7 +77,20 @@ def rehearse(
             with torch.no_grad():
                 loss_of.of(batch)
             method.adapter_state(model)
-    for step in range(steps + 1, late_steps + 1 if has_hooks(method) else 0):
+    call_hooks(method, model, gradients, range(steps + 1, late_steps + 1), watch)
+    model.eval()
+    return losses
+
+
+def call_hooks(
+    method: Method,
+    model: Any,
+    gradients: dict[torch.nn.Parameter, torch.Tensor | None],
+    steps: Sequence[int],
+    watch: Watch = unwatched,
+) -> None:
+    """Call the hooks of these steps, with the same gradients at each and no step of an optimiser between them."""
+    for step in steps if has_hooks(method) else ():
         model.train()
         _set_gradients({parameter: _copied(gradient) for parameter, gradient in gradients.items()})
         with watch("before_step", step):
@@ -85,8 +98,6 @@ def rehearse(
         _set_gradients(dict.fromkeys(gradients))
         with watch("after_step", step):
             method.after_step(model, step)
-    model.eval()
-    return losses
 
 
 def _backward(loss_of: TargetLoss, batch: Batch) -> float:

@@ -128,7 +128,9 @@ def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 def check_loading_is_strict(subject: Subject) -> None:
     """Another set of names, or another shape, is refused; what is loaded is copied, in the dtype of the model."""
-    method, model = subject.patched()
+    base = subject.base_model()
+    frozen = [(name, tensor, tensor.detach().clone()) for name, tensor in tensors_of(base)]
+    method, model = subject.patched(base=base)
     state = on_disk_and_back(method, model)
     if not state:
         return
@@ -152,6 +154,13 @@ def check_loading_is_strict(subject: Subject) -> None:
                 "the loaded tensor is taken itself, instead of copied into the one that is there",
             )
     method.load_adapter_state(model, state)
+    for name, tensor, value in frozen:
+        if not tensor.requires_grad and not torch.equal(tensor.detach(), value):
+            raise broken(
+                f"loading changed {name}, which belongs to the base model and is not trained",
+                "the base weights as they were",
+                "what was stored is folded into the base model, or is put where the base model's tensors are",
+            )
     held = {tensor.untyped_storage().data_ptr() for tensor in state.values()}
     for name, tensor in tensors_of(model):
         if tensor.untyped_storage().data_ptr() in held:

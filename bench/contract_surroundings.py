@@ -145,8 +145,16 @@ def _is_hooks(where: str) -> bool:
 
 def surroundings_of(model: nn.Module) -> Surroundings:
     """The surroundings of a base model as they are now."""
-    torch.optim.AdamW([nn.Parameter(torch.zeros(1))])  # torch wraps the class's step when the first one is made
-    from transformers import cache_utils, masking_utils, modeling_utils, pytorch_utils
+    for kind in (torch.optim.AdamW, torch.optim.SGD):
+        kind([nn.Parameter(torch.zeros(1))])  # torch wraps the class's step when the first one is made
+    from transformers import (
+        PreTrainedTokenizerBase,
+        PreTrainedTokenizerFast,
+        cache_utils,
+        masking_utils,
+        modeling_utils,
+        pytorch_utils,
+    )
     from transformers.activations import ACT2FN
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -154,10 +162,19 @@ def surroundings_of(model: nn.Module) -> Surroundings:
     kinds |= {type(model.config), type(model.generation_config)}
     kinds |= {nn.Linear, nn.Embedding, nn.LayerNorm, nn.Dropout, nn.Parameter, nn.ModuleList, torch.optim.AdamW}
     kinds |= {cache_utils.DynamicCache, cache_utils.DynamicLayer, loss.TargetLoss, method.Method, method.MethodConfig}
-    kinds.add(WordTokenizer)
+    kinds |= {WordTokenizer, torch.Tensor, torch.optim.SGD, PreTrainedTokenizerBase, PreTrainedTokenizerFast}
     owners = {owner for kind in kinds for owner in kind.__mro__ if owner is not object}
     modules: list[ModuleType] = [sys.modules[owner.__module__] for owner in owners if owner.__module__ in sys.modules]
-    modules += [torch, nn.functional, nn.init, nn.utils, nn.modules.module, torch.random, torch.utils.checkpoint]
+    modules += [
+        torch,
+        nn.functional,
+        nn.init,
+        nn.utils,
+        nn.modules.module,
+        torch.random,
+        torch.utils.checkpoint,
+        torch.distributed,
+    ]
     modules += [cache_utils, masking_utils, modeling_utils, pytorch_utils, random, math, numpy.random]
     modules += [architecture, loss, method]
     functions: dict[str, tuple[dict[Any, Any], dict[Any, Any]]] = {}

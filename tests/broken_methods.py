@@ -806,6 +806,35 @@ class SeedsInForward(Offset):
 
 
 @breaks("minds its own business")
+class RewindsTheSeed(Offset):
+    def patch(self, model: Any) -> nn.Module:
+        torch.manual_seed(torch.initial_seed())
+        return super().patch(model)
+
+
+@breaks("leaves tokenizer and configs")
+class ChangesTheConfigLate(Hooked):
+    def after_step(self, model: Any, step: int) -> None:
+        if step == 30:
+            model.config.pad_token_id = 7
+
+
+@breaks("loading is strict")
+class LoadsIntoTheBase(Offset):
+    def load_adapter_state(self, model: Any, state: Mapping[str, torch.Tensor]) -> None:
+        super().load_adapter_state(model, state)
+        model.get_input_embeddings().weight.data += model.offset.data
+        model.offset.data.zero_()
+
+
+@breaks("logits are aligned")
+class KeepsTheBaseInEvaluation(Offset):
+    def change(self, _: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        self.model.base_model.eval()
+        return super().change(_, args, output)
+
+
+@breaks("minds its own business")
 class SeedsInAHook(Hooked):
     def after_step(self, model: Any, step: int) -> None:
         random.seed(step)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bench.conformance import verdicts
 from bench.contract import CHECKS, PROCESS_CHECK, Subject
 from bench.contract_process import OtherProcesses
 from bench.registry import load_method, targets
@@ -61,37 +62,37 @@ VARIANTS: list[tuple[str, dict[str, Any], Iterable[str]]] = [
 ]
 
 
-def case(name: str, config: dict[str, Any], family: str, check: str, always: bool) -> Any:
-    """A parameter of the test; ``make test`` runs it if ``always``, ``make test-all`` in any case."""
-    marks = [] if always else pytest.mark.full
-    return pytest.param(name, config, family, check, id=f"{name}-{config}-{family}-{check}", marks=marks)
+def named(name: str, config: dict[str, Any], family: str, *rest: str) -> Any:
+    """A parameter of a test."""
+    return pytest.param(name, config, family, *rest, id="-".join((name, str(config), family, *rest)))
 
 
-CASES = [
+DEFAULTS: list[tuple[str, dict[str, Any], Iterable[str]]] = [
+    (name, {}, FAMILIES)
+    for name in targets("method")
+    if name != "hf_peft"  # has no default
+]
+IN_PROCESS = [check for check in CHECKS if check != PROCESS_CHECK]
+OFTEN = [
     *(
-        case(
-            name,
-            {},
-            family,
-            check,
-            check != PROCESS_CHECK and (family in CORE_FAMILIES or (name in SOFT_PROMPTS and check in OF_VARIANTS)),
-        )
-        for name in targets("method")
-        if name != "hf_peft"  # has no default
+        named(name, {}, family, check)
+        for name, _, _ in DEFAULTS
         for family in FAMILIES
-        for check in CHECKS
+        for check in IN_PROCESS
+        if family in CORE_FAMILIES or (name in SOFT_PROMPTS and check in OF_VARIANTS)
     ),
     *(
-        case(name, config, family, check, check in OF_VARIANTS and (family in ("llama", "t5") or families == ABSOLUTE))
+        named(name, config, family, check)
         for name, config, families in VARIANTS
         for family in families
-        for check in CHECKS
+        for check in OF_VARIANTS
+        if family in ("llama", "t5") or families == ABSOLUTE
     ),
 ]
 
 
 def test_every_method_is_the_same_in_another_process() -> None:
-    """One start for all; each check of :data:`CASES` starts a process of its own."""
+    """One start for all of them."""
     subjects = [
         Subject(method_class, method_class.Config(), "llama")
         for method_class in (load_method(target) for name, target in targets("method").items() if name != "hf_peft")
@@ -104,7 +105,18 @@ def test_every_method_is_the_same_in_another_process() -> None:
         others.close()
 
 
-@pytest.mark.parametrize(("name", "config", "family", "check"), CASES)
+@pytest.mark.parametrize(("name", "config", "family", "check"), OFTEN)
 def test_contract(name: str, config: dict[str, Any], family: str, check: str) -> None:
     method_class = load_method(targets("method")[name])
     CHECKS[check](Subject(method_class, method_class.Config(**config), family))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("name", "config", "family"),
+    [named(name, config, family) for name, config, families in (*DEFAULTS, *VARIANTS) for family in families],
+)
+def test_the_whole_contract(name: str, config: dict[str, Any], family: str) -> None:
+    method_class = load_method(targets("method")[name])
+    found = verdicts(method_class, method_class.Config(**config), [family], processes=0)
+    assert [verdict for verdict in found if verdict.outcome != "pass"] == []
