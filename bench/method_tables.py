@@ -143,7 +143,7 @@ def peft_outcome(peft_type: str, family: str) -> tuple[str, list[str]]:
     except ValidationError as error:
         return "refused", [_plain(error.errors()[0]["msg"].removeprefix("Value error, "))]
     dtype = torch.float32 if peft_type in FLOAT32_ONLY else torch.float64
-    found = list(verdicts(method_class, config, [family], dtype))
+    found = list(verdicts(method_class, config, [family], dtype, processes=0))
     failed = [verdict for verdict in found if verdict.outcome == "fail"]
     if found[0].outcome == "refused":
         return "refused", [_plain(found[0].reason)]

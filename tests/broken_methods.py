@@ -423,14 +423,6 @@ class LooksAtLabels(AroundForward):
 
 
 @breaks("logits are aligned")
-class ForgetsLabels(AroundForward):
-    def around(self, forward: Any, *args: Any, labels: Any = None, **kwargs: Any) -> Any:
-        outputs = forward(*args, labels=labels, **kwargs)
-        outputs.logits = outputs.logits * 2
-        return outputs
-
-
-@breaks("logits are aligned")
 class RoundsLogits(AroundForward):
     def around(self, forward: Any, *args: Any, **kwargs: Any) -> Any:
         outputs = forward(*args, **kwargs)
