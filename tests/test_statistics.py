@@ -27,7 +27,7 @@ from bench.statistics.differences import PairedTests, SeedStatistics, pairs_of_s
 from bench.statistics.estimates import FEWEST_SEEDS, common_seeds, estimate, holm, two_sided_p
 from bench.statistics.groups import groups, letters
 from bench.statistics.resampling import bootstrap_counts, corpus_scores
-from bench.statistics.spreads import crossed, jackknife, method_spread, pair_spreads, wide_method
+from bench.statistics.spreads import CERTAINTY_OF_SOURCES, crossed, jackknife, method_spread, pair_spreads, wide_method
 from bench.task import Scoring
 
 
@@ -349,7 +349,9 @@ def test_the_jackknife_of_a_mean_is_its_textbook_variance() -> None:
     influences = jackknife(with_values(values[0])[None], mean)
     assert influences == pytest.approx(values - values.mean())
     spread = method_spread(values.mean(axis=1), influences, trains=False)
-    assert spread.half_width(0.05) == pytest.approx(stats.t.ppf(0.975, 39) * stats.sem(values[0]))
+    assert spread.half_width(0.05) == pytest.approx(
+        stats.t.ppf(0.975, 39 * CERTAINTY_OF_SOURCES) * stats.sem(values[0])
+    )
 
 
 def test_a_method_whose_seeds_spread_far_more_is_kept_out_of_the_pool() -> None:

@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 from bench.statistics.bounds import Spread, Variance
 from bench.statistics.corpus_scores import Array, Score
 
+# Degrees of freedom of a variance over M sources, as a share of M - 1. Single sources of scores like BLEU, longer and
+# shorter ones, have heavier tails than a normal distribution, which makes their variance less certain: with an excess
+# kurtosis of 1, by this share.
+CERTAINTY_OF_SOURCES = 2 / 3
 # A method whose seeds spread so much more than those of the others that equal methods do so in one of twenty
 # comparisons is kept out of the pool.
 LEVEL_OF_CHECK = 0.05
@@ -86,7 +90,7 @@ def pair_spreads(of: Crossed, check: bool = True) -> tuple[Spread, Spread, NDArr
     seeds = of.scores.shape[-1]
     of_sources = _of_pairs(of.of_means, first, second)
     together = np.maximum(_of_pairs(of.of_seeds, first, second) - of_sources, 0.0) / max(1, seeds - 1)
-    freedom = float(of.sources - 1)
+    freedom = CERTAINTY_OF_SOURCES * (of.sources - 1)
     beyond = Variance(np.maximum(of_sources - together, 0.0), freedom)
     sources = Variance(of_sources, freedom)
     if seeds == 1:
@@ -149,8 +153,9 @@ def method_spread(scores: Array, influences: Array, trains: bool) -> Spread:
     scale = (sources - 1) * sources
     of_sources = (influences.mean(axis=-2) ** 2).sum(axis=-1) / scale
     together = np.maximum((influences**2).sum(axis=-1).mean(axis=-1) / scale - of_sources, 0.0) / max(1, seeds - 1)
-    beyond = Variance(np.maximum(of_sources - together, 0.0), sources - 1.0)
-    whole = Variance(of_sources, sources - 1.0)
+    freedom = CERTAINTY_OF_SOURCES * (sources - 1)
+    beyond = Variance(np.maximum(of_sources - together, 0.0), freedom)
+    whole = Variance(of_sources, freedom)
     if seeds == 1 or not trains:
         return Spread((), whole, whole)
     return Spread((Variance(scores.var(axis=-1, ddof=1) / seeds, seeds - 1.0),), beyond, whole)

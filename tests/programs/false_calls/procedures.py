@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 
 from bench.statistics.bounds import Spread, Variance, shaffer_multipliers
 from bench.statistics.differences import LEVEL, level_of_own_seeds
-from bench.statistics.spreads import Crossed, pair_spreads
+from bench.statistics.spreads import CERTAINTY_OF_SOURCES, Crossed, pair_spreads
 
 Array = NDArray[np.float64]
 # Crossed methods, a generator, and whether the first step is enough (it decides whether anything is called) to which of
@@ -44,7 +44,7 @@ def few_degrees(of: Crossed, _: np.random.Generator, first_step: bool) -> NDArra
 def own_variances(of: Crossed, _: np.random.Generator, first_step: bool) -> NDArray[np.bool_]:
     """The pair's own variance over seeds; each part with its own quantile (Banerjee), Holm."""
     difference, own, together, sources = _parts(of)
-    freedom = of.sources - 1.0
+    freedom = CERTAINTY_OF_SOURCES * (of.sources - 1)
     spread = Spread(
         (Variance(own, of.scores.shape[-1] - 1.0),),
         Variance(np.maximum(sources - together, 0.0), freedom),

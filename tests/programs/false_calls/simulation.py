@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +57,7 @@ def designs() -> Iterator[Design]:
 
 
 def simulate(experiments: int, tell: Callable[[str], None]) -> tuple[list[Counted], list[Covered]]:
-    """Everything.
+    """Everything, on all cores.
 
     Args:
         experiments: Without a difference, of a small design; large ones get fewer.
@@ -63,16 +65,21 @@ def simulate(experiments: int, tell: Callable[[str], None]) -> tuple[list[Counte
     """
     counted: list[Counted] = []
     covered: list[Covered] = []
-    for design in designs():
-        elements = design.methods * design.seeds * design.sources
-        number = max(250, min(experiments, int(experiments * 15_000 / elements)))
-        of_design = run(design, number, max(50, number // 6))
-        counted += of_design
-        if design.kind == "mean" and design.methods == METHODS[0] and design.world != "ties":
-            covered.append(coverage(design, number))
-        chosen = of_design[-1]
-        tell(f"{design}: {chosen.false}/{chosen.experiments} called, {chosen.found:.0%} found")
+    with ProcessPoolExecutor() as pool:
+        for of_design, of_mean in pool.map(partial(_whole, experiments=experiments), designs()):
+            counted += of_design
+            covered += [] if of_mean is None else [of_mean]
+            chosen = of_design[-1]
+            tell(f"{chosen.design}: {chosen.false}/{chosen.experiments} called, {chosen.found:.0%} found")
     return counted, covered
+
+
+def _whole(design: Design, experiments: int) -> tuple[list[Counted], Covered | None]:
+    """All that is counted of a design."""
+    elements = design.methods * design.seeds * design.sources
+    number = max(250, min(experiments, int(experiments * 15_000 / elements)))
+    of_mean = design.kind == "mean" and design.methods == METHODS[0] and design.world not in ("ties", DIVERGING)
+    return run(design, number, max(50, number // 6)), coverage(design, number) if of_mean else None
 
 
 def run(design: Design, null: int, different: int) -> list[Counted]:
