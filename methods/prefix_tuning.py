@@ -37,7 +37,8 @@ class PrefixTuning(Method):
     stands right before the first token; learned absolute positions are added at the input only, so that there the
     prefix has none. With ``mlp``, ``init: text`` and ``vocabulary`` set the last layer in closed form instead of
     fitting the MLP by 500 steps of Adam, and ``text`` is the default also where data are plenty. A sliding window does
-    not end the reach of the prefix.
+    not end the reach of the prefix. Of a hybrid the layers with attention have prefixes. Layers that attend to the keys
+    of an earlier layer (Gemma 3n, Gemma 4) see the prefix of that one.
     """
 
     class Config(PrefixConfig):
