@@ -183,7 +183,7 @@ def surroundings_of(model: nn.Module) -> Surroundings:
             continue
         functions[module.__name__] = _code_in(vars(module))
         for name, table in list(vars(module).items()):
-            if isinstance(table, dict) and not name.startswith("__"):
+            if issubclass(type(table), dict) and not name.startswith("__"):
                 functions[f"{module.__name__}.{name}"] = _code_in(table)
     functions["ACT2FN"] = _code_in(ACT2FN)
     functions["ALL_ATTENTION_FUNCTIONS"] = _code_in(ALL_ATTENTION_FUNCTIONS._global_mapping)
