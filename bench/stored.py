@@ -6,10 +6,12 @@ from typing import Literal
 
 from bench.record import DevPoint
 
-# Of the loss, relative to one nat or to the loss if that is more. What training sees and the stored state in a fresh
-# model are the same function; they differ in how sums are cut: in the company of other lanes, through compiled layers,
-# and under ZeRO 3. Measured over all methods of tests/test_zero_parity.py: at most FP32 in fp32 and BF16 in bf16.
-TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
+# Of the loss, or of one nat if that is more. Training and a fresh model with the stored state compute one function.
+# What differs is how sums are cut, in the company of other lanes, through compiled layers and under ZeRO 3, and in
+# bf16 the rounding of what an adapter makes of its masters (keys and values of a prefix's MLP). Over methods,
+# families and stages of tests/test_zero_parity.py it was at most 2e-7 in fp32 and 1.4e-4 in bf16. Allowed are 1e-4,
+# for devices with other kernels, and one unit in the last place of bf16.
+TOLERANCE = {"fp32": 1e-4, "bf16": 2**-8}
 
 
 class StoredStateError(RuntimeError):
