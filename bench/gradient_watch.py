@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from bench.method import Method, MethodError, trained_parameters
 
 # An expert of a layer, one module each; where experts are one tensor, it is trained as soon as one of them is.
-EXPERT = re.compile(r"(.*\bexperts\.)\d+(\..*)")
+EXPERT = re.compile(r"(.*\bexperts\.(?:expert_)?)\d+(\..*)")
 NAMES_TOLD = 3
 
 

@@ -11,7 +11,7 @@ from one_rank import CPU, training_alone
 from torch import nn
 
 from bench.architecture import Pair, architecture_of
-from bench.gradient_watch import GradientWatch
+from bench.gradient_watch import GradientWatch, _layer_of_expert
 from bench.lane import Lane
 from bench.measure import PhaseMeter
 from bench.method import Method, MethodError
@@ -153,6 +153,12 @@ def test_an_expert_that_no_token_reached_is_waited_for_and_told(one_rank: None) 
     assert len(watched(zero, zero, zero).unreached) == 4
     every = {f"layers.0.experts.{expert}.{name}": 1.0 for expert in range(3) for name in "ab"}
     assert watched(FIRST, {**every, "gate": 0.0}).unreached == []
+
+
+def test_experts_are_told_by_their_names() -> None:
+    assert _layer_of_expert("block.1.mlp.experts.expert_3.wi.weight") == "block.1.mlp.experts.expert_.wi.weight"
+    assert _layer_of_expert("layers.0.mlp.experts.7.up_proj.weight") == "layers.0.mlp.experts..up_proj.weight"
+    assert _layer_of_expert("layers.0.mlp.shared_expert.up_proj.weight") is None
 
 
 def test_the_same_tensor_of_all_experts_fails(one_rank: None) -> None:
