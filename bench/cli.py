@@ -6,9 +6,6 @@ Exit codes: 0 all trials completed, 1 some failed or could not run, 2 bad input,
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import sys
 import traceback
 from typing import Annotated, NoReturn
 
@@ -18,6 +15,7 @@ from rich.console import Console
 from bench.commands import adapters, compare, doctor, methods, operate, planning, scores, sweeps, tasks, writing
 from bench.config import ConfigError
 from bench.launch import NoMachinesError
+from bench.leaving import leave
 from bench.provenance import installed_version
 from bench.store import StoreError
 
@@ -104,21 +102,6 @@ def exit_code() -> int:
 def _complain(message: str) -> None:
     with contextlib.suppress(OSError):
         Console(stderr=True).print(f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
-
-
-def leave(code: int) -> NoReturn:
-    """End the process without taking the interpreter apart.
-
-    Threads of Ray and torch outlive everything that we can close, and one that asks for the interpreter's lock while
-    it is taken apart crashes the process after all is done (signal 11) or hangs it. By now everything of ours is
-    written, released and reported, so nothing is lost by leaving at once; what other packages register with ``atexit``
-    does not run.
-    """
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

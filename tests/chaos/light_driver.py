@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fakes import FakeLauncher, trial
 
 from bench.capacity import Machine
-from bench.cli import leave
 from bench.launch import Launcher, NoMachinesError, Progress
 from bench.launch_local import LocalLauncher
+from bench.leaving import leave
 from bench.observe import Observer
 from bench.rank_host import RankHost
 from bench.recover import recover

@@ -154,7 +154,7 @@ def records_damaged(folder: Path) -> Verdict:
 def two_drivers(folder: Path) -> Verdict:
     """A second driver comes while the first one works."""
     ground = Ground(folder, trials=3)
-    first = ground.start(LIGHT_SECONDS="1")
+    first = ground.start(LIGHT_SECONDS="5")
     wait_until(ground.ranks, "no rank runs")
     second = ground.start()
     _, errors = second.communicate()
