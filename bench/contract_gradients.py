@@ -20,6 +20,7 @@ from bench.contract_subject import (
     Subject,
     batch_of,
     broken,
+    gradient_tolerance,
     logits_of,
     require_close,
     seeded,
@@ -54,7 +55,7 @@ def check_loop_loss(subject: Subject) -> None:
                     f"the loop's {name} is another than that of the whole logits (in {mode} mode)",
                     "the same",
                     likely,
-                    1e-6 * max(1.0, float(wanted.abs().max())),
+                    gradient_tolerance(wanted),
                 )
 
 
@@ -224,5 +225,5 @@ def check_gradient_checkpointing(subject: Subject) -> None:
                 "the same",
                 "a layer computes another thing the second time: it looks at gradient checkpointing, counts its calls "
                 "or keeps a value",
-                1e-6 * max(1.0, float(expected.abs().max())),
+                gradient_tolerance(expected),
             )

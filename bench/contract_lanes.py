@@ -12,7 +12,16 @@ import torch
 
 from bench.architecture import Pair
 from bench.contract_rehearsal import rehearse
-from bench.contract_subject import Subject, batch_of, broken, disturb, pairs_of, require_close, seeded
+from bench.contract_subject import (
+    Subject,
+    batch_of,
+    broken,
+    disturb,
+    gradient_tolerance,
+    pairs_of,
+    require_close,
+    seeded,
+)
 from bench.fusion import copies_sharing_weights
 from bench.lane import num_targets
 from bench.loss import TargetLoss
@@ -94,7 +103,7 @@ def _require_same(found: Found, expected: Found, when: str) -> None:
             f"{when} {name} has another gradient",
             "the gradient that it has alone",
             LIKELY,
-            1e-6 * max(1.0, float(gradient.abs().max())),
+            gradient_tolerance(gradient),
         )
 
 

@@ -206,6 +206,11 @@ def require_close(
         raise broken(f"{what}: largest difference {largest:.3g}", f"{wanted} (allowed {allowed:g})", likely)
 
 
+def gradient_tolerance(expected: torch.Tensor) -> float:
+    """What rounding may move a gradient by, which grows with its largest element."""
+    return 1e-6 * max(1.0, float(expected.abs().max()))
+
+
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Names of all parameters and buffers with them."""
     yield from model.named_parameters()

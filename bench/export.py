@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 from bench import models
 from bench.adapter import AdapterError, Restored, restore
 from bench.architecture import EncoderDecoder, Pair, accepted_inputs
+from bench.files import new_folder
 from bench.method import PeftAdapter
 
 # Of the largest logit; rounding of other but equal sums in fp32, and in bf16.
@@ -40,9 +39,7 @@ def export_to_peft(folder: Path, destination: Path, model_path: str | None = Non
         raise AdapterError(f"{destination} is there already; choose another folder with --into, or remove it")
     restored = restore(folder, torch.device("cpu"), model_path)
     adapter = restored.method.to_peft(restored.model)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
-    try:
+    with new_folder(destination) as partial:
         _write(partial, adapter, restored)
         difference = _difference(partial, restored, model_path)
         allowed = TOLERANCE[restored.card.precision]
@@ -52,9 +49,6 @@ def export_to_peft(folder: Path, destination: Path, model_path: str | None = Non
                 f"are {allowed:g}; nothing was written"
             )
         partial.chmod(0o755)
-        partial.rename(destination)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return difference
 
 

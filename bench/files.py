@@ -12,6 +12,8 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -35,21 +37,26 @@ def write_atomically(path: Path, content: str | bytes, crash_point: CrashPoint |
 
 
 @contextlib.contextmanager
-def replacing(path: Path, crash_point: CrashPoint | None = None) -> Iterator[BinaryIO]:
-    """A new file for the block to write to, which then takes the place of ``path`` whole, or not at all."""
+def replacing(path: Path, crash_point: CrashPoint | None = None, durable: bool = True) -> Iterator[BinaryIO]:
+    """A new file for the block to write to, which then takes the place of ``path`` whole, or not at all.
+
+    Unless ``durable`` is off, so it is after a power cut, too, which takes the disk some time.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}")
     try:
         with created(temporary) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         if crash_point is not None:
             reached(crash_point)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def created(path: Path) -> BinaryIO:
@@ -59,6 +66,27 @@ def created(path: Path) -> BinaryIO:
         FileExistsError: There is a file or a link of this name, wherever it leads.
     """
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "wb")
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder for the block to fill, which then takes the name ``path``, whole or not at all. It is this user's alone.
+
+    Raises:
+        FileExistsError: A folder of this name has come up meanwhile; it stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield partial
+        try:
+            partial.rename(path)
+        except OSError as error:
+            if path.is_dir():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def make_folder(path: Path) -> None:

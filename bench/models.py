@@ -7,8 +7,6 @@ import hashlib
 import importlib.util
 import io
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +14,7 @@ import torch
 from platformdirs import user_cache_path
 
 from bench.architecture import Architecture, ArchitectureError, architecture_of, vocabulary_size
+from bench.files import new_folder
 from bench.fused import use_fused_activations
 from bench.spec import ModelSpec
 
@@ -315,22 +314,17 @@ def embedded_model() -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     package = embedded_package()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     noise = io.StringIO()  # progress bars that would break the caller's display; errors are exceptions
-    try:
-        with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
-            AutoTokenizer.from_pretrained(package, gguf_file=EMBEDDED_GGUF).save_pretrained(partial)
-            model = AutoModelForCausalLM.from_pretrained(package, gguf_file=EMBEDDED_GGUF, dtype=torch.float32)
-            # The weights are dequantised, but transformers refuses to save while the model says it is quantised.
-            del model.config.quantization_config
-            model.hf_quantizer = None
-            model.save_pretrained(partial)
-        try:
-            partial.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with (
+        contextlib.suppress(FileExistsError),  # Another process that was quicker has made the same folder.
+        new_folder(target) as partial,
+        contextlib.redirect_stdout(noise),
+        contextlib.redirect_stderr(noise),
+    ):
+        AutoTokenizer.from_pretrained(package, gguf_file=EMBEDDED_GGUF).save_pretrained(partial)
+        model = AutoModelForCausalLM.from_pretrained(package, gguf_file=EMBEDDED_GGUF, dtype=torch.float32)
+        # The weights are dequantised, but transformers refuses to save while the model says it is quantised.
+        del model.config.quantization_config
+        model.hf_quantizer = None
+        model.save_pretrained(partial)
     return target

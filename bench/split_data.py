@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy
 
@@ -24,8 +25,32 @@ from bench.task import Example, Split, Task, TaskError
 # Examples are tokenised so many at a time; only their flat tokens stay.
 CHUNK = 2048
 
+Made = TypeVar("Made")
 
-class Pairs(Sequence[Pair]):
+
+class _MadeWhenAsked(Sequence[Made]):
+    """Elements that are made when they are asked for."""
+
+    @abstractmethod
+    def made(self, at: int) -> Made:
+        """The element at this place, from 0."""
+
+    @overload
+    def __getitem__(self, index: int) -> Made: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Made]: ...
+
+    def __getitem__(self, index: int | slice) -> Made | list[Made]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        at = index + len(self) if index < 0 else index
+        if not 0 <= at < len(self):
+            raise IndexError(index)
+        return self.made(at)
+
+
+class Pairs(_MadeWhenAsked[Pair]):
     """Pairs of tokens that are made when they are asked for.
 
     Args:
@@ -41,26 +66,15 @@ class Pairs(Sequence[Pair]):
     def __len__(self) -> int:
         return len(self._columns[0][0]) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> Pair: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Pair]: ...
-
-    def __getitem__(self, index: int | slice) -> Pair | list[Pair]:
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
-        at = index + len(self) if index < 0 else index
-        if not 0 <= at < len(self):
-            raise IndexError(index)
+    def made(self, at: int) -> Pair:
         source, target = (ids[offsets[at] : offsets[at + 1]].tolist() for offsets, ids in self._columns)
         return Pair(source, target)
 
     def __iter__(self) -> Iterator[Pair]:
-        return (self[at] for at in range(len(self)))
+        return map(self.made, range(len(self)))
 
 
-class StoredExamples(Sequence[Example]):
+class StoredExamples(_MadeWhenAsked[Example]):
     """Examples that are made when they are asked for.
 
     Args:
@@ -79,25 +93,14 @@ class StoredExamples(Sequence[Example]):
     def __len__(self) -> int:
         return int(self._batch.num_rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
-        at = index + len(self) if index < 0 else index
-        if not 0 <= at < len(self):
-            raise IndexError(index)
-        return next(self._made(at, 1))
+    def made(self, at: int) -> Example:
+        return next(self._rows(at, 1))
 
     def __iter__(self) -> Iterator[Example]:
         for start in range(0, len(self), CHUNK):
-            yield from self._made(start, CHUNK)
+            yield from self._rows(start, CHUNK)
 
-    def _made(self, start: int, count: int) -> Iterator[Example]:
+    def _rows(self, start: int, count: int) -> Iterator[Example]:
         for row in self._batch.slice(start, count).to_pylist():
             facts, references, tags = tuple(map(tuple, row["facts"])), tuple(row["references"]), tuple(row["tags"])
             yield Example(row["id"], facts, row["source"], references, tags)

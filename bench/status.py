@@ -7,14 +7,13 @@ crash. Imports neither torch nor ray.
 from __future__ import annotations
 
 import contextlib
-import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from bench.files import created
+from bench.files import replacing
 from bench.launch import Progress
 from bench.observe import Observer
 from bench.outbox import StartedAttempt
@@ -132,11 +131,8 @@ class StatusBoard(Observer):
 
         That it cannot be written must not end a sweep: should the disk be full, the next commit tells.
         """
-        temporary = self._path.with_name(f".{STATUS_FILE}.{secrets.token_hex(8)}")
-        with contextlib.suppress(OSError):
-            with created(temporary) as file:
-                file.write(self.now().model_dump_json().encode())
-            temporary.replace(self._path)
+        with contextlib.suppress(OSError), replacing(self._path, durable=False) as file:
+            file.write(self.now().model_dump_json().encode())
 
     def _count(self, result: TrialResult) -> None:
         if result.trial_id not in self._done:

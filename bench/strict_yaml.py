@@ -7,6 +7,7 @@ the last of two equal keys, and follows anchors however large they make a few li
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -26,6 +27,22 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with the scalars of YAML 1.2."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - as PyYAML has it
+    depth = 0
+
+    def compose_sequence_node(self, anchor: Any) -> Any:
+        return self._within(super().compose_sequence_node, anchor)
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        return self._within(super().compose_mapping_node, anchor)
+
+    def _within(self, compose: Callable[[Any], Any], anchor: Any) -> Any:
+        """A list or mapping, and what is in it, which is read on the way."""
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise YamlError(f"nested more than {MAX_DEPTH} deep")
+        node = compose(anchor)
+        self.depth -= 1
+        return node
 
 
 # Section 10.3.2 of the specification, and underscores between digits, which YAML 1.1 has.
@@ -75,7 +92,6 @@ def parse_yaml(text: str) -> Any:
     if len(text) > MAX_CHARACTERS:
         raise YamlError(f"{len(text):,} characters, and at most {MAX_CHARACTERS:,} are read")
     try:
-        _check_depth(text)
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
@@ -89,14 +105,6 @@ def parse_yaml(text: str) -> Any:
         raise YamlError(f"not valid YAML: {error}") from error
     except ValueError as error:  # e.g. an integer of thousands of digits
         raise YamlError(f"not valid YAML: {error}") from error
-
-
-def _check_depth(text: str) -> None:
-    depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise YamlError(f"nested more than {MAX_DEPTH} deep")
 
 
 def _count(node: yaml.Node, counted: dict[int, int | None]) -> int:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, field_validator
 
+from bench.files import sha256_of
 from bench.strict_numbers import StrictNumbers
 
 Split = Literal["train", "dev", "test"]
@@ -173,23 +174,18 @@ class Task(ABC):
             return None
         digest = hashlib.sha256()
         for location in files.values():
-            digest.update(bytes.fromhex(_sha256_of(Path(location))))
+            digest.update(bytes.fromhex(sha256_of(Path(location))))
         return digest.hexdigest()
 
     def checksums(self, splits: Sequence[Split]) -> dict[str, str]:
         """Name and sha256 of each file that these splits were read from, for the record; none of remote data."""
         files = {Path(location) for split, location in self.data_files().items() if split in splits}
-        return {path.name: _sha256_of(path) for path in sorted(files) if path.is_file()}
+        return {path.name: sha256_of(path) for path in sorted(files) if path.is_file()}
 
 
 def linearise(facts: Sequence[Sequence[str]]) -> str:
     """``subject : relation : object | ...``, the form of Li & Liang 2021 and Hu et al. 2021."""
     return " | ".join(" : ".join(fact) for fact in facts)
-
-
-def _sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def existing_file(path: Path, what: str) -> str:

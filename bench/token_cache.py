@@ -21,6 +21,7 @@ from typing import Any
 from filelock import FileLock
 
 from bench.data import Tokenization
+from bench.files import new_folder, sha256_of
 from bench.models import cache_path
 from bench.provenance import code_sha256, installed_version
 from bench.spec import JsonDict, TaskSpec
@@ -132,24 +133,20 @@ def _fingerprint(tokenizer: Any) -> str | None:
 
 def _store(entry: Path, data: SplitData, key: JsonDict) -> None:
     """Write an entry so that it is there whole or not at all."""
-    partial = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
-    try:
+    with new_folder(entry) as partial:
         for name, batch in zip(TABLES, (data.pairs_batch, data.examples_batch), strict=True):
             _write_table(partial / f"{name}.arrow", batch)
-        files = {f"{name}.arrow": _sha256_of(partial / f"{name}.arrow") for name in TABLES}
+        files = {f"{name}.arrow": sha256_of(partial / f"{name}.arrow") for name in TABLES}
         told = {"files": files, "told": data.told, "key": key}
         (partial / TOLD_FILE).write_text(json.dumps(told, indent=1), encoding="utf-8")
         partial.chmod(0o755)  # others may read what a folder keeps for all
-        partial.rename(entry)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _opened(entry: Path) -> SplitData | None:
     """An entry, mapped into memory; None where there is none, or a damaged one."""
     try:
         content = json.loads((entry / TOLD_FILE).read_text(encoding="utf-8"))
-        if any(_sha256_of(entry / name) != sha256 for name, sha256 in content["files"].items()):
+        if any(sha256_of(entry / name) != sha256 for name, sha256 in content["files"].items()):
             return None
         pairs, examples = (_mapped_table(entry / f"{name}.arrow") for name in TABLES)
         told = content["told"]
@@ -207,8 +204,3 @@ def _remove(path: Path) -> None:
 
 def _lock_of(entry: Path) -> Path:
     return entry.with_name(f".{entry.name}.lock")
-
-
-def _sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -86,6 +86,16 @@ class DeafHost(RankHost):
         raise ValueError("not what was expected")
 
 
+def failure_with(launcher: LocalLauncher) -> Failed:
+    """How a trial fails on this launcher, which is closed then."""
+    try:
+        outcome = ended_of(launcher, trial(cpus_per_rank=1)).outcome
+    finally:
+        launcher.close()
+    assert isinstance(outcome, Failed)
+    return outcome
+
+
 def ended_of(launcher: LocalLauncher, spec: Any) -> Ended:
     seats = launcher.reserve(spec)
     assert seats is not None
@@ -99,12 +109,7 @@ def ended_of(launcher: LocalLauncher, spec: Any) -> Ended:
 
 
 def test_a_thread_that_hears_ranks_and_fails_ends_their_trials(tmp_path: Path) -> None:
-    launcher = LocalLauncher(tmp_path / ".outbox", Machine(2, 0), DeafHost("chaos.light_rank"))
-    try:
-        outcome = ended_of(launcher, trial(cpus_per_rank=1)).outcome
-    finally:
-        launcher.close()
-    assert isinstance(outcome, Failed)
+    outcome = failure_with(LocalLauncher(tmp_path / ".outbox", Machine(2, 0), DeafHost("chaos.light_rank")))
     assert outcome.reason == "worker_lost"
     assert outcome.message == "node local is not heard: ValueError: not what was expected"
 
@@ -123,11 +128,7 @@ def test_an_attempt_whose_folder_vanishes_ends_as_a_fault_of_the_machine(
             shutil.rmtree(tmp_path / ".outbox")
 
     monkeypatch.setattr(launcher, "_run", vanish)
-    try:
-        outcome = ended_of(launcher, trial(cpus_per_rank=1)).outcome
-    finally:
-        launcher.close()
-    assert isinstance(outcome, Failed)
+    outcome = failure_with(launcher)
     assert outcome.reason == "worker_lost"
     assert outcome.message.startswith("the launcher failed: FileNotFoundError")
 

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from bench.files import sha256_of
 from bench.hub import HubError, commit_of
 from bench.task import Example, Split, TaskError
 from bench.tasks.arrow_values import exact, has_short_floats
 from bench.tasks.records import Record, RecordConfig, RecordTask, told_left_out
-from bench.tasks.rows import file_sha256
 
 
 class Hub(RecordTask):
@@ -67,7 +67,7 @@ class Hub(RecordTask):
         digest = hashlib.sha256()
         if folder.is_dir():
             for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-                digest.update(f"{file.relative_to(folder)} {file_sha256(file)}\n".encode())
+                digest.update(f"{file.relative_to(folder)} {sha256_of(file)}\n".encode())
         else:
             digest.update(f"{self.config.path}@{self.config.revision}".encode())
         return digest.hexdigest()

@@ -12,8 +12,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from bench.files import sha256_of
 from bench.task import SPLITS, Example, Split, Task, TaskConfig, TaskError
-from bench.tasks.rows import file_sha256, is_remote, local_copy
+from bench.tasks.rows import is_remote, local_copy
 from bench.tasks.values import Facts
 
 # The one source in how many that stays in dev when dev stands in for train as well.
@@ -231,8 +232,8 @@ def _hash(location: str) -> str:
     """Hash of a file, or of all files of a folder with their names."""
     path = local_copy(location)
     if not path.is_dir():
-        return file_sha256(path)
+        return sha256_of(path)
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*.xml")):
-        digest.update(f"{file.relative_to(path)} {file_sha256(file)}\n".encode())
+        digest.update(f"{file.relative_to(path)} {sha256_of(file)}\n".encode())
     return digest.hexdigest()

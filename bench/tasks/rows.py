@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import csv
 import functools
-import hashlib
 import io
 import json
 import re
@@ -13,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.files import sha256_of
 from bench.task import TaskError
 from bench.tasks.file_forms import refuse_foreign, unpacked
 
@@ -50,15 +50,9 @@ def local_copy(location: str, sha256: str | None = None) -> Path:
         raise TaskError(
             f"{location}: cannot be downloaded: {error}. Without a network, set task.path to a folder with the files"
         ) from error
-    if sha256 is not None and (found := file_sha256(path)) != sha256:
+    if sha256 is not None and (found := sha256_of(path)) != sha256:
         raise TaskError(f"{location}: its sha256 is {found}, expected {sha256}; the download is damaged or has changed")
     return path
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_text(location: str, sha256: str | None = None) -> str:
