@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 
 from bench.spec import TrialSpec
 
-# Tells a rank which GPUs belong to its seat.
-SEAT_VARIABLE = "TUNEOFF_SEAT_GPUS"
-
 
 @dataclass(frozen=True)
 class Machine:

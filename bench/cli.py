@@ -13,11 +13,11 @@ import typer
 from rich.console import Console
 
 from bench.commands import adapters, compare, doctor, methods, operate, planning, scores, sweeps, tasks, writing
-from bench.config import ConfigError
 from bench.launch import NoMachinesError
 from bench.leaving import leave
 from bench.provenance import installed_version
 from bench.store import StoreError
+from bench.validation import ConfigError
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from bench.config import ConfigError, check_batches
 from bench.devices import Device
 from bench.spec import JsonDict, TrialSpec
 from bench.step_trace import TraceError
+from bench.validation import ConfigError, check_batches
 
 # The rest is for the driver's context, libraries' workspaces and what the allocator cannot use.
 MOST_USED_FRACTION = 0.9

@@ -13,13 +13,13 @@ from torch import nn
 
 from bench.architecture import Pair
 from bench.checkpoint import Checkpoint, put_back, taken
-from bench.data import num_steps, training_order
 from bench.gradient_watch import GradientWatch
 from bench.masters import exact
 from bench.method import Method
 from bench.optimize import learning_rate_factor, make_optimizer
 from bench.record import DevPoint, TrainCost, TrainPoint
 from bench.spec import JsonDict, TrainSpec
+from bench.training_order import num_steps, training_order
 
 
 class Diverged(ArithmeticError):

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from bench.capacity import SEAT_VARIABLE
 from bench.launch import CLOSE_SECONDS, Ended, Launcher, Progress, Running
 from bench.outbox import checkpoints_beside, finished_ranks, log_name, merged, payload
 from bench.provenance import code_sha256
+from bench.rank_environment import SEAT_VARIABLE
 from bench.rank_host import LOOPBACK
 from bench.rank_process import RankJob
 from bench.record import RETRYABLE, Failed, RankReport, Reason

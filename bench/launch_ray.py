@@ -21,7 +21,6 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from bench.capacity import Cluster, Machine, Need
-from bench.config import ConfigError
 from bench.embedded_cluster import EmbeddedCluster
 from bench.launch import NOTHING_LOST, Ended, NoMachinesError, Progress, Running, StopReason
 from bench.launch_hosts import POLL_SECONDS, START_TIMEOUT_SECONDS, HostLauncher, HostLost
@@ -29,6 +28,7 @@ from bench.provenance import SOURCE_ROOT
 from bench.rank_host import END_SECONDS, RankHost
 from bench.record import Reason
 from bench.spec import JsonDict, TrialSpec
+from bench.validation import ConfigError
 
 # Between two looks at which nodes there are.
 LOOK_SECONDS = 2.0

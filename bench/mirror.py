@@ -11,10 +11,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.config import ConfigError
 from bench.observe import Observer
 from bench.record import TrialResult
 from bench.store import RECORD_FILE, CorruptRecordError, Store, damaged_files, read_record
+from bench.validation import ConfigError
 
 # What a search has asked and cut is decided once, and belongs to the results.
 ROWS = "tuning/**/*.json"

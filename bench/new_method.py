@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from string import Template
 
-from bench.config import ConfigError
 from bench.registry import known
+from bench.validation import ConfigError
 
 _PYPROJECT = """\
 [build-system]

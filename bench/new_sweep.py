@@ -7,11 +7,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.config import ConfigError
 from bench.files import created
 from bench.task import SPLITS, TaskError
 from bench.tasks.file_forms import PACKED_ENDINGS
 from bench.tasks.rows import read_csv, read_json_lines
+from bench.validation import ConfigError
 
 # What people call the column of texts that are to be written, and the one that is read.
 REFERENCES = (

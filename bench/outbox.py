@@ -17,7 +17,8 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from bench.crash_points import reached
-from bench.files import sha256_of, sync_folder, write_atomically
+from bench.digests import sha256_of
+from bench.files import sync_folder, write_atomically
 from bench.record import (
     RETRYABLE,
     Attempt,

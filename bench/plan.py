@@ -16,8 +16,7 @@ from bench.data import tokenization
 from bench.devices import Device, known_gpu
 from bench.fit import MOST_USED_FRACTION, remedies
 from bench.record import ParameterCounts, Prediction, TrialResult
-from bench.registry import make_method
-from bench.resolver import instantiate
+from bench.registry import make_method, make_task
 from bench.spec import MethodSpec, ModelSpec, TaskSpec, TrialSpec
 from bench.splits import load_splits
 from bench.step_trace import TraceError
@@ -154,7 +153,7 @@ def planned_work(spec: TrialSpec) -> Workload:
 def _pairs(
     task_json: str, model: ModelSpec, wanted: tuple[Split, ...]
 ) -> tuple[dict[Split, list[Pair]], dict[Split, int]]:
-    task = instantiate(TaskSpec.model_validate_json(task_json))
+    task = make_task(TaskSpec.model_validate_json(task_json))
     splits = load_splits(task, wanted)
     tokens = tokenization(model, task.config)
     found: dict[Split, list[Pair]] = {}

@@ -1,28 +1,23 @@
-"""What the driver does before the first trial: read the data once, fetch the model, start the launcher."""
+"""What the driver does before the first trial: read the data once, fetch the model."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 from bench import models
-from bench.cluster_access import joined_address
-from bench.config import ConfigError
 from bench.data import tokenization
 from bench.hub import DEFAULT_BRANCH, commit_of
-from bench.launch import Launcher
 from bench.method import MethodError
 from bench.metrics.checks import check_metrics
 from bench.plan import planned_parameters
-from bench.plugin_source import PluginSource, share
-from bench.resolver import instantiate
+from bench.registry import make_task
 from bench.spec import JsonDict, TrialSpec
 from bench.split_data import told_of
 from bench.splits import told_left_out, told_oddities
 from bench.task import Example, Split, Task
 from bench.token_cache import read_split
 from bench.token_check import check_tokens
+from bench.validation import ConfigError
 
 Examples = dict[Split, Sequence[Example]]
 
@@ -93,7 +88,7 @@ def _read(trial: TrialSpec, say: Callable[[str], None]) -> tuple[Task, Examples,
     Raises:
         ConfigError: The embedding has no row for one of the tokens.
     """
-    task = instantiate(trial.task)
+    task = make_task(trial.task)
     tokens = tokenization(trial.model, task.config)
     try:
         splits = {split: read_split(trial.task, task, split, tokens, say) for split in trial.splits}
@@ -131,42 +126,3 @@ def _check_tokens(
         for finding in findings:
             if finding.outcome == "warning":
                 say(f"warning: {finding}")
-
-
-def make_launcher(
-    name: str,
-    outbox: Path,
-    address: str | None,
-    plugins: Sequence[PluginSource] = (),
-    runtime_env: JsonDict | None = None,
-) -> Launcher:
-    """The launcher of this name; ``auto`` is Ray where Ray is installed.
-
-    Args:
-        name: ``auto``, ``ray`` or ``local``.
-        outbox: Where attempts wait for the store.
-        address: Of a running Ray cluster: ``auto``, ``host:port`` or ``ray://host:port``.
-        plugins: What ranks must be able to import besides ``bench`` and ``methods``.
-        runtime_env: More of Ray's runtime environment on a running cluster.
-
-    Raises:
-        ConfigError: Ray is asked for and not installed, an address is given to a launcher that has no use for it, or
-            the cluster cannot be joined.
-    """
-    share(source.folder for source in plugins)
-    has_ray = importlib.util.find_spec("ray") is not None
-    if name == "local" or (name == "auto" and not has_ray and address is None):
-        if address is not None:
-            raise ConfigError(f"--address {address} has no effect with --launcher local; leave one of them out")
-        from bench.launch_local import LocalLauncher
-
-        return LocalLauncher(outbox)
-    if not has_ray:
-        raise ConfigError("--launcher ray needs the package ray; install it, or use --launcher local")
-    from bench.embedded_cluster import EmbeddedCluster
-
-    # Before ray is imported, which then reads how to authenticate.
-    cluster = EmbeddedCluster() if address is None else joined_address(address)
-    from bench.launch_ray import RayLauncher
-
-    return RayLauncher(outbox, cluster, [top for source in plugins for top in source.tops], runtime_env)

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from bench.config import ConfigError, validated
 from bench.files import make_folder, write_atomically
 from bench.spec import JsonDict, Spec, TrialSpec
 from bench.strict_yaml import YamlError, parse_yaml
 from bench.sweep import Sweep
+from bench.validation import ConfigError, validated
 
 # Below the results of a sweep.
 FOLDER = "published"

@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore  # torch.distributed has it too, without telling type checkers
 
-from bench.capacity import SEAT_VARIABLE
 from bench.lane import Diverged
 from bench.provenance import cpu_name
+from bench.rank_environment import SEAT_VARIABLE
 from bench.record import Failed, Reason
 from bench.spec import JsonDict, TrialSpec
 

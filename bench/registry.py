@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 
 from bench.method import Method
 from bench.plugin_source import missing, modules_in, use_folder
-from bench.spec import MethodSpec
+from bench.spec import MethodSpec, TaskSpec
 from bench.task import Task
 from bench.tasks import TASKS
 from methods import METHODS
@@ -203,6 +203,12 @@ def make_method(spec: MethodSpec, tokenizer: Any = None) -> Method:
 def load_task(target: str) -> type[Task]:
     """A task's class; see :func:`load`."""
     return cast("type[Task]", load("task", target))
+
+
+def make_task(spec: TaskSpec) -> Task:
+    """The task of a specification, with its settings; see :func:`load`."""
+    task_class = load_task(spec.target)
+    return task_class(task_class.Config(**spec.config))
 
 
 def _distribution(point: EntryPoint) -> str:

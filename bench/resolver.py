@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 
 from bench import models
-from bench.config import ConfigError, validated
 from bench.hub import HubError, commit_of
 from bench.plugin_source import plugin_source
 from bench.registry import load_method, load_task, make_method, resolve
 from bench.search_space import SearchSpace
 from bench.spec import JsonDict, MethodSpec, ModelSpec, ResourceSpec, TaskSpec
 from bench.task import Task, TaskError
+from bench.validation import ConfigError, validated
 
 
 class RegistryResolver:
@@ -126,9 +126,3 @@ def _model(spec: ModelSpec) -> ModelSpec:
         return spec.model_copy(update={"commit": commit_of(spec.path, spec.revision, "model").sha})
     except HubError as error:
         raise ConfigError(f"model.path: {error}") from error
-
-
-def instantiate(spec: TaskSpec) -> Task:
-    """The task of a specification, with its settings."""
-    task_class = load_task(spec.target)
-    return task_class(task_class.Config(**spec.config))

@@ -19,12 +19,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.config import ConfigError
 from bench.record import Probed
 from bench.store import Store
 from bench.task import linearise
 from bench.tasks.e2e import E2E
 from bench.tasks.facts.task import Facts
+from bench.validation import ConfigError
 
 VOCABULARY = 2048
 HIDDEN, LAYERS, HEADS, POSITIONS = 128, 4, 4, 256

@@ -14,16 +14,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from bench.config import ConfigError, Resolver, combinations, configure, expand
+from bench.config import Resolver, combinations, configure, expand
 from bench.metrics.checks import choosable
 from bench.metrics.scoring import meant
-from bench.resolver import instantiate
+from bench.registry import make_task
 from bench.search_run import SearchRun
 from bench.search_space import SearchSpace
 from bench.spec import JsonDict, Stage, TrainSpec, TrialSpec
 from bench.store import Store
 from bench.sweep import HalvingSpec, MethodEntry, StagesSpec, Sweep, TuneSpec
 from bench.tuning import Search, first_settings
+from bench.validation import ConfigError
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ class Stages:
         if tune is None or tune.metric == "dev_loss":
             return
         for spec in {one.final.task.model_dump_json(): one.final.task for one in self.contenders}.values():
-            known = ("dev_loss", *choosable(instantiate(spec)))
+            known = ("dev_loss", *choosable(make_task(spec)))
             if tune.metric not in known:
                 told = f"known: {', '.join(known)}{meant(tune.metric, known)}"
                 raise ConfigError(f"stages.tune.metric: there is no score {tune.metric!r}; {told}")

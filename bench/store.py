@@ -20,7 +20,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from bench.crash_points import reached
-from bench.files import created, make_folder, sha256_of, sync_folder, write_atomically
+from bench.digests import sha256_of
+from bench.files import created, make_folder, sync_folder, write_atomically
 from bench.journal import Journal
 from bench.lock import FolderLock, LockError
 from bench.outbox import checkpoints_beside

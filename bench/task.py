@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, field_validator
 
-from bench.files import sha256_of
+from bench.digests import sha256_of
 from bench.strict_numbers import StrictNumbers
 
 Split = Literal["train", "dev", "test"]

@@ -21,7 +21,8 @@ from typing import Any
 from filelock import FileLock
 
 from bench.data import Tokenization
-from bench.files import new_folder, sha256_of
+from bench.digests import sha256_of
+from bench.files import new_folder
 from bench.models import cache_path
 from bench.provenance import code_sha256, installed_version
 from bench.spec import JsonDict, TaskSpec

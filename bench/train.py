@@ -16,7 +16,6 @@ import torch.distributed as dist
 from bench.architecture import Architecture, Pair
 from bench.checkpoint import Checkpoints
 from bench.compiled import Compiler, compiled_layers
-from bench.data import micro_batches
 from bench.engine import make_engine
 from bench.fusion import FusedEngine
 from bench.gradient_watch import GradientWatch
@@ -27,6 +26,7 @@ from bench.record import TrainCost
 from bench.shared_heads import sharing_heads
 from bench.shared_rows import Lanes
 from bench.spec import ResourceSpec
+from bench.training_order import micro_batches
 
 # Losses are reduced over ranks, checked and reported every so many steps: a host that waits for the device at every
 # step would slow a GPU down.

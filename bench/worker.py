@@ -61,8 +61,7 @@ from bench.record import (
     RankReport,
     Scores,
 )
-from bench.registry import Kind, RegistryError, load, make_method
-from bench.resolver import instantiate
+from bench.registry import Kind, RegistryError, load, make_method, make_task
 from bench.spec import JsonDict, ResolvedSpec, TrialSpec
 from bench.split_data import Pairs, SplitData, told_of
 from bench.stored import require_what_was_trained
@@ -199,7 +198,7 @@ class _Trial:
     def read(self) -> _Data:
         spec = self.spec
         with self.meter.phase("load"):
-            task = instantiate(spec.task)
+            task = make_task(spec.task)
             tokens = tokenization(spec.model, task.config)
             splits = {split: read_split(spec.task, task, split, tokens, _say) for split in spec.splits}
         return _Data(task, splits, tokens)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bench.architecture import Architecture, Pair
-from bench.data import micro_batches, num_steps, training_order
 from bench.spec import TrialSpec
 from bench.task import Split
+from bench.training_order import micro_batches, num_steps, training_order
 
 
 class MicroBatch(NamedTuple):

@@ -10,8 +10,8 @@ from predicted import write_sweep
 from typer.testing import CliRunner, Result
 
 from bench.cli import app
-from bench.config import ConfigError
 from bench.store import Store
+from bench.validation import ConfigError
 
 PUBLISHED = """
 schema_version: 1

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from bench.config import ConfigError, expand, load_sweep
+from bench.config import expand, load_sweep
 from bench.registry import RegistryError, load, resolve
 from bench.resolver import RegistryResolver
 from bench.spec import TrialSpec
 from bench.stages import Stages
+from bench.validation import ConfigError
 
 SWEEP = """
 name: demo

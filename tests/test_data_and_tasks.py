@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.architecture import DecoderOnly
-from bench.data import Tokenization, micro_batches, num_steps, training_order
+from bench.data import Tokenization
 from bench.spec import TrainSpec
 from bench.task import Example, TaskConfig, TaskError, linearise
 from bench.tasks.facts.task import Facts
 from bench.tasks.jsonl import JsonLines
 from bench.tiny_models import WordTokenizer
+from bench.training_order import micro_batches, num_steps, training_order
 
 
 @pytest.mark.parametrize(

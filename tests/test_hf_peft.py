@@ -10,11 +10,11 @@ import torch
 from pydantic import ValidationError
 from test_config import SWEEP, trials
 
-from bench.config import ConfigError
 from bench.conformance import verdicts
 from bench.contract import batch_of, target_logits
 from bench.method import MethodError, trained_parameters
 from bench.tiny_models import tiny_model
+from bench.validation import ConfigError
 from methods.hf_peft import HfPeft, orthogonality_penalty
 
 ADALORA = {"peft_type": "ADALORA", "init_r": 4, "target_r": 1, "total_step": 6, "target_modules": ["q_proj", "v_proj"]}

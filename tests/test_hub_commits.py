@@ -11,13 +11,13 @@ import yaml
 from command import Done
 from hub_stand_in import StandIn, stand_in
 
-from bench.config import ConfigError
 from bench.hub import Commit, HubError, commit_of
 from bench.models import weights_sha256
 from bench.moved import moved
 from bench.resolver import RegistryResolver, _model
 from bench.spec import ModelSpec
 from bench.store import Store
+from bench.validation import ConfigError
 
 FIRST, SECOND = "a" * 39 + "1", "b" * 39 + "2"
 

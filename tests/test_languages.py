@@ -11,7 +11,6 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from test_task_commands import load_json, run
 
-from bench.config import ConfigError
 from bench.metrics import METRICS
 from bench.metrics.checks import check_metrics, imperfect
 from bench.metrics.entities import coverage
@@ -23,6 +22,7 @@ from bench.record import Scores
 from bench.statistics.corpus_scores import corpus_metric
 from bench.task import Example, Scoring, Split, Task, TaskConfig, TaskError, TokenizerName
 from bench.tasks.e2e import E2E
+from bench.validation import ConfigError
 
 CHINESE = ["北京是中国的首都。", "上海位于中国东部沿海地区。"]
 JAPANESE = ["東京は日本の首都です。", "わたしはりんごをたべます。"]
@@ -196,9 +196,10 @@ def test_check_task_demands_that_references_score_best(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "path"), [("e2e", "e2e"), ("webnlg", "webnlg"), ("dart", "dart")])
 def test_references_of_the_benchmarks_score_best(name: str, path: str, shared_data: Path) -> None:
-    from bench.resolver import RegistryResolver, instantiate
+    from bench.registry import make_task
+    from bench.resolver import RegistryResolver
 
-    task = instantiate(RegistryResolver().task(name, {"path": str(shared_data / path)}))
+    task = make_task(RegistryResolver().task(name, {"path": str(shared_data / path)}))
     examples = task.load("dev")[:60]
     assert imperfect(task, examples) == {}
     assert check_metrics(task, examples) == []

@@ -10,7 +10,7 @@ import pytest
 from fakes import completed, record, trial
 from test_task_commands import load_json, run
 
-from bench.config import ConfigError, load_sweep
+from bench.config import load_sweep
 from bench.metrics import METRICS
 from bench.metrics.checks import check_metrics, check_scoring, choosable, imperfect
 from bench.metrics.scoring import MetricError, check_names, score_examples
@@ -26,6 +26,7 @@ from bench.tasks.dart import Dart
 from bench.tasks.e2e import E2E
 from bench.tasks.jsonl import JsonLines
 from bench.tasks.webnlg import WebNLG
+from bench.validation import ConfigError
 
 
 class Blue(JsonLines):

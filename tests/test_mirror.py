@@ -10,10 +10,10 @@ import pytest
 from chaos.ground import spoil
 from fakes import FakeLauncher, trial
 
-from bench.config import ConfigError
 from bench.mirror import Mirror
 from bench.schedule import Schedule
 from bench.store import Store
+from bench.validation import ConfigError
 
 SPECS = [trial(seed=seed, cpus_per_rank=1) for seed in range(4)]
 

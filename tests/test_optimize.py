@@ -12,7 +12,6 @@ from one_rank import training_alone
 from torch import nn
 
 from bench.architecture import DecoderOnly, Pair
-from bench.config import ConfigError, check_optimizer, validated
 from bench.lane import Lane
 from bench.method import trained_parameters
 from bench.models import ModelError, load_model
@@ -21,6 +20,7 @@ from bench.record import TrialResult
 from bench.registry import load_method, targets
 from bench.spec import DecodeSpec, MethodSpec, ModelSpec, ResourceSpec, TaskSpec, TrainSpec, TrialSpec
 from bench.tiny_models import WordTokenizer, tiny_model
+from bench.validation import ConfigError, check_optimizer, validated
 from methods.full import FullFineTuning
 
 

@@ -13,20 +13,20 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.config import ConfigError
-from bench.registry import load_task, resolve
-from bench.resolver import RegistryResolver, instantiate
+from bench.registry import load_task, make_task, resolve
+from bench.resolver import RegistryResolver
 from bench.splits import load_splits, oddities
 from bench.task import Example, Task, TaskError
 from bench.tasks.hub import Hub
 from bench.tasks.jsonl import JsonLines
 from bench.tasks.records import share_of, template_columns
 from bench.tasks.tables import Csv, Parquet
+from bench.validation import ConfigError
 
 
 def task(settings: dict[str, Any]) -> Task:
     """A task from its part of a sweep, as the driver makes it."""
-    return instantiate(RegistryResolver().task(settings["name"], {k: v for k, v in settings.items() if k != "name"}))
+    return make_task(RegistryResolver().task(settings["name"], {k: v for k, v in settings.items() if k != "name"}))
 
 
 def people(count: int = 60) -> list[dict[str, str]]:

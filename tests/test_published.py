@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.config import ConfigError
 from bench.published import Quoted, load_published, quoted
+from bench.validation import ConfigError
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs" / "papers" / "published"
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from bench import report
 from bench.cli import app
-from bench.config import ConfigError, load_sweep
+from bench.config import load_sweep
 from bench.published import Quoted, kept_published, load_published, published_files, quoted
 from bench.record import TrialResult
 from bench.report.content import Content
@@ -21,6 +21,7 @@ from bench.report.latex import latex
 from bench.report.page import html
 from bench.spec import ModelSpec
 from bench.store import Store
+from bench.validation import ConfigError
 
 MODEL = "openai-community/gpt2-medium"
 PUBLISHED = """

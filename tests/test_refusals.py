@@ -11,11 +11,11 @@ import pytest
 import torch
 from small_families import small_model
 
-from bench.config import ConfigError
 from bench.models import ModelError, empty_model, load_model
 from bench.prepare import prepare
 from bench.resolver import RegistryResolver
 from bench.spec import DecodeSpec, ModelSpec, ResourceSpec, TrainSpec, TrialSpec
+from bench.validation import ConfigError
 
 MakeTrial = Callable[..., TrialSpec]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from fakes import completed, record, trial
 
-from bench.commands.options import LauncherName, Place
 from bench.commands.rounds import RoundRunner
+from bench.place import LauncherName, Place
 from bench.record import Failed, TrialResult
 from bench.spec import TrialSpec
 from bench.stages import Round

@@ -21,11 +21,12 @@ from fakes import provenance, trial
 from bench import cluster_access, models
 from bench import provenance as provenance_module
 from bench.cluster_access import Address, ask_for_token, check_reachable, parse_address, probe
-from bench.config import ConfigError, load_sweep
+from bench.config import load_sweep
 from bench.doctor import cluster as doctor_cluster
 from bench.embedded_cluster import EmbeddedCluster, _start_command
 from bench.models import ModelError
 from bench.spec import ModelSpec
+from bench.validation import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = Address("198.51.100.7:6379", "198.51.100.7", 6379)  # an address for documentation, never one of ours

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bench import models, small_model
-from bench.config import ConfigError
 from bench.spec import ModelSpec
+from bench.validation import ConfigError
 
 ROWS = (
     ("name[Alimentum], food[Thai]", "Alimentum serves Thai food."),

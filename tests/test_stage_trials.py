@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from bench.capacity import Machine
 from bench.launch_local import LocalLauncher
 from bench.record import Probed, TrialResult
-from bench.resolver import RegistryResolver, instantiate
+from bench.registry import make_task
+from bench.resolver import RegistryResolver
 from bench.schedule import Schedule
 from bench.spec import DecodeSpec, ModelSpec, ResourceSpec, TrainSpec, TrialSpec
 from bench.splits import load_splits
@@ -53,10 +54,10 @@ def test_no_rank_of_the_stage_tune_reads_the_test_split(
     store.root.mkdir()
     launcher = LocalLauncher(store.outbox, Machine(cpus=2, gpus=0))
     Schedule(store, launcher, "sweep").run([whole, stopped])
-    assert set(load_splits(instantiate(whole.task), whole.splits)) == {"train", "dev"}, "nor does the driver"
+    assert set(load_splits(make_task(whole.task), whole.splits)) == {"train", "dev"}, "nor does the driver"
     final = spec("final", model, tiny_task)
     with pytest.raises(RuntimeError, match="the seal of the test split is broken"):
-        load_splits(instantiate(final.task), final.splits)
+        load_splits(make_task(final.task), final.splits)
 
     scored = outcome(store.read(whole.trial_id))
     assert scored.dev_scores is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fakes import completed, probed, record
 
-from bench.config import ConfigError, expand, load_sweep
+from bench.config import expand, load_sweep
 from bench.record import Failed, Outcome, TrialResult
 from bench.resolver import RegistryResolver
 from bench.search_store import read_searches
@@ -17,6 +17,7 @@ from bench.spec import TrialSpec
 from bench.stages import Round, Stages
 from bench.store import Store
 from bench.tuning_summary import tunings
+from bench.validation import ConfigError
 
 SWEEP = """
 name: demo

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from bench.config import ConfigError, load_sweep, setting_value
+from bench.config import load_sweep, setting_value
 from bench.strict_yaml import YamlError, parse_yaml
+from bench.validation import ConfigError
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{chr(98 + level)}: &{chr(98 + level)} [{', '.join(['*' + chr(97 + level)] * 10)}]\n" for level in range(8)

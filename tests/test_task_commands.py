@@ -11,7 +11,6 @@ from fakes import completed, record, trial
 from typer.testing import CliRunner
 
 from bench.cli import app
-from bench.config import ConfigError
 from bench.metrics.scoring import score_examples
 from bench.store import Store
 from bench.task import Example, Scoring, Split, TaskError
@@ -19,6 +18,7 @@ from bench.task_contract import verdicts
 from bench.task_overview import lengths, overview
 from bench.tasks.facts.task import Facts
 from bench.tasks.jsonl import JsonLines
+from bench.validation import ConfigError
 
 runner = CliRunner(env={"COLUMNS": "200"})
 

@@ -21,7 +21,8 @@ from bench.data import Tokenization, tokenization
 from bench.measure import PhaseMeter
 from bench.rank import RankContext
 from bench.record import Completed
-from bench.resolver import RegistryResolver, instantiate
+from bench.registry import make_task
+from bench.resolver import RegistryResolver
 from bench.spec import DecodeSpec, ModelSpec, ResourceSpec, TaskSpec, TrainSpec, TrialSpec
 from bench.split_data import SplitData, told_of
 from bench.splits import drawn_examples, load_splits, oddities
@@ -64,7 +65,7 @@ class Case:
         self.spec = RegistryResolver().task("jsonl", {"path": str(task), **settings})
 
     def read(self, split: Split = "dev", say: Callable[[str], None] = never, **how: Any) -> SplitData:
-        task = instantiate(self.spec)
+        task = make_task(self.spec)
         tokens = tokenization(self.model.model_copy(update=how), task.config)
         return read_split(self.spec, task, split, tokens, say)
 
@@ -97,7 +98,7 @@ def test_a_split_is_read_once_and_is_the_same_with_and_without_the_cache(
         assert same(first[split], without[split])
     assert told_of(again) == told_of(without)
 
-    task = instantiate(case.spec)
+    task = make_task(case.spec)
     tokens = tokenization(case.model, task.config)
     for split, data in again.items():
         examples = drawn_examples(task, split)
@@ -202,7 +203,7 @@ def test_a_tokenizer_that_cannot_be_hashed_keeps_nothing(case: Case, folder: Pat
     from bench.tiny_models import WordTokenizer
 
     said: list[str] = []
-    task = instantiate(case.spec)
+    task = make_task(case.spec)
     data = read_split(case.spec, task, "dev", Tokenization(WordTokenizer(), task.config, DecoderOnly()), said.append)
     assert len(data.pairs) == 6
     assert said == ["tokens of jsonl are not kept: data without a hash, or a tokenizer without tokenizer.json"]

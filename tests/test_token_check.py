@@ -14,7 +14,6 @@ from kinds_of_tokenizers import KINDS, byte_level, word_piece
 from typer.testing import CliRunner
 
 from bench.cli import app
-from bench.config import ConfigError
 from bench.data import tokenization
 from bench.doctor.tokens import check_tokens_of
 from bench.prepare import prepare
@@ -25,6 +24,7 @@ from bench.task import Task
 from bench.tasks.jsonl import JsonLines
 from bench.tiny_models import FAMILIES
 from bench.token_check import MOST_REFERENCES, TokenFinding, check_tokens, lost_references, try_references
+from bench.validation import ConfigError
 
 
 @pytest.fixture

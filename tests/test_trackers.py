@@ -18,7 +18,6 @@ from command import Done
 from fakes import FakeLauncher, completed, record, trial
 from test_run import Bench
 
-from bench.config import ConfigError
 from bench.launch import Progress
 from bench.outbox import new_attempt
 from bench.record import Failed
@@ -27,6 +26,7 @@ from bench.store import Store
 from bench.trackers import tracking
 from bench.trackers.tracker import Tracker, settings_of, values_of
 from bench.trackers.tracking import Tracking, tracker_target
+from bench.validation import ConfigError
 
 heard: list[tuple[Any, ...]] = []
 threads: set[int] = set()

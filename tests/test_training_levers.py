@@ -22,7 +22,7 @@ from bench import loss as losses
 from bench import shared_heads
 from bench.architecture import DecoderOnly, Pair
 from bench.contract import PAIRS, batch_of
-from bench.data import Tokenization, training_order
+from bench.data import Tokenization
 from bench.engine import TrainedOnly
 from bench.fused import is_gated_silu, use_fused_activations
 from bench.lane import Lane
@@ -35,6 +35,7 @@ from bench.spec import ModelSpec, TrainSpec
 from bench.splits import training_examples
 from bench.tasks.e2e import E2E
 from bench.tiny_models import FAMILIES, VOCABULARY, WordTokenizer, tiny_llama, tiny_model
+from bench.training_order import training_order
 
 
 def patched(family: str, name: str, **settings: Any) -> Any:

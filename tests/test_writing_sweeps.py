@@ -10,13 +10,14 @@ import jsonschema
 import pytest
 from command import Done
 
-from bench.config import ConfigError, expand, load_sweep, setting_value, validated
+from bench.config import expand, load_sweep, setting_value
 from bench.familiar_names import FAMILIAR
 from bench.new_sweep import guess
 from bench.resolver import RegistryResolver
 from bench.strict_yaml import parse_yaml
 from bench.sweep import Sweep
 from bench.sweep_reference import page, sections, sweep_schema
+from bench.validation import ConfigError, validated
 
 ROOT = Path(__file__).resolve().parents[1]
 SWEEPS = sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("configs/papers/*.yaml")])

@@ -22,12 +22,12 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from bench.architecture import Architecture, Pair, accepted_inputs, architecture_of
-from bench.data import training_order
 from bench.method import Method, trained_parameters
 from bench.method_tables import KEEPS, peft_settings
 from bench.models import load_model, weights_dtype
 from bench.registry import load_method, targets
 from bench.spec import ModelSpec, ResourceSpec, TrainSpec
+from bench.training_order import training_order
 
 SHORT_PROMPT = {"init": "vocabulary", "num_prompt_tokens": 3}
 # What is trained, and its learning rate.

@@ -11,8 +11,9 @@ import typer
 from rich.text import Text
 
 from bench.commands.options import AsJson, console
-from bench.config import ConfigError, set_key, setting_value, validated
+from bench.config import set_key, setting_value
 from bench.spec import DecodeSpec
+from bench.validation import ConfigError, validated
 
 Result = Annotated[
     Path,

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.commands.options import console
-from bench.config import ConfigError
+from bench.validation import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.commands.options import AsJson, console
-from bench.config import ConfigError
+from bench.validation import ConfigError
 
 if TYPE_CHECKING:
     from bench.comparison import Compared, Line, Side

@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 
 from bench.commands.options import AsJson, ResultsDir, Settings, console
-from bench.config import ConfigError
+from bench.validation import ConfigError
 
 if TYPE_CHECKING:
     from bench.doctor.finding import Finding

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.commands.options import AsJson, MethodsDir, console
-from bench.config import ConfigError, setting_value, validated
+from bench.config import setting_value
+from bench.validation import ConfigError, validated
 
 if TYPE_CHECKING:
     from bench.conformance import Verdict

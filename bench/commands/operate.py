@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from bench.commands.options import AsJson, console
-from bench.config import ConfigError
 from bench.lock import is_alive, read_holder
 from bench.requests import CancelRequest, Requests
 from bench.store import LOCK_FILE, CorruptRecordError, Store, damaged_files
+from bench.validation import ConfigError
 
 # The driver looks for requests every second, unless it is busy committing.
 ANSWER_SECONDS = 60.0

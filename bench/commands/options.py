@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from bench.config import ConfigError, load_sweep
-from bench.spec import JsonDict
+from bench.config import load_sweep
 from bench.stages import Stages
-from bench.strict_yaml import YamlError, parse_yaml
 from bench.sweep import Sweep
+from bench.validation import ConfigError
 
 console = Console()
 
@@ -27,44 +24,6 @@ MethodsDir = Annotated[
     Path | None, typer.Option("--methods-dir", help="folder whose files are methods, each under the name of its file")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="for machines")]
-
-
-class LauncherName(StrEnum):
-    """Where ranks run."""
-
-    AUTO = "auto"
-    RAY = "ray"
-    LOCAL = "local"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the trials of a sweep run: launcher, address of a Ray cluster to join, and its runtime environment."""
-
-    launcher: LauncherName
-    address: str | None
-    runtime_env: JsonDict
-
-
-def read_runtime_env(path: Path | None, address: str | None) -> JsonDict:
-    """Options of Ray's runtime environment from a file; none without a file.
-
-    Raises:
-        ConfigError: It cannot be read, has no effect, or sets what we set.
-    """
-    if path is None:
-        return {}
-    if address is None:
-        raise ConfigError(f"--runtime-env {path} has no effect without --address; set variables in the shell instead")
-    try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, YamlError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: must be a mapping, e.g. env_vars: {{HF_HOME: /data/hub}}")
-    if "py_modules" in content:
-        raise ConfigError(f"{path}: py_modules is how our own code travels; name plugins in the sweep instead")
-    return content
 
 
 def read_stages(sweep_file: Path, settings: list[str] | None, methods_dir: Path | None = None) -> tuple[Sweep, Stages]:

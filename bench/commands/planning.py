@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bench.commands.options import AsJson, MethodsDir, Settings, SweepFile, console, read_stages
-from bench.config import ConfigError
 from bench.store import Store
+from bench.validation import ConfigError
 
 if TYPE_CHECKING:
     from bench.devices import Device

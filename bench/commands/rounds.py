@@ -8,9 +8,10 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from bench.commands.options import Place, console
+from bench.commands.options import console
 from bench.mirror import Mirror
 from bench.observe import Observer
+from bench.place import Place
 from bench.record import Failed, TrialResult
 from bench.spec import JsonDict, TrialSpec
 from bench.stages import Round
@@ -150,8 +151,8 @@ class RoundRunner:
             raise KeyboardInterrupt
 
     def _start_launcher(self) -> Launcher:
+        from bench.choose_launcher import make_launcher
         from bench.plugin_source import sources_of
-        from bench.prepare import make_launcher
 
         place = self.place
         return make_launcher(

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from bench.commands.options import AsJson, console
 from bench.commands.tasks import TaskSettings, load_task_with
-from bench.config import ConfigError
+from bench.validation import ConfigError
 
 if TYPE_CHECKING:
     from bench.record import Scores

@@ -11,25 +11,16 @@ from typing import Annotated
 import typer
 
 from bench import report as reports
-from bench.commands.options import (
-    LauncherName,
-    MethodsDir,
-    Place,
-    ResultsDir,
-    Settings,
-    SweepFile,
-    console,
-    read_runtime_env,
-    read_stages,
-)
+from bench.commands.options import MethodsDir, ResultsDir, Settings, SweepFile, console, read_stages
 from bench.commands.rounds import RoundRunner
-from bench.config import ConfigError
+from bench.place import LauncherName, Place, read_runtime_env
 from bench.published import keep_published, load_published, published_files
 from bench.record import Failed, TrialResult
 from bench.search_store import read_searches
 from bench.status import read_status
 from bench.store import Store
 from bench.tuning_summary import tunings
+from bench.validation import ConfigError
 
 
 def run(

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.commands.options import AsJson, console
-from bench.config import ConfigError, setting_value
+from bench.config import setting_value
+from bench.validation import ConfigError
 
 if TYPE_CHECKING:
     from bench.spec import ModelSpec, TaskSpec
@@ -77,11 +78,12 @@ def load_task_with(name: str, settings: list[str] | None) -> tuple[TaskSpec, Tas
     Raises:
         ConfigError: It is not known, or a setting is invalid.
     """
-    from bench.resolver import RegistryResolver, instantiate
+    from bench.registry import make_task
+    from bench.resolver import RegistryResolver
 
     try:
         spec = RegistryResolver().task(name, dict(map(setting_value, settings or ())))
-        return spec, instantiate(spec)
+        return spec, make_task(spec)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

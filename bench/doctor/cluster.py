@@ -23,7 +23,6 @@ from bench.cluster_access import (
     readable_by_others,
     token_file,
 )
-from bench.config import ConfigError
 from bench.doctor.finding import Finding, ok, problem, warning
 from bench.doctor.machine import host_name, look_at_machine
 from bench.doctor.packages import Expected
@@ -31,6 +30,7 @@ from bench.doctor.reach import REACH_TIMEOUT_SECONDS, all_reduce, listen
 from bench.embedded_cluster import ClusterError, EmbeddedCluster
 from bench.provenance import code_sha256
 from bench.spec import JsonDict
+from bench.validation import ConfigError
 
 VISIT_TIMEOUT_SECONDS = 300.0
 CLOCK_QUESTIONS = 5

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from bench import models
 from bench.doctor.finding import Finding, ok, problem, warning
-from bench.resolver import instantiate
+from bench.registry import make_task
 from bench.spec import ModelSpec, TrialSpec
 from bench.splits import Splits, load_splits
 from bench.task import SPLITS, Task
@@ -26,7 +26,7 @@ def check_tokens_of(trials: Sequence[TrialSpec]) -> Iterator[Finding]:
     kinds = {(one.model, one.task.model_dump_json(), tuple(one.decode.banned_token_ids)): one for one in trials}
     for (model, _, banned), trial in kinds.items():
         try:
-            task = instantiate(trial.task)
+            task = make_task(trial.task)
             splits = load_splits(task, trial.splits)
         except ValueError as error:
             yield problem(f"task {trial.task.name}", str(error), "see 'tuneoff check-task'")

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from bench.files import sha256_of
+from bench.digests import sha256_of
 from bench.hub import HubError, commit_of
 from bench.task import Example, Split, TaskError
 from bench.tasks.arrow_values import exact, has_short_floats

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bench.files import sha256_of
+from bench.digests import sha256_of
 from bench.task import SPLITS, Example, Split, Task, TaskConfig, TaskError
 from bench.tasks.rows import is_remote, local_copy
 from bench.tasks.values import Facts

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from bench.config import ConfigError, validated
 from bench.launch import Progress
 from bench.observe import Observer
 from bench.outbox import StartedAttempt
 from bench.record import TrialResult
 from bench.spec import JsonDict
 from bench.trackers.tracker import Tracker, curve_of, failure_of, settings_of, step_values, values_of
+from bench.validation import ConfigError, validated
 
 # Name: class, and the package that it needs.
 BUILT_IN = {

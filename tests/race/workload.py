@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from bench.data import tokenization, training_order
+from bench.data import tokenization
 from bench.models import EMBEDDED, embedded_model, load_tokenizer
 from bench.spec import ModelSpec
 from bench.splits import subset, training_examples
 from bench.tasks.e2e import E2E
+from bench.training_order import training_order
 from race import ours
 
 # What both sides have, with settings under which they compute the same: peft moves tokens behind a prefix, which is our
