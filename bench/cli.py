@@ -10,9 +10,9 @@ import traceback
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
 from bench.commands import adapters, compare, doctor, methods, operate, planning, scores, sweeps, tasks, writing
+from bench.commands.console import PlainConsole
 from bench.launch import NoMachinesError
 from bench.leaving import leave
 from bench.provenance import installed_version
@@ -101,7 +101,7 @@ def exit_code() -> int:
 
 def _complain(message: str) -> None:
     with contextlib.suppress(OSError):
-        Console(stderr=True).print(f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+        PlainConsole(stderr=True).print(f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

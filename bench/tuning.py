@@ -113,7 +113,9 @@ class Told:
 
 
 def value_of(record: TrialResult, metric: str) -> float | None:
-    """What a trial is chosen by, as a loss: a score that is better when higher changes its sign. None if it failed.
+    """What a trial is chosen by, as a loss: a score that is better when higher changes its sign.
+
+    None if it failed, or if the value is not finite, which no other could be compared with.
 
     Raises:
         ValueError: The trial has no such score.
@@ -122,12 +124,16 @@ def value_of(record: TrialResult, metric: str) -> float | None:
     if not isinstance(outcome, Probed):
         return None
     if metric == "dev_loss":
-        return outcome.dev_loss
+        return _if_finite(outcome.dev_loss)
     scores = outcome.dev_scores
     if scores is None or metric not in scores.values:
         known = ", ".join(["dev_loss", *(scores.values if scores is not None else ())])
         raise ValueError(f"stages.tune.metric: there is no score {metric!r}; known: {known}")
-    return -scores.values[metric] if scores.higher_is_better[metric] else scores.values[metric]
+    return _if_finite(-scores.values[metric] if scores.higher_is_better[metric] else scores.values[metric])
+
+
+def _if_finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def reserved(trials: int) -> int:

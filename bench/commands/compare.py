@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -91,7 +92,9 @@ def _sides(text: str) -> list[Side]:
 
 
 def _print(one: Compared) -> None:
-    console.print(f"[bold]{one.second}[/] against [bold]{one.first}[/]", highlight=False, soft_wrap=True)
+    console.print(
+        f"[bold]{escape(one.second)}[/] against [bold]{escape(one.first)}[/]", highlight=False, soft_wrap=True
+    )
     table = Table(padding=(0, 1), collapse_padding=True)
     for heading in ("", "reference", "other", "difference", "95 %", "p", "over", "verdict"):
         table.add_column(heading, justify="left" if heading in ("", "over", "verdict") else "right", overflow="fold")
@@ -102,7 +105,7 @@ def _print(one: Compared) -> None:
         table.add_row(*map(Text, _cost_cells(line)))
     console.print(table)
     for remark in one.remarks:
-        console.print(remark, style="dim", highlight=False, soft_wrap=True)
+        console.print(remark, style="dim", highlight=False, markup=False, soft_wrap=True)
     title = one.scores[0].column.title
     few = ": at least 3 pairs of seeds are needed to conclude anything" if one.verdict == "too few seeds" else ""
     console.print(f"In {title}: {one.verdict}{few}.\n", highlight=False, soft_wrap=True)

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from bench.commands.console import PlainConsole
 from bench.config import load_sweep
 from bench.stages import Stages
 from bench.sweep import Sweep
 from bench.validation import ConfigError
 
-console = Console()
+console = PlainConsole()
 
 SweepFile = Annotated[Path, typer.Argument(help="YAML file that says what to compare", metavar="SWEEP.yaml")]
 ResultsDir = Annotated[Path, typer.Option("--results", help="folder that holds a folder for each sweep")]

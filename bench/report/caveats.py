@@ -9,8 +9,11 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence, Set
 from bench.record import Completed, Probed, Provenance, TrialResult
 from bench.report.cells import Cell, Costs, cell_name, cells
 from bench.report.columns import metric_columns
+from bench.report.rows import not_finite
 from bench.splits import TOLD_ODDITIES, told_left_out, told_oddities
 from bench.statistics.outliers import outlying_seeds
+
+MOST_NOT_FINITE = 6
 
 Finished = Sequence[tuple[TrialResult, Completed]]
 
@@ -28,6 +31,16 @@ def caveats(results: Sequence[TrialResult], costs: Costs | None = None) -> list[
     groups = cells(results, costs)
     checks = (_mixed, _machine, _alone, _seeds, _outliers, _data, _scores, _training)
     return [text for check in checks for text in check(done, groups)]
+
+
+def not_finite_caveats(records: Iterable[TrialResult]) -> list[str]:
+    """A sentence that names the values that are NaN or infinite, which no table has; none without such values."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        if names := not_finite(record):
+            found.setdefault(", ".join(names), []).append(f"{cell_name(record)} (seed {record.spec.seed})")
+    told = [f"{values} of {_names(trials)}" for values, trials in found.items()]
+    return [f"Absent, not finite: {'; '.join(told[:MOST_NOT_FINITE])}."] if told else []
 
 
 def _mixed(done: Finished, _: Sequence[Cell]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -66,8 +67,11 @@ def metric_columns(results: Iterable[TrialResult]) -> tuple[Column, ...]:
             for name, value in result.outcome.scores.values.items():
                 directions.setdefault(name, result.outcome.scores.higher_is_better.get(name))
                 titles.setdefault(name, title(name, result.outcome.scores.signatures.get(name, "")))
-                largest[name] = max(abs(value), largest.get(name, 0.0))
-    return tuple(Column(name, titles[name], better, _decimals(largest[name])) for name, better in directions.items())
+                if math.isfinite(value):
+                    largest[name] = max(abs(value), largest.get(name, 0.0))
+    return tuple(
+        Column(name, titles[name], better, _decimals(largest.get(name, 0.0))) for name, better in directions.items()
+    )
 
 
 def title(metric: str, signature: str = "") -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bench.published import Quoted
 from bench.record import NOT_ASKED_FOR, Completed, Failed, Probed, TrialResult
-from bench.report.caveats import caveats
+from bench.report.caveats import caveats, not_finite_caveats
 from bench.report.cells import Comparison, comparisons, failed, with_tests
 from bench.report.columns import title
 from bench.report.differences import tested
@@ -91,7 +91,8 @@ class Content:
             if self.missing
             else []
         )
-        return [*unfinished, *caveats(self.results, self.costs), *tuning_caveats(self.tunings)]
+        absent = not_finite_caveats(self.records)
+        return [*unfinished, *absent, *caveats(self.results, self.costs), *tuning_caveats(self.tunings)]
 
     @property
     def summary(self) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.files import replacing
+from bench.finite import strict_json
 from bench.record import TrialResult
 from bench.report.cells import Cell, Comparison
 from bench.report.columns import Column
@@ -21,18 +21,27 @@ from bench.spec import JsonDict
 
 # Bumped when a key of report.json changes its meaning.
 REPORT_VERSION = 1
+# What spreadsheets take for the beginning of a formula, or skip before one; in East Asia the wide forms as well.
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def csv_text(results: Sequence[TrialResult]) -> str:
-    """results.csv. A text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    """results.csv. A text that a spreadsheet would take for a formula gets an apostrophe in front.
+
+    Carriage returns become line feeds: some readers would begin a row at one.
+    """
     table = frame(results)
     for column in table.columns[table.dtypes == "str"]:
-        table[column] = table[column].map(_no_formula)
+        table[column] = table[column].map(_for_spreadsheets)
+    table.columns = table.columns.map(_for_spreadsheets)
     return str(table.to_csv(index=False, lineterminator="\n"))
 
 
-def _no_formula(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
+def _for_spreadsheets(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    guarded = f"'{value}" if value.startswith(FORMULA_STARTS) else value
+    return guarded.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def write_parquet(results: Sequence[TrialResult], path: Path) -> None:
@@ -67,7 +76,7 @@ def json_text(content: Content) -> str:
         "provenance": dict(content.provenance),
         "command": content.command,
     }
-    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    return strict_json(document, indent=1) + "\n"
 
 
 def _comparison(comparison: Comparison) -> JsonDict:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from bench.printable import printable
 from bench.record import Completed, Failed
 from bench.report.cells import Cell, Comparison
 from bench.report.columns import ABSENT, Column, title
@@ -17,6 +19,7 @@ from bench.report.forecast import HEADING as FORECAST
 from bench.report.forecast import NOTE as FORECAST_NOTE
 from bench.report.forecast import TITLE as FORECAST_TITLE
 from bench.report.forecast import forecast_rows, forecasts
+from bench.report.markdown_text import code, escaped, fenced
 from bench.report.references import TITLE, References
 from bench.report.tuning import HEADING, audit_lines, budget_rows, curve_lines, expected_rows, metric_title
 from bench.tuning_summary import Tuning
@@ -32,24 +35,31 @@ SHOWN_LOG_LINES = 6
 
 def markdown(content: Content) -> str:
     """The whole report."""
-    parts = [f"# {content.sweep}", content.summary, *(f"**{line}**" for line in content.headlines)]
+    parts = [f"# {escaped(content.sweep)}", escaped(content.summary)]
+    parts += [f"**{escaped(line)}**" for line in content.headlines]
     for comparison, found, quoted in zip(content.comparisons, content.tested, content.references, strict=True):
         if len(content.comparisons) > 1:
-            parts.append(f"## {comparison.model} on {comparison.task}")
+            parts.append(f"## {escaped(comparison.model)} on {escaped(comparison.task)}")
         if comparison.scored:
             parts += [_main_table(comparison, found), _legend(comparison), _tags_table(comparison)]
-            parts.append(found if isinstance(found, str) else _differences(comparison, found))
+            parts.append(escaped(found) if isinstance(found, str) else _differences(comparison, found))
             parts += [_references(quoted), _efficiency(comparison), _forecast(comparison)]
     parts += [_tuning(content.tunings), _failures(content), _caveats(content), _provenance(content)]
     if content.command:
-        parts.append(f"## Again\n\n```\n{content.command}\n```")
-    return "\n\n".join(part for part in parts if part) + "\n"
+        parts.append(f"## Again\n\n{fenced(content.command)}")
+    return printable("\n\n".join(part for part in parts if part)) + "\n"
 
 
 def table(heading: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, the first column to the left and the others to the right."""
-    lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *body]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines)
+    """A Markdown table, the first column to the left and the others to the right. Texts stand as they are."""
+    return _rows([[escaped(text) for text in cells] for cells in (heading, *body)])
+
+
+def _rows(lines: Sequence[Sequence[str]]) -> str:
+    """A table of what is Markdown already, the heading first."""
+    heading, *body = lines
+    alignment = ["---", *["---:"] * (len(heading) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heading, alignment, *body))
 
 
 def _main_table(comparison: Comparison, found: Significance | str | None) -> str:
@@ -57,31 +67,31 @@ def _main_table(comparison: Comparison, found: Significance | str | None) -> str
     letters = letters_of(found)
     heading = [
         *("method", *(["group"] if letters else []), *(["seeds"] if several else [])),
-        *(column.title for column in comparison.columns),
+        *(escaped(column.title) for column in comparison.columns),
     ]
     body = [
         [
-            cell.name,
+            escaped(cell.name),
             *([letters.get(cell.name, "")] if letters else []),
             *([cell.seeds] if several else []),
             *(_cell(comparison, cell, column) for column in comparison.columns),
         ]
         for cell in comparison.scored
     ]
-    return table(heading, body)
+    return _rows([heading, *body])
 
 
 def _differences(comparison: Comparison, found: Significance | None) -> str:
     if found is None:
         return ""
     metric = comparison.metrics[0]
-    groups = [f"- {', '.join(group)}" for group in found.groups] if found.conclusive else []
+    groups = [f"- {escaped(', '.join(group))}" for group in found.groups] if found.conclusive else []
     parts = [
         "### Which differences hold",
-        *found.remarks,
+        *map(escaped, found.remarks),
         *(["Configurations of one line cannot be told apart:\n\n" + "\n".join(groups)] if groups else []),
         table(PAIR_HEADING, pair_rows(found, metric)),
-        pair_note(found, metric),
+        escaped(pair_note(found, metric)),
     ]
     return "\n\n".join(parts)
 
@@ -89,7 +99,7 @@ def _differences(comparison: Comparison, found: Significance | None) -> str:
 def _references(quoted: References | None) -> str:
     if quoted is None:
         return ""
-    return "\n\n".join([f"### {TITLE}", table(quoted.heading(), quoted.rows()), quoted.note])
+    return "\n\n".join([f"### {TITLE}", table(quoted.heading(), quoted.rows()), escaped(quoted.note)])
 
 
 def _cell(comparison: Comparison, cell: Cell, column: Column) -> str:
@@ -104,8 +114,8 @@ def _cell(comparison: Comparison, cell: Cell, column: Column) -> str:
 
 def _legend(comparison: Comparison) -> str:
     outcomes = [outcome for cell in comparison.cells for _, outcome in cell.completed]
-    used = "; ".join(f"{title(name)}: `{text}`" for name, text in signatures(outcomes))
-    return f"{legend(comparison)} Signatures: {used}."
+    used = "; ".join(f"{escaped(title(name))}: {code(text)}" for name, text in signatures(outcomes))
+    return f"{escaped(legend(comparison))} Signatures: {used}."
 
 
 def _tags_table(comparison: Comparison) -> str:
@@ -123,7 +133,7 @@ def _tags_table(comparison: Comparison) -> str:
 
 
 def _mean_text(column: Column, values: Sequence[float | None]) -> str:
-    found = [value for value in values if value is not None]
+    found = [value for value in values if value is not None and math.isfinite(value)]
     return column.text(sum(found) / len(found)) if found else ABSENT
 
 
@@ -144,7 +154,7 @@ def _tuned_alike(tunings: Sequence[Tuning]) -> str:
         table([*HEADING[:-1], chosen_by], budget_rows(tunings)),
     ]
     if curves := curve_lines(tunings):
-        parts.append("Learning rates tried:\n\n" + "\n".join(f"- {line}" for line in curves))
+        parts.append("Learning rates tried:\n\n" + "\n".join(f"- {escaped(line)}" for line in curves))
     heading, expected = expected_rows(tunings)
     if expected:
         parts += [
@@ -152,7 +162,7 @@ def _tuned_alike(tunings: Sequence[Tuning]) -> str:
             table(heading, expected),
         ]
     if audits := audit_lines(tunings):
-        parts.append("\n".join(f"- {line}" for line in audits))
+        parts.append("\n".join(f"- {escaped(line)}" for line in audits))
     return "\n\n".join(parts)
 
 
@@ -170,10 +180,10 @@ def _forecast(comparison: Comparison) -> str:
 
 def _failures(content: Content) -> str:
     lines = [
-        f"- `{result.trial_id}`: **{outcome.reason}**"
+        f"- {code(result.trial_id)}: **{outcome.reason}**"
         + (f" in {outcome.phase}" if outcome.phase else "")
         + (f" on rank {outcome.rank}" if outcome.rank is not None else "")
-        + f": {' '.join(outcome.message.split())[:500]}"
+        + f": {escaped(outcome.message[:500])}"
         + _log_tail(outcome)
         for result, outcome in content.failures
     ]
@@ -182,14 +192,14 @@ def _failures(content: Content) -> str:
 
 def _log_tail(outcome: Failed) -> str:
     """The last lines of the log as an indented block, which belongs to the item of the list."""
-    lines = (outcome.log_tail or "").rstrip().splitlines()[-SHOWN_LOG_LINES:]
-    return "\n\n" + "\n".join(f"      {line[:200]}" for line in lines) + "\n" if lines else ""
+    lines = printable(outcome.log_tail or "").rstrip().split("\n")[-SHOWN_LOG_LINES:]
+    return "\n\n" + "\n".join(f"      {line[:200]}" for line in lines) + "\n" if any(lines) else ""
 
 
 def _caveats(content: Content) -> str:
-    return "\n".join(["## Mind", "", *(f"- {line}" for line in content.caveats)]) if content.caveats else ""
+    return "\n".join(["## Mind", "", *(f"- {escaped(line)}" for line in content.caveats)]) if content.caveats else ""
 
 
 def _provenance(content: Content) -> str:
-    lines = [f"- {heading}: {text}" for heading, text in content.provenance]
+    lines = [f"- {heading}: {escaped(text)}" for heading, text in content.provenance]
     return "\n".join(["## Made with", "", *lines]) if lines else ""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.finite import strict_json
+from bench.printable import escaped_controls, printable
 from bench.report.columns import Column, present
 from bench.report.content import Content
 from bench.report.figures import Picture
@@ -47,7 +48,7 @@ def html(content: Content, pictures: Sequence[Sequence[Picture]], predictions: S
         shown_comparison(*parts)
         for parts in zip(content.comparisons, pictures, content.tested, content.references, strict=True)
     ]
-    return environment.get_template("page.html.jinja").render(
+    rendered = environment.get_template("page.html.jinja").render(
         title=content.sweep,
         summary=content.summary,
         verdict=content.headlines,
@@ -65,12 +66,12 @@ def html(content: Content, pictures: Sequence[Sequence[Picture]], predictions: S
         script=(FILES / "page.js").read_text(encoding="utf-8"),
         data=script_json({"trials": _trials(content), "predictions": _predictions(content, predictions)}),
     )
+    return printable(rendered)
 
 
 def script_json(value: JsonDict) -> str:
     """JSON that can stand in a script element: no text in it can end the element or begin a comment."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return escaped_controls(strict_json(value, separators=(",", ":"))).replace("<", "\\u003c")
 
 
 def _sections(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -251,7 +252,7 @@ def _tags(comparison: Comparison) -> JsonDict | None:
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    found = [value for value in values if value is not None]
+    found = [value for value in values if value is not None and math.isfinite(value)]
     return sum(found) / len(found) if found else None
 
 

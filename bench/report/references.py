@@ -5,6 +5,7 @@ They are quoted, never measured here: no test, group or bold face takes part of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +31,7 @@ class Reference:
         if self.row.tag == "all":
             return self.cell.estimate(column.name)
         scores = [outcome.scores.by_tag.get(self.row.tag, {}) for _, outcome in self.cell.counted]
-        return estimate([values[column.name] for values in scores if column.name in values])
+        return estimate([value for one in scores if math.isfinite(value := one.get(column.name, math.nan))])
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,11 +71,23 @@ def row_columns(results: Iterable[TrialResult]) -> tuple[str, ...]:
 
 
 def row(result: TrialResult) -> JsonDict:
-    """A record as a flat row, without the cost of trials that shared a launch or were continued."""
-    values = _row(result)
+    """A record as a flat row, without the cost of trials that shared a launch or were continued.
+
+    What is not finite is absent; :func:`not_finite` names it.
+    """
+    values = {name: value for name, value in _row(result).items() if _is_told(value)}
     if result.has_own_costs:
         return values
     return {name: value for name, value in values.items() if not _is_cost(name)}
+
+
+def not_finite(result: TrialResult) -> list[str]:
+    """The values of a record that are NaN or infinite, by their columns."""
+    return [name for name, value in _row(result).items() if not _is_told(value)]
+
+
+def _is_told(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _is_cost(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -10,9 +11,11 @@ from bench.record import Completed
 from bench.report.cells import Cell
 from bench.report.figures.picture import Picture, finished
 from bench.report.figures.style import PARTS, drawing
+from bench.report.figures.words import drawn
 from bench.report.forecast import of_different_cost
 
 MOST_BARS = 24
+LONGEST_BAR = 44
 TIMED_PHASES = ("load", "patch", "initialise", "train", "validate", "save", "decode", "score")
 MEMORY_PHASES = ("train", "decode")
 
@@ -79,7 +82,7 @@ def _seconds(outcome: Completed) -> Parts:
         phase: max((cost.phases[phase].seconds for cost in outcome.ranks if phase in cost.phases), default=0.0)
         for phase in phases
     }
-    return {phase: seconds for phase, seconds in found.items() if seconds > 0}
+    return {phase: seconds for phase, seconds in found.items() if 0 < seconds < math.inf}
 
 
 def _mean_parts(cell: Cell, parts_of: Callable[[Completed], Parts]) -> Parts:
@@ -99,9 +102,9 @@ def _stacked(bars: Sequence[tuple[str, Parts]], name: str, title: str, unit: str
         left = [0.0] * len(shown)
         for number, label in enumerate(labels):
             sizes = [parts.get(label, 0.0) for _, parts in shown]
-            style: dict[str, Any] = {"color": PARTS[number % len(PARTS)], "height": 0.66, "label": label}
-            drawn = axes.barh(range(len(shown)), sizes, left=left, **style)
-            for place, (bar, size) in enumerate(zip(drawn, sizes, strict=True)):
+            style: dict[str, Any] = {"color": PARTS[number % len(PARTS)], "height": 0.66, "label": drawn(label)}
+            bars_drawn = axes.barh(range(len(shown)), sizes, left=left, **style)
+            for place, (bar, size) in enumerate(zip(bars_drawn, sizes, strict=True)):
                 mark = f"part-{number}-{place}"
                 bar.set_gid(mark)
                 told[mark] = f"{shown[place][0]}: {label} {size:,.1f} {unit}"
@@ -115,7 +118,7 @@ def _stacked(bars: Sequence[tuple[str, Parts]], name: str, title: str, unit: str
                 va="center",
                 fontsize=8,
             )
-        axes.set_yticks(range(len(shown)), [bar for bar, _ in shown])
+        axes.set_yticks(range(len(shown)), [drawn(bar, LONGEST_BAR) for bar, _ in shown])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)

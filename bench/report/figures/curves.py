@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bench.report.cells import Cell, chosen_of_methods, failed
 from bench.report.figures.picture import Picture, finished, legend_beside
 from bench.report.figures.style import INK, Look, drawing
+from bench.report.figures.words import drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,20 +35,20 @@ def training_curves(cells: Sequence[Cell], looks: Mapping[str, Look], name: str)
     with drawing(7.4, 3.4) as figure:
         left, right = figure.subplots(1, 2, sharex=True)
         told: dict[str, str] = {}
-        drawn: list[Points] = []
+        lines: list[Points] = []
         for number, cell in enumerate(chosen):
             look = looks[cell.method]
             train = _mean_curve([[(p.step, p.loss) for p in o.train_curve] for _, o in cell.completed])
             dev = _mean_curve([[(p.step, p.loss) for p in o.dev_curve] for _, o in cell.completed])
-            drawn += [train, dev]
+            lines += [train, dev]
             line(left, train, look, f"train-{number}", marked=False)
             line(right, dev, look, f"dev-{number}", marked=True)
             told[f"train-{number}"] = told[f"dev-{number}"] = cell.name
         for axes, what in ((left, "training loss"), (right, "dev loss")):
             axes.set_xlabel("optimiser step")
             axes.set_ylabel(f"{what}, nats per target token")
-        _limit(left, drawn[0::2])
-        _limit(right, drawn[1::2])
+        _limit(left, lines[0::2])
+        _limit(right, lines[1::2])
         legend_beside(figure, right, [handle(cell.name, looks[cell.method]) for cell in chosen])
         few = (
             " Of each method, the configuration with the lowest dev loss is shown." if len(chosen) < len(cells) else ""
@@ -70,16 +71,16 @@ def learning_rate_curves(cells: Sequence[Cell], looks: Mapping[str, Look], name:
     with drawing(6.4, 3.6) as figure:
         axes = figure.add_subplot()
         told: dict[str, str] = {}
-        drawn: list[Points] = []
+        lines: list[Points] = []
         for number, members in enumerate(series):
             points = _mean_by_rate(members)
-            drawn.append(points)
+            lines.append(points)
             told[f"rate-{number}"] = members[0].method
             line(axes, points, looks[members[0].method], f"rate-{number}", marked=True)
         axes.set_xscale("log")
         axes.set_xlabel("learning rate")
         axes.set_ylabel("dev loss, nats per target token")
-        _limit(axes, drawn)
+        _limit(axes, lines)
         handles = [handle(members[0].method, looks[members[0].method]) for members in _first_of_methods(series)]
         if lost := _mark_diverged(axes, series, looks):
             handles.append(lost)
@@ -134,15 +135,15 @@ def _mark_diverged(axes: Axes, series: Sequence[list[Cell]], looks: Mapping[str,
 def line(axes: Axes, points: Points, look: Look, mark: str, marked: bool) -> None:
     """Draw a line with its method's look; ``mark`` is the id that a pointer finds."""
     style: dict[str, Any] = {**look.mark, "markersize": 4.5} if marked else {"color": look.color}
-    (drawn,) = axes.plot([x for x, _ in points], [y for _, y in points], linestyle=look.dash, **style)
-    drawn.set_gid(mark)
+    (shown,) = axes.plot([x for x, _ in points], [y for _, y in points], linestyle=look.dash, **style)
+    shown.set_gid(mark)
 
 
 def handle(label: str, look: Look) -> Any:
     """A line's entry in the legend."""
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], linestyle=look.dash, label=label, **{**look.mark, "markersize": 4.5})
+    return Line2D([], [], linestyle=look.dash, label=drawn(label), **{**look.mark, "markersize": 4.5})
 
 
 def _limit(axes: Axes, lines: Sequence[Points]) -> None:
@@ -161,7 +162,8 @@ def _mean_curve(curves: Iterable[Points]) -> Points:
     by_step: dict[float, list[float]] = {}
     for curve in curves:
         for step, loss in curve:
-            by_step.setdefault(step, []).append(loss)
+            if math.isfinite(loss):
+                by_step.setdefault(step, []).append(loss)
     points = [(step, math.fsum(losses) / len(losses)) for step, losses in sorted(by_step.items())]
     width = -(-len(points) // MOST_POINTS)
     chunks = [points[at : at + width] for at in range(0, len(points), width)] if width > 1 else [[p] for p in points]

@@ -10,6 +10,7 @@ from bench.report.cells import Cell, Comparison
 from bench.report.columns import Column
 from bench.report.figures.picture import Picture, finished, legend_beside
 from bench.report.figures.style import FAINT, INK, UNTOUCHED, Look, drawing
+from bench.report.figures.words import drawn
 from bench.report.pareto import front
 from bench.statistics.estimates import Estimate
 
@@ -74,8 +75,8 @@ def _axes(axes: Axes, points: Sequence[Cell], score: Column, cost: Column) -> No
     if min(costs) > 0 and max(costs) / min(costs) > LOG_SPAN:
         axes.set_xscale("log")
     arrow = {True: " (more is better)", False: " (less is better)", None: ""}
-    axes.set_xlabel(f"{cost.axis}{arrow[cost.higher_is_better]}")
-    axes.set_ylabel(f"{score.title}{arrow[score.higher_is_better]}")
+    axes.set_xlabel(f"{drawn(cost.axis)}{arrow[cost.higher_is_better]}")
+    axes.set_ylabel(f"{drawn(score.title)}{arrow[score.higher_is_better]}")
 
 
 def _draw_front(axes: Axes, best: Sequence[Cell], score: Column, cost: Column) -> None:
@@ -92,8 +93,8 @@ def _draw_point(axes: Axes, cell: Cell, score: Column, cost: Column, look: Look,
         bars["yerr"] = [y.half_width * score.scale]
     if x.half_width is not None and cost.varies_over_seeds:
         bars["xerr"] = [x.half_width * cost.scale]
-    drawn = axes.errorbar([x.mean * cost.scale], [y.mean * score.scale], zorder=3, **bars)
-    drawn.lines[0].set_gid(mark)
+    marks = axes.errorbar([x.mean * cost.scale], [y.mean * score.scale], zorder=3, **bars)
+    marks.lines[0].set_gid(mark)
 
 
 def _draw_base(axes: Axes, base: float, score: Column) -> Any:
@@ -133,7 +134,7 @@ def _label(axes: Axes, best: Sequence[Cell], points: Sequence[Cell], score: Colu
     scale = figure.dpi / 72
     for cell in best[:8]:
         x, y = axes.transData.transform((_mean(cell, cost), _mean(cell, score)))
-        text = cell.name if len(cell.name) <= 34 else f"{cell.name[:33]}…"
+        text = drawn(cell.name)
         width, height = 4.9 * len(text) * scale, 10 * scale
         places: list[tuple[float, int, str, int, int, tuple[float, float, float, float]]] = []
         for align, dx in (("left", 7), ("right", -7), ("center", 0), ("left", 14), ("right", -14)):
@@ -170,7 +171,9 @@ def _handles(points: Sequence[Cell], looks: Mapping[str, Look]) -> list[Any]:
     from matplotlib.lines import Line2D
 
     methods = dict.fromkeys(sorted(cell.method for cell in points))
-    marks: list[Any] = [Line2D([], [], linestyle="none", label=method, **looks[method].mark) for method in methods]
+    marks: list[Any] = [
+        Line2D([], [], linestyle="none", label=drawn(method), **looks[method].mark) for method in methods
+    ]
     return [*marks, Line2D([], [], color=FAINT, linewidth=1.4, label="front")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,9 +36,12 @@ def finished(figure: Figure, name: str, title: str, caption: str, told: Mapping[
         caption: What it shows, in a sentence or two; empty where the title says it.
         told: Id of a mark to what a pointer over it tells.
     """
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # It is laid out; doing that again for each format takes most of the time.
-    return Picture(name, title, caption, figure.get_figwidth(), svg(figure, name, told), png(figure))
+    with warnings.catch_warnings():
+        # A letter that the font lacks is a box in the PNG; in the SVG it is text, and the reader's fonts have it.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # It is laid out; doing that again for each format takes most of the time.
+        return Picture(name, title, caption, figure.get_figwidth(), svg(figure, name, told), png(figure))
 
 
 def legend_beside(figure: Figure, axes: Axes, handles: Sequence[Any]) -> None:

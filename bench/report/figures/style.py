@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from bench.printable import printable
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -130,7 +132,7 @@ def svg(figure: Figure, name: str, titles: Mapping[str, str]) -> str:
     for mark, told in titles.items():
         text = text.replace(f'<g id="{mark}">', f'<g id="{mark}"><title>{escape(told)}</title>', 1)
     text = re.sub(r'\bid="', f'id="{name}-', text)
-    return re.sub(r'(url\(|href=")#', rf"\g<1>#{name}-", text)
+    return printable(re.sub(r'(url\(|href=")#', rf"\g<1>#{name}-", text))
 
 
 def png(figure: Figure) -> bytes:
