@@ -26,6 +26,7 @@ CrashPoint = Literal[
     "commit.after_outbox",
     "lost.before_record",  # an attempt was lost, and nobody wrote it down
     "lost.after_record",
+    "index.before_rename",  # what the index would say is written, and nobody has seen it
 ]
 CRASH_POINTS: tuple[CrashPoint, ...] = get_args(CrashPoint)
 

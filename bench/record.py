@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from bench.hub import DEFAULT_BRANCH
 from bench.spec import JsonDict, Spec, TrialSpec
 
 Reason = Literal[
@@ -340,6 +341,11 @@ class TrialResult(Spec):
         return {**content, "spec": {**content["spec"], "train": {**earlier, **train}}}
 
     @property
+    def hub_commits(self) -> tuple[tuple[str, str, str], ...]:
+        """See :func:`hub_commits`."""
+        return hub_commits(self.spec)
+
+    @property
     def continued(self) -> bool:
         """Whether its training went on from a checkpoint of an attempt that was lost."""
         train = self.outcome.train if not isinstance(self.outcome, Failed) else None
@@ -363,3 +369,13 @@ class TrialResult(Spec):
         if self.fused is None:
             return seconds
         return seconds - self.fused.shared_seconds * (1 - 1 / (1 + len(self.fused.trials)))
+
+
+def hub_commits(trial: TrialSpec) -> tuple[tuple[str, str, str], ...]:
+    """Key of the sweep, name and commit, of what a trial takes from the Hugging Face hub."""
+    model, config, found = trial.model, trial.task.config, list[tuple[str, str, str]]()
+    if model.commit is not None:
+        found.append(("model", f"{model.path} ({model.revision or DEFAULT_BRANCH})", model.commit))
+    if trial.task.target == "bench.tasks.hub:Hub" and config.get("revision"):
+        found.append(("task", str(config["path"]), str(config["revision"])))
+    return tuple(found)

@@ -26,15 +26,19 @@ class Recovered:
 def recover(store: Store) -> Recovered:
     """Put a sweep's folder in order before anything runs.
 
-    Records that are torn or were changed are set aside, so that their trials run again. Attempts that had finished when
+    Records that are torn or were changed are set aside, so that their trials run again; those that the index holds, as
+    they were when they were last found right, are not read. Attempts that had finished when
     the driver died are committed; of those that had not, the logs are kept. What an attempt left that is not the
     current one is not looked at.
     """
     found = Recovered()
-    for trial_id in store.trial_ids():
-        if (why := _damage(store, trial_id)) is not None:
+    there = store.trial_ids()
+    store.index.keep_only(there)
+    for trial_id in there:
+        if store.index.known(trial_id) is None and (why := _damage(store, trial_id)) is not None:
             store.set_aside(trial_id, why)
             found.set_aside[trial_id] = why
+    store.save_index()
     current = store.current_attempts()
     for folder, started in list(outbox.attempts(store.outbox)):
         ranks = outbox.finished_ranks(folder, started.spec.resources.ranks)
@@ -73,13 +77,21 @@ def _result(
 
 
 def _damage(store: Store, trial_id: str) -> str | None:
+    """What is wrong with a record and its files. What is right is known from now on, as long as nobody touches it."""
+    before = store.index.stamps(trial_id)
     try:
         record = store.read(trial_id)
     except CorruptRecordError as error:
         return str(error)
-    if record is None or record.content_sha256 is None:
+    if record is None:
+        return None
+    if record.content_sha256 is None:  # From before records had checksums: there is nothing to compare with.
+        store.index.add(record, before)
         return None
     folder = store.trials / trial_id
+    stamps = store.index.stamps(trial_id, list(record.files))
     names = [name for name in record.files if (folder / name).stat().st_size <= CHECKED_BYTES]
-    damaged = damaged_files(folder, record, names)
-    return f"{folder}: {', '.join(damaged)} not as they were committed" if damaged else None
+    if damaged := damaged_files(folder, record, names):
+        return f"{folder}: {', '.join(damaged)} not as they were committed"
+    store.index.add(record, (*before, *stamps[1:]))
+    return None

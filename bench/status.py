@@ -18,6 +18,7 @@ from bench.launch import Progress
 from bench.observe import Observer
 from bench.outbox import StartedAttempt
 from bench.record import Failed, TrialResult
+from bench.record_index import Known
 from bench.spec import JsonDict, Spec
 
 STATUS_FILE = "status.json"
@@ -74,10 +75,10 @@ class StatusBoard(Observer):
         self._running: dict[str, RunningTrial] = {}
         self._memory: dict[str, dict[int, int]] = {}
 
-    def begin_round(self, present: Sequence[TrialResult], pending: int) -> None:
+    def begin_round(self, present: Sequence[Known], pending: int) -> None:
         """More trials of the sweep: those that have a record already, and how many others."""
-        for result in present:
-            self._count(result)
+        for known in present:
+            self._count(known.trial_id, known.failed)
         self._set_total(pending)
         self.write()
 
@@ -120,7 +121,7 @@ class StatusBoard(Observer):
     def committed(self, result: TrialResult) -> None:
         self._forget(result.trial_id)
         self._done_here += 1
-        self._count(result)
+        self._count(result.trial_id, isinstance(result.outcome, Failed))
 
     def ticked(self, queued: int) -> None:
         self._set_total(queued)
@@ -134,10 +135,10 @@ class StatusBoard(Observer):
         with contextlib.suppress(OSError), replacing(self._path, durable=False) as file:
             file.write(self.now().model_dump_json().encode())
 
-    def _count(self, result: TrialResult) -> None:
-        if result.trial_id not in self._done:
-            self._done.add(result.trial_id)
-            which = "failed" if isinstance(result.outcome, Failed) else "completed"
+    def _count(self, trial_id: str, failed: bool) -> None:
+        if trial_id not in self._done:
+            self._done.add(trial_id)
+            which = "failed" if failed else "completed"
             self._status = self._status.model_copy(update={which: getattr(self._status, which) + 1})
 
     def _set_total(self, queued: int) -> None:

@@ -26,6 +26,7 @@ from bench.journal import Journal
 from bench.lock import FolderLock, LockError
 from bench.outbox import checkpoints_beside
 from bench.record import Failed, Reason, TrialResult
+from bench.record_index import INDEX_FILE, Known, RecordIndex, known_of
 from bench.spec import JsonDict
 
 RECORD_FILE = "result.json"
@@ -52,6 +53,7 @@ class Store:
         self.root = root
         self.trials = root / "trials"
         self.journal = Journal(root / "journal.jsonl")
+        self.index = RecordIndex(root / INDEX_FILE, self.trials, RECORD_FILE)
         self._lock = FolderLock(root / LOCK_FILE)
 
     @contextmanager
@@ -69,6 +71,7 @@ class Store:
         try:
             yield
         finally:
+            self.save_index()
             self._lock.release()
 
     @property
@@ -93,11 +96,40 @@ class Store:
         Raises:
             CorruptRecordError: One of them is damaged.
         """
-        return [read_record(path) for path in sorted(self.trials.glob(f"*/{RECORD_FILE}"))]
+        return list(self.records())
+
+    def records(self) -> Iterator[TrialResult]:
+        """All records, one after the other, in order of their trial ids.
+
+        Raises:
+            CorruptRecordError: One of them is damaged. Those that the index holds are not checked again.
+        """
+        for trial_id in self.trial_ids():
+            path = self.trials / trial_id / RECORD_FILE
+            yield read_record(path) if self.index.known(trial_id) is None else _read_checked(path)
+
+    def known(self, trial_id: str) -> Known | None:
+        """What a driver needs of a trial's record, which is read only where the index does not hold it; None if absent.
+
+        Raises:
+            CorruptRecordError: There is a file that is no record, or not the one that was written.
+        """
+        if (found := self.index.known(trial_id)) is not None:
+            return found
+        record = self.read(trial_id)
+        return None if record is None else known_of(record)
+
+    def save_index(self) -> None:
+        """Bring the index up to date. Only for whoever holds the lock, and not for one who was silent for too long."""
+        with contextlib.suppress(LockError):
+            self._lock.check()
+            self.index.save()
 
     def trial_ids(self) -> list[str]:
         """The trials that have a record, in order."""
-        return [path.parent.name for path in sorted(self.trials.glob(f"*/{RECORD_FILE}"))]
+        if not self.trials.is_dir():
+            return []
+        return sorted(path.name for path in self.trials.iterdir() if (path / RECORD_FILE).is_file())
 
     def has(self, trial_id: str) -> bool:
         """Whether a trial has a record."""
@@ -132,6 +164,7 @@ class Store:
                 f"{self.root}: the record of {result.trial_id} cannot be written: {error}. Nothing is lost: "
                 "it waits in .outbox, and the same command goes on"
             ) from error
+        self._index(result)
         reached("commit.after_rename")
         self.log("committed", trial_id=result.trial_id, attempt=result.attempt.attempt_id, status=result.outcome.status)
         reached("commit.after_journal")
@@ -192,6 +225,7 @@ class Store:
             _link(path, kept / path.name)
         sync_folder(kept)
         (folder / RECORD_FILE).unlink()
+        self.index.forget(trial_id)
         sync_folder(folder)
         self.log("discarded", trial_id=trial_id, attempt=attempt_id)
 
@@ -202,6 +236,7 @@ class Store:
         number = 1 + sum(path.name.startswith(f"{trial_id}.") for path in aside.iterdir())
         target = aside / f"{trial_id}.{number}"
         (self.trials / trial_id).rename(target)
+        self.index.forget(trial_id)
         sync_folder(self.trials)
         self.log("set_aside", trial_id=trial_id, why=why, folder=str(target.relative_to(self.root)))
         return target
@@ -216,6 +251,12 @@ class Store:
             self.journal.append(event, **details)
         except OSError as error:
             raise StoreError(f"{self.journal.path} cannot be written: {error.strerror}") from error
+
+    def _index(self, committed: TrialResult) -> None:
+        with contextlib.suppress(OSError):  # It is read again, then.
+            self.index.add(committed, self.index.stamps(committed.trial_id, list(committed.files)), settled=False)
+        if self.index.is_behind:
+            self.save_index()
 
     def _write(self, folder: Path, result: TrialResult, files: Sequence[Path], prefix: str = "") -> TrialResult:
         make_folder(folder)
@@ -254,6 +295,14 @@ def read_record(path: Path) -> TrialResult:
     if record.content_sha256 is not None and missing:
         raise CorruptRecordError(_corrupt(path, f"its files {', '.join(missing)} are missing"))
     return record
+
+
+def _read_checked(path: Path) -> TrialResult:
+    """A record that was found to be right, and has not been touched since."""
+    try:
+        return TrialResult.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise CorruptRecordError(_corrupt(path, str(error))) from error
 
 
 def damaged_files(folder: Path, record: TrialResult, names: Sequence[str]) -> list[str]:

@@ -29,7 +29,7 @@ class Runner(RoundRunner):
 
 
 @pytest.mark.parametrize("retry_failed", [False, True])
-def test_a_round_runs_what_has_no_record_and_reads_each_record_once(
+def test_a_round_runs_what_has_no_record_and_reads_no_record_that_the_index_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retry_failed: bool
 ) -> None:
     done, failed, new = trials = tuple(trial(seed=seed) for seed in range(3))
@@ -48,7 +48,7 @@ def test_a_round_runs_what_has_no_record_and_reads_each_record_once(
         monkeypatch.setattr(Store, "read", counted)
         runner.run(Round("final", trials), "sweep")
 
-    assert reads[done.trial_id] == 1
+    assert reads[done.trial_id] == 0
     assert runner.ran == tuple(spec.trial_id for spec in ((failed, new) if retry_failed else (new,)))
     assert list(runner.found) == [spec.trial_id for spec in trials]
-    assert runner.found[failed.trial_id].outcome.status == ("completed" if retry_failed else "failed")
+    assert runner.found[failed.trial_id].status == ("completed" if retry_failed else "failed")

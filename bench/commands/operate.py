@@ -81,9 +81,11 @@ def _store(directory: Path) -> Store:
 
 
 def _damaged(store: Store, verify: bool) -> list[str]:
-    """What is wrong with records."""
+    """What is wrong with records. Those that the index holds are as they were when they were last found right."""
     found = []
     for trial_id in store.trial_ids():
+        if not verify and store.index.known(trial_id) is not None:
+            continue
         try:
             record = store.read(trial_id)
         except CorruptRecordError as error:

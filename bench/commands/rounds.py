@@ -12,7 +12,7 @@ from bench.commands.options import console
 from bench.mirror import Mirror
 from bench.observe import Observer
 from bench.place import Place
-from bench.record import Failed, TrialResult
+from bench.record_index import Known
 from bench.spec import JsonDict, TrialSpec
 from bench.stages import Round
 from bench.status import StatusBoard
@@ -53,7 +53,7 @@ class RoundRunner:
         self.place, self.targets = place, targets
         self.retry_failed = retry_failed
         self.metrics = metrics
-        self.found: dict[str, TrialResult] = {}
+        self.found: dict[str, Known] = {}
         self._launcher: Launcher | None = None
         self._board = StatusBoard(store.root, sweep)
         warn = partial(console.print, style="yellow", highlight=False, markup=False, soft_wrap=True)
@@ -92,7 +92,8 @@ class RoundRunner:
         """Say which finished trials were made with another commit of the hub than these would be."""
         from bench.moved import moved
 
-        for told in moved(self.store.read_all(), trials):
+        finished = map(self.store.known, self.store.trial_ids())
+        for told in moved(filter(None, finished), trials):
             console.print(told, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     def complete_mirror(self) -> bool:
@@ -113,19 +114,17 @@ class RoundRunner:
             self._run(pending)
         self._board.write()
         for trial in trials.trials:
-            record = present.get(trial.trial_id) or self.store.read(trial.trial_id)
-            if record is not None:
-                self.found[trial.trial_id] = record
+            known = present.get(trial.trial_id) or self.store.known(trial.trial_id)
+            if known is not None:
+                self.found[trial.trial_id] = known
 
-    def _present(self, trial: TrialSpec) -> TrialResult | None:
-        """The record of a trial, but for a failure of an earlier run that is to be run again."""
-        record = self.store.read(trial.trial_id)
-        if record is None or not isinstance(record.outcome, Failed):
-            return record
-        if self.retry_failed and trial.trial_id not in self.found:
+    def _present(self, trial: TrialSpec) -> Known | None:
+        """What is known of a trial's record, but for a failure of an earlier run that is to be run again."""
+        known = self.store.known(trial.trial_id)
+        if known is not None and known.failed and self.retry_failed and trial.trial_id not in self.found:
             self.store.discard(trial.trial_id)
             return None
-        return record
+        return known
 
     def _run(self, pending: Sequence[TrialSpec]) -> None:
         from bench.display import Display

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from bench.commands.options import MethodsDir, ResultsDir, Settings, SweepFile, 
 from bench.commands.rounds import RoundRunner
 from bench.place import LauncherName, Place, read_runtime_env
 from bench.published import keep_published, load_published, published_files
-from bench.record import Failed, TrialResult
+from bench.report.kept import Kept, keep, kept, made_from
 from bench.search_store import read_searches
 from bench.status import read_status
 from bench.store import Store
@@ -60,27 +59,13 @@ def run(
         store.log("run", command=shlex.join(["tuneoff", *sys.argv[1:]]))
         for trials in stages.rounds(store):
             runner.run(trials, f"{sweep.name} {trials.stage}" if sweep.stages else sweep.name)
-        folder = _write_report(store)
+        _report(store, list(runner.found))
         mirrored = runner.complete_mirror()
-    _print_results(list(runner.found.values()), folder)
     for name in stages.without_settings:
         console.print(f"{name}: every trial of its tuning failed, so that it has no final trial", style="red")
     # A trial that fails while settings are searched is an answer: these settings do not work.
-    failed = [r for r in runner.found.values() if isinstance(r.outcome, Failed) and r.spec.stage != "tune"]
+    failed = [known for known in runner.found.values() if known.failed and known.stage != "tune"]
     raise typer.Exit(1 if failed or stages.without_settings or not mirrored else 0)
-
-
-def _print_results(found: list[TrialResult], folder: Path) -> None:
-    from bench.report.terminal import results_table, tuning_table
-
-    searches = tunings(read_searches(folder.parent), found)
-    if searches:
-        console.print(tuning_table(searches))
-    if finals := [record for record in found if record.spec.stage == "final"]:
-        console.print(results_table(finals))
-        for line in json.loads((folder / "report.json").read_text(encoding="utf-8"))["headlines"]:
-            console.print(line, style="bold", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"report: {folder / 'report.html'}", highlight=False)
 
 
 def report(
@@ -97,11 +82,44 @@ def report(
         load_published(path)
     keep_published(directory, published or ())
     store = Store(directory)
-    _print_results(store.read_all(), _write_report(store))
+    _report(store, store.trial_ids(), again=True)
 
 
-def _write_report(store: Store) -> Path:
-    """Render a sweep, with the command that ran it and how much of it is still to come."""
+def _report(store: Store, trial_ids: list[str], again: bool = False) -> None:
+    """Render a sweep, unless its report is the one that this would make, and print tables of these trials.
+
+    Args:
+        store: Of the sweep.
+        trial_ids: What the terminal shows.
+        again: Whether to render in any case.
+    """
     status = read_status(store.root)
     missing = 0 if status is None else max(0, status.total - status.completed - status.failed)
-    return reports.write(store.root, store.command(), missing)
+    command = store.command()
+    folder = store.root / "report"
+    key = made_from(store, command, missing, sorted(trial_ids))
+    shown = None if key is None or again else kept(folder, key)
+    if shown is None:
+        content = reports.load_content(store.root, command, missing)
+        reports.render(store.root, content)
+        shown = _shown(store.root, content, set(trial_ids))
+        if key is not None:
+            keep(folder, key, shown)
+    for table in shown.tables:
+        console.print(table)
+    for line in shown.headlines:
+        console.print(line, style="bold", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"report: {folder / 'report.html'}", highlight=False)
+
+
+def _shown(root: Path, content: reports.Content, trial_ids: set[str]) -> Kept:
+    """Tables of some trials, and what the report concludes."""
+    from bench.report.terminal import results_table, tuning_table
+
+    found = [record for record in content.records if record.trial_id in trial_ids]
+    finals = [record for record in found if record.spec.stage == "final"]
+    searches = tunings(read_searches(root), found)
+    return Kept(
+        (*([tuning_table(searches)] if searches else []), *([results_table(finals)] if finals else [])),
+        tuple(content.headlines) if finals else (),
+    )

@@ -9,7 +9,7 @@ from bench.report.content import Content
 from bench.report.data import csv_text
 from bench.report.markdown import markdown
 from bench.report.rows import frame, load, row, row_columns
-from bench.report.write import load_content, write
+from bench.report.write import load_content, render, write
 
 __all__ = [
     "ABSENT",
@@ -20,6 +20,7 @@ __all__ = [
     "load",
     "load_content",
     "markdown",
+    "render",
     "row",
     "row_columns",
     "write",

@@ -15,17 +15,22 @@ from bench.report.latex import latex
 from bench.report.markdown import markdown
 from bench.report.page import html
 from bench.report.predictions import side_by_side
+from bench.report.sharing import shared
 from bench.search_store import read_searches
 from bench.store import Store
 from bench.tuning_summary import tunings
 
 
 def write(root: Path, command: str | None = None, missing: int = 0) -> Path:
-    """Render all records below ``root`` into ``root/report``; returns that folder.
+    """Render all records below ``root`` into ``root/report``; returns that folder. See :func:`load_content`."""
+    return render(root, load_content(root, command, missing))
 
-    The rows by trial hold every stage, the tables by configuration final trials. Arguments as in :func:`load_content`.
+
+def render(root: Path, content: Content) -> Path:
+    """Render what was read below ``root`` into ``root/report``; returns that folder.
+
+    The rows by trial hold every stage, the tables by configuration final trials.
     """
-    content = load_content(root, command, missing)
     records = content.records
     folder = root / "report"
     make_folder(folder)
@@ -54,6 +59,6 @@ def load_content(root: Path, command: str | None = None, missing: int = 0) -> Co
         command: That runs the sweep again.
         missing: Trials that are known to come and have no record yet.
     """
-    records = tuple(Store(root).read_all())
+    records = tuple(shared(Store(root).records()))
     searched = tuple(tunings(read_searches(root), records))
     return Content(root.name, records, command, searched, root, kept_published(root), missing)
