@@ -164,10 +164,10 @@ class Store:
                 f"{self.root}: the record of {result.trial_id} cannot be written: {error}. Nothing is lost: "
                 "it waits in .outbox, and the same command goes on"
             ) from error
-        self._index(result)
         reached("commit.after_rename")
         self.log("committed", trial_id=result.trial_id, attempt=result.attempt.attempt_id, status=result.outcome.status)
         reached("commit.after_journal")
+        self._index(result)
         self.drop_checkpoints(result.trial_id)
         return result
 
