@@ -14,9 +14,9 @@ import pytest
 from fakes import completed, failed, record, trial
 
 from bench import record_index
-from bench.commands.options import LauncherName, Place
 from bench.commands.rounds import RoundRunner
 from bench.crash_points import CrashPoint
+from bench.place import LauncherName, Place
 from bench.record_index import INDEX_FILE
 from bench.recover import recover
 from bench.stages import Round

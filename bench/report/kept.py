@@ -18,7 +18,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from bench.files import sha256_of, write_atomically
+from bench.digests import sha256_of
+from bench.files import write_atomically
 from bench.provenance import code_sha256, installed_version
 from bench.spec import JsonDict
 from bench.store import Store

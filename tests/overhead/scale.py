@@ -19,7 +19,7 @@ from fakes import completed, record
 from tiny_sweep import write_tiny_sweep
 
 from bench.commands.options import read_stages
-from bench.files import sha256_of
+from bench.digests import sha256_of
 from bench.predictions import KEPT_FILE
 from bench.record import DevPoint, Provenance, TrainPoint
 from bench.spec import TrialSpec
