@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import random
@@ -129,18 +130,21 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {family: save_tiny_model(tmp_path_factory.mktemp(f"model-{family}"), family) for family in families}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def earlier_objects_are_left_alone() -> None:
+    """Every phase of a trial begins with a collection, which need not look at what was imported and compiled before."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The process group of a trial with one rank, which DeepSpeed insists on, and on the same one ever after."""
-    import gc
-
     import torch
     from one_rank import join_alone
 
     join_alone(tmp_path_factory.mktemp("rank"))
-    gc.freeze()  # Every phase of a trial begins with a collection, which need not look at what was imported.
     yield
-    gc.unfreeze()
     torch.distributed.destroy_process_group()
 
 
