@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 E2E ?= $(wildcard ../shared/data/e2e)
 
-.PHONY: quickstart test test-all test-html chaos multihost overhead race false-calls profile docs lint format
+.PHONY: quickstart test test-all test-html chaos exits multihost overhead race false-calls profile docs lint format
 
 quickstart: $(STAMP)
 	$(BIN)/tuneoff run configs/quickstart.yaml
@@ -39,6 +39,10 @@ overhead: $(STAMP)
 # How often equal methods are called different, and how often different ones are found; ten minutes of one core.
 false-calls: $(STAMP)
 	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m programs.false_calls ../results/false_calls/report
+
+# Does every driver end as it should? 200 of them, on a busy machine on purpose; half an hour of two cores.
+exits: $(STAMP)
+	cd tests && ../$(BIN)/python -m programs.clean_exits ../results/exits/report
 
 # A trial across two network namespaces, whose cable is then cut. Exit code 3 of the script: no rights to make them.
 multihost: $(STAMP)

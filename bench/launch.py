@@ -65,6 +65,7 @@ class Running:
     seats: list[Seat]
     stop_reason: StopReason | None = None
     memory_bytes: int = 0  # of its largest rank, as last heard
+    since: float = field(default_factory=time.monotonic)  # no clock that somebody sets
     inbox: queue.Queue[JsonDict] = field(default_factory=queue.Queue)
 
     @property
@@ -81,7 +82,7 @@ class Running:
 
     @property
     def seconds(self) -> float:
-        return time.time() - self.started.started_at
+        return time.monotonic() - self.since
 
 
 class Launcher(ABC):

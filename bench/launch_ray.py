@@ -12,7 +12,8 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from bench.capacity import Cluster, Machine, Need
+from bench.capacity import Cluster, Machine, Need, Seat
 from bench.embedded_cluster import EmbeddedCluster
 from bench.launch import NOTHING_LOST, Ended, NoMachinesError, Progress, Running, StopReason
 from bench.launch_hosts import POLL_SECONDS, START_TIMEOUT_SECONDS, HostLauncher, HostLost
@@ -56,8 +57,9 @@ HOST_THREADS = 16
 class NodeHost:
     """A :class:`RankHost` in an actor on another node, with the same methods."""
 
-    def __init__(self, node_id: str, module: str | None) -> None:
+    def __init__(self, node_id: str, module: str | None, head: Head) -> None:
         self._node_id = node_id
+        self._head = head
         self.node_is_gone = False
         self.closed = False
         actor_class = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, max_concurrency=HOST_THREADS)(_Actor)
@@ -131,10 +133,8 @@ class NodeHost:
 
     def _answers(self) -> bool:
         """Whether the node is there. Ray misses an actor at once, its node only half a minute later."""
-        node = alive_nodes().get(self._node_id)
-        if node is None:
-            return False
-        return reachable(node["NodeManagerAddress"], node["NodeManagerPort"])
+        node = self._head.nodes().get(self._node_id)
+        return node is not None and reachable(node.host, node.port)
 
 
 class _Actor(RankHost):
@@ -172,7 +172,8 @@ class RayLauncher(HostLauncher):
     ) -> None:
         self._embedded = cluster if isinstance(cluster, EmbeddedCluster) else None
         join(cluster, plugins, runtime_env)
-        super().__init__(Cluster(machines()), outbox)
+        self._head = Head()
+        super().__init__(Cluster(self._head.machines()), outbox)
         self._module = module
         self._hosts: dict[str, NodeHost] = {}
         self._hosts_lock = threading.Lock()
@@ -180,7 +181,6 @@ class RayLauncher(HostLauncher):
         self._groups: dict[str, PlacementGroup] = {}
         self._next_look = time.monotonic() + LOOK_SECONDS
         self._gone: set[str] = set()  # nodes that Ray may still list for half a minute
-        self._head = Head()
         self._to_come = machines_to_come()  # asked for at each look, since a head that is gone gives no answer
         self._asked: _AskedFor | None = None
 
@@ -188,7 +188,8 @@ class RayLauncher(HostLauncher):
         if time.monotonic() > self._next_look:
             self._next_look = time.monotonic() + LOOK_SECONDS
             if self._head.answers():
-                self.cluster.update([machine for machine in machines() if machine.node_id not in self._gone])
+                there = self._head.machines()
+                self.cluster.update([machine for machine in there if machine.node_id not in self._gone])
                 self._to_come = machines_to_come()
         return super().poll(timeout_seconds)
 
@@ -214,6 +215,9 @@ class RayLauncher(HostLauncher):
     def shortage(self, spec: TrialSpec) -> str | None:
         return self.cluster.shortage(spec, self._to_come)
 
+    def reserve(self, spec: TrialSpec) -> list[Seat] | None:
+        return super().reserve(spec) if self._head.is_there else None  # Else nothing could be started.
+
     def await_machines(self, spec: TrialSpec) -> None:
         if (missing := self.cluster.missing(spec)) is None:
             self._stop_asking()
@@ -237,11 +241,11 @@ class RayLauncher(HostLauncher):
         super()._launch(run)
 
     def host(self, node_id: str) -> NodeHost:
-        if node_id not in alive_nodes():
+        if node_id not in self._head.nodes():
             raise HostLost("node_lost", f"node {node_id} is gone")
         with self._hosts_lock:
             if node_id not in self._hosts:
-                host = self._hosts[node_id] = NodeHost(node_id, self._module)
+                host = self._hosts[node_id] = NodeHost(node_id, self._module, self._head)
                 thread = threading.Thread(target=self._hear, args=(node_id, host), name=f"hear {node_id}", daemon=True)
                 self._hearing.append(thread)
                 thread.start()
@@ -286,7 +290,7 @@ class RayLauncher(HostLauncher):
         while not group.wait(POLL_SECONDS):
             if run.stop_reason is not None:
                 return None
-            if gone := {seat.node_id for seat in run.seats} - alive_nodes().keys():
+            if gone := {seat.node_id for seat in run.seats} - self._head.nodes().keys():
                 raise HostLost("node_lost", f"node {gone.pop()} is gone")
             if time.monotonic() > deadline:
                 message = f"others hold the cores or GPUs of this trial for {START_TIMEOUT_SECONDS:g} s already"
@@ -303,33 +307,96 @@ class RayLauncher(HostLauncher):
             remove_placement_group(group)
 
 
+@dataclass(frozen=True)
+class Node:
+    """A node that lives, as the head knows it."""
+
+    host: str
+    port: int  # of its raylet
+    resources: Mapping[str, float]
+    labels: Mapping[str, str]
+
+
 class Head:
-    """The control store of the cluster that this process has joined."""
+    """The control store of the cluster that this process has joined.
+
+    It is asked through a client of its own, whose calls fail. Those behind ``ray.nodes()`` end the process without a
+    word of ours when a new control store answers at the address of the old one. Behind Ray's client (``ray://``) the
+    store cannot be asked, counts as there, and the client asks for us.
+    """
 
     def __init__(self) -> None:
-        self.address = "" if ray.util.client.ray.is_connected() else str(ray.get_runtime_context().gcs_address)
+        behind_client = ray.util.client.ray.is_connected()
+        self.address = "" if behind_client else str(ray.get_runtime_context().gcs_address)
+        self._store: Any = None if behind_client else ray._raylet.GcsClient(address=self.address)
         self._silent_since: float | None = None
+        self._is_another = False
         self.is_lost = False
 
+    @property
+    def is_there(self) -> bool:
+        """Whether it answered when it was asked last."""
+        return self._silent_since is None and not self._is_another
+
+    def nodes(self) -> dict[str, Node]:
+        """The nodes that live, by their ids; none if it does not answer."""
+        if self._store is None:
+            return {
+                node["NodeID"]: Node(
+                    node["NodeManagerAddress"], node["NodeManagerPort"], node["Resources"], node.get("Labels") or {}
+                )
+                for node in ray.nodes()
+                if node["Alive"]
+            }
+        try:
+            found = self._store.get_all_node_info(timeout=NODE_ANSWER_SECONDS)
+        except ray.exceptions.AuthenticationError:  # It does not know the cluster that we are of.
+            self._is_another = True
+            return {}
+        except ray.exceptions.RayError:
+            self._silent_since = self._silent_since or time.monotonic()
+            return {}
+        self._silent_since = None
+        return {
+            node_id.hex(): Node(
+                info.node_manager_address, info.node_manager_port, dict(info.resources_total), dict(info.labels)
+            )
+            for node_id, info in found.items()
+            if info.state == info.ALIVE
+        }
+
+    def machines(self) -> list[Machine]:
+        """What there is to run ranks on."""
+        return [
+            Machine(
+                int(node.resources.get("CPU", 0)),
+                int(node.resources.get("GPU", 0)),
+                node_id,
+                node.labels.get(ACCELERATOR_LABEL, ""),
+            )
+            for node_id, node in sorted(self.nodes().items())
+        ]
+
     def answers(self) -> bool:
-        """Whether it does now. Behind Ray's client it cannot be asked, and counts as answering.
+        """Whether it does now.
 
         Raises:
-            NoMachinesError: It has not for longer than one waits.
+            NoMachinesError: It has not for longer than one waits, or another one has taken its place.
         """
-        host, _, port = self.address.rpartition(":")
-        if not host or reachable(host.strip("[]"), int(port)):
-            self._silent_since = None
-            return True
-        now = time.monotonic()
-        self._silent_since = self._silent_since or now
-        if now - self._silent_since > HEAD_RETURN_SECONDS:
+        self.nodes()
+        if self._is_another:
+            self.is_lost = True
+            raise NoMachinesError(
+                f"the head of the Ray cluster at {self.address} has started anew, and knows nothing of this driver; "
+                f"issue the command again. {NOTHING_LOST}"
+            )
+        if self._silent_since is not None and time.monotonic() - self._silent_since > HEAD_RETURN_SECONDS:
             self.is_lost = True
             raise NoMachinesError(
                 f"the head of the Ray cluster at {self.address} has not answered for {HEAD_RETURN_SECONDS:g} s; issue "
                 f"the command again when it is back. {NOTHING_LOST}"
             )
-        return False
+        return self.is_there
 
 
 class _AskedFor:
@@ -382,21 +449,6 @@ def reachable(host: str, port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def alive_nodes() -> dict[str, JsonDict]:
-    """What Ray knows of each node that lives, by its id."""
-    return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-
-
-def machines() -> list[Machine]:
-    """What there is to run ranks on."""
-    found = []
-    for node_id, node in sorted(alive_nodes().items()):
-        resources = node["Resources"]
-        kind = (node.get("Labels") or {}).get(ACCELERATOR_LABEL, "")
-        found.append(Machine(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), node_id, kind))
-    return found
 
 
 def _in_brief(error: Exception) -> str:

@@ -156,14 +156,16 @@ def read_holder(path: Path) -> Holder | None:
 
 
 def is_alive(holder: Holder, path: Path) -> bool | None:
-    """Whether a holder lives; None where only its own machine can tell."""
+    """Whether a holder lives; None where only its own machine can tell, or the file system knows no locks."""
     if holder.boot_id != boot_id():
         return None
     with path.open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             return True
+        except OSError:
+            return None
         fcntl.flock(file, fcntl.LOCK_UN)
     return False
 

@@ -65,6 +65,9 @@ class RankHost:
         self._folder = owned_folder("tuneoff-host-")
         # Deletes the folder whatever becomes of this process; if it is killed too, the next host does.
         self._folder_keeper = Kept(["true"], os.environ, flags=["--hold", "--remove", str(self._folder)])
+        # What ranks and their libraries leave in their temporary folder goes with this one.
+        self._temporary = {"TMPDIR": str(self._folder / "tmp")}
+        (self._folder / "tmp").mkdir()
         self._servers: dict[str, ForkServer] = {}
         self._ranks: dict[str, list[_Rank]] = {}
         self._outboxes: dict[str, Path] = {}
@@ -76,7 +79,7 @@ class RankHost:
         """Have the libraries imported already when the first rank comes."""
         if self._warm:
             with self._starting:
-                self._server(environment)
+                self._server({**self._temporary, **environment})
 
     def missing(self, paths: Sequence[str], modules: Sequence[str]) -> list[str]:
         """Which of these files, folders and modules this machine lacks."""
@@ -115,6 +118,7 @@ class RankHost:
             environment: Variables of the rank, beside those of this process.
         """
         outbox = self._outbox(attempt_id, Path(job["outbox"]))
+        environment = {**self._temporary, **environment}
         if job["host"] != LOOPBACK:
             environment = {**self._network(), **environment}
         jobs_read, jobs = os.pipe()

@@ -70,7 +70,8 @@ def _result(
         return member.result(lost, None, 0.0, None), True
     report = outbox.merged({rank: finished.report for rank, finished in ranks.items()})
     outcome = report.of_member(number)
-    seconds = max(finished.finished_at for finished in ranks.values()) - member.started_at
+    # Two readings of clocks which somebody may have set in between.
+    seconds = max(0.0, max(finished.finished_at for finished in ranks.values()) - member.started_at)
     result = member.result(outcome, report.provenance, seconds, None, report.shared_seconds)
     # What fails in company is tried again alone.
     return result, isinstance(outcome, Failed) and bool(member.companions)

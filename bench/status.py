@@ -58,6 +58,16 @@ class SweepStatus(Spec):
         return self.total - self.completed - self.failed - len(self.running)
 
 
+class _SteadyClock:
+    """The time of day as it was when this was made, and the seconds since then, whoever sets the machine's clock."""
+
+    def __init__(self) -> None:
+        self._offset = time.time() - time.monotonic()
+
+    def time(self) -> float:
+        return self._offset + time.monotonic()
+
+
 class StatusBoard(Observer):
     """Keeps the status of a sweep.
 
@@ -67,7 +77,8 @@ class StatusBoard(Observer):
     """
 
     def __init__(self, root: Path, sweep: str) -> None:
-        now = time.time()
+        self._clock = _SteadyClock()
+        now = self._clock.time()
         self._path = root / STATUS_FILE
         self._status = SweepStatus(sweep=sweep, total=0, completed=0, failed=0, started_at=now, updated_at=now)
         self._done: set[str] = set()
@@ -84,20 +95,22 @@ class StatusBoard(Observer):
 
     def now(self) -> SweepStatus:
         """The status at this moment."""
-        return self._status.model_copy(update={"running": list(self._running.values()), "updated_at": time.time()})
+        now = self._clock.time()
+        return self._status.model_copy(update={"running": list(self._running.values()), "updated_at": now})
 
     def remaining_seconds(self) -> float | None:
         """Until the end of the sweep, if the others take as long as those of this run; None before the first one."""
         status = self._status
         if not self._done_here:
             return None
-        return (time.time() - status.started_at) / self._done_here * (status.total - status.completed - status.failed)
+        waiting = status.total - status.completed - status.failed
+        return (self._clock.time() - status.started_at) / self._done_here * waiting
 
     def started(self, attempt: StartedAttempt) -> None:
         trial_id = attempt.spec.trial_id
         self._memory[trial_id] = {}
         self._running[trial_id] = RunningTrial(
-            trial_id=trial_id, attempt=attempt.attempt.number, started_at=attempt.started_at
+            trial_id=trial_id, attempt=attempt.attempt.number, started_at=self._clock.time()
         )
 
     def progressed(self, progress: Progress) -> None:

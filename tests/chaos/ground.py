@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,10 +20,13 @@ from command import processes_with
 from bench.journal import Journal
 from bench.status import read_status
 from bench.store import Store, damaged_files, read_record
+from chaos.traces import Traces
 
 TESTS = Path(__file__).parents[1]
 # Long: the machine may have other things to do.
 PATIENCE_SECONDS = 300.0
+# What is still there then is left behind.
+LEAVE_SECONDS = 10.0
 
 
 @dataclass
@@ -35,15 +39,20 @@ class Verdict:
     committed: int
     lost: int
     duplicated: int
-    orphans: int
-    left: int  # files and folders in TMPDIR
+    left_temporary: int  # files and folders in TMPDIR
+    left_shared: int  # files in /dev/shm
+    left_processes: int
+    left_ports: int  # that still listen
     notes: list[str] = field(default_factory=list)
 
     @property
     def good(self) -> bool:
-        return self.committed == self.trials and not (
-            self.lost or self.duplicated or self.orphans or self.left or self.notes
-        )
+        left = self.left_temporary + self.left_shared + self.left_processes + self.left_ports
+        return self.committed == self.trials and not (self.lost or self.duplicated or left or self.notes)
+
+
+class NotPossibleError(Exception):
+    """This system does not let us do that to a sweep; the message says why."""
 
 
 class Ground:
@@ -53,11 +62,12 @@ class Ground:
         folder: Empty.
         trials: How many trials the sweep has.
         command: Of a driver.
+        name: Of the sweep.
     """
 
-    def __init__(self, folder: Path, trials: int, command: list[str] | None = None) -> None:
-        self.root = folder / "sweep"
-        self.temporary = folder / "tmp"
+    def __init__(self, folder: Path, trials: int, command: list[str] | None = None, name: str = "sweep") -> None:
+        self.root = folder / name
+        self.temporary = folder / f"t-{name}"  # short: the paths of Ray's sockets have a limit
         self.temporary.mkdir()
         self.trials = trials
         self.command = command or [
@@ -67,14 +77,17 @@ class Ground:
             str(trials),
         ]
         self.tag = uuid.uuid4().hex
-        self.seen: dict[str, bytes] = {}
+        self.variables: dict[str, str] = {}  # of every driver
+        self.seen: dict[str, dict[str, bytes]] = {}  # all files of all records
         self.injected = 0
         self.notes: list[str] = []
+        self._traces = Traces(self.processes)
 
     def start(self, **variables: str) -> subprocess.Popen[str]:
         """Start a driver."""
         path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-        environment = {**os.environ, "PYTHONPATH": path, "TUNEOFF_TEST_TAG": self.tag, **variables}
+        environment = {**os.environ, "PYTHONPATH": path, "TUNEOFF_TEST_TAG": self.tag}
+        environment |= self.variables | variables
         environment["TMPDIR"] = str(self.temporary)
         return subprocess.Popen(
             self.command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -106,12 +119,19 @@ class Ground:
         self.injected += 1
 
     def look(self) -> None:
-        """Remember the records that are there; those seen before must be as they were."""
-        records = {path.parent.name: path.read_bytes() for path in self.root.glob("trials/*/result.json")}
+        """Remember the records that are there, with their files; those seen before must be as they were."""
+        records = {
+            record.parent.name: {path.name: path.read_bytes() for path in record.parent.iterdir() if path.is_file()}
+            for record in self.root.glob("trials/*/result.json")
+        }
         for trial_id, content in self.seen.items():
             if records.get(trial_id) != content:
                 self.notes.append(f"the committed record of {trial_id} is gone or was changed")
         self.seen = records
+
+    def move(self, root: Path) -> None:
+        """Give the results folder another name."""
+        self.root = self.root.rename(root)
 
     def forget(self, trial_id: str) -> None:
         """A record was damaged on purpose."""
@@ -132,7 +152,9 @@ class Ground:
 
     def judge(self, fault: str) -> Verdict:
         """Count, once everything has been done."""
-        orphans = self._orphans()
+        processes = _none_left(self.processes)
+        ports = _none_left(self._traces.ports)
+        self._traces.close()
         store = Store(self.root)
         found, lost = store.trial_ids(), 0
         for trial_id in found:
@@ -149,23 +171,28 @@ class Ground:
             len(found),
             lost,
             len(started_after),
-            len(orphans),
-            len(self._left()),
+            _none_left(lambda: list(self.temporary.iterdir())),
+            _none_left(self._traces.shared_memory),
+            processes,
+            ports,
             list(self.notes),
         )
 
-    def _left(self) -> list[Path]:
-        """What is in the temporary folder. A keeper needs a moment to remove its own."""
-        deadline = time.monotonic() + 10.0
-        while (left := list(self.temporary.iterdir())) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return left
 
-    def _orphans(self) -> list[int]:
-        deadline = time.monotonic() + 10.0
-        while (left := self.processes()) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return left
+def together(fault: str, grounds: Sequence[Ground]) -> Verdict:
+    """What came of a fault to several sweeps."""
+    verdicts = [ground.judge(fault) for ground in grounds]
+    counted = [each.name for each in dataclasses.fields(Verdict) if each.name not in ("fault", "notes")]
+    sums = {name: sum(getattr(verdict, name) for verdict in verdicts) for name in counted}
+    return Verdict(fault, **sums, notes=[note for verdict in verdicts for note in verdict.notes])
+
+
+def _none_left(find: Callable[[], int | Sequence[object]]) -> int:
+    """How much of something there is, in the end. Keepers need a moment to do their work."""
+    deadline = time.monotonic() + LEAVE_SECONDS
+    while (left := find()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left if isinstance(left, int) else len(left)
 
 
 def trained_again(store: Store) -> list[str]:
@@ -189,7 +216,7 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = PATI
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(what)
-        time.sleep(0.02)
+        time.sleep(0.005)
 
 
 def has_come_to(ground: Ground, driver: subprocess.Popen[str], records: int) -> bool:

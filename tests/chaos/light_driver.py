@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fakes import FakeLauncher, trial
 
 from bench.capacity import Machine
+from bench.embedded_cluster import EmbeddedCluster
 from bench.launch import Launcher, NoMachinesError, Progress
 from bench.launch_local import LocalLauncher
 from bench.leaving import leave
@@ -39,11 +40,13 @@ class FullDisk(Observer):
 
 
 def launcher_for(outbox: Path) -> Launcher:
-    """No ranks at all if ``LIGHT_FAKE``; ranks on the Ray cluster ``LIGHT_ADDRESS``, else on this machine."""
+    """No ranks if ``LIGHT_FAKE``; ranks on the Ray cluster ``LIGHT_ADDRESS``, or one that it starts; or without Ray."""
     machine = Machine(cpus=int(os.environ.get("LIGHT_CPUS", "2")), gpus=0)
     if os.environ.get("LIGHT_FAKE"):
         return FakeLauncher(outbox, machine)
-    address = os.environ.get("LIGHT_ADDRESS")
+    address: str | EmbeddedCluster | None = os.environ.get("LIGHT_ADDRESS")
+    if os.environ.get("LIGHT_EMBEDDED"):
+        address = EmbeddedCluster()
     if address is None:
         return LocalLauncher(outbox, machine, RankHost("chaos.light_rank"))
     from bench import launch_ray
@@ -51,7 +54,7 @@ def launcher_for(outbox: Path) -> Launcher:
 
     if patience := os.environ.get("LIGHT_PATIENCE_SECONDS"):
         launch_ray.NODES_RETURN_SECONDS = launch_ray.HEAD_RETURN_SECONDS = float(patience)
-    ours = {name: value for name, value in os.environ.items() if name.startswith(("LIGHT_", "TUNEOFF_"))}
+    ours = {name: value for name, value in os.environ.items() if name.startswith(("LIGHT_", "TUNEOFF_", "TMPDIR"))}
     sources = [TESTS / "chaos", TESTS / "fakes.py"]
     return RayLauncher(outbox, address, sources, {"env_vars": ours}, "chaos.light_rank")
 
@@ -80,6 +83,8 @@ def main() -> int:
                     schedule.run(pending)
             finally:
                 launcher.close()
+    except KeyboardInterrupt:
+        return 130
     except StoreError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

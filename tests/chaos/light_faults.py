@@ -15,6 +15,10 @@ from chaos.ground import Ground, Verdict, has_come_to, journal_events, spoil, wa
 
 # Batch systems kill what has not ended some 30 s after they asked.
 TERM_SECONDS = 25.0
+# A commit takes some milliseconds.
+KILLED_WITHIN_SECONDS = 0.02
+# In which a driver starts and puts in order what the last one left.
+START_SECONDS = 1.0
 
 
 def driver_killed_at(point: CrashPoint, folder: Path, times: int = 2) -> Verdict:
@@ -36,17 +40,30 @@ def driver_killed_at(point: CrashPoint, folder: Path, times: int = 2) -> Verdict
 
 
 def driver_killed_at_random(folder: Path, trials: int, times: int, seed: int, fake: bool) -> Verdict:
-    """The driver is killed at random moments, and started again each time; with fake trials or with real ranks."""
-    ground, moments = Ground(folder, trials), random.Random(seed)
-    variables = {"LIGHT_SECONDS": "0", "LIGHT_CPUS": "4", **({"LIGHT_FAKE": "1"} if fake else {})}
-    for killed in range(times):
+    """The driver is killed at random moments, and started again each time; with fake trials or with real ranks.
+
+    Counted are kills between the first commit and the last one, however fast or slow the machine is: a driver lives
+    until it has committed a random number of trials, and a random moment longer.
+    """
+    ground, chance = Ground(folder, trials), random.Random(seed)
+    variables = {"LIGHT_SECONDS": "0", "LIGHT_CPUS": "4" if fake else "2", **({"LIGHT_FAKE": "1"} if fake else {})}
+    torn = 0
+    while ground.injected < times and len(ground.seen) < trials:
+        # So many that the trials last for all kills, also where some more are committed before the kill.
+        more = chance.randint(0, max(1, (trials - len(ground.seen)) // (times - ground.injected) - 3))
+        goal = len(ground.seen) + more
         driver = ground.start(**variables)
-        goal = len(ground.seen) + moments.randint(0, (trials - len(ground.seen)) // (times - killed))
         wait_until(partial(has_come_to, ground, driver, goal), "no progress")
-        time.sleep(moments.uniform(0, 0.1))
+        time.sleep(chance.uniform(0, KILLED_WITHIN_SECONDS if more else START_SECONDS))
         ground.kill(driver)
+        if not 0 < len(ground.seen) < trials:
+            ground.injected -= 1
+        torn += any(map(_is_torn, ground.root.glob("trials/*")))
+    if ground.injected < times:
+        ground.notes.append(f"all trials had a record after {ground.injected} kills between two commits")
     ground.finish(**variables)
-    return ground.judge(f"driver killed at random, {'fake trials' if fake else 'real ranks'}")
+    what = "fake trials" if fake else "real ranks"
+    return ground.judge(f"driver killed between commits, {what} ({torn} half committed)")
 
 
 def rank_killed(folder: Path) -> Verdict:
@@ -75,6 +92,23 @@ def rank_stopped(folder: Path) -> Verdict:
     if [event["reason"] for event in journal_events(ground.root, "lost")] != ["hung"]:
         ground.notes.append("the stopped rank was not found to hang")
     return ground.judge("SIGSTOP of a rank")
+
+
+def ranks_paused(folder: Path) -> Verdict:
+    """Ranks are stopped and continued before they count as hanging: no attempt is lost over that."""
+    ground = Ground(folder, trials=4)
+    driver = ground.start(LIGHT_SECONDS="2")
+    wait_until(lambda: ground.phases() == ["train", "train"], "the ranks have not said that they are alive")
+    paused = ground.ranks()
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for rank in paused:
+            os.kill(rank, number)
+            ground.injected += number == signal.SIGSTOP
+        time.sleep(3.0)
+    ground.wait(driver)
+    if lost := journal_events(ground.root, "lost"):
+        ground.notes.append(f"attempts were lost: {lost}")
+    return ground.judge("SIGSTOP and SIGCONT of all ranks")
 
 
 def keeper_killed(folder: Path) -> Verdict:
@@ -116,6 +150,20 @@ def asked_to_end(folder: Path) -> Verdict:
         ground.notes.append(f"the driver took {time.monotonic() - started:.0f} s to end")
     ground.finish()
     return ground.judge("SIGTERM of the driver")
+
+
+def asked_to_end_at_random(folder: Path, trials: int = 30, times: int = 8, seed: int = 0) -> Verdict:
+    """SIGTERM at random moments, also while the driver starts, recovers and commits; each time it is started again."""
+    ground, chance = Ground(folder, trials), random.Random(seed)
+    for _ in range(times):
+        driver = ground.start(LIGHT_SECONDS="0.2", LIGHT_CPUS="4")
+        time.sleep(chance.uniform(0.1, 2.0))
+        driver.send_signal(signal.SIGTERM)
+        ground.injected += 1
+        # Until it can catch the signal, the signal ends it.
+        ground.wait(driver, (0, 130, -signal.SIGTERM, -signal.SIGINT))
+    ground.finish(LIGHT_SECONDS="0")
+    return ground.judge("SIGTERM of drivers at random moments")
 
 
 def disk_full(folder: Path) -> Verdict:
@@ -183,6 +231,11 @@ def stopped_by_people(folder: Path) -> Verdict:
             ground.notes.append(f"{presses} x Ctrl-C committed {len(ground.seen) - before} trials")
     ground.finish()
     return ground.judge("Ctrl-C once, twice")
+
+
+def _is_torn(trial: Path) -> bool:
+    """Whether a trial has files of a record, and not the record itself."""
+    return any(map(Path.is_file, trial.iterdir())) and not (trial / "result.json").exists()
 
 
 def _keeper_of(pid: int) -> int:

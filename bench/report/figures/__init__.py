@@ -8,6 +8,7 @@ from bench.report.content import Content
 from bench.report.figures.bars import memory_bars, planned_memory_bars, time_bars
 from bench.report.figures.budget import budget_curves
 from bench.report.figures.curves import learning_rate_curves, training_curves
+from bench.report.figures.fonts import fonts_folder
 from bench.report.figures.pareto_plot import pareto_plot
 from bench.report.figures.picture import Picture
 from bench.report.figures.style import looks
@@ -20,6 +21,11 @@ PLOTTED_COSTS = ("trained_parameters", "peak_memory_bytes", "train_seconds", "en
 
 def pictures(content: Content) -> list[list[Picture]]:
     """The pictures of each comparison, in the order in which a page shows them."""
+    with fonts_folder():
+        return _drawn(content)
+
+
+def _drawn(content: Content) -> list[list[Picture]]:
     styles = looks(result.spec.method.name for result in content.records)
     found: list[list[Picture]] = []
     for number, comparison in enumerate(content.comparisons, start=1):

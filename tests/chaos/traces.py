@@ -1,0 +1,99 @@
+"""What programs leave behind on a machine that others use at the same time: listening ports, files in /dev/shm."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+SHARED_MEMORY = Path("/dev/shm")
+LOOK_SECONDS = 0.5
+# The fourth column of /proc/net/tcp.
+LISTENS = "0A"
+
+
+class Traces:
+    """Follows the processes of one fault.
+
+    A port is known by its socket, which nobody else can have, so that a port which strangers take later is none of
+    ours. A new file in /dev/shm is a stranger's if one of their processes has it open or mapped, and else ours.
+
+    Args:
+        processes: Those that are followed, whenever it is called.
+    """
+
+    def __init__(self, processes: Callable[[], list[int]]) -> None:
+        self._processes = processes
+        self._sockets: set[str] = set()
+        self._before = set(_names(SHARED_MEMORY))
+        self._done = threading.Event()
+        threading.Thread(target=self._follow, name="traces", daemon=True).start()
+
+    def close(self) -> None:
+        """Follow no longer."""
+        self._done.set()
+
+    def ports(self) -> int:
+        """How many of the sockets on which our processes have listened still listen."""
+        return len(self._sockets & _listening())
+
+    def shared_memory(self) -> list[str]:
+        """New files in /dev/shm that no stranger uses."""
+        new = set(_names(SHARED_MEMORY)) - self._before
+        if not new:
+            return []
+        ours = set(self._processes())
+        used = {
+            name
+            for pid in _pids()
+            if pid not in ours
+            for name in _opened(pid)
+            if name.startswith(f"{SHARED_MEMORY}{os.sep}")
+        }
+        return sorted(name for name in new if str(SHARED_MEMORY / name) not in used)
+
+    def _follow(self) -> None:
+        while not self._done.wait(LOOK_SECONDS):
+            listening = _listening()
+            for pid in self._processes():
+                self._sockets.update(_sockets_of(pid) & listening)
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+
+def _pids() -> Iterator[int]:
+    for path in Path("/proc").glob("[0-9]*"):
+        yield int(path.name)
+
+
+def _listening() -> set[str]:
+    """Inodes of all sockets of this machine that listen."""
+    found = set()
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            rows = Path("/proc/net", table).read_text().splitlines()[1:]
+            found.update(row.split()[9] for row in rows if row.split()[3] == LISTENS)
+    return found
+
+
+def _links(pid: int) -> Iterator[str]:
+    with contextlib.suppress(OSError):
+        for path in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                yield os.readlink(path)  # noqa: PTH115 - "socket:[123]" is no path
+
+
+def _sockets_of(pid: int) -> set[str]:
+    return {link[len("socket:[") : -1] for link in _links(pid) if link.startswith("socket:[")}
+
+
+def _opened(pid: int) -> Iterator[str]:
+    """Files that a process has open or mapped."""
+    yield from _links(pid)
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            yield line.split(maxsplit=5)[-1]
