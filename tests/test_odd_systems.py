@@ -8,6 +8,8 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from fakes import completed, provenance, record, trial
@@ -90,3 +92,54 @@ def test_a_home_that_takes_no_files_leaves_no_folder_of_fonts(tmp_path: Path, mo
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "good")
     with fonts_folder():
         assert VARIABLE not in os.environ, "the user's own list of fonts is used"
+
+
+class Answers:
+    """A control store that says what it is told to."""
+
+    def __init__(self, address: str) -> None:
+        self.says: dict[Any, Any] | Exception = {}
+
+    def get_all_node_info(self, timeout: float) -> dict[Any, Any]:
+        if isinstance(self.says, Exception):
+            raise self.says
+        return self.says
+
+
+def test_a_head_that_is_silent_is_waited_for_and_one_that_is_another_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from bench import launch_ray
+    from bench.launch import NoMachinesError
+
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="head:6379"))
+    monkeypatch.setattr(ray._raylet, "GcsClient", Answers)
+    head = launch_ray.Head()
+    info = SimpleNamespace(
+        node_manager_address="10.0.0.1",
+        node_manager_port=1,
+        resources_total={"CPU": 4.0},
+        labels={"ray.io/accelerator-type": "H100"},
+        state=0,
+        ALIVE=0,
+    )
+    dead = SimpleNamespace(**{**vars(info), "state": 1})
+    head._store.says = {b"\x01": info, b"\x02": dead}
+    assert head.answers()
+    assert head.machines() == [Machine(4, 0, "01", "H100")]
+    head._store.says = ray.exceptions.RpcError("no answer")
+    assert not head.answers()
+    assert not head.is_there
+    assert head.machines() == []
+    head._store.says = {b"\x01": info}
+    assert head.answers(), "it is back"
+    head._store.says = ray.exceptions.RpcError("no answer")
+    assert not head.answers()
+    monkeypatch.setattr(launch_ray, "HEAD_RETURN_SECONDS", -1.0)
+    with pytest.raises(NoMachinesError, match="head:6379 has not answered for"):
+        head.answers()
+    again = launch_ray.Head()
+    again._store.says = ray.exceptions.AuthenticationError("WrongClusterID")
+    with pytest.raises(NoMachinesError, match="head:6379 has started anew, and knows nothing of this driver; issue"):
+        again.answers()
+    assert again.is_lost
