@@ -63,7 +63,7 @@ def driver_killed_at_random(folder: Path, trials: int, times: int, seed: int, fa
         ground.notes.append(f"all trials had a record after {ground.injected} kills between two commits")
     ground.finish(**variables)
     what = "fake trials" if fake else "real ranks"
-    return ground.judge(f"driver killed between commits, {what} ({torn} half committed)")
+    return ground.judge(f"driver killed between commits, {what}, {torn} torn")
 
 
 def rank_killed(folder: Path) -> Verdict:

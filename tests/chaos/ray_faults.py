@@ -154,7 +154,7 @@ def second_node_lost(folder: Path, times: int = 2) -> Verdict:
     """The second of two nodes dies under a trial of two ranks and comes back: the same driver waits and goes on."""
     ground = Ground(folder, trials=3)
     with cluster_of(2) as nodes:
-        driver = ground.start(LIGHT_ADDRESS=nodes.address, LIGHT_RANKS="2", LIGHT_SECONDS="3")
+        driver = ground.start(LIGHT_ADDRESS=nodes.address, LIGHT_RANKS="2", LIGHT_SECONDS="6")
         for _ in range(times):
             wait_until(lambda: len(ground.ranks()) == 2, "no trial runs on both nodes")
             nodes.remove(1)
