@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+from collections import Counter, OrderedDict
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.autograd.function import once_differentiable
 
+# Rows and columns of the layers that a candidate proves itself with.
+PROBE_SIZE = 8
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
-def use_fused_activations(model: Any) -> None:
-    """Replace activations of a base model by equals that keep less for the backward pass.
+
+def use_lean_modules(model: Any) -> None:
+    """Replace modules of a base model by equals that keep less for the backward pass.
 
     GPT-2's GELU, eight operations in Python, becomes one kernel of the same formula: ``gelu_new`` and the tanh
     approximation of torch are the same function (Hendrycks & Gimpel 2016, section 2), equal to rounding in value and
@@ -53,16 +60,61 @@ class GatedSiLU(torch.autograd.Function):
 
 
 def is_gated_silu(module: nn.Module) -> bool:
-    """Whether a module computes what the MLP of Llama does, with SiLU.
+    """Whether a module computes the MLP of Llama with SiLU, ``down(silu(gate(x)) * up(x))``, and no more.
 
-    transformers repeats that MLP in the file of every family that has it, so the code tells, not the class.
+    transformers repeats that MLP in the file of every family that has it. So the structure makes a candidate: layers of
+    these names, SiLU, nothing else. A copy of it in small, with the module's own ``forward`` and settings, has to prove
+    it on random rows, large ones among them; what clamps, scales, drops or reads past a layer does not.
     """
     from transformers.activations import SiLUActivation
-    from transformers.models.llama.modeling_llama import LlamaMLP
 
-    own, llama = (inspect.unwrap(kind.forward).__code__ for kind in (type(module), LlamaMLP))
-    same = (own.co_code, own.co_names, own.co_consts) == (llama.co_code, llama.co_names, llama.co_consts)
-    return same and isinstance(module.act_fn, nn.SiLU | SiLUActivation)
+    children = dict(module.named_children())
+    if children.keys() != {*PROJECTIONS, "act_fn"} or [*module.parameters(recurse=False)]:
+        return False
+    if not isinstance(children["act_fn"], nn.SiLU | SiLUActivation):
+        return False
+    return len(inspect.signature(type(module).forward).parameters) == 2 and _computes_the_formula(module)
+
+
+def _computes_the_formula(module: nn.Module) -> bool:
+    with unset_fake_temporarily(), torch.no_grad():
+        small = _in_small(module)
+        calls: Counter[str] = Counter()
+        for name, child in small.named_children():
+            child.register_forward_hook(lambda *_, name=name: calls.update([name]))
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(2, 6, PROBE_SIZE, generator=generator, dtype=torch.float64)
+        rows[:, 3:] *= 50
+        for training in (False, True):
+            small.train(training)
+            calls.clear()
+            try:
+                found = type(module).forward(small, rows)
+            except Exception:  # noqa: BLE001 - the code of strangers, which may look at anything
+                return False
+            if set(calls.values()) != {1} or len(calls) != 4 or not isinstance(found, torch.Tensor):
+                return False
+            expected = small.down_proj(nn.functional.silu(small.gate_proj(rows)) * small.up_proj(rows))
+            if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-12, atol=1e-12):
+                return False
+    return True
+
+
+def _in_small(module: nn.Module) -> Any:
+    """A module with the same class, settings and activation, and with small random layers in fp64 on the CPU."""
+    small = copy.copy(module)
+    small.__dict__ = {**module.__dict__, "_modules": dict(module._modules), "_forward_hooks": OrderedDict()}
+    generator = torch.Generator().manual_seed(1)
+    for name, child in module.named_children():
+        if name not in PROJECTIONS:
+            small._modules[name] = copy.deepcopy(child)
+            continue
+        has_bias = getattr(child, "bias", None) is not None
+        shrunk = nn.Linear(PROBE_SIZE, PROBE_SIZE, has_bias, device="meta", dtype=torch.float64).to_empty(device="cpu")
+        for parameter in shrunk.parameters():
+            parameter.normal_(generator=generator)
+        small._modules[name] = shrunk
+    return small
 
 
 def _gated_forward(self: Any, x: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from platformdirs import user_cache_path
 
 from bench.architecture import Architecture, ArchitectureError, architecture_of, vocabulary_size
 from bench.files import new_folder
-from bench.fused import use_fused_activations
+from bench.fused import use_lean_modules
 from bench.spec import ModelSpec
 
 EMBEDDED = "smollm2-135m"
@@ -158,7 +158,7 @@ def load_model(spec: ModelSpec, dtype: torch.dtype, dropout: float | None = None
         )
     except (OSError, KeyError, ValueError, ImportError) as error:
         raise _unusable(spec, error) from error
-    use_fused_activations(model)
+    use_lean_modules(model)
     return model.requires_grad_(False).eval()
 
 
@@ -238,7 +238,7 @@ def empty_model(
             model = auto_class.from_config(config, attn_implementation=spec.attention, dtype=dtype)
     except (KeyError, ValueError, ImportError) as error:
         raise _unusable(spec, error) from error
-    use_fused_activations(model)
+    use_lean_modules(model)
     return model.requires_grad_(False).eval()
 
 

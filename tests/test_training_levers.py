@@ -24,7 +24,7 @@ from bench.architecture import DecoderOnly, Pair
 from bench.contract import PAIRS, batch_of
 from bench.data import Tokenization
 from bench.engine import TrainedOnly
-from bench.fused import is_gated_silu, use_fused_activations
+from bench.fused import is_gated_silu, use_lean_modules
 from bench.lane import Lane
 from bench.loss import TargetLoss
 from bench.method import trained_parameters
@@ -181,7 +181,7 @@ def with_and_without(
 
 
 def fused(model: Any) -> AbstractContextManager[None]:
-    use_fused_activations(model)
+    use_lean_modules(model)
     return nullcontext()
 
 
@@ -189,7 +189,7 @@ def fused(model: Any) -> AbstractContextManager[None]:
 def test_the_fused_gelu_is_gelu_new(name: str) -> None:
     model = patched("gpt2", name)
     assert not any(type(module) is nn.GELU for module in model.modules())
-    use_fused_activations(model)
+    use_lean_modules(model)
     assert sum(type(module) is nn.GELU for module in model.modules()) == 2
     plain, fast = with_and_without("gpt2", name, fused)
     # Full fine-tuning also keeps the activation itself, for the gradient of the layer behind it.
@@ -204,24 +204,75 @@ def test_the_gated_mlp_is_the_mlp_and_keeps_a_tensor_less(name: str, family: str
     assert plain[48] - fast[48] >= 2 * tokens * 48, "one tensor of the MLP's width in each of two layers"
 
 
-def test_what_is_no_gated_mlp_with_silu_is_left_alone() -> None:
-    class Other(type(tiny_llama().model.layers[0].mlp)):  # type: ignore[misc]
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.down_proj(self.up_proj(x) * self.act_fn(self.gate_proj(x)) * 2)
+class LlamaMLP(type(tiny_llama().model.layers[0].mlp)):  # type: ignore[misc]
+    """The formula in other words, which is the formula still."""
 
-    llama = tiny_llama().model.layers[0].mlp
-    assert is_gated_silu(llama)
-    llama.act_fn = nn.GELU()
-    assert not is_gated_silu(llama)
-    assert not is_gated_silu(Other(tiny_llama().config))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        up = self.up_proj(x)
+        return self.down_proj(up * self.act_fn(self.gate_proj(x)))
+
+
+class Scales(LlamaMLP):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.up_proj(x) * self.act_fn(self.gate_proj(x)) * 2)
+
+
+class Clamps(LlamaMLP):
+    limit = 7.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.up_proj(x).clamp(max=self.limit) * self.act_fn(self.gate_proj(x)))
+
+
+class DropsInTraining(LlamaMLP):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(nn.functional.dropout(super().forward(x), 0.5, self.training))
+
+
+class ReadsPastItsLayer(LlamaMLP):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.up_proj(x) * self.act_fn(x @ self.gate_proj.weight.T))
+
+
+class LooksAtItsSettings(LlamaMLP):
+    """Equal to the formula where a setting says so."""
+
+    multiplier = 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.multiplier * super().forward(x)
+
+
+def test_a_gated_mlp_is_known_by_what_it_computes() -> None:
+    config = tiny_llama().config
+    assert is_gated_silu(tiny_llama().model.layers[0].mlp)
+    assert is_gated_silu(LlamaMLP(config))
+    settled = LooksAtItsSettings(config)
+    assert is_gated_silu(settled)
+    settled.multiplier = 0.5
+    assert not is_gated_silu(settled)
+    for kind in (Scales, Clamps, DropsInTraining, ReadsPastItsLayer):
+        assert not is_gated_silu(kind(config)), kind
+    without_silu = LlamaMLP(config)
+    without_silu.act_fn = nn.GELU()
+    assert not is_gated_silu(without_silu)
     assert not any(
         is_gated_silu(module) for family in ("gpt2", "t5", "gemma3") for module in FAMILIES[family]().modules()
     )
 
 
+def test_the_proof_leaves_the_module_and_the_random_state_alone() -> None:
+    mlp = tiny_llama().model.layers[0].mlp
+    before, random_state = {name: value.clone() for name, value in mlp.state_dict().items()}, torch.get_rng_state()
+    assert is_gated_silu(mlp)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(torch.equal(value, before[name]) for name, value in mlp.state_dict().items())
+    assert not any(module._forward_hooks for module in mlp.modules())
+
+
 def test_copies_of_a_model_run_their_own_gated_mlps() -> None:
     model = tiny_model("llama")
-    use_fused_activations(model)
+    use_lean_modules(model)
     for module in copy.deepcopy(model).modules():
         if is_gated_silu(module):
             assert module.forward.__self__ is module
