@@ -100,10 +100,15 @@ class Restored:
     """A base model with an adapter in it, in evaluation mode, and what belongs to it."""
 
     card: AdapterCard
+    base: ModelSpec  # where the base model was found
     method: Method
     model: Any
     tokenizer: Any
     architecture: Architecture
+
+    def fresh_base(self) -> Any:
+        """The base model once more, in fp32, as it was before it was adapted."""
+        return base_model(self.base, self.card.precision, exact=True)
 
     def source_ids(self, source: str) -> list[int]:
         """What the model reads for a source, by the template that it was trained with."""
@@ -113,19 +118,27 @@ class Restored:
         return Tokenization(self.tokenizer, config, self.architecture, beginning_token).source_ids(source)
 
 
-def restore(folder: Path, device: torch.device, model_path: str | None = None) -> Restored:
+def base_model(spec: ModelSpec, precision: Literal["fp32", "bf16"], exact: bool = False) -> Any:
+    """The base model of an adapter; exact: in fp32, with the weights that bf16 leaves of it where it was trained so."""
+    model = models.load_model(spec, models.weights_dtype(precision))
+    return model.float() if exact else model
+
+
+def restore(folder: Path, device: torch.device, model_path: str | None = None, exact: bool = False) -> Restored:
     """Load the base model, patch it, and put the stored tensors in.
 
     Args:
         folder: With both files.
         device: Where the model goes.
         model_path: Of the base model, if it lies elsewhere than where it was trained.
+        exact: Computes in fp32 whatever the precision of the training, so that no stored tensor is rounded.
 
     Raises:
-        AdapterError: There is no adapter, or the base model is not the one it was trained on.
+        AdapterError: There is no adapter, it is damaged, or the base model is not the one it was trained on.
         ModelError: The base model cannot be loaded.
         RegistryError: The method cannot.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     card = read_card(folder)
@@ -139,8 +152,11 @@ def restore(folder: Path, device: torch.device, model_path: str | None = None) -
         )
     tokenizer = models.load_tokenizer(spec)
     method = make_method(card.method, tokenizer)
-    dtype = models.weights_dtype(card.precision)
-    model = method.patch(models.load_model(spec, dtype))
-    compute_in(dtype, model)
-    method.load_adapter_state(model, load_file(folder / TENSORS_FILE))
-    return Restored(card, method, model.to(device).eval(), tokenizer, models.architecture(spec))
+    model = method.patch(base_model(spec, card.precision, exact))
+    compute_in(torch.float32 if exact else models.weights_dtype(card.precision), model)
+    try:
+        state = load_file(folder / TENSORS_FILE)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{folder / TENSORS_FILE}: damaged, or no file of safetensors: {error}") from error
+    method.load_adapter_state(model, state)
+    return Restored(card, spec, method, model.to(device).eval(), tokenizer, models.architecture(spec))

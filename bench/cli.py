@@ -11,7 +11,19 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from bench.commands import adapters, compare, doctor, methods, operate, planning, scores, sweeps, tasks, writing
+from bench.commands import (
+    adapters,
+    compare,
+    doctor,
+    evaluate,
+    methods,
+    operate,
+    planning,
+    scores,
+    sweeps,
+    tasks,
+    writing,
+)
 from bench.commands.console import PlainConsole
 from bench.launch import NoMachinesError
 from bench.leaving import leave
@@ -32,6 +44,7 @@ for command in (
     planning.plan,
     planning.check_plan,
     sweeps.report,
+    evaluate.evaluate,
     compare.compare,
     methods.methods,
     methods.check_method,

@@ -1,7 +1,11 @@
-"""A trained adapter as a folder that Hugging Face peft loads, proved by comparing logits."""
+"""A trained adapter as a folder for other libraries, proved by comparing logits before the folder takes its name.
+
+What was trained in bf16 is exported as its fp32 masters, and compared in fp32.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +13,15 @@ import torch
 
 from bench import models
 from bench.adapter import AdapterError, Restored, restore
-from bench.architecture import EncoderDecoder, Pair, accepted_inputs
+from bench.architecture import EncoderDecoder
 from bench.files import new_folder
+from bench.logit_probe import TOLERANCE, LogitProbe
 from bench.method import PeftAdapter
-
-# Of the largest logit; rounding of other but equal sums in fp32, and in bf16.
-TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
-PROBE_LENGTHS = (9, 17, 5)
+from bench.peft_folder import PEFT_TENSORS_FILE
 
 
 def export_to_peft(folder: Path, destination: Path, model_path: str | None = None) -> float:
     """Write ``destination`` so that ``peft.PeftModel.from_pretrained(base_model, destination)`` gives the same logits.
-
-    The folder is loaded again and compared before it takes its name, so that a wrong one never exists.
 
     Args:
         folder: An adapter's, see :func:`bench.adapter.read_card`.
@@ -35,24 +35,55 @@ def export_to_peft(folder: Path, destination: Path, model_path: str | None = Non
         AdapterError: There is no adapter, the destination is there, or peft computes something else.
         MethodError: peft has no such method, or not with these settings.
     """
+
+    def write(restored: Restored, partial: Path) -> Callable[[], Any]:
+        from peft import PeftModel
+
+        _write_peft(partial, restored.method.to_peft(restored.model), restored)
+        return lambda: PeftModel.from_pretrained(restored.fresh_base(), str(partial))
+
+    return exported(folder, destination, model_path, "peft", write)
+
+
+def exported(
+    folder: Path,
+    destination: Path,
+    model_path: str | None,
+    reader: str,
+    write: Callable[[Restored, Path], Callable[[], Any]],
+) -> float:
+    """Have a folder written, load what was written, and hold it against the adapted model.
+
+    Args:
+        folder: An adapter's.
+        destination: A folder that is not there yet; a wrong one never exists.
+        model_path: Of the base model, if it lies elsewhere than where it was trained.
+        reader: Who loads the folder, for messages.
+        write: Is given the adapted model, which it may use up, and the folder; returns what loads the folder.
+
+    Returns:
+        Largest difference of logits, as a fraction of the largest.
+
+    Raises:
+        AdapterError: There is no adapter, the destination is there, or something else comes back.
+    """
     if destination.exists():
         raise AdapterError(f"{destination} is there already; choose another folder with --into, or remove it")
-    restored = restore(folder, torch.device("cpu"), model_path)
-    adapter = restored.method.to_peft(restored.model)
+    restored = restore(folder, torch.device("cpu"), model_path, exact=True)
+    probe = LogitProbe(restored)
     with new_folder(destination) as partial:
-        _write(partial, adapter, restored)
-        difference = _difference(partial, restored, model_path)
-        allowed = TOLERANCE[restored.card.precision]
-        if not difference <= allowed:
+        load = write(restored, partial)
+        difference = probe.difference(load().eval())
+        if not difference <= TOLERANCE:
             raise AdapterError(
-                f"peft computes other logits from this export: they differ by {difference:.2g} of the largest, allowed "
-                f"are {allowed:g}; nothing was written"
+                f"{reader} computes other logits from this export: they differ by {difference:.2g} of the largest, "
+                f"allowed are {TOLERANCE:g}; nothing was written"
             )
         partial.chmod(0o755)
     return difference
 
 
-def _write(folder: Path, adapter: PeftAdapter, restored: Restored) -> None:
+def _write_peft(folder: Path, adapter: PeftAdapter, restored: Restored) -> None:
     from peft import PeftConfig
     from safetensors.torch import save_file
 
@@ -66,29 +97,32 @@ def _write(folder: Path, adapter: PeftAdapter, restored: Restored) -> None:
     )
     config.save_pretrained(str(folder))
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state.items()}
-    save_file(state, folder / "adapter_model.safetensors")
+    save_file(state, folder / PEFT_TENSORS_FILE)
 
 
-def _difference(folder: Path, restored: Restored, model_path: str | None) -> float:
-    """Largest difference of logits on a few rows of arbitrary tokens, as a fraction of the largest logit."""
-    from peft import PeftModel
+def export_merged(folder: Path, destination: Path, model_path: str | None = None) -> float:
+    """Write ``destination`` so that ``from_pretrained(destination)`` of transformers gives the adapted model, in fp32.
 
-    spec = restored.card.model if model_path is None else restored.card.model.model_copy(update={"path": model_path})
-    base = models.load_model(spec, next(restored.model.parameters()).dtype)
-    theirs = PeftModel.from_pretrained(base, str(folder)).eval()
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = base.get_input_embeddings().weight.shape[0]
-    largest, difference = 0.0, 0.0
-    for length in PROBE_LENGTHS:
-        ids: list[int] = torch.randint(0, vocabulary, (length + 4,), generator=generator).tolist()
-        batch = restored.architecture.batch([Pair(ids[:length], ids[length:])], pad_token_id=0)
-        inputs: dict[str, Any] = accepted_inputs(theirs, batch.inputs)
-        inputs = {name: part for name, part in inputs.items() if name != "position_ids"}
-        with torch.no_grad():
-            ours = restored.model(**inputs).logits.float()
-            found = theirs(**inputs).logits.float()
-        if found.shape[1] > ours.shape[1]:  # peft's prompt tuning keeps the positions of the prompt
-            found = found[:, found.shape[1] - ours.shape[1] :]
-        largest = max(largest, float(ours.abs().max()))
-        difference = max(difference, float((ours - found).abs().max()))
-    return difference / largest
+    Tokenizer and generation settings are those of the base model.
+
+    Args:
+        folder: An adapter's.
+        destination: A folder that is not there yet.
+        model_path: Of the base model, if it lies elsewhere than where it was trained.
+
+    Returns:
+        Largest difference of logits on the probe, as a fraction of the largest logit.
+
+    Raises:
+        AdapterError: There is no adapter, the destination is there, or the folder computes something else.
+        MethodError: What the method trains has no place in a plain model.
+    """
+
+    def write(restored: Restored, partial: Path) -> Callable[[], Any]:
+        from bench.merged_folder import write_merged
+
+        write_merged(partial, restored)
+        spec = restored.base.model_copy(update={"path": str(partial), "revision": None, "commit": None})
+        return lambda: models.load_model(spec, torch.float32)
+
+    return exported(folder, destination, model_path, "transformers", write)

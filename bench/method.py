@@ -127,6 +127,14 @@ class Method(ABC):
         """
         copy_state(dict(trained_parameters(model)), state)
 
+    def load_peft_state(self, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+        """Put tensors under the names that Hugging Face peft stores them by into a freshly patched model.
+
+        Raises:
+            MethodError: This method is none of peft's, or names or shapes differ.
+        """
+        raise MethodError(f"{type(self).__name__} is no method of Hugging Face peft")
+
     @property
     def fusable(self) -> bool:
         """Whether several trials with these settings may share forward and backward passes, see :meth:`fuse`."""
@@ -171,6 +179,20 @@ class Method(ABC):
             MethodError: This method cannot.
         """
         raise MethodError(f"{type(self).__name__} with these settings cannot be folded into the base weights")
+
+    def merged_weights(self, model: Any) -> Mapping[str, torch.Tensor]:
+        """What weights of the base model become with what is trained folded in, by their names there.
+
+        By default the trained tensors under their own names, which is right where base weights are trained in their
+        places; a tensor that the base model has no place for cannot be merged.
+
+        Args:
+            model: A patched model with its trained state, which is used up.
+
+        Raises:
+            MethodError: This method cannot be folded into base weights.
+        """
+        return {name: parameter.detach() for name, parameter in trained_parameters(model)}
 
     def to_peft(self, model: nn.Module) -> PeftAdapter:
         """The same function in the terms of Hugging Face peft, for ``tuneoff export``. Imports no peft.

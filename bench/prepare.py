@@ -42,7 +42,9 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None], metrics: Se
             say(f"converting {models.EMBEDDED} to safetensors, once, into {models.embedded_folder()}")
             models.embedded_model()
         told: dict[str, None] = {}
-        for trial in {(trial.task.model_dump_json(), trial.model, trial.splits): trial for trial in trials}.values():
+        for trial in {
+            (trial.task.model_dump_json(), trial.scored_model, trial.splits): trial for trial in trials
+        }.values():
             task, examples, found = _read(trial, say)
             read[trial.task.model_dump_json()] = task, examples
             doubts = check_metrics(task, list(examples["dev"]), metrics)
@@ -67,7 +69,7 @@ def _check_methods(trials: Sequence[TrialSpec], say: Callable[[str], None]) -> N
         ModelError: A model cannot be had as the sweep says.
     """
     refusals = []
-    kinds = {(one.method.model_dump_json(), one.model): (one.method, one.model) for one in trials}
+    kinds = {(one.method.model_dump_json(), one.scored_model): (one.method, one.scored_model) for one in trials}
     for method, model in kinds.values():
         try:
             planned_parameters(method, model)
@@ -89,11 +91,11 @@ def _read(trial: TrialSpec, say: Callable[[str], None]) -> tuple[Task, Examples,
         ConfigError: The embedding has no row for one of the tokens.
     """
     task = make_task(trial.task)
-    tokens = tokenization(trial.model, task.config)
+    tokens = tokenization(trial.scored_model, task.config)
     try:
         splits = {split: read_split(trial.task, task, split, tokens, say) for split in trial.splits}
     except models.ModelError as error:
-        raise ConfigError(f"{trial.model.path}: tokens fit the embedding: {error}") from error
+        raise ConfigError(f"{trial.scored_model.path}: tokens fit the embedding: {error}") from error
     return task, {split: data.examples for split, data in splits.items()}, told_of(splits)
 
 
@@ -117,7 +119,7 @@ def _check_tokens(
     Raises:
         ConfigError: With a model, next to nothing that the task wants can be said.
     """
-    kinds = {(one.model, one.task.model_dump_json(), tuple(one.decode.banned_token_ids)) for one in trials}
+    kinds = {(one.scored_model, one.task.model_dump_json(), tuple(one.decode.banned_token_ids)) for one in trials}
     for model, task_json, banned in sorted(kinds, key=str):
         task, splits = read[task_json]
         findings = check_tokens(model, task, splits, banned)

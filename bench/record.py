@@ -346,6 +346,13 @@ class TrialResult(Spec):
         return hub_commits(self.spec)
 
     @property
+    def varies_over_seeds(self) -> bool:
+        """Whether another seed would give another answer: it was trained, or the seed has drawn what it was shown."""
+        if isinstance(self.outcome, Failed):
+            return False
+        return self.outcome.train is not None or self.spec.few_shot is not None
+
+    @property
     def continued(self) -> bool:
         """Whether its training went on from a checkpoint of an attempt that was lost."""
         train = self.outcome.train if not isinstance(self.outcome, Failed) else None

@@ -254,6 +254,25 @@ class MethodSpec(ResolvedSpec):
     """A method: the class that patches the model."""
 
 
+class LoadedSpec(Spec):
+    """What a trial scores instead of training: something that was trained before."""
+
+    path: str = Field(description="folder of an adapter, or of a whole model")
+    form: Literal["tuneoff", "peft", "model"] = Field(
+        description="tuneoff: adapter.json and adapter.safetensors; peft: as peft saves it; model: as transformers does"
+    )
+    sha256: str = Field(description="of the tensors; stands for all else in the identity")
+    name: str = Field(description="what its row is called")
+
+
+class FewShotSpec(Spec):
+    """Training pairs that the task's template shows before the source."""
+
+    examples: list[str] = Field(description="their ids, in this order; drawn by the trial's seed")
+    template: str = Field(description="of the task, without them")
+    max_source_tokens: int = Field(description="of the task, without room for them")
+
+
 class TrialSpec(Spec):
     """One method x settings x model x task x seed: everything a rank needs to know."""
 
@@ -271,6 +290,18 @@ class TrialSpec(Spec):
     )
     scores_dev: bool = Field(False, description="tune: also decode and score the dev sources")
     repetition: NonNegativeInt = Field(0, description="cost: which of several measurements of the same")
+    loaded: LoadedSpec | None = Field(None, description="what is scored as it is; None: what this trial trains")
+    few_shot: FewShotSpec | None = Field(
+        None, description="what the task's template shows; None: nothing but the source"
+    )
+
+    @property
+    def scored_model(self) -> ModelSpec:
+        """The model whose weights are loaded: the base model, or the whole model that is scored in its place."""
+        if self.loaded is None or self.loaded.form != "model":
+            return self.model
+        own = {"path": self.loaded.path, "weights_sha256": self.loaded.sha256, "revision": None, "commit": None}
+        return self.model.model_copy(update=own)
 
     @property
     def splits(self) -> tuple[Literal["train", "dev", "test"], ...]:
@@ -321,6 +352,17 @@ class TrialSpec(Spec):
             del content["seed"], content["train"]["learning_rate"]
         if not self.repetition:
             del content["repetition"]
+        if self.loaded is None:
+            del content["loaded"]
+        else:  # However it was trained, it comes out the same.
+            content["loaded"] = {"sha256": self.loaded.sha256}
+            del content["train"]
+        if self.few_shot is None:
+            del content["few_shot"]
+        else:  # The seed says which pairs these are, so that trials of several seeds differ in nothing else.
+            told = self.few_shot
+            content["task"]["config"] |= {"template": told.template, "max_source_tokens": told.max_source_tokens}
+            content["few_shot"] = {"shots": len(told.examples)}
         return {"version": IDENTITY_VERSION, **content}
 
     @property
@@ -336,7 +378,7 @@ class TrialSpec(Spec):
     @property
     def local_paths(self) -> list[Path]:
         """Model and data that lie on this machine, or on storage that others share."""
-        named = [self.model.path, self.task.config.get("path")]
+        named = [self.model.path, self.task.config.get("path"), self.loaded.path if self.loaded else None]
         return [Path(name) for name in named if isinstance(name, str) and Path(name).exists()]
 
     def with_absolute_paths(self) -> TrialSpec:
@@ -347,7 +389,11 @@ class TrialSpec(Spec):
             model = model.model_copy(update={"path": str(Path(model.path).absolute())})
         if config.get("path") in found:
             config = {**config, "path": str(Path(config["path"]).absolute())}
-        return self.model_copy(update={"model": model, "task": self.task.model_copy(update={"config": config})})
+        loaded = self.loaded
+        if loaded is not None:
+            loaded = loaded.model_copy(update={"path": str(Path(loaded.path).absolute())})
+        task = self.task.model_copy(update={"config": config})
+        return self.model_copy(update={"model": model, "task": task, "loaded": loaded})
 
     @property
     def configuration_class(self) -> str:
@@ -355,7 +401,7 @@ class TrialSpec(Spec):
         first: JsonDict = {"stage": "cost", "stop_after_steps": None, "scores_dev": False, "repetition": 0}
         content = self.model_copy(update=first).identity
         for length in ("steps", "epochs", "evaluate_every_steps"):
-            del content["train"][length]
+            content.get("train", {}).pop(length, None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
     @model_validator(mode="after")
@@ -364,4 +410,6 @@ class TrialSpec(Spec):
             raise ValueError("stop_after_steps and scores_dev have no effect outside the stage tune")
         if self.stage != "cost" and self.repetition:
             raise ValueError("repetition has no effect outside the stage cost")
+        if self.stage != "final" and self.loaded is not None:
+            raise ValueError("what is loaded is scored on the test split: it has no effect outside the stage final")
         return self

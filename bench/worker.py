@@ -28,6 +28,7 @@ from bench.data import Tokenization, tokenization
 from bench.decode import decode_cost, generate
 from bench.fusion import copies_sharing_weights
 from bench.lane import Diverged, Lane, Trained
+from bench.loaded import load_into, size_of
 from bench.loss import TargetLoss
 from bench.masters import compute_in
 from bench.measure import PhaseMeter
@@ -130,7 +131,8 @@ def run_trials(trials: Sequence[_Trial]) -> RankReport:
     """Read the data, train (several trials in one pass), and finish one trial after the other."""
     first = trials[0]
     data = first.read()
-    results: Sequence[_TrainedTrial | None] = train(trials, data) if first.method(data).trains else [None]
+    trains = first.spec.loaded is None and first.method(data).trains
+    results: Sequence[_TrainedTrial | None] = train(trials, data) if trains else [None]
     if len(trials) == 1:
         return RankReport(outcome=first.finish(data, results[0]), provenance=None)
     shared_seconds = first.meter.seconds
@@ -199,7 +201,7 @@ class _Trial:
         spec = self.spec
         with self.meter.phase("load"):
             task = make_task(spec.task)
-            tokens = tokenization(spec.model, task.config)
+            tokens = tokenization(spec.scored_model, task.config)
             splits = {split: read_split(spec.task, task, split, tokens, _say) for split in spec.splits}
         return _Data(task, splits, tokens)
 
@@ -231,6 +233,8 @@ class _Trial:
             # What is scored is the stored adapter in a fresh base model, not whatever the engine holds at the end.
             method = self.method(data)
             model, fresh_counts = self._scorable_model(method, trained)
+            if spec.loaded is not None:
+                adapter_bytes = size_of(spec.loaded)
             counts = counts or fresh_counts
             with meter.phase("validate"):
                 ran["stored_dev_loss"] = self._mean_loss(model, pairs["dev"], tokens)
@@ -286,7 +290,7 @@ class _Trial:
         """A fresh base model, frozen."""
         with self.meter.phase("load"):
             dtype = models.weights_dtype(self.spec.resources.precision)
-            return models.load_model(self.spec.model, dtype, self.spec.train.dropout)
+            return models.load_model(self.spec.scored_model, dtype, self.spec.train.dropout)
 
     def patched(self, method: Method, model: Any) -> tuple[Any, ParameterCounts]:
         """A base model, patched under the trial's seed, and counted before any engine shards it."""
@@ -301,11 +305,13 @@ class _Trial:
         return model, counts
 
     def _scorable_model(self, method: Method, trained: Trained | None) -> tuple[Any, ParameterCounts]:
-        """A fresh base model with what was stored."""
+        """A fresh base model with what was stored, now or before."""
         model, counts = self.patched(method, self.base_model())
-        if trained is not None:
-            with self.meter.phase("load"):
+        with self.meter.phase("load"):
+            if trained is not None:
                 method.load_adapter_state(model, trained.state)
+            elif self.spec.loaded is not None:
+                load_into(method, model, self.spec.loaded)
         return model.to(self.device).eval(), counts
 
     def _mean_loss(self, model: Any, pairs: Sequence[Pair], tokens: Tokenization) -> float:

@@ -45,17 +45,21 @@ _BASE = "it changes base weights, which a method leaves as they are"
 REFUSED_STARTS = {"corda": _DATA, "eva": _DATA, "lora_ga": _DATA, "loftq": _DATA, "olora": _BASE, "pissa": _BASE}
 
 # Types that break the contract without an error, so that scores would not be those of what was trained.
-_PADDING = (
+PADDING_BREAKS = (
     "peft puts its virtual tokens in front of the padding and ignores positions, so that rows of a left-padded batch "
     "are decoded by another model than was trained; the method prompt_tuning does not"
 )
 BREAKS_CONTRACT = {
-    "CPT": _PADDING,
+    "CPT": PADDING_BREAKS,
     "LILY": "its router averages over all tokens and rows of a batch, so that later tokens and other rows, padding "
     "among them, change what a token sees",
-    "P_TUNING": _PADDING,
-    "PROMPT_TUNING": _PADDING,
+    "P_TUNING": PADDING_BREAKS,
+    "PROMPT_TUNING": PADDING_BREAKS,
 }
+
+
+# Virtual tokens that peft stores as they are trained.
+PLAIN_PROMPTS = ("PREFIX_TUNING", "PROMPT_TUNING")
 
 
 class HfPeft(Method):
@@ -156,6 +160,33 @@ class HfPeft(Method):
 
     def load_adapter_state(self, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
         copy_state(self.adapter_state(model), state)
+
+    def merged_weights(self, model: Any) -> dict[str, torch.Tensor]:
+        if isinstance(model, PromptedModel):
+            raise MethodError(f"{self.config.peft_type} of peft cannot be merged: virtual tokens are no weights")
+        try:
+            merged = model.merge_and_unload(safe_merge=True)
+        except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+            raise MethodError(f"{self.config.peft_type} of peft cannot be merged: {error}") from error
+        return {name: parameter.detach() for name, parameter in merged.named_parameters()}
+
+    def load_peft_state(self, model: Any, state: Mapping[str, torch.Tensor]) -> None:
+        from peft import set_peft_model_state_dict
+
+        peft_model = model.peft_model if isinstance(model, PromptedModel) else model
+        if peft_model.active_peft_config.is_prompt_learning and self.config.peft_type not in PLAIN_PROMPTS:
+            raise MethodError(f"of {self.config.peft_type} peft stores what its encoder makes, which it cannot undo")
+        try:
+            found: Any = set_peft_model_state_dict(peft_model, dict(state))
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise MethodError(" ".join(str(error).split())) from error
+        if peft_model.active_peft_config.is_prompt_learning:
+            return
+        trained = {name for name, _ in trained_parameters(peft_model)}
+        if lacking := sorted(trained.intersection(found.missing_keys)):
+            raise MethodError(f"its file lacks {len(lacking)} tensors, among them {lacking[0]!r}")
+        if extra := found.unexpected_keys:
+            raise MethodError(f"its file has {len(extra)} tensors without a place, among them {extra[0]!r}")
 
     def to_peft(self, model: Any) -> PeftAdapter:
         from peft import get_peft_model_state_dict

@@ -7,7 +7,7 @@ unless they train in lanes).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -90,6 +90,12 @@ def scaled(features: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return (of_lane * scales[:, None]).view(features.shape)
 
 
+def of_features(scale: torch.Tensor, layer: LinearWrapper, side: Literal["input", "output"]) -> torch.Tensor:
+    """Factors in a shape in which they multiply the weight ``(O, I)`` of a layer, or ``(I, O)`` of a ``Conv1D``."""
+    is_column = (side == "output") != isinstance(layer.base_layer, Conv1D)
+    return scale[:, None] if is_column else scale[None]
+
+
 def _ones(size: int, like: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(torch.ones(size, dtype=like.dtype, device=like.device))
 
@@ -135,6 +141,21 @@ class IA3(Method):
         if any(isinstance(module, ScaledExperts) for module in models[0].modules()):
             raise MethodError("which tokens an expert gets depends on their values, so that trials cannot share them")
         join_lanes(models, lanes, ScaledOutputLayer, ScaledInputLayer)
+
+    def merged_weights(self, model: Any) -> dict[str, torch.Tensor]:
+        """Factors of outputs multiply rows of weights and biases, those of inputs columns of weights."""
+        merged: dict[str, torch.Tensor] = {}
+        for name, layer in model.named_modules():
+            if isinstance(layer, ScaledOutputLayer):
+                merged[f"{name}.weight"] = of_features(layer.scale(), layer, "output") * layer.weight
+                if layer.bias is not None:
+                    merged[f"{name}.bias"] = layer.scale() * layer.bias
+            elif isinstance(layer, ScaledInputLayer):
+                merged[f"{name}.weight"] = of_features(layer.ia3_scale, layer, "input") * layer.weight
+            elif isinstance(layer, ScaledExperts):
+                scale, weight = layer.down_proj_ia3_scale, layer.base_experts.down_proj  # (E, F), and F is read
+                merged[f"{name}.down_proj"] = weight * (scale[:, :, None] if layer.transposed else scale[:, None])
+        return {name: weight.detach() for name, weight in merged.items()}
 
     def to_peft(self, model: nn.Module) -> PeftAdapter:
         """IA3, with factors of one for the parts of an output that are not scaled."""

@@ -195,6 +195,16 @@ class LoRA(Method):
         for layer in _lora_layers(model):
             layer.unmerge()
 
+    def merged_weights(self, model: Any) -> dict[str, torch.Tensor]:
+        self.merge(model)
+        merged: dict[str, torch.Tensor] = {}
+        for name, layer in model.named_modules():
+            if isinstance(layer, LoRALayer):
+                merged[f"{name}.weight"] = layer.weight
+            elif isinstance(layer, LoRAExperts):
+                merged |= {f"{name}.{tensor}": getattr(layer.base_experts, tensor) for tensor in layer.tensors}
+        return merged
+
     def to_peft(self, model: nn.Module) -> PeftAdapter:
         """LoRA, with N R as the rank of a layer whose output has N parts: peft knows one product for a whole output."""
         layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoRALayer)}

@@ -31,6 +31,7 @@ class ExportFormat(StrEnum):
     """What an adapter can be handed on to."""
 
     PEFT = "peft"
+    MERGED = "merged"
 
 
 def generate(
@@ -72,24 +73,43 @@ def generate(
 
 def export(
     result: Result,
-    to: Annotated[ExportFormat, typer.Option("--to", help="peft: a folder for peft.PeftModel.from_pretrained")],
-    into: Annotated[Path | None, typer.Option("--into", help="folder to write; default: <name of RESULT>-peft")] = None,
+    to: Annotated[
+        ExportFormat,
+        typer.Option(
+            "--to",
+            help="peft: a folder for peft.PeftModel.from_pretrained; merged: a whole model for from_pretrained of "
+            "transformers",
+        ),
+    ],
+    into: Annotated[
+        Path | None, typer.Option("--into", help="folder to write; default: <name of RESULT>-<--to>")
+    ] = None,
     model: BaseModelPath = None,
+    push: Annotated[
+        str | None,
+        typer.Option(help="also upload the folder to this repository of the Hugging Face hub; a new one is private"),
+    ] = None,
 ) -> None:
-    """Hand a trained adapter on to another library; the result is checked to give the same logits."""
+    """Hand a trained adapter on to other libraries; the result is checked to give the same logits."""
     _quieten()
-    from bench.export import export_to_peft
+    from bench.export import export_merged, export_to_peft
+    from bench.hub_push import HubRepository
 
     destination = into or Path(f"{result.resolve().name}-{to.value}")
+    write = export_to_peft if to is ExportFormat.PEFT else export_merged
     try:
-        difference = export_to_peft(result, destination, model)
+        repository = None if push is None else HubRepository(push)
+        difference = write(result, destination, model)
+        console.print(
+            f"{destination}: loads in {'peft' if to is ExportFormat.PEFT else 'transformers'}, tensors in fp32, and "
+            f"gives the same logits (difference: {difference:.1e} of the largest)",
+            highlight=False,
+            soft_wrap=True,
+        )
+        if repository is not None:
+            console.print(f"uploaded to {repository.upload(destination)}", highlight=False, soft_wrap=True)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    console.print(
-        f"{destination}: loads in {to.value} and gives the same logits (difference: {difference:.1e} of the largest)",
-        highlight=False,
-        soft_wrap=True,
-    )
 
 
 def _quieten() -> None:

@@ -59,7 +59,7 @@ def run(
         store.log("run", command=shlex.join(["tuneoff", *sys.argv[1:]]))
         for trials in stages.rounds(store):
             runner.run(trials, f"{sweep.name} {trials.stage}" if sweep.stages else sweep.name)
-        _report(store, list(runner.found))
+        report_trials(store, list(runner.found))
         mirrored = runner.complete_mirror()
     for name in stages.without_settings:
         console.print(f"{name}: every trial of its tuning failed, so that it has no final trial", style="red")
@@ -82,10 +82,10 @@ def report(
         load_published(path)
     keep_published(directory, published or ())
     store = Store(directory)
-    _report(store, store.trial_ids(), again=True)
+    report_trials(store, store.trial_ids(), again=True)
 
 
-def _report(store: Store, trial_ids: list[str], again: bool = False) -> None:
+def report_trials(store: Store, trial_ids: list[str], again: bool = False) -> None:
     """Render a sweep, unless its report is the one that this would make, and print tables of these trials.
 
     Args:

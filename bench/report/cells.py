@@ -63,8 +63,8 @@ class Cell:
 
     @cached_property
     def trains(self) -> bool:
-        """False for the untouched base model, which comes out the same with every seed."""
-        return any(outcome.train is not None for _, outcome in self.completed)
+        """False for what comes out the same with every seed: the untouched base model, and what is loaded."""
+        return any(result.varies_over_seeds for result, _ in self.completed)
 
     def _counts(self, seed: int) -> bool:
         return self.counted_seeds is None or seed in self.counted_seeds
@@ -186,7 +186,7 @@ def same_but(spec: TrialSpec, *keys: str) -> str:
         *path, last = key.split(".")
         place = identity
         for part in path:
-            place = place[part]
+            place = place.get(part, {})  # what was trained before has no training settings
         place.pop(last, None)  # what is measured in the stage cost has no seed
     return json.dumps(identity, sort_keys=True)
 
@@ -228,15 +228,21 @@ def with_tests(comparison: Comparison, found: Significance | str | None) -> Comp
 def chosen_of_methods(members: Iterable[Cell]) -> list[Cell]:
     """Of several configurations of a method, the one with the lowest dev loss; in the order that they come in.
 
+    What is loaded was chosen by whoever loads it, and stands for itself.
+
     Not the one with the best test score: that would be tested as if it had been fixed beforehand.
     """
     chosen: dict[str, Cell] = {}
     members = list(members)
     for cell in members:
-        best = chosen.setdefault(cell.method, cell)
+        best = chosen.setdefault(_chosen_among(cell), cell)
         if _by_dev_loss(cell) < _by_dev_loss(best):
-            chosen[cell.method] = cell
-    return [cell for cell in members if chosen[cell.method] is cell]
+            chosen[_chosen_among(cell)] = cell
+    return [cell for cell in members if chosen[_chosen_among(cell)] is cell]
+
+
+def _chosen_among(cell: Cell) -> str:
+    return cell.method if cell.results[0].spec.loaded is None else cell.name
 
 
 def _by_dev_loss(cell: Cell) -> tuple[float, str]:

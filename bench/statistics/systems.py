@@ -50,8 +50,8 @@ class System:
 
     @property
     def trains(self) -> bool:
-        """False for the untouched base model, which comes out the same with every seed."""
-        return any(outcome.train is not None for outcome in self.completed.values())
+        """False for what comes out the same with every seed: the untouched base model, and what is loaded."""
+        return any(result.varies_over_seeds for result in self.results)
 
 
 def load_system(root: Path, name: str, results: Sequence[TrialResult]) -> System:

@@ -1,0 +1,88 @@
+"""The command that scores what is trained already."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.commands.options import MethodsDir, ResultsDir, Settings, SweepFile, console
+from bench.commands.rounds import RoundRunner
+from bench.commands.sweeps import report_trials
+from bench.config import load_sweep, setting_value
+from bench.place import LauncherName, Place, read_runtime_env
+from bench.record import Failed
+from bench.stages import Round
+from bench.store import Store
+from bench.validation import ConfigError
+
+
+def evaluate(
+    sweep_file: SweepFile,
+    stored: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="what to score: the folder of a trial or of an adapter of ours, of an adapter of peft, or of a whole "
+            "model; several may be named. None: the base model",
+            metavar="[RESULT]...",
+        ),
+    ] = None,
+    shots: Annotated[
+        int, typer.Option(min=0, help="training pairs that stand before each source, drawn by the seed")
+    ] = 0,
+    label: Annotated[
+        str | None, typer.Option(help="what the row is called; default: the folder's name and a piece of its hash")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="of the row; default: that of the trial, else the first of the sweep")
+    ] = None,
+    results: ResultsDir = Path("results"),
+    launcher: Annotated[LauncherName, typer.Option(help="auto is ray where it is installed")] = LauncherName.AUTO,
+    address: Annotated[
+        str | None, typer.Option(help="of a Ray cluster: auto, host:port or ray://host:port; default: a local one")
+    ] = None,
+    runtime_env: Annotated[
+        Path | None, typer.Option(help="YAML or JSON file with more of Ray's runtime environment, for --address")
+    ] = None,
+    settings: Settings = None,
+    methods_dir: MethodsDir = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="score again what failed")] = False,
+) -> None:
+    """Score an adapter, a model or the base model on a sweep's task, without training: a row beside the sweep's.
+
+    Task, base model, decoding and scores are those of the sweep file, so that the row can be compared with its trials;
+    an adapter's template and precision are its own. The record lies in the sweep's folder, and the same command does
+    nothing new.
+    """
+    from bench.evaluation import Evaluations
+    from bench.plugin_source import PluginError, use_folder
+    from bench.resolver import RegistryResolver
+
+    place = Place(launcher, address, read_runtime_env(runtime_env, address))
+    if label is not None and len(stored or ()) != 1:
+        raise ConfigError("--label names one row: give one RESULT with it")
+    sweep = load_sweep(sweep_file, settings or ())
+    try:
+        if methods_dir is not None:
+            use_folder(methods_dir)
+        made = Evaluations(sweep, RegistryResolver(methods_dir), [setting_value(one)[0] for one in settings or ()])
+        trials = [made.of_stored(path, shots, seed, label) for path in stored or ()] or [made.of_base(shots, seed)]
+    except (PluginError, ValueError) as error:
+        raise ConfigError(f"{sweep_file}: {error}") from error
+    store = Store(results / sweep.name)
+    targets = [target for trial in trials for target in (trial.method.target, trial.task.target)]
+    with store.locked(), RoundRunner(store, sweep.name, place, targets, retry_failed, sweep.trackers) as runner:
+        runner.recover()
+        store.log("evaluate", command=shlex.join(["tuneoff", *sys.argv[1:]]))
+        runner.run(
+            Round("final", tuple({trial.trial_id: trial for trial in trials}.values())), f"{sweep.name} evaluate"
+        )
+        report_trials(store, list(runner.found))
+        found = [record for trial_id in runner.found if (record := store.read(trial_id)) is not None]
+    failed = [(record, record.outcome) for record in found if isinstance(record.outcome, Failed)]
+    for record, outcome in failed:
+        console.print(f"{record.trial_id}: {outcome.message}", style="red", markup=False, soft_wrap=True)
+    raise typer.Exit(1 if failed else 0)

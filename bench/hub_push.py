@@ -1,0 +1,71 @@
+"""An exported folder goes to a repository of the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+class PushError(ValueError):
+    """The hub cannot be written to. The message says what to do."""
+
+
+class HubRepository:
+    """A repository that this user may write to, seen before there is anything to write.
+
+    Args:
+        name: ``owner/name``.
+        api: Of huggingface_hub; None makes one, which talks to ``HF_ENDPOINT``.
+
+    Raises:
+        PushError: The name cannot be one, nobody is logged in, the hub refuses the token or cannot be reached.
+    """
+
+    def __init__(self, name: str, api: Any = None) -> None:
+        from huggingface_hub import HfApi, constants, get_token
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils._validators import validate_repo_id
+
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            raise PushError(f"--push {name}: not the name of a repository, which is owner/name: {error}") from error
+        if constants.HF_HUB_OFFLINE:
+            raise PushError(f"--push {name}: HF_HUB_OFFLINE forbids to ask the hub; unset it")
+        if get_token() is None:
+            raise PushError(
+                f"--push {name}: there is no token of the hub; log in with 'hf auth login', or set HF_TOKEN to a token "
+                "that may write"
+            )
+        self.name = name
+        self._api = api or HfApi()
+        self._asked("the hub does not take the token", lambda: self._api.whoami())
+
+    def upload(self, folder: Path) -> str:
+        """Make the repository if need be, which then is private, and put the folder's files there.
+
+        Returns:
+            Its address.
+
+        Raises:
+            PushError: The hub refuses it. The folder stays.
+        """
+        what = f"{folder} is written and was not uploaded"
+        url = self._asked(
+            what, lambda: self._api.create_repo(self.name, repo_type="model", private=True, exist_ok=True)
+        )
+        self._asked(
+            what,
+            lambda: self._api.upload_folder(
+                repo_id=self.name, repo_type="model", folder_path=str(folder), commit_message="Upload by tuneoff export"
+            ),
+        )
+        return str(url)
+
+    def _asked(self, what: str, call: Any) -> Any:
+
+        try:
+            return call()
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise PushError(f"--push {self.name}: {what}: {type(error).__name__}: {reason}") from error
