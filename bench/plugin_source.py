@@ -142,7 +142,10 @@ def use_folder(folder: Path) -> None:
     for path in modules_in(folder, every=True):
         name = path.stem
         found = importlib.util.find_spec(name)
-        if name in sys.stdlib_module_names or (found is not None and _location(found) != path):
+        # The folder of a plugin project has the name of its plugin. To who stands beside, it is a package too, an empty
+        # one, which nobody misses.
+        itself = found is not None and found.origin is None and _location(found) == folder
+        if name in sys.stdlib_module_names or (found is not None and _location(found) != path and not itself):
             where = f" ({found.origin})" if found is not None and found.origin else ""
             raise PluginError(f"--methods-dir: {path} would hide the module {name!r}{where}; give it another name")
     share([folder])

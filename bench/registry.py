@@ -85,8 +85,9 @@ def resolve(kind: Kind, name: str, methods_dir: Path | None = None) -> str:
         meant = f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
         folder = "; names of files come from --methods-dir" if kind == "method" and methods_dir is None else ""
         raise RegistryError(
-            f"there is no {kind} {name!r}{meant} Known: {', '.join(names)}. Names of plugins come from the metadata of "
-            f"installed packages (after a change of pyproject.toml, install again){folder}; 'module:Class' works too"
+            f"there is no {kind} {name!r}{meant or '.'} Known: {', '.join(names)}. Names of plugins come from the "
+            f"metadata of installed packages (after a change of pyproject.toml, install again){folder}; "
+            "'module:Class' works too"
         )
     return _only(kind, names[name])
 

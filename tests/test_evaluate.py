@@ -138,13 +138,15 @@ def evaluations(sweep: Path) -> Callable[..., Evaluations]:
 
 
 def test_the_base_model_is_the_trial_none_and_may_be_shown_training_pairs(
-    sweep: Path, evaluations: Callable[..., Evaluations]
+    sweep: Path, evaluations: Callable[..., Evaluations], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("bench.few_shot.context_length", lambda trial: None)
+    settings = ("task.template={source} ->", "task.max_source_tokens=1000")
     with_none = load_sweep(sweep, ["methods=[none]"])
     plain = evaluations().of_base(shots=0, seed=None)
     assert [plain.trial_id] == [trial.trial_id for trial in expand(with_none, RegistryResolver())]
 
-    prompted = evaluations("task.template={source} ->").of_base(shots=2, seed=3)
+    prompted = evaluations(*settings).of_base(shots=2, seed=3)
     splits = load_splits(make_task(plain.task))
     shown = {example.id: example for example in splits["train"]}
     assert prompted.few_shot is not None
@@ -154,8 +156,8 @@ def test_the_base_model_is_the_trial_none_and_may_be_shown_training_pairs(
         f"{first.source} -> {first.references[0]}\n\n{second.source} -> {second.references[0]}\n\n{{source}} ->"
     )
     assert not {first.source, second.source} & {one.source for one in [*splits["dev"], *splits["test"]]}
-    assert prompted == evaluations("task.template={source} ->").of_base(shots=2, seed=3), "drawn by the seed alone"
-    other = evaluations("task.template={source} ->").of_base(shots=2, seed=4)
+    assert prompted == evaluations(*settings).of_base(shots=2, seed=3), "drawn by the seed alone"
+    other = evaluations(*settings).of_base(shots=2, seed=4)
     assert prompted.few_shot != other.few_shot
     assert same_but(prompted, "seed") == same_but(other, "seed"), "one row over seeds"
     assert prompted.label == "shots=2"

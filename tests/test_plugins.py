@@ -23,6 +23,7 @@ from bench.cli import app
 from bench.config import expand, load_sweep
 from bench.conformance import verdicts
 from bench.contract import CHECKS
+from bench.new_method import write_project
 from bench.plugin_source import PluginError, plugin_source
 from bench.registry import RegistryError, describe, load_method, resolve, targets
 from bench.resolver import RegistryResolver
@@ -201,6 +202,14 @@ def test_a_folder_that_would_hide_modules_is_refused(methods_dir: Path) -> None:
         resolve("method", "full", methods_dir)
     with pytest.raises(PluginError, match="there is no folder"):
         resolve("method", "full", methods_dir / "nowhere")
+
+
+def test_a_project_is_used_from_the_folder_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_project("beside", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # as Python has the folder that it is started in
+    assert resolve("method", "beside", tmp_path / "beside") == "beside:Beside"
+    with pytest.raises(RegistryError, match=r"there is no method 'quite_else'\. Known: none, full"):
+        resolve("method", "quite_else", tmp_path / "beside")
 
 
 def test_the_command_lists_all_and_names_what_is_broken(

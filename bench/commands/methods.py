@@ -77,7 +77,12 @@ def new_method(
     folder = write_project(name, into)
     console.print(f"{folder}: pyproject.toml, {name}.py, test_{name}.py", highlight=False)
     console.print(f"try it: tuneoff check-method {name} --methods-dir {folder}", highlight=False, soft_wrap=True)
-    console.print(f"install it: pip install --editable {folder}", highlight=False, soft_wrap=True)
+    console.print(
+        f"use it: write '- {name}' under 'methods:' of a sweep, then: tuneoff run SWEEP.yaml --methods-dir {folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(f"or install it, for all sweeps: pip install --editable {folder}", highlight=False, soft_wrap=True)
 
 
 def _load(name: str, methods_dir: Path | None) -> tuple[str, type[Method]]:
