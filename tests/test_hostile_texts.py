@@ -54,7 +54,8 @@ def hostile() -> list[TrialResult]:
     ]
     said = "".join(EVIL)
     failure = Failed(reason="error", phase="train", rank=0, message=said, traceback=said, log_tail=said)
-    return [*found, record(trial("full"), failure)]
+    named = record(trial("$x^2$ and $"), completed(80.0, trained=5000, peak=700))
+    return [*found, named, record(trial("full"), failure)]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_no_format_lets_a_name_control_anything() -> None:
 
 def test_a_spreadsheet_meets_neither_a_formula_nor_a_torn_row() -> None:
     rows = list(csv.DictReader(io.StringIO(report.csv_text(hostile()), newline="")))
-    assert len(rows) == len(EVIL) + 1
+    assert len(rows) == len(EVIL) + 2
     labels = {row["label"] for row in rows}
     assert {"'=1+1", "'\t=tab", "line\nbreak\nand\nreturn"} <= labels
     for row in rows:
