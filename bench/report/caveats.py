@@ -38,7 +38,7 @@ def not_finite_caveats(records: Iterable[TrialResult]) -> list[str]:
     found: dict[str, list[str]] = {}
     for record in records:
         if names := not_finite(record):
-            found.setdefault(", ".join(names), []).append(f"{cell_name(record)} (seed {record.spec.seed})")
+            found.setdefault(", ".join(names), []).append(record.trial_id)
     told = [f"{values} of {_names(trials)}" for values, trials in found.items()]
     return [f"Absent, not finite: {'; '.join(told[:MOST_NOT_FINITE])}."] if told else []
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from bench.published import Quoted
 from bench.record import NOT_ASKED_FOR, Completed, Failed, Probed, TrialResult
+from bench.report.answer import answer
 from bench.report.caveats import caveats, not_finite_caveats
 from bench.report.cells import Comparison, comparisons, failed, with_tests
 from bench.report.columns import title
@@ -73,6 +74,11 @@ class Content:
             for comparison, line in zip(self.comparisons, told, strict=True)
             if line is not None
         ]
+
+    @cached_property
+    def answers(self) -> tuple[list[str], ...]:
+        """For each comparison, by how much the best lead and at what cost."""
+        return tuple(answer(*pair) for pair in zip(self.comparisons, self.tested, strict=True))
 
     @cached_property
     def references(self) -> tuple[References | None, ...]:

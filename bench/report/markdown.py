@@ -19,6 +19,7 @@ from bench.report.forecast import HEADING as FORECAST
 from bench.report.forecast import NOTE as FORECAST_NOTE
 from bench.report.forecast import TITLE as FORECAST_TITLE
 from bench.report.forecast import forecast_rows, forecasts
+from bench.report.layout import MOST_ROWS, cell_text, layout, letters_note, seeds_differ
 from bench.report.markdown_text import code, escaped, fenced
 from bench.report.references import TITLE, References
 from bench.report.tuning import HEADING, audit_lines, budget_rows, curve_lines, expected_rows, metric_title
@@ -35,13 +36,22 @@ SHOWN_LOG_LINES = 6
 
 def markdown(content: Content) -> str:
     """The whole report."""
-    parts = [f"# {escaped(content.sweep)}", escaped(content.summary)]
+    parts = [f"# {escaped(content.sweep)}"]
     parts += [f"**{escaped(line)}**" for line in content.headlines]
-    for comparison, found, quoted in zip(content.comparisons, content.tested, content.references, strict=True):
+    if len(content.comparisons) == 1:
+        parts += map(escaped, content.answers[0])
+    if content.caveats:
+        parts.append(f"[{_things(len(content.caveats))} to mind](#mind) before trusting this.")
+    parts.append(escaped(content.summary))
+    for comparison, found, quoted, answer in zip(
+        content.comparisons, content.tested, content.references, content.answers, strict=True
+    ):
         if len(content.comparisons) > 1:
             parts.append(f"## {escaped(comparison.model)} on {escaped(comparison.task)}")
+            parts += map(escaped, answer)
         if comparison.scored:
-            parts += [_main_table(comparison, found), _legend(comparison), _tags_table(comparison)]
+            parts += [*_main_table(comparison, found), _legend(comparison)]
+            parts += [_further_table(comparison), _tags_table(comparison)]
             parts.append(escaped(found) if isinstance(found, str) else _differences(comparison, found))
             parts += [_references(quoted), _efficiency(comparison), _forecast(comparison)]
     parts += [_tuning(content.tunings), _failures(content), _caveats(content), _provenance(content)]
@@ -62,23 +72,42 @@ def _rows(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heading, alignment, *body))
 
 
-def _main_table(comparison: Comparison, found: Significance | str | None) -> str:
-    several = comparison.several_seeds
+def _main_table(comparison: Comparison, found: Significance | str | None) -> list[str]:
+    """The table of what a hurried reader asks for, and lines that say what it leaves out and what letters mean."""
+    chosen = layout(comparison)
     letters = letters_of(found)
-    heading = [
-        *("method", *(["group"] if letters else []), *(["seeds"] if several else [])),
-        *(escaped(column.title) for column in comparison.columns),
-    ]
+    explained = [letters_note(found, comparison.metrics[0])] if letters and found and not isinstance(found, str) else []
+    grouped = len(set(letters.values())) > 1
+    seeds = seeds_differ(comparison)
+    heading = ["method", *(["group"] if grouped else []), *(["seeds"] if seeds else [])]
     body = [
         [
             escaped(cell.name),
-            *([letters.get(cell.name, "")] if letters else []),
-            *([cell.seeds] if several else []),
-            *(_cell(comparison, cell, column) for column in comparison.columns),
+            *([letters.get(cell.name, "")] if grouped else []),
+            *([cell.seeds] if seeds else []),
+            *(_cell(comparison, cell, column) for column in chosen.shown),
         ]
-        for cell in comparison.scored
+        for cell in comparison.scored[:MOST_ROWS]
     ]
-    return _rows([heading, *body])
+    more = len(comparison.scored) - MOST_ROWS
+    rest = [f"{more} more configurations are in report.json."] if more > 0 else []
+    made = _rows([[*heading, *(escaped(column.title) for column in chosen.shown)], *body])
+    return [made, *(escaped(line) for line in (*rest, *explained, chosen.folded))]
+
+
+def _further_table(comparison: Comparison) -> str:
+    columns = layout(comparison).further
+    if not columns:
+        return ""
+    body = [
+        [escaped(cell.name), *(_cell(comparison, cell, column) for column in columns)]
+        for cell in comparison.scored[:MOST_ROWS]
+    ]
+    return "### Further columns\n\n" + _rows([["method", *(escaped(column.title) for column in columns)], *body])
+
+
+def _things(count: int) -> str:
+    return "1 thing" if count == 1 else f"{count} things"
 
 
 def _differences(comparison: Comparison, found: Significance | None) -> str:
@@ -103,12 +132,7 @@ def _references(quoted: References | None) -> str:
 
 
 def _cell(comparison: Comparison, cell: Cell, column: Column) -> str:
-    found = cell.estimate(column.name)
-    if found is None:
-        return ABSENT
-    shown = column.text(found.mean)
-    if found.standard_deviation is not None and column.varies_over_seeds:
-        shown += f" ± {column.text(found.standard_deviation)}"
+    shown = cell_text(cell, column)
     return f"**{shown}**" if comparison.is_best(cell, column) else shown
 
 
@@ -126,7 +150,7 @@ def _tags_table(comparison: Comparison) -> str:
         return ""
     first = comparison.metrics[0]
     body = []
-    for cell in comparison.scored:
+    for cell in comparison.scored[:MOST_ROWS]:
         of_tags = [[o.scores.by_tag.get(tag, {}).get(first.name) for _, o in cell.counted] for tag in shown]
         body.append([cell.name, *(_mean_text(first, values) for values in of_tags)])
     return table([first.title, *(f"{tag} ({sources[tag]})" for tag in shown)], body)

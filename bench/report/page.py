@@ -17,7 +17,11 @@ from bench.report.rows import row
 from bench.spec import JsonDict
 
 FILES = Path(__file__).parent / "page_files"
-MOST_FAILURES = 100
+MOST_FAILURES = 50
+# Failures that stand in the open; a reader opens the list of the others.
+MOST_OPEN = 5
+# Answers in the head of the page, one for each model and task; those of the others stand with their tables.
+MOST_VERDICTS = 4
 LEARNING_RATE = "learning rate"  # printed as it is: rates span too many powers of ten for one number of decimals
 # Columns of the table of all trials besides the metrics, where the records have them: name, heading, decimals.
 TRIAL_TEXTS = (("trial_id", "trial"), ("method", "method"), ("label", "settings"), ("status", "status"))
@@ -45,13 +49,15 @@ def html(content: Content, pictures: Sequence[Sequence[Picture]], predictions: S
 
     environment = Environment(loader=FileSystemLoader(FILES), autoescape=True, trim_blocks=False)
     comparisons = [
-        shown_comparison(*parts)
-        for parts in zip(content.comparisons, pictures, content.tested, content.references, strict=True)
+        {**shown_comparison(comparison, drawn, found, quoted), "told": told}
+        for comparison, drawn, found, quoted, told in zip(
+            content.comparisons, pictures, content.tested, content.references, content.answers, strict=True
+        )
     ]
     rendered = environment.get_template("page.html.jinja").render(
         title=content.sweep,
         summary=content.summary,
-        verdict=content.headlines,
+        verdicts=_verdicts(content),
         sections=_sections(content, comparisons, predictions),
         caveats=content.caveats,
         comparisons=comparisons,
@@ -59,6 +65,8 @@ def html(content: Content, pictures: Sequence[Sequence[Picture]], predictions: S
         predictions=predictions,
         predictions_note=_predictions_note(predictions) if predictions else "",
         failures=[_failure(result, outcome) for result, outcome in content.failures[:MOST_FAILURES]],
+        most_open=MOST_OPEN,
+        num_trials=len(content.records),
         more_failures=max(0, len(content.failures) - MOST_FAILURES),
         provenance=content.provenance,
         command=content.command,
@@ -74,14 +82,26 @@ def script_json(value: JsonDict) -> str:
     return escaped_controls(strict_json(value, separators=(",", ":"))).replace("<", "\\u003c")
 
 
+def _verdicts(content: Content) -> list[JsonDict]:
+    """The answers: a headline for each comparison, by how much, and at what cost."""
+    several = len(content.comparisons) > 1
+    found = [
+        {"line": line, "told": [] if several else content.answers[0]} for line in content.headlines[:MOST_VERDICTS]
+    ]
+    more = len(content.headlines) - MOST_VERDICTS
+    return [*found, {"line": f"{more} more comparisons are below.", "told": []}] if more > 0 else found
+
+
 def _sections(
     content: Content, comparisons: Sequence[JsonDict], predictions: SideBySide | None
 ) -> list[tuple[str, str]]:
     several = len(comparisons) > 1
-    found = [("mind", "Mind")] if content.caveats else []
+    found = []
     for number, comparison in enumerate(comparisons, start=1):
         suffix = f" {number}" if several else ""
         found.append((f"results-{number}", f"Results{suffix}"))
+        if number == 1 and content.caveats:
+            found.append(("mind", "Mind"))
         if comparison["pictures"]:
             found.append((f"plots-{number}", f"Plots{suffix}"))
     if content.tunings:

@@ -19,6 +19,7 @@ from bench.report.forecast import HEADING as FORECAST
 from bench.report.forecast import NOTE as FORECAST_NOTE
 from bench.report.forecast import TITLE as FORECAST_TITLE
 from bench.report.forecast import forecast_rows, forecasts
+from bench.report.layout import MOST_ROWS, layout, letters_note, seeds_differ
 from bench.report.references import TITLE as REFERENCES_TITLE
 from bench.report.references import References
 from bench.report.tuning import HEADING, audit_lines, budget_rows, expected_rows, metric_title
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 PIXELS_PER_INCH = 92
 # An interval may widen the scale of its column by this share of the spread of means; a wider one fills its cell.
 MOST_WHISKER = 0.5
+# Costs that fit beside the first score on a telephone.
+ON_NARROW_SCREENS = ("trained_parameters", "peak_memory_bytes", "train_tokens_per_second")
 
 
 def shown_comparison(
@@ -50,16 +53,24 @@ def shown_comparison(
         quoted: Published numbers that belong beside it.
     """
     letters = letters_of(found)
+    explained = letters_note(found, comparison.metrics[0]) if letters and found and not isinstance(found, str) else ""
+    grouped, seeds, chosen = len(set(letters.values())) > 1, seeds_differ(comparison), layout(comparison)
+    shown = comparison.scored[:MOST_ROWS]
     outcomes = [outcome for cell in comparison.cells for _, outcome in cell.completed]
     scale = _Scale(comparison)
     return {
         "model": comparison.model,
         "task": comparison.task,
-        "several_seeds": comparison.several_seeds,
+        "has_seeds": seeds,
         "has_intervals": scale.metric is not None,
-        "has_groups": bool(letters),
-        "headings": _headings(comparison, scale, bool(letters)),
-        "rows": [_row(comparison, cell, scale, letters) for cell in comparison.scored],
+        "has_groups": grouped,
+        "headings": _headings(comparison, scale, chosen.shown, grouped, seeds),
+        "rows": [_row(comparison, cell, scale, letters, chosen.shown) for cell in shown],
+        "more_rows": len(comparison.scored) - len(shown),
+        "explained": explained,
+        "folded": chosen.folded,
+        "all_headings": _column_headings(comparison, comparison.columns),
+        "all_rows": [_all_columns(comparison, cell) for cell in shown],
         "legend": legend(comparison) if outcomes else "No trial has completed yet.",
         "signatures": [(title(name), text) for name, text in signatures(outcomes)],
         "tables": _tables(comparison, found, quoted),
@@ -68,7 +79,7 @@ def shown_comparison(
                 "name": picture.name,
                 "title": picture.title,
                 "caption": picture.caption,
-                "svg": inlined(picture.svg),
+                "svg": inlined(picture.svg, picture.title),
                 "wide": picture.width_inches > 6.5,
                 "width": round(picture.width_inches * PIXELS_PER_INCH),
             }
@@ -114,24 +125,39 @@ class _Scale:
         }
 
 
-def _headings(comparison: Comparison, scale: _Scale, has_groups: bool) -> list[JsonDict]:
-    arrows = {True: "↑", False: "↓", None: ""}
-    metrics = comparison.metrics
+def _headings(
+    comparison: Comparison, scale: _Scale, columns: Sequence[Column], has_groups: bool, has_seeds: bool
+) -> list[JsonDict]:
     found: list[JsonDict] = [{"title": "method", "text": True}]
     if has_groups:
-        found.append({"title": "group", "told": "methods that share a letter cannot be told apart in the first score"})
-    if comparison.several_seeds:
-        found.append({"title": "seeds"})
+        found.append({"title": "group"})
+    if has_seeds:
+        found.append({"title": "seeds", "wide": True})
     if scale.metric is not None:
         bases = {one.basis for cell in comparison.scored if (one := scale.of(cell)) is not None}
         told = f"95 % interval of the mean, over {_either(bases)}; sorts by its width"
-        found.append({"title": f"{scale.metric.title} 95 %", "told": told})
-    for column in comparison.columns:
-        heading = {"title": column.title, "arrow": arrows[column.higher_is_better], "told": column.axis}
-        if metrics and column is metrics[0]:
-            heading["first"] = "descending" if column.higher_is_better else "ascending"
-        found.append(heading)
-    return found
+        found.append({"title": f"{scale.metric.title} 95 %", "told": told, "wide": True})
+    return [*found, *_column_headings(comparison, columns)]
+
+
+def _column_headings(comparison: Comparison, columns: Sequence[Column]) -> list[JsonDict]:
+    arrows = {True: "↑", False: "↓", None: ""}
+    first = comparison.metrics[:1]
+    return [
+        {
+            "title": column.title,
+            "arrow": arrows[column.higher_is_better],
+            "told": column.axis,
+            "first": ("descending" if column.higher_is_better else "ascending") if column in first else "",
+            "wide": _is_wide(comparison, column),
+        }
+        for column in columns
+    ]
+
+
+def _is_wide(comparison: Comparison, column: Column) -> bool:
+    """Whether narrow screens leave a column to the table of all columns."""
+    return column not in comparison.metrics[:1] and column.name not in ON_NARROW_SCREENS
 
 
 def _either(bases: set[Basis]) -> str:
@@ -140,7 +166,9 @@ def _either(bases: set[Basis]) -> str:
     return " or ".join(trained)
 
 
-def _row(comparison: Comparison, cell: Cell, scale: _Scale, letters: Mapping[str, str]) -> JsonDict:
+def _row(
+    comparison: Comparison, cell: Cell, scale: _Scale, letters: Mapping[str, str], columns: Sequence[Column]
+) -> JsonDict:
     return {
         "method": cell.method,
         "group": letters.get(cell.name, ""),
@@ -148,20 +176,27 @@ def _row(comparison: Comparison, cell: Cell, scale: _Scale, letters: Mapping[str
         "seeds": cell.seeds,
         "num_seeds": len(cell.counted),
         "interval": scale.interval(cell),
-        "cells": [_cell(comparison, cell, column) for column in comparison.columns],
+        "cells": [_cell(comparison, cell, column) for column in columns],
     }
+
+
+def _all_columns(comparison: Comparison, cell: Cell) -> JsonDict:
+    cells = [_cell(comparison, cell, column) for column in comparison.columns]
+    return {"method": cell.method, "label": cell.results[0].spec.label, "cells": cells}
 
 
 def _cell(comparison: Comparison, cell: Cell, column: Column) -> JsonDict:
     found = cell.estimate(column.name)
+    wide = _is_wide(comparison, column)
     if found is None:
-        return {"text": ABSENT, "sort": "", "spread": "", "best": False, "told": ""}
+        return {"text": ABSENT, "sort": "", "spread": "", "best": False, "told": "", "wide": wide}
     varies = found.standard_deviation is not None and column.varies_over_seeds
     return {
         "text": compact(found.mean) if column is TRAINED else column.text(found.mean),
         "sort": found.mean,
         "spread": column.text(found.standard_deviation or 0.0) if varies else "",
         "best": comparison.is_best(cell, column),
+        "wide": wide,
         "told": f"95 % over {found.basis}: {column.text(found.low)} to {column.text(found.high)}"
         if varies
         else column.text(found.mean),
@@ -171,7 +206,16 @@ def _cell(comparison: Comparison, cell: Cell, column: Column) -> JsonDict:
 def _tables(comparison: Comparison, found: Significance | str | None, quoted: References | None) -> list[JsonDict]:
     first = (_differences(comparison, found), _references(quoted), _tags(comparison))
     made = (*first, _efficiency(comparison), _forecast(comparison))
-    return [table for table in made if table is not None]
+    return [_bounded(table) for table in made if table is not None]
+
+
+def _bounded(table: JsonDict) -> JsonDict:
+    """The first rows of a long table, which says so."""
+    rows = table["rows"]
+    if len(rows) <= MOST_ROWS:
+        return table
+    note = f"The first {MOST_ROWS} of {len(rows)} rows; report.json has all. {table['note']}"
+    return {**table, "rows": rows[:MOST_ROWS], "note": note}
 
 
 def _differences(comparison: Comparison, found: Significance | str | None) -> JsonDict | None:
@@ -219,14 +263,14 @@ def tuning_tables(tunings: Sequence[Tuning]) -> list[JsonDict]:
     }
     heading, expected = expected_rows(tunings)
     if not expected:
-        return [budget]
+        return [_bounded(budget)]
     best: JsonDict = {
         "title": f"Expected {chosen_by} of the best of n trials",
         "headings": heading,
         "rows": expected,
         "note": "The unbiased estimator of Tang et al. 2020, over the trials whose settings did not depend on results.",
     }
-    return [budget, best]
+    return [_bounded(budget), _bounded(best)]
 
 
 def _tags(comparison: Comparison) -> JsonDict | None:

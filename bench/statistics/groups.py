@@ -35,9 +35,10 @@ def groups(names: Sequence[str], told_apart: Iterable[tuple[str, str]]) -> list[
 def letters(names: Sequence[str], told_apart: Iterable[tuple[str, str]]) -> dict[str, str]:
     """A letter for each group that a method is in, as tables print them: who shares one cannot be told apart."""
     found = groups(names, told_apart)
-    return {name: "".join(_letter(index) for index, group in enumerate(found) if name in group) for name in names}
+    return {name: "".join(letter(index) for index, group in enumerate(found) if name in group) for name in names}
 
 
-def _letter(index: int) -> str:
-    round_, letter = divmod(index, len(ascii_lowercase))
-    return ascii_lowercase[letter] + (str(round_ + 1) if round_ else "")
+def letter(index: int) -> str:
+    """What a group is called: a to z, then a2, b2 and so on."""
+    round_, place = divmod(index, len(ascii_lowercase))
+    return ascii_lowercase[place] + (str(round_ + 1) if round_ else "")

@@ -151,10 +151,16 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def inlined(text: str) -> str:
-    """An SVG for a page: colours follow the page's theme, the background is the page's own, the size its column's."""
+def inlined(text: str, title: str) -> str:
+    """An SVG for a page: colours follow the page's theme, the background is the page's own, the size its column's.
+
+    Args:
+        text: The SVG.
+        title: What it shows, for those who cannot see it.
+    """
     for color, themed in THEMED.items():
         text = text.replace(color, themed)
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
     text = text.replace("fill: #ffffff", "fill: none", 1)
-    return re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r'<svg role="img" \1', text, count=1)
+    opened = f'<svg role="img" aria-label="{escape(title)}" '
+    return re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', lambda found: opened + found[1], text, count=1)

@@ -64,8 +64,21 @@
     apply();
   }
 
+  // Long lists are made when their part of the page is opened, so that the page itself opens at once.
+  const whenOpened = (id, make) => {
+    const details = document.getElementById(id);
+    if (!details) return;
+    const once = () => {
+      if (!details.open) return;
+      details.removeEventListener("toggle", once);
+      make();
+    };
+    details.addEventListener("toggle", once);
+    once();
+  };
+
   // All trials: rows are arrays, made into elements as far as they are shown.
-  (() => {
+  whenOpened("trial-fold", () => {
     const { columns, rows } = data.trials;
     const table = document.getElementById("trial-table");
     const [input, count, more] = ["trial-text", "trial-count", "trial-more"].map((id) => document.getElementById(id));
@@ -107,10 +120,10 @@
     input.addEventListener("input", () => { limit = PAGE; render(); });
     more.addEventListener("click", () => { limit += 5 * PAGE; render(); });
     render();
-  })();
+  });
 
   // Predictions of several configurations for the same source.
-  if (data.predictions) (() => {
+  if (data.predictions) whenOpened("prediction-fold", () => {
     const { configurations, sources, metric } = data.predictions;
     const [input, tagChoice, order, methods, count, list, more] = [
       "text", "tag", "order", "methods", "count", "list", "more",
@@ -185,12 +198,20 @@
     for (const control of [input, tagChoice, order]) control.addEventListener("input", () => { limit = 20; render(); });
     more.addEventListener("click", () => { limit += 50; render(); });
     render();
-  })();
+  });
 
   document.getElementById("theme").addEventListener("click", () => {
     const root = document.documentElement;
     const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
     root.dataset.theme = dark ? "light" : "dark";
   });
-  addEventListener("beforeprint", () => { for (const details of document.querySelectorAll("details")) details.open = true; });
+
+  // A link to a section opens what is folded in it.
+  const reveal = () => {
+    const section = location.hash && document.getElementById(location.hash.slice(1));
+    const folded = section && section.querySelector(":scope > details.fold[id]");
+    if (folded) folded.open = true;
+  };
+  addEventListener("hashchange", reveal);
+  reveal();
 })();

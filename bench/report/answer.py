@@ -1,0 +1,89 @@
+"""What stands below the headline: by how much the best lead, with intervals, and at what cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bench.report.cells import Cell, Comparison
+from bench.report.columns import TRAINED, Column, compact
+
+if TYPE_CHECKING:
+    from bench.statistics.differences import Difference
+    from bench.statistics.significance import Significance
+
+# Configurations whose intervals and costs are told; those of the others stand in the table.
+MOST_TOLD = 3
+
+
+def answer(comparison: Comparison, found: Significance | str | None) -> list[str]:
+    """Sentences about those that lead, or about the best mean where that is not known; none without a score.
+
+    Args:
+        comparison: Best first.
+        found: Which differences hold, or why that is not known.
+    """
+    if not comparison.metrics:
+        return []
+    metric = comparison.metrics[0]
+    known = [cell for cell in comparison.scored if cell.mean(metric.name) is not None]
+    tested = found if found is not None and not isinstance(found, str) and found.conclusive else None
+    leaders = [cell for cell in known if cell.name in tested.leaders] if tested else known[:1]
+    lines = [_margin(leaders, tested, metric) if tested else _interval(leaders, metric), _price(comparison, leaders)]
+    return [line for line in lines if line]
+
+
+def _margin(leaders: list[Cell], found: Significance, metric: Column) -> str:
+    """Of one leader its lead over the next, of several how far they are apart at most."""
+    best = leaders[0].name
+    others = {cell.name for cell in leaders[1:]}
+    pairs = [one for one in found.differences if one.first == best and (not others or one.second in others)]
+    if not pairs:
+        return ""
+    if others:
+        widest = max(pairs, key=lambda one: abs(one.difference))
+        return f"By how much: {best} is {_difference(widest, metric)} {widest.second}, which may be chance."
+    nearest = min(pairs, key=lambda one: abs(one.difference))
+    return f"By how much: {best} is {_difference(nearest, metric)} {nearest.second}."
+
+
+def _difference(one: Difference, metric: Column) -> str:
+    def signed(value: float) -> str:
+        return f"{value * metric.scale:+.{metric.decimals}f}"
+
+    side = "above" if one.difference >= 0 else "below"
+    size = f"{abs(one.difference) * metric.scale:.{metric.decimals}f}"
+    return f"{size} {metric.title} (95 % interval of the difference {signed(one.low)} to {signed(one.high)}) {side}"
+
+
+def _interval(leaders: list[Cell], metric: Column) -> str:
+    found = leaders[0].estimate(metric.name) if leaders else None
+    if found is None or found.half_width is None:
+        return ""
+    return (
+        f"By how much: not known. 95 % interval of {leaders[0].name} over {found.basis}: {metric.text(found.low)} to "
+        f"{metric.text(found.high)}."
+    )
+
+
+def _price(comparison: Comparison, leaders: list[Cell]) -> str:
+    told = [text for cell in leaders[:MOST_TOLD] if (text := _costs(comparison, cell))]
+    if not told:
+        return ""
+    more = f"; of {len(leaders) - MOST_TOLD} more in the table" if len(leaders) > MOST_TOLD else ""
+    return f"At what cost: {'; '.join(told)}{more}."
+
+
+def _costs(comparison: Comparison, cell: Cell) -> str:
+    named = {column.name: column for column in comparison.columns}
+    shown = []
+    if (trained := cell.mean(TRAINED.name)) is not None:
+        share = cell.mean("trained_percent")
+        of_all = "" if share is None else f" ({share:.3g} % of all)"
+        shown.append(f"{compact(trained)} parameters trained{of_all}")
+    for name, before, after in (
+        ("peak_memory_bytes", "peak memory ", " MiB"),
+        ("train_tokens_per_second", "", " tokens/s in training"),
+    ):
+        if name in named and (mean := cell.mean(name)) is not None:
+            shown.append(f"{before}{named[name].text(mean)}{after}")
+    return f"{cell.name} {', '.join(shown)}" if shown else ""

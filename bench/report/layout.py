@@ -1,0 +1,87 @@
+"""Which columns a table shows: quality, trained parameters, memory and throughput; what says nothing is folded away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench.report.cells import Cell, Comparison
+from bench.report.columns import ABSENT, Column
+
+if TYPE_CHECKING:
+    from bench.statistics.significance import Significance
+
+# The costs that a hurried reader asks for; the others stand in the table of all columns.
+KEY_COSTS = ("trained_parameters", "peak_memory_bytes", "train_tokens_per_second", "decode_tokens_per_second")
+# As many as papers print; a task may have a dozen diagnostics beside its official scores, which come first.
+MOST_SCORES = 5
+# Rows of a table on the page or in report.md; of more, the first, and report.json has the rest.
+MOST_ROWS = 100
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns of one comparison."""
+
+    shown: tuple[Column, ...]  # scores, then costs
+    further: tuple[Column, ...]  # that differ between rows, but are not what one looks for first
+    folded: str  # in one line, the columns that are alike in all rows; empty without such
+
+
+def layout(comparison: Comparison) -> Layout:
+    """Choose the columns; the first score is always shown."""
+    alike = {
+        column: text
+        for column in comparison.columns
+        if column not in comparison.metrics[:1] and (text := _alike(comparison, column)) is not None
+    }
+    left = [column for column in comparison.columns if column not in alike]
+    scores = [column for column in left if column in comparison.metrics][:MOST_SCORES]
+    shown = (*scores, *(column for column in left if column.name in KEY_COSTS))
+    return Layout(shown, tuple(column for column in left if column not in shown), _folded(comparison, alike))
+
+
+def cell_text(cell: Cell, column: Column) -> str:
+    """Mean and spread as tables print them."""
+    found = cell.estimate(column.name)
+    if found is None:
+        return ABSENT
+    spread = found.standard_deviation if column.varies_over_seeds else None
+    return column.text(found.mean) if spread is None else f"{column.text(found.mean)} ± {column.text(spread)}"
+
+
+def seeds_differ(comparison: Comparison) -> bool:
+    """Whether rows have different numbers of seeds, so that a column has to tell them."""
+    return len({cell.seeds for cell in comparison.scored if cell.trains}) > 1
+
+
+def letters_note(found: Significance, metric: Column) -> str:
+    """What the letters of groups mean, with the members of each."""
+    by_letter = dict(zip(_letters(found), found.groups, strict=True))
+    if len(by_letter) == 1:
+        return f"Group: all share a letter, so that none can be told apart in {metric.title}."
+    members = "; ".join(f"{letter}: {', '.join(names)}" for letter, names in by_letter.items())
+    return f"Group: rows that share a letter cannot be told apart in {metric.title} ({members})."
+
+
+def _letters(found: Significance) -> list[str]:
+    from bench.statistics.groups import letter
+
+    return [letter(index) for index in range(len(found.groups))]
+
+
+def _alike(comparison: Comparison, column: Column) -> str | None:
+    """What stands in every row; None where rows differ, and where a row that was trained has no value."""
+    cells = [cell for cell in comparison.scored if cell.estimate(column.name) is not None]
+    if len(cells) < 2 or any(cell.trains and cell not in cells for cell in comparison.scored):
+        return None
+    texts = {cell_text(cell, column).removesuffix(f" ± {column.text(0.0)}") for cell in cells}
+    return texts.pop() if len(texts) == 1 else None
+
+
+def _folded(comparison: Comparison, alike: Mapping[Column, str]) -> str:
+    told = [f"{column.title} {text}" for column, text in alike.items()]
+    if comparison.several_seeds and not seeds_differ(comparison):
+        told.append(f"seeds {next((cell.seeds for cell in comparison.scored if cell.trains), '1')}")
+    return f"Folded away, the same in every row that has it: {', '.join(told)}." if told else ""
