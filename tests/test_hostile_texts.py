@@ -161,7 +161,7 @@ def test_one_number_that_is_not_finite_is_absent_and_named(beside: int) -> None:
         "html": html(found, pictures(found), None),
     }
     for kind in ("md", "html"):
-        assert "Absent, not finite: bleu, test_loss, dev_loss of lora (seed 1)." in texts[kind]
+        assert f"Absent, not finite: bleu, test_loss, dev_loss of {broken().trial_id}." in texts[kind]
     for kind, text in texts.items():
         assert not re.search(r"\b(nan|inf)\b", re.sub("<script>.*", "", text, flags=re.DOTALL)), kind
     if beside:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench.report.cells import Cell, Comparison
-from bench.report.columns import ABSENT, Column
+from bench.report.columns import ABSENT, TEST_LOSS, Column
 
 if TYPE_CHECKING:
     from bench.statistics.significance import Significance
@@ -24,7 +24,7 @@ MOST_ROWS = 100
 class Layout:
     """The columns of one comparison."""
 
-    shown: tuple[Column, ...]  # scores, then costs
+    shown: tuple[Column, ...]  # scores and test loss, then costs
     further: tuple[Column, ...]  # that differ between rows, but are not what one looks for first
     folded: str  # in one line, the columns that are alike in all rows; empty without such
 
@@ -38,7 +38,7 @@ def layout(comparison: Comparison) -> Layout:
     }
     left = [column for column in comparison.columns if column not in alike]
     scores = [column for column in left if column in comparison.metrics][:MOST_SCORES]
-    shown = (*scores, *(column for column in left if column.name in KEY_COSTS))
+    shown = (*scores, *(column for column in left if column is TEST_LOSS or column.name in KEY_COSTS))
     return Layout(shown, tuple(column for column in left if column not in shown), _folded(comparison, alike))
 
 
