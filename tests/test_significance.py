@@ -137,7 +137,7 @@ def test_reports_show_groups_and_pairs(tmp_path: Path) -> None:
     write_sweep(root, QUALITIES)
     content = report.load_content(root)
     text = report.markdown(content)
-    assert "| method | group | seeds | BLEU |" in text
+    assert "| method | group | BLEU |" in text
     assert "Configurations of one line cannot be told apart:\n\n- " in text
     assert "| none | < 0.001 |" not in text
     assert text.count("| < 0.001 |") >= 5

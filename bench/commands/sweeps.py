@@ -105,11 +105,11 @@ def report_trials(store: Store, trial_ids: list[str], again: bool = False) -> No
         shown = _shown(store.root, content, set(trial_ids))
         if key is not None:
             keep(folder, key, shown)
-    for table in shown.tables:
-        console.print(table)
     for line in shown.headlines:
         console.print(line, style="bold", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"report: {folder / 'report.html'}", highlight=False)
+    for table in shown.tables:
+        console.print(table)
+    console.print(f"report: {folder / 'report.html'}", highlight=False, markup=False)
 
 
 def _shown(root: Path, content: reports.Content, trial_ids: set[str]) -> Kept:
@@ -121,5 +121,5 @@ def _shown(root: Path, content: reports.Content, trial_ids: set[str]) -> Kept:
     searches = tunings(read_searches(root), found)
     return Kept(
         (*([tuning_table(searches)] if searches else []), *([results_table(finals)] if finals else [])),
-        tuple(content.headlines) if finals else (),
+        content.told if finals else (),
     )

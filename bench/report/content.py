@@ -80,6 +80,11 @@ class Content:
         """For each comparison, by how much the best lead and at what cost."""
         return tuple(answer(*pair) for pair in zip(self.comparisons, self.tested, strict=True))
 
+    @property
+    def told(self) -> tuple[str, ...]:
+        """The answers in full where there is one, else in a sentence for each comparison."""
+        return (*self.headlines, *(self.answers[0] if len(self.answers) == 1 else ()))
+
     @cached_property
     def references(self) -> tuple[References | None, ...]:
         """For each comparison, the published numbers that belong beside it."""

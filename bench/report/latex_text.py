@@ -108,7 +108,8 @@ def _character(character: str) -> str:
         return ESCAPES[character]
     if character.isascii():
         return character
-    base, *marks = unicodedata.normalize("NFD", character)
-    if len(marks) == 1 and marks[0] in ACCENTS and base.isascii() and base.isalpha():
-        return rf"\{ACCENTS[marks[0]]}{{{base}}}"
+    parts = unicodedata.normalize("NFD", character)
+    base, mark = parts[0], parts[1:]
+    if mark in ACCENTS and base.isascii() and base.isalpha():
+        return rf"\{ACCENTS[mark]}{{{base}}}"
     return rf"\{LETTER}{{{character}}}{{{ord(character):04X}}}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -16,6 +17,8 @@ from bench.tuning_summary import Tuning
 
 # As many as fit beside the costs on a line of a hundred characters.
 MOST_METRICS = 4
+# Of more trials, the best; the report has tables by configuration.
+MOST_ROWS = 40
 
 
 def results_table(results: Sequence[TrialResult]) -> Table:
@@ -25,11 +28,11 @@ def results_table(results: Sequence[TrialResult]) -> Table:
     table = Table(padding=(0, 1), collapse_padding=True)
     table.add_column("method", overflow="fold", min_width=14)
     for heading in (*(metric.title for metric in metrics), "trained", "peak MiB", "tok/s", "s"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(Text(heading), justify="right", no_wrap=True)
     rows = [(result, row(result)) for result in results]
     if metrics:
         rows.sort(key=lambda pair: _rank(pair[1].get(metrics[0].name), metrics[0]))
-    for result, values in rows:
+    for result, values in rows[:MOST_ROWS]:
         name = Text(f"{cell_name(result)} s{result.spec.seed}" if several_seeds else cell_name(result))
         seconds = f"{result.total_seconds:.0f}"
         if isinstance(result.outcome, Failed):
@@ -44,6 +47,8 @@ def results_table(results: Sequence[TrialResult]) -> Table:
             ABSENT if rate is None else f"{rate:,.0f}",
             seconds,
         )
+    if len(rows) > MOST_ROWS:
+        table.add_row(Text(f"{len(rows) - MOST_ROWS} more in results.csv", style="dim"), *[""] * (len(metrics) + 4))
     return table
 
 
@@ -61,8 +66,8 @@ def headline(outcome: Completed | Probed) -> str:
     """The first metric that the record names, with its value; the dev loss of a trial that was not tested."""
     if isinstance(outcome, Probed):
         return "" if outcome.dev_loss is None else f"dev loss {outcome.dev_loss:.3f}"
-    name, value = next(iter(outcome.scores.values.items()))
-    return f"{title(name)} {value:.1f}"
+    told = ((name, value) for name, value in outcome.scores.values.items() if math.isfinite(value))
+    return next((f"{title(name)} {value:.1f}" for name, value in told), "no finite score")
 
 
 def _score(metric: Column, value: float | None) -> str:

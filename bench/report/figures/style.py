@@ -151,7 +151,7 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def inlined(text: str, title: str) -> str:
+def inlined(text: str, title: str = "picture") -> str:
     """An SVG for a page: colours follow the page's theme, the background is the page's own, the size its column's.
 
     Args:
