@@ -100,9 +100,10 @@ def export(
     try:
         repository = None if push is None else HubRepository(push)
         difference = write(result, destination, model)
+        reader = "peft" if to is ExportFormat.PEFT else "transformers"
         console.print(
-            f"{destination}: loads in {'peft' if to is ExportFormat.PEFT else 'transformers'}, tensors in fp32, and "
-            f"gives the same logits (difference: {difference:.1e} of the largest)",
+            f"{destination}: loads in {reader} and gives the same logits (difference: {difference:.1e} of the largest); "
+            "its tensors are in fp32",
             highlight=False,
             soft_wrap=True,
         )
