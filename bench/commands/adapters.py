@@ -102,8 +102,8 @@ def export(
         difference = write(result, destination, model)
         reader = "peft" if to is ExportFormat.PEFT else "transformers"
         console.print(
-            f"{destination}: loads in {reader} and gives the same logits (difference: {difference:.1e} of the largest); "
-            "its tensors are in fp32",
+            f"{destination}: loads in {reader} and gives the same logits (difference: {difference:.1e} of the largest)"
+            "; its tensors are in fp32",
             highlight=False,
             soft_wrap=True,
         )
