@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from chaos import light_faults as light
-from chaos.ground import Verdict
+from chaos import odd_systems as odd
+from chaos.ground import NotPossibleError, Verdict
 
 from bench.crash_points import CrashPoint
 
@@ -48,10 +50,54 @@ def test_a_fault_loses_and_repeats_nothing(fault: Callable[[Path], Verdict], tmp
     assert verdict.good, verdict
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler to make the library that is preloaded")
+def test_a_clock_that_is_set_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    verdict = odd.clock_jumps(tmp_path)
+    assert verdict.good, verdict
+
+
+def test_kills_between_commits_are_counted_whatever_the_speed(tmp_path: Path) -> None:
+    verdict = light.driver_killed_at_random(tmp_path, trials=30, times=3, seed=0, fake=True)
+    assert verdict.good, verdict
+    assert verdict.injected == 3
+
+
+def test_what_is_not_possible_is_a_row_and_not_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from chaos import __main__ as program
+
+    def refused(folder: Path) -> Verdict:
+        raise NotPossibleError("needs the rights of root")
+
+    monkeypatch.setattr(program, "faults", lambda: iter([("refused", refused)]))
+    monkeypatch.setattr(sys, "argv", ["chaos"])
+    assert program.main() == 0
+    assert capsys.readouterr().out.count("refused: not possible here: needs the rights of root") == 2
+
+
 @pytest.mark.full
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("fault", ["actor_killed", "node_removed", "only_node_lost", "head_lost", "nodes_come_and_go"])
-def test_nodes_and_actors_of_a_cluster_die(fault: str) -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "no_locks",
+        "sweep_edited",
+        "home_unwritable",
+        "ordinary_user",
+        "shared_memory_small",
+        "actor_killed",
+        "node_removed",
+        "only_node_lost",
+        "second_node_lost",
+        "head_lost",
+        "head_restarted",
+        "two_sweeps",
+        "memory_short",
+        "nodes_come_and_go",
+    ],
+)
+def test_nodes_heads_systems_and_edits(fault: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "chaos", fault],
         cwd=Path(__file__).parent,
