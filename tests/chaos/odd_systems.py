@@ -62,9 +62,9 @@ def preloaded(folder: Path) -> str:
     return str(library)
 
 
-def clock_jumps(folder: Path) -> Verdict:
+def clock_jumps(folder: Path, trials: int = 12) -> Verdict:
     """The time of day jumps by days, in the driver and its ranks, while trials run and between runs."""
-    ground, clock = Ground(folder, trials=12), Clock(folder)
+    ground, clock = Ground(folder, trials), Clock(folder)
     ground.variables = {"LD_PRELOAD": preloaded(folder), "ODD_CLOCK": str(clock.path), "LIGHT_SECONDS": "0.5"}
     driver = ground.start()
     for days in (1, -2, 365, 0):
