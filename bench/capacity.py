@@ -152,6 +152,13 @@ class Cluster:
         """How many more trials that take so much could start now."""
         return sum(self._room(node, need) for node in self._nodes.values()) // need.ranks
 
+    def at_once(self, need: Need) -> int:
+        """How many trials that take so much could run beside each other if nothing else did; at least 1."""
+        ranks = [machine.most_ranks(need) for machine in self.machines]
+        if need.whole_nodes and any(ranks):
+            return max(1, sum(count > 0 for count in ranks) // -(-need.ranks // max(ranks)))
+        return max(1, sum(ranks) // need.ranks)
+
     def seat(self, trial_id: str, need: Need) -> list[Seat] | None:
         """Seats for all ranks of a trial at once, taken until :meth:`release`; None if there is no room now.
 

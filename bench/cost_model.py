@@ -24,7 +24,9 @@ ADAM_TRAFFIC_BYTES = 28
 LONGEST_OVER_MEAN = 1.5
 
 
-def predict(spec: TrialSpec, work: Workload, device: Device | None, name: str) -> Prediction:
+def predict(
+    spec: TrialSpec, work: Workload, device: Device | None, name: str, costs: StepCosts | None = None
+) -> Prediction:
     """What a trial that trains something will cost.
 
     Args:
@@ -32,11 +34,12 @@ def predict(spec: TrialSpec, work: Workload, device: Device | None, name: str) -
         work: Its sizes.
         device: Of every rank; None is one whose rates are not known.
         name: Of the device.
+        costs: Of its steps; None: from traces of them.
 
     Raises:
         TraceError: The method's step looks at values, so that it cannot be predicted.
     """
-    costs = step_costs(spec, work)
+    costs = costs or step_costs(spec, work)
     flops = sum(costs.flops(micro) for micro in work.micro_batches)
     seconds: dict[str, float | None] = {"step_seconds": None, "train_seconds": None, "total_seconds": None}
     if device is not None:

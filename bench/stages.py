@@ -10,13 +10,14 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from bench.config import Resolver, combinations, configure, expand
 from bench.metrics.checks import choosable
 from bench.metrics.scoring import meant
+from bench.pace import Later
 from bench.registry import make_task
 from bench.search_run import SearchRun
 from bench.search_space import SearchSpace
@@ -107,6 +108,45 @@ class Stages:
         settled = [(contender, contender.final) for contender in self.contenders if contender.search is None]
         later = [trial for one in self._last_rounds(self.sweep.stages, settled) for trial in one.trials]
         return [*_unique(first), *later]
+
+    def to_come(self, past: Sequence[Round], used_seconds: Callable[[], float]) -> list[Later]:
+        """What a sweep will run after these rounds, as far as one can tell before a search has chosen.
+
+        The settings of the sweep file stand for those that are not known; a search goes on to the end of its budget.
+
+        Args:
+            past: All rounds so far, the one that runs now included.
+            used_seconds: Tells the device-seconds that trials of the stage tune have taken.
+        """
+        stages = self.sweep.stages
+        if stages is None or not past:
+            return []
+        later: list[Later] = []
+        stage = past[-1].stage
+        searches = [contender for contender in self.contenders if contender.search is not None]
+        if stage == "tune" and stages.tune is not None and searches:
+            later.append(self._rest_of_searches(stages.tune, searches, past, used_seconds))
+        last = list(self._last_rounds(stages, [(contender, contender.final) for contender in self.contenders]))
+        measured = sum(one.stage == "cost" for one in past)
+        later += [Later(one.trials) for one in last if one.stage == "final" and stage == "tune"]
+        later += [Later(one.trials) for one in [one for one in last if one.stage == "cost"][measured:]]
+        return later
+
+    def _rest_of_searches(
+        self, tune: TuneSpec, searches: Sequence[Contender], past: Sequence[Round], used_seconds: Callable[[], float]
+    ) -> Later:
+        if tune.device_seconds is not None:
+            # Searches run side by side, each one trial at a time.
+            return Later((searches[0].final,), max(0.0, tune.device_seconds - used_seconds() / len(searches)))
+        asked = [trial for one in past if one.stage == "tune" for trial in one.trials]
+        spent = sum((trial.stop_after_steps or 0) / (trial.train.steps or 1) or 1.0 for trial in asked)
+        rest = max(0, round((tune.trials or 0) * len(searches) - spent))
+        whole = [
+            self._ask_trial(one, tune, first_settings(one.search)[0], None)
+            for one in searches
+            if one.search is not None
+        ]
+        return Later(tuple(whole[number % len(whole)] for number in range(rest)))
 
     @property
     def targets(self) -> list[str]:

@@ -17,11 +17,14 @@ from bench.files import replacing
 from bench.launch import Progress
 from bench.observe import Observer
 from bench.outbox import StartedAttempt
+from bench.pace import Course, Later, Pace
 from bench.record import Failed, TrialResult
 from bench.record_index import Known
-from bench.spec import JsonDict, Spec
+from bench.spec import JsonDict, Spec, TrialSpec
 
 STATUS_FILE = "status.json"
+# The time that is left is reckoned anew so often at most, since thousands of trials may wait.
+RECKON_SECONDS = 2.0
 
 
 class RunningTrial(Spec):
@@ -35,7 +38,9 @@ class RunningTrial(Spec):
     steps: int | None = None
     loss: float | None = None
     tokens_per_second: float | None = None
-    remaining_seconds: float | None = Field(None, description="of the training")
+    remaining_seconds: float | None = Field(
+        None, description="of the trial, once another has ended; before that, of its training"
+    )
     decoded: int | None = None
     of: int | None = Field(None, description="sources to decode")
     memory_bytes: int | None = Field(None, description="of the largest rank, now")
@@ -52,6 +57,9 @@ class SweepStatus(Spec):
     running: list[RunningTrial] = Field(default_factory=list)
     started_at: float
     updated_at: float
+    remaining_seconds: float | None = Field(
+        None, description="until the end of the sweep, later stages included; None before a trial has ended"
+    )
 
     @property
     def queued(self) -> int:
@@ -74,41 +82,79 @@ class StatusBoard(Observer):
     Args:
         root: ``<results>/<sweep>``.
         sweep: Its name.
+        pace: Learns how long trials take; None: nothing is said of the time that is left.
     """
 
-    def __init__(self, root: Path, sweep: str) -> None:
+    def __init__(self, root: Path, sweep: str, pace: Pace | None = None) -> None:
         self._clock = _SteadyClock()
         now = self._clock.time()
         self._path = root / STATUS_FILE
         self._status = SweepStatus(sweep=sweep, total=0, completed=0, failed=0, started_at=now, updated_at=now)
+        self._pace = pace
         self._done: set[str] = set()
-        self._done_here = 0
         self._running: dict[str, RunningTrial] = {}
+        self._launches: dict[str, tuple[TrialSpec, ...]] = {}  # by trial: all that share its launch
+        self._waiting: dict[str, TrialSpec] = {}
+        self._later: tuple[Later, ...] = ()
+        self._reckoned_at = 0.0
+        self._left: float | None = None
         self._memory: dict[str, dict[int, int]] = {}
 
-    def begin_round(self, present: Sequence[Known], pending: int) -> None:
-        """More trials of the sweep: those that have a record already, and how many others."""
+    def begin_round(self, present: Sequence[Known], pending: Sequence[TrialSpec], later: Sequence[Later] = ()) -> None:
+        """More trials of the sweep.
+
+        Args:
+            present: Those that have a record already.
+            pending: The others.
+            later: What comes after them, as far as one can tell.
+        """
         for known in present:
             self._count(known.trial_id, known.failed)
-        self._set_total(pending)
+        self._waiting = {spec.trial_id: spec for spec in pending}
+        self._later = tuple(later)
+        self._set_total(len(pending))
         self.write()
 
     def now(self) -> SweepStatus:
         """The status at this moment."""
-        now = self._clock.time()
-        return self._status.model_copy(update={"running": list(self._running.values()), "updated_at": now})
+        running = [self._with_time_left(trial) for trial in self._running.values()]
+        now, left = self._clock.time(), self.remaining_seconds()
+        update = {"running": running, "updated_at": now, "remaining_seconds": left}
+        return self._status.model_copy(update=update)
 
     def remaining_seconds(self) -> float | None:
-        """Until the end of the sweep, if the others take as long as those of this run; None before the first one."""
-        status = self._status
-        if not self._done_here:
+        """Until the end of the sweep: what runs, what waits and what later stages bring, on as many seats as there are.
+
+        None before a trial has ended.
+        """
+        if self._pace is None:
             return None
-        waiting = status.total - status.completed - status.failed
-        return (self._clock.time() - status.started_at) / self._done_here * waiting
+        if self._clock.time() - self._reckoned_at > RECKON_SECONDS:
+            self._reckoned_at, self._left = self._clock.time(), self._reckoned()
+        return self._left
+
+    def _reckoned(self) -> float | None:
+        if self._pace is None:
+            return None
+        launches = {id(specs): self._course(trial_id) for trial_id, specs in self._launches.items()}
+        return self._pace.left(list(launches.values()), [Later(tuple(self._waiting.values())), *self._later])
+
+    def _course(self, trial_id: str) -> Course:
+        specs = self._launches[trial_id]
+        trials = [self._running[spec.trial_id] for spec in specs if spec.trial_id in self._running]
+        elapsed = max((self._clock.time() - trial.started_at for trial in trials), default=0.0)
+        return Course(specs, elapsed, max((_training_left(trial) for trial in trials), default=0.0))
+
+    def _with_time_left(self, trial: RunningTrial) -> RunningTrial:
+        left = None if self._pace is None else self._pace.left_of(self._course(trial.trial_id))
+        return trial if left is None else trial.model_copy(update={"remaining_seconds": left})
 
     def started(self, attempt: StartedAttempt) -> None:
         trial_id = attempt.spec.trial_id
         self._memory[trial_id] = {}
+        self._waiting.pop(trial_id, None)
+        mates = [spec for spec in attempt.companions if spec.trial_id in self._launches]
+        self._launches[trial_id] = self._launches[mates[0].trial_id] if mates else (attempt.spec, *attempt.companions)
         self._running[trial_id] = RunningTrial(
             trial_id=trial_id, attempt=attempt.attempt.number, started_at=self._clock.time()
         )
@@ -129,11 +175,14 @@ class StatusBoard(Observer):
 
     def lost(self, result: TrialResult, again_in_seconds: float) -> None:
         self._forget(result.trial_id)
+        self._waiting[result.trial_id] = result.spec
         self._status = self._status.model_copy(update={"lost_attempts": self._status.lost_attempts + 1})
 
     def committed(self, result: TrialResult) -> None:
         self._forget(result.trial_id)
-        self._done_here += 1
+        self._waiting.pop(result.trial_id, None)
+        if self._pace is not None:
+            self._pace.learn(result)
         self._count(result.trial_id, isinstance(result.outcome, Failed))
 
     def ticked(self, queued: int) -> None:
@@ -160,7 +209,12 @@ class StatusBoard(Observer):
 
     def _forget(self, trial_id: str) -> None:
         self._running.pop(trial_id, None)
+        self._launches.pop(trial_id, None)
         self._memory.pop(trial_id, None)
+
+
+def _training_left(trial: RunningTrial) -> float:
+    return (trial.remaining_seconds or 0.0) if trial.phase == "train" else 0.0
 
 
 def read_status(root: Path) -> SweepStatus | None:

@@ -118,7 +118,7 @@ def test_the_live_view_shows_phase_step_loss_speed_memory_and_time_left(tmp_path
     board = StatusBoard(tmp_path, "demo")
     first, second, third = (new_attempt(trial(seed=seed), "demo", "fake", []) for seed in range(3))
     lost = Failed(reason="worker_lost", phase=None, rank=0, message="gone")
-    board.begin_round([], 4)
+    board.begin_round([], [trial(seed=seed) for seed in range(4)])
     for attempt in (first, second, third):
         board.started(attempt)
     board.lost(third.result(lost, None, 1.0, None), 1.0)
@@ -147,7 +147,7 @@ def test_the_live_view_shows_phase_step_loss_speed_memory_and_time_left(tmp_path
 def test_without_a_terminal_a_line_of_progress_names_its_numbers(tmp_path: Path) -> None:
     board = StatusBoard(tmp_path, "demo")
     attempt = new_attempt(trial(), "demo", "fake", [])
-    board.begin_round([], 1)
+    board.begin_round([], [trial()])
     step = {"step": 3, "steps": 10, "loss": 1.25, "tokens_per_second": 480.0, "remaining_seconds": 7.0}
     text = io.StringIO()
     with Display(Console(file=text, width=40), board) as display:

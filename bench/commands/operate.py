@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +50,9 @@ def status(
             states = {True: "runs this sweep", False: "ran this sweep and was killed", None: "holds this sweep"}
             console.print(f"process {holder.pid} on {holder.host} {states[alive]}", highlight=False, soft_wrap=True)
         if found is not None:
-            console.print(status_view(found, None))
+            left = found.remaining_seconds if alive else None
+            aged = None if left is None else max(0.0, left - (time.time() - found.updated_at))
+            console.print(status_view(found, aged), soft_wrap=True)
         for why in damaged:
             console.print(f"damaged: {why}", style="red", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(1 if damaged else 0)

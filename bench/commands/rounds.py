@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from bench.commands.options import console
 from bench.mirror import Mirror
 from bench.observe import Observer
+from bench.pace import Later, Pace
 from bench.place import Place
 from bench.record_index import Known
 from bench.spec import JsonDict, TrialSpec
@@ -21,6 +22,9 @@ from bench.trackers.tracking import Tracking
 
 if TYPE_CHECKING:
     from bench.launch import Launcher
+
+# Of a trial whose sizes cannot be told, until one like it has ended.
+UNKNOWN_SECONDS = 60.0
 
 
 class RoundRunner:
@@ -55,7 +59,7 @@ class RoundRunner:
         self.metrics = metrics
         self.found: dict[str, Known] = {}
         self._launcher: Launcher | None = None
-        self._board = StatusBoard(store.root, sweep)
+        self._board = StatusBoard(store.root, sweep, Pace(self._expected_seconds, self._at_once))
         warn = partial(console.print, style="yellow", highlight=False, markup=False, soft_wrap=True)
         self._tracking = Tracking(trackers or {}, store.root.absolute(), sweep, warn)
         self._mirror = None if mirror is None else Mirror(mirror, store, warn)
@@ -103,13 +107,19 @@ class RoundRunner:
         console.print(f"not everything is on {self._mirror.url}; the same command tries again: {why}", style="red")
         return False
 
-    def run(self, trials: Round, title: str) -> None:
-        """Run the trials of a round that have no record."""
+    def run(self, trials: Round, title: str, later: Sequence[Later] = ()) -> None:
+        """Run the trials of a round that have no record.
+
+        Args:
+            trials: The round.
+            title: What a line on it begins with.
+            later: What comes after it, as far as one can tell.
+        """
         present = {trial.trial_id: found for trial in trials.trials if (found := self._present(trial)) is not None}
         pending = [trial for trial in trials.trials if trial.trial_id not in present]
         done = len(trials.trials) - len(pending)
         console.print(f"{title}: {len(trials.trials)} trials, {done} done, {len(pending)} to run", highlight=False)
-        self._board.begin_round(list(present.values()), len(pending))
+        self._board.begin_round(list(present.values()), pending, later if pending else ())
         if pending:
             self._run(pending)
         self._board.write()
@@ -117,6 +127,11 @@ class RoundRunner:
             known = present.get(trial.trial_id) or self.store.known(trial.trial_id)
             if known is not None:
                 self.found[trial.trial_id] = known
+
+    def tuning_seconds(self) -> float:
+        """Device-seconds of the trials of the stage tune so far."""
+        records = (self.store.read(known.trial_id) for known in self.found.values() if known.stage == "tune")
+        return sum(record.device_seconds for record in records if record is not None)
 
     def _present(self, trial: TrialSpec) -> Known | None:
         """What is known of a trial's record, but for a failure of an earlier run that is to be run again."""
@@ -148,6 +163,20 @@ class RoundRunner:
                 schedule.run(pending)
         if schedule.draining:
             raise KeyboardInterrupt
+
+    def _expected_seconds(self, trial: TrialSpec) -> float:
+        from bench.expected_time import expected_seconds
+
+        try:
+            return expected_seconds(trial)
+        except Exception:  # noqa: BLE001 - a time that cannot be told, say for a stranger's method, ends no sweep
+            return UNKNOWN_SECONDS
+
+    def _at_once(self, trial: TrialSpec) -> int:
+        if self._launcher is None:
+            return 1
+        cluster = self._launcher.cluster
+        return cluster.at_once(cluster.need(trial))
 
     def _start_launcher(self) -> Launcher:
         from bench.choose_launcher import make_launcher

@@ -16,6 +16,7 @@ from bench.place import LauncherName, Place, read_runtime_env
 from bench.published import keep_published, load_published, published_files
 from bench.report.kept import Kept, keep, kept, made_from
 from bench.search_store import read_searches
+from bench.stages import Round
 from bench.status import read_status
 from bench.store import Store
 from bench.tuning_summary import tunings
@@ -57,8 +58,11 @@ def run(
         runner.tell_moved(stages.known_trials())
         keep_published(store.root, published)
         store.log("run", command=shlex.join(["tuneoff", *sys.argv[1:]]))
+        past: list[Round] = []
         for trials in stages.rounds(store):
-            runner.run(trials, f"{sweep.name} {trials.stage}" if sweep.stages else sweep.name)
+            past.append(trials)
+            later = stages.to_come(past, runner.tuning_seconds)
+            runner.run(trials, f"{sweep.name} {trials.stage}" if sweep.stages else sweep.name, later)
         report_trials(store, list(runner.found))
         mirrored = runner.complete_mirror()
     for name in stages.without_settings:
