@@ -21,27 +21,32 @@ def remedies(spec: TrialSpec, peak_bytes: Callable[[TrialSpec], int], device: De
 
     Args:
         spec: A trial that does not fit.
-        peak_bytes: Of a trial with other settings.
+        peak_bytes: Of a trial with other settings, in its largest phase.
         device: Of every rank.
     """
     limit = MOST_USED_FRACTION * device.memory_bytes
     smallest: tuple[int, str] | None = None
-    found = False
-    for kind in (_smaller_micro_batches, _checkpointing, _zero):
-        if found and kind is _zero:
-            return  # One device is enough.
-        for changed, text in kind(spec):
-            try:
-                peak = peak_bytes(changed)
-            except TraceError:
-                continue
-            if peak <= limit:
-                found = True
-                yield f"{text} ({peak / 2**30:.1f} GiB)"
-                break
-            if smallest is None or peak < smallest[0]:
-                smallest = (peak, text)
-    if not found and smallest is not None:
+    lean = spec.model_copy(update={"decode": spec.decode.model_copy(update={"batch_size": 1})})
+    # What takes too much in two phases needs two settings.
+    for base, beside in ((spec, ""), (lean, ", decode.batch_size: 1")):
+        found = False
+        for kind in (_smaller_micro_batches, _smaller_decode_batches, _checkpointing, _zero):
+            if found and kind is _zero:
+                return  # One device is enough.
+            for changed, text in kind(base):
+                try:
+                    peak = peak_bytes(changed)
+                except TraceError:
+                    continue
+                if peak <= limit:
+                    found = True
+                    yield f"{text}{beside} ({peak / 2**30:.1f} GiB)"
+                    break
+                if smallest is None or peak < smallest[0]:
+                    smallest = (peak, f"{text}{beside}")
+        if found:
+            return
+    if smallest is not None:
         yield f"nothing tried fits; least memory with {smallest[1]} ({smallest[0] / 2**30:.1f} GiB)"
 
 
@@ -50,6 +55,14 @@ def _smaller_micro_batches(spec: TrialSpec) -> Iterator[tuple[TrialSpec, str]]:
     while size >= 1:
         if (changed := _changed(spec, train={"micro_batch_size": size})) is not None:
             yield changed, f"train.micro_batch_size: {size}"
+        size //= 2
+
+
+def _smaller_decode_batches(spec: TrialSpec) -> Iterator[tuple[TrialSpec, str]]:
+    size = spec.decode.batch_size // 2
+    while size >= 1:
+        changed = spec.model_copy(update={"decode": spec.decode.model_copy(update={"batch_size": size})})
+        yield changed, f"decode.batch_size: {size}"
         size //= 2
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import heapq
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from bench import models
 from bench.architecture import Pair
-from bench.cost_model import predict
+from bench.cost_model import predict, untrained_memory
 from bench.coverage import patch_and_count
 from bench.data import tokenization
 from bench.devices import Device, known_gpu
@@ -35,8 +35,14 @@ class PlannedTrial:
     parameters: ParameterCounts
     predicted: Prediction | None  # None where nothing is trained, or nothing can be said
     remark: str = ""  # why nothing can be said
-    fits: bool = True
-    remedies: tuple[str, ...] = ()  # settings under which it would fit
+    phases: Mapping[str, int] = field(default_factory=dict)  # phase to bytes on one rank at its peak
+    too_large: tuple[str, ...] = ()  # phases that do not fit, the largest first
+    remedies: tuple[str, ...] = ()  # settings under which all would
+
+    @property
+    def fits(self) -> bool:
+        """In every phase."""
+        return not self.too_large
 
     @property
     def device_seconds(self) -> float:
@@ -126,20 +132,35 @@ def calibrated(device: Device, records: Iterable[TrialResult]) -> tuple[Device, 
 
 def _planned(spec: TrialSpec, device: Device) -> PlannedTrial:
     parameters = planned_parameters(spec.method, spec.model)
-    if not parameters.trained:
-        return PlannedTrial(spec, parameters, None, "nothing is trained")
-    work = planned_work(spec)
-    try:
-        predicted = predict(spec, work, device, device.name)
-    except TraceError as error:
-        return PlannedTrial(spec, parameters, None, str(error))
-    fits = predicted.peak_memory_bytes <= MOST_USED_FRACTION * device.memory_bytes
-    found = () if fits else tuple(remedies(spec, lambda changed: _peak(changed, device), device))
-    return PlannedTrial(spec, parameters, predicted, fits=fits, remedies=found)
+    predicted, remark = None, "nothing is trained"
+    if parameters.trained:
+        try:
+            predicted, remark = predict(spec, planned_work(spec), device, device.name), ""
+        except TraceError as error:
+            remark = str(error)
+    phases = _phases(spec, parameters, predicted, device)
+    limit = MOST_USED_FRACTION * device.memory_bytes
+    too_large = tuple(sorted((phase for phase, size in phases.items() if size > limit), key=lambda one: -phases[one]))
+    found: tuple[str, ...] = ()
+    if too_large:
+        found = tuple(remedies(spec, lambda changed: _peak(changed, parameters, device), device))
+    return PlannedTrial(spec, parameters, predicted, remark, phases, too_large, found)
 
 
-def _peak(spec: TrialSpec, device: Device) -> int:
-    return predict(spec, planned_work(spec), device, device.name).peak_memory_bytes
+def _phases(
+    spec: TrialSpec, parameters: ParameterCounts, predicted: Prediction | None, device: Device
+) -> dict[str, int]:
+    """Phase to bytes at its peak. Where a step cannot be traced, of all but the training."""
+    if predicted is not None:
+        return predicted.phases
+    element = models.weights_dtype(spec.resources.precision).itemsize
+    return untrained_memory(spec, planned_work(spec), element * parameters.total, device.kind == "cpu")
+
+
+def _peak(spec: TrialSpec, parameters: ParameterCounts, device: Device) -> int:
+    """Of the largest phase."""
+    predicted = predict(spec, planned_work(spec), device, device.name) if parameters.trained else None
+    return max(_phases(spec, parameters, predicted, device).values())
 
 
 def planned_work(spec: TrialSpec) -> Workload:

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.devices import Device
+from bench.fit import MOST_USED_FRACTION
 from bench.plan import PlannedTrial, Totals
 from bench.report.columns import ABSENT, compact
 from bench.report.efficiency import size
@@ -23,12 +24,12 @@ def planned_table(sweep: str, trials: Sequence[PlannedTrial], device: Device) ->
         table.add_column(heading, justify="right", no_wrap=True)
     for trial in trials:
         parameters, predicted = trial.parameters, trial.predicted
-        lines = [*_settings(trial), *_memory(trial)]
+        lines = [*_settings(trial), *_memory(trial, device)]
         table.add_row(
             Text(trial.spec.trial_id).append("\n" + "\n".join(lines), style="dim"),
             compact(parameters.trained),
             ABSENT if predicted is None else f"{predicted.flops / 1e12:,.3g}",
-            ABSENT if predicted is None else Text(size(predicted.peak_memory_bytes), style="" if trial.fits else "red"),
+            Text(size(max(trial.phases.values())), style="" if trial.fits else "red") if trial.phases else ABSENT,
             ABSENT if predicted is None or predicted.step_seconds is None else seconds(predicted.step_seconds),
             ABSENT if predicted is None or predicted.total_seconds is None else seconds(predicted.total_seconds),
         )
@@ -59,7 +60,9 @@ def plan_document(sweep: str, trials: Sequence[PlannedTrial], device: Device, fo
                 "trial_id": trial.spec.trial_id,
                 "parameters": trial.parameters.model_dump(),
                 "predicted": None if trial.predicted is None else trial.predicted.model_dump(),
+                "phase_memory_bytes": trial.phases,
                 "fits": trial.fits,
+                "too_large": trial.too_large,
                 "remedies": trial.remedies,
                 "remark": trial.remark,
             }
@@ -98,11 +101,15 @@ def _settings(trial: PlannedTrial) -> list[str]:
     return lines
 
 
-def _memory(trial: PlannedTrial) -> list[str]:
-    if trial.predicted is None:
-        return [trial.remark] if trial.remark else []
-    parts = ", ".join(f"{part} {size(count)}" for part, count in trial.predicted.memory_bytes.items())
-    lines = [f"{parts}; decoding {size(trial.predicted.decode_memory_bytes)}"]
-    if not trial.fits:
-        lines += ["does not fit; would fit with " + remedy for remedy in trial.remedies]
+def _memory(trial: PlannedTrial, device: Device) -> list[str]:
+    lines = [trial.remark] if trial.remark else []
+    if trial.predicted is not None:
+        parts = ", ".join(f"{part} {size(count)}" for part, count in trial.predicted.memory_bytes.items())
+        lines.append(f"training: {parts}")
+    if trial.phases:
+        lines.append("phases: " + ", ".join(f"{phase} {size(count)}" for phase, count in trial.phases.items()))
+    if trial.too_large:
+        named = ", ".join(f"{phase} ({size(trial.phases[phase])})" for phase in trial.too_large)
+        lines.append(f"does not fit into {size(round(MOST_USED_FRACTION * device.memory_bytes))}: {named}")
+        lines += ["would fit with " * (not remedy.startswith("nothing")) + remedy for remedy in trial.remedies]
     return lines

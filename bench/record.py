@@ -178,10 +178,20 @@ class Prediction(Spec):
         description="part to bytes on one rank at the peak of training; on a CPU beyond what was there before the model"
     )
     decode_memory_bytes: int = Field(description="likewise at the peak of decoding, all parts together")
+    phase_memory_bytes: dict[str, int] = Field(
+        default_factory=dict,
+        description="phase to bytes on one rank at its peak, in order of the flow; empty before 2026-11-29",
+    )
 
     @property
     def peak_memory_bytes(self) -> int:
+        """Of training."""
         return sum(self.memory_bytes.values())
+
+    @property
+    def phases(self) -> dict[str, int]:
+        """Phase to bytes at its peak; older records know two."""
+        return self.phase_memory_bytes or {"train": self.peak_memory_bytes, "decode": self.decode_memory_bytes}
 
 
 class Ran(Spec):

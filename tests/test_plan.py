@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,21 +15,23 @@ from typing import Any
 import pytest
 import torch
 from fakes import completed, record
+from rich.console import Console
 from torch import nn
 
 from bench import models, worker
 from bench import step_costs as step_costs_module
 from bench.architecture import Pair
 from bench.config import load_sweep
-from bench.cost_model import predict, training_memory
+from bench.cost_model import PROCESS_BYTES, phase_memory, predict, training_memory
 from bench.devices import DEVICES, Device, find_device, known_gpu, measured_cpu
 from bench.method import Method
 from bench.plan import PlannedTrial, calibrated, plan, planned_parameters, planned_work, totals
 from bench.plan_check import check
+from bench.plan_table import planned_table
 from bench.record import Prediction
 from bench.registry import targets
 from bench.resolver import RegistryResolver
-from bench.spec import MethodSpec, ModelSpec, ResourceSpec, TrainSpec, TrialSpec
+from bench.spec import DecodeSpec, MethodSpec, ModelSpec, ResourceSpec, TrainSpec, TrialSpec
 from bench.step_costs import StepCosts, step_costs
 from bench.step_trace import StepTracer, TraceError
 from bench.workload import MicroBatch
@@ -56,8 +60,6 @@ def trial(tiny_models: dict[str, Path], tiny_task: Path) -> Callable[..., TrialS
         train: dict[str, Any] | None = None,
         **resources: Any,
     ) -> TrialSpec:
-        from bench.spec import DecodeSpec
-
         return TrialSpec(
             method=resolver.method(method, config or {}),
             model=ModelSpec(path=str(tiny_models[family])),
@@ -195,7 +197,9 @@ def test_memory_has_parts_that_settings_change_as_they_should(trial: Callable[..
     full = memory(trial("full"))
     trained = planned_parameters(trial("full").method, trial("full").model).trained
     assert full["optimizer"] == 8 * trained
-    assert memory(trial("full"), on_cpu=True)["kept state"] == 4 * trained
+    assert "kept state" not in memory(trial("full"), on_cpu=True), "the only evaluation is after the last step"
+    assert memory(trial("full", train={"evaluate_every_steps": 3}), on_cpu=True)["kept state"] == 4 * trained
+    assert memory(trial("full"), on_cpu=True)["process"] == PROCESS_BYTES
     lora = memory(trial("lora"))
     assert lora["optimizer"] < full["optimizer"] / 10
     assert lora["weights"] > full["weights"]
@@ -231,17 +235,115 @@ def small(device: Device, limit_bytes: int) -> Device:
 
 def test_what_does_not_fit_is_told_what_would(trial: Callable[..., TrialSpec]) -> None:
     spec = trial("full", train={"batch_size": 8})
-    whole = sum(memory(spec).values())
-    micro = sum(memory(trial("full", train={"batch_size": 8, "micro_batch_size": 2})).values())
+    whole = max(phases(spec).values())
+    micro = max(phases(trial("full", train={"batch_size": 8, "micro_batch_size": 2})).values())
     (fine,) = plan([spec], small(H100, whole + 100))
     assert fine.fits and fine.remedies == ()
     (tight,) = plan([spec], small(H100, (whole + micro) // 2))
-    assert not tight.fits
+    assert not tight.fits and tight.too_large == ("train",)
     assert any(remedy.startswith("train.micro_batch_size: ") for remedy in tight.remedies)
-    (tiny,) = plan([spec], small(H100, 600_000))
-    assert any("resources.zero_stage" in remedy for remedy in tiny.remedies), tiny.remedies
     (hopeless,) = plan([spec], small(H100, 1000))
     assert len(hopeless.remedies) == 1 and hopeless.remedies[0].startswith("nothing tried fits; least memory with")
+
+
+def test_where_weights_are_most_of_it_ranks_that_share_them_are_told(
+    trial: Callable[..., TrialSpec], tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_models["llama"], tmp_path / "wide")
+    config = json.loads((tmp_path / "wide" / "config.json").read_text())
+    config |= {"hidden_size": 512, "intermediate_size": 1024, "head_dim": 512 // config["num_attention_heads"]}
+    (tmp_path / "wide" / "config.json").write_text(json.dumps(config))
+    wide = {"model": ModelSpec(path=str(tmp_path / "wide"))}
+    spec = trial("full", train={"batch_size": 8}).model_copy(update=wide)
+    shared = trial("full", train={"batch_size": 8}, ranks=8, zero_stage=3).model_copy(update=wide)
+    (tight,) = plan([spec], small(H100, max(phases(shared).values()) + 100))
+    assert any("resources.zero_stage" in remedy for remedy in tight.remedies), tight.remedies
+
+
+def phases(spec: TrialSpec, on_cpu: bool = False) -> dict[str, int]:
+    work = planned_work(spec)
+    return phase_memory(spec, work, step_costs(spec, work), on_cpu)
+
+
+def test_every_phase_has_its_bytes(trial: Callable[..., TrialSpec]) -> None:
+    spec = trial("full")
+    whole = step_costs(spec, planned_work(spec)).large.weight_bytes
+    found, training = phases(spec), memory(spec)
+    assert list(found) == ["load", "initialise", "train", "validate", "gather", "decode", "score"]
+    assert found["load"] == found["initialise"] == found["score"] == whole
+    assert found["train"] == sum(training.values())
+    trained = planned_parameters(spec.method, spec.model).trained
+    assert found["gather"] == whole + 8 * trained, "weights and two moments; the state goes to the host"
+    config = models.load_config(spec.model)
+    tokens = planned_work(spec).decoded_sources * (planned_work(spec).source_tokens + spec.decode.max_new_tokens)
+    heads, width = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+    cache = 2 * config.num_hidden_layers * heads * width * 4 * tokens
+    logits = 3 * 4 * planned_work(spec).decoded_sources * config.vocab_size
+    assert found["decode"] == pytest.approx(whole + cache + logits, abs=1)
+    here = phases(spec, on_cpu=True)
+    assert here["score"] - here["initialise"] == 4 * trained, "on a CPU the stored state lies beside the scored model"
+    assert here["gather"] == whole + 12 * trained + PROCESS_BYTES
+
+
+def test_zero_three_shares_nothing_out_before_it_has_begun_nor_when_it_scores(trial: Callable[..., TrialSpec]) -> None:
+    spec = trial("lora", zero_stage=3, ranks=4)
+    whole = step_costs(spec, planned_work(spec)).large.weight_bytes
+    found = phases(spec)
+    assert memory(spec)["weights"] < whole
+    assert all(found[phase] >= whole for phase in ("load", "initialise", "decode", "score"))
+    probe = spec.model_copy(update={"stage": "tune"})
+    assert set(phases(probe)) == {"load", "initialise", "train", "validate", "gather"}, "nothing is scored"
+
+
+def test_fit_is_that_of_the_largest_phase_which_is_named(trial: Callable[..., TrialSpec]) -> None:
+    """A base model that is trained in shards and decoded whole: it fits while it is trained, and only then."""
+    spec = trial("lora", "llama", train={"micro_batch_size": 1, "gradient_checkpointing": True}, zero_stage=3, ranks=4)
+    wide = spec.model_copy(update={"decode": spec.decode.model_copy(update={"max_new_tokens": 4000, "beams": 4})})
+    large = phases(wide)["decode"]
+    (told,) = plan([wide], small(H100, large - 1000))
+    assert told.predicted is not None and told.predicted.peak_memory_bytes < large
+    assert (told.fits, told.too_large) == (False, ("decode",))
+    assert told.remedies and told.remedies[0].startswith("decode.batch_size: ")
+    console, text = Console(width=100, file=io.StringIO()), ""
+    console.print(planned_table("demo", [told], small(H100, large - 1000)))
+    text = " ".join(console.file.getvalue().replace("│", " ").split())  # type: ignore[attr-defined]
+    assert "does not fit into" in text and ": decode (" in text
+    assert "would fit with decode.batch_size: " in text
+    assert "phases: load" in text
+
+
+def test_what_trains_nothing_has_to_fit_too(trial: Callable[..., TrialSpec]) -> None:
+    (told,) = plan([trial("none")], small(H100, 50_000))
+    assert told.predicted is None and not told.fits
+    assert told.too_large[0] == "decode" and set(told.phases) == {"load", "decode", "score"}
+
+
+def test_too_much_in_two_phases_takes_two_settings(trial: Callable[..., TrialSpec]) -> None:
+    spec = trial("lora", train={"batch_size": 8}).model_copy(update={"decode": DecodeSpec(max_new_tokens=400)})
+    lean = spec.model_copy(
+        update={
+            "decode": DecodeSpec(max_new_tokens=400, batch_size=1),
+            "train": spec.train.model_copy(update={"micro_batch_size": 1, "gradient_checkpointing": True}),
+        }
+    )
+    limit = max(phases(lean).values()) + 1000
+    assert limit < phases(spec)["train"] and limit < phases(spec)["decode"]
+    (told,) = plan([spec], small(H100, limit))
+    assert set(told.too_large) >= {"decode", "train"}
+    assert any("decode.batch_size: 1" in remedy for remedy in told.remedies)
+
+
+def test_older_predictions_know_two_phases() -> None:
+    old = Prediction(
+        device="x",
+        flops=1.0,
+        step_seconds=None,
+        train_seconds=None,
+        total_seconds=None,
+        memory_bytes={"weights": 5, "optimizer": 2},
+        decode_memory_bytes=9,
+    )
+    assert old.phases == {"train": 7, "decode": 9}
 
 
 def planned(trial_spec: TrialSpec, seconds: float, ranks: int = 1) -> PlannedTrial:
