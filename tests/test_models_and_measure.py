@@ -82,6 +82,21 @@ def test_time_and_memory_belong_to_the_inner_phase() -> None:
         assert train.peak_memory_bytes < validate.peak_memory_bytes - 100 * MEBIBYTE
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the heap of glibc")
+def test_a_phase_is_not_charged_for_what_an_earlier_one_has_freed() -> None:
+    meter = PhaseMeter(CPU)
+    before = meter.memory.now()
+    blocks = [torch.ones(25_000) for _ in range(1500)]  # 100 kB each: of the heap, not mapped by themselves
+    pins = blocks[::100]  # and the heap's end stays in use, so that glibc itself returns nothing
+    pins.append(blocks[-1])
+    del blocks
+    assert meter.memory.now() - before > 100 * MEBIBYTE
+    with meter.phase("decode"):
+        pass
+    assert meter.phases["decode"].start_memory_bytes - before < 30 * MEBIBYTE
+    assert len(pins) == 16
+
+
 def test_a_failure_names_the_phase_it_happened_in() -> None:
     meter = PhaseMeter(CPU)
     with pytest.raises(ValueError, match="x"), meter.phase("train"), meter.phase("validate"):

@@ -199,7 +199,9 @@ def test_memory_has_parts_that_settings_change_as_they_should(trial: Callable[..
     assert full["optimizer"] == 8 * trained
     assert "kept state" not in memory(trial("full"), on_cpu=True), "the only evaluation is after the last step"
     assert memory(trial("full", train={"evaluate_every_steps": 3}), on_cpu=True)["kept state"] == 4 * trained
-    assert memory(trial("full"), on_cpu=True)["process"] == PROCESS_BYTES
+    here = memory(trial("full"), on_cpu=True)
+    assert here["process"] == PROCESS_BYTES
+    assert here["heap"] == round(0.3 * (here["activations"] + here["logits"] + here.get("gradients", 0)))
     lora = memory(trial("lora"))
     assert lora["optimizer"] < full["optimizer"] / 10
     assert lora["weights"] > full["weights"]
