@@ -129,7 +129,7 @@ class StatusBoard(Observer):
         """
         if self._pace is None:
             return None
-        if self._clock.time() - self._reckoned_at > RECKON_SECONDS:
+        if self._left is None or self._clock.time() - self._reckoned_at > RECKON_SECONDS:
             self._reckoned_at, self._left = self._clock.time(), self._reckoned()
         return self._left
 

@@ -18,6 +18,7 @@ from bench.capacity import Cluster, Machine
 from bench.launch import Running
 from bench.lock import FolderLock, is_alive, read_holder
 from bench.outbox import new_attempt, open_attempt, write_report
+from bench.pace import Pace
 from bench.record import RankReport
 from bench.recover import recover
 from bench.report.figures.fonts import VARIABLE, fonts_folder
@@ -31,8 +32,8 @@ def test_durations_do_not_follow_a_clock_that_is_set(
 ) -> None:
     spec, other = trial(cpus_per_rank=1), trial(seed=1, cpus_per_rank=1)
     need = Cluster([Machine(1, 0)]).need(spec)
-    board = StatusBoard(tmp_path, "demo")
-    board.begin_round([], 2)
+    board = StatusBoard(tmp_path, "demo", Pace(lambda spec: 10.0, lambda spec: 1))
+    board.begin_round([], [spec, other])
     attempt = new_attempt(spec, "demo", "fake", [])
     run = Running(attempt, tmp_path, need, [])
     board.started(attempt)
@@ -40,7 +41,7 @@ def test_durations_do_not_follow_a_clock_that_is_set(
     monkeypatch.setattr(time, "time", lambda: true() + days * 86_400)
     assert 0 <= run.seconds < 60
     board.started(new_attempt(other, "demo", "fake", []))
-    board.committed(record(spec, completed()))
+    board.committed(record(spec, completed()).model_copy(update={"total_seconds": 20.0}))
     now = board.now()
     assert 0 <= now.updated_at - now.started_at < 60
     assert 0 <= now.updated_at - now.running[0].started_at < 60

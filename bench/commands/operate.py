@@ -51,7 +51,7 @@ def status(
             console.print(f"process {holder.pid} on {holder.host} {states[alive]}", highlight=False, soft_wrap=True)
         if found is not None:
             left = found.remaining_seconds if alive else None
-            aged = None if left is None else max(0.0, left - (time.time() - found.updated_at))
+            aged = None if left is None else min(left, max(0.0, left - (time.time() - found.updated_at)))
             console.print(status_view(found, aged), soft_wrap=True)
         for why in damaged:
             console.print(f"damaged: {why}", style="red", highlight=False, markup=False, soft_wrap=True)
