@@ -210,3 +210,21 @@ def test_thousands_of_trials_render_in_seconds() -> None:
     assert text.count("grid=") > 3000
     assert len(text) < 5_000_000
     assert seconds < 30, f"{seconds:.1f} s of processor time, on a busy machine"
+
+
+def test_a_page_of_a_thousand_configurations_shows_the_best_and_says_so() -> None:
+    pool = [result for result in sample_results(seeds=1) if result.outcome.status == "completed"]
+    found = []
+    for n in range(150):
+        method = pool[n % 5].spec.method.model_copy(update={"config": {"rank": n}})
+        found.append(record(pool[n % 5].spec.model_copy(update={"method": method, "label": f"rank={n}"}), completed(n)))
+    shown = content(*found)
+    text = html(shown, [[]], None)
+    rows = re.search(r'<table id="table-1".*?</table>', text, re.DOTALL)
+    assert rows is not None and rows[0].count("<tr>") == 1 + 100
+    assert "The best 100 configurations; 50 more are in report.json" in text
+    assert "50 more configurations are in report.json." in report.markdown(shown)
+    (comparison,) = shown.comparisons
+    assert [cell.name for cell in comparison.cells if comparison.is_best(cell, comparison.metrics[0])] == [
+        comparison.cells[0].name
+    ]

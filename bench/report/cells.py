@@ -138,13 +138,24 @@ class Comparison:
         found = cell.estimate(column.name)
         if found is None or column.higher_is_better is None or len(self.scored) < 2:
             return False
-        others = [other for other in self.cells if other is not cell and other.estimate(column.name) is not None]
-        if any(_within_spread(cell, other, column.name) for other in others):
+        means = self._means(column)
+        if len(means) < 2 or found.mean != (max if column.higher_is_better else min)(means):
             return False
-        means = [found.mean, *(other.mean(column.name) or 0.0 for other in others)]
-        if not column.varies_over_seeds:
-            means = [mean for mean in means if mean > 0]  # What trains nothing is no method with few parameters.
-        return len(set(means)) > 1 and found.mean == (max if column.higher_is_better else min)(means)
+        others = (other for other in self.cells if other is not cell and other.mean(column.name) is not None)
+        return not any(_within_spread(cell, other, column.name) for other in others)
+
+    def _means(self, column: Column) -> set[float]:
+        """The different means of a column, each once: a table of thousands of rows asks for every row."""
+        if column.name not in self._known_means:
+            means = {mean for cell in self.cells if (mean := cell.mean(column.name)) is not None}
+            if not column.varies_over_seeds:
+                means = {mean for mean in means if mean > 0}  # What trains nothing is no method with few parameters.
+            self._known_means[column.name] = means
+        return self._known_means[column.name]
+
+    @cached_property
+    def _known_means(self) -> dict[str, set[float]]:
+        return {}
 
     @property
     def scored(self) -> tuple[Cell, ...]:

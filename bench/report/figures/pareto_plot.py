@@ -17,6 +17,8 @@ from bench.statistics.estimates import Estimate
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# Configurations that are drawn, beside the front and the best of each method.
+MOST_POINTS = 150
 # Costs that span more than this factor are drawn on a logarithmic axis.
 LOG_SPAN = 30.0
 # The untouched base model may widen the score axis by this factor; from further below, only its value is told.
@@ -35,6 +37,11 @@ def pareto_plot(
         return None
     best = front(points, score, cost)
     leading = {cell.method: cell for cell in reversed(points)}
+    known = len(points)
+    if known > MOST_POINTS:  # best first, so that what is left out is what scores worst
+        kept = [*best, *leading.values(), *points][: MOST_POINTS + len(best) + len(leading)]
+        points = [cell for cell in points if any(cell is one for one in kept)]
+    few = f"The best {len(points)} of {known} configurations are shown." if len(points) < known else ""
     with drawing(6.4, 3.8) as figure:
         axes = figure.add_subplot()
         told: dict[str, str] = {}
@@ -50,7 +57,7 @@ def pareto_plot(
             handles.append(_draw_base(axes, _estimate(untouched, score).mean * score.scale, score))
         _label(axes, best, points, score, cost)
         legend_beside(figure, axes, handles)
-        return finished(figure, name, f"{score.title} against {cost.axis}", "", told)
+        return finished(figure, name, f"{score.title} against {cost.axis}", few, told)
 
 
 def _value(cell: Cell, column: Column) -> float | None:
