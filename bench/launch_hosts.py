@@ -17,7 +17,7 @@ from bench.provenance import code_sha256
 from bench.rank_environment import SEAT_VARIABLE
 from bench.rank_host import LOOPBACK
 from bench.rank_process import RankJob
-from bench.record import RETRYABLE, Failed, RankReport, Reason
+from bench.record import Failed, RankReport, Reason
 from bench.spec import JsonDict, TrialSpec
 
 LOG_TAIL_LINES = 30
@@ -144,7 +144,7 @@ class HostLauncher(Launcher):
             report = _failed(lost.reason, str(lost))
         except Exception as error:  # noqa: BLE001 - what the ranks have finished counts all the same
             report = _failed(*_launcher_failure(error))
-        if isinstance(report.outcome, Failed) and report.outcome.reason in RETRYABLE:
+        if isinstance(report.outcome, Failed) and report.outcome.is_symptom:
             # A rank may have died when all was done and written.
             finished = finished_ranks(run.outbox, run.need.ranks)
             if finished is not None:
@@ -220,7 +220,7 @@ class _Ranks:
             with contextlib.suppress(queue.Empty):
                 self._hear(self.run.inbox.get(timeout=POLL_SECONDS), launcher)
             failures = [report.outcome for report in self.reports.values() if isinstance(report.outcome, Failed)]
-            if any(failure.reason not in RETRYABLE for failure in failures):
+            if not all(failure.is_symptom for failure in failures):
                 break
             if failures and give_up is None:
                 give_up = time.monotonic() + PEERS_SECONDS

@@ -20,7 +20,6 @@ from bench.crash_points import reached
 from bench.digests import sha256_of
 from bench.files import sync_folder, write_atomically
 from bench.record import (
-    RETRYABLE,
     Attempt,
     Failed,
     Fused,
@@ -162,7 +161,7 @@ def finished_ranks(folder: Path, ranks: int) -> dict[int, FinishedRank] | None:
             found[rank] = finished
     outcomes = [finished.report.outcome for finished in found.values()]
     failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
-    if any(failure.reason in RETRYABLE for failure in failed) or (not failed and len(found) < ranks):
+    if any(failure.is_symptom for failure in failed) or (not failed and len(found) < ranks):
         return None
     return found
 
@@ -199,9 +198,9 @@ def log_name(rank: int) -> str:
 
 def merged(reports: Mapping[int, RankReport]) -> RankReport:
     """What came of it: what rank 0 reports, or a failure. One that is the trial's own explains those of others."""
-    failed = [report for report in reports.values() if isinstance(report.outcome, Failed)]
+    failed = [(report.outcome, report) for report in reports.values() if isinstance(report.outcome, Failed)]
     if failed:
-        return min(failed, key=lambda report: getattr(report.outcome, "reason", None) in RETRYABLE)
+        return min(failed, key=lambda pair: pair[0].is_symptom)[1]
     if reports[0].outcome is None:
         raise RuntimeError("rank 0 reported no outcome")
     return reports[0]

@@ -7,6 +7,7 @@ Failed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -28,10 +29,33 @@ Reason = Literal[
     "preempted",
     "driver_lost",
 ]
-# The machine's fault: tried again without counting, since no trial can bring them about.
-BLAMELESS: frozenset[str] = frozenset({"node_lost", "preempted", "driver_lost"})
-# Not the trial's fault, as far as one can tell: the same trial may well succeed when tried again.
-RETRYABLE: frozenset[str] = BLAMELESS | {"worker_lost", "hung", "start_timed_out"}
+
+
+@dataclass(frozen=True)
+class ReasonTraits:
+    """What a reason says of a trial that failed."""
+
+    is_symptom: bool = False
+    """Of a fault elsewhere, as far as one can tell: the machine's, or another rank's. The same trial may well succeed
+    when it is tried again, what its ranks had finished counts, and another rank's own failure explains it."""
+    counts: bool = True
+    """As one of its attempts. What no trial can bring about does not."""
+
+
+REASONS: dict[Reason, ReasonTraits] = {
+    "out_of_memory": ReasonTraits(),
+    "diverged": ReasonTraits(),
+    "timed_out": ReasonTraits(),
+    "error": ReasonTraits(),
+    "infeasible": ReasonTraits(),
+    "cancelled": ReasonTraits(),
+    "worker_lost": ReasonTraits(is_symptom=True),
+    "hung": ReasonTraits(is_symptom=True),
+    "start_timed_out": ReasonTraits(is_symptom=True),
+    "node_lost": ReasonTraits(is_symptom=True, counts=False),
+    "preempted": ReasonTraits(is_symptom=True, counts=False),
+    "driver_lost": ReasonTraits(is_symptom=True, counts=False),
+}
 
 
 class ParameterCounts(Spec):
@@ -246,6 +270,11 @@ class Failed(Spec):
     message: str
     traceback: str | None = None
     log_tail: str | None = None
+
+    @property
+    def is_symptom(self) -> bool:
+        """Whether the fault is elsewhere, see :class:`ReasonTraits`."""
+        return REASONS[self.reason].is_symptom
 
 
 Outcome = Annotated[Completed | Probed | Failed, Field(discriminator="status")]

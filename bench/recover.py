@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from bench import outbox
 from bench.record import Failed, TrialResult
+from bench.retry import RetryPolicy
 from bench.store import CorruptRecordError, Store, damaged_files
 
 # Files up to this size are compared with their checksums whenever a sweep is taken up again.
@@ -73,8 +74,8 @@ def _result(
     # Two readings of clocks which somebody may have set in between.
     seconds = max(0.0, max(finished.finished_at for finished in ranks.values()) - member.started_at)
     result = member.result(outcome, report.provenance, seconds, None, report.shared_seconds)
-    # What fails in company is tried again alone.
-    return result, isinstance(outcome, Failed) and bool(member.companions)
+    again = RetryPolicy().tries_again(outcome, member.attempt.earlier_reasons, bool(member.companions))
+    return result, again
 
 
 def _damage(store: Store, trial_id: str) -> str | None:

@@ -17,17 +17,12 @@ from bench.crash_points import reached
 from bench.launch import Ended, Launcher, Progress
 from bench.observe import Observer
 from bench.outbox import StartedAttempt, member_files, member_prefix, new_attempt
-from bench.record import BLAMELESS, RETRYABLE, Failed, Outcome, Reason, TrialResult
+from bench.record import Failed, Outcome, Reason, TrialResult
 from bench.requests import Answer, CancelRequest, Requests
+from bench.retry import RetryPolicy
 from bench.spec import TrialSpec
 from bench.store import Store
 
-MAX_ATTEMPTS = 3
-# The machine's failures do not count as attempts, but a trial that is always there when nodes die has an end too.
-MAX_BLAMELESS_ATTEMPTS = 20
-BACKOFF_SECONDS = 1.0
-BACKOFF_FACTOR = 4.0
-MAX_BACKOFF_SECONDS = 60.0
 # A trial that does not fit now is overtaken by so many smaller ones; then these wait until it has run.
 MAX_OVERTAKEN = 8
 POLL_SECONDS = 0.2
@@ -50,11 +45,6 @@ class _Pending:
     fusion: Fusion | None = None  # None: it gets a launch to itself
     cancelled: bool = False
 
-    @property
-    def may_be_tried_again(self) -> bool:
-        blameless = sum(reason in BLAMELESS for reason in self.earlier)
-        return len(self.earlier) - blameless < MAX_ATTEMPTS and blameless < MAX_BLAMELESS_ATTEMPTS
-
 
 @dataclass
 class _Group:
@@ -73,7 +63,7 @@ class Schedule:
         sweep: Name of the sweep.
         observers: Hear what happens.
         fusion_of: Which trials may share a launch, see :func:`bench.fusable.fusion_of`; told whether they take a GPU.
-        backoff_seconds: Before the first retry of a trial; the following ones wait longer.
+        retries: Which failures are tried again, and when.
     """
 
     def __init__(
@@ -83,14 +73,14 @@ class Schedule:
         sweep: str,
         observers: Sequence[Observer] = (),
         fusion_of: Callable[[TrialSpec, bool], Fusion | None] = lambda spec, on_gpu: None,
-        backoff_seconds: float = BACKOFF_SECONDS,
+        retries: RetryPolicy = RetryPolicy(),  # noqa: B008 - it never changes
     ) -> None:
         self.store = store
         self.launcher = launcher
         self.sweep = sweep
         self.observers = observers
         self.fusion_of = fusion_of
-        self.backoff_seconds = backoff_seconds
+        self.retries = retries
         self.draining = False
         self._requests = Requests(store.root)
         self._groups: dict[tuple[int, Need], _Group] = {}
@@ -237,19 +227,15 @@ class Schedule:
     def _goes_on(self, pending: _Pending, outcome: Outcome, in_company: bool) -> bool:
         """Whether a trial is to be tried again: after what it may not be to blame for, and alone after any company."""
         pending.fusion = None
-        if not isinstance(outcome, Failed) or pending.cancelled:
+        if pending.cancelled or not self.retries.tries_again(outcome, pending.earlier, in_company):
             return False
-        if not in_company and outcome.reason not in RETRYABLE:
-            return False
+        assert isinstance(outcome, Failed)
         pending.earlier.append(outcome.reason)
-        return pending.may_be_tried_again
+        return True
 
     def _try_again(self, pending: _Pending, result: TrialResult, files: Sequence[Path]) -> None:
         self.store.keep_lost(result, files)
-        wait = 0.0
-        if pending.earlier[-1] in RETRYABLE:
-            wait = self.backoff_seconds * BACKOFF_FACTOR ** (pending.earlier.count(pending.earlier[-1]) - 1)
-            wait = min(wait, MAX_BACKOFF_SECONDS)
+        wait = self.retries.wait_seconds(pending.earlier)
         self._later.append((time.monotonic() + wait, pending))
         self._tell("lost", result, wait)
 

@@ -259,6 +259,7 @@ def test_a_killed_rank_continues_until_the_trial_is_done(
 ) -> None:
     from bench.capacity import Machine
     from bench.launch_local import LocalLauncher
+    from bench.retry import RetryPolicy
     from bench.schedule import Schedule
 
     plain: dict[str, Any] = {
@@ -282,7 +283,7 @@ def test_a_killed_rank_continues_until_the_trial_is_done(
             monkeypatch.setenv("TUNEOFF_CRASH_AT", "rank.after_checkpoint")  # each attempt dies after its first one
         launcher = LocalLauncher(store.outbox, Machine(cpus=2, gpus=0))
         try:
-            Schedule(store, launcher, name, backoff_seconds=0.1).run([spec])
+            Schedule(store, launcher, name, retries=RetryPolicy(backoff_seconds=0.1)).run([spec])
         finally:
             launcher.close()
         found = store.read(spec.trial_id)

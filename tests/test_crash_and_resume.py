@@ -24,6 +24,7 @@ from bench.launch import Running
 from bench.outbox import write_report
 from bench.record import Failed, RankReport
 from bench.recover import recover
+from bench.retry import RetryPolicy
 from bench.schedule import Schedule
 from bench.store import Store, damaged_files
 
@@ -126,7 +127,7 @@ class Life:
             with crashing(Crashes(crash_after)):
                 recover(self.store)
                 pending = [spec for spec in self.specs if not self.store.has(spec.trial_id)]
-                Schedule(self.store, launcher, "life", backoff_seconds=0.0).run(pending)
+                Schedule(self.store, launcher, "life", retries=RetryPolicy(backoff_seconds=0.0)).run(pending)
         except Crash:
             return False
         else:

@@ -22,6 +22,7 @@ from bench.report.cells import Cell
 from bench.report.figures.bars import memory_bars, time_bars
 from bench.report.rows import row
 from bench.requests import Answer, CancelRequest, Requests
+from bench.retry import RetryPolicy
 from bench.schedule import Fusion, Schedule
 from bench.spec import MethodSpec, ModelSpec, TaskSpec, TrialSpec
 from bench.store import Store
@@ -29,7 +30,13 @@ from bench.store import Store
 
 def schedule(store: Store, launcher: FakeLauncher) -> Schedule:
     """All trials may share a launch with two others."""
-    return Schedule(store, launcher, "demo", fusion_of=lambda spec, on_gpu: Fusion("all", 3), backoff_seconds=0.01)
+    return Schedule(
+        store,
+        launcher,
+        "demo",
+        fusion_of=lambda spec, on_gpu: Fusion("all", 3),
+        retries=RetryPolicy(backoff_seconds=0.01),
+    )
 
 
 def records(store: Store, *specs: TrialSpec) -> list[TrialResult]:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from bench.capacity import Cluster, Machine, Seat
 from bench.rank_host import RankHost, clean_environment
 from bench.record import Failed
+from bench.retry import RetryPolicy
 from bench.schedule import MAX_OVERTAKEN, Schedule
 from bench.spec import ModelSpec, ResourceSpec, TrialSpec
 from bench.store import Store
@@ -23,7 +24,7 @@ from bench.store import Store
 def order(store: Store, launcher: FakeLauncher, *trials: TrialSpec) -> list[str]:
     """Labels in the order of their start."""
     labels = {spec.trial_id: spec.label for spec in trials}
-    Schedule(store, launcher, "demo", backoff_seconds=0.01).run(trials)
+    Schedule(store, launcher, "demo", retries=RetryPolicy(backoff_seconds=0.01)).run(trials)
     return [labels[trial_id] for trial_id in launcher.launched]
 
 

@@ -16,12 +16,13 @@ from bench.launch import Ended, Running
 from bench.outbox import new_attempt, open_attempt, write_report
 from bench.record import Completed, Failed, RankReport, Reason
 from bench.recover import recover
-from bench.schedule import MAX_ATTEMPTS, Schedule
+from bench.retry import RetryPolicy
+from bench.schedule import Schedule
 from bench.store import CorruptRecordError, Store, StoreError
 
 
 def run(store: Store, launcher: FakeLauncher, *trials: object) -> None:
-    Schedule(store, launcher, "demo", backoff_seconds=0.01).run(list(trials))  # type: ignore[arg-type]
+    Schedule(store, launcher, "demo", retries=RetryPolicy(backoff_seconds=0.01)).run(list(trials))  # type: ignore[arg-type]
 
 
 def test_every_trial_gets_a_record_with_hashed_files(store: Store) -> None:
@@ -92,7 +93,7 @@ def test_retries_end(store: Store) -> None:
     launcher, spec = FakeLauncher(store.outbox), trial()
     launcher.plans[spec.trial_id] = [failed()] * 9
     run(store, launcher, spec)
-    assert len(launcher.launched) == MAX_ATTEMPTS
+    assert len(launcher.launched) == RetryPolicy().attempts
     result = store.read(spec.trial_id)
     assert isinstance(result.outcome if result else None, Failed)
 

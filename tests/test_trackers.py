@@ -21,6 +21,7 @@ from test_run import Bench
 from bench.launch import Progress
 from bench.outbox import new_attempt
 from bench.record import Failed
+from bench.retry import RetryPolicy
 from bench.schedule import Schedule
 from bench.store import Store
 from bench.trackers import tracking
@@ -112,7 +113,7 @@ def run(names: list[str], folder: Path, trials: int = 3) -> tuple[list[str], lis
         launcher.plans[specs[1].trial_id] = [Failed(reason="diverged", phase="train", rank=0, message="nan")]
     store = Store(folder / "demo")
     with store.locked(), closing(Tracking({name: {} for name in names}, store.root, "demo", said.append)) as observer:
-        Schedule(store, launcher, "demo", [observer], backoff_seconds=0.0).run(specs)
+        Schedule(store, launcher, "demo", [observer], retries=RetryPolicy(backoff_seconds=0.0)).run(specs)
         for spec in specs:
             observer.progressed(Progress(spec.trial_id, 0, {"step": 3, "loss": 1.5, "tokens_per_second": 10.0}))
     records = [store.read(spec.trial_id) for spec in specs]

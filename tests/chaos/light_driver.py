@@ -21,6 +21,7 @@ from bench.leaving import leave
 from bench.observe import Observer
 from bench.rank_host import RankHost
 from bench.recover import recover
+from bench.retry import RetryPolicy
 from bench.schedule import Schedule
 from bench.status import StatusBoard
 from bench.stopping import stoppable
@@ -77,7 +78,7 @@ def main() -> int:
             observers: list[Observer] = [StatusBoard(store.root, "light")]
             if full := os.environ.get("LIGHT_DISK_BYTES"):
                 observers.append(FullDisk(int(full)))
-            schedule = Schedule(store, launcher, "light", observers, backoff_seconds=0.1)
+            schedule = Schedule(store, launcher, "light", observers, retries=RetryPolicy(backoff_seconds=0.1))
             try:
                 with stoppable(schedule.drain, lambda message: None):
                     schedule.run(pending)
