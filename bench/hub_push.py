@@ -24,7 +24,7 @@ class HubRepository:
     def __init__(self, name: str, api: Any = None) -> None:
         from huggingface_hub import HfApi, constants, get_token
         from huggingface_hub.errors import HFValidationError
-        from huggingface_hub.utils._validators import validate_repo_id
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
         try:
             validate_repo_id(name)
