@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from bench.files import replacing
+from bench.files import replacing, write_atomically
 from bench.launch import Progress
 from bench.observe import Observer
 from bench.outbox import StartedAttempt
@@ -223,3 +223,9 @@ def read_status(root: Path) -> SweepStatus | None:
         return SweepStatus.model_validate_json((root / STATUS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValidationError):
         return None
+
+
+def restore_status(root: Path, status: SweepStatus | None) -> None:
+    """Put back what was written before a command that runs other trials than the sweep's, if there was anything."""
+    if status is not None:
+        write_atomically(root / STATUS_FILE, status.model_dump_json())

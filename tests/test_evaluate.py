@@ -33,6 +33,7 @@ from bench.resolver import RegistryResolver
 from bench.spec import ModelSpec, TrialSpec
 from bench.splits import load_splits
 from bench.statistics.systems import PairedSystems, load_system
+from bench.status import read_status
 from bench.store import Store
 from bench.validation import ConfigError
 from bench.worker import _Trial, run_trials
@@ -98,8 +99,10 @@ def test_what_is_loaded_has_the_scores_and_texts_of_its_trial(
     store = Store(Path("results/tiny"))
     trials = {name: f"results/tiny/trials/{name}" for name in store.trial_ids()}
     assert len(trials) == len(METHODS)
+    status = read_status(store.root)
     done = tuneoff("evaluate", str(sweep), *trials.values())
     assert done.returncode == 0, done
+    assert read_status(store.root) == status, "that of the sweep, which the report speaks of"
     evaluated = {
         found.spec.loaded.path.rpartition("/")[2]: found for found in store.read_all() if found.spec.loaded is not None
     }

@@ -16,6 +16,7 @@ from bench.config import load_sweep, setting_value
 from bench.place import LauncherName, Place, read_runtime_env
 from bench.record import Failed
 from bench.stages import Round
+from bench.status import read_status, restore_status
 from bench.store import Store
 from bench.validation import ConfigError
 
@@ -74,12 +75,15 @@ def evaluate(
         raise ConfigError(f"{sweep_file}: {error}") from error
     store = Store(results / sweep.name)
     targets = [target for trial in trials for target in (trial.method.target, trial.task.target)]
-    with store.locked(), RoundRunner(store, sweep.name, place, targets, retry_failed, sweep.trackers) as runner:
-        runner.recover()
-        store.log("evaluate", command=shlex.join(["tuneoff", *sys.argv[1:]]))
-        runner.run(
-            Round("final", tuple({trial.trial_id: trial for trial in trials}.values())), f"{sweep.name} evaluate"
-        )
+    with store.locked():
+        of_sweep = read_status(store.root)
+        with RoundRunner(store, sweep.name, place, targets, retry_failed, sweep.trackers) as runner:
+            runner.recover()
+            store.log("evaluate", command=shlex.join(["tuneoff", *sys.argv[1:]]))
+            runner.run(
+                Round("final", tuple({trial.trial_id: trial for trial in trials}.values())), f"{sweep.name} evaluate"
+            )
+        restore_status(store.root, of_sweep)  # of which the report says how much is still to come
         report_trials(store, list(runner.found))
         found = [record for trial_id in runner.found if (record := store.read(trial_id)) is not None]
     failed = [(record, record.outcome) for record in found if isinstance(record.outcome, Failed)]
