@@ -16,7 +16,6 @@ from one_rank import CPU
 from safetensors.torch import load_file, save_file
 from test_adapters import logits, trained_adapter
 
-from bench import report
 from bench.commands.rounds import RoundRunner
 from bench.config import expand, load_sweep
 from bench.data import tokenization
@@ -47,7 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch, one_rank: None) -> None:
-    """Trials run without processes of their own."""
+    """Trials run without processes of their own, and no report is made of them."""
 
     def run(self: RoundRunner, pending: Sequence[TrialSpec]) -> None:
         for spec in pending:
@@ -60,6 +59,8 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch, one_rank: None) -> None:
             self.store.commit(started.result(outcome, None, 1.0, None), payload(outbox))
 
     monkeypatch.setattr(RoundRunner, "_run", run)
+    for command in ("evaluate", "sweeps"):  # pages and plots are tested elsewhere
+        monkeypatch.setattr(f"bench.commands.{command}.report_trials", lambda store, trial_ids: None)
 
 
 @pytest.fixture
@@ -126,7 +127,6 @@ def test_what_is_loaded_has_the_scores_and_texts_of_its_trial(
     paired = PairedSystems(tuple(load_system(store.root, cell.name, cell.results) for cell in table.cells))
     made = paired.statistics("chrf")
     assert made is not None, "every row can be tested source by source"
-    report.write(store.root)
 
 
 @pytest.fixture
