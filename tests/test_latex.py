@@ -17,7 +17,7 @@ from bench.record import TrialResult
 from bench.report.latex import latex
 from bench.report.latex_text import escaped
 
-ENGINES = ("pdflatex", "xelatex", "lualatex")
+ENGINES = ("pdflatex", *(pytest.param(one, marks=pytest.mark.full) for one in ("xelatex", "lualatex")))
 DOCUMENT = r"\documentclass{article}\usepackage{booktabs}\begin{document}%s\end{document}"
 
 
