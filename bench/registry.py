@@ -14,20 +14,21 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from bench.method import Method
 from bench.plugin_source import missing, modules_in, use_folder
 from bench.spec import MethodSpec, TaskSpec
 from bench.task import Task
 from bench.tasks import TASKS
 from methods import METHODS
 
+if TYPE_CHECKING:
+    from bench.method import Method
+
 Kind = Literal["method", "task"]
 
 _TABLES: dict[Kind, dict[str, str]] = {"method": METHODS, "task": TASKS}
 _GROUPS: dict[Kind, str] = {"method": "tuneoff.methods", "task": "tuneoff.tasks"}
-_BASES: dict[Kind, type[Any]] = {"method": Method, "task": Task}
 BUILT_IN = "tuneoff"
 
 
@@ -92,6 +93,15 @@ def resolve(kind: Kind, name: str, methods_dir: Path | None = None) -> str:
     return _only(kind, names[name])
 
 
+def _base(kind: Kind) -> type[Any]:
+    """The class that methods or tasks are subclasses of. That of methods imports torch, which names do not need."""
+    if kind == "task":
+        return Task
+    from bench.method import Method
+
+    return Method
+
+
 def _only(kind: Kind, offers: list[Known]) -> str:
     """The target of the one offer of a name.
 
@@ -114,12 +124,12 @@ def _class_in_file(kind: Kind, offer: Known) -> str:
         name
         for name, value in vars(module).items()
         if isinstance(value, type)
-        and issubclass(value, _BASES[kind])
+        and issubclass(value, _base(kind))
         and (value.__module__ == module.__name__ or value.__module__.startswith(f"{module.__name__}."))
         and not (name.startswith("_") or inspect.isabstract(value))
     ]
     if len(classes) != 1:
-        count = ", ".join(classes) if classes else f"no subclass of {_BASES[kind].__name__}"
+        count = ", ".join(classes) if classes else f"no subclass of {_base(kind).__name__}"
         raise RegistryError(
             f"{offer.origin} defines {count}; a file gives one {kind} under its own name. Let a name begin with _ to "
             f"hide it, or write '{offer.target}:Class'"
@@ -135,7 +145,7 @@ def load(kind: Kind, target: str) -> type[Any]:
     """
     module_name, _, class_name = target.partition(":")
     module = _import(kind, target, module_name)
-    base = _BASES[kind]
+    base = _base(kind)
     if not hasattr(module, class_name):
         classes = [name for name, value in vars(module).items() if isinstance(value, type) and issubclass(value, base)]
         has = f"it has {', '.join(classes)}" if classes else f"it has no subclass of {base.__name__}"

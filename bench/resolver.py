@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+from functools import partial
 from pathlib import Path
 
-from bench import models
+from bench import model_files
 from bench.hub import HubError, commit_of
 from bench.plugin_source import plugin_source
 from bench.registry import load_method, load_task, make_method, resolve
+from bench.resolved_methods import Resolved, ResolvedMethods
 from bench.search_space import SearchSpace
 from bench.spec import JsonDict, MethodSpec, ModelSpec, ResourceSpec, TaskSpec
 from bench.task import Task, TaskError
@@ -25,17 +27,26 @@ class RegistryResolver:
 
     def __init__(self, methods_dir: Path | None = None) -> None:
         self.methods_dir = methods_dir
+        self._kept = ResolvedMethods()
+        self._target = functools.cache(partial(resolve, "method", methods_dir=methods_dir))
+        self._whose = functools.cache(_whose)
+        self._said: dict[str, tuple[JsonDict, Resolved]] = {}  # by target and all settings
 
     def method(self, name: str, config: JsonDict) -> MethodSpec:
-        """A method entry with all its settings, defaults included."""
-        target = resolve("method", name, self.methods_dir)
-        settings = validated(load_method(target).Config, config, f"method {name}: config")
-        return MethodSpec(
-            name=name.rpartition(":")[2],
-            target=target,
-            config=settings.model_dump(mode="json"),
-            **_whose(target),
-        )
+        """A method entry with all its settings, defaults included. Its class is asked if it was not asked before."""
+        target = self._target(name)
+        if (resolved := self._kept.get(target, config)) is None:
+            method_class = load_method(target)
+            settings = validated(method_class.Config, config, f"method {name}: config").model_dump(mode="json")
+            resolved = Resolved(config=settings, trains=method_class.trains, search_space=method_class.search_space)
+            self._kept.add(target, config, resolved)
+        spec = MethodSpec(name=name.rpartition(":")[2], target=target, config=resolved.config, **self._whose(target))
+        self._said[_said_key(spec)] = config, resolved
+        return spec
+
+    def remember(self) -> None:
+        """Keep what classes said, for the next command."""
+        self._kept.save()
 
     def task(self, name: str, config: JsonDict) -> TaskSpec:
         """A task with all its settings; its files must be there."""
@@ -47,11 +58,13 @@ class RegistryResolver:
 
     def trains(self, method: MethodSpec) -> bool:
         """Whether the method trains anything; the untouched base model does not."""
-        return load_method(method.target).trains
+        said = self._said.get(_said_key(method))
+        return load_method(method.target).trains if said is None else said[1].trains
 
     def search_space(self, method: MethodSpec) -> SearchSpace:
         """What the method declares to be worth searching."""
-        return load_method(method.target).search_space
+        said = self._said.get(_said_key(method))
+        return load_method(method.target).search_space if said is None else said[1].search_space
 
     def check_resources(self, method: MethodSpec, resources: ResourceSpec, where: str) -> None:
         """A method that adapts in training is trained without ZeRO, in fp32 and without checkpoints.
@@ -63,7 +76,7 @@ class RegistryResolver:
         makes_checkpoints = resources.checkpoint_every_steps is not None
         if plain and not makes_checkpoints:
             return
-        if not make_method(method).adapts_in_training:
+        if not self._adapts_in_training(method):
             return
         if makes_checkpoints:
             raise ConfigError(
@@ -76,6 +89,21 @@ class RegistryResolver:
             "tensors between steps, which ZeRO 1 to 3 and bf16 would silently undo; set zero_stage: 0 and "
             "precision: fp32"
         )
+
+    def _adapts_in_training(self, method: MethodSpec) -> bool:
+        config, resolved = self._said.get(_said_key(method), (None, None))
+        if resolved is not None and resolved.adapts_in_training is not None:
+            return resolved.adapts_in_training
+        adapts = make_method(method).adapts_in_training
+        if config is not None and resolved is not None:
+            resolved = resolved.model_copy(update={"adapts_in_training": adapts})
+            self._said[_said_key(method)] = config, resolved
+            self._kept.add(method.target, config, resolved)
+        return adapts
+
+
+def _said_key(method: MethodSpec) -> str:
+    return f"{method.target} {method.config!r}"
 
 
 @functools.cache
@@ -115,13 +143,13 @@ def _whose(target: str) -> dict[str, str]:
 
 @functools.cache
 def _model(spec: ModelSpec) -> ModelSpec:
-    if spec.path == models.EMBEDDED:
+    if spec.path == model_files.EMBEDDED:
         if spec.revision is not None:
             raise ConfigError(f"model.revision: {spec.revision!r} has no effect with the embedded model; leave it out")
-        models.embedded_package()
+        model_files.embedded_package()
         return spec
-    if models.local_folder(spec) is not None:
-        return spec.model_copy(update={"weights_sha256": models.weights_sha256(spec)})
+    if model_files.local_folder(spec) is not None:
+        return spec.model_copy(update={"weights_sha256": model_files.weights_sha256(spec)})
     try:
         return spec.model_copy(update={"commit": commit_of(spec.path, spec.revision, "model").sha})
     except HubError as error:

@@ -5,11 +5,13 @@ Field names carry their unit; ``None`` appears only where absence has a meaning.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -365,7 +367,7 @@ class TrialSpec(Spec):
             content["few_shot"] = {"shots": len(told.examples)}
         return {"version": IDENTITY_VERSION, **content}
 
-    @property
+    @functools.cached_property
     def trial_id(self) -> str:
         """Readable slug and 10 hex digits of the hash of :attr:`identity`."""
         digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
@@ -374,6 +376,12 @@ class TrialSpec(Spec):
         stage = "" if self.stage == "final" else f"-{self.stage}"
         seed = f"-r{self.repetition}" * bool(self.repetition) if self.stage == "cost" else f"-s{self.seed}"
         return f"{slug}{stage}{seed}-{digest[:10]}"
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic has it, without the id, which pydantic would copy too."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("trial_id", None)
+        return copied
 
     @property
     def local_paths(self) -> list[Path]:

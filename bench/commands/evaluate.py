@@ -15,7 +15,6 @@ from bench.commands.sweeps import report_trials
 from bench.config import load_sweep, setting_value
 from bench.place import LauncherName, Place, read_runtime_env
 from bench.record import Failed
-from bench.stages import Round
 from bench.status import read_status, restore_status
 from bench.store import Store
 from bench.validation import ConfigError
@@ -61,6 +60,7 @@ def evaluate(
     from bench.evaluation import Evaluations
     from bench.plugin_source import PluginError, use_folder
     from bench.resolver import RegistryResolver
+    from bench.stages import Round
 
     place = Place(launcher, address, read_runtime_env(runtime_env, address))
     if label is not None and len(stored or ()) != 1:

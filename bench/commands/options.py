@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bench.commands.console import PlainConsole
 from bench.config import load_sweep
-from bench.stages import Stages
 from bench.sweep import Sweep
 from bench.validation import ConfigError
+
+if TYPE_CHECKING:
+    from bench.stages import Stages
 
 console = PlainConsole()
 
@@ -33,9 +35,13 @@ def read_stages(sweep_file: Path, settings: list[str] | None, methods_dir: Path 
         ConfigError: Naming file and key.
     """
     from bench.resolver import RegistryResolver
+    from bench.stages import Stages
 
     sweep = load_sweep(sweep_file, settings or ())
     try:
-        return sweep, Stages(sweep, RegistryResolver(methods_dir))
+        resolver = RegistryResolver(methods_dir)
+        stages = Stages(sweep, resolver)
     except ValueError as error:
         raise ConfigError(f"{sweep_file}: {error}") from error
+    resolver.remember()
+    return sweep, stages

@@ -15,13 +15,13 @@ from bench.pace import Later, Pace
 from bench.place import Place
 from bench.record_index import Known
 from bench.spec import JsonDict, TrialSpec
-from bench.stages import Round
 from bench.status import StatusBoard
 from bench.store import Store
 from bench.trackers.tracking import Tracking
 
 if TYPE_CHECKING:
     from bench.launch import Launcher
+    from bench.stages import Round
 
 # Of a trial whose sizes cannot be told, until one like it has ended.
 UNKNOWN_SECONDS = 60.0

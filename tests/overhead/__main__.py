@@ -10,7 +10,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from overhead import between_trials, driver
+from overhead import between_trials, driver, scale
 
 
 def main() -> int:
@@ -18,12 +18,23 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--trials", type=int, default=8, help="real ones, one after the other")
     parser.add_argument("--planned", type=int, default=10_000, help="fake ones")
+    parser.add_argument(
+        "--finished", type=int, nargs="*", default=[500, 5_000, 50_000], help="sizes of finished sweeps"
+    )
+    parser.add_argument("--pending", type=int, default=2_000, help="trials of a sweep that is resolved and planned")
+    parser.add_argument("--only-scale", action="store_true", help="print the table of finished sweeps, and no page")
     arguments = parser.parse_args()
+    if arguments.only_scale:
+        with tempfile.TemporaryDirectory(prefix="tuneoff-overhead-") as folder:
+            costs = [*scale.measure(Path(folder), arguments.finished), *scale.pending(Path(folder), arguments.pending)]
+        sys.stdout.write("\n".join(scale_lines(costs)) + "\n")
+        return 0
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="tuneoff-overhead-") as folder:
         gaps = between_trials.measure(Path(folder), arguments.trials)
         long = driver.measure(Path(folder), arguments.planned)
-    text = report(gaps, long, load)
+        costs = [*scale.measure(Path(folder), arguments.finished), *scale.pending(Path(folder), arguments.pending)]
+    text = report(gaps, long, load) + "\n".join(scale_lines(costs)) + "\n"
     sys.stdout.write(text)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     (arguments.folder / "overhead.md").write_text(text, encoding="utf-8")
@@ -72,6 +83,23 @@ def report(gaps: list[between_trials.Gaps], long: driver.Long, load: float) -> s
         "",
     ]
     return "\n".join(lines)
+
+
+def scale_lines(costs: list[scale.Cost]) -> list[str]:
+    """The table of what commands take on sweeps of many trials."""
+    return [
+        "",
+        "Commands on sweeps of many trials, each in a process of its own. Targets: with 5,000 finished trials `run`",
+        "with nothing to do takes 5 s of CPU time and 200 MiB, `status` 1 s; 2,000 pending trials are planned in 30 s.",
+        "",
+        "| command | trials | CPU s | wall s | peak MiB |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        *(
+            f"| {cost.what} | {cost.trials:,} | {cost.cpu_seconds:.1f} | {cost.wall_seconds:.1f} | "
+            f"{cost.memory_bytes / 2**20:,.0f} |"
+            for cost in costs
+        ),
+    ]
 
 
 if __name__ == "__main__":

@@ -67,16 +67,29 @@ def measure(folder: Path, sizes: Sequence[int]) -> Iterator[Cost]:
             yield _cost(trials, what, arguments)
 
 
-def write_finished(folder: Path, trials: int) -> Path:
-    """A sweep file in this folder, with ``results/scale`` beside it that has all its records."""
-    sweep = write_tiny_sweep(
+def pending(folder: Path, trials: int) -> Iterator[Cost]:
+    """Planning a sweep without records: every second trial a configuration of its own, as in a search by hand."""
+    root = folder / f"pending-{trials}"
+    root.mkdir()
+    rates = [1e-4 * (1 + number / 100) for number in range(trials // 4)]
+    methods = [{"name": name, "grid": {"train.learning_rate": rates}} for name in ("lora", "bitfit")]
+    sweep = _write_sweep(root, seeds=[0, 1], methods=methods)
+    yield _cost(trials, "plan", ("plan", str(sweep)))
+
+
+def _write_sweep(folder: Path, **parts: object) -> Path:
+    return write_tiny_sweep(
         folder,
         "scale",
         train={"steps": STEPS, "batch_size": 4, "learning_rate": 1e-3},
         resources={"device": "cpu", "cpus_per_rank": 1},
-        seeds=list(range(trials // CONFIGURATIONS)),
-        methods=list(METHODS),
+        **parts,
     )
+
+
+def write_finished(folder: Path, trials: int) -> Path:
+    """A sweep file in this folder, with ``results/scale`` beside it that has all its records."""
+    sweep = _write_sweep(folder, seeds=list(range(trials // CONFIGURATIONS)), methods=list(METHODS))
     _, stages = read_stages(sweep, None)
     store = Store(folder / "results" / "scale")
     store.trials.mkdir(parents=True)
@@ -129,22 +142,28 @@ PREDICTIONS = _packed_predictions()
 VERSIONS = {f"package-{number}": f"{number}.1.0" for number in range(10)}
 
 
+# A process begins with the memory of the one that started it, as far as the system counts: so a small one does that.
+STARTER = """
+import json, os, sys
+child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, 2, 1)])
+_, status, usage = os.wait4(child, 0)
+print(json.dumps([os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024]))
+"""
+
+
 def _cost(trials: int, what: str, arguments: Sequence[str]) -> Cost:
     """Run ``tuneoff`` in a process of its own; the system counts what it and its children took."""
     began = time.perf_counter()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "bench.cli", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=environment,
+    command = [sys.executable, "-P", "-m", "bench.cli", *arguments]
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", STARTER, *command],
+        capture_output=True,
         text=True,
-    ) as process:
-        assert process.stdout is not None
-        output = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"tuneoff {' '.join(arguments)} ended with {process.returncode}:\n{output[-3000:]}")
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     wall = time.perf_counter() - began
-    return Cost(trials, what, usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss * 1024)
+    code, cpu, memory = json.loads(done.stdout)
+    if code:
+        raise RuntimeError(f"tuneoff {' '.join(arguments)} ended with {code}:\n{done.stderr[-3000:]}")
+    return Cost(trials, what, cpu, wall, memory)

@@ -1,0 +1,94 @@
+"""Commands that train nothing import nothing that trains, and read no record that they need not read."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from overhead.scale import write_finished
+
+# Runs a command of tuneoff; then says which heavy modules it has imported and how often it opened each record.
+SPY = """
+import collections, json, sys
+opened = collections.Counter()
+def hear(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("/result.json"):
+        opened[str(arguments[0]).split("/")[-2]] += 1
+sys.addaudithook(hear)
+from bench.cli import exit_code
+from bench import record_index
+record_index.TICK_SECONDS = -1.0
+sys.argv[0] = "tuneoff"
+code = exit_code()
+heavy = [name for name in ("torch", "transformers", "deepspeed", "ray") if name in sys.modules]
+print(json.dumps({"code": code, "heavy": heavy, "opened": opened}), file=sys.stderr)
+"""
+
+
+class Folder:
+    """A finished sweep of twenty trials."""
+
+    def __init__(self, path: Path) -> None:
+        self.sweep = write_finished(path, 20)
+        self.results = path / "results" / "scale"
+        self.cache = path / "cache"
+
+    def tell(self, *arguments: str) -> tuple[dict[str, object], str]:
+        """What a command did, and what it printed."""
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", SPY, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TUNEOFF_CACHE": str(self.cache)},
+        )
+        return json.loads(done.stderr.splitlines()[-1]), done.stdout
+
+    def run(self, *more: str) -> tuple[dict[str, object], str]:
+        results = str(self.results.parent)
+        return self.tell("run", str(self.sweep), "--results", results, "--launcher", "local", *more)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return Folder(tmp_path_factory.mktemp("light"))
+
+
+def test_a_run_with_nothing_to_do_imports_no_torch_and_opens_no_record(folder: Folder) -> None:
+    first, shown = folder.run()
+    assert first["code"] == 0
+    assert "20 trials, 20 done, 0 to run" in shown
+    again, shown_again = folder.run()
+    assert again == {"code": 0, "heavy": [], "opened": {}}
+    assert shown_again == shown
+
+    told, _ = folder.tell("status", str(folder.results))
+    assert told == {"code": 0, "heavy": [], "opened": {}}
+    told, shown_again = folder.tell("report", str(folder.results))
+    assert (told["code"], told["heavy"]) == (0, [])
+    assert set(told["opened"].values()) == {1}, "each record is read once"  # type: ignore[attr-defined]
+    assert len(told["opened"]) == 20  # type: ignore[arg-type]
+
+    page = folder.results / "report" / "report.md"
+    whole = page.read_text()
+    page.write_text("edited by hand")
+    told, _ = folder.run()
+    assert told["code"] == 0
+    assert page.read_text() == whole, "a report that was edited is made again"
+
+
+def test_without_what_was_kept_classes_are_asked_and_say_the_same(folder: Folder) -> None:
+    if not folder.cache.is_dir():
+        folder.run()
+    (kept,) = (folder.cache / "methods").iterdir()
+    whole = json.loads(kept.read_text())
+    kept.write_text("{ torn")
+    told, shown = folder.run()
+    assert "torch" in told["heavy"]  # type: ignore[operator]
+    assert "20 done, 0 to run" in shown
+    assert json.loads(kept.read_text()) == whole
