@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,6 +114,16 @@ def _print_verdicts(name: str, found: list[Verdict]) -> None:
     console.print(table)
     for line in _reasons(found, families):
         console.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)
+    console.print(_summary(name, found), markup=False, highlight=False, soft_wrap=True)
+
+
+def _summary(name: str, found: list[Verdict]) -> str:
+    """The last line, which small screens show: how many verdicts there are of each kind."""
+    from bench.conformance import keeps_contract
+
+    counts = Counter(verdict.outcome for verdict in found)
+    told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("pass", "fail", "refused") if counts[outcome])
+    return f"{name} {'keeps' if keeps_contract(found) else 'does not keep'} the contract: of {len(found)} checks {told}"
 
 
 def _reasons(found: list[Verdict], families: list[str]) -> list[str]:
