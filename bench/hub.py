@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from bench.spec import DEFAULT_BRANCH
+
 RepoType = Literal["model", "dataset"]
 
-DEFAULT_BRANCH = "main"
 TIMEOUT_SECONDS = 20.0
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

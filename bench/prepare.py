@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bench import models
 from bench.data import tokenization
-from bench.hub import DEFAULT_BRANCH, commit_of
+from bench.hub import commit_of
 from bench.method import MethodError
 from bench.metrics.checks import check_metrics
 from bench.plan import planned_parameters
 from bench.registry import make_task
-from bench.spec import JsonDict, TrialSpec
+from bench.spec import DEFAULT_BRANCH, JsonDict, TrialSpec
 from bench.split_data import told_of
 from bench.splits import told_left_out, told_oddities
 from bench.task import Example, Split, Task

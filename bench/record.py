@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bench.hub import DEFAULT_BRANCH
-from bench.spec import JsonDict, Spec, TrialSpec
+from bench.spec import DEFAULT_BRANCH, JsonDict, Spec, TrialSpec
 
 Reason = Literal[
     "out_of_memory",

@@ -35,6 +35,8 @@ Stage = Literal["tune", "final", "cost"]
 # Raised when a hashed field comes to mean something else, or answers change for another reason, so that old records are
 # not mistaken for new ones.
 IDENTITY_VERSION = 2
+# Of a repository of the Hugging Face hub that is named without a revision.
+DEFAULT_BRANCH = "main"
 
 
 class Spec(BaseModel):

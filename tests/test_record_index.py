@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from fakes import completed, failed, record, trial
+from rich.console import Console
 
 from bench import record_index
 from bench.commands.rounds import RoundRunner
@@ -63,7 +64,7 @@ def take_up(root: Path) -> tuple[list[str], Counter[str]]:
         store = Store(root)
         with store.locked():
             aside = recover(store).set_aside
-            runner = RoundRunner(store, "demo", Place(LauncherName.LOCAL, None, {}), [], retry_failed=False)
+            runner = RoundRunner(store, "demo", Place(LauncherName.LOCAL, None, {}), Console(), [], retry_failed=False)
             present = [spec for spec in SPECS if store.has(spec.trial_id)]
             runner.tell_moved(SPECS)
             runner.run(Round("final", tuple(present)), "demo")

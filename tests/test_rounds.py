@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fakes import completed, record, trial
+from rich.console import Console
 
 from bench.commands.rounds import RoundRunner
 from bench.place import LauncherName, Place
@@ -38,7 +39,7 @@ def test_a_round_runs_what_has_no_record_and_reads_no_record_that_the_index_hold
     with store.locked():
         store.commit(record(done, completed()), [])
         store.commit(record(failed, Failed(reason="out_of_memory", phase=None, rank=None, message="no")), [])
-        runner = Runner(store, "sweep", Place(LauncherName.LOCAL, None, {}), [], retry_failed)
+        runner = Runner(store, "sweep", Place(LauncherName.LOCAL, None, {}), Console(), [], retry_failed)
         read = Store.read
 
         def counted(self: Store, trial_id: str) -> TrialResult | None:

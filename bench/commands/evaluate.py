@@ -77,7 +77,7 @@ def evaluate(
     targets = [target for trial in trials for target in (trial.method.target, trial.task.target)]
     with store.locked():
         of_sweep = read_status(store.root)
-        with RoundRunner(store, sweep.name, place, targets, retry_failed, sweep.trackers) as runner:
+        with RoundRunner(store, sweep.name, place, console, targets, retry_failed, sweep.trackers) as runner:
             runner.recover()
             store.log("evaluate", command=shlex.join(["tuneoff", *sys.argv[1:]]))
             runner.run(

@@ -8,7 +8,8 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from bench.commands.options import console
+from rich.console import Console
+
 from bench.mirror import Mirror
 from bench.observe import Observer
 from bench.pace import Later, Pace
@@ -34,6 +35,7 @@ class RoundRunner:
         store: Of the sweep, locked by this process.
         sweep: Its name.
         place: Where its trials run.
+        console: Where people read what happens.
         targets: The classes of all methods and tasks, whose sources travel where they are plugins.
         retry_failed: Whether trials that failed in an earlier run are run again.
         trackers: Those that hear of the trials, with their settings.
@@ -46,6 +48,7 @@ class RoundRunner:
         store: Store,
         sweep: str,
         place: Place,
+        console: Console,
         targets: Sequence[str],
         retry_failed: bool,
         trackers: Mapping[str, JsonDict] | None = None,
@@ -54,13 +57,14 @@ class RoundRunner:
     ) -> None:
         self.store = store
         self.sweep = sweep
+        self.console = console
         self.place, self.targets = place, targets
         self.retry_failed = retry_failed
         self.metrics = metrics
         self.found: dict[str, Known] = {}
         self._launcher: Launcher | None = None
         self._board = StatusBoard(store.root, sweep, Pace(self._expected_seconds, self._at_once))
-        warn = partial(console.print, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        warn = partial(self.console.print, style="yellow", highlight=False, markup=False, soft_wrap=True)
         self._tracking = Tracking(trackers or {}, store.root.absolute(), sweep, warn)
         self._mirror = None if mirror is None else Mirror(mirror, store, warn)
 
@@ -74,7 +78,7 @@ class RoundRunner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None and issubclass(kind, KeyboardInterrupt):
-            console.print("stopped: finished trials are kept, and the same command goes on", highlight=False)
+            self.console.print("stopped: finished trials are kept, and the same command goes on", highlight=False)
         if self._launcher is not None:
             self._launcher.close()
         self._tracking.close()
@@ -86,11 +90,11 @@ class RoundRunner:
 
         recovered = recover(self.store)
         for why in recovered.set_aside.values():
-            console.print(f"set aside: {why}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+            self.console.print(f"set aside: {why}", style="yellow", highlight=False, markup=False, soft_wrap=True)
         for result in recovered.committed:
-            console.print(f"committed {result.trial_id}, which had finished when the driver died", highlight=False)
+            self.console.print(f"committed {result.trial_id}, which had finished when the driver died", highlight=False)
         if self._mirror is not None and (fetched := self._mirror.fetch()):
-            console.print(f"fetched {len(fetched)} records from {self._mirror.url}", highlight=False)
+            self.console.print(f"fetched {len(fetched)} records from {self._mirror.url}", highlight=False)
 
     def tell_moved(self, trials: Sequence[TrialSpec]) -> None:
         """Say which finished trials were made with another commit of the hub than these would be."""
@@ -98,13 +102,13 @@ class RoundRunner:
 
         finished = map(self.store.known, self.store.trial_ids())
         for told in moved(filter(None, finished), trials):
-            console.print(told, style="yellow", highlight=False, markup=False, soft_wrap=True)
+            self.console.print(told, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     def complete_mirror(self) -> bool:
         """Copy what the mirror lacks, with the report. Returns whether it holds everything now."""
         if self._mirror is None or (why := self._mirror.push()) is None:
             return True
-        console.print(f"not everything is on {self._mirror.url}; the same command tries again: {why}", style="red")
+        self.console.print(f"not everything is on {self._mirror.url}; the same command tries again: {why}", style="red")
         return False
 
     def run(self, trials: Round, title: str, later: Sequence[Later] = ()) -> None:
@@ -118,7 +122,7 @@ class RoundRunner:
         present = {trial.trial_id: found for trial in trials.trials if (found := self._present(trial)) is not None}
         pending = [trial for trial in trials.trials if trial.trial_id not in present]
         done = len(trials.trials) - len(pending)
-        console.print(f"{title}: {len(trials.trials)} trials, {done} done, {len(pending)} to run", highlight=False)
+        self.console.print(f"{title}: {len(trials.trials)} trials, {done} done, {len(pending)} to run", highlight=False)
         self._board.begin_round(list(present.values()), pending, later if pending else ())
         if pending:
             self._run(pending)
@@ -152,14 +156,14 @@ class RoundRunner:
             self._launcher = self._start_launcher()
             self._launcher.warm(pending[0])
         self._launcher.check(pending)
-        say = partial(console.print, style="dim", highlight=False, markup=False, soft_wrap=True)
+        say = partial(self.console.print, style="dim", highlight=False, markup=False, soft_wrap=True)
         prepare(pending, say, self.metrics)
-        with Display(console, self._board) as display:
+        with Display(self.console, self._board) as display:
             observers: list[Observer] = [self._board, display, self._tracking]
             if self._mirror is not None:
                 observers.append(self._mirror)
             schedule = Schedule(self.store, self._launcher, self.sweep, observers, fusion_of)
-            with stoppable(schedule.drain, lambda message: console.print(message, highlight=False)):
+            with stoppable(schedule.drain, lambda message: self.console.print(message, highlight=False)):
                 schedule.run(pending)
         if schedule.draining:
             raise KeyboardInterrupt

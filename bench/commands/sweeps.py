@@ -52,7 +52,9 @@ def run(
     trackers = {**{name: {} for name in tracker or ()}, **sweep.trackers}
     with (
         store.locked(),
-        RoundRunner(store, sweep.name, place, stages.targets, retry_failed, trackers, mirror, stages.metrics) as runner,
+        RoundRunner(
+            store, sweep.name, place, console, stages.targets, retry_failed, trackers, mirror, stages.metrics
+        ) as runner,
     ):
         runner.recover()
         runner.tell_moved(stages.known_trials())
