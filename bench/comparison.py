@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
+from bench.counterparts import Side, differences
 from bench.metrics.scoring import meant
 from bench.published import Quoted, fits, is_same_model
 from bench.record import TrialResult
@@ -72,18 +72,6 @@ class Compared:
         return self.scores[0].verdict
 
 
-@dataclass(frozen=True)
-class Side:
-    """A configuration and where its predictions lie."""
-
-    root: Path
-    cell: Cell
-
-    @property
-    def name(self) -> str:
-        return f"{self.root.name}: {self.cell.name}"
-
-
 def compare(first: Side, second: Side, metric: str | None = None) -> Compared:
     """Two configurations that were tested on the same sources.
 
@@ -112,6 +100,7 @@ def compare(first: Side, second: Side, metric: str | None = None) -> Compared:
         tuple(line for line in scores if line is not None),
         tuple(line for line in of_tags if line is not None),
         tuple(_costs(first.cell, second.cell)),
+        tuple(differences(first, second)),
     )
 
 

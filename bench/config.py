@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from bench.same_answer import distinct
 from bench.search_space import SearchSpace
 from bench.spec import (
     DecodeSpec,
@@ -128,18 +129,18 @@ def _element(entries: list[Any], index: str, where: str) -> Any:
 def expand(sweep: Sweep, resolver: Resolver) -> list[TrialSpec]:
     """All trials of a sweep: grid x methods x their grids x seeds, in this order, without repetitions.
 
+    Two trials of one answer are one: what trains nothing is not repeated for training settings.
+
     Raises:
         ConfigError: A setting is invalid.
     """
-    trials: dict[str, TrialSpec] = {}
+    trials: list[TrialSpec] = []
     for shared in combinations(sweep.grid):
         for number, entry in enumerate(sweep.methods):
             for own in combinations(entry.grid):
                 configured = configure(sweep, entry, f"methods.{number}", shared, own, resolver)
-                for seed in sweep.seeds:
-                    trial = configured.model_copy(update={"seed": seed})
-                    trials.setdefault(trial.trial_id, trial)
-    return list(trials.values())
+                trials += [configured.model_copy(update={"seed": seed}) for seed in sweep.seeds]
+    return list(distinct(trials, lambda trial: resolver.trains(trial.method)))
 
 
 def combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:

@@ -16,6 +16,7 @@ from bench import models
 from bench.architecture import Batch, Pair
 from bench.cost_model import passes_seconds
 from bench.devices import measured_cpu
+from bench.labels import labels, titled
 from bench.loss import TargetLoss
 from bench.plan import planned_work
 from bench.registry import load_method, make_method
@@ -61,14 +62,15 @@ def check(trials: Iterable[TrialSpec]) -> Iterator[Checked]:
     FLOPs are those of ``torch.utils.flop_counter``, told about the attention kernel of CPUs. Bytes are the peak of live
     tensors that the step makes, gradients included.
     """
-    seen: set[str] = set()
-    for spec in trials:
-        if spec.configuration_class not in seen and load_method(spec.method.target).trains:
-            seen.add(spec.configuration_class)
-            yield _checked(spec)
+    kinds = {
+        spec.configuration_class: spec for spec in reversed(list(trials)) if load_method(spec.method.target).trains
+    }
+    specs = list(reversed(kinds.values()))
+    for spec, label in zip(specs, labels(specs), strict=True):
+        yield _checked(spec, titled(spec.method.name, label.text))
 
 
-def _checked(spec: TrialSpec) -> Checked:
+def _checked(spec: TrialSpec, name: str) -> Checked:
     work = planned_work(spec)
     costs = step_costs(spec, work)
     largest = max(work.micro_batches, key=lambda micro: micro.padded_tokens)
@@ -83,7 +85,7 @@ def _checked(spec: TrialSpec) -> Checked:
         flops, peak = _counted(loss, batch)
         seconds = _timed(loss, batch)
     return Checked(
-        name=f"{spec.method.name} ({spec.label})" if spec.label else spec.method.name,
+        name=name,
         rows=micro.rows,
         length=round(micro.length),
         predicted_flops=costs.flops(micro),

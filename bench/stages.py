@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from bench.config import Resolver, combinations, configure, expand
+from bench.labels import labels, titled
 from bench.metrics.checks import choosable
 from bench.metrics.scoring import meant
 from bench.pace import Later
 from bench.registry import make_task
+from bench.same_answer import distinct
 from bench.search_run import SearchRun
 from bench.search_space import SearchSpace
 from bench.spec import JsonDict, Stage, TrainSpec, TrialSpec
@@ -86,10 +88,10 @@ class Stages:
             yield Round("tune", _unique(trials))
         chosen: list[tuple[Contender, TrialSpec]] = []
         self.without_settings = []
-        for contender, run in zip(self.contenders, runs, strict=True):
+        for contender, name, run in zip(self.contenders, _names(self.contenders), runs, strict=True):
             settings = {} if run is None else run.chosen()
             if settings is None:
-                self.without_settings.append(_name(contender))
+                self.without_settings.append(name)
             else:
                 chosen.append((contender, self._configured(contender, settings)))
         yield from self._last_rounds(stages, chosen)
@@ -178,6 +180,15 @@ class Stages:
             )
         return lines
 
+    def trains(self, trial: TrialSpec) -> bool:
+        """Whether the method of a trial trains anything."""
+        return self.resolver.trains(trial.method)
+
+    @property
+    def searches(self) -> list[str]:
+        """Keys of all searches."""
+        return [contender.search.key for contender in self.contenders if contender.search is not None]
+
     def _last_rounds(self, stages: StagesSpec, chosen: Sequence[tuple[Contender, TrialSpec]]) -> Iterator[Round]:
         if stages.final is not None:
             finals = [
@@ -186,7 +197,7 @@ class Stages:
                 # What trains nothing comes out the same with every seed.
                 for seed in (stages.final.seeds if contender.trains else stages.final.seeds[:1])
             ]
-            yield Round("final", _unique(finals))
+            yield Round("final", distinct(finals, self.trains))
         if stages.cost is not None:
             length = {"steps": stages.cost.steps, "epochs": None, "evaluate_every_steps": None}
             costs = [
@@ -195,7 +206,7 @@ class Stages:
             ]
             # In turns over methods, so that a machine that slows down slows all of them.
             for repetition in range(stages.cost.repetitions):
-                for spec in _unique(costs):
+                for spec in distinct(costs, self.trains):
                     again = spec.model_copy(update={"repetition": repetition})
                     yield Round("cost", (again,))  # one at a time: nothing runs beside it
 
@@ -326,12 +337,11 @@ def _key(search: Search, first: TrialSpec) -> str:
     return f"{slug}-{digest[:8]}"
 
 
-def _name(contender: Contender) -> str:
-    return (
-        f"{contender.final.method.name} ({contender.final.label})"
-        if contender.final.label
-        else contender.final.method.name
-    )
+def _names(contenders: Sequence[Contender]) -> list[str]:
+    """The method of each, and what tells it from the other contenders beside what is searched."""
+    searched = [[] if one.search is None else list(one.search.space) for one in contenders]
+    found = labels([one.final for one in contenders], ignored=searched)
+    return [titled(one.final.method.name, label.text) for one, label in zip(contenders, found, strict=True)]
 
 
 def _side_by_side(searches: Sequence[Iterator[list[TrialSpec]]]) -> Iterator[list[TrialSpec]]:

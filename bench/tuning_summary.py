@@ -7,10 +7,12 @@ search, with everything to print or draw. Imports neither torch nor ray.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+from bench.labels import labels, titled
 from bench.record import Failed, Probed, TrialResult
 from bench.search_store import SearchRows
 from bench.spec import JsonDict
@@ -60,11 +62,12 @@ class Tuning:
     search: Search
     higher_is_better: bool  # of the metric that settings are chosen by
     tried: tuple[Tried, ...]  # in order of asks, then of length
+    label: str = ""  # what tells it from the other searches of its method
 
     @property
     def name(self) -> str:
-        """Method and, where the sweep has a grid of its own, the choice."""
-        return f"{self.search.method} ({self.search.label})" if self.search.label else self.search.method
+        """Method and label."""
+        return titled(self.search.method, self.label)
 
     @property
     def metric(self) -> str:
@@ -121,7 +124,7 @@ class Tuning:
 
         Over the trials whose settings did not depend on results, taken as a sample of the ranges: borders, refinements
         and what TPE asked are left out. Empty with halving, where cut trials have no value at full length. A failed
-        trial counts as the worst of the others.
+        trial counts as the worst of the others, and its time not at all: it ended early.
         """
         search = self.search
         fixed = [one for one in self.finished if one.origin == "sampler"]
@@ -132,7 +135,7 @@ class Tuning:
             return ()
         worst = min(known) if self.higher_is_better else max(known)
         values = [worst if one.value is None else one.value for one in fixed]
-        seconds = math.fsum(one.device_seconds for one in fixed) / len(fixed)
+        seconds = math.fsum(one.device_seconds for one in fixed if one.value is not None) / len(known)
         return tuple(
             ExpectedBest(trials, trials * seconds, value)
             for trials, value in enumerate(expected_best(values, self.higher_is_better), start=1)
@@ -157,7 +160,23 @@ class Tuning:
 def tunings(searches: Iterable[SearchRows], results: Iterable[TrialResult]) -> list[Tuning]:
     """What each search tried. Trials without a record, which an unfinished sweep has, are left out."""
     records = {result.trial_id: result for result in results}
-    return [_tuning(rows, records) for rows in searches]
+    return _labelled([_tuning(rows, records) for rows in searches], records)
+
+
+def _labelled(made: Sequence[Tuning], records: Mapping[str, TrialResult]) -> list[Tuning]:
+    """The same with labels: of the settings that are not searched, those that tell apart."""
+    begun = [tuning for tuning in made if tuning.tried]
+    specs = [records[tuning.tried[0].trial_id].spec for tuning in begun]
+    found = labels(specs, ignored=[{*tuning.search.space, "stop_after_steps"} for tuning in begun])
+    texts = {tuning.search.key: label.text for tuning, label in zip(begun, found, strict=True)}
+    named = [replace(tuning, label=texts.get(tuning.search.key, tuning.search.label)) for tuning in made]
+    counts = Counter(tuning.name for tuning in named)
+    return [
+        tuning
+        if counts[tuning.name] == 1
+        else replace(tuning, label=", ".join(filter(None, [tuning.label, f"search {tuning.search.key[-8:]}"])))
+        for tuning in named
+    ]
 
 
 def _tuning(rows: SearchRows, records: Mapping[str, TrialResult]) -> Tuning:

@@ -55,6 +55,14 @@ def trial(method: str = "full", seed: int = 0, label: str = "", **resources: obj
     )
 
 
+def varied(spec: TrialSpec, **parts: dict[str, object]) -> TrialSpec:
+    """The same trial with other values in its parts, e.g. ``train={"steps": 20}``; ``config`` is that of the method."""
+    if "config" in parts:
+        parts["method"] = {**parts.get("method", {}), "config": parts.pop("config")}
+    changed = {name: getattr(spec, name).model_copy(update=part) for name, part in parts.items()}
+    return spec.model_copy(update=changed)
+
+
 def completed(bleu: float = 50.0, trained: int = 100, train: bool = True, peak: int = 300) -> Completed:
     """An outcome with round numbers."""
     phase = PhaseCost(seconds=12.5, peak_memory_bytes=peak * MEBIBYTE, start_memory_bytes=200 * MEBIBYTE)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from command import Done
-from fakes import completed, probed, record, trial
+from fakes import completed, probed, record, trial, varied
 
 from bench import report
 from bench.record import Failed, Scores, TrialResult
@@ -101,8 +101,10 @@ def test_columns_come_from_the_records() -> None:
 
 
 def test_latex_survives_hostile_names() -> None:
-    text = latex(content(record(trial("100%_{x}&$y^2~#", label="a\\b"), completed())))
-    assert r"100\%\_\{x\}\&\$y\textasciicircum{}2\textasciitilde{}\# (a\textbackslash{}b)" in text
+    hostile = [varied(trial("100%_{x}&$y^2~#"), config={"start": name}) for name in (r"a\b", "c")]
+    text = latex(content(*(record(spec, completed()) for spec in hostile)))
+    assert r"100\%\_\{x\}\&\$y\textasciicircum{}2\textasciitilde{}\# (start=" in text
+    assert r"a\textbackslash{}\textbackslash{}b" in text
 
 
 def test_intervals_are_those_of_student() -> None:

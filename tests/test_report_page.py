@@ -11,7 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from fakes import completed, record, trial
+from fakes import completed, record, trial, varied
 from sample_sweep import METHODS, sample_results, write_sample
 from test_report import assert_golden, content, results
 
@@ -126,7 +126,7 @@ def test_pictures_show_every_method_and_say_what_a_mark_is(sample: Path) -> None
     assert METHODS.keys() <= texts, "the legend names every method"
     told = [element.text or "" for element in drawing.iter(f"{SVG}title")]
     assert sum(text.startswith("lora") for text in told) == 5, "five learning rates, a mark each"
-    assert "lora: BLEU 66.0 ± 0.3, trained 460,800" in told
+    assert "lora (learning_rate=0.001): BLEU 66.0 ± 0.3, trained 460,800" in told
     for path in (sample / "figures").glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
 
@@ -196,7 +196,8 @@ def many(count: int) -> list[TrialResult]:
     pool = [result for result in sample_results(seeds=1) if result.outcome.status == "completed"]
     return [
         record(
-            pool[n % len(pool)].spec.model_copy(update={"seed": n, "label": f"grid={n % 100}"}), pool[n % 20].outcome
+            varied(pool[n % len(pool)].spec, config={"grid": n % 100}).model_copy(update={"seed": n}),
+            pool[n % 20].outcome,
         )
         for n in range(count)
     ]

@@ -137,9 +137,12 @@ def test_a_sweep_runs_resumes_and_extends(bench: Bench, tuneoff: Callable[..., D
     said = tuneoff("generate", str(adapter), "--json", *(word for row in rows for word in ("--source", row["source"])))
     assert [row["text"] for row in json.loads(said.stdout)] == [row["prediction"] for row in rows], said.stderr
     assert {path: path.stat().st_mtime_ns for path in bench.results.glob("trials/*/result.json")} == before
-    more = bench.run("  - none", "--launcher", "local", "--set", "seeds=[0, 1]")
-    assert "2 trials, 1 done, 1 to run" in more.stdout
+    more = bench.run("  - none", "--launcher", "local", "--set", "seeds=[0, 1]", "--set", "train.steps=9")
+    assert "2 trials, 1 done, 1 to run" in more.stdout, "what trains nothing does not run again for other steps"
     assert len(bench.records()) == 5
+    assert len(bench.table()) == 2, "of the sweep as it is now"
+    assert tuneoff("report", str(bench.results), "--all").returncode == 0
+    assert len(bench.table()) == 5
     report = (bench.results / "report" / "report.md").read_text()
     assert "| prefix_tuning |" in report
     assert "not finished" not in report

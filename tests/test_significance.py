@@ -235,9 +235,9 @@ def test_a_method_is_tested_by_the_configuration_that_the_dev_split_chose() -> N
         for result in cell_of("lora", {0: 60.0 + number, 1: 60.0 + number}, number, dev_loss=1 + (number != 4))
     ]
     (comparison,) = Content("demo", tuple(found + cell_of("full", {0: 61.0, 1: 61.0}))).comparisons
-    assert comparison.cells[0].name == "lora (r=12)"
-    assert [cell.name for cell in differences.tested_cells(comparison)] == ["lora (r=4)", "full"]
-    assert [row.cell.name for row in efficiencies(comparison)] == ["lora (r=4)", "full"]
+    assert comparison.cells[0].name == "lora (rank=12)"
+    assert [cell.name for cell in differences.tested_cells(comparison)] == ["lora (rank=4)", "full"]
+    assert [row.cell.name for row in efficiencies(comparison)] == ["lora (rank=4)", "full"]
 
 
 def test_a_mean_of_a_tested_configuration_has_an_interval_over_seeds_and_sources(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from bench.commands.options import AsJson, console
 from bench.validation import ConfigError
 
 if TYPE_CHECKING:
-    from bench.comparison import Compared, Line, Side
+    from bench.comparison import Compared, Line
+    from bench.counterparts import Side
 
 WORSE, TOO_FEW = 1, 3
 
@@ -31,28 +32,34 @@ def compare(
 ) -> None:
     """Say whether OTHER is better or worse than REFERENCE, with intervals.
 
-    Two methods (results/a:full results/a:lora), two sweeps (equal configurations stand against each other), or a sweep
+    Two methods (results/a:full results/a:lora), two sweeps (each configuration against the one that
+    differs least), or a sweep
     and a file of published numbers. Exit codes: 0 nothing is shown to be worse, 1 something is worse beyond chance,
     2 bad input, 3 too few seeds to tell.
     """
     try:
-        found = _compared(first, second, metric)
+        found, left_over = _compared(first, second, metric)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if not found:
-        raise ConfigError(f"{first} and {second} have no configuration in common")
+        several = f" ({', '.join(left_over)})" if left_over else ""
+        raise ConfigError(f"{first} and {second} have no configuration in common{several}")
     if as_json:
         console.print_json(json.dumps([_document(one) for one in found]))
     else:
         for one in found:
             _print(one)
+        for name in left_over:
+            console.print(f"{name} has no counterpart.", style="dim", highlight=False, markup=False, soft_wrap=True)
     verdicts = {one.verdict for one in found}
     raise typer.Exit(WORSE if "worse" in verdicts else TOO_FEW if "too few seeds" in verdicts else 0)
 
 
-def _compared(first: str, second: str, metric: str | None) -> list[Compared]:
+def _compared(first: str, second: str, metric: str | None) -> tuple[list[Compared], tuple[str, ...]]:
+    """All pairs, and the configurations that have none."""
     from bench.comparison import against_published, corrected
     from bench.comparison import compare as compared
+    from bench.counterparts import counterparts, named
     from bench.published import load_published, quoted
 
     published = [text for text in (first, second) if text.endswith((".yaml", ".yml"))]
@@ -61,18 +68,18 @@ def _compared(first: str, second: str, metric: str | None) -> list[Compared]:
     if published:
         (ours,) = {first, second} - set(published)
         rows = list(quoted(load_published(Path(published[0]))))
-        return corrected([one for side in _sides(ours) for one in against_published(side, rows, metric)])
-    ones, others = _sides(first), _sides(second)
+        sides, _ = named(_sides(ours), [])
+        return corrected([one for side in sides for one in against_published(side, rows, metric)]), ()
+    ones, others = named(_sides(first), _sides(second))
     if len(ones) == len(others) == 1:
-        return [compared(ones[0], others[0], metric)]
-    by_name = {side.cell.name: side for side in others}
-    pairs = [(side, by_name[side.cell.name]) for side in ones if side.cell.name in by_name]
-    return corrected([compared(one, other, metric) for one, other in pairs])
+        return [compared(ones[0], others[0], metric)], ()
+    found = counterparts(ones, others)
+    return corrected([compared(one, other, metric) for one, other in found.pairs]), found.left_over
 
 
 def _sides(text: str) -> list[Side]:
     """The configurations that an argument names: of a sweep all, of ``results/<sweep>:METHOD`` this one."""
-    from bench.comparison import Side
+    from bench.counterparts import Side
     from bench.report import load_content
 
     folder, method = (
@@ -88,7 +95,7 @@ def _sides(text: str) -> list[Side]:
         known = ", ".join(repr(cell.name) for cell in chosen or cells)
         found = "several configurations are" if chosen else "no configuration is"
         raise ConfigError(f"{text}: {found} called {method!r}; name one of {known}")
-    return [Side(folder, cell) for cell in chosen]
+    return [Side(folder, cell, cell.name) for cell in chosen]
 
 
 def _print(one: Compared) -> None:

@@ -11,8 +11,9 @@ import typer
 
 from bench.commands.options import MethodsDir, ResultsDir, Settings, SweepFile, console
 from bench.commands.rounds import RoundRunner
-from bench.commands.sweeps import report_trials
+from bench.commands.sweeps import report_sweep
 from bench.config import load_sweep, setting_value
+from bench.kept_sweep import keep_beside
 from bench.place import LauncherName, Place, read_runtime_env
 from bench.record import Failed
 from bench.status import read_status, restore_status
@@ -77,15 +78,18 @@ def evaluate(
     targets = [target for trial in trials for target in (trial.method.target, trial.task.target)]
     with store.locked():
         of_sweep = read_status(store.root)
-        with RoundRunner(store, sweep.name, place, console, targets, retry_failed, sweep.trackers) as runner:
+        with RoundRunner(
+            store, sweep.name, place, console, targets, retry_failed, sweep.trackers, keep=keep_beside
+        ) as runner:
             runner.recover()
             store.log("evaluate", command=shlex.join(["tuneoff", *sys.argv[1:]]))
             runner.run(
                 Round("final", tuple({trial.trial_id: trial for trial in trials}.values())), f"{sweep.name} evaluate"
             )
         restore_status(store.root, of_sweep)  # of which the report says how much is still to come
-        report_trials(store, list(runner.found))
-        found = [record for trial_id in runner.found if (record := store.read(trial_id)) is not None]
+        report_sweep(store)
+        ids = [known.trial_id for known in runner.found.values()]
+        found = [record for trial_id in ids if (record := store.read(trial_id)) is not None]
     failed = [(record, record.outcome) for record in found if isinstance(record.outcome, Failed)]
     for record, outcome in failed:
         console.print(f"{record.trial_id}: {outcome.message}", style="red", markup=False, soft_wrap=True)

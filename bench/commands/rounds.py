@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from bench.earlier import EarlierAnswers
+from bench.kept_sweep import keep_asked
 from bench.mirror import Mirror
 from bench.observe import Observer
 from bench.pace import Later, Pace
@@ -41,6 +44,8 @@ class RoundRunner:
         trackers: Those that hear of the trials, with their settings.
         mirror: Where to keep a copy of the results.
         metrics: Scores that settings are chosen by, which have to be had.
+        trains: Whether the method of a trial trains anything.
+        keep: Writes which records are asked for, before those that lack run.
     """
 
     def __init__(
@@ -54,13 +59,15 @@ class RoundRunner:
         trackers: Mapping[str, JsonDict] | None = None,
         mirror: str | None = None,
         metrics: Sequence[str] = (),
+        trains: Callable[[TrialSpec], bool] = lambda trial: True,
+        keep: Callable[[Path, Iterable[str]], None] = keep_asked,
     ) -> None:
         self.store = store
         self.sweep = sweep
         self.console = console
         self.place, self.targets = place, targets
         self.retry_failed = retry_failed
-        self.metrics = metrics
+        self.metrics, self.trains, self.keep = metrics, trains, keep
         self.found: dict[str, Known] = {}
         self._launcher: Launcher | None = None
         self._board = StatusBoard(store.root, sweep, Pace(self._expected_seconds, self._at_once))
@@ -119,7 +126,14 @@ class RoundRunner:
             title: What a line on it begins with.
             later: What comes after it, as far as one can tell.
         """
-        present = {trial.trial_id: found for trial in trials.trials if (found := self._present(trial)) is not None}
+        earlier = EarlierAnswers(self.store, self.trains)
+        present = {
+            trial.trial_id: found for trial in trials.trials if (found := self._present(trial, earlier)) is not None
+        }
+        asked = [
+            present[trial.trial_id].trial_id if trial.trial_id in present else trial.trial_id for trial in trials.trials
+        ]
+        self.keep(self.store.root, asked)
         pending = [trial for trial in trials.trials if trial.trial_id not in present]
         done = len(trials.trials) - len(pending)
         self.console.print(f"{title}: {len(trials.trials)} trials, {done} done, {len(pending)} to run", highlight=False)
@@ -137,10 +151,12 @@ class RoundRunner:
         records = (self.store.read(known.trial_id) for known in self.found.values() if known.stage == "tune")
         return sum(record.device_seconds for record in records if record is not None)
 
-    def _present(self, trial: TrialSpec) -> Known | None:
-        """What is known of a trial's record, but for a failure of an earlier run that is to be run again."""
+    def _present(self, trial: TrialSpec, earlier: EarlierAnswers) -> Known | None:
+        """What is known of a trial's record, or of one of its answer, but for a failure that is to be run again."""
         known = self.store.known(trial.trial_id)
-        if known is not None and known.failed and self.retry_failed and trial.trial_id not in self.found:
+        if known is None:  # A search asks for its trials by their ids.
+            return None if trial.stage == "tune" else earlier.find(trial)
+        if known.failed and self.retry_failed and trial.trial_id not in self.found:
             self.store.discard(trial.trial_id)
             return None
         return known

@@ -12,14 +12,15 @@ import typer
 from bench import report as reports
 from bench.commands.options import MethodsDir, ResultsDir, Settings, SweepFile, console, read_stages
 from bench.commands.rounds import RoundRunner
+from bench.kept_sweep import keep_only, keep_sweep
 from bench.place import LauncherName, Place, read_runtime_env
 from bench.published import keep_published, load_published, published_files
+from bench.report.budget import budget
 from bench.report.kept import Kept, keep, kept, made_from
-from bench.search_store import read_searches
+from bench.report.others import left_out_text
 from bench.stages import Round
 from bench.status import read_status
 from bench.store import Store
-from bench.tuning_summary import tunings
 from bench.validation import ConfigError
 
 
@@ -53,19 +54,31 @@ def run(
     with (
         store.locked(),
         RoundRunner(
-            store, sweep.name, place, console, stages.targets, retry_failed, trackers, mirror, stages.metrics
+            store,
+            sweep.name,
+            place,
+            console,
+            stages.targets,
+            retry_failed,
+            trackers,
+            mirror,
+            stages.metrics,
+            stages.trains,
         ) as runner,
     ):
         runner.recover()
         runner.tell_moved(stages.known_trials())
         keep_published(store.root, published)
+        source = sweep_file.read_text(encoding="utf-8") if sweep_file.is_file() else None
+        keep_sweep(store.root, sweep, source, settings or (), stages.searches)
         store.log("run", command=shlex.join(["tuneoff", *sys.argv[1:]]))
         past: list[Round] = []
         for trials in stages.rounds(store):
             past.append(trials)
             later = stages.to_come(past, runner.tuning_seconds)
             runner.run(trials, f"{sweep.name} {trials.stage}" if sweep.stages else sweep.name, later)
-        report_trials(store, list(runner.found))
+        keep_only(store.root, [known.trial_id for known in runner.found.values()])
+        report_sweep(store)
         mirrored = runner.complete_mirror()
     for name in stages.without_settings:
         console.print(f"{name}: every trial of its tuning failed, so that it has no final trial", style="red")
@@ -80,6 +93,9 @@ def report(
         list[Path] | None,
         typer.Option(help="file of published numbers to show beside ours, from now on; may be repeated"),
     ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="also list what earlier versions of the sweep have left, apart")
+    ] = False,
 ) -> None:
     """Render the records of a sweep again."""
     if not (directory / "trials").is_dir():
@@ -88,44 +104,50 @@ def report(
         load_published(path)
     keep_published(directory, published or ())
     store = Store(directory)
-    report_trials(store, store.trial_ids(), again=True)
+    report_sweep(store, again=True, everything=everything)
 
 
-def report_trials(store: Store, trial_ids: list[str], again: bool = False) -> None:
-    """Render a sweep, unless its report is the one that this would make, and print tables of these trials.
+def report_sweep(store: Store, again: bool = False, everything: bool = False) -> None:
+    """Render a sweep, unless its report is the one that this would make, and print its tables.
 
     Args:
         store: Of the sweep.
-        trial_ids: What the terminal shows.
         again: Whether to render in any case.
+        everything: Whether to list what earlier versions of the sweep have left.
     """
     status = read_status(store.root)
     missing = 0 if status is None else max(0, status.total - status.completed - status.failed)
     command = store.command()
     folder = store.root / "report"
-    key = made_from(store, command, missing, sorted(trial_ids))
+    key = made_from(store, command, missing, everything)
     shown = None if key is None or again else kept(folder, key)
     if shown is None:
-        content = reports.load_content(store.root, command, missing)
+        content = reports.load_content(store.root, command, missing, everything)
         reports.render(store.root, content)
-        shown = _shown(store.root, content, set(trial_ids))
+        shown = _shown(content)
         if key is not None:
             keep(folder, key, shown)
     for line in shown.headlines:
         console.print(line, style="bold", highlight=False, markup=False, soft_wrap=True)
     for table in shown.tables:
         console.print(table)
+    for line in shown.remarks:
+        console.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", highlight=False, markup=False)
 
 
-def _shown(root: Path, content: reports.Content, trial_ids: set[str]) -> Kept:
-    """Tables of some trials, and what the report concludes."""
-    from bench.report.terminal import results_table, tuning_table
+def _shown(content: reports.Content) -> Kept:
+    """Tables, what the report concludes, and what it was trained with."""
+    from bench.report.terminal import others_table, results_table, tuning_table
 
-    found = [record for record in content.records if record.trial_id in trial_ids]
-    finals = [record for record in found if record.spec.stage == "final"]
-    searches = tunings(read_searches(root), found)
+    tables = [
+        *([tuning_table(content.tunings)] if content.tunings else []),
+        *([results_table(content.results)] if content.results else []),
+        *([others_table(content.records, content.others)] if content.others else []),
+    ]
+    left_out = [left_out_text(content.left_out, content.root)] if content.left_out and content.root else []
     return Kept(
-        (*([tuning_table(searches)] if searches else []), *([results_table(finals)] if finals else [])),
-        content.told if finals else (),
+        tuple(tables),
+        content.told if content.results else (),
+        (*(budget(comparison).sentence for comparison in content.comparisons if comparison.scored), *left_out),
     )

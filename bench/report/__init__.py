@@ -3,7 +3,7 @@
 For people who draw their own: :func:`load` gives a data frame with one row per trial.
 """
 
-from bench.report.cells import cell_name
+from bench.report.cells import names
 from bench.report.columns import ABSENT
 from bench.report.content import Content
 from bench.report.data import csv_text
@@ -14,12 +14,12 @@ from bench.report.write import load_content, render, write
 __all__ = [
     "ABSENT",
     "Content",
-    "cell_name",
     "csv_text",
     "frame",
     "load",
     "load_content",
     "markdown",
+    "names",
     "render",
     "row",
     "row_columns",

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence, Set
 
 from bench.record import Completed, Probed, Provenance, TrialResult
-from bench.report.cells import Cell, Costs, cell_name, cells
+from bench.report.cells import Cell, Costs, cells
 from bench.report.columns import metric_columns
 from bench.report.rows import not_finite
 from bench.splits import TOLD_ODDITIES, told_left_out, told_oddities
@@ -29,7 +29,7 @@ def caveats(results: Sequence[TrialResult], costs: Costs | None = None) -> list[
     if not done:
         return []
     groups = cells(results, costs)
-    checks = (_mixed, _machine, _alone, _seeds, _outliers, _data, _scores, _training)
+    checks = (_mixed, _unsaid, _machine, _alone, _seeds, _outliers, _data, _scores, _training)
     return [text for check in checks for text in check(done, groups)]
 
 
@@ -60,6 +60,14 @@ def _mixed(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
             yield f"Rows were made with different {what}."
     if any(provenance.git_dirty for provenance in made):
         yield "Some rows were made with sources that were not committed."
+
+
+def _unsaid(_: Finished, groups: Sequence[Cell]) -> Iterator[str]:
+    """Settings in which rows of a method differ beside those that their labels name."""
+    told = {cell.method: cell.unsaid for cell in groups if cell.completed and cell.unsaid}
+    yield from (
+        f"Rows of {method} differ in more than they are called by: {_names(keys)}." for method, keys in told.items()
+    )
 
 
 def _of_machines(made: Sequence[Provenance]) -> list[tuple[str, Set[Hashable]]]:
@@ -193,16 +201,17 @@ def _data(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
 def _scores(done: Finished, groups: Sequence[Cell]) -> Iterator[str]:
     """What the records say of their own scores, and of which rows."""
     names: dict[str, list[str]] = {}
+    called = {result.trial_id: cell.name for cell in groups for result in cell.results}
     for result, outcome in done:
-        for remark in outcome.scores.remarks:
-            names.setdefault(remark, []).append(cell_name(result))
+        for remark in outcome.scores.remarks if result.trial_id in called else ():
+            names.setdefault(remark, []).append(called[result.trial_id])
     completed = sum(bool(cell.completed) for cell in groups)
     for remark, having in names.items():
         of_all = len(set(having)) == completed
         yield remark if of_all else f"{_names(_unique(having))}: {remark}"
 
 
-def _training(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
+def _training(done: Finished, groups: Sequence[Cell]) -> Iterator[str]:
     trained = [(result, outcome, outcome.train) for result, outcome in done if outcome.train is not None]
     lengths: dict[int, set[str]] = {}
     for result, _outcome, cost in trained:
@@ -213,12 +222,15 @@ def _training(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
     if skipped := sum(cost.skipped_steps > 0 for *_, cost in trained):
         yield f"The engine skipped optimiser steps in {_trials(skipped)}."
     still_falling = [
-        result for result, outcome, cost in trained if len(outcome.dev_curve) > 1 and outcome.best_step == cost.steps
+        cell.name
+        for cell in groups
+        for _, outcome in cell.completed
+        if outcome.train is not None and len(outcome.dev_curve) > 1 and outcome.best_step == outcome.train.steps
     ]
     if still_falling:
         yield (
             f"In {len(still_falling)} of {_trials(len(trained))} the dev loss was lowest at the last step: "
-            f"{_names(_unique(map(cell_name, still_falling)))} might gain from more steps."
+            f"{_names(_unique(still_falling))} might gain from more steps."
         )
 
 

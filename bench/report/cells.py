@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from bench.labels import titled
 from bench.record import Completed, Failed, TrialResult
 from bench.report.columns import COSTS, TEST_LOSS, Column, metric_columns, present
+from bench.report.row_labels import row_labels
 from bench.report.rows import row
-from bench.spec import JsonDict, TrialSpec
+from bench.same_answer import answer_key, cost_class, untrained
+from bench.spec import JsonDict
 from bench.statistics.estimates import Basis, Estimate, common_seeds, estimate
 
 if TYPE_CHECKING:
@@ -38,10 +40,13 @@ class Cell:
     costs: tuple[TrialResult, ...] = ()  # of the stage cost: trials of the same class that ran alone, by repetition
     counted_seeds: frozenset[int] | None = None  # that means are over; None: all that completed
     intervals: Mapping[str, Estimate] = field(default_factory=dict)  # over seeds and sources, of scores that have one
+    label: str = ""  # what tells it from the other rows of its method in the same table
+    unsaid: tuple[str, ...] = ()  # keys of the sweep file in which these rows differ and that no label names
 
     @property
     def name(self) -> str:
-        return cell_name(self.results[0])
+        """What it is called, which no other row of its table is."""
+        return titled(self.method, self.label)
 
     @property
     def method(self) -> str:
@@ -92,7 +97,7 @@ class Cell:
         if self.was_measured_alone(name):
             measured = [(result.spec.repetition, row(result)) for result in self.costs]
         else:
-            measured = [(values["seed"], values) for values in self.rows if self._counts(values["seed"])]
+            measured = [(result.spec.seed, row(result)) for result, _ in self.counted]
         return {number: float(values[name]) for number, values in measured if values.get(name) is not None}
 
     def was_measured_alone(self, name: str) -> bool:
@@ -174,44 +179,58 @@ def _within_spread(one: Cell, other: Cell, name: str) -> bool:
 
 
 def cells(results: Iterable[TrialResult], costs: Costs | None = None) -> list[Cell]:
-    """Records by everything but the seed, in order of method, label and seed.
+    """Records by everything but the seed, in order of method, label and seed; named by what differs in their table.
 
     Args:
         results: Final trials.
         costs: Class of configurations to the trials that measured its cost alone.
     """
+    found = list(results)
+    indifferent = untrained(found)
     groups: dict[str, list[TrialResult]] = {}
-    for result in sorted(results, key=lambda result: (result.spec.method.name, result.spec.label, result.spec.seed)):
-        groups.setdefault(same_but(result.spec, "seed"), []).append(result)
+    for result in sorted(found, key=lambda result: (result.spec.method.name, result.spec.label, result.spec.seed)):
+        key = answer_key(result.spec, result.spec.method.target not in indifferent, without=("seed",))
+        groups.setdefault(key, []).append(result)
     costs = costs or {}
-    return [
-        Cell(tuple(members), tuple(costs.get(members[0].spec.configuration_class, ())) if costs else ())
-        for members in groups.values()
-    ]
+    called = row_labels(found)
+    made = []
+    for members in groups.values():
+        spec, label = members[0].spec, called[members[0].trial_id]
+        measured = costs.get(cost_class(spec, spec.method.target not in indifferent), ())
+        made.append(Cell(tuple(_once(members)), tuple(measured), label=label.text, unsaid=label.unsaid))
+    return made
 
 
-def same_but(spec: TrialSpec, *keys: str) -> str:
-    """A text that is equal for trials whose answers can only differ through ``keys`` (dotted, of the identity)."""
-    identity = spec.identity
-    for key in keys:
-        *path, last = key.split(".")
-        place = identity
-        for part in path:
-            place = place.get(part, {})  # what was trained before has no training settings
-        place.pop(last, None)  # what is measured in the stage cost has no seed
-    return json.dumps(identity, sort_keys=True)
+def _once(members: Sequence[TrialResult]) -> list[TrialResult]:
+    """One record for each seed: what trains nothing may have run again when training settings changed."""
+    by_seed: dict[int, TrialResult] = {}
+    for result in members:
+        if isinstance(by_seed.setdefault(result.spec.seed, result).outcome, Failed):
+            by_seed[result.spec.seed] = result
+    return list(by_seed.values())
+
+
+def _by_table(made: Sequence[Cell]) -> dict[tuple[str, str], list[int]]:
+    """Model and task to the places of their configurations."""
+    tables: dict[tuple[str, str], list[int]] = {}
+    for place, cell in enumerate(made):
+        spec = cell.results[0].spec
+        tables.setdefault((spec.model.path, spec.task.name), []).append(place)
+    return tables
 
 
 def comparisons(results: Sequence[TrialResult], costs: Costs | None = None) -> tuple[Comparison, ...]:
     """The cells of each model and task, best first by the first metric that the records name; see :func:`cells`."""
-    groups: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells(results, costs):
-        spec = cell.results[0].spec
-        groups.setdefault((spec.model.path, spec.task.name), []).append(cell)
+    made = cells(results, costs)
     return tuple(
-        Comparison(model, task, _best_first(over_common_seeds(members)))
-        for (model, task), members in sorted(groups.items())
+        Comparison(model, task, _best_first(over_common_seeds([made[place] for place in places])))
+        for (model, task), places in sorted(_by_table(made).items())
     )
+
+
+def names(results: Sequence[TrialResult]) -> dict[str, str]:
+    """Trial id to the name of the row that the trial belongs to."""
+    return {result.trial_id: cell.name for cell in cells(results) for result in cell.results}
 
 
 def over_common_seeds(members: Sequence[Cell]) -> list[Cell]:
@@ -271,11 +290,6 @@ def _best_first(members: Sequence[Cell]) -> tuple[Cell, ...]:
         return (0, -found.mean if first.higher_is_better else found.mean)
 
     return tuple(sorted(members, key=rank))
-
-
-def cell_name(result: TrialResult) -> str:
-    """Method and, where a grid varies them, its settings."""
-    return f"{result.spec.method.name} ({result.spec.label})" if result.spec.label else result.spec.method.name
 
 
 def failed(results: Iterable[TrialResult]) -> list[tuple[TrialResult, Failed]]:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.kept_sweep import KeptSweep
 from bench.published import Quoted
 from bench.record import NOT_ASKED_FOR, Completed, Failed, Probed, TrialResult
 from bench.report.answer import answer
@@ -16,8 +17,10 @@ from bench.report.cells import Comparison, comparisons, failed, with_tests
 from bench.report.columns import title
 from bench.report.differences import tested
 from bench.report.headline import headline
+from bench.report.others import left_out_text
 from bench.report.references import References, references
 from bench.report.tuning import tuning_caveats
+from bench.same_answer import cost_class
 from bench.tuning_summary import Tuning
 
 if TYPE_CHECKING:
@@ -35,6 +38,9 @@ class Content:
     root: Path | None = None  # where predictions lie, which differences are tested on
     quoted: tuple[Quoted, ...] = ()  # published numbers
     missing: int = 0  # trials that are known to come and have no record yet
+    kept: KeptSweep | None = None  # the sweep that the folder is of; None in a folder from before it was kept
+    others: tuple[TrialResult, ...] = ()  # records that it does not ask for, where these are listed
+    left_out: int = 0  # how many such records there are, where they are not listed
 
     @cached_property
     def results(self) -> tuple[TrialResult, ...]:
@@ -56,7 +62,8 @@ class Content:
         found: dict[str, list[TrialResult]] = {}
         for record in sorted(self.records, key=lambda record: record.spec.repetition):
             if record.spec.stage == "cost" and isinstance(record.outcome, Probed):
-                found.setdefault(record.spec.configuration_class, []).append(record)
+                trains = record.outcome.train is not None
+                found.setdefault(cost_class(record.spec, trains), []).append(record)
         return found
 
     @cached_property
@@ -113,7 +120,8 @@ class Content:
         others = len(self.records) - len(self.results)
         more = f" {others} more chose settings or measured costs." if others else ""
         counts = f"{len(self.results)} trials, {len(self.failures)} failed.{more}"
-        return f"{counts} Model: {', '.join(models)}. Task: {', '.join(tasks)}."
+        left_out = f" {left_out_text(self.left_out, self.root)}" if self.left_out and self.root is not None else ""
+        return f"{counts} Model: {', '.join(models)}. Task: {', '.join(tasks)}.{left_out}"
 
     @cached_property
     def provenance(self) -> list[tuple[str, str]]:

@@ -9,12 +9,14 @@ from typing import Any
 from bench.files import replacing
 from bench.finite import strict_json
 from bench.record import TrialResult
+from bench.report.budget import budget
 from bench.report.cells import Cell, Comparison
 from bench.report.columns import Column
 from bench.report.content import Content, signatures
 from bench.report.differences import significance_document
 from bench.report.efficiency import efficiencies, efficiency_document
 from bench.report.forecast import forecast_document, forecasts
+from bench.report.others import other_document
 from bench.report.rows import frame
 from bench.report.tuning import tuning_document
 from bench.spec import JsonDict
@@ -25,12 +27,12 @@ REPORT_VERSION = 1
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
-def csv_text(results: Sequence[TrialResult]) -> str:
+def csv_text(results: Sequence[TrialResult], others: Sequence[TrialResult] = ()) -> str:
     """results.csv. A text that a spreadsheet would take for a formula gets an apostrophe in front.
 
     Carriage returns become line feeds: some readers would begin a row at one.
     """
-    table = frame(results)
+    table = frame(results, others)
     for column in table.columns[table.dtypes == "str"]:
         table[column] = table[column].map(_for_spreadsheets)
     table.columns = table.columns.map(_for_spreadsheets)
@@ -44,10 +46,10 @@ def _for_spreadsheets(value: Any) -> Any:
     return guarded.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def write_parquet(results: Sequence[TrialResult], path: Path) -> None:
+def write_parquet(results: Sequence[TrialResult], path: Path, others: Sequence[TrialResult] = ()) -> None:
     """results.parquet: the same rows with their types, as they are."""
     with replacing(path) as file:
-        frame(results).to_parquet(file, index=False)
+        frame(results, others).to_parquet(file, index=False)
 
 
 def json_text(content: Content) -> str:
@@ -73,7 +75,12 @@ def json_text(content: Content) -> str:
             for result, outcome in content.failures
         ],
         "caveats": content.caveats,
+        "left_out": content.left_out,
+        "others": other_document(content.others),
         "provenance": dict(content.provenance),
+        "sweep_file": None
+        if content.kept is None
+        else content.kept.model_dump(include={"source", "settings", "sweep"}),
         "command": content.command,
     }
     return strict_json(document, indent=1) + "\n"
@@ -91,6 +98,7 @@ def _comparison(comparison: Comparison) -> JsonDict:
         "signatures": dict(signatures(outcomes)),
         "configurations": [_cell(cell, comparison.columns) for cell in comparison.cells],
         "efficiency": efficiency_document(efficiencies(comparison)),
+        "budget": budget(comparison).document(),
         "plan": forecast_document(forecasts(comparison)),
     }
 

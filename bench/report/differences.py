@@ -39,8 +39,6 @@ def tested(root: Path, comparison: Comparison) -> Significance | str | None:
         return None
     first = comparison.metrics[0]
     results = {cell.name: cell.results for cell in cells}
-    if len(results) < len(cells):
-        return "Differences are not tested: several configurations have the same name and label."
     try:
         found = significance(root, results, first.name, bool(first.higher_is_better))
         left_out = len(comparison.scored) - len(cells)

@@ -54,7 +54,7 @@ def forecasts(comparison: Comparison) -> list[Forecast]:
     for cell in of_different_cost(comparison.scored):
         flops, memory = cell.mean("planned_flops"), cell.mean("planned_memory_bytes")
         if flops is not None and memory is not None:
-            on_cpu = any(values.get("memory_method") != "cuda_allocated" for values in cell.rows)
+            on_cpu = any(outcome.ranks[0].memory_method != "cuda_allocated" for _, outcome in cell.completed)
             found.append(
                 Forecast(
                     cell,

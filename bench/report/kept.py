@@ -38,6 +38,7 @@ class Kept:
 
     tables: tuple[Table, ...]
     headlines: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
 
 def made_from(store: Store, *facts: object) -> str | None:
@@ -68,6 +69,7 @@ def keep(folder: Path, key: str, shown: Kept) -> None:
         "files": _files(folder),
         "tables": [_told(table) for table in shown.tables],
         "headlines": shown.headlines,
+        "remarks": shown.remarks,
     }
     write_atomically(folder / KEPT_FILE, json.dumps(content, ensure_ascii=False) + "\n")
 
@@ -78,7 +80,8 @@ def kept(folder: Path, key: str) -> Kept | None:
         content = json.loads((folder / KEPT_FILE).read_text(encoding="utf-8"))
         if content["made_from"] != key or content["files"] != _files(folder):
             return None
-        return Kept(tuple(_table(told) for told in content["tables"]), tuple(map(str, content["headlines"])))
+        headlines, remarks = (tuple(map(str, content[name])) for name in ("headlines", "remarks"))
+        return Kept(tuple(_table(told) for told in content["tables"]), headlines, remarks)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 

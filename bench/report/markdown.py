@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from bench.printable import printable
 from bench.record import Completed, Failed
+from bench.report.budget import TITLE as BUDGET
+from bench.report.budget import budget
 from bench.report.cells import Cell, Comparison
 from bench.report.columns import ABSENT, Column, title
 from bench.report.content import Content, legend, signatures
@@ -21,6 +23,9 @@ from bench.report.forecast import TITLE as FORECAST_TITLE
 from bench.report.forecast import forecast_rows, forecasts
 from bench.report.layout import MOST_ROWS, cell_text, layout, letters_note, seeds_differ
 from bench.report.markdown_text import code, escaped, fenced
+from bench.report.others import NOTE as OTHERS_NOTE
+from bench.report.others import TITLE as OTHERS
+from bench.report.others import other_rows
 from bench.report.references import TITLE, References
 from bench.report.tuning import HEADING, audit_lines, budget_rows, curve_lines, expected_rows, metric_title
 from bench.tuning_summary import Tuning
@@ -53,10 +58,11 @@ def markdown(content: Content) -> str:
             parts += [*_main_table(comparison, found), _legend(comparison)]
             parts += [_further_table(comparison), _tags_table(comparison)]
             parts.append(escaped(found) if isinstance(found, str) else _differences(comparison, found))
-            parts += [_references(quoted), _efficiency(comparison), _forecast(comparison)]
+            parts += [_references(quoted), _efficiency(comparison), _budget(comparison), _forecast(comparison)]
     parts += [_tuning(content.tunings), _failures(content), _caveats(content), _provenance(content)]
     if content.command:
         parts.append(f"## Again\n\n{fenced(content.command)}")
+    parts += [_sweep(content), _others(content)]
     return printable("\n\n".join(part for part in parts if part)) + "\n"
 
 
@@ -193,6 +199,25 @@ def _tuned_alike(tunings: Sequence[Tuning]) -> str:
 def _efficiency(comparison: Comparison) -> str:
     found = efficiency_table(comparison)
     return "\n\n".join([f"### {EFFICIENCY}", table(*found), EFFICIENCY_NOTE]) if found else ""
+
+
+def _budget(comparison: Comparison) -> str:
+    found = budget(comparison)
+    shown = table(found.heading, found.rows) if found.rows else ""
+    return "\n\n".join(part for part in (f"### {BUDGET}", escaped(found.sentence), shown) if part)
+
+
+def _sweep(content: Content) -> str:
+    if content.kept is None or content.kept.source is None:
+        return ""
+    changed = f"With {', '.join(map(code, content.kept.settings))}:\n\n" if content.kept.settings else ""
+    return f"## The sweep file\n\n{changed}{fenced(content.kept.source.rstrip())}"
+
+
+def _others(content: Content) -> str:
+    if not content.others:
+        return ""
+    return "\n\n".join([f"## {OTHERS}", OTHERS_NOTE, table(*other_rows(content.records, content.others))])
 
 
 def _forecast(comparison: Comparison) -> str:

@@ -11,8 +11,9 @@ from bench.printable import escaped_controls, printable
 from bench.report.columns import Column, present
 from bench.report.content import Content
 from bench.report.figures import Picture
-from bench.report.page_tables import shown_comparison, tuning_tables
+from bench.report.page_tables import others_tables, shown_comparison, tuning_tables
 from bench.report.predictions import SideBySide
+from bench.report.row_labels import row_labels
 from bench.report.rows import row
 from bench.spec import JsonDict
 
@@ -70,6 +71,8 @@ def html(content: Content, pictures: Sequence[Sequence[Picture]], predictions: S
         more_failures=max(0, len(content.failures) - MOST_FAILURES),
         provenance=content.provenance,
         command=content.command,
+        others=others_tables(content),
+        kept=content.kept,
         style=(FILES / "page.css").read_text(encoding="utf-8"),
         script=(FILES / "page.js").read_text(encoding="utf-8"),
         data=script_json({"trials": _trials(content), "predictions": _predictions(content, predictions)}),
@@ -110,7 +113,10 @@ def _sections(
         found.append(("predictions", "Predictions"))
     if content.failures:
         found.append(("failures", f"Failed ({len(content.failures)})"))
-    return [*found, ("trials", "All trials"), ("provenance", "Made with")]
+    found.append(("trials", "All trials"))
+    if content.others:
+        found.append(("others", "Left out"))
+    return [*found, ("provenance", "Made with")]
 
 
 def _failure(result: Any, outcome: Any) -> JsonDict:
@@ -125,7 +131,8 @@ def _failure(result: Any, outcome: Any) -> JsonDict:
 
 
 def _trials(content: Content) -> JsonDict:
-    rows = [row(record) for record in content.records]
+    called = row_labels(content.records)
+    rows = [{**row(record), "label": called[record.trial_id].text} for record in content.records]
     metrics = [column for comparison in content.comparisons for column in comparison.metrics]
     numbers = present({column.name: column for column in (*metrics, *TRIAL_NUMBERS)}.values(), rows)
     texts = [{"title": heading, "text": True} for _, heading in TRIAL_TEXTS]

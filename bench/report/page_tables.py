@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from bench.report.budget import TITLE as BUDGET
+from bench.report.budget import budget
 from bench.report.cells import Cell, Comparison, chosen_of_methods
 from bench.report.columns import ABSENT, TRAINED, Column, compact, title
-from bench.report.content import legend, signatures
+from bench.report.content import Content, legend, signatures
 from bench.report.differences import PAIR_HEADING, letters_of, pair_note, pair_rows
 from bench.report.efficiency import NOTE as EFFICIENCY_NOTE
 from bench.report.efficiency import TITLE as EFFICIENCY
@@ -20,6 +22,9 @@ from bench.report.forecast import NOTE as FORECAST_NOTE
 from bench.report.forecast import TITLE as FORECAST_TITLE
 from bench.report.forecast import forecast_rows, forecasts
 from bench.report.layout import MOST_ROWS, layout, letters_note, seeds_differ
+from bench.report.others import NOTE as OTHERS_NOTE
+from bench.report.others import TITLE as OTHERS
+from bench.report.others import other_rows
 from bench.report.references import TITLE as REFERENCES_TITLE
 from bench.report.references import References
 from bench.report.tuning import HEADING, audit_lines, budget_rows, expected_rows, metric_title
@@ -172,7 +177,7 @@ def _row(
     return {
         "method": cell.method,
         "group": letters.get(cell.name, ""),
-        "label": cell.results[0].spec.label,
+        "label": cell.label,
         "seeds": cell.seeds,
         "num_seeds": len(cell.counted),
         "interval": scale.interval(cell),
@@ -182,7 +187,7 @@ def _row(
 
 def _all_columns(comparison: Comparison, cell: Cell) -> JsonDict:
     cells = [_cell(comparison, cell, column) for column in comparison.columns]
-    return {"method": cell.method, "label": cell.results[0].spec.label, "cells": cells}
+    return {"method": cell.method, "label": cell.label, "cells": cells}
 
 
 def _cell(comparison: Comparison, cell: Cell, column: Column) -> JsonDict:
@@ -205,7 +210,7 @@ def _cell(comparison: Comparison, cell: Cell, column: Column) -> JsonDict:
 
 def _tables(comparison: Comparison, found: Significance | str | None, quoted: References | None) -> list[JsonDict]:
     first = (_differences(comparison, found), _references(quoted), _tags(comparison))
-    made = (*first, _efficiency(comparison), _forecast(comparison))
+    made = (*first, _efficiency(comparison), _budget(comparison), _forecast(comparison))
     return [_bounded(table) for table in made if table is not None]
 
 
@@ -232,6 +237,24 @@ def _differences(comparison: Comparison, found: Significance | str | None) -> Js
         "rows": pair_rows(found, metric),
         "note": " ".join([*found.remarks, pair_note(found, metric)]),
     }
+
+
+def _budget(comparison: Comparison) -> JsonDict:
+    found = budget(comparison)
+    return {
+        "title": BUDGET,
+        "headings": found.heading if found.rows else [],
+        "rows": found.rows,
+        "note": found.sentence,
+    }
+
+
+def others_tables(content: Content) -> list[JsonDict]:
+    """Records that the sweep does not ask for, where they are listed."""
+    if not content.others:
+        return []
+    heading, rows = other_rows(content.records, content.others)
+    return [{"title": OTHERS, "headings": heading, "rows": rows, "note": OTHERS_NOTE}]
 
 
 def _forecast(comparison: Comparison) -> JsonDict | None:

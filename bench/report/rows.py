@@ -8,8 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.kept_sweep import divided, read_kept
 from bench.record import Completed, Failed, PhaseCost, Probed, Ran, TrialResult
 from bench.report.columns import metric_columns
+from bench.report.row_labels import row_labels
 from bench.spec import JsonDict
 from bench.store import Store
 
@@ -28,26 +30,41 @@ OUTCOME_COLUMNS = (
     *("ranks", "zero_stage", "precision", "device", "launcher", "message"),
     *("phase", "attempt", "started_at", "batch_size", "config", "train_pairs", "test_sources"),
     *("code_sha256", "git_revision", "git_dirty", "cpu_cores", "threads_per_rank", "load_average_1min"),
-    *("stage", "stop_after_steps"),
+    *("stage", "stop_after_steps", "failed_after_seconds"),
     *("planned_flops", "planned_memory_bytes", "planned_step_seconds", "planned_total_seconds", "energy_joules"),
     *("merged_decode_time_over_unmerged", "coverage"),
 )
 
 
-def load(root: Path) -> pd.DataFrame:
-    """One row per trial of a results folder, failed ones included; the columns of results.csv.
+def load(root: Path, everything: bool = False) -> pd.DataFrame:
+    """One row per trial that the sweep of a results folder asks for, failed ones included; the columns of results.csv.
+
+    With ``everything`` also what earlier versions of the sweep have left.
 
     Columns of whole numbers are of pandas' type ``Int64``, in which a missing value is missing.
     """
-    return frame(Store(root).read_all())
+    kept = read_kept(root)
+    asked, others = divided(Store(root).read_all(), None if kept is None else kept.asks)
+    return frame(asked, others if everything else ())
 
 
-def frame(results: Sequence[TrialResult]) -> pd.DataFrame:
-    """One row per trial. Absent values are missing, never zero."""
+def frame(results: Sequence[TrialResult], others: Sequence[TrialResult] = ()) -> pd.DataFrame:
+    """One row per trial. Absent values are missing, never zero.
+
+    Args:
+        results: What the sweep asks for.
+        others: Further records; with any, a last column ``asked_for`` says which rows are not of these.
+    """
     import pandas as pd  # takes half a second, which other commands need not wait for
 
-    rows = [row(result) for result in results]
-    names = row_columns(results)
+    found = [*results, *others]
+    called = row_labels(found)
+    rows = [{**row(result), "label": called[result.trial_id].text} for result in found]
+    names = list(row_columns(found))
+    if others:
+        names.append("asked_for")
+        for number, values in enumerate(rows):
+            values["asked_for"] = number < len(results)
     columns = {name: [values.get(name) for values in rows] for name in names}
     return pd.DataFrame({name: pd.Series(values, dtype=_dtype(values)) for name, values in columns.items()})
 
@@ -113,7 +130,6 @@ def _row(result: TrialResult) -> JsonDict:
         "task": spec.task.name,
         "seed": spec.seed,
         "status": outcome.status,
-        "total_seconds": result.total_seconds,
         "label": spec.label,
         "learning_rate": spec.train.learning_rate,
         "batch_size": spec.train.batch_size,
@@ -132,7 +148,9 @@ def _row(result: TrialResult) -> JsonDict:
         machine = ("cpu_cores", "threads_per_rank", "load_average_1min")
         values |= {name: getattr(made, name) for name in (*shown, *machine)}
     if isinstance(outcome, Failed):
+        values["failed_after_seconds"] = result.total_seconds
         return {**values, "reason": outcome.reason, "phase": outcome.phase, "message": outcome.message}
+    values["total_seconds"] = result.total_seconds
     if isinstance(outcome, Completed):
         of_test = {"test_loss": outcome.test_loss, "test_sources": outcome.decode.sources}
         return {**values, **outcome.scores.values, **of_test, **_ran(outcome)}

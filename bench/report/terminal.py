@@ -9,8 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.record import Completed, Failed, Probed, TrialResult
-from bench.report.cells import cell_name
+from bench.report.cells import names
 from bench.report.columns import ABSENT, Column, compact, metric_columns, title
+from bench.report.others import TITLE as OTHERS
+from bench.report.others import other_rows
 from bench.report.rows import row
 from bench.report.tuning import HEADING, budget_rows, metric_title
 from bench.tuning_summary import Tuning
@@ -29,11 +31,11 @@ def results_table(results: Sequence[TrialResult]) -> Table:
     table.add_column("method", overflow="fold", min_width=14)
     for heading in (*(metric.title for metric in metrics), "trained", "peak MiB", "tok/s", "s"):
         table.add_column(Text(heading), justify="right", no_wrap=True)
-    rows = [(result, row(result)) for result in results]
+    rows, called = [(result, row(result)) for result in results], names(results)
     if metrics:
         rows.sort(key=lambda pair: _rank(pair[1].get(metrics[0].name), metrics[0]))
     for result, values in rows[:MOST_ROWS]:
-        name = Text(f"{cell_name(result)} s{result.spec.seed}" if several_seeds else cell_name(result))
+        name = Text(called[result.trial_id] + f" s{result.spec.seed}" * several_seeds)
         seconds = f"{result.total_seconds:.0f}"
         if isinstance(result.outcome, Failed):
             table.add_row(name, Text(result.outcome.reason, style="red"), *[""] * (len(metrics) + 2), seconds)
@@ -76,3 +78,14 @@ def _score(metric: Column, value: float | None) -> str:
 
 def _rank(value: float | None, metric: Column) -> tuple[bool, float]:
     return value is None, 0.0 if value is None else -value if metric.higher_is_better else value
+
+
+def others_table(asked: Sequence[TrialResult], others: Sequence[TrialResult]) -> Table:
+    """What earlier versions of the sweep have left."""
+    heading, rows = other_rows(asked, others)
+    table = Table(padding=(0, 1), collapse_padding=True, caption=OTHERS)
+    for name in heading:
+        table.add_column(name, overflow="fold")
+    for cells in rows:
+        table.add_row(*(Text(cell) for cell in cells))
+    return table

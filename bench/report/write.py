@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from bench.files import make_folder, write_atomically
+from bench.kept_sweep import divided, read_kept
 from bench.published import kept_published
 from bench.report.content import Content
 from bench.report.data import csv_text, json_text, write_parquet
@@ -22,7 +23,7 @@ from bench.tuning_summary import tunings
 
 
 def write(root: Path, command: str | None = None, missing: int = 0) -> Path:
-    """Render all records below ``root`` into ``root/report``; returns that folder. See :func:`load_content`."""
+    """Render what a sweep asks for into ``root/report``; returns that folder. See :func:`load_content`."""
     return render(root, load_content(root, command, missing))
 
 
@@ -31,11 +32,11 @@ def render(root: Path, content: Content) -> Path:
 
     The rows by trial hold every stage, the tables by configuration final trials.
     """
-    records = content.records
+    records, others = content.records, content.others
     folder = root / "report"
     make_folder(folder)
-    write_atomically(folder / "results.csv", csv_text(records))
-    write_parquet(records, folder / "results.parquet")
+    write_atomically(folder / "results.csv", csv_text(records, others))
+    write_parquet(records, folder / "results.parquet", others)
     write_atomically(folder / "report.json", json_text(content))
     write_atomically(folder / "report.tex", latex(content))
     write_atomically(folder / "report.md", markdown(content))
@@ -51,14 +52,29 @@ def render(root: Path, content: Content) -> Path:
     return folder
 
 
-def load_content(root: Path, command: str | None = None, missing: int = 0) -> Content:
-    """What a report says of the records, searches and published numbers below ``root``.
+def load_content(root: Path, command: str | None = None, missing: int = 0, everything: bool = False) -> Content:
+    """What a report says of the records, searches and published numbers below ``root`` that the sweep asks for.
 
     Args:
         root: Results folder of the sweep.
         command: That runs the sweep again.
         missing: Trials that are known to come and have no record yet.
+        everything: Whether to list the other records too, apart.
     """
-    records = tuple(shared(Store(root).records()))
-    searched = tuple(tunings(read_searches(root), records))
-    return Content(root.name, records, command, searched, root, kept_published(root), missing)
+    kept = read_kept(root)
+    records, others = divided(shared(Store(root).records()), None if kept is None else kept.asks)
+    searches = [
+        rows for rows in read_searches(root) if kept is None or kept.sweep is None or rows.search.key in kept.searches
+    ]
+    return Content(
+        root.name,
+        tuple(records),
+        command,
+        tuple(tunings(searches, records)),
+        root,
+        kept_published(root),
+        missing,
+        kept,
+        tuple(others) if everything else (),
+        0 if everything else len(others),
+    )

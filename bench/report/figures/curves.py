@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bench.labels import labels, titled
 from bench.report.cells import Cell, chosen_of_methods, failed
 from bench.report.figures.picture import Picture, finished, legend_beside
 from bench.report.figures.style import INK, Look, drawing
@@ -72,10 +73,10 @@ def learning_rate_curves(cells: Sequence[Cell], looks: Mapping[str, Look], name:
         axes = figure.add_subplot()
         told: dict[str, str] = {}
         lines: list[Points] = []
-        for number, members in enumerate(series):
+        for number, (members, name_of_line) in enumerate(zip(series, _names(series), strict=True)):
             points = _mean_by_rate(members)
             lines.append(points)
-            told[f"rate-{number}"] = members[0].method
+            told[f"rate-{number}"] = name_of_line
             line(axes, points, looks[members[0].method], f"rate-{number}", marked=True)
         axes.set_xscale("log")
         axes.set_xlabel("learning rate")
@@ -100,6 +101,14 @@ def _by_learning_rate(cells: Sequence[Cell]) -> list[list[Cell]]:
         if spec.stop_after_steps is None and any(values.get("learning_rate") for values in cell.rows):
             groups.setdefault((spec.configuration_class, spec.train.steps, spec.train.epochs), []).append(cell)
     return list(groups.values())
+
+
+def _names(series: Sequence[list[Cell]]) -> list[str]:
+    """The method of each line, and what tells it from the other lines of its method."""
+    specs = [members[0].results[0].spec for members in series]
+    ignored = {"train.learning_rate", "decode", "stage", "scores_dev", "task.test_examples"}  # differ between stages
+    found = labels(specs, ignored=[ignored] * len(specs))
+    return [titled(spec.method.name, label.text) for spec, label in zip(specs, found, strict=True)]
 
 
 def _first_of_methods(series: Sequence[list[Cell]]) -> list[list[Cell]]:

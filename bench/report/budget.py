@@ -1,0 +1,144 @@
+"""What each configuration was given: training, decoding, precision and examples. What all share is said once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bench.record import Completed
+from bench.report.cells import Cell, Comparison
+from bench.report.columns import ABSENT
+from bench.spec import JsonDict, TrialSpec
+
+TITLE = "What each was trained with"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One part of the budget.
+
+    Attributes:
+        title: Of its column.
+        of: Its text; None where it is left at a default that needs no word.
+        of_training: Whether what trains nothing has no part in it.
+    """
+
+    title: str
+    of: Callable[[TrialSpec, Completed | None], str | None]
+    of_training: bool = True
+
+
+def _steps(spec: TrialSpec, outcome: Completed | None) -> str:
+    if outcome is not None and outcome.train is not None:
+        return f"{outcome.train.steps:,}"
+    return f"{spec.train.steps:,}" if spec.train.steps else f"{spec.train.epochs or 1:g} epochs"
+
+
+def _epochs(spec: TrialSpec, outcome: Completed | None) -> str | None:
+    pairs = None if outcome is None else outcome.data.get("train_pairs")
+    if not pairs or outcome is None or outcome.train is None:
+        return None
+    return f"{outcome.train.steps * spec.train.batch_size / pairs:.3g}"
+
+
+def _counted(name: str) -> Callable[[TrialSpec, Completed | None], str | None]:
+    def of(spec: TrialSpec, outcome: Completed | None) -> str | None:
+        found = None if outcome is None else outcome.data.get(name)
+        return None if found is None else f"{found:,}"
+
+    return of
+
+
+def _train(name: str) -> Callable[[TrialSpec, Completed | None], str | None]:
+    """A field of ``train``, where it is not its default."""
+
+    def of(spec: TrialSpec, outcome: Completed | None) -> str | None:
+        value = getattr(spec.train, name)
+        return None if value == type(spec.train).model_fields[name].default else str(value)
+
+    return of
+
+
+def _decode(name: str) -> Callable[[TrialSpec, Completed | None], str | None]:
+    def of(spec: TrialSpec, outcome: Completed | None) -> str | None:
+        value = getattr(spec.decode, name)
+        return None if value == type(spec.decode).model_fields[name].default else str(value)
+
+    return of
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("steps", _steps),
+    Setting("epochs", _epochs),
+    Setting("batch size", lambda spec, _: str(spec.train.batch_size)),
+    Setting("learning rate", lambda spec, _: f"{spec.train.learning_rate:g}"),
+    Setting("schedule", lambda spec, _: spec.train.schedule),
+    Setting("warm-up steps", lambda spec, _: str(spec.train.warmup_steps)),
+    Setting("optimiser", lambda spec, _: spec.train.optimizer),
+    Setting("weight decay", lambda spec, _: f"{spec.train.weight_decay:g}"),
+    *(
+        Setting(name.replace("_", " "), _train(name))
+        for name in ("micro_batch_size", "loss_reduction", "label_smoothing", "dropout", "max_grad_norm")
+    ),
+    Setting("train pairs", _counted("train_pairs")),
+    Setting("precision", lambda spec, _: spec.resources.precision, of_training=False),
+    Setting("ranks", lambda spec, _: str(spec.resources.ranks), of_training=False),
+    Setting("ZeRO stage", lambda spec, _: str(spec.resources.zero_stage or "") or None, of_training=False),
+    Setting("beams", lambda spec, _: str(spec.decode.beams), of_training=False),
+    Setting("max new tokens", lambda spec, _: str(spec.decode.max_new_tokens), of_training=False),
+    *(
+        Setting(name.replace("_", " "), _decode(name), of_training=False)
+        for name in ("min_new_tokens", "length_penalty", "early_stopping", "no_repeat_ngram_size")
+    ),
+    Setting("dev sources", _counted("dev_sources"), of_training=False),
+    Setting(
+        "test sources", lambda _, outcome: None if outcome is None else f"{outcome.decode.sources:,}", of_training=False
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Of one table: what all its rows share, and what differs, by row."""
+
+    shared: tuple[tuple[str, str], ...]
+    heading: tuple[str, ...]  # the method first
+    rows: tuple[tuple[str, ...], ...]
+
+    @property
+    def sentence(self) -> str:
+        """What all share."""
+        told = ", ".join(f"{title} {text}" for title, text in self.shared)
+        few = f" {', '.join(self.heading[1:])}: by row." if self.rows else ""
+        return f"All with {told}.{few}" if told else few.strip()
+
+    def document(self) -> JsonDict:
+        """As report.json has it."""
+        by_row = {row[0]: dict(zip(self.heading[1:], row[1:], strict=True)) for row in self.rows}
+        return {"shared": dict(self.shared), "by_configuration": by_row}
+
+
+def budget(comparison: Comparison) -> Budget:
+    """The budgets of the configurations that completed, what trains nothing left out of what is about training."""
+    cells = comparison.scored
+    shared: list[tuple[str, str]] = []
+    differing: list[tuple[str, list[str]]] = []
+    for setting in SETTINGS:
+        texts = [_text(setting, cell) for cell in cells]
+        meant = [text for text, cell in zip(texts, cells, strict=True) if cell.trains or not setting.of_training]
+        if not any(meant):
+            continue
+        if len(set(meant)) == 1:
+            shared.append((setting.title, str(meant[0])))
+        else:
+            differing.append((setting.title, [text or ABSENT for text in texts]))
+    rows = [(cell.name, *(texts[number] for _, texts in differing)) for number, cell in enumerate(cells)]
+    return Budget(tuple(shared), ("method", *(title for title, _ in differing)), tuple(rows) if differing else ())
+
+
+def _text(setting: Setting, cell: Cell) -> str | None:
+    """Of all seeds: one text, or those that there are."""
+    if setting.of_training and not cell.trains:
+        return None
+    found: Sequence[str | None] = [setting.of(result.spec, outcome) for result, outcome in cell.completed]
+    return " or ".join(dict.fromkeys(text for text in found if text is not None)) or None

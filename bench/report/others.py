@@ -1,0 +1,50 @@
+"""Records in the folder that the sweep does not ask for any more: listed apart, in no table, test or mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.labels import titled
+from bench.record import Failed, TrialResult
+from bench.report.columns import ABSENT, metric_columns
+from bench.report.row_labels import row_labels
+from bench.report.rows import row
+from bench.spec import JsonDict
+
+TITLE = "Records that this sweep does not ask for"
+NOTE = (
+    "Earlier versions of the sweep have left them. They are in no other table, no test and no mean; names say what "
+    "they differ in, from each other and from the rows above."
+)
+
+
+def left_out_text(count: int, root: Path) -> str:
+    """That there are such records, and how to see them."""
+    records = "1 record" if count == 1 else f"{count} records"
+    is_of = "is" if count == 1 else "are"
+    return (
+        f"{records} in the folder {is_of} not asked for by the sweep as it is now: 'tuneoff report {root.name} --all' "
+        "lists what is left out."
+    )
+
+
+def other_rows(asked: Sequence[TrialResult], others: Sequence[TrialResult]) -> tuple[list[str], list[list[str]]]:
+    """Heading and rows: trial, name, status, and the score that the records name first."""
+    metrics = metric_columns(others)[:1]
+    called = row_labels([*asked, *others])
+    body = []
+    for record in others:
+        values = row(record)
+        status = record.outcome.reason if isinstance(record.outcome, Failed) else record.outcome.status
+        scores = [ABSENT if (value := values.get(one.name)) is None else one.text(value) for one in metrics]
+        name = titled(record.spec.method.name, called[record.trial_id].text)
+        body.append([record.trial_id, name, str(record.spec.seed), status, *scores])
+    return ["trial", "method", "seed", "status", *(one.title for one in metrics)], body
+
+
+def other_document(others: Sequence[TrialResult]) -> list[JsonDict]:
+    """The same as report.json has it."""
+    return [
+        {"trial_id": record.trial_id, "status": record.outcome.status, "stage": record.spec.stage} for record in others
+    ]

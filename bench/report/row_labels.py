@@ -1,0 +1,24 @@
+"""Which label each record gets: that of its row among the rows of its model, task and stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bench.labels import Label, labels
+from bench.record import TrialResult
+from bench.same_answer import untrained
+
+
+def row_labels(records: Iterable[TrialResult]) -> dict[str, Label]:
+    """Trial id to label; trials that differ only in their seed have the same."""
+    results = list(records)
+    tables: dict[tuple[str, str, str], list[TrialResult]] = {}
+    for result in results:
+        spec = result.spec
+        tables.setdefault((spec.model.path, spec.task.name, spec.stage), []).append(result)
+    indifferent = untrained(results)
+    return {
+        result.trial_id: label
+        for members in tables.values()
+        for result, label in zip(members, labels([member.spec for member in members], indifferent), strict=True)
+    }
