@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.same_answer import answer
 from bench.spec import TrialSpec
@@ -75,16 +75,20 @@ def labels(
     for place, spec in enumerate(specs):
         by_method.setdefault(spec.method.name, []).append(place)
     for places in by_method.values():
-        given = [place for place in places if (specs[place].loaded or specs[place].few_shot) and specs[place].label]
-        for place in given:  # What was trained elsewhere is called as it is scored.
-            found[place] = Label(specs[place].label)
-        places = [place for place in places if place not in given]
-        rows = [
-            settings_of(specs[place], specs[place].method.target not in untrained, ignored[place] if ignored else ())
+        rows = {
+            place: settings_of(
+                specs[place], specs[place].method.target not in untrained, ignored[place] if ignored else ()
+            )
             for place in places
-        ]
-        for place, label in zip(places, _of_one_method(rows, [specs[place] for place in places]), strict=True):
-            found[place] = label
+        }
+        # What was trained elsewhere is called as it is scored.
+        given = {place: specs[place].label for place in places if specs[place].loaded or specs[place].few_shot}
+        others = [place for place in places if not given.get(place)]
+        made = _of_one_method([rows[place] for place in others], [specs[place] for place in others])
+        called = {**{place: Label(text) for place, text in given.items()}, **dict(zip(others, made, strict=True))}
+        texts = _unique([called[place].text for place in places], [rows[place] for place in places])
+        for place, text in zip(places, texts, strict=True):
+            found[place] = replace(called[place], text=text)
     return found
 
 
@@ -136,7 +140,7 @@ def _of_one_method(rows: Sequence[Mapping[str, str]], specs: Sequence[TrialSpec]
     shown = sorted([*needed, *more], key=lambda key: _length(key, parts))
     unsaid = tuple(key for key in differing if key not in shown)
     texts = [", ".join(parts[key][place] for key in shown if parts[key][place]) for place in range(len(rows))]
-    return [Label(text, unsaid) for text in _unique(texts, rows)]
+    return [Label(text, unsaid) for text in texts]
 
 
 def _unique(texts: Sequence[str], rows: Sequence[Mapping[str, str]]) -> list[str]:

@@ -60,7 +60,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch, one_rank: None) -> None:
 
     monkeypatch.setattr(RoundRunner, "_run", run)
     for command in ("evaluate", "sweeps"):  # pages and plots are tested elsewhere
-        monkeypatch.setattr(f"bench.commands.{command}.report_trials", lambda store, trial_ids: None)
+        monkeypatch.setattr(f"bench.commands.{command}.report_sweep", lambda store: None)
 
 
 @pytest.fixture
