@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from bench import models
 from bench.devices import Device
 from bench.record import Prediction
-from bench.spec import ResourceSpec, TrialSpec
+from bench.spec import ModelSpec, ResourceSpec, TrialSpec
 from bench.step_costs import StepCosts, step_costs
 from bench.workload import MicroBatch, Workload
 
@@ -214,12 +215,18 @@ def _bucket_bytes(costs: StepCosts) -> float:
 
 def _decode_bytes(spec: TrialSpec, work: Workload) -> float:
     """Keys and values of every source and hypothesis, and logits in fp32."""
-    decode, config = spec.decode, models.load_config(spec.model)
+    decode, config = spec.decode, _config(spec.model)
     element = models.weights_dtype(spec.resources.precision).itemsize
     rows = min(decode.batch_size, work.decoded_sources)
     tokens = rows * work.source_tokens + rows * decode.beams * decode.max_new_tokens
     cache = 2 * _layers(config) * _key_value_width(config) * element * tokens
     return float(cache + 3 * 4 * rows * decode.beams * config.vocab_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _config(model: ModelSpec) -> Any:
+    """Read once for all trials of a sweep."""
+    return models.load_config(model)
 
 
 def _layers(config: Any) -> int:

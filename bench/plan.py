@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bench import models
-from bench.architecture import Pair
+from bench.architecture import Architecture, Pair
 from bench.cost_model import predict, untrained_memory
 from bench.coverage import patch_and_count
 from bench.data import tokenization
@@ -167,7 +167,12 @@ def planned_work(spec: TrialSpec) -> Workload:
     """The sizes of a trial's work."""
     pairs, num_sources = _pairs(spec.task.model_dump_json(), spec.model, spec.splits)
     decoded = num_sources.get(spec.scored_split, 0) if spec.scored_split else 0
-    return workload(spec, models.architecture(spec.model), pairs, decoded)
+    return workload(spec, _architecture(spec.model), pairs, decoded)
+
+
+@functools.lru_cache(maxsize=8)
+def _architecture(model: ModelSpec) -> Architecture:
+    return models.architecture(model)
 
 
 @functools.lru_cache(maxsize=8)

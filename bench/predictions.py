@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.spec import JsonDict
-from bench.store import Store
 from bench.task import Example
 
 WRITTEN_FILE = "predictions.jsonl"
@@ -57,8 +56,9 @@ def read_predictions(root: Path, trial_id: str) -> list[JsonDict] | None:
         root: Results folder of the sweep.
         trial_id: Of the trial.
     """
-    path = Store(root).trials / trial_id / KEPT_FILE
+    path = root / "trials" / trial_id / KEPT_FILE
     if not path.is_file():
         return None
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    # At once: line by line takes several times as long, and a report reads these of all trials.
+    text = gzip.decompress(path.read_bytes()).decode("utf-8")
+    return [json.loads(line) for line in text.split("\n") if line]

@@ -13,7 +13,7 @@ from bench import models
 from bench.architecture import Pair
 from bench.files import write_atomically
 from bench.provenance import code_sha256
-from bench.spec import TrialSpec
+from bench.spec import DecodeSpec, ResourceSpec, TrainSpec, TrialSpec
 from bench.step_trace import StepTrace, StepTracer
 from bench.workload import MicroBatch, Workload
 
@@ -83,13 +83,20 @@ def step_costs(spec: TrialSpec, work: Workload) -> StepCosts:
     """
     source, target = (_rounded(tokens) for tokens in (work.source_tokens, work.target_tokens))
     rows = max(micro.rows for micro in work.micro_batches)
+    train, resources = spec.train, spec.resources
+    # All else makes no other step: trials of one method that differ in learning rate, length or seed share a trace.
+    of_consequence = {
+        "train": TrainSpec(
+            gradient_checkpointing=train.gradient_checkpointing,
+            label_smoothing=train.label_smoothing,
+            dropout=train.dropout,
+        ),
+        "resources": ResourceSpec(precision=resources.precision),
+        "decode": DecodeSpec(),
+    }
     of_no_consequence = {"seed": 0, "label": "", "repetition": 0, "stop_after_steps": None, "scores_dev": False}
-    return _step_costs(
-        spec.model_copy(update={**of_no_consequence, "stage": "cost"}).model_dump_json(),
-        rows,
-        source,
-        target,
-    )
+    same = spec.model_copy(update={**of_no_consequence, **of_consequence, "stage": "cost"})
+    return _step_costs(same.model_dump_json(), rows, source, target)
 
 
 def _rounded(tokens: float) -> int:
