@@ -21,24 +21,24 @@ test-html: $(STAMP)
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
 	  || { apt-get update -qq && apt-get install -y -qq chromium chromium-driver; } \
 	  || { echo 'install chromium and chromedriver (Debian: chromium, chromium-driver), as root, and try again'; exit 1; }
-	$(BIN)/python -m pytest -m browser tests/test_page_in_browser.py
+	$(BIN)/python -m pytest -m browser tests/report/test_page_in_browser.py
 
-# Measures the tables of docs/methods.md anew, which takes some minutes, and writes docs/sweep.md from the classes.
+# Measures the tables of docs/methods/methods.md anew, which takes some minutes, and writes docs/use/sweep.md from the classes.
 docs: $(STAMP)
-	$(BIN)/python -m bench.method_tables docs/methods.md
-	$(BIN)/python -m bench.sweep_reference docs/sweep.md
+	$(BIN)/python -m bench.tools.method_tables docs/methods/methods.md
+	$(BIN)/python -m bench.commands.sweep_reference docs/use/sweep.md
 
 # Kills, stops, starves and cuts off sweeps on purpose, and prints what became of their trials.
 chaos: $(STAMP)
-	cd tests && ../$(BIN)/python -m chaos
+	cd tests/programs && PYTHONPATH=../support ../../$(BIN)/python -m chaos
 
 # Measures what the harness itself costs; on a quiet machine, some minutes.
 overhead: $(STAMP)
-	cd tests && ../$(BIN)/python -m overhead ../results/overhead/report
+	cd tests/programs && PYTHONPATH=../support ../../$(BIN)/python -m overhead ../../results/overhead/report
 
 # How often equal methods are called different, and how often different ones are found; ten minutes of one core.
 false-calls: $(STAMP)
-	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m programs.false_calls ../results/false_calls/report
+	cd tests/programs && OMP_NUM_THREADS=1 ../../$(BIN)/python -m false_calls ../../results/false_calls/report
 
 # Does every driver end as it should? 200 of them, on a busy machine on purpose; half an hour of two cores.
 exits: $(STAMP)
@@ -46,7 +46,7 @@ exits: $(STAMP)
 
 # A trial across two network namespaces, whose cable is then cut. Exit code 3 of the script: no rights to make them.
 multihost: $(STAMP)
-	$(BIN)/python tests/multihost/two_hosts.py
+	$(BIN)/python tests/programs/multihost/two_hosts.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -54,14 +54,14 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Against peft, transformers and Ray Tune: docs/performance.md. E2E=FOLDER has the data; otherwise they are downloaded.
+# Against peft, transformers and Ray Tune: docs/inside/performance.md. E2E=FOLDER has the data; otherwise they are downloaded.
 # RACE=... are further options, e.g. RACE='--part sweep --again'.
 race: $(STAMP)
-	PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m race $(if $(E2E),--e2e '$(E2E)') $(RACE)
+	PYTHONPATH=$(CURDIR)/tests/programs:$(CURDIR)/tests/support $(BIN)/python -m race $(if $(E2E),--e2e '$(E2E)') $(RACE)
 
 # Where the time of a training step and of a decoding step goes.
 profile: $(STAMP)
-	PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m race.profile $(if $(E2E),--e2e '$(E2E)')
+	PYTHONPATH=$(CURDIR)/tests/programs:$(CURDIR)/tests/support $(BIN)/python -m race.profile $(if $(E2E),--e2e '$(E2E)')
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

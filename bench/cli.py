@@ -25,11 +25,11 @@ from bench.commands import (
     writing,
 )
 from bench.commands.console import PlainConsole
-from bench.launch import NoMachinesError
-from bench.leaving import leave
-from bench.provenance import installed_version
-from bench.store import StoreError
-from bench.validation import ConfigError
+from bench.launch.launcher import NoMachinesError
+from bench.measure.leaving import leave
+from bench.measure.provenance import installed_version
+from bench.schema.validation import ConfigError
+from bench.store.records import StoreError
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from bench.search_space import Choices, Range, SearchSpace
-from bench.shared_rows import Lanes, for_rows, join_lanes, lane_modules, of_lanes
-from bench.strict_numbers import StrictNumbers
+from bench.lane_rows import Lanes, for_rows, join_lanes, lane_modules, of_lanes
+from bench.schema.search_space import Choices, Range, SearchSpace
+from bench.schema.strict_numbers import StrictNumbers
 
 __all__ = [
     "Choices",

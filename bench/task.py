@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, field_validator
 
-from bench.digests import sha256_of
-from bench.strict_numbers import StrictNumbers
+from bench.schema.digests import sha256_of
+from bench.schema.strict_numbers import StrictNumbers
 
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")

@@ -8,8 +8,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 
 from bench.method import Method, MethodConfig, Range, SearchSpace
-from methods.blocks import blocks, norms
-from methods.bottleneck import Activation, add_adapter_behind, add_parallel_adapter, add_sequential_adapter
+from methods.parts.blocks import blocks, norms
+from methods.parts.bottleneck import Activation, add_adapter_behind, add_parallel_adapter, add_sequential_adapter
 
 PARALLEL_SCALE = 4.0
 

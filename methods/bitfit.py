@@ -9,11 +9,11 @@ from pydantic import Field
 from torch import nn
 
 from bench.method import Method, MethodConfig, MethodError, Range, SearchSpace
-from methods.blocks import is_state_space
-from methods.experts import expert_tensors
-from methods.fused_projections import SEPARATE
-from methods.transformer_parts import linear_layers
-from methods.weight_reads import uses_of
+from methods.parts.blocks import is_state_space
+from methods.parts.experts import expert_tensors
+from methods.parts.fused_projections import SEPARATE
+from methods.parts.transformer_parts import linear_layers
+from methods.parts.weight_reads import uses_of
 
 
 class BitFit(Method):

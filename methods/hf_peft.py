@@ -16,8 +16,8 @@ from pydantic import ConfigDict, Field, model_validator
 from torch import nn
 
 from bench.method import Method, MethodConfig, MethodError, PeftAdapter, copy_state, trained_parameters
-from methods.transformer_parts import linear_layers_in
-from methods.weight_reads import uses_of
+from methods.parts.transformer_parts import linear_layers_in
+from methods.parts.weight_reads import uses_of
 
 # Fields of peft's configurations that the bridge decides itself, or that say nothing about a method.
 OWN_FIELDS = frozenset(
@@ -65,7 +65,7 @@ PLAIN_PROMPTS = ("PREFIX_TUNING", "PROMPT_TUNING")
 class HfPeft(Method):
     """Any method of Hugging Face peft, by its peft_type and the settings of that type.
 
-    Source: https://github.com/huggingface/peft, version 0.21; docs/methods.md shows which types keep the contract.
+    Source: https://github.com/huggingface/peft, version 0.21; docs/methods/methods.md shows which keep the contract.
 
     Deviations: adapters have the dtype of the model. AdaLoRA's regulariser enters the gradients and not the reported
     loss, and importance is taken from gradients before they are clipped. Of prompt encoders everything that is trained

@@ -14,10 +14,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from bench.method import Lanes, Method, MethodError, PeftAdapter, Range, SearchSpace, join_lanes, of_lanes
-from methods.blocks import blocks
-from methods.experts import AdaptedExperts, require_known_experts
-from methods.roles import projections_in_every_block
-from methods.transformer_parts import LinearWrapper
+from methods.parts.blocks import blocks
+from methods.parts.experts import AdaptedExperts, require_known_experts
+from methods.parts.roles import projections_in_every_block
+from methods.parts.transformer_parts import LinearWrapper
 
 
 class ScaledOutputLayer(LinearWrapper):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from bench.method import Method, Range, SearchSpace
-from methods.blocks import norms
+from methods.parts.blocks import norms
 
 
 class LayerNormTuning(Method):

@@ -17,10 +17,10 @@ from torch import nn
 from transformers import AttentionInterface
 
 from bench.method import Method, MethodConfig, MethodError, Range, SearchSpace
-from methods.attention_prefix import KeysValues, made_keys_values
-from methods.attention_sites import AttentionSite, LayerInput, attention_sites, has_encoder, layer_inputs
-from methods.decoder_kinds import require_readable
-from methods.transformer_parts import Projection, attention_projections
+from methods.parts.attention_prefix import KeysValues, made_keys_values
+from methods.parts.attention_sites import AttentionSite, LayerInput, attention_sites, has_encoder, layer_inputs
+from methods.parts.decoder_kinds import require_readable
+from methods.parts.transformer_parts import Projection, attention_projections
 
 ATTENTION = "tuneoff_gated_prompt"
 KEY_NORMS = ("k_norm", "k_layernorm", "key_layernorm")

@@ -28,12 +28,18 @@ from bench.method import (
     lane_modules,
     of_lanes,
 )
-from methods.experts import expert_tensors, require_known_experts
-from methods.fused_projections import ROLES
-from methods.lora_experts import LoRAExperts
-from methods.roles import projections_in_every_block
-from methods.transformer_parts import LinearLayer, LinearWrapper, linear_layers, linear_layers_in, modules_with_parents
-from methods.weight_reads import uses_of
+from methods.parts.experts import expert_tensors, require_known_experts
+from methods.parts.fused_projections import ROLES
+from methods.parts.lora_experts import LoRAExperts
+from methods.parts.roles import projections_in_every_block
+from methods.parts.transformer_parts import (
+    LinearLayer,
+    LinearWrapper,
+    linear_layers,
+    linear_layers_in,
+    modules_with_parents,
+)
+from methods.parts.weight_reads import uses_of
 
 
 class LoRALayer(LinearWrapper):

@@ -10,9 +10,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 
 from bench.method import Method, Range, SearchSpace
-from methods.blocks import blocks
-from methods.bottleneck import Activation, add_parallel_adapter
-from methods.trained_prefix import PrefixConfig, TrainedPrefix
+from methods.parts.blocks import blocks
+from methods.parts.bottleneck import Activation, add_parallel_adapter
+from methods.parts.trained_prefix import PrefixConfig, TrainedPrefix
 
 
 class MixAndMatchAdapters(Method):

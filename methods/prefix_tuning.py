@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from bench.method import Lanes, Method, PeftAdapter, Range, SearchSpace
-from methods.peft_prefix import prefix_for_peft
-from methods.trained_prefix import PrefixConfig, TrainedPrefix
+from methods.parts.peft_prefix import prefix_for_peft
+from methods.parts.trained_prefix import PrefixConfig, TrainedPrefix
 
 
 class PrefixTuning(Method):

@@ -15,14 +15,14 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import nn
 
 from bench.method import Lanes, Method, MethodError, PeftAdapter, Range, SearchSpace, join_lanes
-from methods.attention_prefix import (
+from methods.parts.attention_prefix import (
     KeptWhileDecoding,
     KeysValues,
     KeyValueCapture,
     NotHandedDown,
     attend_with_prefix,
 )
-from methods.attention_sites import (
+from methods.parts.attention_sites import (
     AttentionSite,
     attention_sites,
     cache_layers,
@@ -30,10 +30,10 @@ from methods.attention_sites import (
     stacks,
     without_experts,
 )
-from methods.decoder_kinds import keeps_prompt_apart, per_layer_inputs, require_readable
-from methods.prompt_init import PromptInitConfig, initial_token_ids, label_embeddings, normal_like
-from methods.prompt_insertion import PromptEmbeddings, PromptInRowsDecoder, PromptTuningEncoder
-from methods.token_positions import accept_source_lengths, token_positions
+from methods.parts.decoder_kinds import keeps_prompt_apart, per_layer_inputs, require_readable
+from methods.parts.prompt_init import PromptInitConfig, initial_token_ids, label_embeddings, normal_like
+from methods.parts.prompt_insertion import PromptEmbeddings, PromptInRowsDecoder, PromptTuningEncoder
+from methods.parts.token_positions import accept_source_lengths, token_positions
 
 DEFAULT_RANGE = 0.5  # Lester et al. 2021, section 3.2: uniform in [-0.5, 0.5]
 

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt
 from torch import nn
 
 from bench.method import Method, MethodConfig, MethodError, Range, SearchSpace
-from methods.blocks import block_modules
+from methods.parts.blocks import block_modules
 
 
 class TopLayers(Method):

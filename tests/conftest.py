@@ -19,7 +19,7 @@ from command import Done
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
-    from bench.store import Store
+    from bench.store.records import Store
 
 # Before ray is imported anywhere: Ray decides at import time how clusters authenticate.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -115,7 +115,7 @@ def save_tiny_model(folder: Path, family: str) -> Path:
     """A randomly initialised model of a few thousand parameters with its tokenizer, as a model folder."""
     import torch
 
-    from bench.tiny_models import FAMILIES
+    from bench.conformance.tiny_models import FAMILIES
 
     tokenizer = save_tokenizer(folder, ends_texts=family == "t5")
     torch.manual_seed(0)
@@ -151,7 +151,7 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """Of a sweep that has not begun."""
-    from bench.store import Store
+    from bench.store.records import Store
 
     folder = tmp_path / "demo"
     folder.mkdir()
@@ -161,7 +161,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a cluster that the commands of the test have not started, and that knows no plugins."""
-    from bench.embedded_cluster import EmbeddedCluster
+    from bench.launch.embedded_cluster import EmbeddedCluster
 
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED"):
         monkeypatch.setenv(name, os.environ.get(name, ""))

@@ -11,9 +11,9 @@ import typer
 from rich.text import Text
 
 from bench.commands.options import AsJson, console
-from bench.config import set_key, setting_value
-from bench.spec import DecodeSpec
-from bench.validation import ConfigError, validated
+from bench.config.load import set_key, setting_value
+from bench.schema.trial import DecodeSpec
+from bench.schema.validation import ConfigError, validated
 
 Result = Annotated[
     Path,
@@ -45,8 +45,8 @@ def generate(
     import torch
 
     _quieten()
-    from bench.adapter import read_card, restore
-    from bench.decode import generate as generate_texts
+    from bench.decode.generate import generate as generate_texts
+    from bench.models.adapter import read_card, restore
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -92,8 +92,8 @@ def export(
 ) -> None:
     """Hand a trained adapter on to other libraries; the result is checked to give the same logits."""
     _quieten()
-    from bench.export import export_merged, export_to_peft
-    from bench.hub_push import HubRepository
+    from bench.models.export_to_peft import export_merged, export_to_peft
+    from bench.models.hub_push import HubRepository
 
     destination = into or Path(f"{result.resolve().name}-{to.value}")
     write = export_to_peft if to is ExportFormat.PEFT else export_merged

@@ -10,13 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.commands.options import console
-from bench.validation import ConfigError
+from bench.schema.validation import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bench.registry import Kind
-    from bench.settings import Setting
+    from bench.plugins.registry import Kind
+    from bench.plugins.settings import Setting
 
 
 def print_listing(kind: Kind, as_json: bool, methods_dir: Path | None = None) -> None:
@@ -25,7 +25,7 @@ def print_listing(kind: Kind, as_json: bool, methods_dir: Path | None = None) ->
     Raises:
         ConfigError: The folder of methods cannot be used.
     """
-    from bench.registry import describe
+    from bench.plugins.registry import describe
 
     try:
         found = describe(kind, methods_dir)

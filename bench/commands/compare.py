@@ -13,11 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.commands.options import AsJson, console
-from bench.validation import ConfigError
+from bench.schema.validation import ConfigError
 
 if TYPE_CHECKING:
-    from bench.comparison import Compared, Line
-    from bench.counterparts import Side
+    from bench.report.comparison import Compared, Line
+    from bench.report.counterparts import Side
 
 WORSE, TOO_FEW = 1, 3
 
@@ -57,10 +57,10 @@ def compare(
 
 def _compared(first: str, second: str, metric: str | None) -> tuple[list[Compared], tuple[str, ...]]:
     """All pairs, and the configurations that have none."""
-    from bench.comparison import against_published, corrected
-    from bench.comparison import compare as compared
-    from bench.counterparts import counterparts, named
-    from bench.published import load_published, quoted
+    from bench.report.comparison import against_published, corrected
+    from bench.report.comparison import compare as compared
+    from bench.report.counterparts import counterparts, named
+    from bench.report.published import load_published, quoted
 
     published = [text for text in (first, second) if text.endswith((".yaml", ".yml"))]
     if len(published) == 2:
@@ -79,8 +79,8 @@ def _compared(first: str, second: str, metric: str | None) -> tuple[list[Compare
 
 def _sides(text: str) -> list[Side]:
     """The configurations that an argument names: of a sweep all, of ``results/<sweep>:METHOD`` this one."""
-    from bench.counterparts import Side
     from bench.report import load_content
+    from bench.report.counterparts import Side
 
     folder, method = (
         (Path(text), None) if Path(text).is_dir() else (Path(text.rpartition(":")[0]), text.rpartition(":")[2])
@@ -119,7 +119,7 @@ def _print(one: Compared) -> None:
 
 
 def _score_cells(line: Line) -> list[str]:
-    from bench.report.differences import p_text
+    from bench.report.significance_table import p_text
 
     column = line.column
     title = column.title if line.tag is None else f"{column.title} {line.tag}"

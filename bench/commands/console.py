@@ -11,8 +11,8 @@ from rich.highlighter import JSONHighlighter
 from rich.segment import Segment
 from rich.text import Text
 
-from bench.finite import strict_json
-from bench.printable import escaped_controls, printable
+from bench.schema.finite import strict_json
+from bench.schema.printable import escaped_controls, printable
 
 # Unicode's own line breaks: where Rich has laid out lines, they would add some.
 SEPARATORS = dict.fromkeys((0x85, 0x2028, 0x2029), " ")

@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 
 from bench.commands.options import AsJson, ResultsDir, Settings, console
-from bench.validation import ConfigError
+from bench.schema.validation import ConfigError
 
 if TYPE_CHECKING:
     from bench.doctor.finding import Finding
@@ -34,8 +34,8 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Look whether trials can run here, and on a cluster. Exit code 1 if there is a problem; warnings leave it 0."""
-    from bench.cluster_access import parse_address
     from bench.doctor.finding import worst
+    from bench.launch.cluster_access import parse_address
 
     if settings and sweep_file is None:
         raise ConfigError("--set has no effect without SWEEP.yaml; name the file, or leave it out")

@@ -10,15 +10,15 @@ from typing import Annotated
 import typer
 
 from bench.commands.options import MethodsDir, ResultsDir, Settings, SweepFile, console
-from bench.commands.rounds import RoundRunner
 from bench.commands.sweeps import report_sweep
-from bench.config import load_sweep, setting_value
-from bench.kept_sweep import keep_beside
-from bench.place import LauncherName, Place, read_runtime_env
-from bench.record import Failed
-from bench.status import read_status, restore_status
-from bench.store import Store
-from bench.validation import ConfigError
+from bench.config.load import load_sweep, setting_value
+from bench.driver.place import LauncherName, Place, read_runtime_env
+from bench.driver.rounds import RoundRunner
+from bench.driver.status import read_status, restore_status
+from bench.schema.record import Failed
+from bench.schema.validation import ConfigError
+from bench.store.kept_sweep import keep_beside
+from bench.store.records import Store
 
 
 def evaluate(
@@ -58,10 +58,10 @@ def evaluate(
     an adapter's template and precision are its own. The record lies in the sweep's folder, and the same command does
     nothing new.
     """
-    from bench.evaluation import Evaluations
-    from bench.plugin_source import PluginError, use_folder
-    from bench.resolver import RegistryResolver
-    from bench.stages import Round
+    from bench.config.evaluation import Evaluations
+    from bench.config.resolver import RegistryResolver
+    from bench.driver.stages import Round
+    from bench.plugins.source import PluginError, use_folder
 
     place = Place(launcher, address, read_runtime_env(runtime_env, address))
     if label is not None and len(stored or ()) != 1:

@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.commands.options import AsJson, MethodsDir, console
-from bench.config import setting_value
-from bench.validation import ConfigError, validated
+from bench.config.load import setting_value
+from bench.schema.validation import ConfigError, validated
 
 if TYPE_CHECKING:
     from bench.conformance import Verdict
@@ -54,7 +54,7 @@ def check_method(
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # tiny models draw advice about models of real size
     from bench.conformance import keeps_contract, verdicts
-    from bench.tiny_models import CORE_FAMILIES, FAMILIES
+    from bench.conformance.tiny_models import CORE_FAMILIES, FAMILIES
 
     if unknown := sorted(set(families or ()) - FAMILIES.keys()):
         raise ConfigError(f"--family {unknown[0]}: there are {', '.join(FAMILIES)}")
@@ -73,7 +73,7 @@ def new_method(
     into: Annotated[Path, typer.Option("--into", help="folder that gets the project's folder")] = Path(),
 ) -> None:
     """Write a plugin project that works: entry point, method and test, to be changed into your method."""
-    from bench.new_method import write_project
+    from bench.conformance.project_template import write_project
 
     folder = write_project(name, into)
     console.print(f"{folder}: pyproject.toml, {name}.py, test_{name}.py", highlight=False)
@@ -92,7 +92,7 @@ def _load(name: str, methods_dir: Path | None) -> tuple[str, type[Method]]:
     Raises:
         ConfigError: It is not known or cannot be loaded.
     """
-    from bench.registry import load_method, resolve
+    from bench.plugins.registry import load_method, resolve
 
     try:
         target = resolve("method", name, methods_dir)
@@ -148,9 +148,9 @@ def _reasons(found: list[Verdict], families: list[str]) -> list[str]:
 
 def _show(name: str, methods_dir: Path | None, as_json: bool) -> None:
     from bench.commands.catalogue import settings_table
-    from bench.plugin_source import plugin_source
-    from bench.registry import BUILT_IN, summary
-    from bench.settings import settings_of
+    from bench.plugins.registry import BUILT_IN, summary
+    from bench.plugins.settings import settings_of
+    from bench.plugins.source import plugin_source
 
     target, method_class = _load(name, methods_dir)
     source = plugin_source(target)

@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 from bench.commands.options import AsJson, console
-from bench.lock import is_alive, read_holder
-from bench.requests import CancelRequest, Requests
-from bench.store import LOCK_FILE, CorruptRecordError, Store, damaged_files
-from bench.validation import ConfigError
+from bench.schema.validation import ConfigError
+from bench.store.lock import is_alive, read_holder
+from bench.store.records import LOCK_FILE, CorruptRecordError, Store, damaged_files
+from bench.store.requests import CancelRequest, Requests
 
 # The driver looks for requests every second, unless it is busy committing.
 ANSWER_SECONDS = 60.0
@@ -27,8 +27,8 @@ def status(
     verify: Annotated[bool, typer.Option("--verify", help="read all files of all records; slow")] = False,
 ) -> None:
     """Show where a sweep stands; exit code 1 if a record is damaged."""
-    from bench.display import status_view
-    from bench.status import read_status
+    from bench.driver.display import status_view
+    from bench.driver.status import read_status
 
     store = _store(directory)
     holder = read_holder(directory / LOCK_FILE)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bench.commands.console import PlainConsole
-from bench.config import load_sweep
-from bench.sweep import Sweep
-from bench.validation import ConfigError
+from bench.config.load import load_sweep
+from bench.schema.sweep import Sweep
+from bench.schema.validation import ConfigError
 
 if TYPE_CHECKING:
-    from bench.stages import Stages
+    from bench.driver.stages import Stages
 
 console = PlainConsole()
 
@@ -34,8 +34,8 @@ def read_stages(sweep_file: Path, settings: list[str] | None, methods_dir: Path 
     Raises:
         ConfigError: Naming file and key.
     """
-    from bench.resolver import RegistryResolver
-    from bench.stages import Stages
+    from bench.config.resolver import RegistryResolver
+    from bench.driver.stages import Stages
 
     sweep = load_sweep(sweep_file, settings or ())
     try:

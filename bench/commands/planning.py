@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bench.commands.options import AsJson, MethodsDir, Settings, SweepFile, console, read_stages
-from bench.store import Store
-from bench.validation import ConfigError
+from bench.schema.validation import ConfigError
+from bench.store.records import Store
 
 if TYPE_CHECKING:
-    from bench.devices import Device
+    from bench.plan.devices import Device
 
 
 def plan(
@@ -29,9 +29,9 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what a sweep would train, compute, need and cost, and whether it fits. Starts nothing, writes nothing."""
-    from bench.plan import plan as planned
-    from bench.plan import totals
-    from bench.plan_table import plan_document, planned_table, totals_text
+    from bench.commands.plan_table import plan_document, planned_table, totals_text
+    from bench.plan.plan import plan as planned
+    from bench.plan.plan import totals
 
     sweep, stages = read_stages(sweep_file, settings, methods_dir)
     chosen = _device(device, calibrate)
@@ -51,7 +51,7 @@ def plan(
 
 def check_plan(sweep_file: SweepFile, settings: Settings = None, methods_dir: MethodsDir = None) -> None:
     """Run one training step of every configuration here, and print predictions beside measurements, in Markdown."""
-    from bench.plan_check import check, markdown
+    from bench.plan.check import check, markdown
 
     sweep, stages = read_stages(sweep_file, settings, methods_dir)
     print(markdown(sweep.name, list(check(stages.known_trials()))))  # noqa: T201 - to be redirected into a file
@@ -60,8 +60,8 @@ def check_plan(sweep_file: SweepFile, settings: Settings = None, methods_dir: Me
 def _device(name: str, calibrate: Path | None) -> Device:
     import torch
 
-    from bench.devices import find_device, known_gpu, measured_cpu
-    from bench.plan import calibrated
+    from bench.plan.devices import find_device, known_gpu, measured_cpu
+    from bench.plan.plan import calibrated
 
     if name != "local":
         try:

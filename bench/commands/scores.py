@@ -13,10 +13,10 @@ from rich.text import Text
 
 from bench.commands.options import AsJson, console
 from bench.commands.tasks import TaskSettings, load_task_with
-from bench.validation import ConfigError
+from bench.schema.validation import ConfigError
 
 if TYPE_CHECKING:
-    from bench.record import Scores
+    from bench.schema.record import Scores
 
 # Parts of the sources that papers report; of other tags, --by-tag shows all.
 REPORTED_TAGS = ("seen", "unseen")
@@ -45,7 +45,7 @@ def score(
     """
     from bench.metrics.checks import check_scoring
     from bench.metrics.scoring import score_examples
-    from bench.splits import drawn_examples
+    from bench.tasks.splits import drawn_examples
 
     loaded = load_task_with(task, settings)[1]
     try:
@@ -75,9 +75,9 @@ def samples(
     as_json: AsJson = False,
 ) -> None:
     """Show source, references, prediction and score of single sources, worst first."""
-    from bench.predictions import read_predictions
-    from bench.record import Completed
-    from bench.store import read_record
+    from bench.schema.record import Completed
+    from bench.store.predictions import read_predictions
+    from bench.store.records import read_record
 
     folder = result.parent if result.is_file() else result
     if not (folder / "result.json").is_file():

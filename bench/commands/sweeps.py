@@ -11,17 +11,17 @@ import typer
 
 from bench import report as reports
 from bench.commands.options import MethodsDir, ResultsDir, Settings, SweepFile, console, read_stages
-from bench.commands.rounds import RoundRunner
-from bench.kept_sweep import keep_only, keep_sweep
-from bench.place import LauncherName, Place, read_runtime_env
-from bench.published import keep_published, load_published, published_files
+from bench.driver.place import LauncherName, Place, read_runtime_env
+from bench.driver.rounds import RoundRunner
+from bench.driver.stages import Round
+from bench.driver.status import read_status
 from bench.report.budget import budget
 from bench.report.kept import Kept, keep, kept, made_from
 from bench.report.others import left_out_text
-from bench.stages import Round
-from bench.status import read_status
-from bench.store import Store
-from bench.validation import ConfigError
+from bench.report.published import keep_published, load_published, published_files
+from bench.schema.validation import ConfigError
+from bench.store.kept_sweep import keep_only, keep_sweep
+from bench.store.records import Store
 
 
 def run(

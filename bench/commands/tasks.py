@@ -11,13 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.commands.options import AsJson, console
-from bench.config import setting_value
-from bench.validation import ConfigError
+from bench.config.load import setting_value
+from bench.schema.validation import ConfigError
 
 if TYPE_CHECKING:
-    from bench.spec import ModelSpec, TaskSpec
+    from bench.commands.task_overview import Overview
+    from bench.schema.trial import ModelSpec, TaskSpec
     from bench.task import Task
-    from bench.task_overview import Overview
 
 TaskName = Annotated[str, typer.Argument(help="a name that 'tuneoff tasks' lists, or module:Class", metavar="NAME")]
 TaskSettings = Annotated[
@@ -56,7 +56,7 @@ def check_task(
     as_json: AsJson = False,
 ) -> None:
     """Check that a task keeps what sweeps rely on, and that a model can say it; exit code 1 if not."""
-    from bench.task_contract import verdicts
+    from bench.conformance.task_checks import verdicts
 
     found = list(verdicts(load_task_with(name, settings)[1], _model(model)))
     if as_json:
@@ -78,8 +78,8 @@ def load_task_with(name: str, settings: list[str] | None) -> tuple[TaskSpec, Tas
     Raises:
         ConfigError: It is not known, or a setting is invalid.
     """
-    from bench.registry import make_task
-    from bench.resolver import RegistryResolver
+    from bench.config.resolver import RegistryResolver
+    from bench.plugins.registry import make_task
 
     try:
         spec = RegistryResolver().task(name, dict(map(setting_value, settings or ())))
@@ -89,9 +89,9 @@ def load_task_with(name: str, settings: list[str] | None) -> tuple[TaskSpec, Tas
 
 
 def _show(name: str, settings: list[str] | None, model: str | None, as_json: bool) -> None:
-    from bench.registry import load_task, resolve, summary
-    from bench.settings import settings_of
-    from bench.task_overview import overview
+    from bench.commands.task_overview import overview
+    from bench.plugins.registry import load_task, resolve, summary
+    from bench.plugins.settings import settings_of
 
     task_class = load_task(resolve("task", name))
     described = settings_of(task_class.Config)
@@ -129,24 +129,24 @@ def _loadable(name: str, settings: list[str] | None, required: list[str]) -> Tas
 
 def _tokenizer(model: str | None) -> tuple[Any, Any]:
     """Tokenizer and architecture of a model; of the embedded one where it was converted before."""
-    from bench import models
+    from bench.models import base
 
     spec = _model(model)
-    return (None, None) if spec is None else (models.load_tokenizer(spec), models.architecture(spec))
+    return (None, None) if spec is None else (base.load_tokenizer(spec), base.architecture(spec))
 
 
 def _model(path: str | None) -> ModelSpec | None:
     """A model by its path; the embedded one where it was converted before."""
-    from bench import models
-    from bench.spec import ModelSpec
+    from bench.models import base
+    from bench.schema.trial import ModelSpec
 
-    if path is None and not models.embedded_folder().is_dir():
+    if path is None and not base.embedded_folder().is_dir():
         return None
-    return ModelSpec(path=path or models.EMBEDDED)
+    return ModelSpec(path=path or base.EMBEDDED)
 
 
 def _print_overview(found: Overview) -> None:
-    from bench.splits import told_left_out, told_oddities
+    from bench.tasks.splits import told_left_out, told_oddities
 
     table = Table()
     for heading in ("split", "sources", "references", "first tag"):

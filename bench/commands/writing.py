@@ -18,7 +18,7 @@ def init(
     output: Annotated[Path, typer.Option(help="the sweep file; it must not be there yet")] = Path("sweep.yaml"),
 ) -> None:
     """Write a commented sweep for your data, to be changed: what is read and written is guessed from the columns."""
-    from bench.new_sweep import write_sweep
+    from bench.config.new_sweep import write_sweep
 
     columns = write_sweep(data, model, output)
     say = console.print
@@ -28,6 +28,6 @@ def init(
 
 def schema() -> None:
     """Print the JSON schema of sweep files, with the settings of all tasks and methods, for editors."""
-    from bench.sweep_reference import sweep_schema
+    from bench.commands.sweep_reference import sweep_schema
 
     sys.stdout.write(json.dumps(sweep_schema(), indent=2, ensure_ascii=False) + "\n")

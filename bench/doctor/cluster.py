@@ -14,7 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from bench.cluster_access import (
+from bench.doctor.finding import Finding, ok, problem, warning
+from bench.doctor.machine import host_name, look_at_machine
+from bench.doctor.packages import Expected
+from bench.doctor.reach import REACH_TIMEOUT_SECONDS, all_reduce, listen
+from bench.launch.cluster_access import (
     Address,
     ask_for_token,
     check_reachable,
@@ -23,14 +27,10 @@ from bench.cluster_access import (
     readable_by_others,
     token_file,
 )
-from bench.doctor.finding import Finding, ok, problem, warning
-from bench.doctor.machine import host_name, look_at_machine
-from bench.doctor.packages import Expected
-from bench.doctor.reach import REACH_TIMEOUT_SECONDS, all_reduce, listen
-from bench.embedded_cluster import ClusterError, EmbeddedCluster
-from bench.provenance import code_sha256
-from bench.spec import JsonDict
-from bench.validation import ConfigError
+from bench.launch.embedded_cluster import ClusterError, EmbeddedCluster
+from bench.measure.provenance import code_sha256
+from bench.schema.trial import JsonDict
+from bench.schema.validation import ConfigError
 
 VISIT_TIMEOUT_SECONDS = 300.0
 CLOCK_QUESTIONS = 5
@@ -91,7 +91,7 @@ def look_at_cluster(text: str | None, expected: Expected) -> Iterator[Finding]:
             yield from _look_at_nodes(ray, expected, local=text is None)
     except (ConfigError, ClusterError, ConnectionError, RuntimeError) as error:
         message = " ".join(str(error).split())
-        yield problem("Ray", message, "see docs/cluster.md, or run on this machine alone with --launcher local")
+        yield problem("Ray", message, "see docs/use/cluster.md, or run on this machine alone with --launcher local")
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def _joined(cluster: Address | EmbeddedCluster) -> Iterator[Any]:
     try:
         import ray
 
-        from bench.launch_ray import join
+        from bench.launch.ray_cluster import join
 
         join(cluster.text if isinstance(cluster, Address) else cluster)
         try:
@@ -141,7 +141,7 @@ def check_openness(address: Address) -> list[Finding]:
             warning(name, f"{address.text} gave no clear answer to a made-up token", "run `ray status` on its head")
         ]
     make = warning if address.is_local else problem
-    remedy = "start all of its nodes with RAY_AUTH_MODE=token and one token: docs/security.md"
+    remedy = "start all of its nodes with RAY_AUTH_MODE=token and one token: docs/inside/security.md"
     return [make(name, "anyone who reaches the cluster can run code on it: it accepts a made-up token", remedy)]
 
 

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.doctor.finding import Finding, ok, problem, warning
-from bench.provenance import cpu_name, usable_cores
-from bench.rank_host import clean_environment
-from bench.spec import JsonDict
+from bench.launch.rank_host import clean_environment
+from bench.measure.provenance import cpu_name, usable_cores
+from bench.schema.trial import JsonDict
 
 LOOK_TIMEOUT_SECONDS = 180.0
 # A build that still goes on; older than this its process is gone.

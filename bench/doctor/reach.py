@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from bench.rendezvous import join_store, open_store
+from bench.rank.rendezvous import join_store, open_store
 
 REACH_TIMEOUT_SECONDS = 60.0
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bench import models
 from bench.doctor.finding import Finding, ok, problem, warning
-from bench.registry import make_task
-from bench.spec import ModelSpec, TrialSpec
-from bench.splits import Splits, load_splits
+from bench.models import base
+from bench.models.token_check import check_tokens
+from bench.plugins.registry import make_task
+from bench.schema.trial import ModelSpec, TrialSpec
 from bench.task import SPLITS, Task
 from bench.tasks.facts.task import Facts
-from bench.token_check import check_tokens
+from bench.tasks.splits import Splits, load_splits
 
 
 def check_embedded_tokens() -> Iterator[Finding]:
     """The model of the quickstart on its task, once it was converted."""
-    if models.embedded_folder().is_dir():
+    if base.embedded_folder().is_dir():
         task = Facts(Facts.Config())
         yield from _findings(ModelSpec(), task, load_splits(task, SPLITS), ())
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from bench.metrics import METRICS, Measured
 from bench.metrics.remarks import remarks
 from bench.metrics.texts import Texts, prepare
-from bench.record import NOT_ASKED_FOR, Scores
+from bench.schema.record import NOT_ASKED_FOR, Scores
 from bench.task import Example, Scoring
 
 # What every task is scored by beside its official metrics, where it applies.

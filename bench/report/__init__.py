@@ -3,8 +3,8 @@
 For people who draw their own: :func:`load` gives a data frame with one row per trial.
 """
 
-from bench.report.cells import names
 from bench.report.columns import ABSENT
+from bench.report.configurations import names
 from bench.report.content import Content
 from bench.report.data import csv_text
 from bench.report.markdown import markdown

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench.record import Completed
-from bench.report.cells import Cell, Comparison
 from bench.report.columns import ABSENT
-from bench.spec import JsonDict, TrialSpec
+from bench.report.configurations import Cell, Comparison
+from bench.schema.record import Completed
+from bench.schema.trial import JsonDict, TrialSpec
 
 TITLE = "What each was trained with"
 

@@ -6,12 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence, Set
 
-from bench.record import Completed, Probed, Provenance, TrialResult
-from bench.report.cells import Cell, Costs, cells
 from bench.report.columns import metric_columns
+from bench.report.configurations import Cell, Costs, cells
 from bench.report.rows import not_finite
-from bench.splits import TOLD_ODDITIES, told_left_out, told_oddities
+from bench.schema.record import Completed, Probed, Provenance, TrialResult
 from bench.statistics.outliers import outlying_seeds
+from bench.tasks.splits import TOLD_ODDITIES, told_left_out, told_oddities
 
 MOST_NOT_FINITE = 6
 

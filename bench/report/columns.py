@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.record import Completed, TrialResult
-from bench.spec import JsonDict
+from bench.schema.record import Completed, TrialResult
+from bench.schema.trial import JsonDict
 
 ABSENT = "–"  # noqa: RUF001 - an en dash, as tables print what is absent
 

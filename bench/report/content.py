@@ -8,20 +8,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.kept_sweep import KeptSweep
-from bench.published import Quoted
-from bench.record import NOT_ASKED_FOR, Completed, Failed, Probed, TrialResult
 from bench.report.answer import answer
 from bench.report.caveats import caveats, not_finite_caveats
-from bench.report.cells import Comparison, comparisons, failed, with_tests
 from bench.report.columns import title
-from bench.report.differences import tested
+from bench.report.configurations import Comparison, comparisons, failed, with_tests
 from bench.report.headline import headline
 from bench.report.others import left_out_text
-from bench.report.references import References, references
-from bench.report.tuning import tuning_caveats
-from bench.same_answer import cost_class
-from bench.tuning_summary import Tuning
+from bench.report.published import Quoted
+from bench.report.published_rows import References, references
+from bench.report.searches import tuning_caveats
+from bench.report.significance_table import tested
+from bench.schema.record import NOT_ASKED_FOR, Completed, Failed, Probed, TrialResult
+from bench.schema.same_answer import cost_class
+from bench.store.kept_sweep import KeptSweep
+from bench.tuning.summary import Tuning
 
 if TYPE_CHECKING:
     from bench.statistics.significance import Significance

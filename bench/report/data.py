@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.files import replacing
-from bench.finite import strict_json
-from bench.record import TrialResult
 from bench.report.budget import budget
-from bench.report.cells import Cell, Comparison
 from bench.report.columns import Column
+from bench.report.configurations import Cell, Comparison
 from bench.report.content import Content, signatures
-from bench.report.differences import significance_document
 from bench.report.efficiency import efficiencies, efficiency_document
-from bench.report.forecast import forecast_document, forecasts
 from bench.report.others import other_document
+from bench.report.planned import forecast_document, forecasts
 from bench.report.rows import frame
-from bench.report.tuning import tuning_document
-from bench.spec import JsonDict
+from bench.report.searches import tuning_document
+from bench.report.significance_table import significance_document
+from bench.schema.finite import strict_json
+from bench.schema.record import TrialResult
+from bench.schema.trial import JsonDict
+from bench.store.files import replacing
 
 # Bumped when a key of report.json changes its meaning.
 REPORT_VERSION = 1

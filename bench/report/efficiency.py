@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from bench.report.cells import Cell, Comparison, chosen_of_methods
 from bench.report.columns import ABSENT, Column, compact
-from bench.spec import JsonDict
+from bench.report.configurations import Cell, Comparison, chosen_of_methods
+from bench.schema.trial import JsonDict
 
 BASE, FULL = "none", "full"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.report.cells import Cell, Comparison
 from bench.report.columns import Column
+from bench.report.configurations import Cell, Comparison
 
 if TYPE_CHECKING:
     from bench.statistics.significance import Significance

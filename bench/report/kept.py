@@ -18,11 +18,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from bench.digests import sha256_of
-from bench.files import write_atomically
-from bench.provenance import code_sha256, installed_version
-from bench.spec import JsonDict
-from bench.store import Store
+from bench.measure.provenance import code_sha256, installed_version
+from bench.schema.digests import sha256_of
+from bench.schema.trial import JsonDict
+from bench.store.files import write_atomically
+from bench.store.records import Store
 
 KEPT_FILE = ".made_from.json"
 # What draws and writes reports beside our own sources.

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bench.report.cells import Cell, Comparison
 from bench.report.columns import ABSENT, Column
+from bench.report.configurations import Cell, Comparison
 from bench.report.content import Content
-from bench.report.differences import letters_of
 from bench.report.latex_text import DEFINITION, escaped, needs_definition
 from bench.report.layout import layout, letters_note, seeds_differ
-from bench.report.references import References
+from bench.report.published_rows import References
+from bench.report.significance_table import letters_of
 
 if TYPE_CHECKING:
     from bench.statistics.significance import Significance

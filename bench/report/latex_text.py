@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from bench.printable import in_one_line
+from bench.schema.printable import in_one_line
 
 # Sets its first argument, the letter, where the engine knows Unicode; else its number.
 LETTER = "tuneoffletter"

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.report.cells import Cell, Comparison
 from bench.report.columns import ABSENT, TEST_LOSS, Column
+from bench.report.configurations import Cell, Comparison
 
 if TYPE_CHECKING:
     from bench.statistics.significance import Significance

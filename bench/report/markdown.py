@@ -6,29 +6,29 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bench.printable import printable
-from bench.record import Completed, Failed
 from bench.report.budget import TITLE as BUDGET
 from bench.report.budget import budget
-from bench.report.cells import Cell, Comparison
 from bench.report.columns import ABSENT, Column, title
+from bench.report.configurations import Cell, Comparison
 from bench.report.content import Content, legend, signatures
-from bench.report.differences import PAIR_HEADING, letters_of, pair_note, pair_rows
 from bench.report.efficiency import NOTE as EFFICIENCY_NOTE
 from bench.report.efficiency import TITLE as EFFICIENCY
 from bench.report.efficiency import efficiency_table
-from bench.report.forecast import HEADING as FORECAST
-from bench.report.forecast import NOTE as FORECAST_NOTE
-from bench.report.forecast import TITLE as FORECAST_TITLE
-from bench.report.forecast import forecast_rows, forecasts
 from bench.report.layout import MOST_ROWS, cell_text, layout, letters_note, seeds_differ
 from bench.report.markdown_text import code, escaped, fenced
 from bench.report.others import NOTE as OTHERS_NOTE
 from bench.report.others import TITLE as OTHERS
 from bench.report.others import other_rows
-from bench.report.references import TITLE, References
-from bench.report.tuning import HEADING, audit_lines, budget_rows, curve_lines, expected_rows, metric_title
-from bench.tuning_summary import Tuning
+from bench.report.planned import HEADING as FORECAST
+from bench.report.planned import NOTE as FORECAST_NOTE
+from bench.report.planned import TITLE as FORECAST_TITLE
+from bench.report.planned import forecast_rows, forecasts
+from bench.report.published_rows import TITLE, References
+from bench.report.searches import HEADING, audit_lines, budget_rows, curve_lines, expected_rows, metric_title
+from bench.report.significance_table import PAIR_HEADING, letters_of, pair_note, pair_rows
+from bench.schema.printable import printable
+from bench.schema.record import Completed, Failed
+from bench.tuning.summary import Tuning
 
 if TYPE_CHECKING:
     from bench.statistics.significance import Significance

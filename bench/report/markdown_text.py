@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from bench.printable import in_one_line
+from bench.schema.printable import in_one_line
 
 # What would begin code, emphasis, a link, a formula or a cell; an underscore does so at the edge of a word only.
 _MEANING = re.compile(r"[\\`*\[\]|~$]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")

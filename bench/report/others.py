@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.labels import titled
-from bench.record import Failed, TrialResult
 from bench.report.columns import ABSENT, metric_columns
 from bench.report.row_labels import row_labels
 from bench.report.rows import row
-from bench.spec import JsonDict
+from bench.schema.labels import titled
+from bench.schema.record import Failed, TrialResult
+from bench.schema.trial import JsonDict
 
 TITLE = "Records that this sweep does not ask for"
 NOTE = (

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.finite import strict_json
-from bench.printable import escaped_controls, printable
 from bench.report.columns import Column, present
 from bench.report.content import Content
 from bench.report.figures import Picture
 from bench.report.page_tables import others_tables, shown_comparison, tuning_tables
-from bench.report.predictions import SideBySide
 from bench.report.row_labels import row_labels
 from bench.report.rows import row
-from bench.spec import JsonDict
+from bench.report.side_by_side import SideBySide
+from bench.schema.finite import strict_json
+from bench.schema.printable import escaped_controls, printable
+from bench.schema.trial import JsonDict
 
 FILES = Path(__file__).parent / "page_files"
 MOST_FAILURES = 50

@@ -8,29 +8,29 @@ from typing import TYPE_CHECKING
 
 from bench.report.budget import TITLE as BUDGET
 from bench.report.budget import budget
-from bench.report.cells import Cell, Comparison, chosen_of_methods
 from bench.report.columns import ABSENT, TRAINED, Column, compact, title
+from bench.report.configurations import Cell, Comparison, chosen_of_methods
 from bench.report.content import Content, legend, signatures
-from bench.report.differences import PAIR_HEADING, letters_of, pair_note, pair_rows
 from bench.report.efficiency import NOTE as EFFICIENCY_NOTE
 from bench.report.efficiency import TITLE as EFFICIENCY
 from bench.report.efficiency import efficiency_table
 from bench.report.figures import Picture
 from bench.report.figures.style import UNTOUCHED, inlined
-from bench.report.forecast import HEADING as FORECAST
-from bench.report.forecast import NOTE as FORECAST_NOTE
-from bench.report.forecast import TITLE as FORECAST_TITLE
-from bench.report.forecast import forecast_rows, forecasts
 from bench.report.layout import MOST_ROWS, layout, letters_note, seeds_differ
 from bench.report.others import NOTE as OTHERS_NOTE
 from bench.report.others import TITLE as OTHERS
 from bench.report.others import other_rows
-from bench.report.references import TITLE as REFERENCES_TITLE
-from bench.report.references import References
-from bench.report.tuning import HEADING, audit_lines, budget_rows, expected_rows, metric_title
-from bench.spec import JsonDict
+from bench.report.planned import HEADING as FORECAST
+from bench.report.planned import NOTE as FORECAST_NOTE
+from bench.report.planned import TITLE as FORECAST_TITLE
+from bench.report.planned import forecast_rows, forecasts
+from bench.report.published_rows import TITLE as REFERENCES_TITLE
+from bench.report.published_rows import References
+from bench.report.searches import HEADING, audit_lines, budget_rows, expected_rows, metric_title
+from bench.report.significance_table import PAIR_HEADING, letters_of, pair_note, pair_rows
+from bench.schema.trial import JsonDict
 from bench.statistics.estimates import Basis, Estimate
-from bench.tuning_summary import Tuning
+from bench.tuning.summary import Tuning
 
 if TYPE_CHECKING:
     from bench.statistics.significance import Significance

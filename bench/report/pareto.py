@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.report.cells import Cell
 from bench.report.columns import Column
+from bench.report.configurations import Cell
 
 
 def front(cells: Sequence[Cell], score: Column, cost: Column) -> list[Cell]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from bench.labels import Label, labels
-from bench.record import TrialResult
-from bench.same_answer import untrained
+from bench.schema.labels import Label, labels
+from bench.schema.record import TrialResult
+from bench.schema.same_answer import untrained
 
 
 def row_labels(records: Iterable[TrialResult]) -> dict[str, Label]:

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.kept_sweep import divided, read_kept
-from bench.record import Completed, Failed, PhaseCost, Probed, Ran, TrialResult
 from bench.report.columns import metric_columns
 from bench.report.row_labels import row_labels
-from bench.spec import JsonDict
-from bench.store import Store
+from bench.schema.record import Completed, Failed, PhaseCost, Probed, Ran, TrialResult
+from bench.schema.trial import JsonDict
+from bench.store.kept_sweep import divided, read_kept
+from bench.store.records import Store
 
 if TYPE_CHECKING:
     import pandas as pd

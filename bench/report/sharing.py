@@ -10,8 +10,8 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar, overload
 
-from bench.record import DevPoint, Failed, Provenance, Scores, TrainPoint, TrialResult
-from bench.spec import JsonDict, Spec, TrialSpec
+from bench.schema.record import DevPoint, Failed, Provenance, Scores, TrainPoint, TrialResult
+from bench.schema.trial import JsonDict, Spec, TrialSpec
 
 PointT = TypeVar("PointT", TrainPoint, DevPoint)
 SharedT = TypeVar("SharedT")

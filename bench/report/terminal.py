@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from bench.record import Completed, Failed, Probed, TrialResult
-from bench.report.cells import names
 from bench.report.columns import ABSENT, Column, compact, metric_columns, title
+from bench.report.configurations import names
 from bench.report.others import TITLE as OTHERS
 from bench.report.others import other_rows
 from bench.report.rows import row
-from bench.report.tuning import HEADING, budget_rows, metric_title
-from bench.tuning_summary import Tuning
+from bench.report.searches import HEADING, budget_rows, metric_title
+from bench.schema.record import Completed, Failed, Probed, TrialResult
+from bench.tuning.summary import Tuning
 
 # As many as fit beside the costs on a line of a hundred characters.
 MOST_METRICS = 4

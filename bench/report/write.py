@@ -6,20 +6,20 @@ import itertools
 import shutil
 from pathlib import Path
 
-from bench.files import make_folder, write_atomically
-from bench.kept_sweep import divided, read_kept
-from bench.published import kept_published
 from bench.report.content import Content
 from bench.report.data import csv_text, json_text, write_parquet
 from bench.report.figures import pictures
 from bench.report.latex import latex
 from bench.report.markdown import markdown
 from bench.report.page import html
-from bench.report.predictions import side_by_side
+from bench.report.published import kept_published
 from bench.report.sharing import shared
-from bench.search_store import read_searches
-from bench.store import Store
-from bench.tuning_summary import tunings
+from bench.report.side_by_side import side_by_side
+from bench.store.files import make_folder, write_atomically
+from bench.store.kept_sweep import divided, read_kept
+from bench.store.records import Store
+from bench.tuning.rows import read_searches
+from bench.tuning.summary import tunings
 
 
 def write(root: Path, command: str | None = None, missing: int = 0) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.record import TrialResult
+from bench.schema.record import TrialResult
 from bench.statistics.differences import Difference, PairedTests, SeedStatistics
 from bench.statistics.estimates import FEWEST_SEEDS, Estimate, common_seeds, t_quantile
 from bench.statistics.groups import groups, letters

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from bench.metrics.overlap import rouge_l_f1
 from bench.metrics.scoring import stored_scoring
 from bench.metrics.texts import prepare
-from bench.predictions import read_predictions
-from bench.record import Completed, TrialResult
-from bench.spec import JsonDict
+from bench.schema.record import Completed, TrialResult
+from bench.schema.trial import JsonDict
 from bench.statistics.corpus_scores import Array, CorpusMetric, corpus_metric, mean, with_values
 from bench.statistics.differences import SeedStatistics
+from bench.store.predictions import read_predictions
 from bench.task import Scoring
 
 # Scores that are computed again from the predictions have to equal the recorded ones, but for rounding.

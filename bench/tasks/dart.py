@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from bench.task import Scoring, Split, TaskError, linearise
+from bench.tasks.benchmark import Entry, PublishedConfig, PublishedCounts, PublishedFile, PublishedTask
 from bench.tasks.benchmark_xml import numbered_triples, read_entries
-from bench.tasks.published import Entry, PublishedConfig, PublishedCounts, PublishedFile, PublishedTask
 from bench.tasks.rows import read_json_array, read_text
 from bench.tasks.values import Facts
 from bench.tasks.wording import entity_words, relation_words

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from bench.task import Scoring, Split, TaskError, linearise
-from bench.tasks.published import Entry, GroupedTask, PublishedConfig, PublishedCounts, PublishedFile
+from bench.tasks.benchmark import Entry, GroupedTask, PublishedConfig, PublishedCounts, PublishedFile
 from bench.tasks.rows import numbered_lines, read_csv, read_text
 from bench.tasks.values import Facts
 

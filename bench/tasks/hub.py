@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from bench.digests import sha256_of
-from bench.hub import HubError, commit_of
+from bench.schema.digests import sha256_of
 from bench.task import Example, Split, TaskError
 from bench.tasks.arrow_values import exact, has_short_floats
+from bench.tasks.hub_commits import HubError, commit_of
 from bench.tasks.records import Record, RecordConfig, RecordTask, told_left_out
 
 

@@ -60,8 +60,8 @@ class RecordConfig(TaskConfig):
     source: str = Field(
         "source",
         description="column with the source: a text, a list of facts such as [subject, relation, object], or a record; "
-        "or a template that is filled from columns, e.g. '{name} lives in {city}'. docs/tasks.md says how other types "
-        "are written",
+        "or a template that is filled from columns, e.g. '{name} lives in {city}'. docs/use/tasks.md says how other "
+        "types are written",
     )
     references: str | tuple[str, ...] = Field(
         "references", description="column or columns with the references: texts, or lists of texts"

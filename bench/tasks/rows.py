@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.digests import sha256_of
+from bench.schema.digests import sha256_of
 from bench.task import TaskError
 from bench.tasks.file_forms import refuse_foreign, unpacked
 

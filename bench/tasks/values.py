@@ -1,4 +1,4 @@
-"""What a cell of a table or a value of a record is as text: one rule for each type, tabled in docs/tasks.md.
+"""What a cell of a table or a value of a record is as text: one rule for each type, tabled in docs/use/tasks.md.
 
 Whatever has no rule is an error, so that no object of Python ever stands in a prompt as Python writes it.
 """

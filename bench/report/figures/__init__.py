@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bench.report.cells import Cell, Comparison, cells
 from bench.report.columns import Column
+from bench.report.configurations import Cell, Comparison, cells
 from bench.report.content import Content
 from bench.report.figures.bars import memory_bars, planned_memory_bars, time_bars
 from bench.report.figures.budget import budget_curves

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from bench.record import Completed
-from bench.report.cells import Cell
+from bench.report.configurations import Cell
 from bench.report.figures.picture import Picture, finished
 from bench.report.figures.style import PARTS, drawing
 from bench.report.figures.words import drawn
-from bench.report.forecast import of_different_cost
+from bench.report.planned import of_different_cost
+from bench.schema.record import Completed
 
 MOST_BARS = 24
 LONGEST_BAR = 44

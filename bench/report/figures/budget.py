@@ -8,8 +8,8 @@ from bench.report.figures.curves import handle, line
 from bench.report.figures.picture import Picture, finished, legend_beside
 from bench.report.figures.style import Look, drawing
 from bench.report.figures.words import drawn
-from bench.report.tuning import metric_title
-from bench.tuning_summary import Tuning
+from bench.report.searches import metric_title
+from bench.tuning.summary import Tuning
 
 
 def budget_curves(tunings: Sequence[Tuning], looks: Mapping[str, Look], name: str) -> Picture | None:

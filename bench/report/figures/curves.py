@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.labels import labels, titled
-from bench.report.cells import Cell, chosen_of_methods, failed
+from bench.report.configurations import Cell, chosen_of_methods, failed
 from bench.report.figures.picture import Picture, finished, legend_beside
 from bench.report.figures.style import INK, Look, drawing
 from bench.report.figures.words import drawn
+from bench.schema.labels import labels, titled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.owned_folder import owned_folder
+from bench.store.owned_folder import owned_folder
 
 VARIABLE = "MPLCONFIGDIR"
 
@@ -19,7 +19,7 @@ def fonts_folder() -> Iterator[None]:
     """Matplotlib is imported with a folder for its list of fonts, which is removed after the block if it is temporary.
 
     Where it may not write into the user's home it makes a temporary folder by itself, complains, and counts on the end
-    of the interpreter to remove it, which commands of ours do without (:mod:`bench.leaving`).
+    of the interpreter to remove it, which commands of ours do without (:mod:`bench.measure.leaving`).
     """
     home = Path.home()
     places = {"XDG_CONFIG_HOME": home / ".config", "XDG_CACHE_HOME": home / ".cache"}

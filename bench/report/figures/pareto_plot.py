@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.report.cells import Cell, Comparison
 from bench.report.columns import Column
+from bench.report.configurations import Cell, Comparison
 from bench.report.figures.picture import Picture, finished, legend_beside
 from bench.report.figures.style import FAINT, INK, UNTOUCHED, Look, drawing
 from bench.report.figures.words import drawn

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from bench.printable import printable
+from bench.schema.printable import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.printable import in_one_line
+from bench.schema.printable import in_one_line
 
 LONGEST = 34
 

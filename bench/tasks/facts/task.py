@@ -23,7 +23,7 @@ class Facts(Task):
         """Settings of the task facts."""
 
     licence: ClassVar[str] = "CC0 1.0"
-    citation: ClassVar[str] = "shipped with Tuneoff; built by bench/tasks/facts/build.py"
+    citation: ClassVar[str] = "shipped with Tuneoff; built by bench/tools/build_facts.py"
 
     def data_files(self) -> Mapping[Split, str]:
         splits: tuple[Split, ...] = ("train", "dev", "test")

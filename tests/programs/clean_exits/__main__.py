@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from programs.clean_exits.drivers import KINDS, Exit, exits
+from clean_exits.drivers import KINDS, Exit, exits
 
 
 def main() -> int:

@@ -9,8 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from programs.false_calls.simulation import simulate
-from programs.false_calls.table import page, too_often
+from false_calls.simulation import simulate
+from false_calls.table import page, too_often
 
 
 def main() -> int:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from bench.statistics.differences import LEVEL
 from bench.statistics.spreads import Crossed, crossed, method_spread
-from programs.false_calls.procedures import PROCEDURES, joint_resamples
-from programs.false_calls.worlds import DIVERGING, WORLDS, Design, draw
+from false_calls.procedures import PROCEDURES, joint_resamples
+from false_calls.worlds import DIVERGING, WORLDS, Design, draw
 
 METHODS, SEEDS, SOURCES = (3, 8, 13), (3, 5, 10), (20, 64, 500, 2000)
 # A third of the methods is better by so many standard errors of a difference, where power is measured.

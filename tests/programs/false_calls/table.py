@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from bench.statistics.differences import LEVEL
-from programs.false_calls.procedures import PROCEDURES
-from programs.false_calls.simulation import EFFECT, Counted, Covered
-from programs.false_calls.worlds import DIVERGING, WORLDS
+from false_calls.procedures import PROCEDURES
+from false_calls.simulation import EFFECT, Counted, Covered
+from false_calls.worlds import DIVERGING, WORLDS
 
 CHOSEN = list(PROCEDURES)[-1]
 # Standard errors of a simulated share that a true 5 % may be exceeded by in the worst of some hundred designs.

@@ -1,0 +1,1 @@
+"""From YAML to a sweep, and from a sweep to resolved trials."""

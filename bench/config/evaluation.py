@@ -1,0 +1,194 @@
+"""Trials that train nothing: an adapter, a model or the base model, scored as the trials of a sweep are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.config.load import configure
+from bench.config.resolver import RegistryResolver
+from bench.method import MethodError
+from bench.models import base as models
+from bench.models.adapter import AdapterError, read_card
+from bench.models.few_shot import require_room, with_examples
+from bench.models.loaded import recognise, require_fit
+from bench.models.peft_folder import bridge_settings, peft_settings
+from bench.plugins.registry import RegistryError
+from bench.plugins.source import PluginError, plugin_source
+from bench.schema.sweep import MethodEntry, Sweep
+from bench.schema.trial import JsonDict, LoadedSpec, MethodSpec, ModelSpec, TrialSpec
+from bench.schema.validation import ConfigError
+from bench.store.records import RECORD_FILE, read_record
+
+# What a grid may vary that an evaluation needs one value of.
+SHARED_PARTS = ("model", "task", "decode", "resources")
+
+
+class Evaluations:
+    """Makes trials of what is to be scored.
+
+    Args:
+        sweep: Whose task, base model and decoding they have.
+        resolver: Of names.
+        set_keys: Dotted keys that the command line has set.
+    """
+
+    def __init__(self, sweep: Sweep, resolver: RegistryResolver, set_keys: Sequence[str] = ()) -> None:
+        self._sweep, self._resolver, self._set_keys = sweep, resolver, set_keys
+        stages = sweep.stages
+        seeds = sweep.seeds if stages is None or stages.final is None else stages.final.seeds
+        self._seed = seeds[0]
+
+    def of_base(self, shots: int, seed: int | None) -> TrialSpec:
+        """The untouched base model, as the method none has it; with training pairs in its prompt.
+
+        Raises:
+            ConfigError: Something is asked for that cannot be.
+        """
+        trial = self._untouched(self._sweep, seed)
+        return _prompted(trial, shots)
+
+    def of_stored(self, path: Path, shots: int, seed: int | None, label: str | None) -> TrialSpec:
+        """What lies at a path, in the base model of the sweep.
+
+        Raises:
+            ConfigError: It does not belong to this base model, is damaged, or no adapter or model at all.
+        """
+        try:
+            loaded = recognise(path, label)
+            trial = self._untouched(self._sweep, seed)
+            if loaded.form == "tuneoff":
+                trial = self._ours(trial, loaded, seed)
+            elif loaded.form == "peft":
+                trial = self._of_peft(trial, loaded)
+            else:
+                trial = trial.model_copy(update={"method": trial.method.model_copy(update={"name": "model"})})
+            plain = {"zero_stage": 0, "compile": False, "fuse": "off", "checkpoint_every_steps": None}
+            trial = trial.model_copy(
+                update={
+                    "loaded": loaded,
+                    "resources": trial.resources.model_copy(update=plain),
+                    "label": f"evaluated={loaded.name}",
+                }
+            )
+            require_fit(loaded, trial.method, trial.model)
+        except (AdapterError, MethodError, RegistryError, PluginError, models.ModelError) as error:
+            raise ConfigError(str(error)) from error
+        return _prompted(trial, shots)
+
+    def _untouched(self, sweep: Sweep, seed: int | None) -> TrialSpec:
+        shared = {key: self._only(key, values) for key, values in sweep.grid.items() if self._is_shared(key)}
+        where = "the base model"
+        trial = configure(sweep, MethodEntry(name="none"), where, shared, {}, self._resolver)
+        return trial.model_copy(update={"seed": self._seed if seed is None else seed, "label": ""})
+
+    def _is_shared(self, key: str) -> bool:
+        return key.partition(".")[0] in SHARED_PARTS and key not in self._set_keys
+
+    def _only(self, key: str, values: Sequence[object]) -> object:
+        if len(values) != 1:
+            told = ", ".join(map(str, values))
+            raise ConfigError(f"grid.{key}: the sweep has {told}; say with which to score, --set {key}=...")
+        return values[0]
+
+    def _ours(self, trial: TrialSpec, loaded: LoadedSpec, seed: int | None) -> TrialSpec:
+        """Method, template and precision of an adapter's card; the seed of its trial, where the record lies beside."""
+        folder = Path(loaded.path)
+        card = read_card(folder)
+        _require_base(folder, card.model, trial.model)
+        _require_same_code(folder, card.method)
+        if (folder / RECORD_FILE).is_file():
+            record = read_record(folder / RECORD_FILE)
+            if record.files.get("adapter.safetensors", loaded.sha256) != loaded.sha256:
+                raise AdapterError(f"{folder}: adapter.safetensors is damaged: it is not the file that was recorded")
+            trial = trial.model_copy(update={"seed": record.spec.seed if seed is None else seed})
+        read_so: JsonDict = {"template": card.template}
+        if card.max_source_tokens is not None:
+            read_so["max_source_tokens"] = card.max_source_tokens
+        read_so = {key: value for key, value in read_so.items() if f"task.{key}" not in self._set_keys}
+        task = trial.task.model_copy(update={"config": {**trial.task.config, **read_so}})
+        precision = {} if "resources.precision" in self._set_keys else {"precision": card.precision}
+        return trial.model_copy(
+            update={
+                "method": card.method,
+                "task": task,
+                "model": trial.model.model_copy(update={"beginning_token": card.model.beginning_token}),
+                "resources": trial.resources.model_copy(update=precision),
+            }
+        )
+
+    def _of_peft(self, trial: TrialSpec, loaded: LoadedSpec) -> TrialSpec:
+        """The method hf_peft with the settings of the adapter's configuration."""
+        folder = Path(loaded.path)
+        settings = peft_settings(folder)
+        _require_named_base(folder, settings.get("base_model_name_or_path"), trial.model)
+        config = bridge_settings(settings, trial.decode.batch_size)
+        return trial.model_copy(update={"method": self._resolver.method("hf_peft", config)})
+
+
+def _prompted(trial: TrialSpec, shots: int) -> TrialSpec:
+    if not shots:
+        return trial
+    trial = with_examples(trial, shots)
+    require_room(trial, shots)
+    return trial
+
+
+def _require_base(folder: Path, trained_on: ModelSpec, base: ModelSpec) -> None:
+    """An adapter goes with the weights that it was trained on, wherever they lie now.
+
+    Raises:
+        AdapterError: The sweep has others.
+    """
+    if trained_on.weights_sha256 is not None or base.weights_sha256 is not None:
+        same = trained_on.weights_sha256 == base.weights_sha256
+    else:
+        same = (trained_on.path, trained_on.commit) == (base.path, base.commit)
+    if not same:
+        raise AdapterError(
+            f"{folder}: the adapter was trained on {_told(trained_on)}, and the sweep's base model is {_told(base)}; "
+            "name that base model in the sweep, or with --set model.path=..."
+        )
+
+
+def _told(model: ModelSpec) -> str:
+    """A model for people: its path, and which of several states of it."""
+    if model.weights_sha256 is not None:
+        return f"{model.path!r} (weights {model.weights_sha256[:12]})"
+    return f"{model.path!r} (commit {model.commit[:12]})" if model.commit is not None else repr(model.path)
+
+
+def _require_named_base(folder: Path, named: object, base: ModelSpec) -> None:
+    """The configuration of peft names its base model, by a path that may be gone; shapes are looked at anyway.
+
+    Raises:
+        AdapterError: It surely is another one.
+    """
+    if not isinstance(named, str) or named == base.path:
+        return
+    there = Path(named).expanduser()
+    if (there / "config.json").is_file():
+        same = base.weights_sha256 is not None and models.weights_sha256(ModelSpec(path=named)) == base.weights_sha256
+    else:  # a hub id here and another one there; a folder may hold a copy of either
+        same = base.weights_sha256 is not None or there.is_absolute()
+    if not same:
+        raise AdapterError(
+            f"{folder}: the adapter was trained on {named!r}, and the sweep's base model is {_told(base)}; name that "
+            "base model in the sweep, or with --set model.path=..."
+        )
+
+
+def _require_same_code(folder: Path, method: MethodSpec) -> None:
+    """A method that is a plugin is the one that trained the adapter.
+
+    Raises:
+        AdapterError: Its code has changed.
+        PluginError: It is not there.
+    """
+    source = plugin_source(method.target)
+    now = None if source is None else source.sha256()
+    if now != method.source_sha256:
+        raise AdapterError(
+            f"{folder}: the code of the method {method.name!r} is not that of the training (of {method.origin}); "
+            "install that version again, or train anew"
+        )

@@ -1,0 +1,210 @@
+"""YAML and --set -> Sweep -> [TrialSpec]. Bad input is one message that names file, key and value.
+
+Imports neither torch nor ray: the classes that validate the settings of methods and tasks are handed in.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from bench.schema.same_answer import distinct
+from bench.schema.search_space import SearchSpace
+from bench.schema.strict_yaml import YamlError, parse_yaml
+from bench.schema.sweep import MethodEntry, Sweep
+from bench.schema.trial import (
+    DecodeSpec,
+    JsonDict,
+    MethodSpec,
+    ModelSpec,
+    ResourceSpec,
+    TaskSpec,
+    TrainSpec,
+    TrialSpec,
+)
+from bench.schema.validation import ConfigError, check_batches, check_optimizer, validated
+
+# A bare text in place of these mappings stands for this key of theirs.
+SHORT_FORMS = {"model": "path", "task": "name"}
+
+
+class Resolver(Protocol):
+    """Turns names into classes and validates their settings; see :mod:`bench.config.resolver`."""
+
+    def method(self, name: str, config: JsonDict) -> MethodSpec: ...
+
+    def task(self, name: str, config: JsonDict) -> TaskSpec: ...
+
+    def model(self, spec: ModelSpec) -> ModelSpec: ...
+
+    def trains(self, method: MethodSpec) -> bool: ...
+
+    def search_space(self, method: MethodSpec) -> SearchSpace: ...
+
+    def check_resources(self, method: MethodSpec, resources: ResourceSpec, where: str) -> None: ...
+
+
+def load_sweep(path: Path, settings: Sequence[str] = ()) -> Sweep:
+    """Read a sweep and apply ``key.path=value`` settings to it.
+
+    Raises:
+        ConfigError: The file is not there or not a sweep.
+    """
+    try:
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8: {error}") from error
+    except YamlError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a mapping with name, task and methods")
+    for setting in settings:
+        set_key(raw, *setting_value(setting), f"--set {setting}")
+    return validated(Sweep, raw, str(path))
+
+
+def setting_value(setting: str) -> tuple[str, Any]:
+    """Key and value of ``key.path=value``.
+
+    Raises:
+        ConfigError: It has no ``=``.
+    """
+    key, equals, value = setting.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {setting}: expected key.path=value")
+    return key, _value(value)
+
+
+def _value(text: str) -> Any:
+    """A number, a truth value, a list or a mapping where the text is one; else the text, whatever colons it has.
+
+    Lists and mappings are in brackets: ``[0, 1]``, ``{beams: 4}``. ``{name} : {home}`` and ``{name}`` are texts.
+    """
+    try:
+        value = parse_yaml(text) if text else ""
+    except YamlError:
+        return text
+    if isinstance(value, list | dict):
+        is_mapping = isinstance(value, dict) and not all(inner is None for inner in value.values())
+        return value if text.lstrip()[:1] == "[" or (text.lstrip()[:1] == "{" and (is_mapping or not value)) else text
+    return value
+
+
+def set_key(raw: dict[str, Any], dotted: str, value: Any, where: str) -> None:
+    """Set ``a.b.0.c`` in nested mappings and lists; a bare name in place of a mapping stands for its short form.
+
+    Raises:
+        ConfigError: The path does not exist.
+    """
+    *parents, last = dotted.split(".")
+    node: Any = raw
+    for depth, key in enumerate(parents):
+        if isinstance(node, list):
+            node = _element(node, key, where)
+            continue
+        child = node.setdefault(key, {})
+        if isinstance(child, str) and (short := SHORT_FORMS.get(key)):
+            child = node[key] = {short: child}
+        if not isinstance(child, dict | list):
+            raise ConfigError(f"{where}: {'.'.join(parents[: depth + 1])} is {child!r}, which has no keys")
+        node = child
+    if isinstance(node, list):
+        raise ConfigError(f"{where}: name a key of an entry, as in {'.'.join(parents)}.0.{last}")
+    node[last] = value
+
+
+def _element(entries: list[Any], index: str, where: str) -> Any:
+    if not index.isdigit() or int(index) >= len(entries):
+        raise ConfigError(f"{where}: {index!r} is not an index of a list of {len(entries)} (0 is the first)")
+    if isinstance(entries[int(index)], str):
+        entries[int(index)] = {"name": entries[int(index)]}
+    return entries[int(index)]
+
+
+def expand(sweep: Sweep, resolver: Resolver) -> list[TrialSpec]:
+    """All trials of a sweep: grid x methods x their grids x seeds, in this order, without repetitions.
+
+    Two trials of one answer are one: what trains nothing is not repeated for training settings.
+
+    Raises:
+        ConfigError: A setting is invalid.
+    """
+    trials: list[TrialSpec] = []
+    for shared in combinations(sweep.grid):
+        for number, entry in enumerate(sweep.methods):
+            for own in combinations(entry.grid):
+                configured = configure(sweep, entry, f"methods.{number}", shared, own, resolver)
+                trials += [configured.model_copy(update={"seed": seed}) for seed in sweep.seeds]
+    return list(distinct(trials, lambda trial: resolver.trains(trial.method)))
+
+
+def combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Every choice of one value per key; one empty choice for an empty grid."""
+    for key, values in grid.items():
+        if not values:
+            raise ConfigError(f"grid.{key}: an empty list asks for no trial at all")
+    for values in itertools.product(*grid.values()):
+        yield dict(zip(grid, values, strict=True))
+
+
+def configure(
+    sweep: Sweep, entry: MethodEntry, where: str, shared: JsonDict, own: JsonDict, resolver: Resolver
+) -> TrialSpec:
+    """The final trial, with seed 0, of a method under one choice of the sweep's grid and one of its own settings.
+
+    Args:
+        sweep: The sweep.
+        entry: One of its methods.
+        where: What messages call the entry.
+        shared: Dotted key to value, chosen for all methods.
+        own: Dotted key to value, chosen for this method.
+        resolver: Of names.
+
+    Raises:
+        ConfigError: A setting is invalid.
+    """
+    parts: dict[str, Any] = {
+        "model": sweep.model.model_dump(),
+        "task": dict(sweep.task),
+        "train": {**sweep.train.model_dump(exclude_unset=True), **entry.train},
+        "decode": sweep.decode.model_dump(),
+        "resources": {**sweep.resources.model_dump(exclude_unset=True), **entry.resources},
+        "config": copy.deepcopy(entry.config),
+    }
+    if {"steps", "epochs"} & entry.train.keys():
+        # A method that names its own length replaces the sweep's, in whichever unit that is.
+        for unit in {"steps", "epochs"} - entry.train.keys():
+            parts["train"].pop(unit, None)
+    for choice, place in ((shared, "grid"), (own, f"{where}.grid")):
+        for key, value in choice.items():
+            if key.split(".")[0] not in parts or "." not in key:
+                known = ", ".join(f"{part}.…" for part in parts)
+                raise ConfigError(f"{place}: {key!r} is not a key that can vary; it starts with one of {known}")
+            set_key(parts, key, value, place)
+    train = validated(TrainSpec, parts["train"], f"{where}.train")
+    resources = validated(ResourceSpec, parts["resources"], f"{where}.resources")
+    check_batches(train, resources, where)
+    check_optimizer(train, resources, where)
+    task_config = {key: value for key, value in parts["task"].items() if key != "name"}
+    if "name" not in parts["task"]:
+        raise ConfigError("task.name is missing: say which task, e.g. 'task: facts'")
+    method = resolver.method(entry.name, parts["config"])
+    resolver.check_resources(method, resources, where)
+    task = resolver.task(parts["task"]["name"], task_config)
+    model = resolver.model(validated(ModelSpec, parts["model"], "model"))
+    label = ",".join(f"{key.split('.', 1)[1]}={value}" for key, value in {**shared, **own}.items())
+    return TrialSpec(
+        method=method,
+        model=model,
+        task=task,
+        train=train,
+        decode=validated(DecodeSpec, parts["decode"], "decode"),
+        resources=resources,
+        seed=0,
+        label=label,
+    )

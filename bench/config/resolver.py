@@ -1,0 +1,156 @@
+"""Names in a sweep -> classes, validated settings, and hashes of data and weights. Happens on the driver, once."""
+
+from __future__ import annotations
+
+import functools
+import json
+from functools import partial
+from pathlib import Path
+
+from bench.config.resolved_methods import Resolved, ResolvedMethods
+from bench.models import model_files
+from bench.plugins.registry import load_method, load_task, make_method, resolve
+from bench.plugins.source import plugin_source
+from bench.schema.search_space import SearchSpace
+from bench.schema.trial import JsonDict, MethodSpec, ModelSpec, ResourceSpec, TaskSpec
+from bench.schema.validation import ConfigError, validated
+from bench.task import Task, TaskError
+from bench.tasks.hub_commits import HubError, commit_of
+
+
+class RegistryResolver:
+    """Resolves with the registries of methods and tasks. Data and weights are hashed once for all trials.
+
+    Args:
+        methods_dir: A folder whose files are methods too.
+    """
+
+    def __init__(self, methods_dir: Path | None = None) -> None:
+        self.methods_dir = methods_dir
+        self._kept = ResolvedMethods()
+        self._target = functools.cache(partial(resolve, "method", methods_dir=methods_dir))
+        self._whose = functools.cache(_whose)
+        self._said: dict[str, tuple[JsonDict, Resolved]] = {}  # by target and all settings
+
+    def method(self, name: str, config: JsonDict) -> MethodSpec:
+        """A method entry with all its settings, defaults included. Its class is asked if it was not asked before."""
+        target = self._target(name)
+        if (resolved := self._kept.get(target, config)) is None:
+            method_class = load_method(target)
+            settings = validated(method_class.Config, config, f"method {name}: config").model_dump(mode="json")
+            resolved = Resolved(config=settings, trains=method_class.trains, search_space=method_class.search_space)
+            self._kept.add(target, config, resolved)
+        spec = MethodSpec(name=name.rpartition(":")[2], target=target, config=resolved.config, **self._whose(target))
+        self._said[_said_key(spec)] = config, resolved
+        return spec
+
+    def remember(self) -> None:
+        """Keep what classes said, for the next command."""
+        self._kept.save()
+
+    def task(self, name: str, config: JsonDict) -> TaskSpec:
+        """A task with all its settings; its files must be there."""
+        return _task(name, json.dumps(config))
+
+    def model(self, spec: ModelSpec) -> ModelSpec:
+        """A model whose folder, if it is one, is complete, or whose commit on the hub is known."""
+        return _model(spec)
+
+    def trains(self, method: MethodSpec) -> bool:
+        """Whether the method trains anything; the untouched base model does not."""
+        said = self._said.get(_said_key(method))
+        return load_method(method.target).trains if said is None else said[1].trains
+
+    def search_space(self, method: MethodSpec) -> SearchSpace:
+        """What the method declares to be worth searching."""
+        said = self._said.get(_said_key(method))
+        return load_method(method.target).search_space if said is None else said[1].search_space
+
+    def check_resources(self, method: MethodSpec, resources: ResourceSpec, where: str) -> None:
+        """A method that adapts in training is trained without ZeRO, in fp32 and without checkpoints.
+
+        Raises:
+            ConfigError: It would not be.
+        """
+        plain = resources.zero_stage == 0 and resources.precision == "fp32"
+        makes_checkpoints = resources.checkpoint_every_steps is not None
+        if plain and not makes_checkpoints:
+            return
+        if not self._adapts_in_training(method):
+            return
+        if makes_checkpoints:
+            raise ConfigError(
+                f"{where}.resources.checkpoint_every_steps: {method.name} with these settings adapts while it trains "
+                "and remembers things that no checkpoint holds; leave it out"
+            )
+        asked = f"zero_stage: {resources.zero_stage}, precision: {resources.precision}"
+        raise ConfigError(
+            f"{where}.resources: {asked}: {method.name} with these settings reads gradients and changes trained "
+            "tensors between steps, which ZeRO 1 to 3 and bf16 would silently undo; set zero_stage: 0 and "
+            "precision: fp32"
+        )
+
+    def _adapts_in_training(self, method: MethodSpec) -> bool:
+        config, resolved = self._said.get(_said_key(method), (None, None))
+        if resolved is not None and resolved.adapts_in_training is not None:
+            return resolved.adapts_in_training
+        adapts = make_method(method).adapts_in_training
+        if config is not None and resolved is not None:
+            resolved = resolved.model_copy(update={"adapts_in_training": adapts})
+            self._said[_said_key(method)] = config, resolved
+            self._kept.add(method.target, config, resolved)
+        return adapts
+
+
+def _said_key(method: MethodSpec) -> str:
+    return f"{method.target} {method.config!r}"
+
+
+@functools.cache
+def _task(name: str, config: str) -> TaskSpec:
+    target = resolve("task", name)
+    task_class = load_task(target)
+    settings = validated(task_class.Config, json.loads(config), f"task {name}")
+    try:
+        settings = task_class.pinned(settings)
+    except TaskError as error:
+        raise ConfigError(f"task {name}: {error}") from error
+    task = task_class(settings)
+    _check_scores(task, name)
+    return TaskSpec(
+        name=name.rpartition(":")[2],
+        target=target,
+        config=settings.model_dump(mode="json"),
+        data_sha256=task.data_sha256(),
+        **_whose(target),
+    )
+
+
+def _check_scores(task: Task, name: str) -> None:
+    """Every command that reads a task finds out here whether its metrics and settings of scores are what there is."""
+    from bench.metrics.checks import check_scoring  # sacrebleu is not needed to list what there is
+    from bench.metrics.scoring import check_names
+
+    check_names(task.config.metrics, f"task {name}: metrics")
+    check_scoring(task.scoring, f"task {name}: scoring")
+
+
+def _whose(target: str) -> dict[str, str]:
+    """Origin and hash of the source of a plugin; nothing for what Tuneoff ships."""
+    source = plugin_source(target)
+    return {} if source is None else {"origin": source.origin, "source_sha256": source.sha256()}
+
+
+@functools.cache
+def _model(spec: ModelSpec) -> ModelSpec:
+    if spec.path == model_files.EMBEDDED:
+        if spec.revision is not None:
+            raise ConfigError(f"model.revision: {spec.revision!r} has no effect with the embedded model; leave it out")
+        model_files.embedded_package()
+        return spec
+    if model_files.local_folder(spec) is not None:
+        return spec.model_copy(update={"weights_sha256": model_files.weights_sha256(spec)})
+    try:
+        return spec.model_copy(update={"commit": commit_of(spec.path, spec.revision, "model").sha})
+    except HubError as error:
+        raise ConfigError(f"model.path: {error}") from error

@@ -1,0 +1,116 @@
+"""A check of the contract on coverage: layers that are equal in the base model are adapted alike.
+
+B batch, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.conformance.subject import ContractError, Subject, batch_of, broken, logits_in, seeded
+from bench.method import trained_parameters
+
+LAYERS = 4
+# A setting with one of these in its name chooses layers, so that others are left out on purpose.
+CHOICES = ("layer", "block")
+
+Part = tuple[str, tuple[int, ...]]
+"""Name of a tensor within its layer, and its shape."""
+
+
+def check_equal_layers_are_adapted_alike(subject: Subject) -> None:
+    """Of equal layers all are adapted in the same way or none is, unless a setting chooses some."""
+    if chooses_layers(subject.config):
+        return
+    base = subject.base_model(LAYERS)
+    stacks = _stacks(base)
+    original = {id(block): _shapes_below(block) for blocks in stacks.values() for block in blocks}
+    _, model = subject.patched(base=base)
+    changed = _blocks_with_another_function(subject, model, stacks)
+    for name, blocks in stacks.items():
+        alike = set.intersection(*(original[id(block)] for block in blocks))
+        adapted = [_what_is_trained(block, alike, original[id(block)]) for block in blocks]
+        for of_block in adapted:
+            if of_block != adapted[-1]:
+                part = min((of_block - adapted[-1]) + (adapted[-1] - of_block))
+                most = max(each[part] for each in adapted)
+                having = [str(number) for number, each in enumerate(adapted) if each[part] == most]
+                raise _unalike(name, len(blocks), having, f"train {part[0]}")
+        flags = [changed.get(id(block)) for block in blocks]
+        if None not in flags and len(set(flags)) > 1:
+            having = [str(number) for number, flag in enumerate(flags) if flag]
+            raise _unalike(name, len(blocks), having, "compute other than in the base model")
+
+
+def _unalike(stack: str, count: int, having: Sequence[str], what: str) -> ContractError:
+    return broken(
+        f"of {count} equal layers in {stack} only {', '.join(having)} {what}",
+        "all of them adapted alike, or a setting with 'layer' in its name that chooses some",
+        "a match by name, class or shape that not all layers meet, or a loop that ends early",
+    )
+
+
+def chooses_layers(config: Any) -> bool:
+    """Whether a method's settings say which layers it adapts."""
+    names = {*type(config).model_fields, *(config.model_extra or ())}
+    return any(choice in name for name in names for choice in CHOICES)
+
+
+def _stacks(base: nn.Module) -> dict[str, list[nn.Module]]:
+    """Lists of layers of one class each, by name; not those within others."""
+    found: dict[str, list[nn.Module]] = {}
+    for name, module in base.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, nn.ModuleList) and not inside and len(module) == LAYERS:
+            found[name] = list(module)
+    return found
+
+
+def _shapes_below(block: nn.Module) -> set[Part]:
+    return {(name, tuple(parameter.shape)) for name, parameter in block.named_parameters()}
+
+
+def _what_is_trained(block: nn.Module, alike: set[Part], original: set[Part]) -> Counter[Part]:
+    """Names within the layer and shapes of what is trained there, without what only some layers of the base have."""
+    found = [(name, tuple(parameter.shape)) for name, parameter in trained_parameters(block)]
+    return Counter(each for each in found if each in alike or each not in original)
+
+
+def _blocks_with_another_function(subject: Subject, model: Any, stacks: dict[str, list[nn.Module]]) -> dict[int, bool]:
+    """Whether each layer gives for its input another output than the base model's; absent where that cannot be told."""
+    calls: dict[int, tuple[tuple[Any, ...], dict[str, Any], Any]] = {}
+    blocks = [block for blocks in stacks.values() for block in blocks]
+
+    def take(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        calls[id(block)] = (args, kwargs, output)
+
+    hooks = [block.register_forward_hook(take, with_kwargs=True) for block in blocks]
+    try:
+        logits_in("evaluation", model, batch_of(model))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    untouched = [block for blocks in _stacks(subject.base_model(LAYERS)).values() for block in blocks]
+    found: dict[int, bool] = {}
+    for block, plain in zip(blocks, untouched, strict=True):
+        if id(block) not in calls:
+            continue
+        args, kwargs, output = calls[id(block)]
+        try:
+            with torch.no_grad(), seeded(5):
+                expected = plain(*args, **kwargs)
+            found[id(block)] = not torch.equal(_hidden(output), _hidden(expected))
+        except Exception:  # noqa: BLE001
+            continue  # the base model's layer need not understand what this one was given
+    return found
+
+
+def _hidden(output: Any) -> torch.Tensor:
+    """Hidden states ``(B, T, D)`` of a layer's output."""
+    hidden: torch.Tensor = output[0] if isinstance(output, Sequence) else output
+    return hidden

@@ -1,0 +1,217 @@
+"""What the checks of the contract look at: a method on a tiny model, batches of every kind, and what both give.
+
+B batch, T tokens, N target tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import numpy
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from bench.conformance.tiny_models import EOS, VOCABULARY, WordTokenizer, tiny_model
+from bench.method import Method, trained_parameters
+from bench.models.architecture import Batch, Pair, Side, accepted_inputs, architecture_of
+
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}
+
+# Sources and targets of different length, so that batching them needs padding. Ids 0 and 1 are padding and end.
+PAIRS = (Pair([7, 21, 5, 40], [13, 2, 33]), Pair([11, 3], [60]), Pair([25, 8, 14], [90, 6]))
+
+Mode = Literal["evaluation", "training", "training with gradient checkpointing"]
+TRAINING_MODES: tuple[Mode, ...] = ("training", "training with gradient checkpointing")
+MODES: tuple[Mode, ...] = ("evaluation", *TRAINING_MODES)
+
+
+class ContractError(AssertionError):
+    """A method breaks the contract."""
+
+
+def broken(found: str, expected: str, likely: str) -> ContractError:
+    """One line for the author of a method: what was found, what was expected, and the likely mistake."""
+    return ContractError(f"{found}; expected {expected}; likely {likely}")
+
+
+@cache
+def _pristine(family: str, dtype: torch.dtype, layers: int | None) -> Any:
+    return tiny_model(family, dtype=dtype, layers=layers)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A method with settings, and the family of tiny models to check it on."""
+
+    method_class: type[Method]
+    config: Any
+    family: str
+    dtype: torch.dtype = torch.float64
+
+    def base_model(self, layers: int | None = None) -> Any:
+        """The frozen model, the same every time. ``layers`` makes it deeper than its two."""
+        return copy.deepcopy(_pristine(self.family, self.dtype, layers))
+
+    def method(self) -> Method:
+        return self.method_class(self.config, WordTokenizer())
+
+    def patched(
+        self, disturbed: bool = True, base: Any = None, seed: int = 1, checkpointing: bool = False
+    ) -> tuple[Method, Any]:
+        """A freshly patched model. ``disturbed`` moves what is trained off its start, which may well be a no-op."""
+        method = self.method()
+        with seeded(seed):
+            model = method.patch(self.base_model() if base is None else base)
+            if disturbed:
+                disturb(model)
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        return method, model.eval()
+
+
+def disturb(model: nn.Module) -> None:
+    """Move what is trained off its start."""
+    with torch.no_grad():
+        for _, parameter in trained_parameters(model):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside the block the random states that a trial seeds begin at ``seed``; behind it they are as before.
+
+    A trial does not seed numpy, which begins anywhere.
+    """
+    python, of_numpy = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        numpy.random.seed()
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            numpy.random.set_state(of_numpy)
+
+
+class ExactFloat64(TorchFunctionMode):
+    """Inside the block nothing in float64 becomes float32.
+
+    Norms and softmax of transformers compute in float32 whatever they are given, which no finite difference survives.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        exact = bool(args) and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64
+        if exact and func is torch.Tensor.float:
+            return args[0]
+        if exact and func in (torch.Tensor.to, torch.Tensor.type) and torch.float32 in (*args[1:], *kwargs.values()):
+            return args[0]
+        if exact and kwargs.get("dtype") is torch.float32 and func in _SOFTMAX:
+            kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)
+
+
+_SOFTMAX = frozenset({nn.functional.softmax, torch.softmax, torch.Tensor.softmax, nn.functional.log_softmax})
+
+
+def pairs_of(lengths: Sequence[tuple[int, int]], seed: int = 0) -> list[Pair]:
+    """Pairs of random tokens, none of them special, with these lengths of source and target."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(length: int) -> list[int]:
+        return torch.randint(2, VOCABULARY, (length,), generator=generator).tolist()
+
+    return [Pair(ids(source), ids(target)) for source, target in lengths]
+
+
+# 3, 17, 33, 70 and 100 tokens: some methods go wrong only beyond a block of 16, 32 or 64.
+LONG_LENGTHS = ((2, 1), (5, 12), (20, 13), (35, 35), (30, 70))
+LONG_PAIRS = pairs_of(LONG_LENGTHS)
+
+
+def batch_of(model: Any, pairs: Sequence[Pair] = PAIRS, side: Side = "right", pad_token_id: int = 0) -> Batch:
+    """Pairs as training feeds them to this kind of model."""
+    return architecture_of(model.config).batch(pairs, pad_token_id=pad_token_id, side=side)
+
+
+def logits_of(model: Any, batch: Batch, **kwargs: Any) -> torch.Tensor:
+    """Logits ``(B, T, V)``, for explicit positions, as training and scoring ask for them."""
+    logits: torch.Tensor = model(**accepted_inputs(model, batch.inputs), **kwargs).logits
+    return logits
+
+
+def target_logits(model: Any, pairs: Sequence[Pair] = PAIRS, side: Side = "right", **kwargs: Any) -> torch.Tensor:
+    """Logits ``(N, V)`` where the target tokens of all pairs are predicted, one pair after the other."""
+    batch = batch_of(model, pairs, side)
+    return logits_of(model, batch, **kwargs).flatten(0, 1)[batch.predicting]
+
+
+def logits_in(mode: Mode, model: Any, batch: Batch, seed: int = 5, **kwargs: Any) -> torch.Tensor:
+    """Logits ``(B, T, V)`` in a mode, dropout drawn from ``seed``; the model is in evaluation mode afterwards.
+
+    In the modes of training gradients are enabled, as the loop has it. For checkpointing the model has to have it on.
+    """
+    model.train(mode != "evaluation")
+    try:
+        with seeded(seed), torch.set_grad_enabled(mode != "evaluation"):
+            return logits_of(model, batch, use_cache=False, **kwargs).detach()
+    finally:
+        model.eval()
+
+
+def is_random(mode: Mode, model: Any) -> bool:
+    """Whether a model draws random numbers in this mode, as dropout does."""
+    batch = batch_of(model)
+    return not torch.equal(logits_in(mode, model, batch, seed=5), logits_in(mode, model, batch, seed=6))
+
+
+def read_ids(batch: Batch) -> torch.Tensor:
+    """Ids ``(B, T)`` of the tokens that logits are for: the decoder's, where there is an encoder."""
+    return batch.inputs.get("decoder_input_ids", batch.inputs["input_ids"])
+
+
+def until_end(tokens: torch.Tensor) -> list[int]:
+    """A generated row up to its end token, without padding."""
+    ids: list[int] = tokens.tolist()
+    return ids[: ids.index(EOS)] if EOS in ids else [token for token in ids if token != 0]
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference; not a number where either has one."""
+    return float((found - expected).abs().max()) if found.numel() else 0.0
+
+
+def require_close(
+    found: torch.Tensor,
+    expected: torch.Tensor,
+    what: str,
+    wanted: str,
+    likely: str,
+    tolerance: float | None = None,
+) -> None:
+    """Raise :class:`ContractError` unless two tensors are equal to rounding."""
+    if found.shape != expected.shape:
+        raise broken(f"{what}: shape {tuple(found.shape)}", f"{wanted}, shape {tuple(expected.shape)}", likely)
+    allowed = TOLERANCES[found.dtype] if tolerance is None else tolerance
+    largest = difference(found, expected)
+    if not largest <= allowed:
+        raise broken(f"{what}: largest difference {largest:.3g}", f"{wanted} (allowed {allowed:g})", likely)
+
+
+def gradient_tolerance(expected: torch.Tensor) -> float:
+    """What rounding may move a gradient by, which grows with its largest element."""
+    return 1e-6 * max(1.0, float(expected.abs().max()))
+
+
+def tensors_of(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names of all parameters and buffers with them."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()

@@ -1,0 +1,157 @@
+"""Generation: unique sources, sorted by length, batched, shared out over ranks.
+
+Decoder-only models are continued by the batched decoder (bench/decode/batched.py), others by ``generate`` of
+transformers; both search for the same texts, and the record says which it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bench.decode import batched as decode_engine
+from bench.decode.beam_search import SearchSettings
+from bench.measure.phases import synchronize
+from bench.models.architecture import Architecture, accepted_inputs, vocabulary_size
+from bench.models.text_ends import end_token_ids, first_line, line_break_ids
+from bench.schema.record import DecodeCost, DecodeEngine
+from bench.schema.trial import DecodeSpec, JsonDict
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a rank has generated."""
+
+    texts: dict[int, str]  # by index of the source
+    truncated: list[int]  # sources whose text the length limit ended
+    new_tokens: int  # up to and including the ends
+    seconds: float
+    engine: DecodeEngine
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    architecture: Architecture,
+    sources: Sequence[list[int]],
+    decode: DecodeSpec,
+    device: torch.device,
+    rank: int,
+    ranks: int,
+    progress: Callable[[JsonDict], None] = lambda event: None,
+) -> Decoded:
+    """Texts for this rank's share of the sources.
+
+    A text ends at the end token or at the first line break, for every method alike; an untouched base model would
+    otherwise ramble on to the length limit and be punished for that rather than for what it says.
+
+    Args:
+        model: A patched language model in evaluation mode.
+        tokenizer: Its tokenizer.
+        architecture: Of the model.
+        sources: Token ids of all unique sources.
+        decode: Beams and limits.
+        device: Of the model.
+        rank: This rank.
+        ranks: Number of ranks.
+        progress: Called after each batch.
+    """
+    by_length = sorted(range(len(sources)), key=lambda index: (len(sources[index]), index), reverse=True)
+    batches = [by_length[at : at + decode.batch_size] for at in range(0, len(sources), decode.batch_size)]
+    settings = search_settings(tokenizer, decode, model)
+    end_tokens = end_token_ids(tokenizer, model.config, model.generation_config)
+    batched = decode_engine.unsupported(model) is None
+    texts: dict[int, str] = {}
+    truncated: list[int] = []
+    new_tokens = 0
+    synchronize(device)
+    started = time.perf_counter()
+    for batch in batches[rank::ranks]:
+        inputs = [sources[index] for index in batch]
+        if batched:
+            results = [found[0].tokens for found in decode_engine.search(model, inputs, settings)]
+        else:
+            results = _generated(model, architecture, inputs, settings, tokenizer.pad_token_id)
+        for index, tokens in zip(batch, results, strict=True):
+            new_tokens += len(tokens)
+            ended = tokens[-1:] != [] and tokens[-1] in settings.ends
+            # An end token says that the text ends and is no part of it; a line break may bring the last full stop.
+            said = tokens[:-1] if ended and tokens[-1] in end_tokens else tokens
+            whole = tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            texts[index] = first_line(whole)
+            if not ended and "\n" not in whole:
+                truncated.append(index)
+        progress({"decoded": len(texts), "of": len(sources)})
+    synchronize(device)
+    seconds = time.perf_counter() - started
+    return Decoded(texts, truncated, new_tokens, seconds, "batched" if batched else "transformers")
+
+
+def decode_cost(sources: int, new_tokens: int, seconds: float, engine: DecodeEngine | None) -> DecodeCost:
+    """For a record; no rate where nothing was decoded."""
+    rate = new_tokens / seconds if seconds else None
+    return DecodeCost(sources=sources, new_tokens=new_tokens, tokens_per_second=rate, seconds=seconds, engine=engine)
+
+
+def search_settings(tokenizer: Any, decode: DecodeSpec, model: Any = None) -> SearchSettings:
+    """What a sweep asks for, in tokens. Of a model's own settings only its end tokens count; None has none."""
+    if model is None:
+        ends, vocabulary = frozenset({tokenizer.eos_token_id}), None
+    else:
+        ends = end_token_ids(tokenizer, model.config, model.generation_config)
+        vocabulary = vocabulary_size(model.config)
+    ends |= line_break_ids(tokenizer, vocabulary)
+    return SearchSettings(
+        ends=tuple(sorted(ends - set(decode.banned_token_ids))),
+        beams=decode.beams,
+        max_new_tokens=decode.max_new_tokens,
+        min_new_tokens=decode.min_new_tokens,
+        length_penalty=decode.length_penalty,
+        early_stopping=decode.early_stopping,
+        no_repeat_ngram_size=decode.no_repeat_ngram_size,
+        banned=tuple(decode.banned_token_ids),
+    )
+
+
+def _generated(
+    model: Any, architecture: Architecture, sources: Sequence[list[int]], settings: SearchSettings, pad_token_id: int
+) -> list[list[int]]:
+    """Tokens up to and including the end, by ``generate`` of transformers."""
+    from transformers import GenerationConfig
+
+    inputs = architecture.generation_inputs(sources, pad_token_id)
+    arguments = settings.for_transformers()
+    processors = arguments.pop("logits_processor")
+    config = GenerationConfig(
+        pad_token_id=pad_token_id, use_cache=True, **architecture.generation_settings, **arguments
+    )
+    with torch.inference_mode(), _own_settings_hidden(model):
+        output = model.generate(
+            **{name: tensor.to(model.device) for name, tensor in accepted_inputs(model, inputs).items()},
+            generation_config=config,
+            logits_processor=processors,
+        )
+    return [settings.until_end(tokens) for tokens in architecture.new_tokens(output, inputs).tolist()]
+
+
+@contextmanager
+def _own_settings_hidden(model: Any) -> Iterator[None]:
+    """Inside the block a model has no ``generation_config`` of its own, from which ``generate`` fills what is not set.
+
+    A wrapper of peft hands its own one down, so that every module that has one is looked at.
+    """
+    from transformers import GenerationConfig
+
+    own = {module: module.generation_config for module in model.modules() if "generation_config" in vars(module)}
+    for module in own:
+        module.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for module, config in own.items():
+            module.generation_config = config

@@ -1,0 +1,1 @@
+"""One `tuneoff run`: rounds, schedule, stages, observers, trackers, mirror."""

@@ -1,0 +1,60 @@
+"""Which trials of a sweep may share a launch and train in one pass, and how many of them it pays to."""
+
+from __future__ import annotations
+
+import json
+
+from bench.driver.schedule import Fusion
+from bench.models.base import has_dropout
+from bench.plugins.registry import make_method
+from bench.schema.trial import TrialSpec
+
+# What has to be the same in TrainSpec: it shapes the passes. All else each trial has for itself.
+SHAPE = ("batch_size", "micro_batch_size", "dropout", "label_smoothing", "gradient_checkpointing")
+
+# Rows of a pass from which more rows at a time gain next to nothing. On a CPU matrix products are as fast as they get
+# with a few sequences; on a GPU a pass costs the time of its launches until there are thousands of tokens.
+ROWS_THAT_PAY_ON_CPU = 8
+ROWS_THAT_PAY_ON_GPU = 128
+
+
+def fusion_of(spec: TrialSpec, on_gpu: bool) -> Fusion | None:
+    """Which trials may share a launch with this one; None if none may, or it does not pay.
+
+    They share base model, task, method with its settings, stage and the shape of a step. They differ in seed, length,
+    and in what only the optimiser and its schedule know.
+    """
+    most = _most(spec, on_gpu)
+    if most < 2 or why_alone(spec) is not None:
+        return None
+    content = {**spec.identity, "resources": spec.resources.model_dump(mode="json"), "decode": None}
+    content["train"] = {name: content["train"].get(name) for name in SHAPE}
+    for own in ("seed", "stop_after_steps"):
+        content.pop(own, None)
+    return Fusion(json.dumps(content, sort_keys=True), most)
+
+
+def why_alone(spec: TrialSpec) -> str | None:
+    """Why a trial cannot train in one pass with others; None if it can."""
+    resources = spec.resources
+    if spec.stage == "cost":
+        return "what is measured in the stage cost runs alone"
+    if resources.ranks > 1 or resources.zero_stage or resources.precision != "fp32":
+        return "trials in one pass have one rank, ZeRO stage 0 and fp32"
+    if spec.checkpoint_every_steps is not None:
+        return "a trial that makes checkpoints runs alone"
+    method = make_method(spec.method)
+    if not method.fusable or method.adapts_in_training:
+        return f"{spec.method.name} with these settings trains what rows of a batch cannot have apart"
+    if has_dropout(spec.model, spec.train.dropout):
+        return "dropout would be drawn for all rows at once; set train.dropout: 0"
+    return None
+
+
+def _most(spec: TrialSpec, on_gpu: bool) -> int:
+    if spec.resources.fuse == "off":
+        return 1
+    if spec.resources.fuse != "auto":
+        return spec.resources.fuse
+    rows = spec.train.micro_batch_size or spec.train.batch_size
+    return (ROWS_THAT_PAY_ON_GPU if on_gpu else ROWS_THAT_PAY_ON_CPU) // rows

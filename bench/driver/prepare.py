@@ -1,0 +1,130 @@
+"""What the driver does before the first trial: read the data once, fetch the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from bench.method import MethodError
+from bench.metrics.checks import check_metrics
+from bench.models import base
+from bench.models.split_data import told_of
+from bench.models.token_cache import read_split
+from bench.models.token_check import check_tokens
+from bench.models.tokens import tokenization
+from bench.plan.plan import planned_parameters
+from bench.plugins.registry import make_task
+from bench.schema.trial import DEFAULT_BRANCH, JsonDict, TrialSpec
+from bench.schema.validation import ConfigError
+from bench.task import Example, Split, Task
+from bench.tasks.hub_commits import commit_of
+from bench.tasks.splits import told_left_out, told_oddities
+
+Examples = dict[Split, Sequence[Example]]
+
+
+def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None], metrics: Sequence[str] = ()) -> None:
+    """Find malformed data, models that cannot say them and methods that do not fit a model before any trial starts.
+
+    Converts the embedded model once.
+
+    Args:
+        trials: What is about to run.
+        say: Takes what people should know, a line each.
+        metrics: Scores that settings are chosen by.
+
+    Raises:
+        ConfigError: The data or the model cannot be used, or a method refuses the model.
+    """
+    read: dict[str, tuple[Task, Examples]] = {}
+    try:
+        _check_methods(trials, say)  # the quickest to find out
+        if any(trial.model.path == base.EMBEDDED for trial in trials) and not base.embedded_folder().is_dir():
+            say(f"converting {base.EMBEDDED} to safetensors, once, into {base.embedded_folder()}")
+            base.embedded_model()
+        told: dict[str, None] = {}
+        for trial in {
+            (trial.task.model_dump_json(), trial.scored_model, trial.splits): trial for trial in trials
+        }.values():
+            task, examples, found = _read(trial, say)
+            read[trial.task.model_dump_json()] = task, examples
+            doubts = check_metrics(task, list(examples["dev"]), metrics)
+            for line in _lines(trial, task, found, doubts):
+                if line not in told:  # of several models, or splits that another stage reads too
+                    told[line] = None
+                    say(line)
+        for model in dict.fromkeys(trial.model for trial in trials if trial.model.commit is not None):
+            known = commit_of(model.path, model.revision, "model")
+            by = " (as the cache knows it: the hub cannot be asked)" if known.source == "cache" else ""
+            say(f"model {model.path}: {model.revision or DEFAULT_BRANCH} is commit {model.commit}{by}")
+        _check_tokens(trials, read, say)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _check_methods(trials: Sequence[TrialSpec], say: Callable[[str], None]) -> None:
+    """Patch each base model, without weights, with each method.
+
+    Raises:
+        ConfigError: A method refuses a model.
+        ModelError: A model cannot be had as the sweep says.
+    """
+    refusals = []
+    kinds = {(one.method.model_dump_json(), one.scored_model): (one.method, one.scored_model) for one in trials}
+    for method, model in kinds.values():
+        try:
+            planned_parameters(method, model)
+        except base.ModelError:
+            raise
+        except Exception as error:  # noqa: BLE001 - code of strangers
+            if isinstance(error, MethodError) and not isinstance(error.__cause__, NotImplementedError | RuntimeError):
+                refusals.append(f"methods: {method.name} on {model.path}: {error}")
+            else:  # some look at weights, which a model without them does not have
+                say(f"method {method.name}: whether it fits {model.path} shows in its trial: {error}")
+    if refusals:
+        raise ConfigError("\n".join(dict.fromkeys(refusals)))
+
+
+def _read(trial: TrialSpec, say: Callable[[str], None]) -> tuple[Task, Examples, JsonDict]:
+    """Read what a trial will read, leaving its tokens where ranks find them. What there is to tell of it comes last.
+
+    Raises:
+        ConfigError: The embedding has no row for one of the tokens.
+    """
+    task = make_task(trial.task)
+    tokens = tokenization(trial.scored_model, task.config)
+    try:
+        splits = {split: read_split(trial.task, task, split, tokens, say) for split in trial.splits}
+    except base.ModelError as error:
+        raise ConfigError(f"{trial.scored_model.path}: tokens fit the embedding: {error}") from error
+    return task, {split: data.examples for split, data in splits.items()}, told_of(splits)
+
+
+def _lines(trial: TrialSpec, task: Task, found: JsonDict, doubts: Sequence[str]) -> Iterator[str]:
+    """What people should know of the data of a trial."""
+    name = trial.task.name
+    counts = [f"{found['train_pairs' if split == 'train' else f'{split}_sources']} {split}" for split in trial.splits]
+    yield f"task {name}: {', '.join(counts)} examples"
+    yield from (f"task {name}: {doubt}" for doubt in doubts)
+    if task.licence_note:
+        yield f"task {name}: the data are licensed {task.licence}: {task.licence_note}"
+    yield from (f"task {name}: left out of {left_out}" for left_out in told_left_out(found["left_out"]))
+    yield from (f"task {name}: warning: {oddity}" for oddity in told_oddities(found))
+
+
+def _check_tokens(
+    trials: Sequence[TrialSpec], read: Mapping[str, tuple[Task, Examples]], say: Callable[[str], None]
+) -> None:
+    """Once for each base model, task and list of banned tokens.
+
+    Raises:
+        ConfigError: With a model, next to nothing that the task wants can be said.
+    """
+    kinds = {(one.scored_model, one.task.model_dump_json(), tuple(one.decode.banned_token_ids)) for one in trials}
+    for model, task_json, banned in sorted(kinds, key=str):
+        task, splits = read[task_json]
+        findings = check_tokens(model, task, splits, banned)
+        if problems := [str(finding) for finding in findings if finding.outcome == "problem"]:
+            raise ConfigError("\n".join(problems))
+        for finding in findings:
+            if finding.outcome == "warning":
+                say(f"warning: {finding}")

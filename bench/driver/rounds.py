@@ -1,0 +1,208 @@
+"""Rounds of trials on one launcher, which starts when the first trial needs it and outlives the rounds."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from bench.driver.mirror import Mirror
+from bench.driver.observer import Observer
+from bench.driver.pace import Later, Pace
+from bench.driver.place import Place
+from bench.driver.status import StatusBoard
+from bench.driver.trackers.tracking import Tracking
+from bench.schema.trial import JsonDict, TrialSpec
+from bench.store.earlier import EarlierAnswers
+from bench.store.kept_sweep import keep_asked
+from bench.store.record_index import Known
+from bench.store.records import Store
+
+if TYPE_CHECKING:
+    from bench.driver.stages import Round
+    from bench.launch.launcher import Launcher
+
+# Of a trial whose sizes cannot be told, until one like it has ended.
+UNKNOWN_SECONDS = 60.0
+
+
+class RoundRunner:
+    """Runs what has no record yet, round by round.
+
+    Args:
+        store: Of the sweep, locked by this process.
+        sweep: Its name.
+        place: Where its trials run.
+        console: Where people read what happens.
+        targets: The classes of all methods and tasks, whose sources travel where they are plugins.
+        retry_failed: Whether trials that failed in an earlier run are run again.
+        trackers: Those that hear of the trials, with their settings.
+        mirror: Where to keep a copy of the results.
+        metrics: Scores that settings are chosen by, which have to be had.
+        trains: Whether the method of a trial trains anything.
+        keep: Writes which records are asked for, before those that lack run.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        sweep: str,
+        place: Place,
+        console: Console,
+        targets: Sequence[str],
+        retry_failed: bool,
+        trackers: Mapping[str, JsonDict] | None = None,
+        mirror: str | None = None,
+        metrics: Sequence[str] = (),
+        trains: Callable[[TrialSpec], bool] = lambda trial: True,
+        keep: Callable[[Path, Iterable[str]], None] = keep_asked,
+    ) -> None:
+        self.store = store
+        self.sweep = sweep
+        self.console = console
+        self.place, self.targets = place, targets
+        self.retry_failed = retry_failed
+        self.metrics, self.trains, self.keep = metrics, trains, keep
+        self.found: dict[str, Known] = {}
+        self._launcher: Launcher | None = None
+        self._board = StatusBoard(store.root, sweep, Pace(self._expected_seconds, self._at_once))
+        warn = partial(self.console.print, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        self._tracking = Tracking(trackers or {}, store.root.absolute(), sweep, warn)
+        self._mirror = None if mirror is None else Mirror(mirror, store, warn)
+
+    def __enter__(self) -> RoundRunner:
+        # Batch systems ask with SIGTERM, and a job that a shell started in the background would ignore SIGINT.
+        for stop in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(stop, signal.default_int_handler)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self.console.print("stopped: finished trials are kept, and the same command goes on", highlight=False)
+        if self._launcher is not None:
+            self._launcher.close()
+        self._tracking.close()
+        self._board.write()
+
+    def recover(self) -> None:
+        """Put in order what an earlier driver left."""
+        from bench.store.recover import recover
+
+        recovered = recover(self.store)
+        for why in recovered.set_aside.values():
+            self.console.print(f"set aside: {why}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        for result in recovered.committed:
+            self.console.print(f"committed {result.trial_id}, which had finished when the driver died", highlight=False)
+        if self._mirror is not None and (fetched := self._mirror.fetch()):
+            self.console.print(f"fetched {len(fetched)} records from {self._mirror.url}", highlight=False)
+
+    def tell_moved(self, trials: Sequence[TrialSpec]) -> None:
+        """Say which finished trials were made with another commit of the hub than these would be."""
+        from bench.driver.moved import moved
+
+        finished = map(self.store.known, self.store.trial_ids())
+        for told in moved(filter(None, finished), trials):
+            self.console.print(told, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+    def complete_mirror(self) -> bool:
+        """Copy what the mirror lacks, with the report. Returns whether it holds everything now."""
+        if self._mirror is None or (why := self._mirror.push()) is None:
+            return True
+        self.console.print(f"not everything is on {self._mirror.url}; the same command tries again: {why}", style="red")
+        return False
+
+    def run(self, trials: Round, title: str, later: Sequence[Later] = ()) -> None:
+        """Run the trials of a round that have no record.
+
+        Args:
+            trials: The round.
+            title: What a line on it begins with.
+            later: What comes after it, as far as one can tell.
+        """
+        earlier = EarlierAnswers(self.store, self.trains)
+        present = {
+            trial.trial_id: found for trial in trials.trials if (found := self._present(trial, earlier)) is not None
+        }
+        asked = [
+            present[trial.trial_id].trial_id if trial.trial_id in present else trial.trial_id for trial in trials.trials
+        ]
+        self.keep(self.store.root, asked)
+        pending = [trial for trial in trials.trials if trial.trial_id not in present]
+        done = len(trials.trials) - len(pending)
+        self.console.print(f"{title}: {len(trials.trials)} trials, {done} done, {len(pending)} to run", highlight=False)
+        self._board.begin_round(list(present.values()), pending, later if pending else ())
+        if pending:
+            self._run(pending)
+        self._board.write()
+        for trial in trials.trials:
+            known = present.get(trial.trial_id) or self.store.known(trial.trial_id)
+            if known is not None:
+                self.found[trial.trial_id] = known
+
+    def tuning_seconds(self) -> float:
+        """Device-seconds of the trials of the stage tune so far."""
+        records = (self.store.read(known.trial_id) for known in self.found.values() if known.stage == "tune")
+        return sum(record.device_seconds for record in records if record is not None)
+
+    def _present(self, trial: TrialSpec, earlier: EarlierAnswers) -> Known | None:
+        """What is known of a trial's record, or of one of its answer, but for a failure that is to be run again."""
+        known = self.store.known(trial.trial_id)
+        if known is None:  # A search asks for its trials by their ids.
+            return None if trial.stage == "tune" else earlier.find(trial)
+        if known.failed and self.retry_failed and trial.trial_id not in self.found:
+            self.store.discard(trial.trial_id)
+            return None
+        return known
+
+    def _run(self, pending: Sequence[TrialSpec]) -> None:
+        from bench.driver.display import Display
+        from bench.driver.fusable import fusion_of
+        from bench.driver.prepare import prepare
+        from bench.driver.schedule import Schedule
+        from bench.driver.stopping import stoppable
+
+        if self._launcher is None:
+            self._launcher = self._start_launcher()
+            self._launcher.warm(pending[0])
+        self._launcher.check(pending)
+        say = partial(self.console.print, style="dim", highlight=False, markup=False, soft_wrap=True)
+        prepare(pending, say, self.metrics)
+        with Display(self.console, self._board) as display:
+            observers: list[Observer] = [self._board, display, self._tracking]
+            if self._mirror is not None:
+                observers.append(self._mirror)
+            schedule = Schedule(self.store, self._launcher, self.sweep, observers, fusion_of)
+            with stoppable(schedule.drain, lambda message: self.console.print(message, highlight=False)):
+                schedule.run(pending)
+        if schedule.draining:
+            raise KeyboardInterrupt
+
+    def _expected_seconds(self, trial: TrialSpec) -> float:
+        from bench.plan.expected_time import expected_seconds
+
+        try:
+            return expected_seconds(trial)
+        except Exception:  # noqa: BLE001 - a time that cannot be told, say for a stranger's method, ends no sweep
+            return UNKNOWN_SECONDS
+
+    def _at_once(self, trial: TrialSpec) -> int:
+        if self._launcher is None:
+            return 1
+        cluster = self._launcher.cluster
+        return cluster.at_once(cluster.need(trial))
+
+    def _start_launcher(self) -> Launcher:
+        from bench.launch.choose import make_launcher
+        from bench.plugins.source import sources_of
+
+        place = self.place
+        return make_launcher(
+            place.launcher.value, self.store.outbox, place.address, sources_of(self.targets), place.runtime_env
+        )

@@ -1,0 +1,1 @@
+"""One attempt of a trial on some machines: hosts, seats, keepers, Ray."""

@@ -1,0 +1,339 @@
+"""Runs attempts on hosts of rank processes, each in a thread that watches its ranks. Knows no Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from bench.launch.launcher import CLOSE_SECONDS, Ended, Launcher, Progress, Running
+from bench.launch.rank_host import LOOPBACK
+from bench.measure.provenance import code_sha256
+from bench.rank.environment import SEAT_VARIABLE
+from bench.rank.process import RankJob
+from bench.schema.record import Failed, RankReport, Reason
+from bench.schema.trial import JsonDict, TrialSpec
+from bench.store.outbox import checkpoints_beside, finished_ranks, log_name, merged, payload
+
+LOG_TAIL_LINES = 30
+# From the start of a rank's process, over its imports, to its first sign of life.
+START_TIMEOUT_SECONDS = 300.0
+POLL_SECONDS = 0.5
+# A rank that was lost makes the others fail too. So long is waited for what tells best why.
+PEERS_SECONDS = 20.0
+
+
+class Host(Protocol):
+    """What :class:`bench.launch.rank_host.RankHost` does, wherever it is."""
+
+    def warm(self, environment: dict[str, str]) -> None: ...
+
+    def start(self, attempt_id: str, job: JsonDict, environment: dict[str, str]) -> None: ...
+
+    def send(self, attempt_id: str, rank: int, line: str) -> None: ...
+
+    def poll(self, seconds: float) -> list[JsonDict]: ...
+
+    def end(self, attempt_id: str) -> bool: ...
+
+    def files(self, attempt_id: str) -> dict[str, int]: ...
+
+    def read(self, attempt_id: str, name: str, offset: int) -> bytes: ...
+
+    def clear(self, attempt_id: str) -> None: ...
+
+    def address(self) -> str: ...
+
+
+class HostLost(Exception):
+    """A machine, or what we run there, is gone."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class HostLauncher(Launcher):
+    """Starts ranks through hosts, follows them, and leaves no process behind.
+
+    Every thread ends in an event, whatever it meets: a thread that died without a word would leave its trial running
+    for ever.
+    """
+
+    closing = False  # From here on, that a host is gone is no news.
+
+    def _launch(self, run: Running) -> None:
+        threading.Thread(target=self._watch, args=(run,), name=run.trial_id, daemon=True).start()
+
+    def warm(self, spec: TrialSpec) -> None:
+        """Have all machines import the libraries while the driver does something else."""
+        need = self.cluster.need(spec)
+        environment = rank_environment(need.cpus_per_rank, ["0"] if need.gpus_per_rank else [])
+        for machine in self.cluster.machines:
+            if machine.most_ranks(need):
+                with contextlib.suppress(HostLost):
+                    self.host(machine.node_id).warm(environment)
+
+    @abstractmethod
+    def host(self, node_id: str) -> Host:
+        """The host of a node.
+
+        Raises:
+            HostLost: The node is gone.
+        """
+
+    @abstractmethod
+    def _prepare(self, run: Running) -> list[list[str]] | None:
+        """Take a trial's seats for real. Returns the GPUs that each rank may see; None if the trial was stopped.
+
+        Raises:
+            HostLost: One of the nodes is gone, or does not get ready.
+        """
+
+    @abstractmethod
+    def _release(self, run: Running) -> None:
+        """Give the seats back."""
+
+    def receive(self, node_id: str, host: Host) -> None:
+        """Hear what the ranks on a host say, until it or this launcher ends; the body of a thread."""
+        try:
+            while not self.closing or self.running:
+                messages = host.poll(POLL_SECONDS * 10)
+                by_attempt = {run.attempt.attempt_id: run for run in list(self.running.values())}
+                for message in messages:
+                    if (owner := by_attempt.get(message["attempt_id"])) is not None:
+                        owner.inbox.put(message)
+        except HostLost as lost:
+            self._lose(node_id, lost.reason, str(lost))
+        except Exception as error:  # noqa: BLE001 - its trials must hear of it whatever it is
+            self._lose(node_id, "worker_lost", f"node {node_id} is not heard: {type(error).__name__}: {error}")
+
+    def _lose(self, node_id: str, reason: Reason, why: str) -> None:
+        """Tell the trials on a node that it is gone. Of those, the largest is to blame where memory ran out."""
+        runs = [run for run in list(self.running.values()) if any(seat.node_id == node_id for seat in run.seats)]
+        for run in sorted(runs, key=lambda run: run.memory_bytes, reverse=True):
+            run.inbox.put({"lost": why, "reason": reason})
+            reason = "worker_lost" if reason == "out_of_memory" else reason
+
+    def close(self) -> None:
+        for trial_id in list(self.running):
+            self.stop(trial_id, "cancelled")
+        deadline = time.monotonic() + CLOSE_SECONDS
+        while self.running and time.monotonic() < deadline:
+            self.poll(0.1)
+        self.closing = True
+
+    def _watch(self, run: Running) -> None:
+        try:
+            ended = self._ended(run)
+        except Exception as error:  # noqa: BLE001 - the driver must hear of it whatever it is
+            failed = _failed(*_launcher_failure(error)).of_member(0)
+            ended = Ended(run.trial_id, run.attempt.attempt_id, failed, None, run.seconds)
+        self.events.put(ended)
+
+    def _ended(self, run: Running) -> Ended:
+        """Run an attempt to its end."""
+        try:
+            report = self._run(run)
+        except HostLost as lost:
+            report = _failed(lost.reason, str(lost))
+        except Exception as error:  # noqa: BLE001 - what the ranks have finished counts all the same
+            report = _failed(*_launcher_failure(error))
+        if isinstance(report.outcome, Failed) and report.outcome.is_symptom:
+            # A rank may have died when all was done and written.
+            finished = finished_ranks(run.outbox, run.need.ranks)
+            if finished is not None:
+                report = merged({rank: left.report for rank, left in finished.items()})
+        outcome = report.of_member(0)
+        if isinstance(outcome, Failed):
+            outcome = outcome.model_copy(update={"log_tail": log_tail(run.outbox, outcome.rank)})
+        return Ended(
+            run.trial_id,
+            run.attempt.attempt_id,
+            outcome,
+            report.provenance,
+            run.seconds,
+            payload(run.outbox),
+            companions=report.companions,
+            shared_seconds=report.shared_seconds,
+        )
+
+    def _run(self, run: Running) -> RankReport:
+        try:
+            gpus = self._prepare(run)
+            if gpus is None:
+                return RankReport(outcome=stopped(run), provenance=None)
+            ranks = _Ranks(run, [self.host(seat.node_id) for seat in run.seats])
+            try:
+                ranks.start(gpus)
+                return ranks.follow(self)
+            finally:
+                ranks.end()
+        finally:
+            self._release(run)
+
+
+class _Ranks:
+    """The ranks of one attempt."""
+
+    def __init__(self, run: Running, hosts: Sequence[Host]) -> None:
+        self.run = run
+        self.hosts = hosts  # in the order of ranks
+        self.attempt_id = run.attempt.attempt_id
+        self.reports: dict[int, RankReport] = {}
+        self.phases: dict[int, str] = {}
+        self._heard: dict[int, float] = {}
+        self._started = time.monotonic()
+
+    def start(self, gpus: Sequence[Sequence[str]]) -> None:
+        spans_nodes = len({seat.node_id for seat in self.run.seats}) > 1
+        host = self.hosts[0].address() if spans_nodes else LOOPBACK
+        checkpoints = None
+        if self.run.spec.checkpoint_every_steps is not None:
+            checkpoints = str(checkpoints_beside(self.run.outbox.parent.parent.resolve(), self.run.trial_id))
+        for rank, visible in enumerate(gpus):
+            job = RankJob(
+                spec=self.run.spec.with_absolute_paths(),
+                companions=[companion.with_absolute_paths() for companion in self.run.started.companions],
+                rank=rank,
+                outbox=str(self.run.outbox.resolve()),
+                threads=self.run.need.cpus_per_rank,
+                host=host,
+                driver_code_sha256=code_sha256(),
+                checkpoints=checkpoints,
+            )
+            environment = rank_environment(self.run.need.cpus_per_rank, visible)
+            self.hosts[rank].start(self.attempt_id, job.model_dump(mode="json"), environment)
+
+    def follow(self, launcher: HostLauncher) -> RankReport:
+        """Until all ranks have reported, or one of them has failed and it is clear why."""
+        give_up: float | None = None
+        while len(self.reports) < len(self.hosts) and (give_up is None or time.monotonic() < give_up):
+            if self.run.stop_reason:
+                return RankReport(outcome=stopped(self.run), provenance=None)
+            self._notice_silence()
+            with contextlib.suppress(queue.Empty):
+                self._hear(self.run.inbox.get(timeout=POLL_SECONDS), launcher)
+            failures = [report.outcome for report in self.reports.values() if isinstance(report.outcome, Failed)]
+            if not all(failure.is_symptom for failure in failures):
+                break
+            if failures and give_up is None:
+                give_up = time.monotonic() + PEERS_SECONDS
+        return merged(self.reports)
+
+    def _hear(self, message: JsonDict, launcher: HostLauncher) -> None:
+        if "lost" in message:
+            raise HostLost(message["reason"], message["lost"])
+        rank = message["rank"]
+        self._heard[rank] = time.monotonic()
+        if "port" in message:
+            for other in range(1, len(self.hosts)):
+                self.hosts[other].send(self.attempt_id, other, str(message["port"]))
+        elif "report" in message:
+            self.reports[rank] = RankReport.model_validate(message["report"])
+        elif "exit" in message:
+            if rank not in self.reports:
+                self._fail(*_lost(message), rank)
+        else:
+            data: JsonDict = message.get("progress") or message["beat"]
+            if "phase" in data:
+                self.phases[rank] = data["phase"]
+            self.run.memory_bytes = max(self.run.memory_bytes, data.get("memory_bytes", 0))
+            member = self.run.started.members[data.pop("member", 0)]
+            launcher.events.put(Progress(member.spec.trial_id, rank, data))
+
+    def _notice_silence(self) -> None:
+        """Fail ranks that have not been heard for too long."""
+        now = time.monotonic()
+        for rank in range(len(self.hosts)):
+            if rank in self.reports:
+                continue
+            if rank not in self._heard:
+                if now - self._started > START_TIMEOUT_SECONDS:
+                    self._fail("start_timed_out", f"did not start within {START_TIMEOUT_SECONDS:g} s", rank)
+            elif now - self._heard[rank] > (limit := self.run.spec.resources.hang_seconds):
+                self._fail("hung", f"gave no sign of life for {limit:g} s", rank)
+
+    def _fail(self, reason: Reason, what: str, rank: int) -> None:
+        failed = Failed(reason=reason, phase=self.phases.get(rank), rank=rank, message=f"rank {rank} {what}")
+        self.reports[rank] = RankReport(outcome=failed, provenance=None)
+
+    def end(self) -> None:
+        """Leave no process, and bring the files here."""
+        for host in dict.fromkeys(self.hosts):
+            try:
+                host.end(self.attempt_id)
+                _fetch(host, self.attempt_id, self.run.outbox)
+                host.clear(self.attempt_id)
+            except HostLost:
+                continue  # Its processes went with it, and so did its files.
+
+
+def _lost(message: JsonDict) -> tuple[Reason, str]:
+    """Why a process ended without a report."""
+    code = message["exit"]
+    if message.get("out_of_memory"):
+        return "out_of_memory", "was killed by the system, which had run out of memory"
+    if code is None:
+        return "worker_lost", f"disappeared{message.get('why', '')}"
+    how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+    return "worker_lost", f"{how} without a report"
+
+
+def _fetch(host: Host, attempt_id: str, destination: Path) -> None:
+    """Copy the files of an attempt to this machine, in pieces, if they are not on storage that both share."""
+    for name, size in host.files(attempt_id).items():
+        with (destination / Path(name).name).open("wb") as file:
+            while file.tell() < size:
+                piece = host.read(attempt_id, name, file.tell())
+                if not piece:
+                    break
+                file.write(piece)
+
+
+def rank_environment(threads: int, gpus: Sequence[str]) -> dict[str, str]:
+    """Environment variables of a rank that the launcher sets."""
+    return {
+        "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+        "HIP_VISIBLE_DEVICES": ",".join(gpus),  # which ROCm heeds first; Ray or a shell may have set it for many ranks
+        SEAT_VARIABLE: ",".join(gpus),
+        **({} if gpus else {"DS_ACCELERATOR": "cpu"}),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": "1",  # NumPy's own threads would start with the import, before any fork
+        "PYTHONUNBUFFERED": "1",
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # counts GPUs without starting CUDA, which does not survive a fork
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+
+
+def _launcher_failure(error: Exception) -> tuple[Reason, str]:
+    """What went wrong on our side of a trial. Files and networks fail without the trial having a part in it."""
+    reason: Reason = "worker_lost" if isinstance(error, OSError) else "error"
+    return reason, f"the launcher failed: {type(error).__name__}: {error}"
+
+
+def _failed(reason: Reason, message: str) -> RankReport:
+    return RankReport(outcome=Failed(reason=reason, phase=None, rank=None, message=message), provenance=None)
+
+
+def stopped(run: Running) -> Failed:
+    """The outcome of a trial that was made to end."""
+    if run.stop_reason == "timed_out":
+        message = f"longer than resources.timeout_seconds: {run.spec.resources.timeout_seconds:g}"
+        return Failed(reason="timed_out", phase=None, rank=None, message=message)
+    return Failed(reason="cancelled", phase=None, rank=None, message="cancelled")
+
+
+def log_tail(outbox: Path, rank: int | None) -> str | None:
+    """Last lines of the log of a rank (of rank 0, if the failure names none)."""
+    path = outbox / log_name(rank or 0)
+    if not path.is_file():
+        return None
+    return "\n".join(path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]) or None

@@ -1,0 +1,1 @@
+"""Time, memory, energy and provenance of a process, and how it ends."""

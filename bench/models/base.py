@@ -1,0 +1,279 @@
+"""Base models: a local folder, a hub id, or the embedded default. safetensors only."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bench.models.architecture import Architecture, ArchitectureError, architecture_of, vocabulary_size
+from bench.models.lean_modules import use_lean_modules
+from bench.models.model_files import (
+    EMBEDDED,
+    EMBEDDED_GGUF,
+    EMBEDDED_PACKAGE,
+    ModelError,
+    cache_path,
+    embedded_folder,
+    embedded_package,
+    local_folder,
+    require_model_files,
+    weights_sha256,
+)
+from bench.schema.trial import ModelSpec
+from bench.store.files import new_folder
+
+# With what bench.models.model_files says of files, so that readers of models need one module.
+__all__ = [
+    "ABOUT_ATTENTION",
+    "EMBEDDED",
+    "EMBEDDED_GGUF",
+    "EMBEDDED_PACKAGE",
+    "ModelError",
+    "architecture",
+    "cache_path",
+    "embedded_folder",
+    "embedded_model",
+    "embedded_package",
+    "empty_model",
+    "has_dropout",
+    "load_config",
+    "load_generation_config",
+    "load_model",
+    "load_tokenizer",
+    "local_folder",
+    "model_source",
+    "require_model_files",
+    "weights_dtype",
+    "weights_sha256",
+]
+
+# Words in what transformers says when a model has no attention of the kind that is asked for.
+ABOUT_ATTENTION = ("attention implementation", "attn_implementation", "flash attention", "flashattention", "flash_attn")
+
+
+def model_source(spec: ModelSpec) -> str:
+    """What transformers loads: a local folder, checked and if need be converted first, or a hub id.
+
+    Raises:
+        ModelError: The folder is no model folder, or the embedded model's package is missing.
+    """
+    if spec.path == EMBEDDED:
+        return str(embedded_model())
+    folder = local_folder(spec)
+    return spec.path if folder is None else str(folder)
+
+
+def load_tokenizer(spec: ModelSpec) -> Any:
+    """The tokenizer. A padding token that is missing, or that the embedding has no row for, becomes the end token.
+
+    The attention mask hides it; the embedding is asked for it all the same.
+
+    Raises:
+        ModelError: There is none, or it has no end token that the model knows.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        model_source(spec), revision=spec.pinned_revision, trust_remote_code=spec.trust_remote_code
+    )
+    rows = vocabulary_size(load_config(spec))
+    end, padding = tokenizer.eos_token_id, tokenizer.pad_token_id
+    if end is None:
+        raise ModelError(f"model.path: the tokenizer of {spec.path!r} has no end token, so no text could ever end")
+    if rows is not None and end >= rows:
+        raise ModelError(
+            f"model.path: the tokenizer of {spec.path!r} has the end token {tokenizer.eos_token!r} with the id {end}, "
+            f"and the embedding has {rows:,} rows, so no text could ever end; set eos_token in its "
+            "tokenizer_config.json to a token that the model knows"
+        )
+    if padding is None or (rows is not None and padding >= rows):
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def weights_dtype(precision: Literal["fp32", "bf16"]) -> torch.dtype:
+    """The dtype of a base model's weights at a precision of ``resources.precision``."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def load_model(spec: ModelSpec, dtype: torch.dtype, dropout: float | None = None) -> Any:
+    """The base model on the CPU, all weights frozen, in evaluation mode.
+
+    Args:
+        spec: Which model.
+        dtype: Of its weights.
+        dropout: Within the model, once it trains; None is what its configuration says.
+
+    Raises:
+        ModelError: It cannot be loaded, or has no dropout to set.
+    """
+    import transformers
+
+    auto_class = getattr(transformers, architecture(spec).auto_class)
+    settings = _dropout_settings(spec, dropout) | _padding_settings(spec)
+    try:
+        model = auto_class.from_pretrained(
+            model_source(spec),
+            revision=spec.pinned_revision,
+            dtype=dtype,
+            attn_implementation=spec.attention,
+            use_safetensors=True,
+            trust_remote_code=spec.trust_remote_code,
+            **settings,
+        )
+    except (OSError, KeyError, ValueError, ImportError) as error:
+        raise _unusable(spec, error) from error
+    use_lean_modules(model)
+    return model.requires_grad_(False).eval()
+
+
+def _unusable(spec: ModelSpec, error: Exception) -> ModelError:
+    """What to say of a base model that transformers refuses to make: which key is at fault, and what would be right."""
+    reason = str(error)
+    if any(word in reason.lower() for word in ABOUT_ATTENTION):
+        other = "leave model.attention out" if spec.attention == "flash_attention_2" else "set model.attention: eager"
+        name = (getattr(load_config(spec), "architectures", None) or ["the model"])[0]
+        return ModelError(
+            f"model.attention: {name} in {spec.path!r} cannot be had with {spec.attention!r}; {other} "
+            f"({reason.partition('. ')[0]})"
+        )
+    return ModelError(f"model.path: {spec.path!r} cannot be loaded: {reason}")
+
+
+def _dropout_settings(spec: ModelSpec, dropout: float | None) -> dict[str, float]:
+    """The probabilities of dropout in the model's configuration, whatever its family calls them, set to one value.
+
+    LayerDrop is another thing, and the dropout of classifiers has no part in a language model. None sets nothing.
+    """
+    if dropout is None:
+        return {}
+    names = _dropouts(spec).keys()
+    if not names and dropout:
+        raise ModelError(f"train.dropout: {dropout:g} has no effect: the configuration of {spec.path!r} has no dropout")
+    return dict.fromkeys(names, dropout)
+
+
+def _dropouts(spec: ModelSpec) -> dict[str, float]:
+    """The probabilities of dropout in the model's configuration, whatever its family calls them."""
+    return {
+        name: value
+        for name, value in load_config(spec).to_dict().items()
+        if "drop" in name and "layerdrop" not in name and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def _padding_settings(spec: ModelSpec) -> dict[str, None]:
+    """No padding token where the configuration names one that the embedding has no row for: torch would refuse it."""
+    config = load_config(spec)
+    padding, rows = getattr(config, "pad_token_id", None), vocabulary_size(config)
+    outside = isinstance(padding, int) and rows is not None and not 0 <= padding < rows
+    return {"pad_token_id": None} if outside else {}
+
+
+def has_dropout(spec: ModelSpec, dropout: float | None) -> bool:
+    """Whether anything is dropped within the model once it trains, see :func:`load_model`."""
+    if dropout is not None:
+        return dropout > 0
+    of_classifiers = ("classif", "summary")
+    return any(value for name, value in _dropouts(spec).items() if not name.startswith(of_classifiers))
+
+
+def empty_model(
+    spec: ModelSpec, dtype: torch.dtype = torch.float32, dropout: float | None = None, device: str = "meta"
+) -> Any:
+    """The base model without weights, frozen. Converts nothing.
+
+    Args:
+        spec: Which model.
+        dtype: Of its weights.
+        dropout: As in :func:`load_model`.
+        device: The meta device is enough to count parameters; another one is for a mode of fake tensors.
+
+    Raises:
+        ModelError: transformers refuses to make it: a kind of attention that the model does not have, for instance.
+    """
+    import transformers
+
+    auto_class = getattr(transformers, architecture(spec).auto_class)
+    config = load_config(spec)
+    for name, value in (_dropout_settings(spec, dropout) | _padding_settings(spec)).items():
+        setattr(config, name, value)
+    try:
+        with torch.device(device):
+            model = auto_class.from_config(config, attn_implementation=spec.attention, dtype=dtype)
+    except (KeyError, ValueError, ImportError) as error:
+        raise _unusable(spec, error) from error
+    use_lean_modules(model)
+    return model.requires_grad_(False).eval()
+
+
+def load_config(spec: ModelSpec) -> Any:
+    """The base model's configuration. Converts nothing.
+
+    Raises:
+        ModelError: It cannot be read.
+    """
+    from transformers import AutoConfig
+
+    if spec.path == EMBEDDED and not embedded_folder().is_dir():
+        return AutoConfig.from_pretrained(embedded_package(), gguf_file=EMBEDDED_GGUF)
+    try:
+        return AutoConfig.from_pretrained(
+            model_source(spec), revision=spec.pinned_revision, trust_remote_code=spec.trust_remote_code
+        )
+    except (OSError, KeyError, ValueError) as error:
+        raise ModelError(f"model.path: {spec.path!r} has no usable configuration: {error}") from error
+
+
+def load_generation_config(spec: ModelSpec) -> Any:
+    """What the base model's ``generation_config.json`` says; None where there is none."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(model_source(spec), revision=spec.pinned_revision)
+    except OSError:
+        return None
+
+
+def architecture(spec: ModelSpec) -> Architecture:
+    """Whether the base model is a decoder alone or an encoder with a decoder.
+
+    Raises:
+        ModelError: Its configuration cannot be read or does not say enough.
+    """
+    try:
+        return architecture_of(load_config(spec))
+    except ArchitectureError as error:
+        raise ModelError(f"model.path: {spec.path!r}: {error}") from error
+
+
+def embedded_model() -> Path:
+    """Folder of the embedded model, converted from GGUF to safetensors (fp32) once for each user.
+
+    The conversion takes some ten seconds and happens in a temporary folder that is renamed at the end. Of two processes
+    that race, one wins and both get its folder.
+    """
+    target = embedded_folder()
+    if target.is_dir():
+        return target
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    package = embedded_package()
+    noise = io.StringIO()  # progress bars that would break the caller's display; errors are exceptions
+    with (
+        contextlib.suppress(FileExistsError),  # Another process that was quicker has made the same folder.
+        new_folder(target) as partial,
+        contextlib.redirect_stdout(noise),
+        contextlib.redirect_stderr(noise),
+    ):
+        AutoTokenizer.from_pretrained(package, gguf_file=EMBEDDED_GGUF).save_pretrained(partial)
+        model = AutoModelForCausalLM.from_pretrained(package, gguf_file=EMBEDDED_GGUF, dtype=torch.float32)
+        # The weights are dequantised, but transformers refuses to save while the model says it is quantised.
+        del model.config.quantization_config
+        model.hf_quantizer = None
+        model.save_pretrained(partial)
+    return target

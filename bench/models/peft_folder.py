@@ -1,0 +1,66 @@
+"""An adapter's folder as Hugging Face peft saves it, in the terms of the method that stands for peft."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+from bench.models.adapter import AdapterError
+from bench.schema.trial import JsonDict
+from bench.schema.validation import ConfigError
+
+PEFT_CONFIG_FILE = "adapter_config.json"
+PEFT_TENSORS_FILE = "adapter_model.safetensors"
+
+
+def peft_settings(folder: Path) -> JsonDict:
+    """What ``adapter_config.json`` says.
+
+    Raises:
+        AdapterError: It is no configuration of peft.
+    """
+    path = folder / PEFT_CONFIG_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AdapterError(f"{path}: not a configuration of peft: {error}") from error
+    if not (isinstance(content, dict) and isinstance(content.get("peft_type"), str)):
+        raise AdapterError(f"{path}: not a configuration of peft: it names no peft_type")
+    return content
+
+
+def bridge_settings(settings: JsonDict, decode_batch_size: int) -> JsonDict:
+    """Settings of the method hf_peft that patch a model as this configuration says: what differs from peft's defaults.
+
+    Args:
+        settings: Of :func:`peft_settings`.
+        decode_batch_size: Sources that are decoded together. Some types of peft only keep the contract of methods where
+            nothing is padded.
+
+    Raises:
+        ConfigError: Sources would be padded, or the type breaks the contract in other ways.
+    """
+    from methods.hf_peft import BREAKS_CONTRACT, OWN_FIELDS, PADDING_BREAKS, peft_config_classes
+
+    peft_type = settings["peft_type"]
+    known = peft_config_classes().get(peft_type)
+    if known is None:
+        return {"peft_type": peft_type}  # which the method refuses, naming what there is
+    reason = BREAKS_CONTRACT.get(peft_type)
+    if reason is not None and reason != PADDING_BREAKS:
+        raise ConfigError(f"{peft_type} of peft cannot be scored: {reason}")
+    if reason is not None and decode_batch_size > 1:
+        raise ConfigError(
+            f"{peft_type} of peft is scored one source at a time: {reason}; --set decode.batch_size=1 does so"
+        )
+    defaults = {
+        field.name: field.default_factory() if field.default_factory is not MISSING else field.default
+        for field in fields(known)
+    }
+    own = {
+        key: value
+        for key, value in settings.items()
+        if key not in OWN_FIELDS and (key not in defaults or defaults[key] != value)
+    }
+    return {"peft_type": peft_type, **own, **({"despite_contract": True} if reason is not None else {})}

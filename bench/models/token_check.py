@@ -1,0 +1,228 @@
+"""Whether a base model can say what a task wants, found out before anything trains: its tokenizer, tried on references.
+
+What no text of a model can reach would otherwise look like a bad method: a tokenizer that knows no capitals, a
+reference that holds what ends a text, tokens that the embedding has no row for.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from bench.metrics.scoring import score_examples
+from bench.models import base
+from bench.models.architecture import vocabulary_size
+from bench.models.split_data import StoredExamples
+from bench.models.text_ends import end_token_ids, first_line
+from bench.models.tokens import Tokenization, tokenization
+from bench.schema.trial import ModelSpec
+from bench.task import Example, Scoring, Split, Task
+
+MOST_REFERENCES = 100
+# Of the official scores, what is quick to take and shows what a tokenizer loses.
+SHOWN_SCORES = ("bleu", "chrf")
+
+
+@dataclass(frozen=True)
+class TokenFinding:
+    """What one check found. A problem keeps a sweep from starting: nothing that came of it would mean anything."""
+
+    check: str
+    outcome: Literal["pass", "warning", "problem"]
+    found: str = ""
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.check}: {self.found}; {self.remedy}" if self.remedy else self.check
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A reference, its tokens behind its source, and what these tokens say."""
+
+    example: Example  # with this reference alone
+    source_ids: Sequence[int]
+    ids: Sequence[int]
+    said: str
+
+    @property
+    def reference(self) -> str:
+        return self.example.references[0]
+
+    @property
+    def comes_back(self) -> bool:
+        """Whether the text is the reference, white space apart. What follows a line break is another matter."""
+        return self.said.split() == first_line(self.reference).split()
+
+
+def try_references(tokens: Tokenization, splits: Mapping[Split, Sequence[Example]]) -> list[Tried]:
+    """Up to 100 references, taken evenly over all splits. None is cut."""
+    parts = list(splits.values())
+    # How many references there are up to each example of each split, and up to each split.
+    ends = [list(itertools.accumulate(_reference_counts(part))) for part in parts]
+    starts = list(itertools.accumulate((end[-1] if end else 0 for end in ends), initial=0))
+    total = starts[-1]
+    count = min(MOST_REFERENCES, total)
+    limits = {"max_source_tokens": 10**9, "max_target_tokens": 10**9}
+    tokens = replace(tokens, config=tokens.config.model_copy(update=limits), rows=None)
+    tried = []
+    for place in (number * total // count for number in range(count)):
+        part = bisect.bisect_right(starts, place) - 1
+        number = bisect.bisect_right(ends[part], place - starts[part])
+        example = parts[part][number]
+        reference = example.references[place - starts[part] - ends[part][number]]
+        source_ids, ids = tokens.behind_source(example.source, reference)
+        whole = tokens.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        said = first_line(whole)
+        tried.append(Tried(replace(example, references=(reference,)), source_ids, ids, said))
+    return tried
+
+
+def _reference_counts(examples: Sequence[Example]) -> list[int]:
+    """How many references each example has; what is stored need not be read for that."""
+    if isinstance(examples, StoredExamples):
+        return examples.reference_counts
+    return [len(example.references) for example in examples]
+
+
+def lost_references(tokens: Tokenization, splits: Mapping[Split, Sequence[Example]]) -> dict[str, int]:
+    """For a record: how many of the references tried no text can equal; empty if all come back from their tokens."""
+    tried = try_references(tokens, splits)
+    lost = sum(not one.comes_back for one in tried)
+    return {"references_tried": len(tried), "references_lost": lost} if lost else {}
+
+
+def check_tokens(
+    model: ModelSpec, task: Task, splits: Mapping[Split, Sequence[Example]], banned: Sequence[int] = ()
+) -> list[TokenFinding]:
+    """Every check of a model's tokens on a task's references.
+
+    Args:
+        model: The base model; its weights are not loaded.
+        task: The task.
+        splits: Its examples.
+        banned: Tokens that are never generated.
+
+    Raises:
+        ModelError: The tokenizer or the configuration cannot be had.
+    """
+    tokens = tokenization(model, task.config)
+    config = base.load_config(model)
+    tried = try_references(tokens, splits)
+    ends = end_token_ids(tokens.tokenizer, config, base.load_generation_config(model))
+    rows = vocabulary_size(config)
+    checks = {
+        "beginning token": _beginning(tokens),
+        "tokens fit the embedding": _rows(tokens, tried, rows, banned),
+        "no reference holds what ends a text": _ends(tokens, tried, ends),
+        "no reference holds a banned token": _banned(tried, banned),
+        "tokens give the references back": _given_back(tokens, tried, task.scoring),
+    }
+    found = []
+    for check, findings in checks.items():
+        told = [TokenFinding(f"{model.path}: {check}", *finding) for finding in findings]
+        found += told or [TokenFinding(f"{model.path}: {check}", "pass")]
+    return found
+
+
+Findings = Iterator[tuple[Literal["warning", "problem"], str, str]]
+
+
+def _beginning(tokens: Tokenization) -> Findings:
+    if not tokens.beginning_token and not tokens.texts.around[0]:
+        yield (
+            "problem",
+            "model.beginning_token: false has no effect, because the tokenizer puts nothing before a text",
+            "leave it out",
+        )
+
+
+def _rows(tokens: Tokenization, tried: Sequence[Tried], rows: int | None, banned: Sequence[int]) -> Findings:
+    if rows is None:
+        return
+    beyond = {token for one in tried for token in (*one.source_ids, *one.ids) if token >= rows}
+    if beyond:
+        token = min(beyond)
+        yield (
+            "problem",
+            f"{tokens.tokenizer.convert_ids_to_tokens(token)!r} and {len(beyond) - 1} more of the tokens of "
+            f"{len(tried)} references and their sources have ids from {token} on, and the embedding has {rows:,} rows",
+            "take the tokenizer that belongs to the weights, or resize the embedding (resize_token_embeddings) and "
+            "save the model again",
+        )
+    if outside := [token for token in banned if token >= rows]:
+        yield (
+            "problem",
+            f"decode.banned_token_ids: {outside} are no tokens of this model, which has {rows:,}",
+            "leave them out, or name the ids of this model's tokenizer",
+        )
+
+
+def _ends(tokens: Tokenization, tried: Sequence[Tried], ends: frozenset[int]) -> Findings:
+    broken = [one for one in tried if "\n" in one.reference.strip()]
+    if broken:
+        yield (
+            _weight(broken, tried),
+            f"{len(broken)} of {len(tried)} references have a line break, e.g. {_shown(broken[0].reference)}, and a "
+            "text ends at the first",
+            "put spaces in place of line breaks into the data",
+        )
+    ended = [one for one in tried if ends.intersection(one.ids)]
+    if ended:
+        token = next(token for token in ended[0].ids if token in ends)
+        yield (
+            _weight(ended, tried),
+            f"{len(ended)} of {len(tried)} references hold an end token of the model, e.g. "
+            f"{tokens.tokenizer.convert_ids_to_tokens(token)!r} (id {token}) in {_shown(ended[0].reference)}",
+            "correct eos_token_id in generation_config.json or config.json if the token is an ordinary one; else take "
+            "it out of the references",
+        )
+
+
+def _banned(tried: Sequence[Tried], banned: Sequence[int]) -> Findings:
+    hit = [one for one in tried if set(banned).intersection(one.ids)]
+    if hit:
+        yield (
+            _weight(hit, tried),
+            f"{len(hit)} of {len(tried)} references hold a token of decode.banned_token_ids, e.g. "
+            f"{_shown(hit[0].reference)}",
+            "leave the token out of decode.banned_token_ids",
+        )
+
+
+def _given_back(tokens: Tokenization, tried: Sequence[Tried], scoring: Scoring) -> Findings:
+    lost = [one for one in tried if not one.comes_back]
+    if not lost:
+        return
+    unknown = getattr(tokens.tokenizer, "unk_token_id", None)
+    if all(one.said.casefold().split() == first_line(one.reference).casefold().split() for one in lost):
+        why, remedy = "capitals are lost", "take a cased model, or a task that is scored without regard to case"
+    elif unknown is not None and any(unknown in one.ids for one in lost):
+        why, remedy = "the tokenizer does not know all characters", "take a model whose tokenizer knows this language"
+    else:
+        why, remedy = "the tokenizer changes them", "see normaliser and decoder of the model's tokenizer.json"
+    metrics = tuple(name for name in SHOWN_SCORES if name in scoring.metrics)
+    reached = ""
+    if metrics:
+        examples, texts = [one.example for one in tried], [one.said for one in tried]
+        values = score_examples(examples, texts, replace(scoring, metrics=metrics)).over(range(len(tried)))
+        told = ", ".join(f"{name} {values[name]:.1f}" for name in metrics)
+        reached = f"; the most that a text can score on these is {told}"
+    yield (
+        "warning",
+        f"{len(lost)} of {len(tried)} references do not come back from their tokens, because {why}, e.g. "
+        f"{_shown(first_line(lost[0].reference))} as {_shown(lost[0].said)}{reached}",
+        remedy,
+    )
+
+
+def _weight(hit: Sequence[Tried], tried: Sequence[Tried]) -> Literal["warning", "problem"]:
+    """What most references share says that the sweep is wrong; what few have, that the data are as data are."""
+    return "problem" if 2 * len(hit) > len(tried) else "warning"
+
+
+def _shown(text: str, most: int = 60) -> str:
+    return repr(text if len(text) <= most else text[:most] + "...")

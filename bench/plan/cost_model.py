@@ -1,0 +1,274 @@
+"""What a trial will cost: FLOPs, bytes by part, seconds. From traces of its step, its sizes and a device's rates."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from bench.models import base
+from bench.plan.devices import Device
+from bench.plan.step_costs import StepCosts, step_costs
+from bench.plan.workload import MicroBatch, Workload
+from bench.schema.record import Prediction
+from bench.schema.trial import ModelSpec, ResourceSpec, TrialSpec
+
+# Adam keeps two moments in fp32; there is a copy of the trained parameters in fp32 where training is in bf16, and under
+# ZeRO in any case.
+ADAM_BYTES, COPY_BYTES = 8, 4
+# Of an element of a gradient that is added up over micro-batches and ranks, and of what is stored.
+SUMMED_BYTES = 4
+# DeepSpeed's limit on elements of a bucket, as bench.train.loop sets it.
+MOST_BUCKET_ELEMENTS = 500_000_000
+# On a CPU: pages of libraries that are touched after their import, threads' stacks, Python's objects. Measured with
+# torch 2.13 and DeepSpeed, whatever the model: 60 to 80 MiB.
+PROCESS_BYTES = 70 * 2**20
+# On a CPU: what glibc keeps of freed blocks between those in use, as a share of what comes and goes within a step.
+# Trials of LoRA and full fine-tuning on 135M parameters kept 12 to 43 %.
+HEAP_FRACTION = 0.3
+# An optimiser step reads and writes parameter, gradient and two moments once.
+ADAM_TRAFFIC_BYTES = 28
+# A hypothesis is longer than the mean target before the last of a batch has ended.
+LONGEST_OVER_MEAN = 1.5
+
+
+def predict(
+    spec: TrialSpec, work: Workload, device: Device | None, name: str, costs: StepCosts | None = None
+) -> Prediction:
+    """What a trial that trains something will cost.
+
+    Args:
+        spec: Of the trial.
+        work: Its sizes.
+        device: Of every rank; None is one whose rates are not known.
+        name: Of the device.
+        costs: Of its steps; None: from traces of them.
+
+    Raises:
+        TraceError: The method's step looks at values, so that it cannot be predicted.
+    """
+    costs = costs or step_costs(spec, work)
+    flops = sum(costs.flops(micro) for micro in work.micro_batches)
+    seconds: dict[str, float | None] = {"step_seconds": None, "train_seconds": None, "total_seconds": None}
+    if device is not None:
+        step = _step_seconds(spec, work, costs, flops, device)
+        train = step * work.steps
+        total = device.start_seconds + train + _evaluation_seconds(spec, work, costs, device)
+        seconds = {"step_seconds": step, "train_seconds": train, "total_seconds": total}
+    on_cpu = device is not None and device.kind == "cpu"
+    phases = phase_memory(spec, work, costs, on_cpu)
+    return Prediction(
+        device=name,
+        flops=flops,
+        memory_bytes=training_memory(spec, work, costs, on_cpu),
+        decode_memory_bytes=phases.get("decode", 0),
+        phase_memory_bytes=phases,
+        **seconds,
+    )
+
+
+def phase_memory(spec: TrialSpec, work: Workload, costs: StepCosts, on_cpu: bool) -> dict[str, int]:
+    """Bytes on one rank at the peak of each phase of a trial that trains, in order of the flow.
+
+    A model is whole on every rank's device before ZeRO-3 shares it out, and what is scored is a fresh model, whole on
+    every rank whatever the stage. On a CPU the stored state is in the same memory.
+    """
+    trace, resources = costs.large, spec.resources
+    whole = float(trace.weight_bytes)
+    process = float(PROCESS_BYTES) if on_cpu else 0.0
+    stored = float(SUMMED_BYTES * trace.stored_elements) if on_cpu else 0.0
+    training = training_memory(spec, work, costs, on_cpu)
+    lasting = sum(training.get(part, 0) for part in ("weights", "buffers", "kept state")) + _optimizer_bytes(
+        spec, costs
+    )
+    copies = _copies_bytes(spec, costs)
+    gathered = float(trace.gradient_bytes) if resources.zero_stage == 3 else 0.0
+    evaluating = _evaluation_bytes(spec, work, costs)
+    phases = {
+        "load": whole,
+        "initialise": whole + copies + (trace.largest_weight_bytes if resources.zero_stage == 3 else 0),
+        "train": float(sum(training.values())),
+        "validate": lasting + evaluating,
+        "gather": lasting + gathered + stored,
+    }
+    if spec.scored_split is not None:
+        phases |= _scoring_phases(spec, work, whole, stored)
+        phases["load"] = whole + stored
+        phases["validate"] = max(phases["validate"], whole + stored + evaluating)
+    beyond = {phase: 0.0 if phase == "train" else process for phase in phases}  # which training has as a part
+    return {phase: round(size + beyond[phase]) for phase, size in phases.items()}
+
+
+def untrained_memory(spec: TrialSpec, work: Workload, weight_bytes: int, on_cpu: bool) -> dict[str, int]:
+    """The same of a trial that trains nothing."""
+    whole = float(weight_bytes + PROCESS_BYTES * on_cpu)
+    phases = {"load": whole, **(_scoring_phases(spec, work, whole, 0.0) if spec.scored_split is not None else {})}
+    return {phase: round(size) for phase, size in phases.items()}
+
+
+def _scoring_phases(spec: TrialSpec, work: Workload, whole: float, stored: float) -> dict[str, float]:
+    return {"decode": whole + stored + _decode_bytes(spec, work), "score": whole + stored}
+
+
+def _evaluation_bytes(spec: TrialSpec, work: Workload, costs: StepCosts) -> float:
+    """Of a forward pass over dev pairs as long as the longest of training: one layer's activations, and the logits."""
+    longest = max(work.micro_batches, key=lambda micro: micro.length)
+    rows = min(spec.train.batch_size, max(1, round(work.dev_tokens / longest.length)))
+    targets = rows * longest.target_tokens / longest.rows
+    batch = MicroBatch(rows, round(rows * longest.length), round(targets))
+    return costs.activation_bytes(batch) / _layers(base.load_config(spec.model)) + costs.logits_bytes(batch)
+
+
+def training_memory(spec: TrialSpec, work: Workload, costs: StepCosts, on_cpu: bool) -> dict[str, int]:
+    """Bytes on one rank at the peak of training, by part.
+
+    In bf16, too, gradients are added up and states are stored in fp32. Under stage 0 DeepSpeed reduces the gradients of
+    several ranks through a flat copy; under stages 1 and 2 through a bucket that is always there. Stage 3 gathers layer
+    by layer what it has shared out.
+    """
+    resources, trace = spec.resources, costs.large
+    summed = float(SUMMED_BYTES * trace.trained_elements)
+    largest, optimizer = _fullest(spec, work, costs)
+    parts = {
+        "weights": float(trace.weight_bytes),
+        "optimizer": optimizer,
+        **_transient(resources, work.accumulation, costs, largest, summed),
+    }
+    if resources.zero_stage >= 1:
+        parts["buffers"] = _bucket_bytes(costs)
+    if resources.zero_stage >= 2:
+        parts["gradients"] = summed / resources.ranks
+    if resources.zero_stage == 3:
+        parts["weights"] = trace.weight_bytes / resources.ranks + 2 * trace.largest_weight_bytes
+        parts["buffers"] += summed / resources.ranks
+    if on_cpu and work.evaluations > 1:
+        # The best state so far is kept in host memory, which on a CPU is the memory that is measured.
+        parts["kept state"] = float(SUMMED_BYTES * trace.stored_elements)
+    if on_cpu:
+        passing = (parts.get(part, 0.0) for part in ("activations", "logits", "gradients"))
+        parts["heap"] = HEAP_FRACTION * sum(passing)
+        parts["process"] = float(PROCESS_BYTES)
+    return {part: round(size) for part, size in parts.items() if size >= 0.5}
+
+
+def _fullest(spec: TrialSpec, work: Workload, costs: StepCosts) -> tuple[MicroBatch, float]:
+    """The micro-batch at the peak of training, and what the optimiser has then: moments come with the first step."""
+
+    def passing(micro: MicroBatch) -> float:
+        return costs.activation_bytes(micro) + costs.logits_bytes(micro)
+
+    of_first_step = len(work.micro_batches) // max(1, work.steps)
+    later = max(work.micro_batches[of_first_step:], key=passing, default=None)
+    first = max(work.micro_batches[:of_first_step], key=passing)
+    whole = _optimizer_bytes(spec, costs)
+    copies = _copies_bytes(spec, costs)
+    if later is None or passing(first) + copies > passing(later) + whole:
+        return first, copies
+    return later, whole
+
+
+def _transient(
+    resources: ResourceSpec, accumulation: int, costs: StepCosts, micro: MicroBatch, gradients: float
+) -> dict[str, float]:
+    """Activations, logits and gradients at the moment when they are most together."""
+    activations, logits = costs.activation_bytes(micro), costs.logits_bytes(micro)
+    stage = resources.zero_stage
+    if accumulation > 1 or stage > 0:
+        inside = {"activations": activations, "logits": logits, "gradients": gradients}
+    else:
+        inside = {
+            "activations": activations,
+            "logits": logits,
+            "gradients": costs.growing_gradient_bytes(micro),
+        }
+    reducing = {"gradients": gradients, "buffers": gradients}
+    reduces = stage == 0 and resources.ranks > 1  # bench.train.deepspeed_engine tells DeepSpeed not to with itself
+    return reducing if reduces and sum(reducing.values()) > sum(inside.values()) else inside
+
+
+def _optimizer_bytes(spec: TrialSpec, costs: StepCosts) -> float:
+    resources, trace = spec.resources, costs.large
+    copy = COPY_BYTES if _has_copies(resources) else 0
+    if spec.train.optimizer == "adafactor":
+        return 4.0 * trace.factored_elements + copy * trace.trained_elements
+    return (ADAM_BYTES + copy) * trace.trained_elements / _shared_by(resources)
+
+
+def _has_copies(resources: ResourceSpec) -> bool:
+    """Whether there are fp32 copies of what is trained."""
+    return resources.zero_stage > 0 or resources.precision == "bf16"
+
+
+def _copies_bytes(spec: TrialSpec, costs: StepCosts) -> float:
+    shared = _shared_by(spec.resources)
+    return COPY_BYTES * costs.large.trained_elements / shared if _has_copies(spec.resources) else 0.0
+
+
+def _shared_by(resources: ResourceSpec) -> int:
+    return resources.ranks if resources.zero_stage > 0 else 1
+
+
+def _bucket_bytes(costs: StepCosts) -> float:
+    trace = costs.large
+    element = trace.gradient_bytes / trace.trained_elements
+    return min(max(trace.trained_elements, 2**16), MOST_BUCKET_ELEMENTS) * element
+
+
+def _decode_bytes(spec: TrialSpec, work: Workload) -> float:
+    """Keys and values of every source and hypothesis, and logits in fp32."""
+    decode, config = spec.decode, _config(spec.model)
+    element = base.weights_dtype(spec.resources.precision).itemsize
+    rows = min(decode.batch_size, work.decoded_sources)
+    tokens = rows * work.source_tokens + rows * decode.beams * decode.max_new_tokens
+    cache = 2 * _layers(config) * _key_value_width(config) * element * tokens
+    return float(cache + 3 * 4 * rows * decode.beams * config.vocab_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _config(model: ModelSpec) -> Any:
+    """Read once for all trials of a sweep."""
+    return base.load_config(model)
+
+
+def _layers(config: Any) -> int:
+    """Of the part that decodes."""
+    names = ("num_decoder_layers", "decoder_layers", "num_hidden_layers")
+    return int(next(layers for name in names if (layers := getattr(config, name, None)) is not None))
+
+
+def _key_value_width(config: Any) -> int:
+    heads = config.num_attention_heads
+    head = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or config.hidden_size // heads
+    return int(getattr(config, "num_key_value_heads", None) or heads) * int(head)
+
+
+def passes_seconds(spec: TrialSpec, costs: StepCosts, flops: float, passes: int, device: Device) -> float:
+    """Of so many forward and backward passes on one rank, which compute so many FLOPs together."""
+    arithmetic = flops / _rate(spec, device)
+    host = passes * costs.large.kernels * device.kernel_seconds
+    # A GPU computes while the host prepares what comes next; a CPU does one after the other.
+    return max(arithmetic, host) if device.kind == "cuda" else arithmetic + host
+
+
+def _step_seconds(spec: TrialSpec, work: Workload, costs: StepCosts, flops: float, device: Device) -> float:
+    """Mean of an optimiser step."""
+    passes = passes_seconds(spec, costs, flops / (work.steps * spec.resources.ranks), work.accumulation, device)
+    traffic = ADAM_TRAFFIC_BYTES * costs.large.trained_elements / _shared_by(spec.resources) / device.bytes_per_second
+    return passes + traffic + device.step_seconds
+
+
+def _rate(spec: TrialSpec, device: Device) -> float:
+    return device.flops_per_second[spec.resources.precision] * device.efficiency
+
+
+def _evaluation_seconds(spec: TrialSpec, work: Workload, costs: StepCosts, device: Device) -> float:
+    """Dev loss at every evaluation, and decoding token by token."""
+    trace = costs.large
+    per_token = trace.forward_fraction * trace.flops / trace.padded_tokens
+    kernels = trace.kernels * trace.forward_fraction * device.kernel_seconds
+    dev = work.evaluations * work.dev_tokens * per_token / _rate(spec, device) / spec.resources.ranks
+    decode = spec.decode
+    batches = -(-work.decoded_sources // (decode.batch_size * spec.resources.ranks))
+    rows = min(decode.batch_size, work.decoded_sources) * decode.beams
+    token_steps = min(decode.max_new_tokens, LONGEST_OVER_MEAN * work.target_tokens)
+    one = max(rows * per_token / _rate(spec, device), trace.weight_bytes / device.bytes_per_second)
+    return dev + batches * token_steps * (one + kernels)

@@ -1,0 +1,124 @@
+"""Devices that a sweep can be planned for: a small table, and the processor at hand, which is measured.
+
+Numbers are those of the makers' data sheets: dense (without sparsity), at the boost clock.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from bench.measure.provenance import cpu_name
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the planner knows of a device.
+
+    ``efficiency`` is the share of the peak that the matrix products of a training step reach, ``kernel_seconds`` what
+    one operation costs the host in eager mode. For GPUs both are assumptions, which ``--calibrate`` replaces.
+    """
+
+    name: str
+    kind: str  # cuda or cpu
+    flops_per_second: dict[str, float]  # by precision
+    bytes_per_second: float
+    memory_bytes: int
+    source: str
+    efficiency: float = 0.4
+    kernel_seconds: float = 15e-6
+    step_seconds: float = 3e-3  # of the DeepSpeed engine, whatever the model
+    start_seconds: float = 20.0  # processes, imports, weights
+
+
+def _gpu(name: str, bf16: float, fp32: float, terabytes_per_second: float, gibibytes: int, source: str) -> Device:
+    peak = {"bf16": bf16 * 1e12, "fp32": fp32 * 1e12}
+    return Device(name, "cuda", peak, terabytes_per_second * 1e12, gibibytes * GIB, source)
+
+
+# Teraflops in bf16 with fp32 accumulation and in plain fp32 (TF32 is off by default in PyTorch), terabytes per second,
+# GiB.
+DEVICES = {
+    device.name: device
+    for device in (
+        _gpu("h200", 989, 67, 4.8, 141, "NVIDIA H200 data sheet, SXM"),
+        _gpu("h100", 989, 67, 3.35, 80, "NVIDIA H100 data sheet, SXM5"),
+        _gpu("a100-80gb", 312, 19.5, 2.04, 80, "NVIDIA A100 data sheet, SXM4 80 GB"),
+        _gpu("a100-40gb", 312, 19.5, 1.56, 40, "NVIDIA A100 data sheet, SXM4 40 GB"),
+        _gpu("l40s", 362, 91.6, 0.864, 48, "NVIDIA L40S data sheet"),
+        _gpu("l4", 121, 30.3, 0.3, 24, "NVIDIA L4 data sheet"),
+        _gpu("a10g", 70, 35, 0.6, 24, "AWS G5 and NVIDIA A10 data sheets"),
+        _gpu("rtx4090", 165, 82.6, 1.01, 24, "NVIDIA Ada GPU architecture white paper"),
+    )
+}
+
+
+def find_device(name: str) -> Device:
+    """A device of the table.
+
+    Raises:
+        ValueError: It is not there.
+    """
+    try:
+        return DEVICES[name.lower()]
+    except KeyError as error:
+        raise ValueError(f"--device {name}: not in the table; known: {', '.join(DEVICES)}, or local") from error
+
+
+def known_gpu(name: str) -> Device | None:
+    """The entry of the table that a GPU's own name fits, e.g. ``NVIDIA H100 80GB HBM3``."""
+    squeezed = name.lower().replace(" ", "").replace("-", "")
+    fitting = [device for device in DEVICES.values() if device.name.replace("-", "") in squeezed]
+    if not fitting and "a100" in squeezed:
+        fitting = [DEVICES["a100-80gb" if "80gb" in squeezed else "a100-40gb"]]
+    return max(fitting, key=lambda device: len(device.name), default=None)
+
+
+@functools.cache
+def measured_cpu(threads: int) -> Device:
+    """This machine's processor: rate of matrix products and of copies, measured with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        flops, bandwidth = _matrix_rate(), _copy_rate()
+    finally:
+        torch.set_num_threads(before)
+    # Shapes of a training step reach less than the probe; the host's own work hides behind nothing.
+    return Device(
+        name=cpu_name(),
+        kind="cpu",
+        flops_per_second={"fp32": flops, "bf16": flops},
+        bytes_per_second=bandwidth,
+        memory_bytes=psutil.virtual_memory().total,
+        source="measured here",
+        efficiency=0.75,
+        kernel_seconds=10e-6,
+    )
+
+
+def _matrix_rate(seconds: float = 0.2) -> float:
+    """FLOPs per second of a product of the shape that a layer of a small model has."""
+    left, right = torch.full((512, 768), 0.5), torch.full((768, 2048), 0.5)
+    torch.mm(left, right)
+    done, started = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds or done < 3:
+        torch.mm(left, right)
+        done += 1
+    return done * 2.0 * 512 * 768 * 2048 / elapsed
+
+
+def _copy_rate() -> float:
+    """Bytes read and written per second."""
+    source = torch.zeros(16 * 2**20)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    started = time.perf_counter()
+    for _ in range(3):
+        target.copy_(source)
+    return 3 * 2.0 * source.nbytes / (time.perf_counter() - started)

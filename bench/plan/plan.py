@@ -1,0 +1,203 @@
+"""What a sweep will do and cost, before it does it: FLOPs, memory, time and price. Writes nothing, starts nothing."""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from bench.models import base
+from bench.models.architecture import Architecture, Pair
+from bench.models.coverage import patch_and_count
+from bench.models.tokens import tokenization
+from bench.plan.cost_model import predict, untrained_memory
+from bench.plan.devices import Device, known_gpu
+from bench.plan.remedies import MOST_USED_FRACTION, remedies
+from bench.plan.trace import TraceError
+from bench.plan.workload import Workload, workload
+from bench.plugins.registry import make_method, make_task
+from bench.schema.record import ParameterCounts, Prediction, TrialResult
+from bench.schema.trial import MethodSpec, ModelSpec, TaskSpec, TrialSpec
+from bench.task import Split
+from bench.tasks.splits import load_splits
+
+# Of a large training set so many pairs are tokenised; the others are taken to be as long.
+MOST_PAIRS = 4000
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """A trial, what it would train, and what that would cost on a device."""
+
+    spec: TrialSpec
+    parameters: ParameterCounts
+    predicted: Prediction | None  # None where nothing is trained, or nothing can be said
+    remark: str = ""  # why nothing can be said
+    phases: Mapping[str, int] = field(default_factory=dict)  # phase to bytes on one rank at its peak
+    too_large: tuple[str, ...] = ()  # phases that do not fit, the largest first
+    remedies: tuple[str, ...] = ()  # settings under which all would
+
+    @property
+    def fits(self) -> bool:
+        """In every phase."""
+        return not self.too_large
+
+    @property
+    def device_seconds(self) -> float:
+        """Of all ranks together."""
+        seconds = self.predicted.total_seconds if self.predicted is not None else None
+        return (seconds or 0.0) * self.spec.resources.ranks
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What a sweep costs as a whole, as far as its trials could be predicted."""
+
+    trials: int
+    predicted: int
+    flops: float
+    device_hours: float
+    wall_hours: float
+    devices: int
+    price: float | None
+
+
+def plan(trials: Sequence[TrialSpec], device: Device) -> list[PlannedTrial]:
+    """Predict every trial on a model without weights and data of which only lengths count.
+
+    Raises:
+        TaskError: The data of a task cannot be read.
+    """
+    return [_planned(spec, device) for spec in trials]
+
+
+def totals(trials: Sequence[PlannedTrial], devices: int, price_per_hour: float | None) -> Totals:
+    """Add up, and pack the trials on so many devices, the longest first."""
+    known = [trial for trial in trials if trial.predicted is not None and trial.predicted.total_seconds is not None]
+    hours = sum(trial.device_seconds for trial in known) / 3600
+    return Totals(
+        trials=len(trials),
+        predicted=len(known),
+        flops=sum(trial.predicted.flops for trial in known if trial.predicted is not None),
+        device_hours=hours,
+        wall_hours=_wall_seconds(known, devices) / 3600,
+        devices=devices,
+        price=None if price_per_hour is None else hours * price_per_hour,
+    )
+
+
+def _wall_seconds(trials: Iterable[PlannedTrial], devices: int) -> float:
+    """Every trial takes as many devices as it has ranks, as soon as that many are free."""
+    free_at = [0.0] * devices
+    for trial in sorted(trials, key=lambda trial: -trial.device_seconds):
+        ranks = trial.spec.resources.ranks
+        if ranks > devices or trial.predicted is None:
+            return float("inf")
+        taken = [heapq.heappop(free_at) for _ in range(ranks)]
+        end = max(taken) + (trial.predicted.total_seconds or 0.0)
+        for _ in taken:
+            heapq.heappush(free_at, end)
+    return max(free_at)
+
+
+def calibrated(device: Device, records: Iterable[TrialResult]) -> tuple[Device, int]:
+    """A device whose rates agree with what trials on it took, and the number of those trials.
+
+    Rates are divided by the median of measured over predicted step time.
+    """
+    ratios = []
+    for record in records:
+        predicted = getattr(record.outcome, "predicted", None)
+        cost = getattr(record.outcome, "train", None)
+        if predicted is None or cost is None or not predicted.step_seconds or not cost.step_seconds_p50:
+            continue
+        if predicted.device == device.name or known_gpu(predicted.device) == device:
+            ratios.append(cost.step_seconds_p50 / predicted.step_seconds)
+    if not ratios:
+        return device, 0
+    ratio = statistics.median(ratios)
+    return (
+        replace(
+            device,
+            efficiency=device.efficiency / ratio,
+            kernel_seconds=device.kernel_seconds * ratio,
+            step_seconds=device.step_seconds * ratio,
+            bytes_per_second=device.bytes_per_second / ratio,
+        ),
+        len(ratios),
+    )
+
+
+def _planned(spec: TrialSpec, device: Device) -> PlannedTrial:
+    parameters = planned_parameters(spec.method, spec.model)
+    predicted, remark = None, "nothing is trained"
+    if parameters.trained:
+        try:
+            predicted, remark = predict(spec, planned_work(spec), device, device.name), ""
+        except TraceError as error:
+            remark = str(error)
+    phases = _phases(spec, parameters, predicted, device)
+    limit = MOST_USED_FRACTION * device.memory_bytes
+    too_large = tuple(sorted((phase for phase, size in phases.items() if size > limit), key=lambda one: -phases[one]))
+    found: tuple[str, ...] = ()
+    if too_large:
+        found = tuple(remedies(spec, lambda changed: _peak(changed, parameters, device), device))
+    return PlannedTrial(spec, parameters, predicted, remark, phases, too_large, found)
+
+
+def _phases(
+    spec: TrialSpec, parameters: ParameterCounts, predicted: Prediction | None, device: Device
+) -> dict[str, int]:
+    """Phase to bytes at its peak. Where a step cannot be traced, of all but the training."""
+    if predicted is not None:
+        return predicted.phases
+    element = base.weights_dtype(spec.resources.precision).itemsize
+    return untrained_memory(spec, planned_work(spec), element * parameters.total, device.kind == "cpu")
+
+
+def _peak(spec: TrialSpec, parameters: ParameterCounts, device: Device) -> int:
+    """Of the largest phase."""
+    predicted = predict(spec, planned_work(spec), device, device.name) if parameters.trained else None
+    return max(_phases(spec, parameters, predicted, device).values())
+
+
+def planned_work(spec: TrialSpec) -> Workload:
+    """The sizes of a trial's work."""
+    pairs, num_sources = _pairs(spec.task.model_dump_json(), spec.model, spec.splits)
+    decoded = num_sources.get(spec.scored_split, 0) if spec.scored_split else 0
+    return workload(spec, _architecture(spec.model), pairs, decoded)
+
+
+@functools.lru_cache(maxsize=8)
+def _architecture(model: ModelSpec) -> Architecture:
+    return base.architecture(model)
+
+
+@functools.lru_cache(maxsize=8)
+def _pairs(
+    task_json: str, model: ModelSpec, wanted: tuple[Split, ...]
+) -> tuple[dict[Split, list[Pair]], dict[Split, int]]:
+    task = make_task(TaskSpec.model_validate_json(task_json))
+    splits = load_splits(task, wanted)
+    tokens = tokenization(model, task.config)
+    found: dict[Split, list[Pair]] = {}
+    for split, examples in splits.items():
+        step = max(1, len(examples) // MOST_PAIRS)
+        references = None if split == "train" else task.config.loss_references
+        sample = tokens.pairs(examples[::step], references)
+        found[split] = [sample[at % len(sample)] for at in range(len(sample) * step)] if step > 1 else sample
+    return found, {split: len(examples) for split, examples in splits.items()}
+
+
+def planned_parameters(method: MethodSpec, model: ModelSpec) -> ParameterCounts:
+    """Parameters of a method on a model, from the model's configuration alone."""
+    return _planned_parameters(method.model_dump_json(), model)
+
+
+@functools.cache
+def _planned_parameters(method_json: str, model: ModelSpec) -> ParameterCounts:
+    method = make_method(MethodSpec.model_validate_json(method_json))
+    _, counts = patch_and_count(method, base.empty_model(model))
+    return counts

@@ -1,0 +1,105 @@
+"""Whether a trial fits into a device's memory, and which settings would make it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from bench.plan.devices import Device
+from bench.plan.trace import TraceError
+from bench.schema.trial import JsonDict, TrialSpec
+from bench.schema.validation import ConfigError, check_batches
+
+# The rest is for the driver's context, libraries' workspaces and what the allocator cannot use.
+MOST_USED_FRACTION = 0.9
+MOST_RANKS = 8
+
+
+def remedies(spec: TrialSpec, peak_bytes: Callable[[TrialSpec], int], device: Device) -> Iterator[str]:
+    """Settings under which the trial would fit, the mildest of each kind first; what is left if none would.
+
+    A smaller micro-batch costs launches, checkpointing a second forward pass, ZeRO devices and messages.
+
+    Args:
+        spec: A trial that does not fit.
+        peak_bytes: Of a trial with other settings, in its largest phase.
+        device: Of every rank.
+    """
+    limit = MOST_USED_FRACTION * device.memory_bytes
+    smallest: tuple[int, str] | None = None
+    lean = spec.model_copy(update={"decode": spec.decode.model_copy(update={"batch_size": 1})})
+    # What takes too much in two phases needs two settings.
+    for base, beside in ((spec, ""), (lean, ", decode.batch_size: 1")):
+        found = False
+        for kind in (_smaller_micro_batches, _smaller_decode_batches, _checkpointing, _zero):
+            if found and kind is _zero:
+                return  # One device is enough.
+            for changed, text in kind(base):
+                try:
+                    peak = peak_bytes(changed)
+                except TraceError:
+                    continue
+                if peak <= limit:
+                    found = True
+                    yield f"{text}{beside} ({peak / 2**30:.1f} GiB)"
+                    break
+                if smallest is None or peak < smallest[0]:
+                    smallest = (peak, f"{text}{beside}")
+        if found:
+            return
+    if smallest is not None:
+        yield f"nothing tried fits; least memory with {smallest[1]} ({smallest[0] / 2**30:.1f} GiB)"
+
+
+def _smaller_micro_batches(spec: TrialSpec) -> Iterator[tuple[TrialSpec, str]]:
+    size = (spec.train.micro_batch_size or spec.train.batch_size // spec.resources.ranks) // 2
+    while size >= 1:
+        if (changed := _changed(spec, train={"micro_batch_size": size})) is not None:
+            yield changed, f"train.micro_batch_size: {size}"
+        size //= 2
+
+
+def _smaller_decode_batches(spec: TrialSpec) -> Iterator[tuple[TrialSpec, str]]:
+    size = spec.decode.batch_size // 2
+    while size >= 1:
+        changed = spec.model_copy(update={"decode": spec.decode.model_copy(update={"batch_size": size})})
+        yield changed, f"decode.batch_size: {size}"
+        size //= 2
+
+
+def _checkpointing(spec: TrialSpec) -> Iterator[tuple[TrialSpec, str]]:
+    if spec.train.gradient_checkpointing:
+        return
+    for train in ({"gradient_checkpointing": True}, {"gradient_checkpointing": True, "micro_batch_size": 1}):
+        if (changed := _changed(spec, train=train)) is not None:
+            yield changed, ", ".join(f"train.{name}: {str(value).lower()}" for name, value in train.items())
+
+
+def _zero(spec: TrialSpec) -> Iterator[tuple[TrialSpec, str]]:
+    """On more ranks and higher stages, with the smallest micro-batch and checkpointing at the end."""
+    lean: JsonDict = {"micro_batch_size": 1, "gradient_checkpointing": True}
+    for train in ({"micro_batch_size": None}, lean):
+        ranks = 2
+        while ranks <= MOST_RANKS:
+            for stage in (1, 2, 3):
+                resources = {"ranks": ranks, "zero_stage": stage}
+                if (changed := _changed(spec, train, resources)) is not None:
+                    extra = ", train.micro_batch_size: 1, train.gradient_checkpointing: true" if train is lean else ""
+                    yield changed, f"resources.ranks: {ranks}, resources.zero_stage: {stage}{extra}"
+            ranks *= 2
+
+
+def _changed(spec: TrialSpec, train: JsonDict | None = None, resources: JsonDict | None = None) -> TrialSpec | None:
+    """The trial with other settings; None where they cannot be."""
+    if (resources or {}).get("zero_stage") and spec.train.optimizer == "adafactor":
+        return None
+    changed = spec.model_copy(
+        update={
+            "train": spec.train.model_copy(update=train or {}),
+            "resources": spec.resources.model_copy(update=resources or {}),
+        }
+    )
+    try:
+        check_batches(changed.train, changed.resources, "trial")
+    except ConfigError:
+        return None
+    return changed

@@ -1,0 +1,265 @@
+"""What a training step computes and keeps in memory, found by tracing the real code on tensors without data.
+
+The patched model and the loss of :mod:`bench.train.loop` run forward and backward on fake tensors: shapes and types, no
+numbers, no memory. Every operation is counted by PyTorch's own formulas, every storage that it makes is followed to
+its end. So the prediction holds for any method, plugins included, and follows whatever the training code becomes.
+
+B rows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
+
+from bench.method import trained_parameters
+from bench.models import base
+from bench.models.architecture import Pair
+from bench.models.shared_heads import sharing_heads
+from bench.plugins.registry import make_method
+from bench.schema.trial import MethodSpec, ModelSpec, TrainSpec
+from bench.train.loss import TargetLoss
+
+aten = torch.ops.aten
+
+# PyTorch's counter knows the attention kernels of GPUs; that of CPUs does the same work.
+CPU_ATTENTION: dict[Any, Any] = {
+    aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+}
+FLOP_FORMULAS: dict[Any, Any] = {**flop_registry, **CPU_ATTENTION}
+
+
+class TraceError(RuntimeError):
+    """A method's step cannot be traced without data, most often because it looks at values."""
+
+
+@dataclass(frozen=True)
+class StepTrace:
+    """One micro-batch, forward and backward."""
+
+    rows: int
+    padded_tokens: int
+    target_tokens: int
+    attention_flops: float
+    vocabulary_flops: float  # of operations that have the vocabulary among their sizes
+    other_flops: float
+    forward_fraction: float  # of all FLOPs
+    kernels: int  # operations that compute something; views do not
+    peak_bytes: int  # of all that the step makes, gradients included
+    peak_without_gradients_bytes: int
+    logits_bytes: int  # at the peak without gradients: what has the vocabulary among its sizes
+    trained_elements: int
+    stored_elements: int
+    gradient_bytes: int  # of all trained parameters
+    factored_elements: int  # rows and columns of trained matrices, all elements of the rest: what Adafactor keeps
+    weight_bytes: int  # parameters and buffers, trained or not
+    largest_weight_bytes: int
+
+    @property
+    def flops(self) -> float:
+        return self.attention_flops + self.vocabulary_flops + self.other_flops
+
+
+class StepTracer:
+    """A patched model without data, ready to be traced at any shape.
+
+    Args:
+        method: What to patch.
+        model: What is patched.
+        train: For checkpointing, label smoothing, dropout.
+        dtype: Of the weights.
+    """
+
+    def __init__(self, method: MethodSpec, model: ModelSpec, train: TrainSpec, dtype: torch.dtype) -> None:
+        self.architecture = base.architecture(model)
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._name = method.name
+        with self._tracing(fake=False):
+            patching = make_method(method)
+            patched: Any = patching.patch(base.empty_model(model, dtype, train.dropout))
+            self._stored_elements = sum(tensor.numel() for tensor in patching.adapter_state(patched).values())
+        with self._tracing():
+            _materialise(patched)
+            if train.gradient_checkpointing:
+                # Random states have no part in what is computed, and a fake tensor has none to keep.
+                patched.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+            self._loss = TargetLoss(patched, train.label_smoothing).train()
+        self.model = patched
+
+    def trace(self, pairs: Sequence[Pair]) -> StepTrace:
+        """One forward and backward pass over these pairs as one micro-batch.
+
+        Raises:
+            TraceError: The step looks at values.
+        """
+        trained = [parameter for _, parameter in trained_parameters(self.model)]
+        for parameter in trained:
+            parameter.grad = None
+        with self._tracing():
+            batch = self.architecture.batch(pairs, 0)
+            with sharing_heads(self.model), following(self.model) as follower, DropoutOutsideAttention():
+                loss = self._loss.of(batch)
+                forward = sum(follower.flops.values())
+                loss.backward()  # type: ignore[no-untyped-call]
+        weights = [tensor.untyped_storage() for tensor in (*self.model.parameters(), *self.model.buffers())]
+        sizes = {storage._cdata: storage.nbytes() for storage in weights}
+        return StepTrace(
+            rows=len(pairs),
+            padded_tokens=self.architecture.padded_tokens(pairs),
+            target_tokens=len(batch.target_ids),
+            attention_flops=follower.flops["attention"],
+            vocabulary_flops=follower.flops["vocabulary"],
+            other_flops=follower.flops["other"],
+            forward_fraction=forward / sum(follower.flops.values()),
+            kernels=follower.kernels,
+            peak_bytes=follower.peak,
+            peak_without_gradients_bytes=follower.peak_without_gradients,
+            logits_bytes=follower.logits_at_peak,
+            trained_elements=sum(parameter.numel() for parameter in trained),
+            stored_elements=self._stored_elements,
+            factored_elements=sum(_factored(parameter.shape) for parameter in trained),
+            gradient_bytes=sum(parameter.numel() * parameter.element_size() for parameter in trained),
+            weight_bytes=sum(sizes.values()),
+            largest_weight_bytes=max(sizes.values()),
+        )
+
+    @contextmanager
+    def _tracing(self, fake: bool = True) -> Iterator[None]:
+        try:
+            with self._mode if fake else nullcontext(), torch.random.fork_rng():
+                yield
+        except Exception as error:  # A plugin may do whatever it likes with tensors that hold nothing.
+            raise TraceError(f"the step of method {self._name!r} cannot be traced without data: {error}") from error
+
+
+def _factored(shape: Sequence[int]) -> int:
+    """Elements of Adafactor's second moment: those of a row and a column of every matrix (section 3 of the paper)."""
+    if len(shape) < 2:
+        return math.prod(shape)
+    return math.prod(shape[:-2]) * (shape[-2] + shape[-1])
+
+
+def _materialise(model: Any) -> None:
+    """Move a model off the meta device. Parameters that modules share stay shared."""
+    places: dict[int, list[tuple[Any, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                places.setdefault(id(parameter), []).append((module, name))
+    model.to_empty(device="cpu")
+    for (first, first_name), *others in places.values():
+        for module, name in others:
+            module._parameters[name] = first._parameters[first_name]
+
+
+class DropoutOutsideAttention(TorchFunctionMode):
+    """Attention without dropout, whose kernels on CPUs are others than those of GPUs: they keep every weight."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.nn.functional.scaled_dot_product_attention and kwargs.get("dropout_p"):
+            kwargs["dropout_p"] = 0.0
+        return func(*args, **kwargs)
+
+
+@dataclass
+class _Storage:
+    size: int
+    kind: str
+
+
+class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operations by PyTorch's formulas and follows the storages that they make.
+
+    Args:
+        vocabulary: V, by which logits are told from other tensors.
+        present: Tensors that are there before.
+    """
+
+    def __init__(self, vocabulary: int, present: Sequence[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.vocabulary = vocabulary
+        self.flops = {"attention": 0.0, "vocabulary": 0.0, "other": 0.0}
+        self.kernels = 0
+        self.peak = 0
+        self.peak_without_gradients = 0
+        self.logits_at_peak = 0
+        self._live = {tensor.untyped_storage()._cdata: _Storage(0, "present") for tensor in present}
+        self._sums = {"present": 0, "gradient": 0, "logits": 0, "other": 0}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.namespace != "aten":
+            return out
+        made = [tensor for tensor in tree_leaves(out) if isinstance(tensor, torch.Tensor)]
+        if any(returned.alias_info is None or returned.alias_info.is_write for returned in func._schema.returns):
+            self.kernels += 1
+        for tensor in made:
+            self._follow(tensor)
+        if (formula := FLOP_FORMULAS.get(func._overloadpacket)) is not None:
+            count = formula(*args, **(kwargs or {}), out_val=out)
+            self.flops[self._kind_of_work(func, [*tree_leaves((args, kwargs)), *made])] += count
+        return out
+
+    def becomes_gradient(self, parameter: torch.Tensor) -> None:
+        """A parameter's gradient is complete: its storage stays."""
+        if parameter.grad is None:
+            return
+        storage = self._live.get(parameter.grad.untyped_storage()._cdata)
+        if storage is not None and storage.kind != "gradient":
+            self._sums[storage.kind] -= storage.size
+            self._sums["gradient"] += storage.size
+            storage.kind = "gradient"
+
+    def _kind_of_work(self, func: Any, leaves: Sequence[Any]) -> str:
+        if "dot_product" in str(func):
+            return "attention"
+        return "vocabulary" if any(self.vocabulary in getattr(leaf, "shape", ()) for leaf in leaves) else "other"
+
+    def _follow(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._live:
+            return
+        kind = "logits" if self.vocabulary in tensor.shape else "other"
+        self._live[key] = _Storage(storage.nbytes(), kind)
+        self._sums[kind] += storage.nbytes()
+        weakref.finalize(storage, self._end, key)
+        without_gradients = self._sums["logits"] + self._sums["other"]
+        self.peak = max(self.peak, without_gradients + self._sums["gradient"])
+        if without_gradients > self.peak_without_gradients:
+            self.peak_without_gradients = without_gradients
+            self.logits_at_peak = self._sums["logits"]
+
+    def _end(self, key: int) -> None:
+        if (storage := self._live.pop(key, None)) is not None:
+            self._sums[storage.kind] -= storage.size
+
+
+@contextmanager
+def following(model: Any) -> Iterator[Follower]:
+    """Follow what a patched model computes and makes, told of its gradients as they are complete."""
+    vocabulary = int(model.get_output_embeddings().weight.shape[0])
+    follower = Follower(vocabulary, [*model.parameters(), *model.buffers()])
+    hooks: list[Any] = [
+        parameter.register_post_accumulate_grad_hook(follower.becomes_gradient)  # type: ignore[no-untyped-call]
+        for _, parameter in trained_parameters(model)
+    ]
+    try:
+        with follower:
+            yield follower
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,75 @@
+"""How much a trial has to work through: its micro-batches, its dev pairs, its sources, in tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from bench.models.architecture import Architecture, Pair
+from bench.schema.trial import TrialSpec
+from bench.task import Split
+from bench.train.order import micro_batches, num_steps, training_order
+
+
+class MicroBatch(NamedTuple):
+    """One forward and backward pass of one rank."""
+
+    rows: int
+    padded_tokens: int
+    target_tokens: int
+
+    @property
+    def length(self) -> float:
+        """Tokens of a row, padding included."""
+        return self.padded_tokens / self.rows
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Sizes of a trial's work."""
+
+    steps: int
+    accumulation: int  # micro-batches of a rank in one step
+    micro_batches: tuple[MicroBatch, ...]  # of all steps and ranks
+    source_tokens: float  # of a pair, mean
+    target_tokens: float
+    dev_tokens: int  # of all dev pairs together
+    evaluations: int
+    decoded_sources: int
+
+
+def workload(
+    spec: TrialSpec, architecture: Architecture, pairs: Mapping[Split, Sequence[Pair]], decoded_sources: int
+) -> Workload:
+    """The work of a trial, batch by batch as it will be trained.
+
+    Args:
+        spec: Of the trial.
+        architecture: Of its base model, which pads.
+        pairs: By split, in tokens.
+        decoded_sources: Sources that are decoded at the end.
+    """
+    train, ranks = spec.train, spec.resources.ranks
+    chosen = pairs["train"]
+    steps = num_steps(train, len(chosen))
+    order = training_order([pair.num_tokens for pair in chosen], train.batch_size, steps, spec.seed)
+    order = order[: spec.stop_after_steps]
+    micro_batch_size = train.micro_batch_size or train.batch_size // ranks
+    found = []
+    for batch in order:
+        for rank in range(ranks):
+            for micro in micro_batches(batch, rank, ranks, micro_batch_size):
+                members = [chosen[index] for index in micro]
+                targets = sum(len(pair.target_ids) for pair in members)
+                found.append(MicroBatch(len(members), architecture.padded_tokens(members), targets))
+    return Workload(
+        steps=len(order),
+        accumulation=train.batch_size // (micro_batch_size * ranks),
+        micro_batches=tuple(found),
+        source_tokens=sum(len(pair.source_ids) for pair in chosen) / len(chosen),
+        target_tokens=sum(len(pair.target_ids) for pair in chosen) / len(chosen),
+        dev_tokens=sum(pair.num_tokens for pair in pairs["dev"]),
+        evaluations=-(-len(order) // (train.evaluate_every_steps or len(order))),
+        decoded_sources=decoded_sources,
+    )

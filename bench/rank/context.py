@@ -1,0 +1,149 @@
+"""A rank among the ranks of its trial: where it stands, its device, whom it tells what, and how it fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import platform
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore  # torch.distributed has it too, without telling type checkers
+
+from bench.measure.provenance import cpu_name
+from bench.rank.environment import SEAT_VARIABLE
+from bench.schema.record import Failed, Reason
+from bench.schema.trial import JsonDict, TrialSpec
+from bench.train.lane import Diverged
+
+# A rank that waits longer than this for another one in a collective operation gives up.
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class RankContext:
+    """Where a rank stands among the ranks of its trial, and whom it reports to."""
+
+    rank: int
+    ranks: int
+    local_rank: int
+    store: Any  # torch.distributed.Store that all ranks share
+    outbox: Path  # folder for files that the driver collects
+    driver_code_sha256: str
+    threads: int
+    progress: Callable[[JsonDict], None] = field(default=lambda event: None)
+    checkpoints: Path | None = None  # folder for those of this trial, where it makes any
+
+
+def tell_phase(contexts: Sequence[RankContext], phase: str) -> None:
+    """Tell the driver which phase has begun, for each of these trials."""
+    for context in contexts:
+        context.progress({"phase": phase})
+
+
+def member_context(context: RankContext, number: int) -> RankContext:
+    """That of one of the other trials of a launch, with a folder of its own."""
+    folder = context.outbox / f"member-{number}"
+    folder.mkdir()
+    return dataclasses.replace(
+        context, outbox=folder, progress=lambda event: context.progress({**event, "member": number})
+    )
+
+
+def select_device(spec: TrialSpec, context: RankContext) -> torch.device:
+    """The device of this rank. The launcher has shown it as many GPUs as it may use."""
+    wanted = spec.resources.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("resources.device: cuda was asked for, and this rank sees no GPU")
+    if wanted == "auto" and not torch.cuda.is_available() and (given := os.environ.get(SEAT_VARIABLE)):
+        raise OSError(
+            errno.ENODEV,
+            f"this rank was given GPU {given} of {platform.node()} and cannot use it: torch {torch.__version__} sees "
+            "no GPU there. `tuneoff doctor` on that node says why; resources.device: cpu trains without GPUs",
+        )
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", context.local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """Name of the hardware, for the record."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
+def join_process_group(context: RankContext, device: torch.device) -> None:
+    """Join the trial's ranks over the store that the launcher brought, so that no port is guessed."""
+    os.environ["LOCAL_RANK"] = str(context.local_rank)  # the only variable that DeepSpeed insists on
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed.ops
+
+    # On CPU, DeepSpeed would compile a shared-memory all-reduce at start-up, for a minute and behind a lock without a
+    # time limit. gloo does the same work.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=PrefixStore("process_group", context.store),
+        rank=context.rank,
+        world_size=context.ranks,
+        timeout=COLLECTIVE_TIMEOUT,
+    )
+
+
+def share_json(context: RankContext, key: str, value: JsonDict) -> list[JsonDict]:
+    """Every rank's value, in order of ranks, by way of the store: JSON crosses, no pickles."""
+    context.store.set(f"{key}/{context.rank}", json.dumps(value))
+    return [json.loads(context.store.get(f"{key}/{rank}")) for rank in range(context.ranks)]
+
+
+def failure(error: Exception, phase: str | None, rank: int) -> Failed:
+    """An exception as an outcome."""
+    return Failed(
+        reason=failure_reason(error),
+        phase=phase,
+        rank=rank,
+        message=f"{type(error).__name__}: {error}",
+        traceback="".join(traceback.format_exception(error)),
+    )
+
+
+# How gloo and NCCL say that another rank is gone. Why it is, that rank or its host knows better.
+BROKEN_CONNECTION = ("gloo/transport", "ncclRemoteError")
+
+
+# What the system says when storage or network is at fault, whatever runs on it.
+MACHINE_ERRORS = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.ENODEV,
+    errno.ENOTCONN,
+    errno.EHOSTDOWN,
+}
+
+
+def failure_reason(error: Exception) -> Reason:
+    """Out of memory, divergence and the loss of another rank are told apart from plain errors."""
+    if isinstance(error, Diverged):
+        return "diverged"
+    broken = isinstance(error, RuntimeError) and any(sign in str(error) for sign in BROKEN_CONNECTION)
+    if isinstance(error, dist.DistNetworkError | dist.DistStoreError) or broken:
+        return "worker_lost"
+    if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+        return "worker_lost"
+    cpu_allocation_failed = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or cpu_allocation_failed:
+        return "out_of_memory"
+    return "error"

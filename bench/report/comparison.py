@@ -1,0 +1,300 @@
+"""One configuration against another: differences with intervals, per score, per tag and per cost, and a verdict.
+
+The second is judged against the first, the reference: differences are second minus first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from bench.metrics.scoring import meant
+from bench.report.columns import COSTS, Column, metric_columns
+from bench.report.configurations import Cell
+from bench.report.counterparts import Side, differences
+from bench.report.published import Quoted, fits, is_same_model
+from bench.schema.record import TrialResult
+from bench.schema.trial import JsonDict
+from bench.statistics.differences import LEVEL, PairedTests
+from bench.statistics.estimates import FEWEST_SEEDS, Estimate, estimate, holm, two_sided_p
+from bench.statistics.systems import PairedSystems, System, load_system
+
+# What an interval of a difference accounts for. "alone": single measurements, of which nothing is known.
+Basis = Literal["seeds and sources", "sources", "seeds", "repetitions", "alone"]
+Verdict = Literal["better", "worse", "not told apart", "too few seeds"]
+
+# Costs of which a ratio says nothing that another column does not say.
+NO_RATIO = ("trained_percent", "total_seconds")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One value of both sides."""
+
+    column: Column
+    tag: str | None  # a part of the test sources; None: all
+    first: float  # both over the seeds that stand against each other
+    second: float
+    difference: float  # second minus first; of a cost, the ratio second / first
+    low: float | None  # 95 % interval of the difference
+    high: float | None
+    p_value: float | None  # that methods without a difference come out as far apart
+    basis: Basis
+    seeds: int  # pairs of seeds, of published numbers our seeds
+    note: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """What follows for the second side."""
+        if self.p_value is None or self.seeds < FEWEST_SEEDS:
+            return "too few seeds"
+        if self.p_value >= LEVEL or self.column.higher_is_better is None:
+            return "not told apart"
+        return "better" if (self.difference > 0) == self.column.higher_is_better else "worse"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two sides, line by line."""
+
+    first: str
+    second: str
+    scores: tuple[Line, ...]  # the one that the verdict is about first
+    tags: tuple[Line, ...]  # of that score
+    costs: tuple[Line, ...]
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of the first score."""
+        return self.scores[0].verdict
+
+
+def compare(first: Side, second: Side, metric: str | None = None) -> Compared:
+    """Two configurations that were tested on the same sources.
+
+    Args:
+        first: The reference.
+        second: What is judged.
+        metric: The score that the verdict is about; None is the first that the records name.
+
+    Raises:
+        StatisticsError: They were not, or scores cannot be computed again.
+        ValueError: There is no such score.
+    """
+    columns = _metric_first([*first.cell.results, *second.cell.results], metric)
+    paired = PairedSystems(
+        (
+            load_system(second.root, second.name, second.cell.results),
+            load_system(first.root, first.name, first.cell.results),
+        )
+    )
+    scores = [_score(paired, column) for column in columns]
+    tags = sorted({tag for system in paired.systems for one in system.completed.values() for tag in one.scores.by_tag})
+    of_tags = [_score(paired, columns[0], tag) for tag in tags]
+    return Compared(
+        first.name,
+        second.name,
+        tuple(line for line in scores if line is not None),
+        tuple(line for line in of_tags if line is not None),
+        tuple(_costs(first.cell, second.cell)),
+        tuple(differences(first, second)),
+    )
+
+
+def corrected(compared: Sequence[Compared]) -> list[Compared]:
+    """Holm's correction over the scores that the verdicts are about, where several are given at once.
+
+    Intervals and the other scores stay as they are, which a remark says.
+    """
+    tested = [one.scores[0].p_value for one in compared]
+    known = [p_value for p_value in tested if p_value is not None]
+    if len(known) < 2:
+        return list(compared)
+    adjusted = iter(holm(known))
+    return [
+        one
+        if p_value is None
+        else replace(
+            one,
+            scores=(replace(one.scores[0], p_value=next(adjusted)), *one.scores[1:]),
+            remarks=(
+                *one.remarks,
+                f"p of {one.scores[0].column.title} is corrected for {len(known)} comparisons (Holm); its interval and "
+                "all other lines are not.",
+            ),
+        )
+        for one, p_value in zip(compared, tested, strict=True)
+    ]
+
+
+def _metric_first(results: Sequence[TrialResult], metric: str | None) -> list[Column]:
+    columns = metric_columns(results)
+    if metric is None:
+        return list(columns)
+    names = [column.name for column in columns]
+    if metric not in names:
+        known = ", ".join(names)
+        told = f"there is no such score in these records; known: {known}{meant(metric, names)}"
+        raise ValueError(f"--metric {metric}: {told}")
+    return sorted(columns, key=lambda column: column.name != metric)
+
+
+def _score(paired: PairedSystems, column: Column, tag: str | None = None) -> Line | None:
+    """A score over all sources, or over those with a tag; None where only one side has it."""
+    second, first = paired.systems
+    values = [_of_seeds(system, column.name, tag) for system in (second, first)]
+    if not all(values):
+        return None
+    fields: JsonDict = {"column": column, "tag": tag}
+    made = paired.statistics(column.name)
+    if made is None:
+        return _over_seeds(fields, values[1], values[0])
+    score, statistics = made
+    if tag is not None:
+        chosen = paired.with_tag(tag)
+        statistics = {name: replace(one, values=one.values[:, chosen]) for name, one in statistics.items()}
+    sources = next(iter(statistics.values())).values.shape[1]
+    if sources < 2:
+        return None
+    (found,) = PairedTests(sources, score).all_pairs(statistics)
+    alone = found.p_value is None
+    return Line(
+        **fields,
+        first=found.second_mean,
+        second=found.first_mean,
+        difference=found.difference,
+        low=found.low,
+        high=found.high,
+        p_value=found.p_value,
+        basis="sources" if alone else "seeds and sources",
+        seeds=found.seeds,
+        note=f"p over sources {found.p_randomisation:.3f}" if alone else "",
+    )
+
+
+def _of_seeds(system: System, metric: str, tag: str | None) -> dict[int, float]:
+    """Recorded value of each completed seed that has the score."""
+    scores = {
+        seed: one.scores.values if tag is None else one.scores.by_tag.get(tag, {})
+        for seed, one in system.completed.items()
+    }
+    return {seed: values[metric] for seed, values in scores.items() if metric in values}
+
+
+def _over_seeds(fields: JsonDict, first: Mapping[int, float], second: Mapping[int, float], note: str = "") -> Line:
+    """A line whose interval is over seeds alone, for scores in which single sources have no share."""
+    pairs = _paired(first, second)
+    found = estimate([two - one for one, two in pairs])
+    if found is None:
+        raise ValueError("a line needs at least one value of both sides")
+    means = dict(zip(("first", "second"), _means(pairs), strict=True))
+    basis = {"difference": found.mean, "basis": "seeds", "seeds": len(found.values), "note": note}
+    return Line(**{**means, **fields, **basis, **_interval(found)})
+
+
+def _means(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Of both sides, over the seeds that stand against each other."""
+    return math.fsum(one for one, _ in pairs) / len(pairs), math.fsum(two for _, two in pairs) / len(pairs)
+
+
+def _paired(first: Mapping[int, float], second: Mapping[int, float]) -> list[tuple[float, float]]:
+    """Values of equal seeds; without a common one, in order of seeds, a single value against all."""
+    if common := [seed for seed in first if seed in second]:
+        return [(first[seed], second[seed]) for seed in common]
+    ones, twos = list(first.values()), list(second.values())
+    longest = max(len(ones), len(twos))
+    if len(ones) == 1 or len(twos) == 1:
+        return list(zip(ones * longest, twos * longest, strict=False))[:longest]
+    return list(zip(ones, twos, strict=False))
+
+
+def _interval(found: Estimate) -> JsonDict:
+    """The interval of a mean, and the p-value that it is zero."""
+    if found.standard_deviation is None:
+        return {"low": None, "high": None, "p_value": None}
+    error, freedom = found.standard_deviation / math.sqrt(len(found.values)), len(found.values) - 1
+    p_value = two_sided_p(found.mean / error, freedom) if error > 0 else float(found.mean == 0)
+    return {"low": found.low, "high": found.high, "p_value": p_value}
+
+
+def _costs(first: Cell, second: Cell) -> Iterator[Line]:
+    """Ratios of costs, over paired seeds, or over repetitions where the stage cost measured both in turns."""
+    for column in COSTS:
+        one, two = first.estimate(column.name), second.estimate(column.name)
+        if one is None or two is None or min(one.values) <= 0 or min(two.values) <= 0 or column.name in NO_RATIO:
+            continue
+        fields: JsonDict = {"column": column, "tag": None}
+        if column.varies_over_seeds and min(len(one.values), len(two.values)) > 1:
+            values = [cell.values(column.name) for cell in (first, second)]
+            logs = [{seed: math.log(value) for seed, value in of_side.items()} for of_side in values]
+            means = dict(zip(("first", "second"), _means(_paired(values[0], values[1])), strict=True))
+            line = _over_seeds({**fields, **means}, logs[0], logs[1])
+            low, high = (None if bound is None else math.exp(bound) for bound in (line.low, line.high))
+            alone = first.was_measured_alone(column.name) and second.was_measured_alone(column.name)
+            basis: Basis = "repetitions" if alone else "seeds"
+            yield replace(line, difference=math.exp(line.difference), low=low, high=high, basis=basis)
+        else:
+            ratio = two.mean / one.mean
+            once: JsonDict = {"low": None, "high": None, "p_value": None, "basis": "alone", "seeds": 1}
+            yield Line(**fields, first=one.mean, second=two.mean, difference=ratio, **once)
+
+
+def against_published(side: Side, rows: Sequence[Quoted], metric: str | None = None) -> list[Compared]:
+    """A configuration against each published row of its method and task.
+
+    Rows on the same base model come alone if there are any; the others tell by a remark that they are no reproduction.
+
+    Args:
+        side: Ours.
+        rows: Of one publication.
+        metric: The score that the verdict is about; None is the first that the publication prints.
+    """
+    spec = side.cell.results[0].spec
+    fitting = [row for row in rows if fits(row, spec)]
+    same_model = [row for row in fitting if is_same_model(row, spec)]
+    whole = [row for row in same_model or fitting if row.tag == "all"]
+    return [
+        one
+        for row in whole
+        if (one := _with_published(side, row, [part for part in fitting if _is_part(part, row)], metric)) is not None
+    ]
+
+
+def _with_published(side: Side, row: Quoted, parts: Sequence[Quoted], metric: str | None) -> Compared | None:
+    system = load_system(side.root, side.name, side.cell.results)
+    columns = [column for column in _metric_first(side.cell.results, metric) if column.name in row.values]
+    if not columns or not system.completed:
+        return None
+    scores = [_quoted_line(system, column, row) for column in columns]
+    tags = [_quoted_line(system, columns[0], part) for part in parts if columns[0].name in part.values]
+    remarks = [row.note] if row.note else []
+    if not is_same_model(row, side.cell.results[0].spec):
+        remarks.insert(0, f"published on {row.model}, ours is on another model: no reproduction")
+    return Compared(
+        first=f"{row.key}, {row.table}: {row.label} ({row.model})",
+        second=side.name,
+        scores=tuple(line for line in scores if line is not None),
+        tags=tuple(line for line in tags if line is not None),
+        costs=(),
+        remarks=tuple(remarks),
+    )
+
+
+def _quoted_line(system: System, column: Column, row: Quoted) -> Line | None:
+    tag = None if row.tag == "all" else row.tag
+    ours, published = _of_seeds(system, column.name, tag), row.values[column.name]
+    if not ours:
+        return None
+    fields: JsonDict = {"column": column, "tag": tag, "first": published}
+    spread = row.spread.get(column.name)
+    note = "" if spread is None else f"published with ± {spread:g}, which the interval leaves out"
+    return _over_seeds(fields, dict.fromkeys(ours, published), ours, note)
+
+
+def _is_part(part: Quoted, whole: Quoted) -> bool:
+    """Whether a row is another tag of the same published system."""
+    same = ("table", "model", "method", "config", "label", "parameters")
+    return part.tag != "all" and all(getattr(part, name) == getattr(whole, name) for name in same)

@@ -1,0 +1,121 @@
+"""Two sides that are compared: what each is called, and which configurations of two sweeps stand against each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench.report.configurations import Cell
+from bench.schema.labels import labels, settings_of, titled
+from bench.schema.trial import TrialSpec
+
+# Parts of a sweep file in which two methods differ as a matter of course.
+OF_METHODS = ("method", "config")
+
+
+@dataclass(frozen=True)
+class Side:
+    """A configuration, where its predictions lie, and what it is called beside the other side."""
+
+    root: Path
+    cell: Cell
+    name: str
+
+    @property
+    def spec(self) -> TrialSpec:
+        return self.cell.results[0].spec
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Key of the sweep file to value as JSON, of all that changes the answer but the seed."""
+        return settings_of(self.spec, self.cell.trains)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Configurations that stand against each other, and the names of those that are left."""
+
+    pairs: tuple[tuple[Side, Side], ...]
+    left_over: tuple[str, ...]
+
+
+def named(ones: Sequence[Side], others: Sequence[Side]) -> tuple[list[Side], list[Side]]:
+    """The same, each called by its folder, its method and what tells it from the others of its method on both sides."""
+    sides = [*ones, *others]
+    untrained = {side.spec.method.target for side in sides if not side.cell.trains}
+    found = labels([side.spec for side in sides], untrained)
+    folders = _told_apart([side.root for side in sides])
+    made = [
+        replace(side, name=f"{folders[side.root]}: {titled(side.cell.method, label.text)}")
+        for side, label in zip(sides, found, strict=True)
+    ]
+    return made[: len(ones)], made[len(ones) :]
+
+
+def counterparts(ones: Sequence[Side], others: Sequence[Side]) -> Paired:
+    """Pairs of one method whose settings differ least, each for the other, in no more settings than any third.
+
+    Equal configurations are pairs, and so are those that differ by what sets two sweeps apart, as their precision. What
+    has several that are equally near is left over: nobody could tell which is meant.
+    """
+    settings = {id(side): side.settings for side in (*ones, *others)}
+
+    def nearest(side: Side, among: Sequence[Side]) -> Side | None:
+        distances = sorted(
+            (_distance(settings[id(side)], settings[id(other)]), place)
+            for place, other in enumerate(among)
+            if _comparable(side.spec, other.spec)
+        )
+        if not distances or (len(distances) > 1 and distances[0][0] == distances[1][0]):
+            return None
+        return among[distances[0][1]]
+
+    pairs = [
+        (one, other) for one in ones if (other := nearest(one, others)) is not None and nearest(other, ones) is one
+    ]
+    met = {id(side) for pair in pairs for side in pair}
+    return Paired(tuple(pairs), tuple(side.name for side in (*ones, *others) if id(side) not in met))
+
+
+def differences(first: Side, second: Side) -> list[str]:
+    """What two configurations differ in beside their methods and what their names say, a sentence."""
+    ones, others = first.settings, second.settings
+    same_method = first.cell.method == second.cell.method
+    keys = [
+        key
+        for key in sorted(ones.keys() | others.keys())
+        if ones.get(key) != others.get(key) and (same_method or key.split(".")[0] not in OF_METHODS)
+    ]
+    if not first.cell.trains or not second.cell.trains:
+        keys = [key for key in keys if not key.startswith("train.")]
+    told = [f"{key} ({_told(ones.get(key))}, {_told(others.get(key))})" for key in keys]
+    return [f"They differ in {', '.join(told)}."] if told else []
+
+
+def _comparable(one: TrialSpec, other: TrialSpec) -> bool:
+    return (one.method.name, one.task.name) == (other.method.name, other.task.name)
+
+
+def _distance(one: dict[str, str], other: dict[str, str]) -> int:
+    return sum(one.get(key) != other.get(key) for key in one.keys() | other.keys())
+
+
+def _told(value: str | None, most: int = 40) -> str:
+    text = "not set" if value in (None, "null") else str(value)
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def _told_apart(roots: Sequence[Path]) -> dict[Path, str]:
+    """Each folder by as many of its last parts as it takes to tell it from the others."""
+    distinct = {root: Path(os.path.normpath(root.absolute())).parts for root in roots}
+    called: dict[Path, str] = {}
+    for root, parts in distinct.items():
+        count = 1
+        while count < len(parts) and any(
+            other[-count:] == parts[-count:] for other in distinct.values() if other != parts
+        ):
+            count += 1
+        called[root] = "/".join(parts[-count:])
+    return called

@@ -1,0 +1,92 @@
+"""What the planner expected beside what was measured, so that everybody sees how far to trust the next plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bench.report.columns import ABSENT
+from bench.report.configurations import Cell, Comparison
+from bench.report.efficiency import size
+from bench.schema.trial import JsonDict
+
+HEADING = ("method", "TFLOP", "GFLOP/s", "memory planned", "measured", "error", "step planned", "measured", "error")
+TITLE = "Plan against measurement"
+NOTE = (
+    "Of configurations that cost alike, one. FLOPs are those of all training steps by PyTorch's formulas, the rate is "
+    "at the median step. Memory is that of training; on a CPU beyond what was there before the model. Steps: mean "
+    "planned, median measured; on a busy machine the plan cannot be right."
+)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """One configuration. None is what is not known."""
+
+    cell: Cell
+    flops: float
+    memory_planned_bytes: float
+    memory_measured_bytes: float | None
+    step_planned_seconds: float | None
+    step_measured_seconds: float | None
+
+    @property
+    def flops_per_second(self) -> float | None:
+        """While training; of all ranks together."""
+        steps = self.cell.mean("steps")
+        if not self.step_measured_seconds or steps is None:
+            return None
+        return self.flops / steps / self.step_measured_seconds
+
+
+def of_different_cost(cells: Sequence[Cell]) -> list[Cell]:
+    """The first of the cells that differ in nothing that costs time or memory."""
+    found: dict[tuple[object, ...], Cell] = {}
+    for cell in cells:
+        spec = cell.results[0].spec
+        found.setdefault((spec.configuration_class, spec.train.steps, spec.train.epochs), cell)
+    return list(found.values())
+
+
+def forecasts(comparison: Comparison) -> list[Forecast]:
+    """For each configuration that was predicted, best first."""
+    found = []
+    for cell in of_different_cost(comparison.scored):
+        flops, memory = cell.mean("planned_flops"), cell.mean("planned_memory_bytes")
+        if flops is not None and memory is not None:
+            on_cpu = any(outcome.ranks[0].memory_method != "cuda_allocated" for _, outcome in cell.completed)
+            found.append(
+                Forecast(
+                    cell,
+                    flops,
+                    memory,
+                    cell.mean("memory_over_baseline_bytes" if on_cpu else "peak_memory_bytes"),
+                    cell.mean("planned_step_seconds"),
+                    cell.mean("step_seconds_p50"),
+                )
+            )
+    return found
+
+
+def forecast_rows(found: Sequence[Forecast]) -> list[list[str]]:
+    """A row for each, under :data:`HEADING`."""
+    return [
+        [
+            one.cell.name,
+            f"{one.flops / 1e12:,.3g}",
+            ABSENT if one.flops_per_second is None else f"{one.flops_per_second / 1e9:,.0f}",
+            *_pair(one.memory_planned_bytes, one.memory_measured_bytes, size),
+            *_pair(one.step_planned_seconds, one.step_measured_seconds, lambda value: f"{value:.3g} s"),
+        ]
+        for one in found
+    ]
+
+
+def forecast_document(found: Sequence[Forecast]) -> list[JsonDict]:
+    """The same, unrounded, as report.json has it."""
+    return [{**vars(one), "cell": one.cell.name, "flops_per_second": one.flops_per_second} for one in found]
+
+
+def _pair(planned: float | None, measured: float | None, show: Callable[[float], str]) -> list[str]:
+    error = ABSENT if planned is None or not measured else f"{planned / measured - 1:+.0%}"
+    return [ABSENT if planned is None else show(planned), ABSENT if measured is None else show(measured), error]

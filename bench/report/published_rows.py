@@ -1,0 +1,148 @@
+"""Published numbers beside ours: which rows belong to which configurations, and the table that shows both.
+
+They are quoted, never measured here: no test, group or bold face takes part of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from bench.report.columns import ABSENT, Column
+from bench.report.configurations import Cell, Comparison
+from bench.report.published import Quoted, fits, is_same_model
+from bench.schema.trial import JsonDict
+from bench.statistics.estimates import Estimate, estimate
+
+TITLE = "Beside published numbers"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A configuration of ours and a published row of its method and task."""
+
+    cell: Cell
+    row: Quoted
+
+    def ours(self, column: Column) -> Estimate | None:
+        """Over the same part of the test sources as the published value."""
+        if self.row.tag == "all":
+            return self.cell.estimate(column.name)
+        scores = [outcome.scores.by_tag.get(self.row.tag, {}) for _, outcome in self.cell.counted]
+        return estimate([value for one in scores if math.isfinite(value := one.get(column.name, math.nan))])
+
+
+@dataclass(frozen=True)
+class References:
+    """All published rows that belong to the configurations of one model and task."""
+
+    comparison: Comparison
+    found: tuple[Reference, ...]
+    same_model: bool  # whether they were published on our base model; else none was
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """Scores of ours of which some row has a published value."""
+        quoted = {name for reference in self.found for name in reference.row.values}
+        return tuple(column for column in self.comparison.metrics if column.name in quoted)
+
+    def heading(self) -> list[str]:
+        """Of :meth:`rows`."""
+        pairs = [text for column in self.columns for text in (column.title, f"{column.title}, quoted")]
+        return ["method", *(["test sources"] if self._has_tags else []), "quoted from", *pairs]
+
+    def rows(self) -> list[list[str]]:
+        """Ours and the quoted value of each score in turn."""
+        return [
+            [
+                reference.cell.name,
+                *([reference.row.tag] if self._has_tags else []),
+                self._source(reference.row),
+                *(text for column in self.columns for text in (_ours(reference, column), _quoted(reference, column))),
+            ]
+            for reference in self.found
+        ]
+
+    @property
+    def quoted_columns(self) -> list[int]:
+        """Indices of the columns of :meth:`rows` that are not ours."""
+        first = 1 + self._has_tags
+        return [first, *range(first + 2, first + 1 + 2 * len(self.columns), 2)]
+
+    @property
+    def note(self) -> str:
+        """What a reader has to know before comparing."""
+        about = {f"{row.key}, {row.table}: {row.note}." for row in self._rows if row.note}
+        spreads = any(row.spread for row in self._rows)
+        sentences = [
+            "Values called quoted are copied from publications and were not measured here."
+            + (" Their ± is what the publication prints." if spreads else ""),
+            *([] if self.same_model else ["They were published on another base model: ours are no reproduction."]),
+            *sorted(about),
+        ]
+        return " ".join(sentences)
+
+    def document(self) -> list[JsonDict]:
+        """As report.json has it, unrounded."""
+        return [
+            {
+                "configuration": reference.cell.name,
+                **reference.row.model_dump(include={"key", "table", "label", "model", "tag", "note"}),
+                "same_model": self.same_model,
+                "scores": {
+                    column.name: {
+                        "ours": None if (ours := reference.ours(column)) is None else ours.mean,
+                        "quoted": reference.row.values[column.name],
+                        "quoted_spread": reference.row.spread.get(column.name),
+                    }
+                    for column in self.columns
+                    if column.name in reference.row.values
+                },
+            }
+            for reference in self.found
+        ]
+
+    @property
+    def _rows(self) -> list[Quoted]:
+        return [reference.row for reference in self.found]
+
+    @property
+    def _has_tags(self) -> bool:
+        return any(row.tag != "all" for row in self._rows)
+
+    def _source(self, row: Quoted) -> str:
+        model = "" if self.same_model else f" ({row.model})"
+        return f"{row.key}, {row.table}: {row.label}{model}"
+
+
+def references(comparison: Comparison, rows: Sequence[Quoted]) -> References | None:
+    """The published rows of the methods and settings of a comparison; None where there are none.
+
+    Rows on the same base model come alone if there are any.
+
+    Args:
+        comparison: Our configurations of one model and task.
+        rows: What publications print.
+    """
+    fitting = [Reference(cell, row) for cell in comparison.scored for row in rows if fits(row, cell.results[0].spec)]
+    same = [one for one in fitting if is_same_model(one.row, one.cell.results[0].spec)]
+    found = References(comparison, tuple(same or fitting), bool(same))
+    return found if found.columns else None
+
+
+def _ours(reference: Reference, column: Column) -> str:
+    found = reference.ours(column)
+    if found is None:
+        return ABSENT
+    spread = "" if found.standard_deviation is None else f" ± {column.text(found.standard_deviation)}"
+    return f"{column.text(found.mean)}{spread}"
+
+
+def _quoted(reference: Reference, column: Column) -> str:
+    value = reference.row.values.get(column.name)
+    if value is None:
+        return ABSENT
+    spread = reference.row.spread.get(column.name)
+    return column.text(value) + ("" if spread is None else f" ± {column.text(spread)}")

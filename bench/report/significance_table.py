@@ -1,0 +1,121 @@
+"""The part of a report that says which differences hold: groups, pairs and what the seeds allow to conclude."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.report.columns import ABSENT, Column
+from bench.report.configurations import Cell, Comparison, chosen_of_methods
+from bench.schema.trial import JsonDict
+
+if TYPE_CHECKING:
+    from bench.statistics.differences import Difference
+    from bench.statistics.significance import Significance
+
+# All pairs of more configurations are neither read nor quickly computed; then one of each method is tested, which the
+# dev loss has chosen.
+MOST_CONFIGURATIONS = 12
+# All pairs of so many configurations are shown; of more, each against the best.
+MOST_IN_FULL = 5
+
+PAIR_HEADING = ("", "mean", "against", "mean", "difference", "95 % interval", "p", "p, these models")
+
+
+def tested(root: Path, comparison: Comparison) -> Significance | str | None:
+    """Tests in the first metric; a sentence where they cannot be made, None where there is nothing to test.
+
+    Args:
+        root: Results folder of the sweep.
+        comparison: Configurations of one model and task.
+    """
+    from bench.statistics.significance import significance  # imports what most commands need not wait for
+    from bench.statistics.systems import StatisticsError
+
+    cells = tested_cells(comparison)
+    if not comparison.metrics or len(cells) < 2:
+        return None
+    first = comparison.metrics[0]
+    results = {cell.name: cell.results for cell in cells}
+    try:
+        found = significance(root, results, first.name, bool(first.higher_is_better))
+        left_out = len(comparison.scored) - len(cells)
+        if found is None or not left_out:
+            return found
+        told = f"{left_out} more configurations are not tested: of each method, the one with the lowest dev loss is."
+        return replace(found, remarks=(*found.remarks, told))
+    except StatisticsError as error:
+        return f"Differences are not tested: {error}."
+
+
+def tested_cells(comparison: Comparison) -> list[Cell]:
+    """The configurations that are tested against each other."""
+    scored = [cell for cell in comparison.scored if cell.completed]
+    return scored if len(scored) <= MOST_CONFIGURATIONS else chosen_of_methods(scored)
+
+
+def letters_of(found: Significance | str | None) -> Mapping[str, str]:
+    """Letters of the groups by configuration; empty where nothing can be concluded."""
+    return found.letters if found is not None and not isinstance(found, str) and found.conclusive else {}
+
+
+def pair_rows(found: Significance, metric: Column) -> list[list[str]]:
+    """Rows under :data:`PAIR_HEADING`: all pairs of a few configurations, of many each against the best."""
+    best = next(iter(found.means))
+    shown = [one for one in found.differences if len(found.means) <= MOST_IN_FULL or best in (one.first, one.second)]
+    return [
+        [
+            one.first,
+            metric.text(one.first_mean),
+            one.second,
+            metric.text(one.second_mean),
+            f"{one.difference * metric.scale:+.{metric.decimals}f}",
+            f"{one.low * metric.scale:+.{metric.decimals}f} to {one.high * metric.scale:+.{metric.decimals}f}",
+            p_text(one.p_adjusted) if one.conclusive else ABSENT,
+            p_text(one.p_randomisation),
+        ]
+        for one in shown
+    ]
+
+
+def pair_note(found: Significance, metric: Column) -> str:
+    """What the columns of the pairs are."""
+    corrected = (
+        "p: that methods without a difference come out as far apart on new seeds and new sources, corrected for the "
+        "number of pairs (Shaffer); intervals carry the same correction and leave out 0 where p is below 0.05."
+        if found.conclusive
+        else "Intervals are over these sources, corrected for the number of pairs."
+    )
+    return (
+        f"Differences in {metric.title} over {found.sources} test sources, seeds paired. {corrected} p, these models: "
+        "the same for the trained models at hand, over sources alone (approximate randomisation), not corrected."
+    )
+
+
+def p_text(p_value: float | None) -> str:
+    """A p-value as tables print it."""
+    if p_value is None:
+        return ABSENT
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def significance_document(found: Significance | str | None) -> JsonDict | str | None:
+    """As report.json has it, unrounded."""
+    if found is None or isinstance(found, str):
+        return found
+    return {
+        "metric": found.metric,
+        "sources": found.sources,
+        "seeds": found.seeds,
+        "leaders": found.leaders,
+        "groups": found.groups,
+        "letters": found.letters,
+        "differences": [_pair(one) for one in found.differences],
+        "remarks": found.remarks,
+    }
+
+
+def _pair(one: Difference) -> JsonDict:
+    return {**vars(one), "conclusive": one.conclusive, "told_apart": one.told_apart}

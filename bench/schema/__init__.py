@@ -1,0 +1,1 @@
+"""Which values travel: trial, sweep, search space, record; and how bad input is told."""

@@ -1,0 +1,62 @@
+"""Which trials have the same answer, whatever their ids say.
+
+What a method that trains nothing makes of a model does not depend on how the others are trained. Ids are older than
+this and stay as they are, so that no record is lost; trials and records are matched by what is here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable
+
+from bench.schema.record import Failed, TrialResult
+from bench.schema.trial import JsonDict, TrialSpec
+
+
+def answer(spec: TrialSpec, trains: bool) -> JsonDict:
+    """What the answer of a trial depends on: its identity, without the training where there is none.
+
+    Args:
+        spec: The trial.
+        trains: Whether its method trains anything.
+    """
+    identity = spec.identity
+    if not trains:
+        identity.pop("train", None)
+    return identity
+
+
+def answer_key(spec: TrialSpec, trains: bool, without: Collection[str] = ()) -> str:
+    """A text that is equal for trials of equal answers, but for what these keys of the top level do to them."""
+    found = answer(spec, trains)
+    return json.dumps({key: value for key, value in found.items() if key not in without}, sort_keys=True)
+
+
+def distinct(trials: Iterable[TrialSpec], trains: Callable[[TrialSpec], bool]) -> tuple[TrialSpec, ...]:
+    """The first trial of each answer.
+
+    Args:
+        trials: In order.
+        trains: Whether the method of a trial trains anything.
+    """
+    found: dict[str, TrialSpec] = {}
+    for trial in trials:
+        found.setdefault(answer_key(trial, trains(trial)), trial)
+    return tuple(found.values())
+
+
+def cost_class(spec: TrialSpec, trains: bool) -> str:
+    """Equal for trials that share a measurement of cost, as far as the training has a part in it."""
+    if trains:
+        return spec.configuration_class
+    measured: JsonDict = {"stage": "cost", "stop_after_steps": None, "scores_dev": False, "repetition": 0}
+    return answer_key(spec.model_copy(update=measured), trains)
+
+
+def untrained(results: Iterable[TrialResult]) -> frozenset[str]:
+    """The classes of the methods that train nothing, as far as these records tell."""
+    return frozenset(
+        result.spec.method.target
+        for result in results
+        if not isinstance(result.outcome, Failed) and result.outcome.train is None and result.spec.loaded is None
+    )

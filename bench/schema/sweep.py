@@ -1,0 +1,153 @@
+"""What a sweep asks for: the content of one YAML file, with its stages. Trials are in :mod:`bench.schema.trial`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+
+from bench.schema.search_space import SearchSpace
+from bench.schema.trial import DecodeSpec, JsonDict, ModelSpec, ResourceSpec, Settings, TrainSpec
+
+
+class HalvingSpec(Settings):
+    """Successive halving within a method: the worse trials end early, on the schedule of the full length.
+
+    A trial that goes on is trained again from the start, which gives the same first steps; that is counted.
+    """
+
+    factor: Annotated[int, Field(ge=2)] = Field(3, description="one in so many trials goes on at each cut")
+    first_cut_steps: PositiveInt | None = Field(
+        None, description="training before the first cut; None: thrice the warm-up, at least a ninth of the length"
+    )
+    audit_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.1, description="share of the cut trials, at least one unless 0, that is trained to its end all the same"
+    )
+
+
+class TuneSpec(Settings):
+    """The stage that chooses settings for each method, with the same budget for all, by the dev split alone."""
+
+    trials: PositiveInt | None = Field(None, description="budget of each method, in trainings of full length")
+    device_seconds: PositiveFloat | None = Field(
+        None, description="budget of each method, in seconds that its ranks work; start-up is not counted"
+    )
+    sampler: Literal["grid", "quasi_random", "tpe"] = Field(
+        "grid", description="how settings are tried: a grid, a Halton sequence, or Optuna's TPE, which learns"
+    )
+    metric: str = Field("dev_loss", description="dev_loss, or a score (e.g. bleu) of predictions for the dev sources")
+    seed: int = Field(1000, description="of the sampler and of the trials; final trials have seeds of their own")
+    halving: HalvingSpec | None = Field(None, description="ends the worse trials early; None trains all to the end")
+
+    @model_validator(mode="after")
+    def _effective(self) -> TuneSpec:
+        if (self.trials is None) == (self.device_seconds is None):
+            raise ValueError("set exactly one of trials and device_seconds: the budget of each method")
+        if self.sampler == "grid" and self.trials is None:
+            raise ValueError("sampler: grid needs a budget in trials; use quasi_random or tpe with device_seconds")
+        if self.halving is not None and (self.trials is None or self.sampler == "tpe"):
+            raise ValueError("halving needs a budget in trials and the sampler grid or quasi_random")
+        return self
+
+
+class FinalStageSpec(Settings):
+    """The stage that takes the test scores, once, with the settings that were chosen."""
+
+    seeds: Annotated[list[int], Field(min_length=1, description="each trains every method once; five or more are good")]
+
+
+class CostStageSpec(Settings):
+    """The stage that measures time and memory: short trials of each class of configurations, alone on their machine.
+
+    All final trials that differ only in seed, learning rate or length share them.
+    """
+
+    steps: PositiveInt = Field(20, description="optimiser steps; the first tenth, at least 5, are warm-up")
+    repetitions: PositiveInt = Field(3, description="measurements of each class, in turns over methods")
+
+
+class StagesSpec(Settings):
+    """What a sweep does one after the other; a stage that is not named is left out."""
+
+    tune: TuneSpec | None = Field(None, description="searches settings for each method on the dev split")
+    final: FinalStageSpec | None = Field(None, description="takes the test scores with the settings chosen")
+    cost: CostStageSpec | None = Field(None, description="measures time and memory, alone on the machine")
+
+    @model_validator(mode="after")
+    def _some(self) -> StagesSpec:
+        if self.tune is None and self.final is None and self.cost is None:
+            raise ValueError("name at least one of tune, final and cost")
+        if self.tune is not None and self.final is not None and self.tune.seed in self.final.seeds:
+            raise ValueError(f"tune.seed: {self.tune.seed} is a final seed too; settings would be chosen to suit it")
+        return self
+
+
+def _bare_name(entry: Any) -> Any:
+    return {"name": entry} if isinstance(entry, str) else entry
+
+
+def _bare_model(entry: Any) -> Any:
+    return {"path": entry} if isinstance(entry, str) else entry
+
+
+class MethodEntry(Settings):
+    """One line of a sweep's ``methods:``; a bare name is short for ``{name: ...}``."""
+
+    name: str = Field(description='a registered name, or "module:Class"')
+    config: JsonDict = Field(default_factory=dict, description="settings of the method's own Config")
+    train: JsonDict = Field(default_factory=dict, description="fields of train that differ for this method")
+    resources: JsonDict = Field(default_factory=dict, description="fields of resources that differ for this method")
+    grid: dict[str, list[Any]] = Field(
+        default_factory=dict, description="dotted key (config.x, train.x, resources.x) to values: one trial each"
+    )
+    search: SearchSpace | None = Field(
+        None, description="dotted key (config.x, train.x) to what the stage tune tries; None: what the method declares"
+    )
+
+
+class Sweep(Settings):
+    """One YAML file: what to compare."""
+
+    name: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="results go to the folder of this name")
+    ]
+    model: Annotated[ModelSpec, BeforeValidator(_bare_model)] = Field(
+        ModelSpec(), description="a bare text is its path; keys below"
+    )
+    task: Annotated[JsonDict, BeforeValidator(_bare_name)] = Field(description="name, and the settings of that task")
+    train: TrainSpec = Field(TrainSpec(), description="how all methods train; keys below")
+    decode: DecodeSpec = Field(DecodeSpec(), description="how texts are decoded; keys below")
+    resources: ResourceSpec = Field(ResourceSpec(), description="what a trial takes; keys below")
+    methods: Annotated[
+        list[Annotated[MethodEntry, BeforeValidator(_bare_name)]],
+        Field(min_length=1, description="what is compared; a bare text is the name of a method; keys below"),
+    ]
+    seeds: list[int] = Field([0], min_length=1, description="each trains every method once, in sweeps without stages")
+    grid: dict[str, list[Any]] = Field(
+        default_factory=dict, description="dotted key (task.x, train.x, decode.x, ...) to values, for every method"
+    )
+    published: list[str] = Field(
+        default_factory=list,
+        description="files of published numbers that reports show beside ours, found from the folder of this file",
+    )
+    trackers: dict[str, JsonDict] = Field(
+        default_factory=dict,
+        description="trackers that hear of the trials, with their settings, e.g. wandb: {entity: my-team, tags: [a]}",
+    )
+    stages: StagesSpec | None = Field(None, description="None: every trial is a final one, with the settings given")
+
+    @model_validator(mode="after")
+    def _effective(self) -> Sweep:
+        stages = self.stages
+        if stages is not None and "seeds" in self.model_fields_set:
+            raise ValueError("seeds has no effect beside stages; name the seeds in stages.final.seeds")
+        tuned = stages is not None and stages.tune is not None
+        for number, entry in enumerate(self.methods):
+            if entry.search is not None and not tuned:
+                raise ValueError(f"methods.{number}.search has no effect without stages.tune")
+            if entry.grid and tuned:
+                raise ValueError(
+                    f"methods.{number}.grid: with stages.tune, name what to try in search, or make each choice an "
+                    "entry of its own, which is then tuned by itself"
+                )
+        return self

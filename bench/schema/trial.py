@@ -1,0 +1,425 @@
+"""What a trial asks for. Frozen values that travel as JSON; a sweep (:mod:`bench.schema.sweep`) expands to them.
+
+Field names carry their unit; ``None`` appears only where absence has a meaning. Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from bench.schema.strict_numbers import StrictNumbers
+
+JsonDict = dict[str, Any]
+
+# tune chooses settings by the dev split, final takes the test scores, cost measures time and memory. A trial of a sweep
+# without stages is a final one.
+Stage = Literal["tune", "final", "cost"]
+
+# Raised when a hashed field comes to mean something else, or answers change for another reason, so that old records are
+# not mistaken for new ones.
+IDENTITY_VERSION = 2
+# Of a repository of the Hugging Face hub that is named without a revision.
+DEFAULT_BRANCH = "main"
+
+
+class Spec(BaseModel):
+    """Base of everything that is read from YAML or travels to a rank."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Settings(StrictNumbers, Spec):
+    """Base of what a sweep file says."""
+
+
+class ModelSpec(Settings):
+    """The base model: a local folder, a hub id, or the embedded default ``smollm2-135m``."""
+
+    path: str = Field("smollm2-135m", description="a local folder, a hub id, or the embedded model")
+    revision: str | None = Field(None, description="hub revision (branch, tag or commit); None is the hub's main")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "sdpa", description="how attention is computed, in the words of transformers"
+    )
+    beginning_token: bool = Field(
+        True, description="whether sources begin with the token that the tokenizer puts before a text (Llama, Gemma)"
+    )
+    trust_remote_code: bool = Field(False, description="run code that a hub repository ships; off for a reason")
+    weights_sha256: str | None = Field(None, description="set by the driver for local folders; part of the identity")
+    commit: str | None = Field(
+        None, description="set by the driver for hub ids: what revision was at; part of the identity in its place"
+    )
+
+    @property
+    def pinned_revision(self) -> str | None:
+        """What the hub is asked for: the commit, where it is known."""
+        return self.commit or self.revision
+
+
+class TrainSpec(Settings):
+    """How a trial trains. All methods of a sweep share it; a method entry may override single fields."""
+
+    learning_rate: PositiveFloat = Field(1e-4, description="the highest of the schedule")
+    steps: PositiveInt | None = Field(None, description="optimiser steps; exactly one of steps and epochs is set")
+    epochs: PositiveFloat | None = Field(None, description="passes over the training pairs")
+    batch_size: PositiveInt = Field(8, description="sequences per optimiser step over all ranks")
+    micro_batch_size: PositiveInt | None = Field(
+        None, description="sequences per forward pass of one rank; None takes the rank's whole share at once"
+    )
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="the learning rate after the warm-up; linear and cosine end at 0"
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="over which the learning rate rises linearly")
+    warmup_start: Literal["zero", "first_step"] = Field(
+        "zero",
+        description="the first learning rate of a warm-up. zero: 0, as in transformers; first_step: 1/warmup_steps of "
+        "the full one",
+    )
+    optimizer: Literal["adamw", "adafactor"] = Field(
+        "adamw", description="adafactor: as Lester et al. 2021, without parameter scaling; needs ZeRO 0"
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled, as in AdamW")
+    weight_decay_on: Literal["weights", "all"] = Field(
+        "weights",
+        description="weights: what is trained but norms and biases, by the rule of transformers' Trainer; all: what is "
+        "trained",
+    )
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of AdamW's mean of gradients")
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.999, description="of AdamW's mean of their squares")
+    adam_epsilon: PositiveFloat = Field(1e-8, description="of AdamW")
+    loss_reduction: Literal["token_mean", "sequence_sum"] = Field(
+        "token_mean",
+        description="what is minimised: the mean over the batch's target tokens, or the sum over a sequence's target "
+        "tokens, averaged over sequences (Li & Liang 2021), which takes larger steps at the same learning rate",
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="within the base model; None: what its configuration says. A method's own dropout stays"
+    )
+    max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="global gradient norm; 0 does not clip")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="in training only")
+    gradient_checkpointing: bool = Field(
+        False, description="computes activations a second time in the backward pass, which takes time and saves memory"
+    )
+    evaluate_every_steps: PositiveInt | None = Field(
+        None, description="dev loss every n steps, best state kept; None evaluates after the last step only"
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainSpec:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("set either steps or epochs, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _effective(self) -> TrainSpec:
+        for name in ("adam_beta1", "adam_beta2", "adam_epsilon"):
+            default = type(self).model_fields[name].default
+            if self.optimizer != "adamw" and getattr(self, name) != default:
+                raise ValueError(f"{name} has no effect with optimizer: {self.optimizer}; leave it out")
+        for name, needed in (("warmup_start", "warmup_steps"), ("weight_decay_on", "weight_decay")):
+            if getattr(self, name) != type(self).model_fields[name].default and not getattr(self, needed):
+                raise ValueError(f"{name} has no effect with {needed}: 0; leave it out")
+        return self
+
+
+class DecodeSpec(Settings):
+    """How predictions are generated, the same for every method."""
+
+    beams: PositiveInt = Field(1, description="of beam search; 1 decodes greedily")
+    max_new_tokens: PositiveInt = Field(96, description="longer texts are cut, and counted")
+    min_new_tokens: Annotated[int, Field(ge=0)] = Field(0, description="before a text may end")
+    length_penalty: float = Field(1.0, description="exponent on the length in beam search; ineffective with beams: 1")
+    early_stopping: bool | Literal["never"] = Field(
+        False, description="true: a source is done when it has as many finished texts as beams; else see transformers"
+    )
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] = Field(
+        0, description="no text says the same n tokens twice; what the source says may be said; 0 allows all"
+    )
+    banned_token_ids: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[], description="tokens that are never generated; ids of the base model's tokenizer"
+    )
+    batch_size: PositiveInt = Field(16, description="sources that are decoded together; each takes `beams` rows")
+
+    @model_validator(mode="after")
+    def _effective(self) -> DecodeSpec:
+        if self.beams == 1 and self.length_penalty != 1.0:
+            raise ValueError("length_penalty has no effect with beams: 1; set beams to 2 or more, or leave it out")
+        if self.beams == 1 and self.early_stopping is not False:
+            raise ValueError("early_stopping has no effect with beams: 1; set beams to 2 or more, or leave it out")
+        return self
+
+
+def _off(value: Any) -> Any:
+    return "off" if value is False else value  # as YAML reads a bare off
+
+
+class ResourceSpec(Settings):
+    """What one trial needs.
+
+    Ranks, ZeRO stage, precision and whether it is compiled are part of a trial's identity; the rest is placement.
+    """
+
+    ranks: PositiveInt = Field(1, description="processes of a trial's DeepSpeed group; each takes one device")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0, description="what DeepSpeed divides over ranks: 1 optimiser states, 2 also gradients, 3 also parameters"
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: base model and computation in bf16; what is trained and its moments stay fp32"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is cuda where there is a GPU, else cpu")
+    cpus_per_rank: PositiveInt | None = Field(None, description="None: all cores of the machine, shared by the ranks")
+    gpus_per_rank: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="below 1 several trials of one rank share a GPU, and none of them has it to itself"
+    )
+    exclusive: Literal["device", "node", "none"] = Field(
+        "device", description="what a trial has to itself, so that its cost can be compared; cores and GPUs, or nodes"
+    )
+    fuse: Annotated[Literal["off", "auto"] | Annotated[int, Field(ge=2)], BeforeValidator(_off)] = Field(
+        "off",
+        description="whether trials that may train in one pass do: as many as pay by the size of their batches (auto), "
+        "or at most so many; never in the stage cost",
+    )
+    compile: bool = Field(
+        False,
+        description="layers go through torch.compile while they train: seconds of compiling for fewer and larger "
+        "kernels in every step; below ZeRO 3",
+    )
+    accelerator: str | None = Field(
+        None,
+        description="type of GPU that ranks need, by Ray's label (H100, A100-80G), so that one comparison is not "
+        "spread over several types; None: any",
+    )
+    priority: int = Field(0, description="higher ones start first; of equals the larger trials do")
+    timeout_seconds: PositiveFloat | None = Field(None, description="wall time of a trial, start-up included")
+    hang_seconds: PositiveFloat = Field(120.0, description="a rank that gives no sign of life for so long is replaced")
+    checkpoint_every_steps: PositiveInt | None = Field(
+        None, description="a retry continues from the last checkpoint; needs ZeRO 0 and fp32. None: from the start"
+    )
+
+    @model_validator(mode="after")
+    def _shareable(self) -> ResourceSpec:
+        if self.gpus_per_rank < 1 and self.ranks > 1:
+            raise ValueError("gpus_per_rank below 1 needs ranks: 1; NCCL refuses two ranks on one GPU")
+        if self.gpus_per_rank < 1 and self.exclusive != "none":
+            raise ValueError("gpus_per_rank below 1 shares the GPU; say so with exclusive: none")
+        return self
+
+    @model_validator(mode="after")
+    def _compilable(self) -> ResourceSpec:
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile needs zero_stage below 3, which gathers weights within layers; leave one out")
+        if self.compile and self.fuse != "off":
+            raise ValueError(f"compile needs fuse: off (it is {self.fuse}); leave one out")
+        return self
+
+    @model_validator(mode="after")
+    def _continuable(self) -> ResourceSpec:
+        if self.checkpoint_every_steps is not None and (self.zero_stage or self.precision != "fp32"):
+            raise ValueError(
+                f"checkpoint_every_steps needs zero_stage: 0 (it is {self.zero_stage}) and precision: fp32 (it is "
+                f"{self.precision}): ZeRO and bf16 keep what is trained in pieces of their own; leave it out"
+            )
+        return self
+
+
+class ResolvedSpec(Spec):
+    """A name of a sweep as it travels: the class behind it, its validated settings, and whose it is."""
+
+    name: str
+    target: str = Field(description='"module:Class"')
+    config: JsonDict = Field(default_factory=dict)
+    origin: str | None = Field(None, description="distribution and version, or file, of a plugin; None: Tuneoff's own")
+    source_sha256: str | None = Field(None, description="of a plugin's Python files; None: Tuneoff's own")
+
+
+class TaskSpec(ResolvedSpec):
+    """A task: the class that loads it."""
+
+    data_sha256: str | None = Field(None, description="of the data files; stands for their paths in the identity")
+
+
+class MethodSpec(ResolvedSpec):
+    """A method: the class that patches the model."""
+
+
+class LoadedSpec(Spec):
+    """What a trial scores instead of training: something that was trained before."""
+
+    path: str = Field(description="folder of an adapter, or of a whole model")
+    form: Literal["tuneoff", "peft", "model"] = Field(
+        description="tuneoff: adapter.json and adapter.safetensors; peft: as peft saves it; model: as transformers does"
+    )
+    sha256: str = Field(description="of the tensors; stands for all else in the identity")
+    name: str = Field(description="what its row is called")
+
+
+class FewShotSpec(Spec):
+    """Training pairs that the task's template shows before the source."""
+
+    examples: list[str] = Field(description="their ids, in this order; drawn by the trial's seed")
+    template: str = Field(description="of the task, without them")
+    max_source_tokens: int = Field(description="of the task, without room for them")
+
+
+class TrialSpec(Spec):
+    """One method x settings x model x task x seed: everything a rank needs to know."""
+
+    method: MethodSpec
+    model: ModelSpec
+    task: TaskSpec
+    train: TrainSpec
+    decode: DecodeSpec
+    resources: ResourceSpec
+    seed: int
+    label: str = Field("", description="short settings of the method for people, e.g. 'num_prompt_tokens=10'")
+    stage: Stage = "final"
+    stop_after_steps: PositiveInt | None = Field(
+        None, description="tune: end here, on the schedule of the full length; None trains to the end"
+    )
+    scores_dev: bool = Field(False, description="tune: also decode and score the dev sources")
+    repetition: NonNegativeInt = Field(0, description="cost: which of several measurements of the same")
+    loaded: LoadedSpec | None = Field(None, description="what is scored as it is; None: what this trial trains")
+    few_shot: FewShotSpec | None = Field(
+        None, description="what the task's template shows; None: nothing but the source"
+    )
+
+    @property
+    def scored_model(self) -> ModelSpec:
+        """The model whose weights are loaded: the base model, or the whole model that is scored in its place."""
+        if self.loaded is None or self.loaded.form != "model":
+            return self.model
+        own = {"path": self.loaded.path, "weights_sha256": self.loaded.sha256, "revision": None, "commit": None}
+        return self.model.model_copy(update=own)
+
+    @property
+    def splits(self) -> tuple[Literal["train", "dev", "test"], ...]:
+        """The splits that the ranks of this trial read. Only a final trial reads the test split."""
+        return ("train", "dev", "test") if self.stage == "final" else ("train", "dev")
+
+    @property
+    def checkpoint_every_steps(self) -> int | None:
+        """Steps between checkpoints; None where there are none. What is there to be measured is trained in one go."""
+        return self.resources.checkpoint_every_steps if self.stage != "cost" else None
+
+    @property
+    def scored_split(self) -> Literal["dev", "test"] | None:
+        """The split whose sources are decoded and scored; a trial that is chosen by its dev loss needs none."""
+        if self.stage == "final":
+            return "test"
+        return "dev" if self.scores_dev or self.stage == "cost" else None
+
+    @property
+    def identity(self) -> JsonDict:
+        """The fields that change the answer. Paths of hashed data, labels, placement and time limits do not.
+
+        That of a final trial does not tell how its settings were found. A trial of the other stages is indifferent to
+        what is read of the test split, one that decodes nothing to how that is done, and what is measured in the stage
+        cost neither to the seed nor to the learning rate. Of a plugin the source counts, and not where it was installed
+        from: after a change of its code the trial is another one.
+        """
+        content = self.model_dump(mode="json", exclude={"label"})
+        for placement in content["resources"].keys() - {"ranks", "zero_stage", "precision", "compile"}:
+            del content["resources"][placement]
+        for part in ("method", "task"):
+            del content[part]["origin"]
+        content["task"]["config"].pop("check_counts", None)
+        if self.task.data_sha256:
+            content["task"]["config"].pop("path", None)
+        if self.model.weights_sha256:
+            del content["model"]["path"]
+        if self.model.commit:
+            del content["model"]["revision"]
+        if self.stage == "final":
+            for of_other_stages in ("stage", "stop_after_steps", "scores_dev"):
+                del content[of_other_stages]
+        else:
+            content["task"]["config"].pop("test_examples", None)
+            if self.scored_split is None:
+                del content["decode"]
+        if self.stage == "cost":
+            del content["seed"], content["train"]["learning_rate"]
+        if not self.repetition:
+            del content["repetition"]
+        if self.loaded is None:
+            del content["loaded"]
+        else:  # However it was trained, it comes out the same.
+            content["loaded"] = {"sha256": self.loaded.sha256}
+            del content["train"]
+        if self.few_shot is None:
+            del content["few_shot"]
+        else:  # The seed says which pairs these are, so that trials of several seeds differ in nothing else.
+            told = self.few_shot
+            content["task"]["config"] |= {"template": told.template, "max_source_tokens": told.max_source_tokens}
+            content["few_shot"] = {"shots": len(told.examples)}
+        return {"version": IDENTITY_VERSION, **content}
+
+    @functools.cached_property
+    def trial_id(self) -> str:
+        """Readable slug and 10 hex digits of the hash of :attr:`identity`."""
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        slug = re.sub(r"[^A-Za-z0-9._=-]+", "-", "-".join(filter(None, [self.method.name, self.label])))[:80].strip("-")
+        slug = slug.lstrip(".-") or "trial"  # no hidden folder, and nothing that looks like an option
+        stage = "" if self.stage == "final" else f"-{self.stage}"
+        seed = f"-r{self.repetition}" * bool(self.repetition) if self.stage == "cost" else f"-s{self.seed}"
+        return f"{slug}{stage}{seed}-{digest[:10]}"
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic has it, without the id, which pydantic would copy too."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("trial_id", None)
+        return copied
+
+    @property
+    def local_paths(self) -> list[Path]:
+        """Model and data that lie on this machine, or on storage that others share."""
+        named = [self.model.path, self.task.config.get("path"), self.loaded.path if self.loaded else None]
+        return [Path(name) for name in named if isinstance(name, str) and Path(name).exists()]
+
+    def with_absolute_paths(self) -> TrialSpec:
+        """The same trial for processes that run in another folder."""
+        found = {str(path) for path in self.local_paths}
+        model, config = self.model, self.task.config
+        if model.path in found:
+            model = model.model_copy(update={"path": str(Path(model.path).absolute())})
+        if config.get("path") in found:
+            config = {**config, "path": str(Path(config["path"]).absolute())}
+        loaded = self.loaded
+        if loaded is not None:
+            loaded = loaded.model_copy(update={"path": str(Path(loaded.path).absolute())})
+        task = self.task.model_copy(update={"config": config})
+        return self.model_copy(update={"model": model, "task": task, "loaded": loaded})
+
+    @property
+    def configuration_class(self) -> str:
+        """Equal for trials that share a measurement of cost: they differ in seed, learning rate or length alone."""
+        first: JsonDict = {"stage": "cost", "stop_after_steps": None, "scores_dev": False, "repetition": 0}
+        content = self.model_copy(update=first).identity
+        for length in ("steps", "epochs", "evaluate_every_steps"):
+            content.get("train", {}).pop(length, None)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+
+    @model_validator(mode="after")
+    def _of_its_stage(self) -> TrialSpec:
+        if self.stage != "tune" and (self.stop_after_steps is not None or self.scores_dev):
+            raise ValueError("stop_after_steps and scores_dev have no effect outside the stage tune")
+        if self.stage != "cost" and self.repetition:
+            raise ValueError("repetition has no effect outside the stage cost")
+        if self.stage != "final" and self.loaded is not None:
+            raise ValueError("what is loaded is scored on the test split: it has no effect outside the stage final")
+        return self

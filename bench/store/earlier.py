@@ -1,0 +1,59 @@
+"""Records of a sweep that have the answer of a trial and another id: they are taken, and the trial does not run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cached_property
+
+from bench.schema.record import Failed
+from bench.schema.same_answer import answer_key
+from bench.schema.trial import TrialSpec
+from bench.store.record_index import Known, known_of
+from bench.store.records import Store
+
+
+class EarlierAnswers:
+    """Finds records by what they answer.
+
+    Ids are a readable part and a hash. The readable part of a trial may have changed with a grid, and the hash of what
+    trains nothing with training settings that have no part in its answer.
+
+    Args:
+        store: Of the sweep.
+        trains: Whether the method of a trial trains anything.
+    """
+
+    def __init__(self, store: Store, trains: Callable[[TrialSpec], bool]) -> None:
+        self.store = store
+        self.trains = trains
+
+    def find(self, trial: TrialSpec) -> Known | None:
+        """What is known of a record of the same answer that has not failed; None without one."""
+        trains = self.trains(trial)
+        digest = trial.trial_id.rpartition("-")[2]
+        candidates = list(self._by_digest.get(digest, ()))
+        if not trains:
+            candidates += [trial_id for trial_id in self._trial_ids if trial_id.startswith(_beginning(trial))]
+        key = answer_key(trial, trains)
+        for trial_id in dict.fromkeys(candidates):
+            record = self.store.read(trial_id)
+            if record is not None and not isinstance(record.outcome, Failed) and answer_key(record.spec, trains) == key:
+                return known_of(record)
+        return None
+
+    @cached_property
+    def _trial_ids(self) -> list[str]:
+        return self.store.trial_ids()
+
+    @cached_property
+    def _by_digest(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for trial_id in self._trial_ids:
+            found.setdefault(trial_id.rpartition("-")[2], []).append(trial_id)
+        return found
+
+
+def _beginning(trial: TrialSpec) -> str:
+    """What ids of this method begin with, as :attr:`TrialSpec.trial_id` makes them."""
+    return re.sub(r"[^A-Za-z0-9._=-]+", "-", trial.method.name)[:80].strip("-")

@@ -1,0 +1,61 @@
+"""A sweep's journal: what happened, one JSON object a line, each with a checksum. Written by one driver at a time.
+
+The records are the truth; the journal says which attempt is the current one, and tells people and tools the story.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.schema.trial import JsonDict
+
+
+class Journal:
+    """Appends to a file and reads it back.
+
+    Args:
+        path: ``<results>/<sweep>/journal.jsonl``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, event: str, **details: object) -> None:
+        """Write an event so that it survives a power cut."""
+        entry = {"time": round(time.time(), 3), "event": event, **details}
+        line = json.dumps({**entry, "crc32": _checksum(entry)}) + "\n"
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
+        try:
+            size = os.fstat(file).st_size
+            if size and os.pread(file, 1, size - 1) != b"\n":
+                line = "\n" + line  # A crash tore the last line: it stays by itself, and is skipped by readers.
+            data = line.encode()
+            if os.write(file, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+    def events(self) -> Iterator[JsonDict]:
+        """All events that are whole, in order. A crash may have torn single lines; they are left out."""
+        if not self.path.is_file():
+            return
+        with self.path.open("rb") as file:
+            for line in file:
+                try:
+                    entry = json.loads(line)
+                    checksum = entry.pop("crc32")
+                except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+                    continue
+                if checksum == _checksum(entry):
+                    yield entry
+
+
+def _checksum(entry: JsonDict) -> str:
+    return f"{zlib.crc32(json.dumps(entry, sort_keys=True).encode()):08x}"

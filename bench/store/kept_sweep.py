@@ -1,0 +1,104 @@
+"""The sweep that a results folder is of: ``results/<sweep>/sweep.json``, as it was resolved, with what it asks for.
+
+Records stay for ever, and a sweep file changes. Tables show what the sweep asks for that was run last; what other
+versions of it have left is told apart. A folder without the file, from before 2026-11-29, is of all its records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from bench.schema.record import TrialResult
+from bench.schema.sweep import Sweep
+from bench.schema.trial import JsonDict, Spec
+from bench.store.files import write_atomically
+from bench.store.records import StoreError
+
+KEPT_FILE = "sweep.json"
+
+
+class KeptSweep(Spec):
+    """What was asked for last."""
+
+    schema_version: Literal[1] = 1
+    source: str | None = Field(None, description="text of the sweep file; None where it was no file")
+    settings: list[str] = Field(default_factory=list, description="what --set changed in it")
+    sweep: JsonDict | None = Field(None, description="every key with its value; None where no sweep was run here")
+    trial_ids: list[str] = Field(default_factory=list, description="of the records that it asks for, as far as known")
+    searches: list[str] = Field(default_factory=list, description="keys of its searches")
+    beside: list[str] = Field(default_factory=list, description="trials that commands of their own have added")
+
+    @property
+    def asks(self) -> frozenset[str] | None:
+        """The trials that tables show; None: all there are."""
+        return None if self.sweep is None else frozenset([*self.trial_ids, *self.beside])
+
+
+def read_kept(root: Path) -> KeptSweep | None:
+    """The sweep of a results folder; None in a folder from before.
+
+    Raises:
+        StoreError: The file is not what was written.
+    """
+    path = root / KEPT_FILE
+    try:
+        return KeptSweep.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise StoreError(
+            f"{path} does not hold a sweep; move it away, and tables show all records until 'tuneoff run' writes it "
+            f"anew. {error}"
+        ) from error
+
+
+def keep_sweep(root: Path, sweep: Sweep, source: str | None, settings: Sequence[str], searches: Sequence[str]) -> None:
+    """Write that this sweep is at hand. The trials of the same sweep stay known, those of another one do not."""
+    before = read_kept(root) or KeptSweep()
+    resolved = sweep.model_dump(mode="json")
+    known = before.trial_ids if before.sweep == resolved else []
+    asked = {"source": source, "settings": list(settings), "sweep": resolved, "searches": list(searches)}
+    _write(root, before.model_copy(update={**asked, "trial_ids": known}))
+
+
+def keep_asked(root: Path, trial_ids: Iterable[str]) -> None:
+    """Write that the sweep asks for these trials too."""
+    _add(root, "trial_ids", trial_ids)
+
+
+def keep_beside(root: Path, trial_ids: Iterable[str]) -> None:
+    """Write that these trials are rows whatever the sweep asks for."""
+    _add(root, "beside", trial_ids)
+
+
+def keep_only(root: Path, trial_ids: Iterable[str]) -> None:
+    """Write that the sweep asks for these trials and no others, once all of them are known."""
+    if (kept := read_kept(root)) is not None:
+        _write(root, kept.model_copy(update={"trial_ids": list(dict.fromkeys(trial_ids))}))
+
+
+def divided(
+    records: Iterable[TrialResult], asks: Collection[str] | None
+) -> tuple[list[TrialResult], list[TrialResult]]:
+    """The records that are asked for, and the others."""
+    asked: list[TrialResult] = []
+    others: list[TrialResult] = []
+    for record in records:
+        (asked if asks is None or record.trial_id in asks else others).append(record)
+    return asked, others
+
+
+def _add(root: Path, field: Literal["trial_ids", "beside"], trial_ids: Iterable[str]) -> None:
+    kept = read_kept(root) or KeptSweep()
+    before: list[str] = getattr(kept, field)
+    if new := [trial_id for trial_id in dict.fromkeys(trial_ids) if trial_id not in set(before)]:
+        _write(root, kept.model_copy(update={field: [*before, *new]}))
+
+
+def _write(root: Path, kept: KeptSweep) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    write_atomically(root / KEPT_FILE, kept.model_dump_json(indent=1) + "\n")

@@ -1,0 +1,64 @@
+"""Predictions beside a record: one row for each source that was decoded."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bench.schema.trial import JsonDict
+from bench.task import Example
+
+WRITTEN_FILE = "predictions.jsonl"
+KEPT_FILE = f"{WRITTEN_FILE}.gz"  # as the store packs it
+
+
+def write_predictions(
+    folder: Path,
+    examples: Sequence[Example],
+    predictions: Sequence[str],
+    truncated: Sequence[bool],
+    scores: Sequence[Mapping[str, float]],
+) -> None:
+    """Leave the rows of a trial where its record will be collected from, in the order of the sources.
+
+    Args:
+        folder: The outbox of a rank.
+        examples: The sources with their references.
+        predictions: A text for each.
+        truncated: Whether the length limit ended it.
+        scores: Of each source by itself.
+    """
+    lines = [
+        json.dumps(
+            {
+                "id": example.id,
+                "source": example.source,
+                "prediction": prediction,
+                "references": example.references,
+                "tags": example.tags,
+                "facts": example.facts,
+                "truncated": cut,
+                "scores": own,
+            },
+            ensure_ascii=False,
+        )
+        for example, prediction, cut, own in zip(examples, predictions, truncated, scores, strict=True)
+    ]
+    (folder / WRITTEN_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_predictions(root: Path, trial_id: str) -> list[JsonDict] | None:
+    """Rows as :func:`write_predictions` writes them, of old records with fewer fields; None where none are kept.
+
+    Args:
+        root: Results folder of the sweep.
+        trial_id: Of the trial.
+    """
+    path = root / "trials" / trial_id / KEPT_FILE
+    if not path.is_file():
+        return None
+    # At once: line by line takes several times as long, and a report reads these of all trials.
+    text = gzip.decompress(path.read_bytes()).decode("utf-8")
+    return [json.loads(line) for line in text.split("\n") if line]

@@ -1,0 +1,348 @@
+"""Results on disk: ``<results>/<sweep>/trials/<trial_id>/result.json``, written last and atomically.
+
+Only the driver writes here. That a record exists is what says that its trial is done. A record is never changed and
+never deleted: what was lost on the way to it, and failures that are run again, are kept under ``attempts/``; what is
+torn is set aside, and its trial runs again. Imports neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from bench.schema.digests import sha256_of
+from bench.schema.record import Failed, Reason, TrialResult
+from bench.schema.trial import JsonDict
+from bench.store.crash_points import reached
+from bench.store.files import created, make_folder, sync_folder, write_atomically
+from bench.store.journal import Journal
+from bench.store.lock import FolderLock, LockError
+from bench.store.outbox import checkpoints_beside
+from bench.store.record_index import INDEX_FILE, Known, RecordIndex, known_of
+
+RECORD_FILE = "result.json"
+ATTEMPTS_FOLDER = "attempts"
+LOCK_FILE = ".lock"
+
+
+class StoreError(RuntimeError):
+    """The results folder cannot be used as it is."""
+
+
+class CorruptRecordError(StoreError):
+    """A record is not what was written."""
+
+
+class Store:
+    """The results of one sweep.
+
+    Args:
+        root: ``<results>/<sweep>``.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.trials = root / "trials"
+        self.journal = Journal(root / "journal.jsonl")
+        self.index = RecordIndex(root / INDEX_FILE, self.trials, RECORD_FILE)
+        self._lock = FolderLock(root / LOCK_FILE)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other drivers out. The lock goes with the process that holds it, however that ends.
+
+        Raises:
+            StoreError: Another driver works on this folder.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except LockError as error:
+            raise StoreError(f"{self.root}: {error}") from error
+        try:
+            yield
+        finally:
+            self.save_index()
+            self._lock.release()
+
+    @property
+    def outbox(self) -> Path:
+        """Folder for attempts on their way to a record, on the same file system."""
+        return self.root / ".outbox"
+
+    def read(self, trial_id: str) -> TrialResult | None:
+        """The record of a trial; None if there is none.
+
+        Raises:
+            CorruptRecordError: There is a file that is no record, or not the one that was written.
+        """
+        path = self.trials / trial_id / RECORD_FILE
+        if not path.is_file():
+            return None
+        return read_record(path)
+
+    def read_all(self) -> list[TrialResult]:
+        """All records, in order of their trial ids.
+
+        Raises:
+            CorruptRecordError: One of them is damaged.
+        """
+        return list(self.records())
+
+    def records(self) -> Iterator[TrialResult]:
+        """All records, one after the other, in order of their trial ids.
+
+        Raises:
+            CorruptRecordError: One of them is damaged. Those that the index holds are not checked again.
+        """
+        for trial_id in self.trial_ids():
+            path = self.trials / trial_id / RECORD_FILE
+            yield read_record(path) if self.index.known(trial_id) is None else _read_checked(path)
+
+    def known(self, trial_id: str) -> Known | None:
+        """What a driver needs of a trial's record, which is read only where the index does not hold it; None if absent.
+
+        Raises:
+            CorruptRecordError: There is a file that is no record, or not the one that was written.
+        """
+        if (found := self.index.known(trial_id)) is not None:
+            return found
+        record = self.read(trial_id)
+        return None if record is None else known_of(record)
+
+    def save_index(self) -> None:
+        """Bring the index up to date. Only for whoever holds the lock, and not for one who was silent for too long."""
+        with contextlib.suppress(LockError):
+            self._lock.check()
+            self.index.save()
+
+    def trial_ids(self) -> list[str]:
+        """The trials that have a record, in order."""
+        if not self.trials.is_dir():
+            return []
+        return sorted(path.name for path in self.trials.iterdir() if (path / RECORD_FILE).is_file())
+
+    def has(self, trial_id: str) -> bool:
+        """Whether a trial has a record."""
+        return (self.trials / trial_id / RECORD_FILE).is_file()
+
+    def commit(self, result: TrialResult, files: Sequence[Path], prefix: str = "") -> TrialResult:
+        """Write a trial's files and then its record. What a crashed commit left in the folder is replaced.
+
+        ``files`` stay where they are, so that a commit which a crash has cut short can be made again. Their names lose
+        the prefix.
+
+        Returns:
+            The record as written, with the hashes of its files; the present one if this attempt was committed before.
+
+        Raises:
+            StoreError: There is a record of another attempt, or the disk is full. Nothing of it was touched.
+        """
+        present = self.read(result.trial_id)
+        if present is not None:
+            if present.attempt.attempt_id == result.attempt.attempt_id:
+                return present
+            raise StoreError(f"{result.trial_id} has a record of another attempt, which stays")
+        try:
+            self._lock.check()
+        except LockError as error:
+            raise StoreError(f"{self.root}: {error}") from error
+        reached("commit.before_files")
+        try:
+            result = self._write(self.trials / result.trial_id, result, files, prefix)
+        except OSError as error:
+            raise StoreError(
+                f"{self.root}: the record of {result.trial_id} cannot be written: {error}. Nothing is lost: "
+                "it waits in .outbox, and the same command goes on"
+            ) from error
+        reached("commit.after_rename")
+        self.log("committed", trial_id=result.trial_id, attempt=result.attempt.attempt_id, status=result.outcome.status)
+        reached("commit.after_journal")
+        self._index(result)
+        self.drop_checkpoints(result.trial_id)
+        return result
+
+    def drop_checkpoints(self, trial_id: str) -> None:
+        """Remove the checkpoints of a trial that has its record, but those that were set aside as damaged."""
+        folder = checkpoints_beside(self.outbox, trial_id)
+        with contextlib.suppress(OSError):  # There are none, or a damaged one stays.
+            for path in _files_in(folder):
+                if path.suffix != ".damaged":
+                    path.unlink(missing_ok=True)
+            folder.rmdir()
+            folder.parent.rmdir()
+
+    def keep_lost(self, result: TrialResult, files: Sequence[Path]) -> None:
+        """Write the record of an attempt that will be made again. It does not say that its trial is done."""
+        reached("lost.before_record")
+        folder = self.trials / result.trial_id / ATTEMPTS_FOLDER / result.attempt.attempt_id
+        if not (folder / RECORD_FILE).is_file():
+            self._write(folder, result, files)
+        reached("lost.after_record")
+        reason = result.outcome.reason if isinstance(result.outcome, Failed) else None
+        self.log("lost", trial_id=result.trial_id, attempt=result.attempt.attempt_id, reason=reason)
+
+    def lost_attempts(self) -> dict[str, list[Reason]]:
+        """Why earlier attempts at trials without a record were lost, by trial."""
+        lost: dict[str, list[Reason]] = {}
+        for event in self.journal.events():
+            if event["event"] == "lost":
+                lost.setdefault(event["trial_id"], []).append(event["reason"])
+            elif event["event"] in ("committed", "discarded", "set_aside"):
+                lost.pop(event["trial_id"], None)
+        return lost
+
+    def current_attempts(self) -> dict[str, str]:
+        """The attempt that was started last, by trial."""
+        started = (event for event in self.journal.events() if event["event"] == "started")
+        return {event["trial_id"]: event["attempt"] for event in started}
+
+    def command(self) -> str | None:
+        """The command that ran the sweep last; None where the journal does not tell, as with old results."""
+        commands = [event["command"] for event in self.journal.events() if event["event"] == "run"]
+        return commands[-1] if commands else None
+
+    def discard(self, trial_id: str) -> None:
+        """Put a trial's record among its attempts, so that it runs again.
+
+        Raises:
+            CorruptRecordError: It is damaged.
+        """
+        folder = self.trials / trial_id
+        attempt_id = read_record(folder / RECORD_FILE).attempt.attempt_id
+        kept = folder / ATTEMPTS_FOLDER / attempt_id
+        make_folder(kept)
+        for path in _files_in(folder):
+            _link(path, kept / path.name)
+        sync_folder(kept)
+        (folder / RECORD_FILE).unlink()
+        self.index.forget(trial_id)
+        sync_folder(folder)
+        self.log("discarded", trial_id=trial_id, attempt=attempt_id)
+
+    def set_aside(self, trial_id: str, why: str) -> Path:
+        """Move a trial's folder out of the way, as it is, so that it runs again. Returns where it is now."""
+        aside = self.root / "set-aside"
+        make_folder(aside)
+        number = 1 + sum(path.name.startswith(f"{trial_id}.") for path in aside.iterdir())
+        target = aside / f"{trial_id}.{number}"
+        (self.trials / trial_id).rename(target)
+        self.index.forget(trial_id)
+        sync_folder(self.trials)
+        self.log("set_aside", trial_id=trial_id, why=why, folder=str(target.relative_to(self.root)))
+        return target
+
+    def log(self, event: str, **details: object) -> None:
+        """Append to the sweep's journal.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        try:
+            self.journal.append(event, **details)
+        except OSError as error:
+            raise StoreError(f"{self.journal.path} cannot be written: {error.strerror}") from error
+
+    def _index(self, committed: TrialResult) -> None:
+        with contextlib.suppress(OSError):  # It is read again, then.
+            self.index.add(committed, self.index.stamps(committed.trial_id, list(committed.files)), settled=False)
+        if self.index.is_behind:
+            self.save_index()
+
+    def _write(self, folder: Path, result: TrialResult, files: Sequence[Path], prefix: str = "") -> TrialResult:
+        make_folder(folder)
+        for leftover in _files_in(folder):
+            leftover.unlink()
+        hashes: dict[str, str] = {}
+        for number, source in enumerate(files):
+            if number:
+                reached("commit.between_files")
+            target = folder / source.name.removeprefix(prefix)
+            target = _packed(source, target) if source.suffix == ".jsonl" else _link(source, target)
+            hashes[target.name] = sha256_of(target)
+        reached("commit.before_record")
+        result = result.model_copy(update={"files": hashes, "content_sha256": None})
+        content = result.model_dump(mode="json")
+        content["content_sha256"] = content_sha256(content)
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(folder / RECORD_FILE, text, "commit.before_rename")
+        return result.model_copy(update={"content_sha256": content["content_sha256"]})
+
+
+def read_record(path: Path) -> TrialResult:
+    """A record from its file.
+
+    Raises:
+        CorruptRecordError: It is torn, changed since it was written, or of another schema.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        record = TrialResult.model_validate(content)
+    except (ValueError, ValidationError, RecursionError) as error:
+        raise CorruptRecordError(_corrupt(path, str(error))) from error
+    if record.content_sha256 is not None and record.content_sha256 != content_sha256(content):
+        raise CorruptRecordError(_corrupt(path, "its content has another checksum than when it was written"))
+    missing = [name for name in record.files if not (path.parent / name).is_file()]
+    if record.content_sha256 is not None and missing:
+        raise CorruptRecordError(_corrupt(path, f"its files {', '.join(missing)} are missing"))
+    return record
+
+
+def _read_checked(path: Path) -> TrialResult:
+    """A record that was found to be right, and has not been touched since."""
+    try:
+        return TrialResult.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise CorruptRecordError(_corrupt(path, str(error))) from error
+
+
+def damaged_files(folder: Path, record: TrialResult, names: Sequence[str]) -> list[str]:
+    """Which of these files of a record are not what was committed."""
+    return [name for name in names if sha256_of(folder / name) != record.files[name]]
+
+
+def content_sha256(content: JsonDict) -> str:
+    """Of a record's JSON, whatever its layout; the field that holds the hash itself does not count."""
+    content = {key: value for key, value in content.items() if key != "content_sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _corrupt(path: Path, why: str) -> str:
+    return f"{path} is not a valid record; 'tuneoff run' sets it aside and runs its trial again. {why}"
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_file() or path.is_symlink()]
+
+
+def _link(source: Path, target: Path) -> Path:
+    """The same file under another name, at no cost where the file system can do that."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    _sync(target)
+    return target
+
+
+def _packed(source: Path, target: Path) -> Path:
+    target = target.with_name(f"{target.name}.gz")
+    with source.open("rb") as plain, created(target) as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+        shutil.copyfileobj(plain, packed)
+    _sync(target)
+    return target
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

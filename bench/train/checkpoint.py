@@ -1,0 +1,225 @@
+"""Checkpoints inside a training, from which a retry goes on to the bit where a lost attempt was.
+
+A checkpoint is one safetensors file: what is trained, the optimiser's moments, the best state so far and the random
+states of all ranks as tensors; counters, curves and what the file belongs to as JSON in its header. Nothing is pickled.
+Its name holds the step and the hash of its bytes, so that a torn or damaged one is not taken for whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from bench.method import copy_state, trained_parameters
+from bench.schema.trial import JsonDict
+from bench.store.crash_points import reached
+from bench.store.files import PARTIAL_SUFFIX, write_atomically
+
+NAME = re.compile(r"step-(\d{8})-([0-9a-f]{64})\.safetensors")
+HEADER_LENGTH_BYTES = 8  # how safetensors files begin
+Tensors = dict[str, torch.Tensor]
+
+
+class CheckpointError(RuntimeError):
+    """There is no place for checkpoints."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training between two steps."""
+
+    step: int
+    tensors: Tensors
+    facts: JsonDict
+
+    def part(self, name: str) -> Tensors:
+        """The tensors under ``name/``, without that."""
+        return {key.partition("/")[2]: value for key, value in self.tensors.items() if key.startswith(f"{name}/")}
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one trial. Rank 0 reads and writes them, the others get from it what they need.
+
+    Args:
+        folder: On storage that outlives the attempt and that all nodes share; there already.
+        every_steps: Steps from one checkpoint to the next.
+        seal: What a checkpoint must have been made by to be continued: equal for trials that would train alike.
+    """
+
+    folder: Path
+    every_steps: int
+    seal: JsonDict
+
+    def of_data(self, order: Sequence[Sequence[int]]) -> Checkpoints:
+        """The same, for a training on batches in this order: what another order has left is not continued."""
+        sha256 = hashlib.sha256(json.dumps(order).encode()).hexdigest()
+        return replace(self, seal={**self.seal, "order of the data": sha256})
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint, whole or not at all, and remove those before it.
+
+        A disk that is full costs the checkpoint and not the trial.
+        """
+        header = {"facts": json.dumps({**checkpoint.facts, "step": checkpoint.step, "seal": self.seal})}
+        data = safetensors.torch.save(checkpoint.tensors, header)
+        path = self.folder / f"step-{checkpoint.step:08d}-{hashlib.sha256(data).hexdigest()}.safetensors"
+        try:
+            for torn in self.folder.glob(f".*{PARTIAL_SUFFIX}"):
+                torn.unlink(missing_ok=True)  # of an attempt that was killed while it wrote
+            write_atomically(path, data)
+            for step, earlier in self._found():
+                if step < checkpoint.step:
+                    earlier.unlink(missing_ok=True)
+        except OSError as error:
+            print(f"no checkpoint after step {checkpoint.step}: {error}", flush=True)  # noqa: T201 - into the log
+            return
+        reached("rank.after_checkpoint")
+
+    def latest(self, device: torch.device) -> Checkpoint | None:
+        """The last whole checkpoint under this seal, on every rank. A collective operation.
+
+        Raises:
+            CheckpointError: The folder is not on storage that rank 0 sees.
+        """
+        data = _from_rank_0(self._read() if dist.get_rank() == 0 else b"", device)
+        if not data:
+            return None
+        facts = _facts(data)
+        return Checkpoint(int(facts["step"]), safetensors.torch.load(data), facts)
+
+    def _read(self) -> bytes:
+        if not self.folder.is_dir():
+            raise CheckpointError(
+                f"resources.checkpoint_every_steps: {self.folder} is not there on {platform.node()}; checkpoints "
+                "need a results folder on storage that all nodes share under the same path"
+            )
+        for _, path in sorted(self._found(), reverse=True):
+            data = path.read_bytes()
+            named = NAME.fullmatch(path.name)
+            if named is None or hashlib.sha256(data).hexdigest() != named[2]:
+                path.replace(path.with_name(f"{path.name}.damaged"))
+                print(f"{path} is damaged; set aside under that name with .damaged", flush=True)  # noqa: T201
+            elif (made_by := _facts(data)["seal"]) != self.seal:
+                other = sorted(key for key, value in self.seal.items() if made_by.get(key) != value)
+                path.unlink(missing_ok=True)
+                print(f"{path} was made with another {', '.join(other)}; removed", flush=True)  # noqa: T201
+            else:
+                print(f"training continues from {path}", flush=True)  # noqa: T201
+                return data
+        return b""
+
+    def _found(self) -> list[tuple[int, Path]]:
+        names = [(NAME.fullmatch(path.name), path) for path in self.folder.iterdir()]
+        return [(int(named[1]), path) for named, path in names if named is not None]
+
+
+def taken(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    device: torch.device,
+) -> tuple[Tensors, JsonDict]:
+    """What the next step depends on, below ZeRO 1 and in fp32. A collective operation: all ranks' random states.
+
+    Returns:
+        Tensors on the CPU, and what fits into JSON.
+    """
+    tensors = {f"trained/{name}": _copy(parameter) for name, parameter in trained_parameters(model)}
+    numbers: dict[str, JsonDict] = {}
+    for index, entries in optimizer.state_dict()["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer/{index}/{key}"] = _copy(value)
+            else:
+                numbers.setdefault(str(index), {})[key] = value
+    for kind, state in _random_states(device).items():
+        shares = [torch.empty_like(state, device=device) for _ in range(dist.get_world_size())]
+        dist.all_gather(shares, state.to(device))
+        tensors |= {f"random/{rank}/{kind}": _copy(share) for rank, share in enumerate(shares)}
+    facts: JsonDict = {
+        "optimizer": numbers,
+        "learning_rates": [float(group["lr"]) for group in optimizer.param_groups],
+        "schedule": scheduler.state_dict(),
+    }
+    return tensors, facts
+
+
+def put_back(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    device: torch.device,
+) -> None:
+    """Have the next step be the one after the checkpoint."""
+    copy_state(dict(trained_parameters(model)), checkpoint.part("trained"))
+    fresh = optimizer.state_dict()
+    states: dict[int, JsonDict] = {int(index): dict(kept) for index, kept in checkpoint.facts["optimizer"].items()}
+    for name, tensor in checkpoint.part("optimizer").items():
+        index, _, key = name.partition("/")
+        states.setdefault(int(index), {})[key] = tensor
+    groups = [
+        {**group, "lr": rate}
+        for group, rate in zip(fresh["param_groups"], checkpoint.facts["learning_rates"], strict=True)
+    ]
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
+    scheduler.load_state_dict(checkpoint.facts["schedule"])
+    _set_random_states(checkpoint.part("random"), dist.get_rank(), device)
+
+
+def _random_states(device: torch.device) -> Tensors:
+    _, words, gauss = random.getstate()
+    states = {
+        "torch": torch.get_rng_state(),
+        # 32-bit words, which doubles hold exactly; not a number where Python has no second normal number ready.
+        "python": torch.tensor([*words, float("nan") if gauss is None else gauss], dtype=torch.float64),
+    }
+    return {**states, **({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})}
+
+
+def _set_random_states(states: Mapping[str, torch.Tensor], rank: int, device: torch.device) -> None:
+    torch.set_rng_state(states[f"{rank}/torch"])
+    *words, gauss = states[f"{rank}/python"].tolist()
+    version = random.getstate()[0]
+    random.setstate((version, tuple(int(word) for word in words), None if math.isnan(gauss) else gauss))
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[f"{rank}/cuda"], device)
+
+
+def _from_rank_0(data: bytes, device: torch.device) -> bytes:
+    if dist.get_world_size() == 1:
+        return data
+    size = torch.tensor([len(data)], device=device)
+    dist.broadcast(size, 0)
+    if not int(size):
+        return b""
+    if dist.get_rank() == 0:
+        content = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device)
+    else:
+        content = torch.empty(int(size), dtype=torch.uint8, device=device)
+    dist.broadcast(content, 0)
+    return content.cpu().numpy().tobytes()
+
+
+def _facts(data: bytes) -> JsonDict:
+    length = int.from_bytes(data[:HEADER_LENGTH_BYTES], "little")
+    header = json.loads(data[HEADER_LENGTH_BYTES : HEADER_LENGTH_BYTES + length])
+    facts: JsonDict = json.loads(header["__metadata__"]["facts"])
+    return facts
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()

@@ -1,0 +1,162 @@
+"""The DeepSpeed engine around a loss: its configuration, and what it is shown of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.method import trained_parameters
+from bench.models.masters import Masters
+from bench.schema.trial import JsonDict, ResourceSpec, TrainSpec
+
+
+class EngineError(RuntimeError):
+    """DeepSpeed does something else than training what it was given."""
+
+
+class TrainedOnly(nn.Module):
+    """A loss whose frozen parameters and modules an engine does not see.
+
+    DeepSpeed walks all modules of what it trains three times a step. Frozen weights need nothing from it below ZeRO-3,
+    which alone cuts them into shards.
+
+    Args:
+        whole: Any module.
+        trained: What an optimiser steps: its trained parameters, or their masters.
+    """
+
+    def __init__(self, whole: nn.Module, trained: Sequence[nn.Parameter]) -> None:
+        super().__init__()
+        self.trained = nn.ParameterList(trained)
+        self._whole = (whole,)  # A tuple hides it from the walk.
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._whole[0](*args, **kwargs)
+
+    def train(self, mode: bool = True) -> TrainedOnly:
+        self._whole[0].train(mode)
+        return super().train(mode)
+
+
+def make_engine(
+    loss: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    train: TrainSpec,
+    resources: ResourceSpec,
+    micro_batch_size: int,
+) -> Any:
+    """A DeepSpeed engine that trains what requires grad in ``loss``. The process group has to be there.
+
+    In bf16 the optimiser steps fp32 masters, DeepSpeed's under ZeRO 1 to 3 and :class:`Masters` without.
+
+    Raises:
+        EngineError: The optimiser has stepped as the engine was made, or the engine would round frozen weights.
+    """
+    import deepspeed
+
+    if resources.precision == "bf16" and resources.zero_stage == 3:
+        require_nothing_to_round(loss)
+
+    parameters = [parameter for _, parameter in trained_parameters(loss)]
+    if has_own_masters(resources):
+        parameters = Masters(optimizer).parameters
+    if clips_before_step(train, resources):
+
+        def clip(*_: Any) -> None:
+            nn.utils.clip_grad_norm_(parameters, train.max_grad_norm)
+
+        optimizer.register_step_pre_hook(clip)
+    num_trained = sum(parameter.numel() for parameter in parameters)
+    engine, *_ = deepspeed.initialize(
+        model=loss if resources.zero_stage == 3 else TrainedOnly(loss, parameters),
+        model_parameters=parameters,
+        optimizer=optimizer,
+        lr_scheduler=scheduler,
+        config=deepspeed_config(train, resources, micro_batch_size, num_trained),
+    )
+    for stepping in (optimizer, engine.basic_optimizer):
+        require_no_state(stepping, f"DeepSpeed's engine for {resources.precision} and ZeRO {resources.zero_stage}")
+    if resources.ranks == 1 and resources.zero_stage == 0:
+        engine.enable_backward_allreduce = False  # There is nobody to reduce with; gloo takes its time all the same.
+    return engine
+
+
+def require_no_state(optimizer: torch.optim.Optimizer, engine: str) -> None:
+    """See that nobody has stepped an optimiser before the first step.
+
+    A step on gradients that are zero would count as Adam's first, whose correction of the moments it takes away, and
+    would decay weights once more.
+
+    Raises:
+        EngineError: It holds state.
+    """
+    if held := sorted({key for state in optimizer.state.values() for key in state}):
+        raise EngineError(
+            f"{engine} has left state in {type(optimizer).__name__} before the first step ({', '.join(held)}), so that "
+            "the first updates would be wrong; install the versions of constraints.txt"
+        )
+
+
+def require_nothing_to_round(model: nn.Module) -> None:
+    """See that no frozen weight is more exact than bf16, in which ZeRO 3 would hold it, and no other stage.
+
+    Raises:
+        EngineError: Naming the first that is; transformers keeps routers and gates of some families in fp32.
+    """
+    exact = [
+        name
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad and parameter.dtype in (torch.float32, torch.float64)
+    ]
+    if exact:
+        raise EngineError(
+            f"resources.zero_stage: 3 with bf16 would round {len(exact)} frozen weights that the model keeps in fp32, "
+            f"among them {exact[0]}, so that it would train beside another model than is scored; set a stage below 3"
+        )
+
+
+def has_own_masters(resources: ResourceSpec) -> bool:
+    """Whether :class:`Masters` keeps what is trained in fp32, because DeepSpeed does not or not well."""
+    return resources.precision == "bf16" and resources.zero_stage == 0
+
+
+def clips_before_step(train: TrainSpec, resources: ResourceSpec) -> bool:
+    """Whether gradients are clipped by torch, all tensors at once.
+
+    Where every rank holds the whole gradient, in fp32, that is the same as DeepSpeed's clipping, which takes tensors
+    one by one and then reduces the norm over ranks that all have it.
+    """
+    return train.max_grad_norm > 0 and resources.zero_stage == 0
+
+
+def deepspeed_config(train: TrainSpec, resources: ResourceSpec, micro_batch_size: int, num_trained: int) -> JsonDict:
+    """DeepSpeed's configuration, complete: nothing is left to "auto".
+
+    In bf16 gradients are added up in fp32, over micro-batches and over ranks. Otherwise the number of either would
+    change more than the order of a sum.
+
+    Buckets are sized by what is trained. DeepSpeed's default of 5e8 elements would reserve 2 GB for an adapter of a few
+    thousand.
+    """
+    bucket = min(max(num_trained, 2**16), 500_000_000)
+    in_bf16 = resources.precision == "bf16" and not has_own_masters(resources)
+    summed_in_fp32 = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"} if in_bf16 else {}
+    return {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": train.batch_size // (micro_batch_size * resources.ranks),
+        "train_batch_size": train.batch_size,
+        "gradient_clipping": 0.0 if clips_before_step(train, resources) else train.max_grad_norm,
+        "bf16": {"enabled": in_bf16},
+        **summed_in_fp32,
+        "zero_optimization": {
+            "stage": resources.zero_stage,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "stage3_prefetch_bucket_size": bucket,
+        },
+        "steps_per_print": 2**31,
+    }

@@ -1,0 +1,211 @@
+"""One trial's part in a training loop: what it trains, in which order, how far it is and what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from bench.method import Method
+from bench.models.architecture import Pair
+from bench.models.masters import exact
+from bench.schema.record import DevPoint, TrainCost, TrainPoint
+from bench.schema.trial import JsonDict, TrainSpec
+from bench.train.checkpoint import Checkpoint, put_back, taken
+from bench.train.gradient_watch import GradientWatch
+from bench.train.optimizer import learning_rate_factor, make_optimizer
+from bench.train.order import num_steps, training_order
+
+
+class Diverged(ArithmeticError):
+    """A loss or a gradient became infinite or not a number."""
+
+
+@dataclass
+class Trained:
+    """What training leaves behind."""
+
+    state: dict[str, torch.Tensor]
+    best: DevPoint
+    train_curve: list[TrainPoint]
+    dev_curve: list[DevPoint]
+    cost: TrainCost
+
+
+@dataclass(eq=False)
+class Lane:
+    """A trial with the optimiser, schedule, order of data, curves and best state that are its own.
+
+    ``stop_after_steps`` ends it there, on the schedule and in the order of the full length.
+    """
+
+    method: Method
+    model: nn.Module
+    train: TrainSpec
+    seed: int
+    progress: Callable[[JsonDict], None]
+    stop_after_steps: int | None = None
+    order: list[list[int]] = field(default_factory=list, init=False)  # indices of the pairs of each step
+    best: DevPoint | None = field(default=None, init=False)
+    state: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
+    train_curve: list[TrainPoint] = field(default_factory=list, init=False)
+    dev_curve: list[DevPoint] = field(default_factory=list, init=False)
+    diverged: Diverged | None = field(default=None, init=False)
+    continued_after_steps: list[int] = field(default_factory=list, init=False)  # where attempts took over from others
+    optimizer: torch.optim.Optimizer = field(init=False)
+    scheduler: torch.optim.lr_scheduler.LRScheduler = field(init=False)
+    watch: GradientWatch | None = field(default=None, init=False)
+    _pending: list[tuple[torch.Tensor, float]] = field(default_factory=list, init=False)
+
+    def begin(self, pairs: Sequence[Pair], device: torch.device) -> None:
+        """Draw the order of the data, and make the optimiser and its schedule."""
+        steps = num_steps(self.train, len(pairs))
+        order = training_order([pair.num_tokens for pair in pairs], self.train.batch_size, steps, self.seed)
+        self.order = order[: self.stop_after_steps]
+        self.model.to(device)
+        self.optimizer = make_optimizer(self.train, self.model, self.method.parameter_groups(self.model))
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate_factor(self.train, steps))
+
+    @property
+    def done(self) -> int:
+        """Steps that earlier attempts have made."""
+        return self.continued_after_steps[-1] if self.continued_after_steps else 0
+
+    @property
+    def steps(self) -> int:
+        """Of this trial; fewer than were planned once it has diverged."""
+        return len(self.order)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step, of the first group of parameters."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def divisor(self, batch: Sequence[Pair]) -> int:
+        """What the summed loss of a step's batch is divided by before its gradient is taken."""
+        return num_targets(batch) if self.train.loss_reduction == "token_mean" else len(batch)
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether the dev loss is due after this step, from 1."""
+        return step == self.steps or step % (self.train.evaluate_every_steps or self.steps) == 0
+
+    def require_graph(self, loss: torch.Tensor) -> None:
+        """See that a loss depends on what is trained, before its gradient is taken.
+
+        Raises:
+            MethodError: It does not.
+        """
+        if self.watch is not None:
+            self.watch.require_graph(loss)
+
+    def gradients_came(self, step: int) -> None:
+        """See that what is trained gets gradients, before the optimiser steps. Collective in the first steps.
+
+        Raises:
+            MethodError: Some of it does not.
+        """
+        if self.watch is not None:
+            self.watch.after_backward(self.learning_rate, last=step == self.steps)
+
+    def stepped(self, step: int, loss: torch.Tensor, learning_rate: float) -> None:
+        """A step was made. ``loss`` is this rank's part of the batch's mean loss."""
+        self.method.after_step(self.model, step)
+        self._pending.append((loss, learning_rate))
+
+    def report(self, pairs: Sequence[Pair], durations: Sequence[float]) -> None:
+        """Check the losses since the last report and tell of them. ``durations`` are the seconds of all steps."""
+        losses = torch.stack([loss for loss, _ in self._pending])
+        dist.all_reduce(losses)
+        seconds, tokens, step = sum(durations[-len(losses) :]), 0, len(self.train_curve)
+        for loss, (_, learning_rate) in zip(losses.tolist(), self._pending, strict=True):
+            step += 1
+            if not math.isfinite(loss):
+                self._diverge(step, f"the loss of step {step} is {loss} (learning rate {learning_rate:g})")
+                return
+            self.train_curve.append(TrainPoint(step=step, loss=loss, learning_rate=learning_rate))
+            tokens += sum(pairs[index].num_tokens for index in self.order[step - 1])
+        self.progress(
+            {
+                "step": step,
+                "steps": self.steps,
+                "loss": self.train_curve[-1].loss,
+                "tokens_per_second": tokens / seconds,
+                "remaining_seconds": (self.steps - step) * seconds / len(losses),
+            }
+        )
+        self._pending.clear()
+
+    def evaluated(self, step: int, loss: float) -> None:
+        """The dev loss after this step is known; the state with the lowest is kept."""
+        if not math.isfinite(loss):
+            self._diverge(step, f"the dev loss after step {step} is {loss}")
+            return
+        point = DevPoint(step=step, loss=loss)
+        self.dev_curve.append(point)
+        if self.best is None or loss < self.best.loss:
+            self.best, self.state = point, gathered_state(self.method, self.model)
+
+    def trained(self, cost: TrainCost) -> Trained:
+        """What training leaves behind, at its end."""
+        if self.best is None:
+            raise RuntimeError("training ended without an evaluation")
+        return Trained(self.state, self.best, self.train_curve, self.dev_curve, cost)
+
+    def checkpoint(self, step: int, device: torch.device) -> Checkpoint:
+        """All that the next step depends on. The order of the data follows from the trial. A collective operation."""
+        tensors, facts = taken(self.model, self.optimizer, self.scheduler, device)
+        tensors |= {f"best/{name}": tensor for name, tensor in self.state.items()}
+        facts["best"] = self.best.model_dump() if self.best else None
+        facts["train_curve"] = [point.model_dump() for point in self.train_curve]
+        facts["dev_curve"] = [point.model_dump() for point in self.dev_curve]
+        facts["continued_after_steps"] = self.continued_after_steps
+        return Checkpoint(step, tensors, facts)
+
+    def continue_from(self, found: Checkpoint, device: torch.device) -> None:
+        """Have the next step be the one after a checkpoint."""
+        put_back(found, self.model, self.optimizer, self.scheduler, device)
+        self.train_curve = [TrainPoint.model_validate(point) for point in found.facts["train_curve"]]
+        self.dev_curve = [DevPoint.model_validate(point) for point in found.facts["dev_curve"]]
+        if found.facts["best"] is not None:
+            self.best, self.state = DevPoint.model_validate(found.facts["best"]), found.part("best")
+        self.continued_after_steps = [*found.facts["continued_after_steps"], found.step]
+
+    def _diverge(self, step: int, why: str) -> None:
+        self.diverged = Diverged(why)
+        self.order = self.order[:step]
+
+
+def num_targets(pairs: Sequence[Pair]) -> int:
+    """Target tokens of some pairs."""
+    return sum(len(pair.target_ids) for pair in pairs)
+
+
+@contextlib.contextmanager
+def gathered(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Whole parameters inside the block, also where ZeRO-3 has cut them into shards."""
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(parameters)):
+        yield
+
+
+def gathered_state(method: Method, model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy on the CPU of what the method stores, of fp32 masters where there are any.
+
+    A collective operation under ZeRO.
+    """
+    stored = method.adapter_state(model).keys()
+    wanted = [found for name, found in model.named_parameters() if found.requires_grad or name in stored]
+    with gathered(wanted), exact(model):
+        return {
+            name: tensor.detach().to("cpu", copy=True).contiguous()
+            for name, tensor in method.adapter_state(model).items()
+        }

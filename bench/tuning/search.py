@@ -1,0 +1,365 @@
+"""How settings are searched: what is asked first, what is asked next, which trials are cut, what is chosen.
+
+Pure functions of a search and of what came of its asks, so that a search which is taken up again asks the same. Values
+are losses here: lower is better. Imports no torch, and Optuna only where it samples.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from bench.schema.record import Probed, TrialResult
+from bench.schema.search_space import Choices, Range, SearchSpace
+from bench.schema.sweep import TuneSpec
+from bench.schema.trial import JsonDict, Spec
+
+# Asks that do not depend on results, of the samplers that learn from results or have no fixed size.
+FIRST_ASKS = 3
+# A best value lies on the border of its range if it is the outermost one that was tried and no further from the edge
+# than this share of the range.
+BORDER_TOLERANCE = 0.05
+# Points of a sequence that are looked at for settings that were not asked before.
+MOST_LOOKED_AT = 200
+# A range grows by one of its steps, but by no more than this share of its width at a time.
+LARGEST_EXTENSION = 0.5
+# The share of the budget that comes last, for ranges whose border holds the best value and for refining a grid.
+RESERVED_SHARE = 1 / 3
+
+Origin = Literal["sampler", "border", "refinement"]
+_SAMPLER: Origin = "sampler"
+_REFINEMENT: Origin = "refinement"
+
+
+class Ask(Spec):
+    """One choice of settings that a search wants to know about: a row of the store, written before its trial runs."""
+
+    number: int
+    settings: JsonDict = Field(description="dotted key to value")
+    origin: Origin = Field(description="border: beyond the range, because the best value lay on its border")
+    trial_ids: list[str] = Field(description="one for each length of training, the full length last")
+
+
+class Cut(Spec):
+    """A rung of successive halving: which asks go on. A row of the store."""
+
+    rung: int
+    kept: list[int]
+    audited: list[int] = Field(description="cut, and trained to the end all the same, to see what the rule costs")
+
+
+class Search(Spec):
+    """One method's search for its settings; the row of the store that its asks and cuts belong to."""
+
+    key: str
+    method: str
+    label: str = Field(description="choice of the sweep's own grid, for people")
+    space: SearchSpace
+    tune: TuneSpec
+    steps: int | None = Field(description="of a training of full length; known where halving counts in steps")
+    rungs: list[int] = Field(description="steps after which trials are cut, in ascending order")
+
+    def cost(self, asks: int) -> float:
+        """What so many asks cost from the first rung to the last, audit included, in trainings of full length."""
+        total, alive = 0.0, asks
+        for steps in self.rungs:
+            total += alive * steps / (self.steps or steps)
+            kept = self.num_kept(alive)
+            total += self.num_audited(alive - kept)
+            alive = kept
+        return total + alive
+
+    def num_kept(self, alive: int) -> int:
+        """How many of these go on after a cut."""
+        return math.ceil(alive / self.tune.halving.factor) if self.tune.halving else alive
+
+    def num_audited(self, cut: int) -> int:
+        """How many of the cut are trained to the end."""
+        return math.ceil(cut * self.tune.halving.audit_fraction) if self.tune.halving else 0
+
+    @property
+    def asked_at_once(self) -> int:
+        """How many asks are made together. Of a budget in seconds one: what a trial takes is not known before."""
+        return self.first_asks if self.tune.trials is not None else 1
+
+    @property
+    def first_asks(self) -> int:
+        """How many asks are made before any result counts."""
+        if self.tune.trials is None:
+            return FIRST_ASKS
+        if self.tune.sampler == "tpe":
+            return min(self.tune.trials, max(FIRST_ASKS, math.ceil(self.tune.trials / 3)))
+        budget = self.tune.trials - reserved(self.tune.trials)
+        return max(1, next(n for n in itertools.count(budget) if self.cost(n + 1) > budget) if self.rungs else budget)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What came of an ask at full length."""
+
+    ask: Ask
+    value: float | None  # None: the trial failed
+
+    @property
+    def loss(self) -> float:
+        """The value to compare by: what failed is worse than everything."""
+        return math.inf if self.value is None else self.value
+
+
+def value_of(record: TrialResult, metric: str) -> float | None:
+    """What a trial is chosen by, as a loss: a score that is better when higher changes its sign.
+
+    None if it failed, or if the value is not finite, which no other could be compared with.
+
+    Raises:
+        ValueError: The trial has no such score.
+    """
+    outcome = record.outcome
+    if not isinstance(outcome, Probed):
+        return None
+    if metric == "dev_loss":
+        return _if_finite(outcome.dev_loss)
+    scores = outcome.dev_scores
+    if scores is None or metric not in scores.values:
+        known = ", ".join(["dev_loss", *(scores.values if scores is not None else ())])
+        raise ValueError(f"stages.tune.metric: there is no score {metric!r}; known: {known}")
+    return _if_finite(-scores.values[metric] if scores.higher_is_better[metric] else scores.values[metric])
+
+
+def _if_finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def reserved(trials: int) -> int:
+    """Trials of a budget that are kept back for borders and refinements. Three points come first in any case."""
+    return max(0, min(int(trials * RESERVED_SHARE), trials - 3))
+
+
+def best(told: Sequence[Told]) -> Told | None:
+    """The ask that is chosen; the earlier one of equals; None if all failed."""
+    return min((one for one in told if one.value is not None), key=lambda one: (one.loss, one.ask.number), default=None)
+
+
+def first_settings(search: Search) -> list[JsonDict]:
+    """The settings that are asked first, all at once."""
+    if search.tune.sampler == "grid":
+        return grid(search.space, search.first_asks)
+    found: list[JsonDict] = []
+    while len(found) < search.asked_at_once and (point := unasked(search, found)) is not None:
+        found.append(point)
+    return found
+
+
+def next_settings(
+    search: Search, asks: Sequence[Ask], told: Sequence[Told], used_fraction: float
+) -> tuple[JsonDict, Origin] | None:
+    """One more choice of settings, which was not asked before; None if there is nothing left to try.
+
+    Args:
+        search: The search.
+        asks: All asks so far.
+        told: What came of those that were trained to the end.
+        used_fraction: Share of the budget that is used up. The last third goes first to a range whose border holds the
+            best value.
+    """
+    chosen = best(told)
+    if chosen is not None and used_fraction >= 1 - RESERVED_SHARE - 1e-9:
+        beyond = beyond_border(search, asks, chosen)
+        if beyond is not None:
+            return beyond, "border"
+    asked = [ask.settings for ask in asks]
+    if search.tune.sampler == "quasi_random" or (search.tune.sampler == "tpe" and len(asks) < search.first_asks):
+        proposed, origin = unasked(search, asked), _SAMPLER
+    elif search.tune.sampler == "tpe":
+        proposed, origin = tree_parzen(search.space, told, search.tune.seed + len(asks)), _SAMPLER
+        if proposed in asked:
+            proposed = unasked(search, asked)
+    else:
+        # A grid of which everything failed goes on elsewhere in its ranges.
+        proposed = unasked(search, asked) if chosen is None else refinement(search, asks, told, chosen)
+        origin = _REFINEMENT
+    return None if proposed is None else (proposed, origin)
+
+
+def unasked(search: Search, asked: Sequence[JsonDict]) -> JsonDict | None:
+    """The next point of the quasi-random sequence that was not asked; None of a space of choices that has no other."""
+    for number in range(len(asked), len(asked) + MOST_LOOKED_AT):
+        point = quasi_random(search.space, search.tune.seed, number)
+        if point not in asked:
+            return point
+    return next((point for point in _choices(search.space) if point not in asked), None)
+
+
+def _choices(space: SearchSpace) -> list[JsonDict]:
+    """All settings of a space of choices; none where there is a range."""
+    if any(isinstance(dimension, Range) for dimension in space.values()):
+        return []
+    axes = [dimension.values for dimension in space.values() if isinstance(dimension, Choices)]
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
+
+
+def grid(space: SearchSpace, most: int) -> list[JsonDict]:
+    """At most ``most`` points, evenly spaced in each range, borders included; the first range gets the most points.
+
+    Raises:
+        ValueError: So few points cannot hold every choice, and both ends of every range where there are several.
+    """
+    ranges = [key for key, dimension in space.items() if isinstance(dimension, Range)]
+    choices = math.prod(len(dimension.values) for dimension in space.values() if isinstance(dimension, Choices))
+    single = len(ranges) == 1 and choices == 1
+    points = dict.fromkeys(ranges, 1 if single else 2)
+    if choices * math.prod(points.values()) > most:
+        needed = choices * math.prod(points.values())
+        raise ValueError(f"a grid over {', '.join(space)} takes at least {needed} first trials; there are {most}")
+    while ranges:
+        for key in sorted(ranges, key=lambda key: points[key]):
+            if choices * math.prod(points.values()) // points[key] * (points[key] + 1) <= most:
+                points[key] += 1
+                break
+        else:
+            break
+    axes = [
+        [_from_unit(dimension, _spread(index, points[key])) for index in range(points[key])]
+        if isinstance(dimension, Range)
+        else list(dimension.values)
+        for key, dimension in space.items()
+    ]
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
+
+
+def quasi_random(space: SearchSpace, seed: int, number: int) -> JsonDict:
+    """A point of the scrambled Halton sequence; with equal seeds all methods try the same places of their ranges."""
+    from scipy.stats.qmc import Halton
+
+    point = Halton(d=len(space), scramble=True, rng=seed).random(number + 1)[number]
+    return {
+        key: _from_unit(dimension, float(share))
+        if isinstance(dimension, Range)
+        else dimension.values[int(share * len(dimension.values))]
+        for (key, dimension), share in zip(space.items(), point, strict=True)
+    }
+
+
+def tree_parzen(space: SearchSpace, told: Sequence[Told], seed: int) -> JsonDict:
+    """What Optuna's tree-structured Parzen estimator asks after all this was told (Bergstra et al. 2011).
+
+    The study is made anew for each ask, so that an ask depends on nothing but the seed and what was told. Failed trials
+    are told as infinitely bad. Ranges reach as far as they were extended.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    distributions: dict[str, optuna.distributions.BaseDistribution] = {}
+    for key, dimension in space.items():
+        if isinstance(dimension, Range):
+            tried = [one.ask.settings[key] for one in told]
+            low, high = min([dimension.low, *tried]), max([dimension.high, *tried])
+            distributions[key] = optuna.distributions.FloatDistribution(low, high, log=dimension.log)
+        else:
+            # Optuna knows choices of plain types only, hence their numbers.
+            distributions[key] = optuna.distributions.CategoricalDistribution(range(len(dimension.values)))
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=0))
+    for one in told:
+        parameters = {key: _for_optuna(space[key], value) for key, value in one.ask.settings.items()}
+        study.add_trial(optuna.trial.create_trial(params=parameters, distributions=distributions, value=one.loss))
+    asked = study.ask(distributions).params
+    return {
+        key: _rounded(asked[key]) if isinstance(dimension, Range) else dimension.values[asked[key]]
+        for key, dimension in space.items()
+    }
+
+
+def beyond_border(search: Search, asks: Sequence[Ask], chosen: Told) -> JsonDict | None:
+    """One step beyond the first range on whose border the best value lies, all else as chosen; None if there is none.
+
+    On the border is a value close to the edge of the declared range (:data:`BORDER_TOLERANCE`), or of a range that was
+    extended before, with nothing tried beyond it.
+    """
+    for key, dimension in search.space.items():
+        if not isinstance(dimension, Range) or not dimension.extend:
+            continue
+        places = [_to_unit(dimension, float(ask.settings[key])) for ask in asks]
+        extended = [place for place, ask in zip(places, asks, strict=True) if ask.origin == "border"]
+        low, high = min([0.0, *extended]), max([1.0, *extended])
+        place = _to_unit(dimension, float(chosen.ask.settings[key]))
+        step = min(LARGEST_EXTENSION, 1 / max(1, len(set(places[: search.first_asks])) - 1))
+        if place == min(places) < max(places) and place <= low + BORDER_TOLERANCE:
+            beyond = min(place, low) - step
+        elif place == max(places) > min(places) and place >= high - BORDER_TOLERANCE:
+            beyond = max(place, high) + step
+        else:
+            continue
+        settings = {**chosen.ask.settings, key: _from_unit(dimension, beyond)}
+        if all(settings != ask.settings for ask in asks):
+            return settings
+    return None
+
+
+def refinement(search: Search, asks: Sequence[Ask], told: Sequence[Told], chosen: Told) -> JsonDict | None:
+    """Halfway from the best value to the better of its neighbours, range by range in turn, all else as chosen."""
+    ranges = [(key, dimension) for key, dimension in search.space.items() if isinstance(dimension, Range)]
+    turn = sum(ask.origin == "refinement" for ask in asks) % max(1, len(ranges))
+    for key, dimension in ranges[turn:] + ranges[:turn]:
+        losses = {float(ask.settings[key]): math.inf for ask in asks}
+        for one in told:
+            value = float(one.ask.settings[key])
+            losses[value] = min(one.loss, losses[value])
+        tried = sorted(losses)
+        at = tried.index(float(chosen.ask.settings[key]))
+        neighbours = [tried[index] for index in (at - 1, at + 1) if 0 <= index < len(tried)]
+        for neighbour in sorted(neighbours, key=lambda value: losses[value]):
+            place = (_to_unit(dimension, tried[at]) + _to_unit(dimension, neighbour)) / 2
+            settings = {**chosen.ask.settings, key: _from_unit(dimension, place)}
+            if all(settings != ask.settings for ask in asks):
+                return settings
+    return None
+
+
+def cut(search: Search, rung: int, values: Mapping[int, float | None]) -> Cut:
+    """Who goes on after a rung: the better ones, and a drawn sample of the others, as an audit.
+
+    Args:
+        search: The search.
+        rung: Index into ``search.rungs``.
+        values: Number of each ask that came so far, to its value there; None if its trial failed.
+    """
+    order = sorted(values, key=lambda number: (math.inf if (value := values[number]) is None else value, number))
+    alive = [number for number in order if values[number] is not None]
+    kept = alive[: search.num_kept(len(order))]
+    lost = [number for number in alive if number not in kept]
+    audited = random.Random(f"audit {search.tune.seed} {rung}").sample(
+        lost, min(len(lost), search.num_audited(len(lost)))
+    )
+    return Cut(rung=rung, kept=sorted(kept), audited=sorted(audited))
+
+
+def _spread(index: int, points: int) -> float:
+    return index / (points - 1) if points > 1 else 0.5
+
+
+def _to_unit(dimension: Range, value: float) -> float:
+    """Place of a value in its range: 0 at its low end, 1 at its high end."""
+    if dimension.log:
+        return math.log(value / dimension.low) / math.log(dimension.high / dimension.low)
+    return (value - dimension.low) / (dimension.high - dimension.low)
+
+
+def _from_unit(dimension: Range, place: float) -> float:
+    if dimension.log:
+        return _rounded(dimension.low * (dimension.high / dimension.low) ** place)
+    return _rounded(dimension.low + (dimension.high - dimension.low) * place)
+
+
+def _rounded(value: float) -> float:
+    """Three significant digits, which people can type."""
+    return float(f"{value:.3g}")
+
+
+def _for_optuna(dimension: Range | Choices, value: object) -> object:
+    return value if isinstance(dimension, Range) else dimension.values.index(value)

@@ -1,0 +1,225 @@
+"""What kind of decoder a base model has: what its layers keep between tokens, what it is called with, what it ignores.
+
+A soft prompt stands in front of a text. So it works in decoders alone that hide later tokens from earlier ones, read
+embeddings in place of token ids, and give a text the same answer whatever padding is in front.
+
+B batch, T tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionAndFullAttentionLayer
+
+from bench.method import MethodError, positions_of
+from methods.parts.attention_sites import AttentionSite, cache_layers, stacks
+
+KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionAndFullAttentionLayer)
+
+STATES = "cache_params"
+CACHE_NAMES = ("past_key_values", STATES)
+# What decoders call a memory that is no cache of transformers: nothing tells how many tokens are in it.
+OTHER_MEMORIES = ("state", "mems", "cache", "past_buckets_states")
+
+NUM_PADS = 3
+# Wrong tokens, positions or masks change hidden states by more than rounding does.
+TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}
+COARSE_TOLERANCE = 0.05
+
+
+def arguments_of(decoder: Any) -> frozenset[str]:
+    """Names of what the forward of a decoder takes."""
+    return frozenset(inspect.signature(decoder.forward).parameters)
+
+
+def cache_name(decoder: Any) -> str | None:
+    """What a decoder calls its cache; None if it takes none.
+
+    Raises:
+        MethodError: It remembers tokens in a way of its own.
+    """
+    names = arguments_of(decoder)
+    if own := names.intersection(OTHER_MEMORIES):
+        raise MethodError(
+            f"{type(decoder).__name__} remembers tokens in {min(own)!r}, which is no cache of transformers: nothing "
+            "tells whether a prompt is in it already"
+        )
+    return next((name for name in CACHE_NAMES if name in names), None)
+
+
+def keeps_prompt_apart(model: Any, sites: Sequence[AttentionSite]) -> bool:
+    """Whether a prompt can be computed once for all rows and shown to attention as keys and values.
+
+    So it is where keys and values of attention layers are all that one token tells another. Not so with states or
+    convolutions, keys that layers share, attention in chunks, biases by distance, or layers that run several times; and
+    flash attention, which counts its window in keys, would take the prompt for nearer than it is.
+    """
+    kept, config = cache_layers(model), model.config.get_text_config(decoder=True)
+    windows = any(type(layer) is DynamicSlidingWindowLayer for layer in kept)
+    flash = str(config._attn_implementation).startswith("flash")
+    return (
+        bool(getattr(model, "_supports_attention_backend", False))
+        and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in kept)
+        and not (windows and flash)
+        and "chunked_attention" not in (getattr(config, "layer_types", None) or ())
+        and [site.layer.layer_idx for site in sites] == list(range(len(kept)))
+        and all(set(site.names.others) <= {"position_ids"} for site in sites)
+        and "position_ids" in arguments_of(stacks(model)["decoder"])
+    )
+
+
+def require_keys_and_values(model: Any, sites: Sequence[AttentionSite]) -> None:
+    """Refuse attention layers that keep more of a token than one key and value of each head.
+
+    Raises:
+        MethodError: A layer keeps what selects or compresses keys besides, which a prefix has no part in.
+    """
+    if stacks(model).keys() != {"decoder"}:
+        return
+    kept = cache_layers(model)
+    for site in sites:
+        if not 0 <= site.layer.layer_idx < len(kept):
+            raise MethodError(
+                f"{type(site.layer).__name__} {site.layer.layer_idx} of {type(model).__name__} serves several places: "
+                "a prefix needs an attention layer for each"
+            )
+        layer = kept[site.layer.layer_idx]
+        if type(layer) not in KEYS_AND_VALUES:
+            raise MethodError(
+                f"{type(site.layer).__name__} {site.layer.layer_idx} keeps more than keys and values of its tokens "
+                f"({type(layer).__name__}), so that it can have no prefix"
+            )
+
+
+def require_readable(model: Any, by_embeddings: bool = True) -> None:
+    """Refuse a decoder in which a soft prompt would silently be something else than words in front of a text.
+
+    Short texts are read with the base model's own weights; without weights (on the meta device) only what the
+    decoder takes is looked at.
+
+    Args:
+        model: A base model.
+        by_embeddings: Whether it is to read embeddings in place of token ids.
+
+    Raises:
+        MethodError: It looks at later tokens, needs token ids besides their embeddings, counts padding in front as
+            text, answers otherwise with its cache, or cannot be called as decoders of transformers are.
+    """
+    decoder = stacks(model)["decoder"]
+    name = type(model).__name__
+    cache_name(decoder)
+    if by_embeddings and "inputs_embeds" not in arguments_of(decoder):
+        raise MethodError(f"{type(decoder).__name__} takes no inputs_embeds, so that there is no place for a prompt")
+    embedding = decoder.get_input_embeddings()
+    if embedding.weight.is_meta:
+        return
+    ids = torch.arange(2, 5, device=embedding.weight.device)[None] % len(embedding.weight)  # (1, 3)
+    # The harness gives positions to models that take them; some keep them from their decoder (Whisper).
+    positions = "position_ids" in arguments_of(decoder) & arguments_of(model)
+    with torch.no_grad(), _evaluating(decoder):
+        try:
+            whole = _read(decoder, ids, positions)
+            embedded = _read(decoder, ids, positions, as_embeddings=True) if by_embeddings else whole
+            shorter = _read(decoder, ids[:, :2], positions)
+            padded_ids = torch.cat([ids[:, :1].expand(-1, NUM_PADS), ids], dim=1)
+            padded = _read(decoder, padded_ids, positions, NUM_PADS)
+            continued = _continue(decoder, padded_ids, NUM_PADS, positions)
+        except Exception as error:
+            raise MethodError(
+                f"{name} cannot be read as a decoder of transformers: {type(error).__name__}: {error}"
+            ) from error
+    if not _alike(embedded, whole):
+        raise MethodError(f"{name} needs token ids besides their embeddings, and a trained prompt token has no id")
+    if not _alike(shorter, whole[:, :2]):
+        raise MethodError(
+            f"in {name} tokens see later ones, so that it is no language model of this kind; models like BERT need "
+            "is_decoder: true in their config.json"
+        )
+    # In float64, which only tests use, eager attention of padding that sees nothing is not a number.
+    if not torch.isfinite(padded).all():
+        return
+    if not _alike(padded[:, NUM_PADS:], whole):
+        raise MethodError(
+            f"padding in front of a text changes what {name} makes of it, with a prompt or without one, so that "
+            "batches of sources would be decoded wrongly"
+        )
+    if continued is not None and not _alike(continued, whole[:, -1:]):
+        raise MethodError(
+            f"{name} reads a token behind padding and a cache in another way than behind its text, with a prompt or "
+            "without one, so that it would be decoded wrongly"
+        )
+
+
+def _continue(decoder: Any, ids: torch.Tensor, num_pads: int, takes_positions: bool) -> torch.Tensor | None:
+    """Hidden states ``(1, 1, D)`` of the last token, read behind the others in a cache; None if there is no cache."""
+    name = cache_name(decoder)
+    if name is None:
+        return None
+    mask = torch.ones_like(ids)
+    mask[:, :num_pads] = 0
+    positions = positions_of(mask)
+    steps: list[dict[str, Any]] = [
+        {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1], "position_ids": positions[:, :-1]},
+        {"input_ids": ids[:, -1:], "attention_mask": mask, "position_ids": positions[:, -1:]},
+    ]
+    if not takes_positions:
+        steps = [{key: value for key, value in step.items() if key != "position_ids"} for step in steps]
+    if name == STATES:  # States know of no padding any more, and generate passes no mask.
+        del steps[1]["attention_mask"]
+    if (cache := decoder(**steps[0], use_cache=True).get(name)) is None:
+        return None
+    hidden: torch.Tensor = decoder(**steps[1], use_cache=True, **{name: cache})[0]
+    return hidden
+
+
+def _read(
+    decoder: Any, ids: torch.Tensor, takes_positions: bool, num_pads: int = 0, as_embeddings: bool = False
+) -> torch.Tensor:
+    """Hidden states ``(1, T, D)`` of a text of which the first ``num_pads`` tokens are padding."""
+    mask = torch.ones_like(ids)
+    mask[:, :num_pads] = 0
+    arguments: dict[str, Any] = {"attention_mask": mask, "use_cache": False}
+    if takes_positions:
+        arguments["position_ids"] = positions_of(mask)
+    if as_embeddings:
+        arguments["inputs_embeds"] = decoder.get_input_embeddings()(ids)
+        if (per_layer := per_layer_inputs(decoder, ids)) is not None:
+            arguments["per_layer_inputs"] = per_layer
+    else:
+        arguments["input_ids"] = ids
+    hidden: torch.Tensor = decoder(**arguments)[0]
+    return hidden
+
+
+def per_layer_inputs(decoder: Any, ids: torch.Tensor) -> torch.Tensor | None:
+    """``(B, T, layers, channels)``: what each layer is told of a token besides its embedding; None in most models.
+
+    Gemma 3n and Gemma 4 have a second, wide embedding of which every layer reads a part.
+    """
+    if not getattr(decoder, "hidden_size_per_layer_input", None):
+        return None
+    found: torch.Tensor = decoder.get_per_layer_inputs(ids)
+    return found
+
+
+def _alike(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    difference = (found.double() - expected.double()).norm() / expected.double().norm()
+    return bool(difference <= TOLERANCE.get(expected.dtype, COARSE_TOLERANCE))
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Dropout off inside the block."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

@@ -1,0 +1,121 @@
+"""Where tokens stand when a soft prompt takes up room beside them, and which of them see it.
+
+B batch, T tokens in this call, P prompt tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.method import positions_of
+from methods.parts.attention_sites import stacks
+
+
+def token_positions(
+    input_ids: torch.Tensor | None = None,
+    attention_mask: Any = None,
+    position_ids: torch.Tensor | None = None,
+    past_key_values: Any = None,
+    inputs_embeds: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Positions ``(B or 1, T)`` of the tokens of a decoder's call, for callers that give none; padding does not count.
+
+    Takes arguments as decoders of transformers do.
+    """
+    if position_ids is not None:
+        return position_ids
+    tokens = input_ids if input_ids is not None else inputs_embeds
+    if tokens is None:
+        raise ValueError("a decoder needs input_ids or inputs_embeds")
+    num_tokens = tokens.shape[1]
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
+        return positions_of(attention_mask)[:, -num_tokens:]
+    cached = past_key_values.get_seq_length() if past_key_values is not None else 0
+    return (torch.arange(num_tokens, device=tokens.device) + cached)[None]
+
+
+POSITION_ARGUMENTS = tuple(inspect.signature(token_positions).parameters)
+
+
+@dataclass(frozen=True)
+class PromptPlacement:
+    """Makes room for a prompt among the tokens of a decoder, as a hook before its forward.
+
+    In front of all tokens (``infix`` False), they move by P. Between source and target (``infix``), the prompt stands
+    right before the last source token, which predicts the first target token: tokens from there on see the prompt and
+    move by P, those before do neither. A prompt of keys that are rotated by position is rotated once, for positions -P
+    to -1; there the tokens of each row are counted from the last source token, so that the prompt stands next to it
+    however long the source is. Only distances matter to rotary positions.
+
+    Source: Li & Liang 2021, section 7.3 (infix-tuning: ``[x; INFIX; y]``).
+
+    Args:
+        num_prompt_tokens: P.
+        shift: Whether tokens move at all.
+        infix: Whether the prompt stands between source and target.
+        rotary: Whether positions are rotary.
+    """
+
+    num_prompt_tokens: int
+    shift: bool
+    infix: bool
+    rotary: bool
+
+    def apply_to(self, model: Any) -> None:
+        """Register with ``model``; with ``infix`` its forward takes ``source_lengths`` from now on."""
+        if self.infix:
+            accept_source_lengths(model)
+        if self.infix or self.shift:
+            stacks(model)["decoder"].register_forward_pre_hook(self._hook, with_kwargs=True)
+
+    def _hook(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        given = {name: kwargs.get(name) for name in POSITION_ARGUMENTS[len(args) :]}
+        positions = token_positions(*args, **given)
+        if given.get("attention_mask", 0) is None:
+            # Without a mask transformers takes a gap between positions for the beginning of another text.
+            cached = 0 if given["past_key_values"] is None else given["past_key_values"].get_seq_length()
+            kwargs = {**kwargs, "attention_mask": positions.new_ones(len(positions), cached + positions.shape[1])}
+        move = self.num_prompt_tokens if self.shift else 0
+        if not self.infix:
+            return args, {**kwargs, "position_ids": positions + move}
+        last_source = required_source_lengths(kwargs.pop("source_lengths", None))[:, None] - 1
+        after = positions >= last_source  # (B, T)
+        moved = positions - last_source - move * ~after if self.rotary else positions + move * after
+        return args, {**kwargs, "position_ids": moved, "prompt_visible": after}
+
+
+def required_source_lengths(source_lengths: torch.Tensor | None) -> torch.Tensor:
+    """``(B,)``, the number of source tokens of each row.
+
+    Raises:
+        ValueError: They were not given.
+    """
+    if source_lengths is None:
+        raise ValueError("a prompt between source and target needs source_lengths: how many source tokens each row has")
+    return source_lengths
+
+
+def accept_source_lengths(model: Any) -> None:
+    """Let the forward of ``model``, and with it ``generate``, take ``source_lengths`` ``(B,)``.
+
+    They travel to the decoder as a keyword argument; ``generate`` goes by the names in forward's signature.
+    """
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def with_source_lengths(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    signature = inspect.signature(forward)
+    *parameters, last = signature.parameters.values()
+    added = inspect.Parameter("source_lengths", inspect.Parameter.KEYWORD_ONLY, default=None)
+    with_source_lengths.__signature__ = signature.replace(parameters=[*parameters, added, last])  # type: ignore[attr-defined]
+    model.forward = with_source_lengths

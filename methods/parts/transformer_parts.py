@@ -1,0 +1,194 @@
+"""The linear layers of a transformer, and which of their outputs are queries, keys and values.
+
+Attention layers are found by the conventions of transformers: a module named ...Attention that holds linear layers.
+Whether a linear layer has a part in what the model computes is seen in a forward pass, see
+:mod:`methods.parts.weight_reads`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from bench.method import MethodError
+from methods.parts.fused_projections import FUSED, ROLES, SEPARATE, Role, rows_by_role
+from methods.parts.weight_reads import uses_of
+
+# Linear layers through which attention layers write hidden states, by their attribute.
+OUTPUTS = ("o_proj", "out_proj", "c_proj", "dense", "o", "wo")
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """An ``nn.Linear`` or a ``Conv1D`` (whose weight is transposed) and its place in a model."""
+
+    name: str
+    parent: nn.Module
+    attribute: str
+    module: nn.Module
+
+    @property
+    def in_features(self) -> int:
+        return self._shape[0]
+
+    @property
+    def out_features(self) -> int:
+        return self._shape[1]
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        rows, columns = self.weight.shape
+        return (rows, columns) if isinstance(self.module, Conv1D) else (columns, rows)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        weight = self.module.weight
+        if not isinstance(weight, nn.Parameter):
+            raise MethodError(f"{self.name}: its weight is no parameter, so it cannot be adapted")
+        return weight
+
+    def replace(self, module: nn.Module) -> None:
+        """Put ``module`` in its place."""
+        setattr(self.parent, self.attribute, module)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear layer of an attention layer, and the rows of its output that hold one role."""
+
+    attention: nn.Module
+    layer: LinearLayer
+    role: Role
+    rows: torch.Tensor  # int64 indices into out_features
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self.rows) == self.layer.out_features
+
+
+class LinearWrapper(nn.Module):
+    """Base of what stands in a linear layer's place: the frozen layer lies within.
+
+    Models read ``weight`` and ``bias`` of their layers here and there, for a dtype or a shape, so both are handed on.
+
+    Args:
+        base_layer: ``nn.Linear`` or ``Conv1D``.
+    """
+
+    def __init__(self, base_layer: Any) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+
+    @property
+    def weight(self) -> nn.Parameter:
+        weight: nn.Parameter = self.base_layer.weight
+        return weight
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        bias: nn.Parameter | None = self.base_layer.bias
+        return bias
+
+
+def linear_layers(model: Any) -> list[LinearLayer]:
+    """Every linear layer but the output head and those that are never called, in order of the model.
+
+    Raises:
+        MethodError: There is none.
+    """
+    head, uses = model.get_output_embeddings(), uses_of(model)
+    found = [
+        layer
+        for layer in linear_layers_in(model)
+        if layer.module is not head and uses.why_without_part(layer.name) is None
+    ]
+    if not found:
+        raise MethodError(f"{type(model).__name__} has no linear layer (nn.Linear or Conv1D) besides its output head")
+    return found
+
+
+def linear_layers_in(root: nn.Module, prefix: str = "") -> Iterator[LinearLayer]:
+    """Every linear layer below a module whose own name is ``prefix``, in order."""
+    for parent_name, parent in root.named_modules(prefix=prefix):
+        for attribute, module in parent.named_children():
+            if is_linear(module):
+                name = f"{parent_name}.{attribute}" if parent_name else attribute
+                yield LinearLayer(name, parent, attribute, module)
+
+
+def modules_with_parents(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
+    """Name, parent, attribute and module of everything below a module whose own name is ``prefix``, in order."""
+    for parent_name, parent in root.named_modules(prefix=prefix):
+        for attribute, module in parent.named_children():
+            yield f"{parent_name}.{attribute}" if parent_name else attribute, parent, attribute, module
+
+
+def is_attention(module: nn.Module) -> bool:
+    """Whether a module is an attention layer: named ...Attention, and holding linear layers itself."""
+    return type(module).__name__.endswith("Attention") and any(map(is_linear, module.children()))
+
+
+def attention_projections(model: Any) -> list[Projection]:
+    """The projections to queries, keys and values of every attention layer (self and cross, encoder and decoder).
+
+    Raises:
+        MethodError: The model has no attention layer, or one whose queries, keys or values are made in a way that is
+            not known.
+    """
+    found: list[Projection] = []
+    for name, attention in attention_modules(model):
+        own = [
+            Projection(attention, layer, role, rows)
+            for layer in linear_layers_in(attention, name)
+            for role, rows in rows_by_role(attention, layer.attribute, layer.out_features).items()
+        ]
+        # Some layers attend to keys and values of an earlier one (Gemma 3n and 4).
+        needed = ROLES[:1] if getattr(attention, "is_kv_shared_layer", False) else ROLES
+        if missing := [role for role in needed if role not in {projection.role for projection in own}]:
+            raise MethodError(
+                f"{name} ({type(attention).__name__}): which of its linear layers make queries, keys and values is not "
+                f"known: there is none for {', '.join(missing)}. Known are separate layers named "
+                f"{', '.join(SEPARATE)}, and the fused layers of {', '.join(sorted({owner for owner, _ in FUSED}))}. "
+                "Name the modules to adapt instead"
+            )
+        found.extend(own)
+    return found
+
+
+def attention_output(attention: nn.Module, name: str) -> LinearLayer:
+    """The linear layer through which an attention layer called ``name`` writes hidden states.
+
+    Raises:
+        MethodError: There is none that is known.
+    """
+    for layer in linear_layers_in(attention, name):
+        if layer.parent is attention and layer.attribute in OUTPUTS:
+            return layer
+    raise MethodError(
+        f"{name} ({type(attention).__name__}) has no known linear layer that puts out what it attended to: looked for "
+        f"{', '.join(OUTPUTS)}"
+    )
+
+
+def attention_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Names and modules of all attention layers, in order of the model.
+
+    Raises:
+        MethodError: There is none.
+    """
+    found = [(name, module) for name, module in model.named_modules() if is_attention(module)]
+    if not found:
+        raise MethodError(
+            f"{type(model).__name__} has no attention layer: looked for modules named ...Attention that hold linear "
+            "layers, as the models of transformers do"
+        )
+    yield from found
+
+
+def is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | Conv1D)

@@ -1,0 +1,257 @@
+"""What is trained already is scored as the trials of a sweep are: the same scores and texts, a row beside theirs."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command import Done
+from disturbed import disturb
+from one_rank import CPU
+from safetensors.torch import load_file, save_file
+from test_adapters import logits, trained_adapter
+
+from bench.config.evaluation import Evaluations
+from bench.config.load import expand, load_sweep
+from bench.config.resolver import RegistryResolver
+from bench.driver.rounds import RoundRunner
+from bench.driver.status import read_status
+from bench.measure.phases import PhaseMeter
+from bench.models.base import load_model, load_tokenizer
+from bench.models.loaded import load_into
+from bench.models.tokens import tokenization
+from bench.plugins.registry import make_method, make_task
+from bench.rank.context import RankContext
+from bench.rank.trial import _Trial, run_trials
+from bench.report.configurations import comparisons
+from bench.schema.record import Completed
+from bench.schema.trial import ModelSpec, TrialSpec
+from bench.schema.validation import ConfigError
+from bench.statistics.systems import PairedSystems, load_system
+from bench.store.outbox import new_attempt, payload
+from bench.store.records import Store
+from bench.tasks.splits import load_splits
+
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"config": {"rank": 2}, "resources": {"precision": "bf16"}},
+    "prefix_tuning": {"config": {"num_prompt_tokens": 3, "parametrization": "mlp"}},
+    "full": {},
+}
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch, one_rank: None) -> None:
+    """Trials run without processes of their own, and no report is made of them."""
+
+    def run(self: RoundRunner, pending: Sequence[TrialSpec]) -> None:
+        for spec in pending:
+            started = new_attempt(spec, self.sweep, "local", [])
+            outbox = self.store.outbox / spec.trial_id
+            outbox.mkdir(parents=True)
+            context = RankContext(0, 1, 0, torch.distributed.HashStore(), outbox, "", 1)
+            outcome = run_trials([_Trial(spec, context, CPU, PhaseMeter(CPU))]).outcome
+            assert outcome is not None
+            self.store.commit(started.result(outcome, None, 1.0, None), payload(outbox))
+
+    monkeypatch.setattr(RoundRunner, "_run", run)
+    for command in ("evaluate", "sweeps"):  # pages and plots are tested elsewhere
+        monkeypatch.setattr(f"bench.commands.{command}.report_sweep", lambda store: None)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A sweep on the shipped facts; the folder of the test is the current one."""
+    monkeypatch.chdir(tmp_path)
+    content = {
+        "name": "tiny",
+        "model": str(tiny_models["llama"]),
+        "task": {"name": "facts", "train_examples": 16, "dev_examples": 4, "test_examples": 6, "max_source_tokens": 60},
+        "train": {"steps": 4, "batch_size": 4, "learning_rate": 1e-2},
+        "decode": {"max_new_tokens": 6, "batch_size": 4},
+        "methods": [{"name": name, **entry} for name, entry in METHODS.items()],
+    }
+    path = tmp_path / "sweep.yaml"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def texts(root: Path, trial_id: str) -> Any:
+    with gzip.open(root / "trials" / trial_id / "predictions.jsonl.gz", "rt") as file:
+        return [json.loads(line) for line in file]
+
+
+def completed(store: Store, trial_id: str) -> Completed:
+    found = store.read(trial_id)
+    assert found is not None
+    assert isinstance(found.outcome, Completed), found.outcome
+    return found.outcome
+
+
+def test_what_is_loaded_has_the_scores_and_texts_of_its_trial(
+    sweep: Path, tuneoff: Callable[..., Done], in_this_process: None
+) -> None:
+    done = tuneoff("run", str(sweep))
+    assert done.returncode == 0, done
+    store = Store(Path("results/tiny"))
+    trials = {name: f"results/tiny/trials/{name}" for name in store.trial_ids()}
+    assert len(trials) == len(METHODS)
+    status = read_status(store.root)
+    done = tuneoff("evaluate", str(sweep), *trials.values())
+    assert done.returncode == 0, done
+    assert read_status(store.root) == status, "that of the sweep, which the report speaks of"
+    evaluated = {
+        found.spec.loaded.path.rpartition("/")[2]: found for found in store.read_all() if found.spec.loaded is not None
+    }
+    assert evaluated.keys() == trials.keys()
+    for name, found in evaluated.items():
+        outcome, own = completed(store, found.trial_id), completed(store, name)
+        assert outcome.scores == own.scores
+        assert texts(store.root, found.trial_id) == texts(store.root, name)
+        assert (outcome.dev_loss, outcome.test_loss) == (own.stored_dev_loss, own.test_loss)
+        assert outcome.train is None
+        assert outcome.parameters == own.parameters
+        assert outcome.adapter_bytes == own.adapter_bytes
+        assert found.spec.label == f"evaluated={name}"
+    before = store.trial_ids()
+    done = tuneoff("evaluate", str(sweep), *trials.values(), "--set", "train.steps=9")
+    assert "3 trials, 3 done, 0 to run" in done.stdout, "however it was trained, it is the same"
+    assert store.trial_ids() == before
+
+    (table,) = comparisons(store.read_all())
+    assert len({cell.name for cell in table.cells}) == len(trials) + len(evaluated)
+    paired = PairedSystems(tuple(load_system(store.root, cell.name, cell.results) for cell in table.cells))
+    made = paired.statistics("chrf")
+    assert made is not None, "every row can be tested source by source"
+
+
+@pytest.fixture
+def evaluations(sweep: Path) -> Callable[..., Evaluations]:
+    """Those of the sweep file, with further settings."""
+
+    def make(*settings: str) -> Evaluations:
+        keys = [setting.partition("=")[0] for setting in settings]
+        return Evaluations(load_sweep(sweep, settings), RegistryResolver(), keys)
+
+    return make
+
+
+def test_the_base_model_is_the_trial_none_and_may_be_shown_training_pairs(
+    sweep: Path, evaluations: Callable[..., Evaluations], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.models.few_shot.context_length", lambda trial: None)
+    settings = ("task.template={source} ->", "task.max_source_tokens=1000")
+    with_none = load_sweep(sweep, ["methods=[none]"])
+    plain = evaluations().of_base(shots=0, seed=None)
+    assert [plain.trial_id] == [trial.trial_id for trial in expand(with_none, RegistryResolver())]
+
+    prompted = evaluations(*settings).of_base(shots=2, seed=3)
+    splits = load_splits(make_task(plain.task))
+    shown = {example.id: example for example in splits["train"]}
+    assert prompted.few_shot is not None
+    first, second = (shown[name] for name in prompted.few_shot.examples)
+    template = prompted.task.config["template"]
+    assert template == (
+        f"{first.source} -> {first.references[0]}\n\n{second.source} -> {second.references[0]}\n\n{{source}} ->"
+    )
+    assert not {first.source, second.source} & {one.source for one in [*splits["dev"], *splits["test"]]}
+    assert prompted == evaluations(*settings).of_base(shots=2, seed=3), "drawn by the seed alone"
+    other = evaluations(*settings).of_base(shots=2, seed=4)
+    assert prompted.few_shot != other.few_shot
+    assert {**prompted.identity, "seed": 4} == other.identity, "one row over seeds"
+    assert prompted.label == "shots=2"
+    tokens = tokenization(prompted.model, make_task(prompted.task).config)
+    test = splits["test"][0]
+    assert tokens.tokenizer.decode(tokens.source(test)) == template.replace("{source}", test.source)
+
+
+@pytest.mark.parametrize(
+    ("settings", "shots", "message"),
+    [
+        ([], 4, r"--shots 4: the longest prompt takes \d+ tokens with what is written behind it, and .* at most 128"),
+        ([], 17, r"--shots 17: the training data have \d+ sources that are no dev or test sources; ask for fewer"),
+        (["grid={decode.beams: [1, 2]}"], 0, r"grid.decode.beams: the sweep has 1, 2; say .* --set decode.beams=..."),
+    ],
+)
+def test_what_the_base_model_cannot_be_asked(
+    settings: list[str], shots: int, message: str, evaluations: Callable[..., Evaluations]
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        evaluations(*settings).of_base(shots, seed=None)
+
+
+def test_what_is_no_adapter_of_this_base_model_is_one_line(
+    evaluations: Callable[..., Evaluations], tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    def refused(path: Path, *settings: str) -> str:
+        with pytest.raises(ConfigError) as error:
+            evaluations(*settings).of_stored(path, 0, None, None)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    llama, adapter = tiny_models["llama"], tmp_path / "adapter"
+    trained_adapter("lora", {"rank": 2}, llama, adapter)
+    tensors = adapter / "adapter.safetensors"
+    trial = evaluations().of_stored(tensors, 0, None, "mine")
+    assert (trial.label, trial.task.config["template"]) == ("evaluated=mine", "Facts: {source}\nText:")
+    assert trial.trial_id == evaluations("train.steps=7").of_stored(adapter, 0, None, "mine").trial_id
+
+    assert "the adapter was trained on" in refused(adapter, f"model={tiny_models['gpt2']}")
+    assert "nothing to score; give the folder of a completed trial" in refused(tmp_path)
+    assert "there is no such folder" in refused(tmp_path / "nowhere")
+    whole = tensors.read_bytes()
+    tensors.write_bytes(whole[:-100])
+    assert f"{tensors}: damaged, or no file of safetensors" in refused(adapter)
+    other = load_file(write_bytes(tmp_path / "whole.safetensors", whole))
+    save_file({name: tensor[:1].contiguous() for name, tensor in other.items()}, tensors)
+    assert "not an adapter of" in refused(adapter)
+    assert "stored shape" in refused(adapter)
+    save_file(dict(list(other.items())[1:]), tensors)
+    assert "the stored state lacks 1 tensors of this method" in refused(adapter)
+    assert "not " in (told := refused(tiny_models["gpt2"]))
+    assert "this model does not have it; a model of another make is compared in a sweep of its own" in told
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+PEFT = {
+    "LORA": {"r": 2, "target_modules": ["q_proj", "v_proj"]},
+    "IA3": {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
+    "PREFIX_TUNING": {"num_virtual_tokens": 3},
+    "PROMPT_TUNING": {"num_virtual_tokens": 3},
+}
+
+
+@pytest.mark.parametrize("peft_type", PEFT)
+def test_an_adapter_of_peft_computes_what_peft_computes(
+    peft_type: str, evaluations: Callable[..., Evaluations], tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    import peft
+
+    base = tiny_models["llama"]
+    config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft_type](**PEFT[peft_type], task_type="CAUSAL_LM")
+    theirs: Any = peft.get_peft_model(load_model(ModelSpec(path=str(base)), torch.float32), config)
+    disturb(theirs)
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    expected = logits(theirs.eval(), base)
+    one_by_one = ["decode.batch_size=1"] if peft_type == "PROMPT_TUNING" else []
+    trial = evaluations(*one_by_one).of_stored(tmp_path / "theirs", 0, None, None)
+    assert trial.method.name == "hf_peft"
+    assert trial.loaded is not None
+    method = make_method(trial.method, load_tokenizer(trial.model))
+    model: Any = method.patch(load_model(trial.model, torch.float32)).eval()
+    load_into(method, model, trial.loaded)
+    found = logits(model, base)
+    torch.testing.assert_close(found[0], expected[0, -found.shape[1] :], atol=1e-5, rtol=0)
+    if one_by_one:
+        with pytest.raises(ConfigError, match=r"one source at a time: .* --set decode.batch_size=1 does so"):
+            evaluations().of_stored(tmp_path / "theirs", 0, None, None)
+    with pytest.raises(ConfigError, match="the sweep's base model is"):
+        evaluations(f"model={tiny_models['gpt2']}", *one_by_one).of_stored(tmp_path / "theirs", 0, None, None)

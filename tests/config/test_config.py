@@ -1,0 +1,178 @@
+"""Sweeps: what they expand to, and one clear message for each kind of bad input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.config.load import expand, load_sweep
+from bench.config.resolver import RegistryResolver
+from bench.driver.stages import Stages
+from bench.plugins.registry import RegistryError, load, resolve
+from bench.schema.trial import TrialSpec
+from bench.schema.validation import ConfigError
+
+SWEEP = """
+name: demo
+task: {name: jsonl, path: FOLDER}
+train: {steps: 6, batch_size: 4}
+methods:
+  - none
+  - name: prefix_tuning
+    config: {num_prompt_tokens: 3}
+    train: {learning_rate: 1e-2}
+seeds: [0, 1]
+"""
+
+
+def trials(tmp_path: Path, folder: Path, text: str = SWEEP, settings: tuple[str, ...] = ()) -> list[TrialSpec]:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text.replace("FOLDER", str(folder)))
+    return expand(load_sweep(path, settings), RegistryResolver())
+
+
+def test_methods_times_seeds(tmp_path: Path, tiny_task: Path) -> None:
+    found = trials(tmp_path, tiny_task)
+    assert [(trial.method.name, trial.seed) for trial in found] == [
+        ("none", 0),
+        ("none", 1),
+        ("prefix_tuning", 0),
+        ("prefix_tuning", 1),
+    ]
+    assert found[2].train.learning_rate == 0.01, "PyYAML reads 1e-2 as text; it has to become a number"
+    assert found[2].method.config["num_prompt_tokens"] == 3
+    assert found[2].method.config["init"] == "text", "defaults are part of the record"
+
+
+def test_grids_are_the_only_lists_that_mean_one_trial_each(tmp_path: Path, tiny_task: Path) -> None:
+    text = SWEEP.replace(
+        "train: {learning_rate: 1e-2}", "grid: {config.num_prompt_tokens: [1, 2], train.learning_rate: [0.1, 0.2]}"
+    )
+    found = trials(tmp_path, tiny_task, text + "grid: {task.train_examples: [4, 8]}\n")
+    labels = [trial.label for trial in found if trial.method.name == "prefix_tuning" and trial.seed == 0]
+    assert len(found) == 2 * (1 + 4) * 2
+    assert labels[0] == "train_examples=4,num_prompt_tokens=1,learning_rate=0.1"
+    assert len({trial.trial_id for trial in found}) == len(found)
+
+
+def test_set_reaches_nested_keys_and_list_entries(tmp_path: Path, tiny_task: Path) -> None:
+    settings = ("train.steps=3", "methods.1.config.num_prompt_tokens=7", "methods.0.train.steps=2", "seeds=[5]")
+    found = trials(tmp_path, tiny_task, settings=settings)
+    assert [trial.train.steps for trial in found] == [2, 3]
+    assert found[1].method.config["num_prompt_tokens"] == 7
+    assert found[0].seed == 5
+
+
+def test_set_extends_the_short_form_of_model_and_task(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    text = "name: d\nmodel: FOLDER\ntask: facts\nmethods: [none]\n"
+    found = trials(tmp_path, tiny_models["llama"], text, ("model.attention=eager", "task.test_examples=5"))
+    assert found[0].model.attention == "eager"
+    assert found[0].model.path == str(tiny_models["llama"])
+    assert found[0].task.config["test_examples"] == 5
+
+
+def test_the_identity_ignores_what_does_not_change_the_answer(tmp_path: Path, tiny_task: Path) -> None:
+    first = trials(tmp_path, tiny_task)[2]
+    copy = tmp_path / "elsewhere"
+    copy.mkdir()
+    for file in tiny_task.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    moved = trials(tmp_path, copy, settings=("resources.timeout_seconds=5", "resources.cpus_per_rank=1"))[2]
+    assert moved.trial_id == first.trial_id
+    changes = ("train.steps=7", "decode.beams=2", "resources.zero_stage=2", "task.test_examples=3", "seeds=[9, 1]")
+    for change in changes:
+        assert trials(tmp_path, tiny_task, settings=(change,))[2].trial_id != first.trial_id, change
+    (copy / "train.jsonl").write_text((copy / "train.jsonl").read_text().replace("Rome", "Riga"))
+    RegistryResolver.task.__globals__["_task"].cache_clear()
+    assert trials(tmp_path, copy)[2].trial_id != first.trial_id, "other data is another trial"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("steps: 6", "step: 6"), r"sweep.yaml: train.step: unknown key \(value 6\); did you mean 'steps'\?"),
+        (("seeds: [0, 1]", "sed: 1"), r"sweep.yaml: sed: unknown key \(value 1\); did you mean 'seeds'\?"),
+        (("batch_size: 4", "batch_size: four"), "sweep.yaml: train.batch_size: .*valid integer.*'four'"),
+        (("batch_size: 4", "batch_size: -4"), "train.batch_size: .*greater than 0, got -4"),
+        (("num_prompt_tokens: 3", "num_prompt_token: 3"), "did you mean 'num_prompt_tokens'"),
+        (("num_prompt_tokens: 3", "num_prompt_tokens: 0"), "num_prompt_tokens: .*greater than 0, got 0"),
+        (("name: prefix_tuning", "name: prefix_tunning"), "no method 'prefix_tunning'; did you mean 'prefix_tuning'"),
+        (("name: jsonl", "name: jsonel"), "no task 'jsonel'; did you mean 'jsonl'"),
+        (("path: FOLDER", "path: /nowhere"), "the train split is not there: no file '/nowhere/train.jsonl'"),
+        (("path: FOLDER", "pfad: x"), "task jsonl: .*pfad: unknown key"),
+        (("methods:", "method:"), "method: unknown key"),
+        (("name: demo", "name: ../demo"), "name: .*pattern.*'../demo'"),
+        (("steps: 6", "steps: 6, epochs: 2"), "set either steps or epochs, not both"),
+        (("seeds: [0, 1]", "resources: {ranks: 3}"), "batch_size: 4 is not a multiple of ranks 3"),
+        (("seeds: [0, 1]", "decode: {length_penalty: 0.8}"), "length_penalty has no effect with beams: 1"),
+        (
+            ("seeds: [0, 1]", "resources: {checkpoint_every_steps: 2, zero_stage: 1}"),
+            r"needs zero_stage: 0 \(it is 1\)",
+        ),
+        (("seeds: [0, 1]", "grid: {seeds: [1]}"), "grid: 'seeds' is not a key that can vary"),
+        (("seeds: [0, 1]", "grid: {train.steps: []}"), "an empty list asks for no trial"),
+        (("seeds: [0, 1]", "name: again"), "the key 'name' occurs twice"),
+        (("seeds: [0, 1]", "model: ./nowhere"), "no folder './nowhere'"),
+        (("seeds: [0, 1]", "model: {path: smollm2-135m, revision: x}"), "revision: 'x' has no effect"),
+        (("seeds: [0, 1]", "seeds: [0"), "not valid YAML"),
+    ],
+)
+def test_bad_input_is_one_clear_message(change: tuple[str, str], message: str, tmp_path: Path, tiny_task: Path) -> None:
+    old, new = change
+    assert old in SWEEP
+    with pytest.raises(ValueError, match=message):
+        trials(tmp_path, tiny_task, SWEEP.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.stps=3", "train.stps: unknown key"),
+        ("train", "expected key.path=value"),
+        ("methods.9.name=full", "'9' is not an index of a list of 2"),
+        ("name.first=x", "name is 'demo', which has no keys"),
+    ],
+)
+def test_bad_settings(setting: str, message: str, tmp_path: Path, tiny_task: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        trials(tmp_path, tiny_task, settings=(setting,))
+
+
+def test_a_missing_sweep_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing.yaml: cannot be read: No such file"):
+        load_sweep(tmp_path / "nothing.yaml")
+
+
+def test_a_model_folder_without_weights_is_refused(tmp_path: Path, tiny_task: Path) -> None:
+    (tmp_path / "model").mkdir()
+    text = SWEEP + f"model: {tmp_path / 'model'}\n"
+    with pytest.raises(ValueError, match=r"has no config.json"):
+        trials(tmp_path, tiny_task, text)
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "pytorch_model.bin").write_text("")
+    with pytest.raises(ValueError, match=r"no \*.safetensors file with weights \(found pytorch_model.bin; only"):
+        trials(tmp_path, tiny_task, text)
+
+
+def test_a_class_by_path_and_its_errors() -> None:
+    assert resolve("method", "methods.full:FullFineTuning") == "methods.full:FullFineTuning"
+    with pytest.raises(RegistryError, match="cannot be loaded: ModuleNotFoundError"):
+        load("method", "no_such_module:Class")
+    with pytest.raises(RegistryError, match="is not a method: it must be a subclass of Method"):
+        load("method", "bench.schema.sweep:Sweep")
+
+
+def test_every_shipped_sweep_is_valid(
+    monkeypatch: pytest.MonkeyPatch, shared_data: Path, tiny_models: dict[str, Path]
+) -> None:
+    root = Path(__file__).resolve().parents[2]
+    monkeypatch.chdir(root)
+    e2e = f"task.path={shared_data / 'e2e'}"
+    extra: dict[str, Any] = {
+        "e2e_cpu.yaml": (e2e,),
+        "three_stages_cpu.yaml": (e2e, f"model={tiny_models['llama']}"),  # its own model is made by a command
+    }
+    for path in sorted([*(root / "configs").glob("*.yaml"), *(root / "configs" / "examples").glob("*.yaml")]):
+        assert Stages(load_sweep(path, extra.get(path.name, ())), RegistryResolver()).known_trials(), path

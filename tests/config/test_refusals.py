@@ -1,0 +1,95 @@
+"""What cannot work is refused before the first trial: methods that do not fit a model, attention that it lacks."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_families import small_model
+
+from bench.config.resolver import RegistryResolver
+from bench.driver.prepare import prepare
+from bench.models.base import ModelError, empty_model, load_model
+from bench.schema.trial import DecodeSpec, ModelSpec, ResourceSpec, TrainSpec, TrialSpec
+from bench.schema.validation import ConfigError
+
+MakeTrial = Callable[..., TrialSpec]
+
+
+def save(family: str, folder: Path, tokenizer_of: Path) -> Path:
+    """A model folder of a family, with the tokenizer of another."""
+    small_model(family).save_pretrained(folder)
+    for file in tokenizer_of.glob("tokenizer*"):
+        shutil.copy(file, folder / file.name)
+    return folder
+
+
+@pytest.fixture
+def trial(tiny_task: Path) -> MakeTrial:
+    """A trial of a method on a model folder."""
+    resolver = RegistryResolver()
+
+    def make(folder: Path, method: str, **config: Any) -> TrialSpec:
+        return TrialSpec(
+            method=resolver.method(method, config),
+            model=ModelSpec(path=str(folder)),
+            task=resolver.task("jsonl", {"path": str(tiny_task)}),
+            train=TrainSpec(steps=2, batch_size=4),
+            decode=DecodeSpec(max_new_tokens=8),
+            resources=ResourceSpec(),
+            seed=0,
+        )
+
+    return make
+
+
+def test_methods_that_do_not_fit_the_model_are_named_before_any_trial(
+    trial: MakeTrial, tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    folder = save("JambaForCausalLM", tmp_path / "jamba", tiny_models["llama"])
+    trials = [
+        trial(folder, "lora"),
+        trial(folder, "lora", target_modules="all_linear"),
+        trial(folder, "adapters", placement="houlsby"),
+    ]
+    said: list[str] = []
+    with pytest.raises(ConfigError) as refusal:
+        prepare(trials, said.append)
+    lora, houlsby = str(refusal.value).splitlines()
+    assert lora.startswith(f"methods: lora on {folder}: model.layers.0 (JambaMambaDecoderLayer) makes no query")
+    assert houlsby.startswith(
+        f"methods: adapters on {folder}: model.layers.0 (JambaMambaDecoderLayer) has no attention"
+    )
+
+
+def test_what_needs_weights_is_left_to_its_trial(
+    trial: MakeTrial, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.driver.prepare._check_tokens", lambda *_: None)
+    said: list[str] = []
+    prepare([trial(tiny_models["llama"], "hf_peft", peft_type="SHIRA", r=1, target_modules=["q_proj"])], said.append)
+    assert any(line.startswith("method hf_peft: whether it fits") for line in said)
+
+
+@pytest.mark.parametrize("family", ["BloomForCausalLM", "MptForCausalLM", "GPTJForCausalLM", "MambaForCausalLM"])
+def test_attention_that_a_model_lacks_is_refused_by_our_key(
+    family: str, trial: MakeTrial, tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    folder = save(family, tmp_path / family, tiny_models["llama"])
+    expected = rf"model.attention: {family} in '{folder}' cannot be had with 'sdpa'; set model.attention: eager"
+    with pytest.raises(ConfigError, match=expected):
+        prepare([trial(folder, "layer_norm")], lambda _: None)
+    for make in (empty_model, load_model):
+        with pytest.raises(ModelError, match=expected):
+            make(ModelSpec(path=str(folder)), torch.float32)
+    assert empty_model(ModelSpec(path=str(folder), attention="eager")).config._attn_implementation == "eager"
+
+
+def test_flash_attention_that_is_not_there_is_refused_by_our_key(tiny_models: dict[str, Path]) -> None:
+    spec = ModelSpec(path=str(tiny_models["llama"]), attention="flash_attention_2")
+    with pytest.raises(ModelError, match=r"model.attention: LlamaForCausalLM .* leave model.attention out"):
+        empty_model(spec)

@@ -1,0 +1,55 @@
+"""Which trials of a round run, and how often a record is read for it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from fakes import completed, record, trial
+from rich.console import Console
+
+from bench.driver.place import LauncherName, Place
+from bench.driver.rounds import RoundRunner
+from bench.driver.stages import Round
+from bench.schema.record import Failed, TrialResult
+from bench.schema.trial import TrialSpec
+from bench.store.records import Store
+
+
+class Runner(RoundRunner):
+    """Commits a record for every trial that is to run."""
+
+    ran: tuple[str, ...] = ()
+
+    def _run(self, pending: Sequence[TrialSpec]) -> None:
+        self.ran = (*self.ran, *(spec.trial_id for spec in pending))
+        for spec in pending:
+            self.store.commit(record(spec, completed()), [])
+
+
+@pytest.mark.parametrize("retry_failed", [False, True])
+def test_a_round_runs_what_has_no_record_and_reads_no_record_that_the_index_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retry_failed: bool
+) -> None:
+    done, failed, new = trials = tuple(trial(seed=seed) for seed in range(3))
+    reads: Counter[str] = Counter()
+    store = Store(tmp_path / "sweep")
+    with store.locked():
+        store.commit(record(done, completed()), [])
+        store.commit(record(failed, Failed(reason="out_of_memory", phase=None, rank=None, message="no")), [])
+        runner = Runner(store, "sweep", Place(LauncherName.LOCAL, None, {}), Console(), [], retry_failed)
+        read = Store.read
+
+        def counted(self: Store, trial_id: str) -> TrialResult | None:
+            reads[trial_id] += 1
+            return read(self, trial_id)
+
+        monkeypatch.setattr(Store, "read", counted)
+        runner.run(Round("final", trials), "sweep")
+
+    assert reads[done.trial_id] == 0
+    assert runner.ran == tuple(spec.trial_id for spec in ((failed, new) if retry_failed else (new,)))
+    assert list(runner.found) == [spec.trial_id for spec in trials]
+    assert runner.found[failed.trial_id].status == ("completed" if retry_failed else "failed")

@@ -1,0 +1,334 @@
+"""Sweeps with stages, on records that a formula makes: equal budgets, resuming with the same asks, what comes when."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fakes import completed, probed, record
+
+from bench.config.load import expand, load_sweep
+from bench.config.resolver import RegistryResolver
+from bench.driver.stages import Round, Stages
+from bench.schema.record import Failed, Outcome, TrialResult
+from bench.schema.trial import TrialSpec
+from bench.schema.validation import ConfigError
+from bench.store.records import Store
+from bench.tuning.rows import read_searches
+from bench.tuning.summary import tunings
+
+SWEEP = """
+name: demo
+task: {name: jsonl, path: FOLDER}
+train: {steps: 27, batch_size: 4, warmup_steps: 1}
+methods:
+  - none
+  - full
+  - {name: prefix_tuning, config: {num_prompt_tokens: 3}}
+stages:
+  tune: {trials: 6}
+  final: {seeds: [0, 1, 2]}
+  cost: {steps: 12}
+"""
+
+CHECKPOINTS = "resources: {checkpoint_every_steps: 2}"
+BEST_RATE = {"full": 1e-4, "prefix_tuning": 2e-1}
+Outcomes = Callable[[TrialSpec], Outcome]
+
+
+def outcome(spec: TrialSpec) -> Outcome:
+    """A dev loss that is best at the method's best rate, and failure far above it."""
+    if spec.stage == "final":
+        return completed(train=spec.method.name != "none")
+    if spec.stage == "cost":
+        return probed()
+    distance = math.log10(spec.train.learning_rate / BEST_RATE[spec.method.name])
+    if distance > 1.5:
+        return Failed(reason="diverged", phase="train", rank=0, message="the loss is nan")
+    unfinished = 0.5 if spec.stop_after_steps else 0.0
+    return probed(1.0 + distance**2 + unfinished, seconds=10.0 if spec.method.name == "full" else 20.0)
+
+
+class Driver:
+    """Runs the rounds of a sweep on formulas, and may die before any trial."""
+
+    def __init__(self, folder: Path, task: Path, text: str = SWEEP, settings: tuple[str, ...] = ()) -> None:
+        path = folder / "sweep.yaml"
+        path.write_text(text.replace("FOLDER", str(task)))
+        self.sweep = load_sweep(path, settings)
+        self.store = Store(folder / "demo")
+        self.store.root.mkdir(exist_ok=True)
+        self.started: list[str] = []
+
+    def run(self, outcomes: Outcomes = outcome, dies_before: int | None = None) -> list[Round]:
+        stages = Stages(self.sweep, RegistryResolver())
+        done = []
+        for one in stages.rounds(self.store):
+            done.append(one)
+            for spec in one.trials:
+                if self.store.read(spec.trial_id) is not None:
+                    continue
+                if len(self.started) == dies_before:
+                    return done
+                self.started.append(spec.trial_id)
+                self.store.commit(record(spec, outcomes(spec)), [])
+        self.without_settings = stages.without_settings
+        return done
+
+    def records(self, stage: str) -> list[TrialResult]:
+        return [found for found in self.store.read_all() if found.spec.stage == stage]
+
+    def asked(self) -> dict[str, list[float]]:
+        return {
+            rows.search.method: [ask.settings["train.learning_rate"] for ask in rows.asks]
+            for rows in read_searches(self.store.root)
+        }
+
+
+@pytest.fixture
+def make(tmp_path: Path, tiny_task: Path) -> Iterator[Callable[..., Driver]]:
+    def build(text: str = SWEEP, *settings: str, name: str = "one") -> Driver:
+        (tmp_path / name).mkdir(exist_ok=True)
+        return Driver(tmp_path / name, tiny_task, text, settings)
+
+    yield build
+
+
+def test_every_method_gets_the_same_budget_and_its_border_is_extended(make: Callable[..., Driver]) -> None:
+    driver = make()
+    rounds = driver.run()
+    assert [one.stage for one in rounds] == ["tune"] * 3 + ["final"] + ["cost"] * 9
+    asked = driver.asked()
+    assert set(asked) == {"full", "prefix_tuning"}, "what trains nothing is not tuned"
+    assert {len(rates) for rates in asked.values()} == {6}
+    assert max(asked["prefix_tuning"]) > 1e-1, "the range ended at 0.1 and the best rate is 0.2"
+    origins = {rows.search.method: [ask.origin for ask in rows.asks] for rows in read_searches(driver.store.root)}
+    assert origins["prefix_tuning"][4] == "border"
+    assert "border" not in origins["full"]
+
+    finals = driver.records("final")
+    assert sorted((found.spec.method.name, found.spec.seed) for found in finals) == [
+        *[("full", seed) for seed in (0, 1, 2)],
+        ("none", 0),
+        *[("prefix_tuning", seed) for seed in (0, 1, 2)],
+    ]
+    chosen = {found.spec.method.name: found.spec.train.learning_rate for found in finals}
+    for method, rates in asked.items():
+        assert chosen[method] == min(rates, key=lambda rate: abs(math.log10(rate / BEST_RATE[method])))
+    costs = driver.records("cost")
+    assert {found.spec.configuration_class for found in costs} == {found.spec.configuration_class for found in finals}
+    assert all(found.spec.train.steps == 12 for found in costs)
+    measured = [one.trials for one in rounds if one.stage == "cost"]
+    assert all(len(trials) == 1 for trials in measured), "nothing runs beside a cost trial"
+    in_turns = [(spec.repetition, spec.method.name) for (spec,) in measured]
+    assert in_turns == [(turn, name) for turn in range(3) for name in ("none", "full", "prefix_tuning")]
+    assert len({spec.trial_id for (spec,) in measured}) == 9
+
+
+def test_a_final_trial_is_the_plain_trial_with_these_settings(make: Callable[..., Driver]) -> None:
+    driver = make()
+    driver.run()
+    rates = {found.spec.method.name: found.spec.train.learning_rate for found in driver.records("final")}
+    plain = SWEEP[: SWEEP.index("stages:")].replace(
+        "  - full", f"  - {{name: full, train: {{learning_rate: {rates['full']}}}}}"
+    )
+    plain = (
+        plain.replace("tokens: 3}}", f"tokens: 3}}, train: {{learning_rate: {rates['prefix_tuning']}}}}}")
+        + "seeds: [0, 1, 2]\n"
+    )
+    ids = {spec.trial_id for spec in expand(make(plain, name="plain").sweep, RegistryResolver())}
+    assert {found.trial_id for found in driver.records("final")} <= ids
+
+
+@pytest.mark.parametrize(
+    "tune",
+    [
+        "{trials: 6}",
+        "{trials: 6, sampler: quasi_random}",
+        "{trials: 7, sampler: tpe}",
+        "{trials: 12, halving: {factor: 3}}",
+        "{device_seconds: 105, sampler: tpe}",
+    ],
+)
+def test_a_sweep_that_is_taken_up_again_asks_exactly_the_same(tune: str, make: Callable[..., Driver]) -> None:
+    text = SWEEP.replace("{trials: 6}", tune)
+    whole = make(text, name="whole")
+    whole.run()
+    broken = make(text, name="broken")
+    for fifth in range(1, 5):
+        broken.run(dies_before=fifth * len(whole.started) // 5)
+    broken.run()
+    assert broken.asked() == whole.asked()
+    assert sorted(broken.started) == sorted(whole.started)
+    assert len(set(whole.started)) == len(whole.started)
+    before = len(broken.started)
+    broken.run()
+    assert len(broken.started) == before, "a finished sweep starts nothing"
+
+
+def test_a_budget_in_device_seconds_buys_more_of_the_cheaper_method(make: Callable[..., Driver]) -> None:
+    driver = make(SWEEP.replace("{trials: 6}", "{device_seconds: 105, sampler: quasi_random}"))
+    driver.run()
+    assert {method: len(rates) for method, rates in driver.asked().items()} == {"full": 10, "prefix_tuning": 5}
+
+
+@pytest.mark.parametrize("sampler", ["quasi_random", "tpe"])
+def test_a_trial_that_does_not_fit_what_is_left_is_not_started(sampler: str, make: Callable[..., Driver]) -> None:
+    driver = make(SWEEP.replace("{trials: 6}", f"{{device_seconds: 29, sampler: {sampler}}}"))
+    driver.run()
+    spent = {name: 0.0 for name in ("full", "prefix_tuning")}
+    for found in driver.records("tune"):
+        spent[found.spec.method.name] += found.device_seconds
+    assert spent == {"full": 20.0, "prefix_tuning": 20.0}, "trials of 10 and of 20 seconds"
+
+
+def test_a_space_of_choices_is_trained_once_through(make: Callable[..., Driver]) -> None:
+    text = SWEEP.replace("{trials: 6}", "{trials: 6, sampler: quasi_random}").replace(
+        "  - full", "  - {name: full, search: {train.learning_rate: [1.0e-4, 1.0e-3]}}"
+    )
+    driver = make(text)
+    driver.run()
+    (of_full,) = (rows for rows in read_searches(driver.store.root) if rows.search.method == "full")
+    (tuning,) = tunings([of_full], driver.store.read_all())
+    assert len(tuning.trained) == len(of_full.asks) == tuning.trials_used == 2
+
+
+def test_halving_cuts_within_each_method_and_audits(make: Callable[..., Driver]) -> None:
+    driver = make(SWEEP.replace("{trials: 6}", "{trials: 12, halving: {factor: 3}}"))
+    driver.run()
+    for rows in read_searches(driver.store.root):
+        assert rows.search.rungs == [3, 9], (
+            "27 steps, cut after a ninth and a third; three times the warm-up come first"
+        )
+        first, second = rows.cuts
+        assert len(first.kept) == math.ceil(rows.search.first_asks / 3)
+        assert first.audited
+        assert not set(first.audited) & set(first.kept)
+        assert set(second.kept) <= set(first.kept)
+        method = rows.search.method
+        whole = [r for r in driver.records("tune") if r.spec.method.name == method and r.spec.stop_after_steps is None]
+        later = len(rows.asks) - rows.search.first_asks
+        assert len(whole) == len(second.kept) + len(first.audited) + len(second.audited) + later
+        used = sum((r.spec.stop_after_steps or 27) / 27 for r in driver.records("tune") if r.spec.method.name == method)
+        assert 11 < used <= 12
+
+
+def test_a_method_whose_tuning_all_fails_has_no_final_trial(make: Callable[..., Driver]) -> None:
+    def broken(spec: TrialSpec) -> Outcome:
+        if spec.method.name == "full":
+            return Failed(reason="out_of_memory", phase="train", rank=0, message="no memory")
+        return outcome(spec)
+
+    driver = make()
+    driver.run(broken)
+    assert driver.without_settings == ["full"]
+    assert {found.spec.method.name for found in driver.records("final")} == {"none", "prefix_tuning"}
+
+
+def test_settings_may_be_chosen_by_a_score_of_the_dev_split(make: Callable[..., Driver]) -> None:
+    def scored(spec: TrialSpec) -> Outcome:
+        if spec.stage != "tune":
+            return outcome(spec)
+        assert spec.scores_dev
+        # By dev loss the smallest rate would win, by BLEU the largest.
+        return probed(spec.train.learning_rate, dev_bleu=math.log10(spec.train.learning_rate))
+
+    driver = make(SWEEP.replace("{trials: 6}", "{trials: 3, metric: bleu}"))
+    driver.run(scored)
+    rates = {found.spec.method.name: found.spec.train.learning_rate for found in driver.records("final")}
+    assert rates["full"] == 1e-3
+    assert rates["prefix_tuning"] == 1e-1
+    other = make(SWEEP.replace("{trials: 6}", "{trials: 3, metric: blue}"), name="other")
+    with pytest.raises(ValueError, match="there is no score 'blue'; known: dev_loss, bleu"):
+        other.run(scored)
+
+
+def test_entries_of_one_method_and_choices_of_the_grid_are_tuned_apart(make: Callable[..., Driver]) -> None:
+    text = SWEEP.replace("  - full\n", "").replace(
+        "  - none\n", "  - {name: prefix_tuning, config: {num_prompt_tokens: 5}}\n"
+    )
+    driver = make(text + "grid: {task.train_examples: [8, 16]}\n")
+    driver.run()
+    found = read_searches(driver.store.root)
+    assert sorted(rows.search.label for rows in found) == ["train_examples=16"] * 2 + ["train_examples=8"] * 2
+    assert len({rows.search.key for rows in found}) == 4
+    assert len(driver.records("final")) == 4 * 3
+
+
+def test_a_larger_budget_goes_on_from_the_trials_of_the_smaller(make: Callable[..., Driver]) -> None:
+    text = SWEEP.replace("{trials: 6}", "{trials: 6, sampler: quasi_random}")
+    make(text).run()
+    more = make(text, "stages.tune.trials=9")
+    more.run()
+    assert len(more.started) < 2 * 9
+    assert not {spec for spec in more.started if "s1000" not in spec and "cost" in spec}, "classes of cost are known"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("{trials: 6}", "{}"), "stages.tune: set exactly one of trials and device_seconds"),
+        (("{trials: 6}", "{trials: 6, device_seconds: 5}"), "set exactly one of trials and device_seconds"),
+        (("{trials: 6}", "{device_seconds: 5}"), "sampler: grid needs a budget in trials"),
+        (
+            ("stages:\n  tune: {trials: 6}", f"{CHECKPOINTS}\nstages:\n  tune: {{device_seconds: 5, sampler: tpe}}"),
+            "checkpoint_every_steps: a budget in stages.tune.device_seconds",
+        ),
+        (("{trials: 6}", "{trials: 6, sampler: tpe, halving: {}}"), "halving needs a budget in trials and the sampler"),
+        (("{trials: 6}", "{trials: 6, seed: 1}"), "tune.seed: 1 is a final seed too"),
+        (("{trials: 6}", "{trials: 6, halving: {first_cut_steps: 20}}"), "the first cut is after 20 of 27 steps"),
+        (("cost: {steps: 12}", "costs: {}"), "unknown key .*did you mean 'cost'"),
+        (("  - full", "  - {name: full, train: {learning_rate: 1.0}}"), r"methods.1.train.learning_rate has no effect"),
+        (("  - full", "  - {name: full, grid: {train.learning_rate: [1]}}"), r"methods.1.grid: with stages.tune"),
+        (("  - full", "  - {name: full, search: {learning_rate: [1]}}"), "'learning_rate' is not a key that can be"),
+        (("  - full", "  - {name: full, search: {train.learning_rate: {low: 1, high: 0.1}}}"), "low 1 must be below"),
+        (("  - full", "  - {name: full, search: {train.stepz: [5]}}"), "train: stepz: unknown key"),
+        (("  - none", "  - {name: none, search: {train.steps: [5]}}"), "none trains nothing"),
+        (("warmup_steps: 1", "learning_rate: 1"), "train.learning_rate has no effect: every method searches it"),
+        (("stages:", "seeds: [1]\nstages:"), "seeds has no effect beside stages"),
+        (("  tune: {trials: 6}\n", ""), None),
+        (
+            ("  - full", "  - {name: full, search: {train.learning_rate: {low: 1, high: 2}, train.adam_beta2: [0.9]}}"),
+            None,
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_clear_message(
+    change: tuple[str, str], message: str | None, make: Callable[..., Driver]
+) -> None:
+    old, new = change
+    assert old in SWEEP
+    text = SWEEP.replace(old, new)
+    if message is None:
+        Stages(make(text).sweep, RegistryResolver())
+        return
+    with pytest.raises(ConfigError, match=message):
+        Stages(make(text).sweep, RegistryResolver())
+
+
+def test_search_without_tune_and_a_grid_too_small_are_refused(make: Callable[..., Driver]) -> None:
+    text = SWEEP.replace("  tune: {trials: 6}\n", "").replace(
+        "  - full", "  - {name: full, search: {train.steps: [5]}}"
+    )
+    with pytest.raises(ConfigError, match=r"methods.1.search has no effect without stages.tune"):
+        make(text)
+    space = "{train.learning_rate: {low: 1, high: 2}, train.weight_decay: {low: 0, high: 1, log: false}}"
+    text = SWEEP.replace("  - full", f"  - {{name: full, search: {space}}}").replace("trials: 6", "trials: 3")
+    with pytest.raises(ConfigError, match=r"methods.1: a grid over .* takes at least 4 first trials; there are 3"):
+        Stages(make(text).sweep, RegistryResolver())
+
+
+def test_a_plan_tells_what_is_known_before_anything_has_run(make: Callable[..., Driver]) -> None:
+    stages = Stages(make().sweep, RegistryResolver())
+    known: dict[str, int] = {}
+    for spec in stages.known_trials():
+        known[spec.stage] = known.get(spec.stage, 0) + 1
+    assert known == {"tune": 8, "final": 1, "cost": 3}, "the untouched base model has nothing to wait for"
+    assert stages.outlook() == [
+        "tune: 2 searches with 6 trials each, sampler grid, chosen by dev_loss; 8 asks come first, the others depend "
+        "on what comes of them",
+        "final: 7 trials on the test split, with the settings chosen",
+        "cost: at most 9 trials, one after the other, 3 of each class in turns",
+    ]

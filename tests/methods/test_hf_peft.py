@@ -1,0 +1,132 @@
+"""Methods of Hugging Face peft behind our interface: settings, refusals, and AdaLoRA, which adapts while it trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from test_config import SWEEP, trials
+
+from bench.conformance import verdicts
+from bench.conformance.method_checks import batch_of, target_logits
+from bench.conformance.tiny_models import tiny_model
+from bench.method import MethodError, trained_parameters
+from bench.schema.validation import ConfigError
+from methods.hf_peft import HfPeft, orthogonality_penalty
+
+ADALORA = {"peft_type": "ADALORA", "init_r": 4, "target_r": 1, "total_step": 6, "target_modules": ["q_proj", "v_proj"]}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"peft_type": "LOHAH"}, "peft has no 'LOHAH'; did you mean 'LOHA'"),
+        ({"peft_type": "LOHA", "alpa": 3}, "alpa: LOHA has no such setting; did you mean 'alpha'"),
+        ({"peft_type": "LORA", "task_type": "CAUSAL_LM"}, "task_type: LORA has no such setting"),
+        ({"peft_type": "ADALORA"}, "ADALORA: AdaLoRA does not work when `total_step` is None"),
+        ({"peft_type": "ADALORA", "total_step": 9, "r": 3}, "ADALORA: Note that `r` is not used"),
+        ({"peft_type": "POLY"}, "POLY cannot take part: it wants a task id"),
+        ({"peft_type": "LILY"}, "LILY breaks the contract of methods: its router averages"),
+        ({"peft_type": "LORA", "init_lora_weights": "pissa_niter_4"}, "pissa_niter_4 cannot .* changes base weights"),
+        ({"peft_type": "LORA", "init_lora_weights": "lora_ga"}, "lora_ga cannot be had here: it needs data"),
+        ({"peft_type": "LORA", "despite_contract": True}, "despite_contract has no effect with peft_type: LORA"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        HfPeft.Config(**config)
+
+
+@pytest.mark.parametrize(
+    ("config", "family", "message"),
+    [
+        (
+            {"peft_type": "LOHA", "target_modules": ["c_attn"]},
+            "gpt2",
+            "peft cannot apply LOHA to GPT2LMHeadModel: .*Conv1D",
+        ),
+        ({"peft_type": "LORA", "target_modules": ["nothing"]}, "llama", "Target modules .*nothing.* not found"),
+        ({"peft_type": "OSF", "target_modules": ["c_attn"]}, "gpt2", "peft finds nothing to train with OSF"),
+    ],
+)
+def test_what_peft_cannot_apply_is_a_method_error(config: dict[str, Any], family: str, message: str) -> None:
+    with pytest.raises(MethodError, match=message):
+        HfPeft(HfPeft.Config(**config)).patch(tiny_model(family))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"peft_type": "LOHA", "r": 4, "target_modules": ["q_proj", "v_proj"]},
+        {"peft_type": "VERA", "r": 8, "target_modules": ["q_proj", "v_proj"]},
+        ADALORA,
+    ],
+    ids=lambda config: config["peft_type"],
+)
+def test_adapters_of_peft_keep_the_contract(config: dict[str, Any]) -> None:
+    found = list(verdicts(HfPeft, HfPeft.Config(**config), ["llama"], processes=0))
+    assert [verdict for verdict in found if verdict.outcome != "pass"] == []
+
+
+def test_the_table_of_broken_types_is_what_the_contract_finds() -> None:
+    config = {"peft_type": "LILY", "r": 4, "target_modules": ["q_proj", "v_proj"], "despite_contract": True}
+    found = verdicts(HfPeft, HfPeft.Config(**config), ["llama"], processes=0)
+    failed = {verdict.check for verdict in found if verdict.outcome == "fail"}
+    assert {"causal", "padding changes nothing"} <= failed
+
+
+def test_virtual_tokens_leave_no_logits_and_the_loss_is_that_of_the_logits() -> None:
+    config = HfPeft.Config(peft_type="PROMPT_TUNING", num_virtual_tokens=4, despite_contract=True)
+    model: Any = HfPeft(config).patch(tiny_model("llama")).eval()
+    batch = batch_of(model)
+    labels = batch.inputs["input_ids"].masked_fill(batch.inputs["attention_mask"] == 0, -100)
+    outputs = model(**batch.inputs, labels=labels)
+    assert outputs.logits.shape[:2] == labels.shape
+    expected = torch.nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    torch.testing.assert_close(outputs.loss.double(), expected, atol=1e-5, rtol=0)
+
+
+def test_adalora_keeps_as_many_ranks_as_it_was_told_to() -> None:
+    torch.manual_seed(0)
+    method = HfPeft(HfPeft.Config(**ADALORA))
+    model: Any = method.patch(tiny_model("llama"))
+    assert method.adapts_in_training
+    optimizer = torch.optim.AdamW([parameter for _, parameter in trained_parameters(model)], lr=1e-2)
+    batch = batch_of(model)
+    for step in range(1, 7):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(target_logits(model), batch.target_ids).backward()
+        method.before_step(model, step)
+        optimizer.step()
+        method.after_step(model, step)
+    values = torch.cat([tensor.flatten() for name, tensor in trained_parameters(model) if "lora_E" in name])
+    assert len(values) == 4 * 4
+    assert int(values.count_nonzero()) == 4 * 1
+
+
+def test_the_penalty_of_adalora_is_that_of_peft() -> None:
+    model: Any = HfPeft(HfPeft.Config(**ADALORA)).patch(tiny_model("llama"))
+    batch = batch_of(model)
+    labels = batch.inputs["input_ids"]
+    with_penalty = model(**batch.inputs, labels=labels).loss
+    without = model.base_model.model(**batch.inputs, labels=labels).loss
+    penalty = 0.5 * orthogonality_penalty(dict(trained_parameters(model)))
+    torch.testing.assert_close(with_penalty.double() - without.double(), penalty, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("resources", ["{zero_stage: 2}", "{precision: bf16}"])
+def test_adalora_is_refused_where_its_edits_would_be_undone(resources: str, tmp_path: Path, tiny_task: Path) -> None:
+    entry = "  - {name: hf_peft, config: {peft_type: ADALORA, total_step: 6}, resources: RESOURCES}\nseeds: [0]"
+    text = SWEEP.replace("seeds: [0, 1]", entry)
+    assert trials(tmp_path, tiny_task, text.replace("RESOURCES", "{zero_stage: 0}"))
+    with pytest.raises(ConfigError, match=r"methods.2.resources: zero_stage: ., precision.*hf_peft.* silently undo"):
+        trials(tmp_path, tiny_task, text.replace("RESOURCES", resources))
+
+
+def test_adalora_is_refused_where_a_checkpoint_would_forget_its_importances(tmp_path: Path, tiny_task: Path) -> None:
+    entry = "  - {name: hf_peft, config: {peft_type: ADALORA, total_step: 6}, resources: {checkpoint_every_steps: 2}}"
+    with pytest.raises(ConfigError, match=r"methods.2.resources.checkpoint_every_steps: hf_peft .* leave it out"):
+        trials(tmp_path, tiny_task, SWEEP.replace("seeds: [0, 1]", f"{entry}\nseeds: [0]"))

@@ -1,0 +1,92 @@
+"""What a record says of how much of a model a method reaches, seen from outside of the method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from small_families import small_model
+
+from bench.conformance.tiny_models import WordTokenizer, tiny_model
+from bench.method import Method
+from bench.models.coverage import BaseModel, Coverage
+from bench.plugins.registry import load_method, resolve
+from bench.schema.record import ParameterCounts
+
+
+def coverage(method: str, model: Any, **config: Any) -> Coverage:
+    method_class: Any = load_method(resolve("method", method))
+    base = BaseModel(model)
+    subject: Method = method_class(method_class.Config(**config), WordTokenizer())
+    return base.coverage(subject.patch(model))
+
+
+LLAMA = {
+    "embedding": 1,
+    "query": 2,
+    "key": 2,
+    "value": 2,
+    "attention_output": 2,
+    "feed_forward": 6,
+    "norm": 5,
+    "head": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "adapted"),
+    [
+        ("none", {}, {}),
+        ("full", {}, LLAMA),
+        ("lora", {}, {"query": 2, "value": 2}),
+        ("lora", {"target_modules": ["down_proj"]}, {"feed_forward": 2}),
+        (
+            "adapters",
+            {"placement": "houlsby", "bottleneck_size": 4},
+            {"attention_output": 2, "feed_forward": 2, "norm": 5},
+        ),
+        ("adapters", {"placement": "parallel"}, {"feed_forward": 2}),
+        ("ia3", {}, {"key": 2, "value": 2, "feed_forward": 2}),
+        ("bitfit", {}, {"query": 2, "value": 2, "attention_output": 2, "feed_forward": 6}),
+        ("layer_norm", {}, {"norm": 5}),
+        ("prompt_tuning", {"num_prompt_tokens": 3}, {}),
+        ("hf_peft", {"peft_type": "LOHA", "r": 2, "target_modules": ["q_proj"]}, {"query": 2}),
+    ],
+)
+def test_layers_are_counted_by_what_they_are_for(method: str, config: dict[str, Any], adapted: dict[str, int]) -> None:
+    found = coverage(method, tiny_model("llama"), **config)
+    layers = {kind: counts for kind, counts in found.items() if kind not in ("attention_layer", "mixture")}
+    assert layers == {kind: (adapted.get(kind, 0), number) for kind, number in LLAMA.items()}
+
+
+def test_a_prefix_adapts_attention_layers_as_a_whole() -> None:
+    found = coverage("prefix_tuning", tiny_model("llama"), num_prompt_tokens=3, parametrization="key_value")
+    assert found["attention_layer"] == (2, 2)
+
+
+def test_experts_are_counted_by_matrix_and_a_mixture_as_a_whole() -> None:
+    family = "Qwen2MoeForCausalLM"
+    everywhere = coverage("lora", small_model(family), target_modules="all_linear")
+    assert everywhere["expert"] == (4, 4)
+    assert everywhere["feed_forward"] == (6, 6)
+    assert everywhere["router"] == (2, 4)  # of each block the gate of the shared expert, a linear layer
+    assert coverage("lora", small_model(family))["expert"] == (0, 4)
+    assert coverage("ia3", small_model(family))["expert"] == (2, 4)  # what the second matrix reads
+    assert coverage("adapters", small_model(family), bottleneck_size=4)["mixture"] == (2, 2)
+
+
+def test_fused_and_latent_layers_have_kinds_of_their_own() -> None:
+    assert coverage("lora", tiny_model("gpt2"))["query_key_value"] == (2, 2)
+    found = coverage("lora", small_model("DeepseekV3ForCausalLM"))
+    assert found["query"] == found["key_value"] == (2, 2)
+    assert found["latent"] == (0, 4)
+    assert coverage("lora", small_model("MambaForCausalLM"), target_modules="all_linear")["state_space"] == (6, 10)
+
+
+def test_a_record_tells_it_in_one_line_and_older_ones_load_without() -> None:
+    counts = ParameterCounts(
+        trained=1, stored=1, total=9, coverage={"query": (2, 2), "expert": (0, 16), "norm": (0, 5)}
+    )
+    assert counts.coverage_text == "adapts query 2/2; leaves expert, norm"
+    assert ParameterCounts.model_validate_json(counts.model_dump_json()) == counts
+    assert ParameterCounts.model_validate({"trained": 1, "stored": 1, "total": 9}).coverage_text is None

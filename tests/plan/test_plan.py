@@ -1,0 +1,445 @@
+"""What the planner says: FLOPs as PyTorch counts them, memory by part, time, what fits and what would, totals."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fakes import completed, record
+from rich.console import Console
+from torch import nn
+
+from bench.commands.plan_table import planned_table
+from bench.config.load import load_sweep
+from bench.config.resolver import RegistryResolver
+from bench.method import Method
+from bench.models import base
+from bench.models.architecture import Pair
+from bench.plan import step_costs as step_costs_module
+from bench.plan.check import check
+from bench.plan.cost_model import PROCESS_BYTES, phase_memory, predict, training_memory
+from bench.plan.devices import DEVICES, Device, find_device, known_gpu, measured_cpu
+from bench.plan.plan import PlannedTrial, calibrated, plan, planned_parameters, planned_work, totals
+from bench.plan.step_costs import StepCosts, step_costs
+from bench.plan.trace import StepTracer, TraceError
+from bench.plan.workload import MicroBatch
+from bench.plugins.registry import targets
+from bench.rank import trial as worker
+from bench.schema.record import Prediction
+from bench.schema.trial import DecodeSpec, MethodSpec, ModelSpec, ResourceSpec, TrainSpec, TrialSpec
+
+H100 = DEVICES["h100"]
+NATIVE = [name for name in targets("method") if name not in ("none", "hf_peft")]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Traces of other runs must not be found."""
+    monkeypatch.setenv("TUNEOFF_CACHE", str(tmp_path / "cache"))
+    step_costs_module._step_costs.cache_clear()
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def trial(tiny_models: dict[str, Path], tiny_task: Path) -> Callable[..., TrialSpec]:
+    """A trial of a method on a tiny model and real files."""
+    resolver = RegistryResolver()
+
+    def make(
+        method: str = "full",
+        family: str = "llama",
+        config: dict[str, Any] | None = None,
+        train: dict[str, Any] | None = None,
+        **resources: Any,
+    ) -> TrialSpec:
+        return TrialSpec(
+            method=resolver.method(method, config or {}),
+            model=ModelSpec(path=str(tiny_models[family])),
+            task=resolver.task("jsonl", {"path": str(tiny_task)}),
+            train=TrainSpec.model_validate({"steps": 6, "batch_size": 4, **(train or {})}),
+            decode=DecodeSpec(max_new_tokens=8),
+            resources=ResourceSpec.model_validate(resources),
+            seed=0,
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("method", NATIVE)
+def test_flops_and_live_bytes_are_those_that_pytorch_counts(
+    method: str, family: str, trial: Callable[..., TrialSpec]
+) -> None:
+    """At a length that was not traced, against a real step of the real model."""
+    (found,) = check([trial(method, family)])
+    assert abs(found.flops_error) < 0.02, "the aim of the planner"
+    assert abs(found.bytes_error) < 0.1, "the aim of the planner"
+
+
+def test_the_committed_comparison_covers_every_native_method() -> None:
+    path = Path(__file__).resolve().parents[2] / "configs" / "examples" / "plan_check.yaml"
+    assert {entry.name for entry in load_sweep(path).methods} == set(NATIVE)
+
+
+def test_flops_follow_the_textbook(trial: Callable[..., TrialSpec]) -> None:
+    """Kaplan et al. 2020: 6 FLOPs for every weight and token, 4 where the weight is frozen and its input is trained."""
+    spec = trial("full")
+    costs = step_costs(spec, planned_work(spec)).large
+    model = base.empty_model(spec.model)
+    linears = {module for name, module in model.named_modules() if isinstance(module, nn.Linear) and "head" not in name}
+    body = sum(module.weight.numel() for module in linears)
+    head = model.get_output_embeddings().weight.numel()
+    assert costs.other_flops == 6 * costs.padded_tokens * body
+    assert costs.vocabulary_flops == 6 * costs.target_tokens * head
+    frozen = trial("layer_norm")
+    traced = step_costs(frozen, planned_work(frozen)).large
+    assert traced.vocabulary_flops == 4 * traced.target_tokens * head
+    first_inputs = 3 * 2 * 32 * 32  # no gradient flows below the first norm, but its projections' inputs need one
+    assert 0.9 < traced.other_flops / (4 * traced.padded_tokens * body) <= 1.0, first_inputs
+
+
+def test_a_whole_training_is_the_sum_of_its_micro_batches(trial: Callable[..., TrialSpec]) -> None:
+    """Lengths vary from batch to batch, and so does the work; two ranks do it together."""
+    spec = trial("lora", train={"micro_batch_size": 2}, ranks=2)
+    work = planned_work(spec)
+    assert (work.steps, work.accumulation, len(work.micro_batches)) == (6, 1, 12)
+    assert len({micro.padded_tokens for micro in work.micro_batches}) > 1
+    costs = step_costs(spec, work)
+    assert predict(spec, work, None, "unknown").flops == sum(map(costs.flops, work.micro_batches))
+    tracer = StepTracer(spec.method, spec.model, spec.train, torch.float32)
+    for micro in work.micro_batches[:3]:
+        target = micro.target_tokens // 2
+        length = micro.padded_tokens // 2
+        pairs = [Pair([0] * (length - target), [0] * target)] * 2
+        traced = tracer.trace(pairs)
+        asked = MicroBatch(2, traced.padded_tokens, traced.target_tokens)
+        assert costs.flops(asked) == pytest.approx(traced.flops, rel=1e-3)
+
+
+def test_planning_leaves_random_numbers_and_the_process_as_they_were(trial: Callable[..., TrialSpec]) -> None:
+    before, threads = (torch.random.get_rng_state(), random.getstate()), torch.get_num_threads()
+    plan([trial("prefix_tuning"), trial("adapters")], measured_cpu(1))
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert torch.get_num_threads() == threads
+
+
+def test_shared_weights_count_once(trial: Callable[..., TrialSpec]) -> None:
+    spec = trial("full", "gpt2")
+    costs = step_costs(spec, planned_work(spec)).large
+    assert costs.trained_elements == planned_parameters(spec.method, spec.model).trained
+    assert costs.gradient_bytes == 4 * costs.trained_elements
+    assert costs.weight_bytes == costs.gradient_bytes
+
+
+class LooksAtValues(Method):
+    """Its step depends on data."""
+
+    def patch(self, model: Any) -> nn.Module:
+        model.requires_grad_(True)
+        model.register_forward_pre_hook(
+            lambda module, args, kwargs: bool(kwargs["input_ids"].sum() > 0), with_kwargs=True
+        )
+        return model
+
+
+def test_a_step_that_looks_at_values_is_no_prediction_and_no_crash(trial: Callable[..., TrialSpec]) -> None:
+    odd = MethodSpec(name="odd", target=f"{__name__}:LooksAtValues")
+    spec = trial().model_copy(update={"method": odd})
+    with pytest.raises(TraceError, match="method 'odd' cannot be traced without data"):
+        step_costs(spec, planned_work(spec))
+    (planned,) = plan([spec], H100)
+    assert planned.predicted is None
+    assert "cannot be traced" in planned.remark
+
+
+def test_a_prediction_that_breaks_does_not_break_the_trial(
+    trial: Callable[..., TrialSpec], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = trial()
+    rank = worker._Trial(spec, SimpleNamespace(threads=1), torch.device("cpu"), None)  # type: ignore[arg-type]
+    monkeypatch.setattr("bench.plan.workload.workload", lambda *_: 1 / 0)
+    assert rank._predicted(base.architecture(spec.model), {}, 0) is None
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_the_untouched_model_trains_nothing_and_is_not_predicted(trial: Callable[..., TrialSpec]) -> None:
+    (planned,) = plan([trial("none")], H100)
+    assert planned.predicted is None and planned.remark == "nothing is trained"
+
+
+def test_known_traces_are_read_again_but_not_those_of_plugins(
+    trial: Callable[..., TrialSpec], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = trial("ia3")
+    first = step_costs(spec, planned_work(spec))
+    assert len(list((own_cache / "traces").iterdir())) == 1
+    step_costs_module._step_costs.cache_clear()
+    monkeypatch.setattr(step_costs_module, "StepTracer", lambda *_: pytest.fail("traced again"))
+    other_seed = spec.model_copy(update={"seed": 5})
+    assert step_costs(other_seed, planned_work(other_seed)) == first
+
+
+def memory(spec: TrialSpec, on_cpu: bool = False) -> dict[str, int]:
+    work = planned_work(spec)
+    return training_memory(spec, work, step_costs(spec, work), on_cpu)
+
+
+def test_memory_has_parts_that_settings_change_as_they_should(trial: Callable[..., TrialSpec]) -> None:
+    full = memory(trial("full"))
+    trained = planned_parameters(trial("full").method, trial("full").model).trained
+    assert full["optimizer"] == 8 * trained
+    assert "kept state" not in memory(trial("full"), on_cpu=True), "the only evaluation is after the last step"
+    assert memory(trial("full", train={"evaluate_every_steps": 3}), on_cpu=True)["kept state"] == 4 * trained
+    here = memory(trial("full"), on_cpu=True)
+    assert here["process"] == PROCESS_BYTES
+    assert here["heap"] == round(0.3 * (here["activations"] + here["logits"] + here.get("gradients", 0)))
+    lora = memory(trial("lora"))
+    assert lora["optimizer"] < full["optimizer"] / 10
+    assert lora["weights"] > full["weights"]
+    checkpointed = memory(trial("lora", train={"gradient_checkpointing": True}))
+    assert checkpointed["activations"] < 0.8 * lora["activations"]
+    narrow = memory(trial("lora", precision="bf16"))
+    assert narrow["weights"] == pytest.approx(lora["weights"] / 2, rel=0.01)
+    assert narrow["activations"] < 0.7 * lora["activations"]
+    micro = memory(trial("lora", train={"micro_batch_size": 1}))
+    assert micro["activations"] < 0.4 * lora["activations"]
+    factored = memory(trial("full", train={"optimizer": "adafactor"}))
+    assert factored["optimizer"] < 0.2 * full["optimizer"]
+
+
+@pytest.mark.parametrize(("stage", "shared"), [(1, ["optimizer"]), (2, ["optimizer", "gradients"])])
+def test_zero_divides_what_it_shares(stage: int, shared: list[str], trial: Callable[..., TrialSpec]) -> None:
+    alone = memory(trial("full", zero_stage=stage))
+    both = memory(trial("full", zero_stage=stage, ranks=2))
+    for part in shared:
+        assert both[part] == pytest.approx(alone[part] / 2, abs=1)
+    assert both["weights"] == alone["weights"]
+
+
+def test_stage_three_divides_weights_as_well(trial: Callable[..., TrialSpec]) -> None:
+    two, four = (memory(trial("full", zero_stage=3, ranks=ranks)) for ranks in (2, 4))
+    assert four["weights"] < two["weights"]
+    assert four["optimizer"] == pytest.approx(two["optimizer"] / 2, abs=1)
+
+
+def small(device: Device, limit_bytes: int) -> Device:
+    return replace(device, memory_bytes=round(limit_bytes / 0.9))
+
+
+def test_what_does_not_fit_is_told_what_would(trial: Callable[..., TrialSpec]) -> None:
+    spec = trial("full", train={"batch_size": 8})
+    whole = max(phases(spec).values())
+    micro = max(phases(trial("full", train={"batch_size": 8, "micro_batch_size": 2})).values())
+    (fine,) = plan([spec], small(H100, whole + 100))
+    assert fine.fits and fine.remedies == ()
+    (tight,) = plan([spec], small(H100, (whole + micro) // 2))
+    assert not tight.fits and tight.too_large == ("train",)
+    assert any(remedy.startswith("train.micro_batch_size: ") for remedy in tight.remedies)
+    (hopeless,) = plan([spec], small(H100, 1000))
+    assert len(hopeless.remedies) == 1 and hopeless.remedies[0].startswith("nothing tried fits; least memory with")
+
+
+def test_where_weights_are_most_of_it_ranks_that_share_them_are_told(
+    trial: Callable[..., TrialSpec], tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_models["llama"], tmp_path / "wide")
+    config = json.loads((tmp_path / "wide" / "config.json").read_text())
+    config |= {"hidden_size": 512, "intermediate_size": 1024, "head_dim": 512 // config["num_attention_heads"]}
+    (tmp_path / "wide" / "config.json").write_text(json.dumps(config))
+    wide = {"model": ModelSpec(path=str(tmp_path / "wide"))}
+    spec = trial("full", train={"batch_size": 8}).model_copy(update=wide)
+    shared = trial("full", train={"batch_size": 8}, ranks=8, zero_stage=3).model_copy(update=wide)
+    (tight,) = plan([spec], small(H100, max(phases(shared).values()) + 100))
+    assert any("resources.zero_stage" in remedy for remedy in tight.remedies), tight.remedies
+
+
+def phases(spec: TrialSpec, on_cpu: bool = False) -> dict[str, int]:
+    work = planned_work(spec)
+    return phase_memory(spec, work, step_costs(spec, work), on_cpu)
+
+
+def test_every_phase_has_its_bytes(trial: Callable[..., TrialSpec]) -> None:
+    spec = trial("full")
+    whole = step_costs(spec, planned_work(spec)).large.weight_bytes
+    found, training = phases(spec), memory(spec)
+    assert list(found) == ["load", "initialise", "train", "validate", "gather", "decode", "score"]
+    assert found["load"] == found["initialise"] == found["score"] == whole
+    assert found["train"] == sum(training.values())
+    trained = planned_parameters(spec.method, spec.model).trained
+    assert found["gather"] == whole + 8 * trained, "weights and two moments; the state goes to the host"
+    config = base.load_config(spec.model)
+    tokens = planned_work(spec).decoded_sources * (planned_work(spec).source_tokens + spec.decode.max_new_tokens)
+    heads, width = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+    cache = 2 * config.num_hidden_layers * heads * width * 4 * tokens
+    logits = 3 * 4 * planned_work(spec).decoded_sources * config.vocab_size
+    assert found["decode"] == pytest.approx(whole + cache + logits, abs=1)
+    here = phases(spec, on_cpu=True)
+    assert here["score"] - here["initialise"] == 4 * trained, "on a CPU the stored state lies beside the scored model"
+    assert here["gather"] == whole + 12 * trained + PROCESS_BYTES
+
+
+def test_zero_three_shares_nothing_out_before_it_has_begun_nor_when_it_scores(trial: Callable[..., TrialSpec]) -> None:
+    spec = trial("lora", zero_stage=3, ranks=4)
+    whole = step_costs(spec, planned_work(spec)).large.weight_bytes
+    found = phases(spec)
+    assert memory(spec)["weights"] < whole
+    assert all(found[phase] >= whole for phase in ("load", "initialise", "decode", "score"))
+    probe = spec.model_copy(update={"stage": "tune"})
+    assert set(phases(probe)) == {"load", "initialise", "train", "validate", "gather"}, "nothing is scored"
+
+
+def test_fit_is_that_of_the_largest_phase_which_is_named(trial: Callable[..., TrialSpec]) -> None:
+    """A base model that is trained in shards and decoded whole: it fits while it is trained, and only then."""
+    spec = trial("lora", "llama", train={"micro_batch_size": 1, "gradient_checkpointing": True}, zero_stage=3, ranks=4)
+    wide = spec.model_copy(update={"decode": spec.decode.model_copy(update={"max_new_tokens": 4000, "beams": 4})})
+    large = phases(wide)["decode"]
+    (told,) = plan([wide], small(H100, large - 1000))
+    assert told.predicted is not None and told.predicted.peak_memory_bytes < large
+    assert (told.fits, told.too_large) == (False, ("decode",))
+    assert told.remedies and told.remedies[0].startswith("decode.batch_size: ")
+    console, text = Console(width=100, file=io.StringIO()), ""
+    console.print(planned_table("demo", [told], small(H100, large - 1000)))
+    text = " ".join(console.file.getvalue().replace("│", " ").split())  # type: ignore[attr-defined]
+    assert "does not fit into" in text and ": decode (" in text
+    assert "would fit with decode.batch_size: " in text
+    assert "phases: load" in text
+
+
+def test_what_trains_nothing_has_to_fit_too(trial: Callable[..., TrialSpec]) -> None:
+    (told,) = plan([trial("none")], small(H100, 50_000))
+    assert told.predicted is None and not told.fits
+    assert told.too_large[0] == "decode" and set(told.phases) == {"load", "decode", "score"}
+
+
+def test_too_much_in_two_phases_takes_two_settings(trial: Callable[..., TrialSpec]) -> None:
+    spec = trial("lora", train={"batch_size": 8}).model_copy(update={"decode": DecodeSpec(max_new_tokens=400)})
+    lean = spec.model_copy(
+        update={
+            "decode": DecodeSpec(max_new_tokens=400, batch_size=1),
+            "train": spec.train.model_copy(update={"micro_batch_size": 1, "gradient_checkpointing": True}),
+        }
+    )
+    limit = max(phases(lean).values()) + 1000
+    assert limit < phases(spec)["train"] and limit < phases(spec)["decode"]
+    (told,) = plan([spec], small(H100, limit))
+    assert set(told.too_large) >= {"decode", "train"}
+    assert any("decode.batch_size: 1" in remedy for remedy in told.remedies)
+
+
+def test_older_predictions_know_two_phases() -> None:
+    old = Prediction(
+        device="x",
+        flops=1.0,
+        step_seconds=None,
+        train_seconds=None,
+        total_seconds=None,
+        memory_bytes={"weights": 5, "optimizer": 2},
+        decode_memory_bytes=9,
+    )
+    assert old.phases == {"train": 7, "decode": 9}
+
+
+def planned(trial_spec: TrialSpec, seconds: float, ranks: int = 1) -> PlannedTrial:
+    expected = Prediction(
+        device="x",
+        flops=1e12,
+        step_seconds=1.0,
+        train_seconds=seconds,
+        total_seconds=seconds,
+        memory_bytes={},
+        decode_memory_bytes=0,
+    )
+    spec = trial_spec.model_copy(update={"resources": ResourceSpec(ranks=ranks)})
+    return PlannedTrial(spec, planned_parameters(spec.method, spec.model), expected)
+
+
+def test_a_sweep_adds_up_to_device_hours_wall_time_and_price(trial: Callable[..., TrialSpec]) -> None:
+    trials = [planned(trial(), seconds) for seconds in (3600, 1800, 1800)] + [planned(trial(), 900, ranks=2)]
+    found = totals(trials, devices=2, price_per_hour=3.0)
+    assert found.device_hours == 2.5
+    assert found.price == 7.5
+    assert found.flops == 4e12
+    assert found.wall_hours == 1.25, "an hour beside two halves, then both devices together"
+    assert totals(trials, devices=1, price_per_hour=None).wall_hours == float("inf")
+
+
+def test_measured_steps_set_the_rates(trial: Callable[..., TrialSpec]) -> None:
+    spec = trial("lora")
+    expected = predict(spec, planned_work(spec), H100, "NVIDIA H100 80GB HBM3")
+    assert expected.step_seconds is not None
+    done = completed()
+    assert done.train is not None
+    cost = done.train.model_copy(update={"step_seconds_p50": 3 * expected.step_seconds})
+    slow = record(spec, done.model_copy(update={"predicted": expected, "train": cost}))
+    device, count = calibrated(H100, [slow, record(spec, completed())])
+    assert count == 1
+    again = predict(spec, planned_work(spec), device, device.name)
+    assert again.step_seconds == pytest.approx(3 * expected.step_seconds)
+    assert calibrated(DEVICES["l4"], [slow])[1] == 0, "another device says nothing"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("NVIDIA A100 80GB PCIe", "a100-80gb"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA T1000", None),
+    ],
+)
+def test_gpus_are_known_by_their_own_names(name: str, expected: str | None) -> None:
+    found = known_gpu(name)
+    assert (found.name if found else None) == expected
+
+
+def test_unknown_devices_are_refused_with_the_list() -> None:
+    with pytest.raises(ValueError, match="--device tpu: not in the table; known: h200, h100"):
+        find_device("tpu")
+
+
+def test_the_command_speaks_to_people_and_machines(
+    tuneoff: Callable[..., Any], tiny_models: dict[str, Path], tiny_task: Path, tmp_path: Path
+) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(
+        f"name: tiny\nmodel: {tiny_models['llama']}\ntask: {{name: jsonl, path: {tiny_task}}}\n"
+        "train: {steps: 4, batch_size: 4}\ndecode: {max_new_tokens: 8}\nmethods: [none, full]\n"
+    )
+    done = tuneoff("plan", str(sweep), "--device", "h200", "--devices", "2", "--price", "4", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["device"]["name"] == "h200"
+    none, full = document["trials"]
+    assert none["predicted"] is None
+    assert full["fits"] and full["predicted"]["flops"] > 0
+    assert document["totals"]["price"] == pytest.approx(4 * document["totals"]["device_hours"])
+    bad = tuneoff("plan", str(sweep), "--device", "abacus")
+    assert bad.returncode == 2 and "known: h200" in bad.stderr
+    checked = tuneoff("check-plan", str(sweep))
+    assert "| full | 4 x " in checked.stdout, checked.stderr
+    assert checked.stdout.startswith("# Plan of tiny against measurements")
+
+
+def test_two_traces_make_a_line_through_both(trial: Callable[..., TrialSpec]) -> None:
+    spec = trial("prompt_tuning")
+    costs = step_costs(spec, planned_work(spec))
+    for trace in (costs.small, costs.large):
+        micro = MicroBatch(trace.rows, trace.padded_tokens, trace.target_tokens)
+        assert costs.flops(micro) == pytest.approx(trace.flops)
+        both = costs.activation_bytes(micro) + costs.growing_gradient_bytes(micro)
+        assert both + trace.logits_bytes == pytest.approx(trace.peak_bytes)
+    assert isinstance(costs, StepCosts)

@@ -1,1 +1,0 @@
-"""Programs that are run by hand, each with its command in the Makefile."""

@@ -1,0 +1,159 @@
+"""The race's gates, in small: contenders train the same and say the same, before anything is timed."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import random
+from pathlib import Path
+
+import pytest
+from race import decoding, training, workload
+from race.contender import Contender, Job, run
+from race.pacer import Pacer
+from race.render import markdown
+
+from bench.schema.trial import DecodeSpec
+
+STEPS, BATCH_SIZE = 20, 4
+# Rates at which tiny models learn something in 20 steps.
+RATES = {"prefix_tuning": 1e-2, "prompt_tuning": 1e-2, "lora": 1e-3, "full": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def batches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    drawn = random.Random(0)
+    pairs = [
+        [[drawn.randrange(2, 300) for _ in range(drawn.randint(lowest, lowest + 9))] for lowest in (4, 2)]
+        for _ in range(STEPS * BATCH_SIZE)
+    ]
+    shuffled = list(range(len(pairs)))
+    drawn.shuffle(shuffled)
+    order = [shuffled[at : at + BATCH_SIZE] for at in range(0, len(shuffled), BATCH_SIZE)]
+    path = tmp_path_factory.mktemp("race") / "batches.json"
+    path.write_text(json.dumps({"pairs": pairs, "random": order}))
+    return path
+
+
+def losses(job: Job, log: Path) -> list[float]:
+    """Of all steps. Ours runs in a process of its own, as in the race: DeepSpeed keeps state in a process."""
+    if job.contender == "tuneoff":
+        with training.start(job, log) as running:
+            for _ in job.bursts[1:]:
+                running.go()
+            assert [len(burst["seconds"]) for burst in running.bursts] == job.bursts
+            assert running.first_step_seconds > 0
+            return running.losses()
+    reports = io.StringIO()
+    found = run(job, Pacer(job.bursts, io.StringIO("go\n" * 9), reports))
+    said = [json.loads(line) for line in reports.getvalue().splitlines()]
+    assert [len(burst["seconds"]) for burst in said if "seconds" in burst] == job.bursts
+    return found
+
+
+# LoRA of queries and values in GPT-2 is another one in peft, which trains one pair for the whole of c_attn.
+@pytest.mark.parametrize(
+    ("method", "family"),
+    [("prefix_tuning", "llama"), ("prompt_tuning", "llama"), ("lora", "llama"), ("full", "gpt2")],
+)
+def test_contenders_have_the_same_losses(
+    method: str,
+    family: str,
+    tiny_models: dict[str, Path],
+    batches: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    adapter = None
+    if method != "full":
+        workload.write_start(tmp_path / "start", method, tiny_models[family])
+        adapter = str(tmp_path / "start")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)  # other tests set it, and accelerate would look for ranks
+    rows = []
+    contenders: tuple[Contender, ...] = ("tuneoff", "trainer", "trainer_best", "accelerate")
+    for contender in contenders:
+        job = Job(
+            contender=contender,
+            model=str(tiny_models[family]),
+            method=method,
+            config=workload.METHODS[method][0],
+            adapter=adapter,
+            batches=str(batches),
+            order="random",
+            batch_size=BATCH_SIZE,
+            learning_rate=RATES[method],
+            bursts=[2, 9, 9],
+            threads=1,
+        )
+        found = losses(job, tmp_path / "log")
+        assert len(found) == STEPS
+        rows.append({"contender": contender, "method": method, "order": "random", "losses": found})
+    checks = training.check_losses(rows)
+    assert len(checks) == 3
+    assert max(check["largest_difference"] for check in checks) <= 1e-5
+
+
+def test_other_losses_do_not_pass_the_gate() -> None:
+    rows = [
+        {"contender": name, "method": "lora", "order": "random", "losses": found}
+        for name, found in (("tuneoff", [2.0, 1.0]), ("trainer", [2.0, 1.00002]))
+    ]
+    with pytest.raises(training.GateError, match=r"lora: tuneoff and trainer differ by 2e-05"):
+        training.check_losses(rows)
+
+
+@pytest.mark.parametrize("beams", [1, 5])
+def test_decoders_say_the_same(beams: int, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    workload.write_start(tmp_path / "start", "lora", tiny_models["llama"])
+    decoders = decoding.Decoders(
+        str(tiny_models["llama"]),
+        ("lora", workload.METHODS["lora"][0], tmp_path / "start"),
+        DecodeSpec(beams=beams, max_new_tokens=12),
+    )
+    drawn = random.Random(1)
+    turns = [
+        [{"ids": [drawn.randrange(2, 300) for _ in range(drawn.randint(3, 12))], "references": 2} for _ in range(6)]
+    ]
+    found = decoding.race(decoders, turns, one_by_one=3, line_turns=1)
+    assert found["same_texts"] == 1.0
+    assert found["gate_passed"]
+    assert len({tuple(text) for text in decoders.batched([source["ids"] for source in turns[0]])}) > 1
+
+
+def test_a_record_becomes_a_page_that_says_what_is_missing() -> None:
+    row = {
+        "contender": "tuneoff without fused GELU",
+        "method": "lora",
+        "order": "grouped",
+        "tokens_per_second_median": 1234.0,
+        "ratio": 1.5,
+        "step_seconds_p50": 0.5,
+        "step_seconds_p90": 0.75,
+        "memory_over_baseline_bytes": 2**20,
+        "memory_ratio": 2.0,
+        "first_step_seconds": 3.0,
+    }
+    part = {
+        "rows": [row],
+        "gate": [{"largest_difference": 2e-6, "steps": 11}],
+        "batches": {"useful_share": {"random": 0.75, "grouped": 0.99}},
+        "model": "tiny",
+        "method": "lora",
+        "others_busy_fraction": 0.5,
+    }
+    record = {
+        "size": {"batch_size": 8, "bursts": [1, 2, 2]},
+        "parts": {"training lora": part},
+        "left_out": {"sweep": "out of time after 1 minutes"},
+    }
+    page = markdown(record)
+    assert "| Tuneoff, without fused GELU | by length | 1,234 | 1.50 | 0.50 | 0.75 | 1 | 2.00 | 3.0 |" in page
+    assert "- sweep: out of time after 1 minutes" in page
+    assert "right before: training lora" in page
+
+
+def test_a_job_travels_as_json() -> None:
+    job = Job("tuneoff", "m", "lora", {"rank": 4}, None, "b", "random", 8, 1e-3, [1, 2], 2)
+    assert Job(**json.loads(job.dumps())) == job
+    assert dataclasses.replace(job, lever_off="fused activations").name == "tuneoff without fused activations"

@@ -1,0 +1,170 @@
+"""What would make rows incomparable is found and said, one sentence each, and nothing is said of a clean sweep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fakes import completed, probed, provenance, record, trial
+
+from bench.report import markdown
+from bench.report.caveats import caveats
+from bench.report.content import Content
+from bench.schema.record import Completed, DevPoint, Failed, Fused, Placement, TrialResult
+
+
+def pair(other: TrialResult) -> list[TrialResult]:
+    """Two clean trials of different seeds, and another one."""
+    return [record(trial("full"), completed()), record(trial("full", seed=1), completed()), other]
+
+
+def made(**changes: Any) -> TrialResult:
+    clean = record(trial("none"), completed())
+    return clean.model_copy(update={"provenance": provenance().model_copy(update=changes)})
+
+
+def outcome(**changes: Any) -> Completed:
+    return completed().model_copy(update=changes)
+
+
+def of(found: Completed) -> TrialResult:
+    return record(trial("none"), found)
+
+
+def test_a_clean_sweep_has_nothing_to_mind() -> None:
+    clean = [record(trial(method, seed=seed), completed()) for method in ("full", "none") for seed in (0, 1)]
+    assert caveats(clean) == []
+    assert caveats([]) == []
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (made(device="Other"), "different devices"),
+        (made(code_sha256="cd" * 32), "different sources of Tuneoff"),
+        (made(package_versions={"torch": "2.12.0"}), "different package versions"),
+        (made(threads_per_rank=1), "different numbers of threads"),
+        (made(git_dirty=True), "not committed"),
+        (made(load_average_1min=9.0), "1 trial started on a busy machine"),
+        (
+            of(completed()).model_copy(update={"fused": Fused(trials=["x"], shared_seconds=1.0)}),
+            "1 trial trained in one pass with others (resources.fuse): time and memory are those of all of them",
+        ),
+        (of(outcome(decode=completed().decode.model_copy(update={"sources": 9}))), "numbers of test sources"),
+        (of(outcome(data={"truncated_sources": 3})), "3 sources were longer than the limit"),
+        (
+            of(outcome(data={"references_tried": 100, "references_lost": 7})),
+            "7 of 100 references that were tried do not come back from the base model's tokens",
+        ),
+        (of(outcome(data={"truncated_targets": 2})), "2 references were longer than the limit"),
+        (of(outcome(data={"test_sources_in_train": 4})), "4 test sources are in the training data too"),
+        (of(outcome(data={"dev_sources_in_train": 5})), "5 dev sources are in the training data too"),
+        (of(outcome(data={"repeated_test_sources": 6})), "6 test sources occur more than once"),
+        (of(outcome(data={"test_sources_in_dev": 7})), "7 test sources are in the dev data too"),
+        (
+            of(outcome(data={"left_out": {"train": {"empty references": 3}, "dev": {"rows without a source": 1}}})),
+            "Left out of the data: train: 3 empty references; dev: 1 rows without a source.",
+        ),
+        (
+            of(outcome(dev_curve=[DevPoint(step=5, loss=2.0), DevPoint(step=10, loss=1.5)])),
+            "In 1 of 3 trials the dev loss was lowest at the last step: none might gain",
+        ),
+        (record(trial("none", precision="bf16"), completed()), "different precisions"),
+        (
+            record(trial("none"), Failed(reason="diverged", phase="train", rank=0, message="nan")),
+            "No trial completed for none.",
+        ),
+        (record(trial("none"), completed()), "different numbers of completed seeds (1 with 2, 1 with 1)"),
+    ],
+)
+def test_each_is_found(other: TrialResult, expected: str) -> None:
+    assert any(expected in sentence for sentence in caveats(pair(other))), caveats(pair(other))
+
+
+def test_trials_that_shared_a_machine_are_counted() -> None:
+    spec = trial("none")
+    shared = Placement(nodes=["a"], gpus=[[]], exclusive="device", co_tenants=["full-s0"])
+    alone = shared.model_copy(update={"co_tenants": []})
+    others = [record(trial("full"), completed()), record(trial("full", seed=1), completed())]
+    assert caveats([*others, record(spec, completed()).model_copy(update={"placement": alone})]) == caveats(
+        [*others, record(spec, completed())]
+    )
+    found = [*others, record(spec, completed()).model_copy(update={"placement": shared})]
+    assert "1 trial ran beside other trials on one machine: do not compare their costs." in caveats(found)
+    costs = {result.spec.configuration_class: [record(result.spec, probed())] for result in found}
+    (sentence,) = [text for text in caveats(found, costs) if "beside" in text]
+    assert sentence.endswith("but for memory and rates, which trials of the stage cost measured alone.")
+
+
+def measured(method: str, rates: list[float], **changes: Any) -> list[TrialResult]:
+    """Trials of the stage cost with these training rates."""
+    found = []
+    for repetition, rate in enumerate(rates):
+        outcome = probed()
+        assert outcome.train is not None
+        outcome = outcome.model_copy(
+            update={"train": outcome.train.model_copy(update={"tokens_per_second": rate}), "decode": completed().decode}
+        )
+        spec = trial(method).model_copy(update={"stage": "cost", "repetition": repetition})
+        made = provenance().model_copy(update=changes)
+        found.append(record(spec, outcome).model_copy(update={"provenance": made}))
+    return found
+
+
+ROWS = tuple(record(trial(method, seed=seed), completed()) for method in ("full", "lora") for seed in (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"load_average_1min": 50.0}, "6 trials of the stage cost started on a busy machine"),
+        ({"device": "another"}, "Trials of the stage cost were made with other devices than the rows"),
+        ({"git_dirty": True}, "Some trials of the stage cost were made with sources that were not committed."),
+        ({"threads_per_rank": 9}, "with other numbers of threads than the rows"),
+    ],
+)
+def test_measurements_of_the_stage_cost_get_every_caveat(changes: dict[str, Any], expected: str) -> None:
+    both = [measured(method, [100.0, 101.0, 102.0], **changes) for method in ("full", "lora")]
+    content = Content("demo", (*ROWS, *both[0], *both[1]))
+    assert any(expected in line for line in content.caveats), content.caveats
+    clean = [measured(method, [100.0, 101.0, 102.0]) for method in ("full", "lora")]
+    assert not [line for line in Content("demo", (*ROWS, *clean[0], *clean[1])).caveats if "stage cost" in line]
+    mixed = Content("demo", (*ROWS, *both[0], *clean[1])).caveats
+    assert any("stage cost" in line for line in mixed)
+
+
+@pytest.mark.parametrize(
+    ("full", "lora", "best"),
+    [
+        ([100.0, 101.0, 102.0], [110.0, 111.0, 112.0], {"lora"}),
+        ([100.0, 105.0, 111.0], [110.0, 111.0, 112.0], set()),
+        ([100.0], [110.0], set()),
+    ],
+)
+def test_a_cost_within_the_spread_of_another_is_not_the_best(
+    full: list[float], lora: list[float], best: set[str]
+) -> None:
+    content = Content("demo", (*ROWS, *measured("full", full), *measured("lora", lora)))
+    (comparison,) = content.comparisons
+    (rate,) = (column for column in comparison.columns if column.name == "train_tokens_per_second")
+    assert {cell.name for cell in comparison.cells if comparison.is_best(cell, rate)} == best
+    found = {cell.name: cell.estimate(rate.name) for cell in comparison.cells}["full"]
+    assert found is not None
+    assert (found.values, found.basis) == (tuple(full), "repetitions")
+    if len(full) > 1:
+        assert f"{rate.text(found.mean)} ± {rate.text(found.standard_deviation or 0.0)}" in markdown(content)
+        assert "(stage cost; repetitions: 3); there ± is over repetitions" in markdown(content)
+    else:
+        assert "The cost of full, lora was measured once: how far it varies is not known, and none is best." in (
+            content.caveats
+        )
+
+
+def test_one_seed_and_unequal_training_are_said() -> None:
+    short = trial("prefix_tuning")
+    cost = completed().train
+    assert cost is not None
+    longer = outcome(train=cost.model_copy(update={"steps": 20}))
+    found = caveats([record(trial("full"), completed()), record(short, longer)])
+    assert "One seed: differences between methods may be chance." in found
+    assert "Trials saw different numbers of training pairs (80: full; 160: prefix_tuning)." in found

@@ -1,0 +1,148 @@
+"""The command compare: what it prints, what its exit code says, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from predicted import write_sweep
+from typer.testing import CliRunner, Result
+
+from bench.cli import app
+from bench.schema.validation import ConfigError
+from bench.store.records import Store
+
+PUBLISHED = """
+schema_version: 1
+key: Someone et al. 2020
+citation: "Someone et al. 2020, Something"
+url: https://example.org
+read_in: the paper
+tables:
+  - table: "Table 1"
+    task: facts
+    metrics: {{bleu: 1}}
+    spread: "over 3 seeds"
+    note: "scored otherwise"
+    rows:
+      - {{model: {model}, method: full, label: FT, values: [{score}], spread: [0.3]}}
+      - {{model: {model}, method: full, label: FT, tag: unseen, values: [{score}]}}
+      - {{model: {model}, method: adapters, label: Adapter, values: [99.0]}}
+"""
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["compare", *map(str, arguments)], catch_exceptions=True, env={"COLUMNS": "200"})
+
+
+def document(*arguments: object) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = json.loads(call(*arguments, "--json").stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    write_sweep(folder / "old", {"full": 0.9, "lora": 0.6, "none": 0.2})
+    write_sweep(folder / "new", {"full": 0.9, "lora": 0.85, "bitfit": 0.7})
+    write_sweep(folder / "short", {"full": 0.9, "lora": 0.3}, seeds=2)
+    return folder
+
+
+def test_two_methods_of_a_sweep(sweeps: Path) -> None:
+    worse = call(f"{sweeps}/old:full", f"{sweeps}/old:lora")
+    assert worse.exit_code == 1, worse.output
+    assert "In BLEU: worse." in worse.stdout
+    better = call(f"{sweeps}/old:lora", f"{sweeps}/old:full")
+    assert better.exit_code == 0
+    assert "In BLEU: better." in better.stdout
+    (found,) = document(f"{sweeps}/old:full", f"{sweeps}/old:lora")
+    scores = {line["column"]: line for line in found["scores"]}  # type: ignore[attr-defined]
+    form = {"exact_match", "length_ratio", "empty_rate", "repetition_rate"}
+    assert set(scores) == {"bleu", "chrf", "ter", "rouge_l"} | form
+    assert scores["bleu"]["difference"] == pytest.approx(scores["bleu"]["second"] - scores["bleu"]["first"])
+    assert scores["bleu"]["low"] < scores["bleu"]["difference"] < scores["bleu"]["high"] < 0
+    assert scores["ter"]["verdict"] == "worse"
+    assert scores["ter"]["difference"] > 0, "a lower TER is better"
+    assert {line["tag"] for line in found["tags"]} == {"seen", "unseen"}  # type: ignore[attr-defined]
+    costs = {line["column"]: line for line in found["costs"]}  # type: ignore[attr-defined]
+    assert costs["trained_parameters"]["difference"] == 1.0
+    assert costs["peak_memory_bytes"]["basis"] == "seeds"
+
+
+def test_the_base_model_against_a_method(sweeps: Path) -> None:
+    (found,) = document(f"{sweeps}/old:none", f"{sweeps}/old:lora")
+    assert found["verdict"] == "better"
+    assert found["scores"][0]["seeds"] == 5  # type: ignore[index]
+    assert {line["column"] for line in found["costs"]} == {"decode_tokens_per_second"}, "the base trains nothing"  # type: ignore[attr-defined]
+
+
+def test_two_sweeps_by_equal_configurations(sweeps: Path) -> None:
+    done = call(sweeps / "old", sweeps / "new")
+    assert done.exit_code == 0, done.output
+    found = document(sweeps / "old", sweeps / "new")
+    assert [(one["first"], one["second"], one["verdict"]) for one in found] == [
+        ("old: full", "new: full", "not told apart"),
+        ("old: lora", "new: lora", "better"),
+    ]
+    assert call(sweeps / "new", sweeps / "old").exit_code == 1
+
+
+def test_too_few_seeds_have_an_exit_code_of_their_own(sweeps: Path) -> None:
+    done = call(f"{sweeps}/short:full", f"{sweeps}/short:lora")
+    assert done.exit_code == 3
+    assert "In BLEU: too few seeds: at least 3 pairs of seeds are needed to conclude anything." in done.stdout
+
+
+def test_against_published_numbers(sweeps: Path, tmp_path: Path) -> None:
+    path = tmp_path / "published.yaml"
+    path.write_text(PUBLISHED.format(model="someone/smollm2-135m", score=99.0))
+    done = call(path, sweeps / "old")
+    assert done.exit_code == 1, done.output
+    assert "Someone et al. 2020, Table 1: FT (someone/smollm2-135m)" in done.stdout
+    (found,) = document(path, sweeps / "old")
+    assert found["scores"][0]["basis"] == "seeds"  # type: ignore[index]
+    assert found["scores"][0]["note"] == "published with ± 0.3, which the interval leaves out"  # type: ignore[index]
+    assert [line["tag"] for line in found["tags"]] == ["unseen"]  # type: ignore[attr-defined]
+    assert found["remarks"] == ["scored otherwise"]
+    assert document(sweeps / "old", path) == [found], "published numbers are the reference wherever they stand"
+    path.write_text(PUBLISHED.format(model="openai-community/gpt2-medium", score=1.0))
+    done = call(path, sweeps / "old")
+    assert done.exit_code == 0
+    assert "published on openai-community/gpt2-medium, ours is on another model: no reproduction" in done.stdout
+
+
+def test_another_score_may_decide(sweeps: Path) -> None:
+    done = call(f"{sweeps}/old:full", f"{sweeps}/old:lora", "--metric", "ter")
+    assert done.exit_code == 1
+    assert "In TER: worse." in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ("old:ful", "old:lora", r"no configuration is called 'ful'; name one of 'full', 'lora', 'none'"),
+        ("old", "elsewhere", r"no folder 'trials'; give results/<sweep>"),
+        ("old:full --metric blue", "old:lora", "no such score in these records; known: bleu, chrf, ter, rouge_l"),
+        ("old:none", "published.yaml", "have no configuration in common"),
+        ("published.yaml", "published.yaml", "both are files of published numbers"),
+    ],
+)
+def test_bad_input_is_one_clear_error(first: str, second: str, message: str, sweeps: Path) -> None:
+    (sweeps / "published.yaml").write_text(PUBLISHED.format(model="someone/smollm2-135m", score=50.0))
+    first, *options = first.split()
+    done = call(sweeps / first, sweeps / second, *options)
+    assert isinstance(done.exception, ConfigError), done.output
+    with pytest.raises(ConfigError, match=message):
+        raise done.exception
+
+
+def test_sweeps_on_other_sources_cannot_be_compared(sweeps: Path, tmp_path: Path) -> None:
+    write_sweep(tmp_path / "other", {"full": 0.9}, seeds=1)
+    (result,) = Store(tmp_path / "other").read_all()
+    (tmp_path / "bare").mkdir()
+    Store(tmp_path / "bare").commit(result, [])
+    done = call(f"{sweeps}/old:full", f"{tmp_path}/bare:full")
+    assert isinstance(done.exception, ConfigError)
+    assert "bare: full: no completed trial with predictions" in str(done.exception)

@@ -1,0 +1,193 @@
+"""Every private part of a library that our code reaches into is still there, and each is listed here with who uses it.
+
+An upgrade that moves one fails here, in one readable place.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bench.conformance.tiny_models import tiny_llama
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _of_sacrebleu() -> Any:
+    """The road that our statistics for each source take, and the private methods that a subclass of ours overrides."""
+    from sacrebleu.metrics import BLEU
+
+    statistics = BLEU()._extract_corpus_statistics(["a b c d e"], [["a b c d e"]])
+    assert BLEU()._aggregate_and_compute(statistics).score == pytest.approx(100)
+    return BLEU._compute_segment_statistics, BLEU._compute_score_from_stats, BLEU._get_closest_ref_len
+
+
+def _of_tercom() -> Any:
+    from sacrebleu.metrics import lib_ter
+
+    return lib_ter._MAX_SHIFT_CANDIDATES, lib_ter._shift
+
+
+def _of_torch_c() -> Any:
+    from torch._C._distributed_c10d import PrefixStore, TCPStore
+
+    return PrefixStore, TCPStore
+
+
+def _of_torch_compile() -> Any:
+    from torch._dynamo.callback import callback_handler
+    from torch._inductor import config
+
+    return callback_handler.register_start_callback, config.cpp_wrapper, nn.Linear(1, 1)._compiled_call_impl
+
+
+def _of_torch_tracing() -> Any:
+    from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    add = torch.ops.aten.add.Tensor
+    kernels = torch.ops.aten
+    return (
+        (FakeTensorMode, unset_fake_temporarily, TorchDispatchMode, tree_leaves([1])),
+        (add._schema.returns, add._overloadpacket, torch.zeros(1).untyped_storage()._cdata, torch.zeros(1)._version),
+        kernels._scaled_dot_product_flash_attention_for_cpu,
+        kernels._scaled_dot_product_flash_attention_for_cpu_backward,
+    )
+
+
+def _of_modules() -> Any:
+    module = nn.Linear(1, 1)
+    return module._modules, module._buffers, module._parameters, module._forward_hooks, module._forward_pre_hooks
+
+
+def _of_transformers() -> Any:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    model = tiny_llama()
+    config = copy.deepcopy(model.config)
+    config._attn_implementation = "eager"
+    assert config._attn_implementation == "eager"
+    return ALL_ATTENTION_FUNCTIONS._global_mapping, model._supports_attention_backend
+
+
+def _of_experts() -> Any:
+    from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+
+    return MixtralExperts._apply_gate
+
+
+def _of_tokenizers() -> Any:
+    from transformers import MBart50Tokenizer
+
+    return MBart50Tokenizer._switch_to_target_mode
+
+
+def _of_ray() -> Any:
+    import ray
+    from ray._raylet import GcsClient
+
+    return GcsClient, ray._private.state.state.get_cluster_config
+
+
+# Who uses it; what has to be there; the names that our code says.
+SEAMS: dict[str, tuple[str, Callable[[], Any], tuple[str, ...]]] = {
+    "sacrebleu's statistics": (
+        "bench/metrics/overlap.py, bench/metrics/remarks.py, bench/statistics/corpus_scores.py",
+        _of_sacrebleu,
+        ("_extract_corpus_statistics", "_aggregate_and_compute", "_get_closest_ref_len"),
+    ),
+    "tercom's shifts": ("bench/metrics/edit_rate.py", _of_tercom, ("_MAX_SHIFT_CANDIDATES", "_shift")),
+    "stores of torch.distributed": (
+        "bench/rank/context.py, bench/rank/rendezvous.py",
+        _of_torch_c,
+        ("_C", "_distributed_c10d"),
+    ),
+    "torch.compile": (
+        "bench/train/compiled.py",
+        _of_torch_compile,
+        ("_dynamo", "_inductor", "_compiled_call_impl"),
+    ),
+    "torch's tracing": (
+        "bench/plan/trace.py, bench/models/lean_modules.py, methods/parts/attention_prefix.py",
+        _of_torch_tracing,
+        (
+            *("_subclasses", "_python_dispatch", "_pytree", "_schema", "_overloadpacket", "_cdata", "_version"),
+            *(
+                "_scaled_dot_product_flash_attention_for_cpu",
+                "_scaled_dot_product_flash_attention_for_cpu_backward",
+            ),
+        ),
+    ),
+    "torch's modules": (
+        "bench/models/lean_modules.py, bench/train/loss.py, bench/plan/trace.py, methods/parts/prefix_layers.py",
+        _of_modules,
+        ("_modules", "_buffers", "_parameters", "_forward_hooks", "_forward_pre_hooks"),
+    ),
+    "transformers' attention": (
+        "bench/decode/batched.py, bench/models/shared_heads.py, bench/conformance/surroundings.py, "
+        "methods/parts/attention_prefix.py",
+        _of_transformers,
+        ("_attn_implementation", "_supports_attention_backend", "_global_mapping"),
+    ),
+    "transformers' experts": ("methods/parts/experts.py", _of_experts, ("_apply_gate", "_is_expert_parallel")),
+    "transformers' tokenizers": ("bench/models/whole_texts.py", _of_tokenizers, ("_switch_to_target_mode",)),
+    "Ray's control store": (
+        "bench/launch/cluster_access.py, bench/launch/ray_cluster.py",
+        _of_ray,
+        ("_raylet", "_private"),
+    ),
+}
+# Of Python itself and documented there, or what begins so and is no seam: endings of names, names of our own tensors.
+NO_SEAMS = {"_exit", "_abc_impl", "_replace", "_bias", "_lora_A", "_lora_B", "_global_", "_sources_in_train"}
+
+
+@pytest.mark.parametrize("seam", SEAMS)
+def test_what_we_reach_into_is_there(seam: str) -> None:
+    users, reach, _ = SEAMS[seam]
+    try:
+        reach()
+    except (AttributeError, ImportError) as error:
+        pytest.fail(f"{seam} changed, which {users} use: {error}")
+
+
+def test_every_seam_is_listed() -> None:
+    listed = NO_SEAMS | {name for _, _, names in SEAMS.values() for name in names}
+    ours, reached = set(), {}
+    for path in (*ROOT.glob("bench/**/*.py"), *ROOT.glob("methods/**/*.py"), ROOT / "tuneoff.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        ours |= set(_defined(tree))
+        reached |= {name: str(path.relative_to(ROOT)) for name in _reached(tree)}
+    unknown = {name: path for name, path in reached.items() if name not in ours | listed}
+    assert unknown == {}, "add what has to be there to SEAMS"
+
+
+def _defined(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"):
+                yield node.attr
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+
+
+def _reached(tree: ast.AST) -> Iterator[str]:
+    """Private names: attributes, parts of imports, and texts that getattr may be given."""
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Attribute):
+            names = [node.attr]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] not in ("bench", "methods"):
+            names = [*node.module.split("."), *(alias.name for alias in node.names)]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr"):
+            names = [text.value for text in node.args if isinstance(text, ast.Constant) and isinstance(text.value, str)]
+        yield from (name for name in names if name.startswith("_") and not name.startswith("__"))

@@ -1,0 +1,275 @@
+"""From records and predictions on disk to groups, pairs and plain words."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import re
+import shutil
+import statistics
+from pathlib import Path
+
+import pytest
+from fakes import completed, record, trial
+from predicted import write_sweep
+
+from bench import report
+from bench.report import significance_table
+from bench.report.content import Content, legend
+from bench.report.efficiency import efficiencies
+from bench.report.page import html
+from bench.schema.record import Completed, Failed, TrialResult
+from bench.statistics.estimates import estimate
+from bench.statistics.outliers import outlying_seeds
+from bench.statistics.significance import significance
+from bench.statistics.systems import StatisticsError
+from bench.store.records import Store
+
+QUALITIES = {"none": 0.2, "full": 0.85, "lora": 0.84, "prompt_tuning": 0.6}
+
+
+def test_methods_are_grouped_by_what_can_be_told_apart(tmp_path: Path) -> None:
+    cells = write_sweep(tmp_path / "demo", QUALITIES)
+    found = significance(tmp_path / "demo", cells, "bleu", higher_is_better=True)
+    assert found is not None
+    assert list(found.means) in (["full", "lora", "prompt_tuning", "none"], ["lora", "full", "prompt_tuning", "none"])
+    assert {frozenset(group) for group in found.groups} == {
+        frozenset({"full", "lora"}),
+        frozenset({"prompt_tuning"}),
+        frozenset({"none"}),
+    }
+    assert found.letters["full"] == found.letters["lora"] == "a"
+    assert (found.letters["prompt_tuning"], found.letters["none"]) == ("b", "c")
+    assert len(found.differences) == 6
+    assert all(one.seeds == 5 for one in found.differences), "the base model stands against every seed"
+    assert all(one.difference >= 0 for one in found.differences), "the better one is named first"
+    assert found.remarks == ()
+    assert found.sources == 24
+
+
+@pytest.mark.parametrize("metric", ["bleu", "chrf", "ter", "rouge_l"])
+def test_every_score_can_be_tested(metric: str, tmp_path: Path) -> None:
+    cells = write_sweep(tmp_path / "demo", {"full": 0.9, "lora": 0.5}, seeds=3)
+    found = significance(tmp_path / "demo", cells, metric, higher_is_better=metric != "ter")
+    assert found is not None
+    assert list(found.means) == ["full", "lora"]
+    assert found.differences[0].told_apart
+    assert (found.differences[0].difference > 0) == (metric != "ter")
+
+
+@pytest.mark.parametrize(
+    ("seeds", "remark"),
+    [
+        (1, "One pair of seeds: too few to conclude anything about the methods."),
+        (2, "2 pairs of seeds: too few to conclude anything about the methods."),
+        (3, "With 3 pairs of seeds, a difference has to be up to"),
+    ],
+)
+def test_too_few_seeds_are_said_plainly(seeds: int, remark: str, tmp_path: Path) -> None:
+    cells = write_sweep(tmp_path / "demo", {"full": 0.9, "lora": 0.5}, seeds=seeds)
+    found = significance(tmp_path / "demo", cells, "bleu", higher_is_better=True)
+    assert found is not None
+    assert found.remarks[0].startswith(remark)
+    assert found.conclusive == (seeds >= 3)
+    text = report.markdown(report.load_content(tmp_path / "demo"))
+    assert remark in text
+    assert ("| method | group |" in text) == (seeds >= 3)
+
+
+def test_failed_seeds_are_counted_and_left_out_of_pairs(tmp_path: Path) -> None:
+    cells = write_sweep(tmp_path / "demo", {"full": 0.9, "lora": 0.5}, failed=(("full", 1), ("lora", 4)))
+    found = significance(tmp_path / "demo", cells, "bleu", higher_is_better=True)
+    assert found is not None
+    assert found.seeds == (0, 2, 3)
+    (one,) = found.differences
+    assert one.seeds == 3
+    assert found.remarks[:3] == (
+        "full: 1 of 5 seeds failed.",
+        "lora: 1 of 5 seeds failed.",
+        "Means and differences are over the seeds that all completed (0, 2, 3).",
+    )
+    common = {
+        name: [
+            result.outcome.scores.values["bleu"]
+            for result in results
+            if isinstance(result.outcome, Completed) and result.spec.seed in (0, 2, 3)
+        ]
+        for name, results in cells.items()
+    }
+    assert found.means["full"] == pytest.approx(statistics.fmean(common["full"]))
+    assert one.difference == pytest.approx(found.means[one.first] - found.means[one.second])
+
+
+def edit_predictions(root: Path, trial_id: str, key: str, value: object) -> None:
+    path = root / "trials" / trial_id / "predictions.jsonl.gz"
+    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    rows[0][key] = value
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+
+
+def test_other_sources_and_other_scores_are_refused(tmp_path: Path) -> None:
+    root = tmp_path / "demo"
+    cells = write_sweep(root, {"full": 0.9, "lora": 0.5}, seeds=3)
+    edit_predictions(root, cells["lora"][2].trial_id, "prediction", "something else entirely")
+    with pytest.raises(StatisticsError, match=r"lora \(seed 2\): its predictions give bleu \d.*, its record says"):
+        significance(root, cells, "bleu", higher_is_better=True)
+    edit_predictions(root, cells["lora"][2].trial_id, "references", ["another text"])
+    with pytest.raises(StatisticsError, match=r"lora \(seed 2\) was not tested on the sources and references of full"):
+        significance(root, cells, "bleu", higher_is_better=True)
+    text = report.markdown(report.load_content(root))
+    assert "Differences are not tested: lora (seed 2) was not tested on the sources" in text
+
+
+def test_nothing_is_tested_without_a_pair_or_without_predictions(tmp_path: Path) -> None:
+    root = tmp_path / "demo"
+    cells = write_sweep(root, {"full": 0.9, "lora": 0.5}, seeds=3)
+    assert significance(root, {"full": cells["full"]}, "bleu", higher_is_better=True) is None
+    for result in cells["lora"]:
+        shutil.rmtree(root / "trials" / result.trial_id)
+        Store(root).commit(result, [])
+    assert significance(root, cells, "bleu", higher_is_better=True) is None
+    assert "Which differences hold" not in report.markdown(report.load_content(root))
+
+
+def test_reports_show_groups_and_pairs(tmp_path: Path) -> None:
+    root = tmp_path / "demo"
+    write_sweep(root, QUALITIES)
+    content = report.load_content(root)
+    text = report.markdown(content)
+    assert "| method | group | BLEU |" in text
+    assert "Configurations of one line cannot be told apart:\n\n- " in text
+    assert "| none | < 0.001 |" not in text
+    assert text.count("| < 0.001 |") >= 5
+    page = html(content, [[]], None)
+    assert 'class="group">a</td>' in page
+    assert "Which differences hold" in page
+    document = json.loads((report.write(root) / "report.json").read_text())
+    found = document["comparisons"][0]["significance"]
+    assert found["letters"]["none"] == "c"
+    assert {"p_value", "p_adjusted", "p_randomisation", "low", "high", "told_apart"} <= found["differences"][0].keys()
+
+
+def cell_of(name: str, scores: dict[int, float], rank: int | None = None, dev_loss: float = 1.5) -> list[TrialResult]:
+    """A configuration with these test scores by seed."""
+    found = []
+    for seed, score in scores.items():
+        spec = trial(name, seed=seed, label="" if rank is None else f"r={rank}")
+        method = spec.method.model_copy(update={"config": {"rank": rank}})
+        outcome = completed(score).model_copy(update={"dev_loss": dev_loss})
+        found.append(record(spec.model_copy(update={"method": method}), outcome))
+    return found
+
+
+def test_the_headline_names_the_group_that_leads(tmp_path: Path) -> None:
+    root = tmp_path / "demo"
+    write_sweep(root, QUALITIES)
+    content = report.load_content(root)
+    (line,) = content.headlines
+    found = significance(root, {c.name: c.results for c in content.comparisons[0].cells}, "bleu", True)
+    assert found is not None and set(found.leaders) == {"full", "lora"}
+    first, second = (f"{name} ({found.means[name]:.1f})" for name in found.leaders)
+    assert line.startswith(f"BLEU: {first} and {second} lead and cannot be told apart. Next: prompt_tuning (")
+    assert f"**{line}**" in report.markdown(content)
+    assert f'<p class="verdict">{line}</p>' in html(content, [[]], None)
+    document = json.loads((report.write(root) / "report.json").read_text())
+    assert document["headlines"] == [line]
+    (comparison,) = content.comparisons
+    bold = [cell.name for cell in comparison.cells if comparison.is_best(cell, comparison.metrics[0])]
+    assert bold == list(found.leaders), "both are bold, not the one that came out first"
+    assert "in BLEU all that cannot be told apart from the best" in report.markdown(content)
+
+
+def test_one_that_leads_is_named_with_its_lead(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "demo", {"full": 0.9, "lora": 0.4, "none": 0.2})
+    (line,) = report.load_content(tmp_path / "demo").headlines
+    assert re.fullmatch(
+        r"BLEU: full \(\d+\.\d, 95 % interval over seeds and sources \d+\.\d to \d+\.\d, 5 seeds\) leads, by \d+\.\d "
+        r"over lora\. Next: lora \(\d+\.\d\), none \(\d+\.\d\)\.",
+        line,
+    ), line
+
+
+def test_where_nothing_can_be_told_apart_nobody_leads(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "demo", {"full": 0.8, "lora": 0.8})
+    content = report.load_content(tmp_path / "demo")
+    (line,) = content.headlines
+    assert re.fullmatch(r"BLEU: \w+ \(\d+\.\d\) and \w+ \(\d+\.\d\) cannot be told apart\.", line), line
+    (comparison,) = content.comparisons
+    assert not any(comparison.is_best(cell, comparison.metrics[0]) for cell in comparison.cells)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_without_a_test_nobody_leads(seeds: int, tmp_path: Path) -> None:
+    write_sweep(tmp_path / "demo", {"full": 0.9, "lora": 0.4}, seeds=seeds)
+    (line,) = report.load_content(tmp_path / "demo").headlines
+    assert "which does not say that it leads: there are too few seeds to tell. Next: lora" in line
+    (alone,) = Content("demo", tuple(cell_of("full", {0: 60.0, 1: 61.0}) + cell_of("lora", {0: 62.0}))).headlines
+    assert alone == (
+        "BLEU: the best mean is that of lora (62.0), which does not say that it leads: differences are not tested "
+        "without predictions. Next: full (60.5)."
+    )
+
+
+def test_tables_and_differences_are_over_the_same_seeds() -> None:
+    found = cell_of("full", {0: 60.0, 1: 61.0, 2: 62.0, 3: 63.0}) + cell_of(
+        "lora", {0: 60.5, 1: 61.5, 2: 62.5, 3: 20.0}
+    )
+    failure = Failed(reason="diverged", phase="train", rank=0, message="nan")
+    found[7] = record(found[7].spec, failure)
+    (comparison,) = Content("demo", tuple(found)).comparisons
+    assert {cell.name: cell.mean("bleu") for cell in comparison.cells} == {"lora": 61.5, "full": 61.0}
+    assert {cell.name: cell.seeds for cell in comparison.cells} == {"lora": "3 of 4", "full": "3 of 4"}
+    assert "Means are over the seeds that all configurations completed (0, 1, 2)." in legend(comparison)
+    few = cell_of("full", {0: 60.0, 1: 61.0, 2: 62.0}) + cell_of("lora", {0: 60.5, 1: 61.5})
+    (comparison,) = Content("demo", tuple(few)).comparisons
+    assert {cell.name: cell.mean("bleu") for cell in comparison.cells} == {"lora": 61.0, "full": 61.0}, (
+        "too few in common"
+    )
+
+
+def test_a_method_is_tested_by_the_configuration_that_the_dev_split_chose() -> None:
+    found = [
+        result
+        for number in range(13)
+        for result in cell_of("lora", {0: 60.0 + number, 1: 60.0 + number}, number, dev_loss=1 + (number != 4))
+    ]
+    (comparison,) = Content("demo", tuple(found + cell_of("full", {0: 61.0, 1: 61.0}))).comparisons
+    assert comparison.cells[0].name == "lora (rank=12)"
+    assert [cell.name for cell in significance_table.tested_cells(comparison)] == ["lora (rank=4)", "full"]
+    assert [row.cell.name for row in efficiencies(comparison)] == ["lora (rank=4)", "full"]
+
+
+def test_a_mean_of_a_tested_configuration_has_an_interval_over_seeds_and_sources(tmp_path: Path) -> None:
+    root = tmp_path / "demo"
+    write_sweep(root, {"full": 0.9, "lora": 0.5})
+    document = json.loads((report.write(root) / "report.json").read_text())
+    for configuration in document["comparisons"][0]["configurations"]:
+        values = configuration["values"]
+        assert values["bleu"]["interval_over"] == "seeds and sources"
+        assert values["chrf"]["interval_over"] == "seeds"
+        alone = estimate(values["bleu"]["values"])
+        assert alone is not None
+        assert values["bleu"]["interval_95"][1] >= alone.high - 1e-9
+    assert "95 % interval of the mean, over seeds and sources; sorts" in (root / "report" / "report.html").read_text()
+
+
+def test_a_seed_far_from_the_others_is_said_with_all_single_seeds() -> None:
+    usual = cell_of("full", {0: 61.0, 1: 61.4, 2: 60.8})
+    found = usual + cell_of("lora", {0: 60.9, 1: 31.2, 2: 61.1}) + cell_of("ia3", {0: 60.1, 1: 60.4, 2: 60.9})
+    told = [line for line in Content("demo", tuple(found)).caveats if "is far from" in line]
+    assert told == [
+        "lora: BLEU of seed 1 is far from that of its other seeds: 60.9 (seed 0), 31.2 (seed 1), 61.1 (seed 2). If "
+        "trainings go wrong now and then, no test of means is honest: look at the single seeds."
+    ]
+
+
+def test_what_is_far_is_so_for_its_own_method_and_for_all() -> None:
+    generator = random.Random(1)
+    usual = {f"m{n}": {seed: generator.gauss(60.0, 0.3) for seed in range(5)} for n in range(200)}
+    assert len(outlying_seeds(usual)) < 5, "hardly any of a thousand normal seeds"
+    wide = {**usual, "wide": {seed: generator.gauss(60.0, 2.0) for seed in range(10)}}
+    assert "wide" not in outlying_seeds(wide)
+    assert outlying_seeds({"a": {0: 60.0, 1: 60.01, 2: 60.5}}) == {}, "three seeds do not tell how far they spread"
+    assert outlying_seeds({"a": {0: 60.0, 1: 60.2, 2: 30.0}}) == {"a": [2]}
+    assert outlying_seeds({"a": {0: 60.0, 1: 30.0}}) == {}, "which of the two?"

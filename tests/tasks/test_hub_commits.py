@@ -1,0 +1,145 @@
+"""What comes from the hub is the commit that a branch was at before the first trial, in record and identity."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from command import Done
+from hub_stand_in import StandIn, stand_in
+
+from bench.config.resolver import RegistryResolver, _model
+from bench.driver.moved import moved
+from bench.models.base import weights_sha256
+from bench.schema.trial import ModelSpec
+from bench.schema.validation import ConfigError
+from bench.store.records import Store
+from bench.tasks.hub_commits import Commit, HubError, commit_of
+
+FIRST, SECOND = "a" * 39 + "1", "b" * 39 + "2"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """A hub that this process and those that it starts ask, with an empty cache."""
+    from huggingface_hub import constants
+
+    forget()
+    with stand_in() as found:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", found.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", found.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setenv("HF_ENDPOINT", found.url)
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+        yield found
+    forget()
+
+
+def forget() -> None:
+    """What a process has asked once it does not ask again."""
+    commit_of.cache_clear()
+    _model.cache_clear()
+
+
+def test_a_revision_is_the_commit_that_it_is_at(hub: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.push("org/tiny", tmp_path, FIRST)
+    assert commit_of("org/tiny", None, "model") == Commit(FIRST, "hub")
+    assert commit_of("org/tiny", SECOND, "model") == Commit(SECOND, "given"), "nobody need be asked"
+    with pytest.raises(HubError, match="'org/tiny' has no revision 'v2' on the hub"):
+        commit_of("org/tiny", "v2", "model")
+    with pytest.raises(
+        HubError, match="'org/tinny' is no folder here, and so a name on the hub, which has no model of"
+    ):
+        commit_of("org/tinny", None, "model")
+
+
+def test_without_the_hub_its_cache_tells_or_nobody(
+    hub: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants, hf_hub_download
+
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "config.json").write_text("{}")
+    hub.push("org/tiny", tmp_path / "files", FIRST)
+    hf_hub_download("org/tiny", "config.json", endpoint=hub.url, cache_dir=constants.HF_HUB_CACHE)
+    hub.push("org/tiny", tmp_path / "files", SECOND)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert commit_of("org/tiny", None, "model") == Commit(FIRST, "cache")
+    assert commit_of("org/tiny", FIRST[:12], "model") == Commit(FIRST, "cache")
+    forget()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert commit_of("org/tiny", None, "model") == Commit(FIRST, "cache"), "nor where it does not answer"
+    with pytest.raises(ConfigError, match=r"model.path: 'org/other' is no folder here.*give the commit that its page"):
+        RegistryResolver().model(ModelSpec(path="org/other"))
+
+
+def test_data_of_the_hub_are_named_by_their_commit(hub: StandIn, tmp_path: Path) -> None:
+    hub.push("org/rows", tmp_path, FIRST)
+    named = {"path": "org/rows", "source": "document", "references": "summary"}
+    first = RegistryResolver().task("hub", named)
+    assert first.config["revision"] == FIRST
+    assert RegistryResolver().task("hub", {**named, "revision": FIRST}).data_sha256 == first.data_sha256
+    assert RegistryResolver().task("hub", {**named, "revision": SECOND}).data_sha256 != first.data_sha256
+    with pytest.raises(ConfigError, match="task hub: revision: v9 for 'org/rows': 'org/rows' has no revision 'v9'"):
+        RegistryResolver().task("hub", {**named, "revision": "v9"})
+
+
+def test_a_sweep_whose_model_moves_makes_new_trials_and_says_so(
+    hub: StandIn, tiny_models: dict[str, Path], tiny_task: Path, tmp_path: Path, tuneoff: Callable[..., Done]
+) -> None:
+    hub.push("org/tiny", tiny_models["gpt2"], FIRST)
+    sweep = {
+        "name": "moving",
+        "model": "org/tiny",
+        "task": {"name": "jsonl", "path": str(tiny_task), "test_examples": 2, "dev_examples": 2, "train_examples": 2},
+        "decode": {"max_new_tokens": 2},
+        "methods": ["none"],
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    run = ("run", str(tmp_path / "sweep.yaml"), "--launcher", "local", "--results", str(tmp_path))
+    done = tuneoff(*run)
+    assert done.returncode == 0, done.stdout
+    assert f"model org/tiny: main is commit {FIRST}" in done.stdout
+    (first,) = Store(tmp_path / "moving").read_all()
+    assert (first.spec.model.revision, first.spec.model.commit) == (None, FIRST)
+    assert FIRST[:12] in (tmp_path / "moving" / "report" / "report.md").read_text()
+    assert not any("/resolve/main/" in path for path in hub.asked), "what is loaded is the commit"
+
+    hub.push("org/tiny", tiny_models["gpt2"], SECOND)
+    forget()
+    spec = RegistryResolver().model(ModelSpec(path="org/tiny"))
+    assert spec.commit == SECOND
+    now = first.spec.model_copy(update={"model": spec})
+    assert now.trial_id != first.trial_id
+    assert moved([first], [first.spec]) == []
+    told = (
+        f"model: org/tiny (main) is at commit {SECOND} now, and at {FIRST} when 1 finished trials of this sweep were "
+        f"made: they stay, and those of now are others. To go on with the old ones set model.revision: {FIRST}"
+    )
+    assert moved([first], [now]) == [told]
+    refused = tuneoff(*run, "--set", "task.test_examples=999")
+    assert refused.returncode == 2
+    assert told in refused.stdout
+    forget()
+    again = tuneoff(*run, "--set", f"model.revision={FIRST}")
+    assert "1 trials, 1 done, 0 to run" in again.stdout, "as the message says"
+
+
+def test_every_file_of_a_tokenizer_is_part_of_the_weights_hash(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_models["gpt2"], folder)
+    found = {weights_sha256(ModelSpec(path=str(folder)))}
+    for name in ("spiece.model", "merges.txt", "vocab.txt", "chat_template.jinja"):
+        (folder / name).write_text("x")
+        found.add(weights_sha256(ModelSpec(path=str(folder))))
+    (folder / "README.md").write_text("x")
+    found.add(weights_sha256(ModelSpec(path=str(folder))))
+    assert len(found) == 5

@@ -1,0 +1,302 @@
+"""A training that goes on from a checkpoint ends, to the bit, where one in one go ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from fakes import completed, record, trial
+from one_rank import training_alone
+
+from bench.config.load import expand, load_sweep
+from bench.config.resolver import RegistryResolver
+from bench.conformance.tiny_models import WordTokenizer, tiny_gpt2
+from bench.driver.fusable import why_alone
+from bench.models.architecture import Pair
+from bench.plugins.registry import load_method, targets
+from bench.report.caveats import caveats
+from bench.report.rows import row
+from bench.schema.record import Completed, TrialResult
+from bench.schema.trial import TrainSpec
+from bench.store.outbox import checkpoints_beside, new_attempt, open_attempt
+from bench.store.records import Store
+from bench.store.recover import recover
+from bench.train.checkpoint import CheckpointError, Checkpoints
+from bench.train.lane import Lane, Trained
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "lora": {"dropout": 0.1},
+    "prefix_tuning": {"num_prompt_tokens": 3, "init": "vocabulary"},
+}
+STEPS = 9
+SEAL = {"trial": "a", "code": "b"}
+
+
+class Interrupted(Exception):
+    """The rank is gone."""
+
+
+def train(
+    name: str,
+    checkpoints: Checkpoints | None,
+    die_after: int | None = None,
+    optimizer: str = "adamw",
+) -> Trained:
+    """Nine steps with warm-up, decay, clipping, two micro-batches a step, dropout, and a dev loss every three steps."""
+    torch.manual_seed(7)
+    model = tiny_model_with_dropout()
+    method_class = load_method(targets("method")[name])
+    method = method_class(method_class.Config(**SETTINGS[name]), WordTokenizer())
+    patched = method.patch(model)
+    if die_after is not None:
+        make_die(method, die_after)
+    settings = TrainSpec.model_validate(
+        {
+            "learning_rate": 3e-2,
+            "steps": STEPS,
+            "batch_size": 4,
+            "micro_batch_size": 2,
+            "warmup_steps": 2,
+            "weight_decay": 0.01,
+            "max_grad_norm": 0.5,
+            "schedule": "cosine",
+            "evaluate_every_steps": 3,
+            "optimizer": optimizer,
+        }
+    )
+    lane = Lane(method, patched, settings, seed=0, progress=lambda event: None)
+    (trained,) = training_alone([lane], checkpoints=checkpoints).run(pairs(), pairs()[:5])
+    assert isinstance(trained, Trained)
+    return trained
+
+
+def tiny_model_with_dropout() -> Any:
+    from transformers import GPT2LMHeadModel
+
+    config = tiny_gpt2().config
+    for place in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+        setattr(config, place, 0.1)
+    model = GPT2LMHeadModel(config)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model
+
+
+def make_die(method: Any, step_of_death: int) -> None:
+    def after_step(model: Any, step: int) -> None:
+        if step == step_of_death:
+            raise Interrupted
+
+    method.after_step = after_step
+
+
+def pairs() -> list[Pair]:
+    generator = torch.Generator().manual_seed(5)
+
+    def ids(length: int, words: int) -> list[int]:
+        return torch.randint(2, words, (length,), generator=generator).tolist()
+
+    return [Pair(ids(4 + number % 7, 90), [*ids(3 + number % 5, 12), 1]) for number in range(24)]
+
+
+def assert_same(one: Trained, other: Trained) -> None:
+    assert one.train_curve == other.train_curve
+    assert one.dev_curve == other.dev_curve
+    assert one.best == other.best
+    assert one.state.keys() == other.state.keys()
+    for key, tensor in one.state.items():
+        assert torch.equal(tensor, other.state[key]), key
+
+
+def places(folder: Path, every_steps: int = 2, seal: dict[str, Any] | None = None) -> Checkpoints:
+    folder.mkdir(exist_ok=True)
+    return Checkpoints(folder, every_steps, SEAL if seal is None else seal)
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer", "best"),
+    [
+        ("lora", "adamw", "before"),
+        ("lora", "adafactor", "after"),
+        ("prefix_tuning", "adamw", "before"),
+        ("prefix_tuning", "adamw", "after"),
+    ],
+)
+def test_continued_twice_equals_in_one_go(
+    one_rank: None, tmp_path: Path, name: str, best: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if best == "before":  # The loss falls; turned round, the best state is the first one.
+        falling = Lane.evaluated
+        monkeypatch.setattr(Lane, "evaluated", lambda lane, step, loss: falling(lane, step, -loss))
+    whole = train(name, None, optimizer=optimizer)
+    assert (whole.best.step < 4) == (best == "before"), whole.dev_curve
+    assert whole.cost.continued_after_steps == []
+    for death in (5, 8):
+        with pytest.raises(Interrupted):
+            train(name, places(tmp_path / "checkpoints"), death, optimizer=optimizer)
+    continued = train(name, places(tmp_path / "checkpoints"), optimizer=optimizer)
+    assert continued.cost.continued_after_steps == [4, 6]
+    assert continued.cost.steps == STEPS
+    assert_same(continued, whole)
+
+
+def test_making_checkpoints_changes_nothing_and_leaves_the_last(one_rank: None, tmp_path: Path) -> None:
+    assert_same(train("lora", places(tmp_path / "checkpoints")), train("lora", None))
+    assert [path.name[:13] for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000008"]
+
+
+def test_without_the_random_states_it_would_be_another_training(
+    one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Interrupted):
+        train("lora", places(tmp_path / "checkpoints"), 5)
+    monkeypatch.setattr("bench.train.checkpoint._set_random_states", lambda *_: None)
+    assert train("lora", places(tmp_path / "checkpoints")).train_curve != train("lora", None).train_curve
+
+
+def test_a_torn_or_changed_checkpoint_is_set_aside_and_named(
+    one_rank: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "checkpoints"
+    whole = train("lora", None)
+    for damage in (lambda data: data[: len(data) // 2], lambda data: data[:-1] + bytes([data[-1] ^ 1])):
+        with pytest.raises(Interrupted):
+            train("lora", places(folder), 5)
+        (path,) = folder.glob("*.safetensors")
+        path.write_bytes(damage(path.read_bytes()))
+        capsys.readouterr()
+        again = train("lora", places(folder, every_steps=100))
+        assert f"{path} is damaged" in capsys.readouterr().out
+        assert again.cost.continued_after_steps == []
+        assert_same(again, whole)
+        path.with_name(f"{path.name}.damaged").unlink()
+        assert not list(folder.iterdir())
+
+
+def test_a_checkpoint_of_other_sources_or_data_is_not_continued(
+    one_rank: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Interrupted):
+        train("lora", places(tmp_path / "checkpoints"), 5)
+    fewer = pairs()[:-1]
+    with monkeypatch.context() as patches:
+        patches.setattr(f"{__name__}.pairs", lambda: fewer)
+        with pytest.raises(Interrupted):
+            train("lora", places(tmp_path / "checkpoints"), 5)
+    assert "was made with another order of the data; removed" in capsys.readouterr().out
+    with pytest.raises(Interrupted):
+        train("lora", places(tmp_path / "checkpoints"), 3)
+    other = train("lora", places(tmp_path / "checkpoints", seal={**SEAL, "code": "c"}))
+    assert "was made with another code; removed" in capsys.readouterr().out
+    assert other.cost.continued_after_steps == []
+
+
+def test_a_full_disk_costs_the_checkpoint_and_not_the_trial(
+    one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    checkpoints = places(tmp_path / "checkpoints")
+    monkeypatch.setattr("bench.store.files.os.fsync", full)
+    train("lora", checkpoints)
+    assert "no checkpoint after step 4: [Errno 28]" in capsys.readouterr().out
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_storage_that_a_node_does_not_see_is_one_error(one_rank: None, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="storage that all nodes share"):
+        train("lora", Checkpoints(tmp_path / "elsewhere", 2, SEAL))
+
+
+def test_checkpoints_outlive_a_driver_and_go_when_the_record_is_there(tmp_path: Path) -> None:
+    spec = trial(checkpoint_every_steps=2)
+    store = Store(tmp_path)
+    started = new_attempt(spec, "demo", "fake", [])
+    open_attempt(store.outbox, started)
+    store.log("started", trial_id=spec.trial_id, attempt=started.attempt.attempt_id)
+    folder = checkpoints_beside(store.outbox, spec.trial_id)
+    for name in ("a.safetensors", "b.safetensors.damaged", ".c.partial"):
+        (folder / name).touch()
+    with store.locked():
+        recover(store)
+        assert not store.outbox.exists()
+        assert len(list(folder.iterdir())) == 3, "the retry continues from them"
+        store.commit(record(spec, completed()), [])
+    assert [path.name for path in folder.iterdir()] == ["b.safetensors.damaged"]
+
+
+def test_what_is_there_to_be_measured_is_trained_in_one_go(tmp_path: Path) -> None:
+    spec = trial(checkpoint_every_steps=2)
+    assert spec.checkpoint_every_steps == 2
+    assert why_alone(spec) == "a trial that makes checkpoints runs alone"
+    measured = spec.model_copy(update={"stage": "cost"})
+    assert measured.checkpoint_every_steps is None
+    open_attempt(tmp_path / "outbox", new_attempt(measured, "demo", "fake", []))
+    assert not checkpoints_beside(tmp_path / "outbox", measured.trial_id).exists()
+
+
+def test_reports_leave_out_what_a_continued_training_cost() -> None:
+    whole = record(trial("lora"), completed())
+    assert isinstance(whole.outcome, Completed)
+    assert whole.outcome.train is not None
+    part = whole.outcome.train.model_copy(update={"continued_after_steps": [4]})
+    continued = whole.model_copy(update={"outcome": whole.outcome.model_copy(update={"train": part})})
+    costs = ("train_seconds", "total_seconds", "train_tokens_per_second", "step_seconds_p50", "peak_memory_bytes")
+    assert all(row(whole)[name] is not None for name in costs)
+    assert all(row(continued).get(name) is None for name in costs)
+    assert row(continued)["bleu"] == row(whole)["bleu"]
+    assert row(continued)["steps"] == row(whole)["steps"]
+    assert not any("checkpoint" in sentence for sentence in caveats([whole]))
+    assert any(sentence.startswith("1 trial continued from a checkpoint") for sentence in caveats([continued]))
+
+
+def test_a_killed_rank_continues_until_the_trial_is_done(
+    tmp_path: Path, tiny_models: dict[str, Path], tiny_task: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench.driver.schedule import Schedule
+    from bench.launch.capacity import Machine
+    from bench.launch.local import LocalLauncher
+    from bench.store.retry import RetryPolicy
+
+    plain: dict[str, Any] = {
+        "name": "continued",
+        "model": str(tiny_models["llama"]),
+        "task": {"name": "jsonl", "path": str(tiny_task)},
+        "methods": [{"name": "lora", "config": {"dropout": 0.1}}],
+        "train": {"steps": 6, "batch_size": 4, "learning_rate": 1e-3},
+        "decode": {"max_new_tokens": 4},
+        "resources": {"ranks": 2, "cpus_per_rank": 1},
+    }
+    with_checkpoints = {**plain, "resources": {**plain["resources"], "checkpoint_every_steps": 2}}
+    records: list[Completed] = []
+    for name, sweep in {"whole": plain, "continued": with_checkpoints}.items():
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(sweep))
+        (spec,) = expand(load_sweep(path), RegistryResolver())
+        store = Store(tmp_path / name)
+        store.root.mkdir()
+        if name == "continued":
+            monkeypatch.setenv("TUNEOFF_CRASH_AT", "rank.after_checkpoint")  # each attempt dies after its first one
+        launcher = LocalLauncher(store.outbox, Machine(cpus=2, gpus=0))
+        try:
+            Schedule(store, launcher, name, retries=RetryPolicy(backoff_seconds=0.1)).run([spec])
+        finally:
+            launcher.close()
+        found = store.read(spec.trial_id)
+        assert isinstance(found, TrialResult)
+        assert isinstance(found.outcome, Completed), found.outcome
+        records.append(found.outcome)
+        assert not checkpoints_beside(store.outbox, spec.trial_id).exists(), "what is committed needs none"
+    whole, continued = records
+    assert found.attempt.earlier_reasons == ["worker_lost", "worker_lost"]
+    assert whole.train is not None
+    assert continued.train is not None
+    assert (whole.train.continued_after_steps, continued.train.continued_after_steps) == ([], [2, 4])
+    assert continued.train_curve == whole.train_curve
+    assert (continued.dev_loss, continued.test_loss) == (whole.dev_loss, whole.test_loss)
+    adapters = [next((tmp_path / name / "trials").glob("*/adapter.safetensors")) for name in ("whole", "continued")]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
