@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 E2E ?= $(wildcard ../shared/data/e2e)
 
-.PHONY: quickstart test test-all test-html chaos exits multihost overhead race false-calls profile docs lint format
+.PHONY: exhibits quickstart test test-all test-html chaos exits multihost overhead race false-calls profile docs lint format
 
 quickstart: $(STAMP)
 	$(BIN)/tuneoff run configs/quickstart.yaml
@@ -28,6 +28,10 @@ docs: $(STAMP)
 	$(BIN)/python -m bench.tools.method_tables docs/methods/methods.md
 	$(BIN)/python -m bench.commands.sweep_reference docs/use/sweep.md
 
+# What readers are shown of results: copies reports into results/exhibits/, with a picture of each page. NAMES=... names some.
+exhibits: $(STAMP)
+	$(BIN)/python -m bench.tools.exhibits $(NAMES)
+
 # Kills, stops, starves and cuts off sweeps on purpose, and prints what became of their trials.
 chaos: $(STAMP)
 	cd tests/programs && PYTHONPATH=../support ../../$(BIN)/python -m chaos
@@ -42,7 +46,7 @@ false-calls: $(STAMP)
 
 # Does every driver end as it should? 200 of them, on a busy machine on purpose; half an hour of two cores.
 exits: $(STAMP)
-	cd tests && ../$(BIN)/python -m programs.clean_exits ../results/exits/report
+	cd tests/programs && PYTHONPATH=../support ../../$(BIN)/python -m clean_exits ../../results/exits/report
 
 # A trial across two network namespaces, whose cable is then cut. Exit code 3 of the script: no rights to make them.
 multihost: $(STAMP)

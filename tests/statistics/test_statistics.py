@@ -414,7 +414,7 @@ def test_intervals_of_a_mean_hold_the_score_on_new_seeds_and_new_sources() -> No
 
 @pytest.mark.parametrize("world", ["equal", "one wide", "heavy tails", "one untrained", "ties"])
 def test_equal_methods_are_called_different_in_at_most_five_percent_of_comparisons(world: str) -> None:
-    """A slice of tests/programs/false_calls, whose whole table is results/false_calls/report/false_calls.md."""
+    """A slice of tests/programs/false_calls, whose whole table is results/exhibits/false_calls/false_calls.md."""
     for methods, seeds, sources in ((13, 3, 500), (8, 5, 64)):
         design = Design(methods, seeds, sources, "mean", world)
         called, before = (0, 0)

@@ -1,4 +1,4 @@
-"""``python -m programs.clean_exits FOLDER``: 200 drivers run and end; prints a table and writes FOLDER/exits.md.
+"""``python -m clean_exits FOLDER``: 200 drivers run and end; prints a table and writes FOLDER/exits.md.
 
 Exit code 1 if one of them ended otherwise than it should, or left something behind.
 """
@@ -16,7 +16,7 @@ from clean_exits.drivers import KINDS, Exit, exits
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m programs.clean_exits")
+    parser = argparse.ArgumentParser(prog="python -m clean_exits")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--exits", type=int, default=200)
     parser.add_argument("--first", type=int, default=0, help="go on at this one: earlier ones are in FOLDER already")

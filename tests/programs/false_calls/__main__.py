@@ -1,4 +1,4 @@
-"""``python -m programs.false_calls FOLDER``: simulate, print, and write FOLDER/false_calls.md.
+"""``python -m false_calls FOLDER``: simulate, print, and write FOLDER/false_calls.md.
 
 Exit code 1 if the procedure that reports use calls equal methods different too often.
 """
@@ -14,7 +14,7 @@ from false_calls.table import page, too_often
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m programs.false_calls")
+    parser = argparse.ArgumentParser(prog="python -m false_calls")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--experiments", type=int, default=600, help="without a difference, of each design")
     arguments = parser.parse_args()
