@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bench.report.columns import TRAINED, Column, compact
-from bench.report.configurations import Cell, Comparison
+from bench.report.configurations import Comparison, Configuration
 
 if TYPE_CHECKING:
     from bench.statistics.differences import Difference
@@ -32,7 +32,7 @@ def answer(comparison: Comparison, found: Significance | str | None) -> list[str
     return [line for line in lines if line]
 
 
-def _margin(leaders: list[Cell], found: Significance, metric: Column) -> str:
+def _margin(leaders: list[Configuration], found: Significance, metric: Column) -> str:
     """Of one leader its lead over the next, of several how far they are apart at most."""
     best = leaders[0].name
     others = {cell.name for cell in leaders[1:]}
@@ -55,7 +55,7 @@ def _difference(one: Difference, metric: Column) -> str:
     return f"{size} {metric.title} (95 % interval of the difference {signed(one.low)} to {signed(one.high)}) {side}"
 
 
-def _interval(leaders: list[Cell], metric: Column) -> str:
+def _interval(leaders: list[Configuration], metric: Column) -> str:
     found = leaders[0].estimate(metric.name) if leaders else None
     if found is None or found.half_width is None:
         return ""
@@ -65,7 +65,7 @@ def _interval(leaders: list[Cell], metric: Column) -> str:
     )
 
 
-def _price(comparison: Comparison, leaders: list[Cell]) -> str:
+def _price(comparison: Comparison, leaders: list[Configuration]) -> str:
     told = [text for cell in leaders[:MOST_TOLD] if (text := _costs(comparison, cell))]
     if not told:
         return ""
@@ -73,7 +73,7 @@ def _price(comparison: Comparison, leaders: list[Cell]) -> str:
     return f"At what cost: {'; '.join(told)}{more}."
 
 
-def _costs(comparison: Comparison, cell: Cell) -> str:
+def _costs(comparison: Comparison, cell: Configuration) -> str:
     named = {column.name: column for column in comparison.columns}
     shown = []
     if (trained := cell.mean(TRAINED.name)) is not None:

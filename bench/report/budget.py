@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench.report.columns import ABSENT
-from bench.report.configurations import Cell, Comparison
+from bench.report.configurations import Comparison, Configuration
 from bench.schema.record import Completed
 from bench.schema.trial import JsonDict, TrialSpec
 
@@ -136,7 +136,7 @@ def budget(comparison: Comparison) -> Budget:
     return Budget(tuple(shared), ("method", *(title for title, _ in differing)), tuple(rows) if differing else ())
 
 
-def _text(setting: Setting, cell: Cell) -> str | None:
+def _text(setting: Setting, cell: Configuration) -> str | None:
     """Of all seeds: one text, or those that there are."""
     if setting.of_training and not cell.trains:
         return None

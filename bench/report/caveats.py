@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence, Set
 
 from bench.report.columns import metric_columns
-from bench.report.configurations import Cell, Costs, cells
+from bench.report.configurations import Configuration, Costs, cells
 from bench.report.rows import not_finite
 from bench.schema.record import Completed, Probed, Provenance, TrialResult
 from bench.statistics.outliers import outlying_seeds
@@ -43,7 +43,7 @@ def not_finite_caveats(records: Iterable[TrialResult]) -> list[str]:
     return [f"Absent, not finite: {'; '.join(told[:MOST_NOT_FINITE])}."] if told else []
 
 
-def _mixed(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
+def _mixed(done: Finished, _: Sequence[Configuration]) -> Iterator[str]:
     made = [result.provenance for result, _ in done if result.provenance is not None]
     kinds: list[tuple[str, Set[Hashable]]] = [
         *_of_machines(made),
@@ -62,7 +62,7 @@ def _mixed(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
         yield "Some rows were made with sources that were not committed."
 
 
-def _unsaid(_: Finished, groups: Sequence[Cell]) -> Iterator[str]:
+def _unsaid(_: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
     """Settings in which rows of a method differ beside those that their labels name."""
     told = {cell.method: cell.unsaid for cell in groups if cell.completed and cell.unsaid}
     yield from (
@@ -80,7 +80,7 @@ def _of_machines(made: Sequence[Provenance]) -> list[tuple[str, Set[Hashable]]]:
     ]
 
 
-def _alone(done: Finished, groups: Sequence[Cell]) -> Iterator[str]:
+def _alone(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
     """What spoils the measurements of the stage cost, whose trials are no rows of their own."""
     trials = list({result.trial_id: result for cell in groups for result in cell.costs}.values())
     if not trials:
@@ -109,7 +109,7 @@ def _alone(done: Finished, groups: Sequence[Cell]) -> Iterator[str]:
         yield f"The cost of {_names(once)} was measured once: how far it varies is not known, and none is best."
 
 
-def _machine(done: Finished, groups: Sequence[Cell]) -> Iterator[str]:
+def _machine(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
     made = [result.provenance for result, _ in done if result.provenance is not None]
     busy = [provenance for provenance in made if _is_busy(provenance)]
     if busy:
@@ -141,7 +141,7 @@ def _is_busy(provenance: Provenance) -> bool:
     return load is not None and load > provenance.cpu_cores
 
 
-def _seeds(done: Finished, groups: Sequence[Cell]) -> Iterator[str]:
+def _seeds(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
     if len({result.spec.seed for result, _ in done}) == 1:
         yield "One seed: differences between methods may be chance."
     # What trains nothing comes out the same with every seed, so that one is enough.
@@ -157,9 +157,9 @@ def _seeds(done: Finished, groups: Sequence[Cell]) -> Iterator[str]:
         yield f"No trial completed for {_names(missing)}."
 
 
-def _outliers(_: Finished, groups: Sequence[Cell]) -> Iterator[str]:
+def _outliers(_: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
     """Seeds that are far from the others, with all single seeds of their configuration."""
-    together: dict[tuple[str, str], list[Cell]] = {}
+    together: dict[tuple[str, str], list[Configuration]] = {}
     for cell in groups:
         spec = cell.results[0].spec
         together.setdefault((spec.model.path, spec.task.name), []).append(cell)
@@ -178,7 +178,7 @@ def _seeds_text(seeds: Sequence[int]) -> str:
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
 
 
-def _data(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
+def _data(done: Finished, _: Sequence[Configuration]) -> Iterator[str]:
     for key, what in (("truncated_sources", "sources"), ("truncated_targets", "references")):
         if cut := max(int(outcome.data.get(key) or 0) for _, outcome in done):
             yield f"{cut} {what} were longer than the limit and were cut."
@@ -198,7 +198,7 @@ def _data(done: Finished, _: Sequence[Cell]) -> Iterator[str]:
         yield f"Left out of the data: {'; '.join(told_of_splits)}."
 
 
-def _scores(done: Finished, groups: Sequence[Cell]) -> Iterator[str]:
+def _scores(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
     """What the records say of their own scores, and of which rows."""
     names: dict[str, list[str]] = {}
     called = {result.trial_id: cell.name for cell in groups for result in cell.results}
@@ -211,7 +211,7 @@ def _scores(done: Finished, groups: Sequence[Cell]) -> Iterator[str]:
         yield remark if of_all else f"{_names(_unique(having))}: {remark}"
 
 
-def _training(done: Finished, groups: Sequence[Cell]) -> Iterator[str]:
+def _training(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
     trained = [(result, outcome, outcome.train) for result, outcome in done if outcome.train is not None]
     lengths: dict[int, set[str]] = {}
     for result, _outcome, cost in trained:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from bench.metrics.scoring import meant
 from bench.report.columns import COSTS, Column, metric_columns
-from bench.report.configurations import Cell
+from bench.report.configurations import Configuration
 from bench.report.counterparts import Side, differences
 from bench.report.published import Quoted, fits, is_same_model
 from bench.schema.record import TrialResult
@@ -220,7 +220,7 @@ def _interval(found: Estimate) -> JsonDict:
     return {"low": found.low, "high": found.high, "p_value": p_value}
 
 
-def _costs(first: Cell, second: Cell) -> Iterator[Line]:
+def _costs(first: Configuration, second: Configuration) -> Iterator[Line]:
     """Ratios of costs, over paired seeds, or over repetitions where the stage cost measured both in turns."""
     for column in COSTS:
         one, two = first.estimate(column.name), second.estimate(column.name)

@@ -33,7 +33,7 @@ Costs = Mapping[str, Sequence[TrialResult]]
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
+class Configuration:
     """One configuration: the trials that differ only in their seed."""
 
     results: tuple[TrialResult, ...]
@@ -115,7 +115,7 @@ class Comparison:
 
     model: str
     task: str
-    cells: tuple[Cell, ...]  # best first by the first metric; those without a score last
+    cells: tuple[Configuration, ...]  # best first by the first metric; those without a score last
     leaders: tuple[str, ...] = ()  # the best in the first metric and all that cannot be told apart from it
 
     @cached_property
@@ -132,7 +132,7 @@ class Comparison:
     def several_seeds(self) -> bool:
         return len({result.spec.seed for cell in self.cells for result in cell.results}) > 1
 
-    def is_best(self, cell: Cell, column: Column) -> bool:
+    def is_best(self, cell: Configuration, column: Column) -> bool:
         """Whether no other configuration has a better mean; in the first metric, whether it is among the leaders.
 
         None is best alone, among equals or without a direction; nor by a cost that was measured alone and lies within
@@ -163,12 +163,12 @@ class Comparison:
         return {}
 
     @property
-    def scored(self) -> tuple[Cell, ...]:
+    def scored(self) -> tuple[Configuration, ...]:
         """Configurations with at least one completed trial."""
         return tuple(cell for cell in self.cells if cell.completed)
 
 
-def _within_spread(one: Cell, other: Cell, name: str) -> bool:
+def _within_spread(one: Configuration, other: Configuration, name: str) -> bool:
     """Whether measurements alone do not tell two configurations apart: they overlap, or were not repeated."""
     if not (one.was_measured_alone(name) and other.was_measured_alone(name)):
         return False
@@ -178,7 +178,7 @@ def _within_spread(one: Cell, other: Cell, name: str) -> bool:
     return min(ones) <= max(others) and min(others) <= max(ones)
 
 
-def cells(results: Iterable[TrialResult], costs: Costs | None = None) -> list[Cell]:
+def cells(results: Iterable[TrialResult], costs: Costs | None = None) -> list[Configuration]:
     """Records by everything but the seed, in order of method, label and seed; named by what differs in their table.
 
     Args:
@@ -197,7 +197,7 @@ def cells(results: Iterable[TrialResult], costs: Costs | None = None) -> list[Ce
     for members in groups.values():
         spec, label = members[0].spec, called[members[0].trial_id]
         measured = costs.get(cost_class(spec, spec.method.target not in indifferent), ())
-        made.append(Cell(tuple(_once(members)), tuple(measured), label=label.text, unsaid=label.unsaid))
+        made.append(Configuration(tuple(_once(members)), tuple(measured), label=label.text, unsaid=label.unsaid))
     return made
 
 
@@ -210,7 +210,7 @@ def _once(members: Sequence[TrialResult]) -> list[TrialResult]:
     return list(by_seed.values())
 
 
-def _by_table(made: Sequence[Cell]) -> dict[tuple[str, str], list[int]]:
+def _by_table(made: Sequence[Configuration]) -> dict[tuple[str, str], list[int]]:
     """Model and task to the places of their configurations."""
     tables: dict[tuple[str, str], list[int]] = {}
     for place, cell in enumerate(made):
@@ -233,7 +233,7 @@ def names(results: Sequence[TrialResult]) -> dict[str, str]:
     return {result.trial_id: cell.name for cell in cells(results) for result in cell.results}
 
 
-def over_common_seeds(members: Sequence[Cell]) -> list[Cell]:
+def over_common_seeds(members: Sequence[Configuration]) -> list[Configuration]:
     """The same with means over the seeds that all completed, where these are enough; see :func:`common_seeds`."""
     having = [tuple(r.spec.seed for r, _ in cell.completed) for cell in members if cell.completed and cell.trains]
     common = common_seeds(having)
@@ -255,14 +255,14 @@ def with_tests(comparison: Comparison, found: Significance | str | None) -> Comp
     return replace(comparison, cells=tuple(tested), leaders=found.leaders if found.conclusive else ())
 
 
-def chosen_of_methods(members: Iterable[Cell]) -> list[Cell]:
+def chosen_of_methods(members: Iterable[Configuration]) -> list[Configuration]:
     """Of several configurations of a method, the one with the lowest dev loss; in the order that they come in.
 
     What is loaded was chosen by whoever loads it, and stands for itself.
 
     Not the one with the best test score: that would be tested as if it had been fixed beforehand.
     """
-    chosen: dict[str, Cell] = {}
+    chosen: dict[str, Configuration] = {}
     members = list(members)
     for cell in members:
         best = chosen.setdefault(_chosen_among(cell), cell)
@@ -271,19 +271,19 @@ def chosen_of_methods(members: Iterable[Cell]) -> list[Cell]:
     return [cell for cell in members if chosen[_chosen_among(cell)] is cell]
 
 
-def _chosen_among(cell: Cell) -> str:
+def _chosen_among(cell: Configuration) -> str:
     return cell.method if cell.results[0].spec.loaded is None else cell.name
 
 
-def _by_dev_loss(cell: Cell) -> tuple[float, str]:
+def _by_dev_loss(cell: Configuration) -> tuple[float, str]:
     loss = cell.mean("dev_loss")
     return math.inf if loss is None else loss, cell.name
 
 
-def _best_first(members: Sequence[Cell]) -> tuple[Cell, ...]:
+def _best_first(members: Sequence[Configuration]) -> tuple[Configuration, ...]:
     first = next(iter(metric_columns(result for cell in members for result in cell.results)), None)
 
-    def rank(cell: Cell) -> tuple[int, float]:
+    def rank(cell: Configuration) -> tuple[int, float]:
         found = cell.estimate(first.name) if first is not None else None
         if first is None or found is None:
             return (1, 0.0)

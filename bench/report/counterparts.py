@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.report.configurations import Cell
+from bench.report.configurations import Configuration
 from bench.schema.labels import labels, settings_of, titled
 from bench.schema.trial import TrialSpec
 
@@ -20,7 +20,7 @@ class Side:
     """A configuration, where its predictions lie, and what it is called beside the other side."""
 
     root: Path
-    cell: Cell
+    cell: Configuration
     name: str
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.report.budget import budget
 from bench.report.columns import Column
-from bench.report.configurations import Cell, Comparison
+from bench.report.configurations import Comparison, Configuration
 from bench.report.content import Content, signatures
 from bench.report.efficiency import efficiencies, efficiency_document
 from bench.report.others import other_document
@@ -103,7 +103,7 @@ def _comparison(comparison: Comparison) -> JsonDict:
     }
 
 
-def _cell(cell: Cell, columns: Sequence[Column]) -> JsonDict:
+def _cell(cell: Configuration, columns: Sequence[Column]) -> JsonDict:
     values: JsonDict = {}
     for column in columns:
         if (found := cell.estimate(column.name)) is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bench.report.columns import ABSENT, Column, compact
-from bench.report.configurations import Cell, Comparison, chosen_of_methods
+from bench.report.configurations import Comparison, Configuration, chosen_of_methods
 from bench.schema.trial import JsonDict
 
 BASE, FULL = "none", "full"
@@ -23,7 +23,7 @@ NOTE = (
 class Efficiency:
     """One row: the configuration of a method with the lowest dev loss. None is what the records do not tell."""
 
-    cell: Cell
+    cell: Configuration
     score: float | None
     gain: float | None  # of the score over the base model's, positive where it is better
     full_gain_fraction: float | None  # of the gain of full fine-tuning
@@ -54,11 +54,11 @@ def efficiencies(comparison: Comparison) -> list[Efficiency]:
     ]
 
 
-def _mean(cell: Cell | None, name: str) -> float | None:
+def _mean(cell: Configuration | None, name: str) -> float | None:
     return None if cell is None else cell.mean(name)
 
 
-def _gain(cell: Cell | None, base: Cell | None, metric: Column) -> float | None:
+def _gain(cell: Configuration | None, base: Configuration | None, metric: Column) -> float | None:
     score, start = _mean(cell, metric.name), _mean(base, metric.name)
     if score is None or start is None:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bench.report.columns import Column
-from bench.report.configurations import Cell, Comparison
+from bench.report.configurations import Comparison, Configuration
 
 if TYPE_CHECKING:
     from bench.statistics.significance import Significance
@@ -52,12 +52,12 @@ def headline(comparison: Comparison, found: Significance | str | None) -> str | 
     return " ".join(part for part in (first, _following(others, metric), rest if untested > 0 else "") if part)
 
 
-def _with_mean(cell: Cell, metric: Column) -> str:
+def _with_mean(cell: Configuration, metric: Column) -> str:
     found = cell.estimate(metric.name)
     return cell.name if found is None else f"{cell.name} ({metric.text(found.mean)})"
 
 
-def _with_interval(cell: Cell, metric: Column) -> str:
+def _with_interval(cell: Configuration, metric: Column) -> str:
     found = cell.estimate(metric.name)
     if found is None or found.half_width is None:
         return _with_mean(cell, metric)
@@ -69,14 +69,14 @@ def _with_interval(cell: Cell, metric: Column) -> str:
     )
 
 
-def _ahead(best: Cell, found: Significance, metric: Column) -> str:
+def _ahead(best: Configuration, found: Significance, metric: Column) -> str:
     """By how much, against the nearest one."""
     nearest = min((one for one in found.differences if one.first == best.name), key=lambda one: abs(one.difference))
     ahead = f"{abs(nearest.difference) * metric.scale:.{metric.decimals}f}"
     return f", by {ahead} over {nearest.second}"
 
 
-def _following(others: list[Cell], metric: Column) -> str:
+def _following(others: list[Configuration], metric: Column) -> str:
     following = ", ".join(_with_mean(cell, metric) for cell in others[:MOST_FOLLOWING])
     more = f" and {len(others) - MOST_FOLLOWING} more" if len(others) > MOST_FOLLOWING else ""
     return f"Next: {following}{more}." if following else ""

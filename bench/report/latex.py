@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bench.report.columns import ABSENT, Column
-from bench.report.configurations import Cell, Comparison
+from bench.report.configurations import Comparison, Configuration
 from bench.report.content import Content
 from bench.report.latex_text import DEFINITION, escaped, needs_definition
 from bench.report.layout import layout, letters_note, seeds_differ
@@ -170,7 +170,7 @@ def _column(title: str, arrow: str, cells: Sequence[str], width: float) -> _Part
     return _Part(heading, cells, max(width, *(len(word) + 2 * bool(arrow) for word in words)), "r")
 
 
-def _number(comparison: Comparison, cell: Cell, column: Column) -> tuple[str, float]:
+def _number(comparison: Comparison, cell: Configuration, column: Column) -> tuple[str, float]:
     """A mean with its spread, and how wide they are."""
     found = cell.estimate(column.name)
     if found is None:
@@ -217,7 +217,7 @@ def _caption(comparison: Comparison) -> str:
     return f"{escaped(comparison.model)} on {escaped(comparison.task)}.{spread} Best values in bold."
 
 
-def _seeds(scored: Sequence[Cell]) -> str:
+def _seeds(scored: Sequence[Configuration]) -> str:
     counts = sorted({len(cell.counted) for cell in scored})
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench.report.columns import ABSENT, TEST_LOSS, Column
-from bench.report.configurations import Cell, Comparison
+from bench.report.configurations import Comparison, Configuration
 
 if TYPE_CHECKING:
     from bench.statistics.significance import Significance
@@ -42,7 +42,7 @@ def layout(comparison: Comparison) -> Layout:
     return Layout(shown, tuple(column for column in left if column not in shown), _folded(comparison, alike))
 
 
-def cell_text(cell: Cell, column: Column) -> str:
+def cell_text(cell: Configuration, column: Column) -> str:
     """Mean and spread as tables print them."""
     found = cell.estimate(column.name)
     if found is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bench.report.budget import TITLE as BUDGET
 from bench.report.budget import budget
 from bench.report.columns import ABSENT, Column, title
-from bench.report.configurations import Cell, Comparison
+from bench.report.configurations import Comparison, Configuration
 from bench.report.content import Content, legend, signatures
 from bench.report.efficiency import NOTE as EFFICIENCY_NOTE
 from bench.report.efficiency import TITLE as EFFICIENCY
@@ -46,7 +46,7 @@ def markdown(content: Content) -> str:
     if len(content.comparisons) == 1:
         parts += map(escaped, content.answers[0])
     if content.caveats:
-        parts.append(f"[{_things(len(content.caveats))} to mind](#mind) before trusting this.")
+        parts.append(f"[{_things(len(content.caveats))} to mind](#caveats) before trusting this.")
     parts.append(escaped(content.summary))
     for comparison, found, quoted, answer in zip(
         content.comparisons, content.tested, content.references, content.answers, strict=True
@@ -137,7 +137,7 @@ def _references(quoted: References | None) -> str:
     return "\n\n".join([f"### {TITLE}", table(quoted.heading(), quoted.rows()), escaped(quoted.note)])
 
 
-def _cell(comparison: Comparison, cell: Cell, column: Column) -> str:
+def _cell(comparison: Comparison, cell: Configuration, column: Column) -> str:
     shown = cell_text(cell, column)
     return f"**{shown}**" if comparison.is_best(cell, column) else shown
 
@@ -246,7 +246,7 @@ def _log_tail(outcome: Failed) -> str:
 
 
 def _caveats(content: Content) -> str:
-    return "\n".join(["## Mind", "", *(f"- {escaped(line)}" for line in content.caveats)]) if content.caveats else ""
+    return "\n".join(["## Caveats", "", *(f"- {escaped(line)}" for line in content.caveats)]) if content.caveats else ""
 
 
 def _provenance(content: Content) -> str:

@@ -104,7 +104,7 @@ def _sections(
         suffix = f" {number}" if several else ""
         found.append((f"results-{number}", f"Results{suffix}"))
         if number == 1 and content.caveats:
-            found.append(("mind", "Mind"))
+            found.append(("caveats", "Caveats"))
         if comparison["pictures"]:
             found.append((f"plots-{number}", f"Plots{suffix}"))
     if content.tunings:

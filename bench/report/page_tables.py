@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bench.report.budget import TITLE as BUDGET
 from bench.report.budget import budget
 from bench.report.columns import ABSENT, TRAINED, Column, compact, title
-from bench.report.configurations import Cell, Comparison, chosen_of_methods
+from bench.report.configurations import Comparison, Configuration, chosen_of_methods
 from bench.report.content import Content, legend, signatures
 from bench.report.efficiency import NOTE as EFFICIENCY_NOTE
 from bench.report.efficiency import TITLE as EFFICIENCY
@@ -109,13 +109,13 @@ class _Scale:
         self.low = min(mean - width for mean, width in zip(means, shown, strict=True))
         self.high = max(mean + width for mean, width in zip(means, shown, strict=True))
 
-    def of(self, cell: Cell) -> Estimate | None:
+    def of(self, cell: Configuration) -> Estimate | None:
         return cell.estimate(self.metric.name) if self.metric is not None else None
 
     def place(self, value: float) -> float:
         return round(min(100.0, max(0.0, 100.0 * (value - self.low) / (self.high - self.low or 1.0))), 1)
 
-    def interval(self, cell: Cell) -> JsonDict:
+    def interval(self, cell: Configuration) -> JsonDict:
         found = self.of(cell)
         if found is None or self.metric is None:
             return {"at": None, "sort": "", "told": ""}
@@ -172,7 +172,7 @@ def _either(bases: set[Basis]) -> str:
 
 
 def _row(
-    comparison: Comparison, cell: Cell, scale: _Scale, letters: Mapping[str, str], columns: Sequence[Column]
+    comparison: Comparison, cell: Configuration, scale: _Scale, letters: Mapping[str, str], columns: Sequence[Column]
 ) -> JsonDict:
     return {
         "method": cell.method,
@@ -185,12 +185,12 @@ def _row(
     }
 
 
-def _all_columns(comparison: Comparison, cell: Cell) -> JsonDict:
+def _all_columns(comparison: Comparison, cell: Configuration) -> JsonDict:
     cells = [_cell(comparison, cell, column) for column in comparison.columns]
     return {"method": cell.method, "label": cell.label, "cells": cells}
 
 
-def _cell(comparison: Comparison, cell: Cell, column: Column) -> JsonDict:
+def _cell(comparison: Comparison, cell: Configuration, column: Column) -> JsonDict:
     found = cell.estimate(column.name)
     wide = _is_wide(comparison, column)
     if found is None:

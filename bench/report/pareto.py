@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.report.columns import Column
-from bench.report.configurations import Cell
+from bench.report.configurations import Configuration
 
 
-def front(cells: Sequence[Cell], score: Column, cost: Column) -> list[Cell]:
+def front(cells: Sequence[Configuration], score: Column, cost: Column) -> list[Configuration]:
     """The cells that are not dominated, cheapest first.
 
     A cell is dominated by one that is at least as good in both means and better in one.
@@ -23,14 +23,14 @@ def front(cells: Sequence[Cell], score: Column, cost: Column) -> list[Cell]:
         for number, cell in enumerate(cells)
         if cell.estimate(score.name) is not None and cell.estimate(cost.name) is not None
     ]
-    found: list[tuple[float, float, Cell]] = []
+    found: list[tuple[float, float, Configuration]] = []
     for price, loss, _, cell in sorted(points, key=lambda point: point[:3]):
         if not found or loss < found[-1][1] or (price, loss) == found[-1][:2]:
             found.append((price, loss, cell))
     return [cell for *_, cell in found]
 
 
-def _loss(column: Column, cell: Cell) -> float:
+def _loss(column: Column, cell: Configuration) -> float:
     found = cell.estimate(column.name)
     if found is None or column.higher_is_better is None:
         raise ValueError(f"{cell.name} cannot be ranked by {column.name}")

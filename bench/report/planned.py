@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench.report.columns import ABSENT
-from bench.report.configurations import Cell, Comparison
+from bench.report.configurations import Comparison, Configuration
 from bench.report.efficiency import size
 from bench.schema.trial import JsonDict
 
@@ -23,7 +23,7 @@ NOTE = (
 class Forecast:
     """One configuration. None is what is not known."""
 
-    cell: Cell
+    cell: Configuration
     flops: float
     memory_planned_bytes: float
     memory_measured_bytes: float | None
@@ -39,9 +39,9 @@ class Forecast:
         return self.flops / steps / self.step_measured_seconds
 
 
-def of_different_cost(cells: Sequence[Cell]) -> list[Cell]:
+def of_different_cost(cells: Sequence[Configuration]) -> list[Configuration]:
     """The first of the cells that differ in nothing that costs time or memory."""
-    found: dict[tuple[object, ...], Cell] = {}
+    found: dict[tuple[object, ...], Configuration] = {}
     for cell in cells:
         spec = cell.results[0].spec
         found.setdefault((spec.configuration_class, spec.train.steps, spec.train.epochs), cell)

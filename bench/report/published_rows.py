@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bench.report.columns import ABSENT, Column
-from bench.report.configurations import Cell, Comparison
+from bench.report.configurations import Comparison, Configuration
 from bench.report.published import Quoted, fits, is_same_model
 from bench.schema.trial import JsonDict
 from bench.statistics.estimates import Estimate, estimate
@@ -23,7 +23,7 @@ TITLE = "Beside published numbers"
 class Reference:
     """A configuration of ours and a published row of its method and task."""
 
-    cell: Cell
+    cell: Configuration
     row: Quoted
 
     def ours(self, column: Column) -> Estimate | None:

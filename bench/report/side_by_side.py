@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.report.configurations import Cell, chosen_of_methods
+from bench.report.configurations import Configuration, chosen_of_methods
 from bench.schema.trial import JsonDict
 from bench.store.predictions import read_predictions
 
@@ -27,7 +27,7 @@ class SideBySide:
     num_sources: int  # of which the above are an even sample
 
 
-def side_by_side(root: Path, cells: Sequence[Cell], most_bytes: int = MOST_BYTES) -> SideBySide | None:
+def side_by_side(root: Path, cells: Sequence[Configuration], most_bytes: int = MOST_BYTES) -> SideBySide | None:
     """Predictions of each method's configuration with the lowest dev loss; None where no predictions are kept.
 
     Args:
@@ -35,7 +35,7 @@ def side_by_side(root: Path, cells: Sequence[Cell], most_bytes: int = MOST_BYTES
         cells: Best first.
         most_bytes: Limit on the JSON text of all sources. What is over it is left out evenly, and counted.
     """
-    read: list[tuple[Cell, str, dict[str, JsonDict]]] = []
+    read: list[tuple[Configuration, str, dict[str, JsonDict]]] = []
     for cell in chosen_of_methods(cells):
         for result, _ in cell.completed:
             if len(read) == MOST_CONFIGURATIONS:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.report.columns import ABSENT, Column
-from bench.report.configurations import Cell, Comparison, chosen_of_methods
+from bench.report.configurations import Comparison, Configuration, chosen_of_methods
 from bench.schema.trial import JsonDict
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def tested(root: Path, comparison: Comparison) -> Significance | str | None:
         return f"Differences are not tested: {error}."
 
 
-def tested_cells(comparison: Comparison) -> list[Cell]:
+def tested_cells(comparison: Comparison) -> list[Configuration]:
     """The configurations that are tested against each other."""
     scored = [cell for cell in comparison.scored if cell.completed]
     return scored if len(scored) <= MOST_CONFIGURATIONS else chosen_of_methods(scored)

@@ -16,7 +16,7 @@ from fakes import FakeLauncher, completed, failed, probed, provenance, record, t
 from bench.driver.fusable import fusion_of, why_alone
 from bench.driver.schedule import Fusion, Schedule
 from bench.launch.capacity import Machine
-from bench.report.configurations import Cell
+from bench.report.configurations import Configuration
 from bench.report.figures.bars import memory_bars, time_bars
 from bench.report.rows import row
 from bench.schema.record import Failed, Fused, RankReport, TrialResult
@@ -146,8 +146,8 @@ def test_figures_leave_out_what_trials_cost_together() -> None:
     alone = record(trial(), completed())
     fused = alone.model_copy(update={"fused": Fused(trials=["a"], shared_seconds=1.0)})
     for bars in (memory_bars, time_bars):
-        assert bars([Cell((alone,))], "bars") is not None
-        assert bars([Cell((fused,))], "bars") is None
+        assert bars([Configuration((alone,))], "bars") is not None
+        assert bars([Configuration((fused,))], "bars") is None
 
 
 def fusable_trial(model: Path, method: str = "prefix_tuning", **changes: Any) -> TrialSpec:

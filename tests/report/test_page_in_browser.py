@@ -114,7 +114,7 @@ def test_it_loads_quickly_and_shows_everything(opened: Any) -> None:
     headings = texts(opened, "main h2")
     assert headings == [
         "Results",
-        "Mind",
+        "Caveats",
         "Plots",
         "Predictions side by side",
         "Failed trials",

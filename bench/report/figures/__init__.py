@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.report.columns import Column
-from bench.report.configurations import Cell, Comparison, cells
+from bench.report.configurations import Comparison, Configuration, cells
 from bench.report.content import Content
 from bench.report.figures.bars import memory_bars, planned_memory_bars, time_bars
 from bench.report.figures.budget import budget_curves
@@ -47,7 +47,7 @@ def _drawn(content: Content) -> list[list[Picture]]:
     return found
 
 
-def _of_all_stages(content: Content, comparison: Comparison) -> list[Cell]:
+def _of_all_stages(content: Content, comparison: Comparison) -> list[Configuration]:
     """Final trials and those that chose their settings; what measures cost has no learning rate of its own."""
     return cells(
         record

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from bench.report.configurations import Cell
+from bench.report.configurations import Configuration
 from bench.report.figures.picture import Picture, finished
 from bench.report.figures.style import PARTS, drawing
 from bench.report.figures.words import drawn
@@ -23,7 +23,7 @@ MEMORY_PHASES = ("train", "decode")
 Parts = dict[str, float]
 
 
-def memory_bars(cells: Sequence[Cell], name: str) -> Picture | None:
+def memory_bars(cells: Sequence[Configuration], name: str) -> Picture | None:
     """Measured memory of the worst rank while training and while decoding, mean over seeds."""
     bars = [
         (f"{cell.name}, {phase}", parts)
@@ -39,7 +39,7 @@ def memory_bars(cells: Sequence[Cell], name: str) -> Picture | None:
     return _stacked(bars, name, "Memory by part and phase", "MiB", caption)
 
 
-def planned_memory_bars(cells: Sequence[Cell], name: str) -> Picture | None:
+def planned_memory_bars(cells: Sequence[Configuration], name: str) -> Picture | None:
     """What the planner says the training memory is made of."""
     bars = [(cell.name, parts) for cell in of_different_cost(cells) if (parts := _mean_parts(cell, _planned))]
     caption = (
@@ -49,7 +49,7 @@ def planned_memory_bars(cells: Sequence[Cell], name: str) -> Picture | None:
     return _stacked(bars, name, "Planned training memory by part", "MiB", caption)
 
 
-def time_bars(cells: Sequence[Cell], name: str) -> Picture | None:
+def time_bars(cells: Sequence[Configuration], name: str) -> Picture | None:
     """Seconds of every phase on the slowest rank, mean over seeds."""
     bars = [(cell.name, parts) for cell in of_different_cost(cells) if (parts := _mean_parts(cell, _seconds))]
     caption = "Seconds of each phase on the slowest rank, mean over seeds; start-up of processes is not in it."
@@ -85,7 +85,7 @@ def _seconds(outcome: Completed) -> Parts:
     return {phase: seconds for phase, seconds in found.items() if 0 < seconds < math.inf}
 
 
-def _mean_parts(cell: Cell, parts_of: Callable[[Completed], Parts]) -> Parts:
+def _mean_parts(cell: Configuration, parts_of: Callable[[Completed], Parts]) -> Parts:
     found = [parts for result, outcome in cell.completed if result.has_own_costs and (parts := parts_of(outcome))]
     labels = dict.fromkeys(label for parts in found for label in parts)
     return {label: sum(parts.get(label, 0.0) for parts in found) / len(found) for label in labels}

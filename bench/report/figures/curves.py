@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.report.configurations import Cell, chosen_of_methods, failed
+from bench.report.configurations import Configuration, chosen_of_methods, failed
 from bench.report.figures.picture import Picture, finished, legend_beside
 from bench.report.figures.style import INK, Look, drawing
 from bench.report.figures.words import drawn
@@ -21,7 +21,7 @@ MOST_POINTS = 80
 Points = list[tuple[float, float]]
 
 
-def training_curves(cells: Sequence[Cell], looks: Mapping[str, Look], name: str) -> Picture | None:
+def training_curves(cells: Sequence[Configuration], looks: Mapping[str, Look], name: str) -> Picture | None:
     """Training and dev loss by step, mean over seeds; None where nothing was trained.
 
     Args:
@@ -58,7 +58,7 @@ def training_curves(cells: Sequence[Cell], looks: Mapping[str, Look], name: str)
         return finished(figure, name, "Training", caption, told)
 
 
-def learning_rate_curves(cells: Sequence[Cell], looks: Mapping[str, Look], name: str) -> Picture | None:
+def learning_rate_curves(cells: Sequence[Configuration], looks: Mapping[str, Look], name: str) -> Picture | None:
     """Dev loss against the learning rate, for every method that was tried with several; None where none was.
 
     Args:
@@ -93,9 +93,9 @@ def learning_rate_curves(cells: Sequence[Cell], looks: Mapping[str, Look], name:
         return finished(figure, name, "Learning rates", caption, told)
 
 
-def _by_learning_rate(cells: Sequence[Cell]) -> list[list[Cell]]:
+def _by_learning_rate(cells: Sequence[Configuration]) -> list[list[Configuration]]:
     """Cells that differ in nothing but learning rate, seed and stage; those that stopped early are no part of it."""
-    groups: dict[tuple[object, ...], list[Cell]] = {}
+    groups: dict[tuple[object, ...], list[Configuration]] = {}
     for cell in cells:
         spec = cell.results[0].spec
         if spec.stop_after_steps is None and any(values.get("learning_rate") for values in cell.rows):
@@ -103,7 +103,7 @@ def _by_learning_rate(cells: Sequence[Cell]) -> list[list[Cell]]:
     return list(groups.values())
 
 
-def _names(series: Sequence[list[Cell]]) -> list[str]:
+def _names(series: Sequence[list[Configuration]]) -> list[str]:
     """The method of each line, and what tells it from the other lines of its method."""
     specs = [members[0].results[0].spec for members in series]
     ignored = {"train.learning_rate", "decode", "stage", "scores_dev", "task.test_examples"}  # differ between stages
@@ -111,11 +111,11 @@ def _names(series: Sequence[list[Cell]]) -> list[str]:
     return [titled(spec.method.name, label.text) for spec, label in zip(specs, found, strict=True)]
 
 
-def _first_of_methods(series: Sequence[list[Cell]]) -> list[list[Cell]]:
+def _first_of_methods(series: Sequence[list[Configuration]]) -> list[list[Configuration]]:
     return list({cells[0].method: cells for cells in reversed(series)}.values())[::-1]
 
 
-def _mean_by_rate(members: Sequence[Cell]) -> Points:
+def _mean_by_rate(members: Sequence[Configuration]) -> Points:
     losses: dict[float, list[float]] = {}
     for cell in members:
         if (found := cell.estimate("dev_loss")) is not None:
@@ -123,11 +123,11 @@ def _mean_by_rate(members: Sequence[Cell]) -> Points:
     return [(rate, math.fsum(values) / len(values)) for rate, values in sorted(losses.items())]
 
 
-def _rate(cell: Cell) -> float:
+def _rate(cell: Configuration) -> float:
     return float(cell.results[0].spec.train.learning_rate)
 
 
-def _mark_diverged(axes: Axes, series: Sequence[list[Cell]], looks: Mapping[str, Look]) -> Any:
+def _mark_diverged(axes: Axes, series: Sequence[list[Configuration]], looks: Mapping[str, Look]) -> Any:
     """A cross at the upper edge for every learning rate at which a trial diverged."""
     from matplotlib.lines import Line2D
 

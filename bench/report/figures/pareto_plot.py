@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.report.columns import Column
-from bench.report.configurations import Cell, Comparison
+from bench.report.configurations import Comparison, Configuration
 from bench.report.figures.picture import Picture, finished, legend_beside
 from bench.report.figures.style import FAINT, INK, UNTOUCHED, Look, drawing
 from bench.report.figures.words import drawn
@@ -60,24 +60,24 @@ def pareto_plot(
         return finished(figure, name, f"{score.title} against {cost.axis}", few, told)
 
 
-def _value(cell: Cell, column: Column) -> float | None:
+def _value(cell: Configuration, column: Column) -> float | None:
     """What can be drawn: nothing where a method trains nothing, whose cost of training is no cost."""
     found = cell.estimate(column.name)
     return None if found is None or (found.mean == 0 and not column.varies_over_seeds) else found.mean * column.scale
 
 
-def _estimate(cell: Cell, column: Column) -> Estimate:
+def _estimate(cell: Configuration, column: Column) -> Estimate:
     found = cell.estimate(column.name)
     if found is None:
         raise ValueError(f"{cell.name} has no {column.name}")
     return found
 
 
-def _mean(cell: Cell, column: Column) -> float:
+def _mean(cell: Configuration, column: Column) -> float:
     return _estimate(cell, column).mean * column.scale
 
 
-def _axes(axes: Axes, points: Sequence[Cell], score: Column, cost: Column) -> None:
+def _axes(axes: Axes, points: Sequence[Configuration], score: Column, cost: Column) -> None:
     costs = [_mean(cell, cost) for cell in points]
     if min(costs) > 0 and max(costs) / min(costs) > LOG_SPAN:
         axes.set_xscale("log")
@@ -86,12 +86,14 @@ def _axes(axes: Axes, points: Sequence[Cell], score: Column, cost: Column) -> No
     axes.set_ylabel(f"{drawn(score.title)}{arrow[score.higher_is_better]}")
 
 
-def _draw_front(axes: Axes, best: Sequence[Cell], score: Column, cost: Column) -> None:
+def _draw_front(axes: Axes, best: Sequence[Configuration], score: Column, cost: Column) -> None:
     x, y = [_mean(cell, cost) for cell in best], [_mean(cell, score) for cell in best]
     axes.plot(x, y, color=FAINT, linewidth=1.4, drawstyle="steps-post", zorder=1.5)
 
 
-def _draw_point(axes: Axes, cell: Cell, score: Column, cost: Column, look: Look, mark: str, leads: bool) -> None:
+def _draw_point(
+    axes: Axes, cell: Configuration, score: Column, cost: Column, look: Look, mark: str, leads: bool
+) -> None:
     x, y = _estimate(cell, cost), _estimate(cell, score)
     bars: dict[str, Any] = {"elinewidth": 1.0, "linestyle": "none", **look.mark}
     if not leads:
@@ -116,7 +118,7 @@ def _draw_base(axes: Axes, base: float, score: Column) -> Any:
     return Line2D([], [], label=f"base model: {base:.{score.decimals}f}", **(style if near else {"linestyle": "none"}))
 
 
-def _limits(axes: Axes, shown: Sequence[Cell], score: Column) -> None:
+def _limits(axes: Axes, shown: Sequence[Configuration], score: Column) -> None:
     found = [_estimate(cell, score) for cell in shown]
     means = [one.mean for one in found]
     spread = (max(means) - min(means)) or abs(means[0]) or 1.0
@@ -129,7 +131,9 @@ def _limits(axes: Axes, shown: Sequence[Cell], score: Column) -> None:
         axes.set_xlim(left=0)
 
 
-def _label(axes: Axes, best: Sequence[Cell], points: Sequence[Cell], score: Column, cost: Column) -> None:
+def _label(
+    axes: Axes, best: Sequence[Configuration], points: Sequence[Configuration], score: Column, cost: Column
+) -> None:
     """Names beside the front's points, each on the side where it hides the fewest other points and names."""
     figure = axes.get_figure(root=True)
     if figure is None:
@@ -174,7 +178,7 @@ def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, 
     return max(0.0, width) * max(0.0, height)
 
 
-def _handles(points: Sequence[Cell], looks: Mapping[str, Look]) -> list[Any]:
+def _handles(points: Sequence[Configuration], looks: Mapping[str, Look]) -> list[Any]:
     from matplotlib.lines import Line2D
 
     methods = dict.fromkeys(sorted(cell.method for cell in points))
@@ -184,11 +188,11 @@ def _handles(points: Sequence[Cell], looks: Mapping[str, Look]) -> list[Any]:
     return [*marks, Line2D([], [], color=FAINT, linewidth=1.4, label="front")]
 
 
-def _told(cell: Cell, score: Column, cost: Column) -> str:
+def _told(cell: Configuration, score: Column, cost: Column) -> str:
     return f"{cell.name}: {_shown(cell, score)}, {_shown(cell, cost)}"
 
 
-def _shown(cell: Cell, column: Column) -> str:
+def _shown(cell: Configuration, column: Column) -> str:
     found = _estimate(cell, column)
     width = found.half_width
     interval = "" if width is None or math.isclose(width, 0.0) else f" ± {column.text(width)}"
