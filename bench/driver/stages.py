@@ -6,10 +6,7 @@ is decided on the way is a row of the store, so that a sweep which is taken up a
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +16,7 @@ from bench.driver.pace import Later
 from bench.metrics.checks import choosable
 from bench.metrics.scoring import meant
 from bench.plugins.registry import make_task
+from bench.schema.digests import sha256_of_json, slug
 from bench.schema.labels import labels, titled
 from bench.schema.same_answer import distinct
 from bench.schema.search_space import SearchSpace
@@ -332,9 +330,8 @@ def _rungs(train: TrainSpec, halving: HalvingSpec | None, where: str) -> tuple[i
 def _key(search: Search, first: TrialSpec) -> str:
     """Readable slug and hash of what the search asks: another budget or range is another search."""
     content = {"trial": first.identity, "search": search.model_dump(mode="json", exclude={"key"})}
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    slug = re.sub(r"[^A-Za-z0-9._=-]+", "-", "-".join(filter(None, [search.method, search.label])))[:60].strip("-")
-    return f"{slug}-{digest[:8]}"
+    digest = sha256_of_json(content)
+    return f"{slug(search.method, search.label, length=60)}-{digest[:8]}"
 
 
 def _names(contenders: Sequence[Contender]) -> list[str]:

@@ -7,7 +7,6 @@ anew. Where nothing can be kept, every process makes its own, and says so in one
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from bench.measure.provenance import code_sha256, installed_version
 from bench.models.base import cache_path
 from bench.models.split_data import SplitData, tokenised
 from bench.models.tokens import Tokenization
-from bench.schema.digests import sha256_of
+from bench.schema.digests import sha256_of, sha256_of_json
 from bench.schema.trial import JsonDict, TaskSpec
 from bench.store.files import new_folder
 from bench.task import Split, Task
@@ -70,7 +69,7 @@ def read_split(spec: TaskSpec, task: Task, split: Split, tokens: Tokenization, s
     if key is None:
         say(f"tokens of {spec.name} are not kept: data without a hash, or a tokenizer without tokenizer.json")
         return tokenised(spec, task, split, tokens)
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    digest = sha256_of_json(key)
     entry = folder / f"{split}-{digest[:32]}"
     made: SplitData | None = None
     try:
@@ -129,7 +128,7 @@ def _fingerprint(tokenizer: Any) -> str | None:
         if isinstance(value, str | int | float | bool | None) and "path" not in name and "file" not in name
     }
     parts = [type(tokenizer).__qualname__, content, settings, tokenizer.bos_token, tokenizer.eos_token]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return sha256_of_json(parts)
 
 
 def _store(entry: Path, data: SplitData, key: JsonDict) -> None:

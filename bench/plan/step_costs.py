@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from bench.models import base
 from bench.models.architecture import Pair
 from bench.plan.trace import StepTrace, StepTracer
 from bench.plan.workload import MicroBatch, Workload
+from bench.schema.digests import sha256_of_json
 from bench.schema.trial import DecodeSpec, ResourceSpec, TrainSpec, TrialSpec
 from bench.store.files import write_atomically
 
@@ -112,7 +112,7 @@ def _step_costs(spec_json: str, rows: int, source: int, target: int) -> StepCost
         *(spec.train.gradient_checkpointing, spec.train.label_smoothing, spec.train.dropout),
         *(code_sha256(), version("torch"), version("transformers")),
     ]
-    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    digest = sha256_of_json(what)
     path = base.cache_path() / "traces" / f"{digest}.json"
     shipped = spec.method.target.startswith("methods.")  # The hash of our sources says nothing about a plugin's.
     if shipped and path.is_file():

@@ -7,12 +7,12 @@ remark: rows that differ in more than their label says would mislead otherwise.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from bench.schema.digests import sha256_of_json
 from bench.schema.same_answer import answer
 from bench.schema.trial import TrialSpec
 
@@ -146,7 +146,7 @@ def _of_one_method(rows: Sequence[Mapping[str, str]], specs: Sequence[TrialSpec]
 def _unique(texts: Sequence[str], rows: Sequence[Mapping[str, str]]) -> list[str]:
     """The same, and what only a hash tells apart with a hash: a setting that is null here and unknown there."""
     known: dict[str, set[str]] = {}
-    hashes = [hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:8] for row in rows]
+    hashes = [sha256_of_json(row)[:8] for row in rows]
     for text, digest in zip(texts, hashes, strict=True):
         known.setdefault(text, set()).add(digest)
     return [

@@ -6,9 +6,6 @@ Field names carry their unit; ``None`` appears only where absence has a meaning.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -24,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from bench.schema.digests import sha256_of_json, slug
 from bench.schema.strict_numbers import StrictNumbers
 
 JsonDict = dict[str, Any]
@@ -372,12 +370,12 @@ class TrialSpec(Spec):
     @functools.cached_property
     def trial_id(self) -> str:
         """Readable slug and 10 hex digits of the hash of :attr:`identity`."""
-        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
-        slug = re.sub(r"[^A-Za-z0-9._=-]+", "-", "-".join(filter(None, [self.method.name, self.label])))[:80].strip("-")
-        slug = slug.lstrip(".-") or "trial"  # no hidden folder, and nothing that looks like an option
+        digest = sha256_of_json(self.identity)
+        # No hidden folder, and nothing that looks like an option.
+        name = slug(self.method.name, self.label, length=80).lstrip(".-") or "trial"
         stage = "" if self.stage == "final" else f"-{self.stage}"
         seed = f"-r{self.repetition}" * bool(self.repetition) if self.stage == "cost" else f"-s{self.seed}"
-        return f"{slug}{stage}{seed}-{digest[:10]}"
+        return f"{name}{stage}{seed}-{digest[:10]}"
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """As pydantic has it, without the id, which pydantic would copy too."""
@@ -412,7 +410,7 @@ class TrialSpec(Spec):
         content = self.model_copy(update=first).identity
         for length in ("steps", "epochs", "evaluate_every_steps"):
             content.get("train", {}).pop(length, None)
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+        return sha256_of_json(content)[:10]
 
     @model_validator(mode="after")
     def _of_its_stage(self) -> TrialSpec:

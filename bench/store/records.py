@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import hashlib
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from bench.schema.digests import sha256_of
+from bench.schema.digests import sha256_of, sha256_of_json
 from bench.schema.record import Failed, Reason, TrialResult
 from bench.schema.trial import JsonDict
 from bench.store.crash_points import reached
@@ -313,7 +312,7 @@ def damaged_files(folder: Path, record: TrialResult, names: Sequence[str]) -> li
 def content_sha256(content: JsonDict) -> str:
     """Of a record's JSON, whatever its layout; the field that holds the hash itself does not count."""
     content = {key: value for key, value in content.items() if key != "content_sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return sha256_of_json(content)
 
 
 def _corrupt(path: Path, why: str) -> str:
