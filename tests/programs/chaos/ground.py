@@ -22,7 +22,10 @@ from bench.store.journal import Journal
 from bench.store.records import Store, damaged_files, read_record
 from chaos.traces import Traces
 
-TESTS = Path(__file__).parents[1]
+PROGRAMS = Path(__file__).parents[1]
+SUPPORT = PROGRAMS.parent / "support"
+# What the processes of a scenario import: its own modules, the helpers of the tests, and the harness.
+PYTHON_PATH = os.pathsep.join(map(str, (PROGRAMS, SUPPORT, PROGRAMS.parents[1])))
 # Long: the machine may have other things to do.
 PATIENCE_SECONDS = 300.0
 # What is still there then is left behind.
@@ -72,7 +75,7 @@ class Ground:
         self.trials = trials
         self.command = command or [
             sys.executable,
-            str(TESTS / "chaos" / "light_driver.py"),
+            str(PROGRAMS / "chaos" / "light_driver.py"),
             str(self.root),
             str(trials),
         ]
@@ -85,8 +88,7 @@ class Ground:
 
     def start(self, **variables: str) -> subprocess.Popen[str]:
         """Start a driver."""
-        path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-        environment = {**os.environ, "PYTHONPATH": path, "TUNEOFF_TEST_TAG": self.tag}
+        environment = {**os.environ, "PYTHONPATH": PYTHON_PATH, "TUNEOFF_TEST_TAG": self.tag}
         environment |= self.variables | variables
         environment["TMPDIR"] = str(self.temporary)
         return subprocess.Popen(

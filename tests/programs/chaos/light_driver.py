@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
 from fakes import FakeLauncher, trial
 
 from bench.driver.observer import Observer
@@ -27,7 +28,8 @@ from bench.store.records import Store, StoreError
 from bench.store.recover import recover
 from bench.store.retry import RetryPolicy
 
-TESTS = Path(__file__).parents[1]
+PROGRAMS = Path(__file__).parents[1]
+SUPPORT = PROGRAMS.parent / "support"
 
 
 class FullDisk(Observer):
@@ -56,7 +58,7 @@ def launcher_for(outbox: Path) -> Launcher:
     if patience := os.environ.get("LIGHT_PATIENCE_SECONDS"):
         ray_cluster.NODES_RETURN_SECONDS = ray_cluster.HEAD_RETURN_SECONDS = float(patience)
     ours = {name: value for name, value in os.environ.items() if name.startswith(("LIGHT_", "TUNEOFF_", "TMPDIR"))}
-    sources = [TESTS / "chaos", TESTS / "fakes.py"]
+    sources = [PROGRAMS / "chaos", SUPPORT / "fakes.py"]
     return RayLauncher(outbox, address, sources, {"env_vars": ours}, "chaos.light_rank")
 
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from chaos.ground import TESTS, wait_until
+from chaos.ground import PROGRAMS, PYTHON_PATH, wait_until
 from chaos.ray_faults import free_port, started_head
 from command import processes_with
 from tiny_sweep import write_tiny_sweep
@@ -25,7 +25,7 @@ PATIENCE_SECONDS = 400.0
 # What is left of it then will stay.
 LEAVE_SECONDS = 60.0
 STOPPED = 130
-LIGHT_DRIVER = [sys.executable, str(TESTS / "chaos" / "light_driver.py")]
+LIGHT_DRIVER = [sys.executable, str(PROGRAMS / "chaos" / "light_driver.py")]
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _exit(kind: Kind, folder: Path, sweep: Path, address: str) -> Exit:
     temporary.mkdir(parents=True)
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
+        "PYTHONPATH": PYTHON_PATH,
         "TMPDIR": str(temporary),
         "TUNEOFF_TEST_TAG": f"{tag}.",
         "LIGHT_SECONDS": "30" if kind.stopped else "1.5",

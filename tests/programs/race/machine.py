@@ -15,7 +15,7 @@ import torch
 
 from bench.measure.provenance import SOURCE_ROOT, collect, cpu_name
 
-RACE_ROOT = Path(__file__).resolve().parents[1]
+PROGRAMS = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "ray", "safetensors", "numpy")
 
 
@@ -27,7 +27,7 @@ def environment(threads: int | None = None) -> dict[str, str]:
     """
     found = {**os.environ, "HF_HUB_OFFLINE": "1"}
     found["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(RACE_ROOT), str(SOURCE_ROOT), os.environ.get("PYTHONPATH")])
+        filter(None, [str(PROGRAMS), str(PROGRAMS.parent / "support"), str(SOURCE_ROOT), os.environ.get("PYTHONPATH")])
     )
     return found if threads is None else {**found, "OMP_NUM_THREADS": str(threads)}
 
