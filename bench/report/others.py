@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,9 +24,9 @@ def left_out_text(count: int, root: Path) -> str:
     """That there are such records, and how to see them."""
     records = "1 record" if count == 1 else f"{count} records"
     is_of = "is" if count == 1 else "are"
+    command = f"tuneoff report {shlex.quote(str(root))} --all"
     return (
-        f"{records} in the folder {is_of} not asked for by the sweep as it is now: 'tuneoff report {root.name} --all' "
-        "lists what is left out."
+        f"{records} in the folder {is_of} not asked for by the sweep as it is now: '{command}' lists what is left out."
     )
 
 

@@ -185,7 +185,7 @@ os.write(2, b"after\\n")
 
 def test_nothing_is_drawn_over_in_a_real_terminal(tmp_path: Path) -> None:
     """What a terminal of 80 columns shows in the end: all events and all that others wrote, and nothing of the view."""
-    script = IN_A_TERMINAL.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    script = IN_A_TERMINAL.format(tests=str(Path(__file__).parents[1] / "support"), folder=str(tmp_path))
     shown = screen(output_in_terminal([sys.executable, "-c", script], 80, 24))
     spec = trial("adapters").trial_id
     other = trial("adapters", 1).trial_id

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from command import Done
 from fakes import FakeLauncher, completed, record, trial
+from odd_trackers import CannotLog  # noqa: F401 - named in a parameter below
 from test_run import Bench
 
 from bench.driver.schedule import Schedule
@@ -63,13 +64,6 @@ class CannotBegin(Tracker):
 
     def begin(self, trial_id: str, settings: Mapping[str, str]) -> None:
         raise RuntimeError("disk full")
-
-
-class CannotLog(Tracker):
-    """Leaves the program, as some libraries do."""
-
-    def log(self, trial_id: str, step: int, values: Mapping[str, float]) -> None:
-        sys.exit("not logged in")
 
 
 class CannotEnd(Tracker):
@@ -210,10 +204,10 @@ def test_a_tracker_that_raises_fails_no_real_trial(
 ) -> None:
     bench = Bench(tmp_path, tiny_models["llama"], tiny_task)
     done = bench.run(
-        "  - full", "--launcher", "local", "--tracker", "test_trackers:CannotLog", "--tracker", "tensorboard"
+        "  - full", "--launcher", "local", "--tracker", "odd_trackers:CannotLog", "--tracker", "tensorboard"
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    said = "tracker test_trackers:CannotLog failed and is off, the trials go on: SystemExit: not logged in"
+    said = "tracker odd_trackers:CannotLog failed and is off, the trials go on: SystemExit: not logged in"
     assert done.stdout.count(said) == 1
     (events,) = (bench.results / "tensorboard").glob("full-*/events*")
     assert {"train/loss", "final/test/bleu"} <= scalars(events).keys()

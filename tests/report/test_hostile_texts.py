@@ -121,12 +121,12 @@ def test_no_format_lets_a_name_control_anything() -> None:
 
 
 def test_a_spreadsheet_meets_neither_a_formula_nor_a_torn_row() -> None:
-    rows = list(csv.DictReader(io.StringIO(report.csv_text(hostile()), newline="")))
-    assert len(rows) == len(EVIL) + 2
-    labels = {row["label"] for row in rows}
-    assert {"'=1+1", "'\t=tab", "line\nbreak\nand\nreturn"} <= labels
+    named = [record(trial(text), completed()) for text in EVIL]
+    rows = list(csv.DictReader(io.StringIO(report.csv_text([*hostile(), *named]), newline="")))
+    assert len(rows) == 2 * len(EVIL) + 2
+    assert {"'=1+1", "'\t=tab", "line\nbreak\nand\nreturn"} <= {row["method"] for row in rows}
     for row in rows:
-        for name in ("label", "message"):
+        for name in ("method", "label", "message"):
             assert not row[name].startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
     assert "\r" not in report.csv_text(hostile())
 

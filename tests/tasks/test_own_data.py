@@ -38,8 +38,8 @@ def people(count: int = 60) -> list[dict[str, str]]:
 
 def test_a_csv_with_three_columns_becomes_a_task_with_four_lines_of_yaml(tmp_path: Path) -> None:
     pd.DataFrame(people()).to_csv(tmp_path / "people.csv", index=False)
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    shown = readme.split("## Your own data")[1].split("```yaml\n")[1].split("```")[0]
+    page = (Path(__file__).parents[2] / "docs" / "use" / "tasks.md").read_text(encoding="utf-8")
+    shown = page.split("## Your own data")[1].split("```yaml\n")[1].split("```")[0]
     settings = yaml.safe_load(shown)["task"]
     assert len(settings) == 4
     settings["path"] = str(tmp_path / settings["path"])

@@ -12,7 +12,9 @@ import json
 import re
 import socket
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +31,7 @@ from bench.schema.trial import ModelSpec, ResourceSpec, TrainSpec
 from bench.tools.method_tables import KEEPS, peft_settings
 from bench.train.order import training_order
 
+Arrays = dict[str, Any]
 SHORT_PROMPT = {"init": "vocabulary", "num_prompt_tokens": 3}
 # What is trained, and its learning rate.
 VARIANTS: dict[str, tuple[str, dict[str, Any], float]] = {
@@ -244,9 +247,21 @@ def plain_run(variant: str, folder: str) -> tuple[list[float], dict[str, torch.T
 
 
 @functools.cache
+def process_of_its_own() -> ProcessPoolExecutor:
+    """A process like those of ranks: what other tests have done to this one may change how products are rounded."""
+    return ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (1,))
+
+
+@functools.cache
 def bf16_run(
     variant: str, folder: str, clips: bool, rows: int
 ) -> tuple[list[float], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What :func:`plain_loop_in_bf16` returns, as tensors."""
+    losses, start, end = process_of_its_own().submit(plain_loop_in_bf16, variant, folder, clips, rows).result()
+    return losses, *({name: torch.from_numpy(array) for name, array in arrays.items()} for arrays in (start, end))
+
+
+def plain_loop_in_bf16(variant: str, folder: str, clips: bool, rows: int) -> tuple[list[float], Arrays, Arrays]:
     """A loop in bf16 with fp32 masters. Gradients of ``rows`` rows at a time are added up in fp32.
 
     Returns:
@@ -283,7 +298,9 @@ def bf16_run(
             for parameter, master in masters.items():
                 parameter.copy_(master)
         losses.append(total)
-    return losses, start, {names[parameter]: master.detach() for parameter, master in masters.items()}
+    end = {names[parameter]: master.detach() for parameter, master in masters.items()}
+    before, after = ({name: tensor.numpy() for name, tensor in tensors.items()} for tensors in (start, end))
+    return losses, before, after
 
 
 def rank_main(rank: int, cases: Sequence[Case], folders: dict[str, str], port: int, out: str) -> None:
