@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import socket
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from typing import Any, Literal
 import pytest
 import torch
 import torch.multiprocessing as mp
+from filelock import FileLock
 from torch import nn
 
 from bench.method import Method, trained_parameters
@@ -354,7 +356,13 @@ def free_port() -> int:
 def trained(
     request: pytest.FixtureRequest, tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Case], Path]:
-    """Where a case has left its reports. The first of a group trains all of the group that this run asks for."""
+    """Where a case has left its reports. The first of a group trains all of the group that this run asks for.
+
+    So it is over all processes of a run of pytest, which share the folder. One of them trains at a time: ranks that
+    wait for each other on busy cores take ten times as long.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
     folders = {family: str(folder) for family, folder in tiny_models.items()}
     asked = {item.callspec.params.get("case"): None for item in request.session.items if hasattr(item, "callspec")}
     cases = [case for case in asked if isinstance(case, Case)]
@@ -362,8 +370,12 @@ def trained(
     @functools.cache
     def train_group(ranks: int, stage: int | None) -> Path:
         group = [case for case in cases if case.ranks == ranks and group_of(case) == stage]
-        out = tmp_path_factory.mktemp("trained")
-        mp.spawn(rank_main, args=(group, folders, free_port(), str(out)), nprocs=ranks)
+        out = shared / f"trained-{ranks}-{stage}"
+        with FileLock(shared / "ranks.lock"):
+            if not (out / "done").exists():
+                out.mkdir()
+                mp.spawn(rank_main, args=(group, folders, free_port(), str(out)), nprocs=ranks)
+                (out / "done").touch()
         return out
 
     return lambda case: train_group(case.ranks, group_of(case))
