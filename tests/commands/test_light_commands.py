@@ -20,7 +20,7 @@ def hear(event, arguments):
         opened[str(arguments[0]).split("/")[-2]] += 1
 sys.addaudithook(hear)
 from bench.cli import exit_code
-from bench import record_index
+from bench.store import record_index
 record_index.TICK_SECONDS = -1.0
 sys.argv[0] = "tuneoff"
 code = exit_code()
