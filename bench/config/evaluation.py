@@ -9,7 +9,7 @@ from bench.config.load import configure
 from bench.config.resolver import RegistryResolver
 from bench.method import MethodError
 from bench.models import base as models
-from bench.models.adapter import AdapterError, read_card
+from bench.models.adapter import TENSORS_FILE, AdapterError, read_card
 from bench.models.few_shot import require_room, with_examples
 from bench.models.loaded import recognise, require_fit
 from bench.models.peft_folder import bridge_settings, peft_settings
@@ -99,8 +99,8 @@ class Evaluations:
         _require_same_code(folder, card.method)
         if (folder / RECORD_FILE).is_file():
             record = read_record(folder / RECORD_FILE)
-            if record.files.get("adapter.safetensors", loaded.sha256) != loaded.sha256:
-                raise AdapterError(f"{folder}: adapter.safetensors is damaged: it is not the file that was recorded")
+            if record.files.get(TENSORS_FILE, loaded.sha256) != loaded.sha256:
+                raise AdapterError(f"{folder}: {TENSORS_FILE} is damaged: it is not the file that was recorded")
             trial = trial.model_copy(update={"seed": record.spec.seed if seed is None else seed})
         read_so: JsonDict = {"template": card.template}
         if card.max_source_tokens is not None:
@@ -145,10 +145,7 @@ def _require_base(folder: Path, trained_on: ModelSpec, base: ModelSpec) -> None:
     else:
         same = (trained_on.path, trained_on.commit) == (base.path, base.commit)
     if not same:
-        raise AdapterError(
-            f"{folder}: the adapter was trained on {_told(trained_on)}, and the sweep's base model is {_told(base)}; "
-            "name that base model in the sweep, or with --set model.path=..."
-        )
+        raise _of_another_base(folder, _told(trained_on), base)
 
 
 def _told(model: ModelSpec) -> str:
@@ -156,6 +153,13 @@ def _told(model: ModelSpec) -> str:
     if model.weights_sha256 is not None:
         return f"{model.path!r} (weights {model.weights_sha256[:12]})"
     return f"{model.path!r} (commit {model.commit[:12]})" if model.commit is not None else repr(model.path)
+
+
+def _of_another_base(folder: Path, trained_on: str, base: ModelSpec) -> AdapterError:
+    return AdapterError(
+        f"{folder}: the adapter was trained on {trained_on}, and the sweep's base model is {_told(base)}; name that "
+        "base model in the sweep, or with --set model.path=..."
+    )
 
 
 def _require_named_base(folder: Path, named: object, base: ModelSpec) -> None:
@@ -172,10 +176,7 @@ def _require_named_base(folder: Path, named: object, base: ModelSpec) -> None:
     else:  # a hub id here and another one there; a folder may hold a copy of either
         same = base.weights_sha256 is not None or there.is_absolute()
     if not same:
-        raise AdapterError(
-            f"{folder}: the adapter was trained on {named!r}, and the sweep's base model is {_told(base)}; name that "
-            "base model in the sweep, or with --set model.path=..."
-        )
+        raise _of_another_base(folder, repr(named), base)
 
 
 def _require_same_code(folder: Path, method: MethodSpec) -> None:

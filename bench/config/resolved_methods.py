@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
 import platform
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from bench.measure.provenance import code_sha256, installed_version
 from bench.models.model_files import cache_path
 from bench.plugins.source import SHIPPED
+from bench.schema.digests import sha256_of_json
 from bench.schema.search_space import SearchSpace
 from bench.schema.trial import JsonDict, Spec
 from bench.store.files import make_folder, write_atomically
@@ -78,8 +77,7 @@ class ResolvedMethods:
     @functools.cached_property
     def _path(self) -> Path:
         versions = [platform.python_version(), *map(installed_version, PACKAGES)]
-        digest = hashlib.sha256(json.dumps([code_sha256(), *versions]).encode()).hexdigest()
-        return self.folder / f"{digest[:32]}.json"
+        return self.folder / f"{sha256_of_json([code_sha256(), *versions])[:32]}.json"
 
     @functools.cached_property
     def _entries(self) -> dict[str, Resolved]:

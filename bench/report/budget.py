@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from bench.report.columns import ABSENT
 from bench.report.configurations import Comparison, Configuration
 from bench.schema.record import Completed
-from bench.schema.trial import JsonDict, TrialSpec
+from bench.schema.trial import DecodeSpec, JsonDict, TrainSpec, TrialSpec
 
 TITLE = "What each was trained with"
 
@@ -49,20 +50,13 @@ def _counted(name: str) -> Callable[[TrialSpec, Completed | None], str | None]:
     return of
 
 
-def _train(name: str) -> Callable[[TrialSpec, Completed | None], str | None]:
-    """A field of ``train``, where it is not its default."""
+def _unless_default(part: Literal["train", "decode"], name: str) -> Callable[[TrialSpec, Completed | None], str | None]:
+    """A field of this part, where it is not its default."""
 
     def of(spec: TrialSpec, outcome: Completed | None) -> str | None:
-        value = getattr(spec.train, name)
-        return None if value == type(spec.train).model_fields[name].default else str(value)
-
-    return of
-
-
-def _decode(name: str) -> Callable[[TrialSpec, Completed | None], str | None]:
-    def of(spec: TrialSpec, outcome: Completed | None) -> str | None:
-        value = getattr(spec.decode, name)
-        return None if value == type(spec.decode).model_fields[name].default else str(value)
+        section: TrainSpec | DecodeSpec = getattr(spec, part)
+        value = getattr(section, name)
+        return None if value == type(section).model_fields[name].default else str(value)
 
     return of
 
@@ -77,7 +71,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("optimiser", lambda spec, _: spec.train.optimizer),
     Setting("weight decay", lambda spec, _: f"{spec.train.weight_decay:g}"),
     *(
-        Setting(name.replace("_", " "), _train(name))
+        Setting(name.replace("_", " "), _unless_default("train", name))
         for name in ("micro_batch_size", "loss_reduction", "label_smoothing", "dropout", "max_grad_norm")
     ),
     Setting("train pairs", _counted("train_pairs")),
@@ -87,7 +81,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("beams", lambda spec, _: str(spec.decode.beams), of_training=False),
     Setting("max new tokens", lambda spec, _: str(spec.decode.max_new_tokens), of_training=False),
     *(
-        Setting(name.replace("_", " "), _decode(name), of_training=False)
+        Setting(name.replace("_", " "), _unless_default("decode", name), of_training=False)
         for name in ("min_new_tokens", "length_penalty", "early_stopping", "no_repeat_ngram_size")
     ),
     Setting("dev sources", _counted("dev_sources"), of_training=False),
