@@ -27,10 +27,9 @@ def fusion_of(spec: TrialSpec, on_gpu: bool) -> Fusion | None:
     most = _most(spec, on_gpu)
     if most < 2 or why_alone(spec) is not None:
         return None
-    content = {**spec.identity, "resources": spec.resources.model_dump(mode="json"), "decode": None}
+    content = spec.identity_without("decode", "seed", "stop_after_steps")
+    content["resources"] = spec.resources.model_dump(mode="json")
     content["train"] = {name: content["train"].get(name) for name in SHAPE}
-    for own in ("seed", "stop_after_steps"):
-        content.pop(own, None)
     return Fusion(json.dumps(content, sort_keys=True), most)
 
 
@@ -45,7 +44,7 @@ def why_alone(spec: TrialSpec) -> str | None:
         return "a trial that makes checkpoints runs alone"
     method = make_method(spec.method)
     if not method.fusable or method.adapts_in_training:
-        return f"{spec.method.name} with these settings trains what rows of a batch cannot have apart"
+        return f"{spec.name} with these settings trains what rows of a batch cannot have apart"
     if has_dropout(spec.model, spec.train.dropout):
         return "dropout would be drawn for all rows at once; set train.dropout: 0"
     return None

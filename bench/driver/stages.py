@@ -17,7 +17,7 @@ from bench.metrics.checks import choosable
 from bench.metrics.scoring import meant
 from bench.plugins.registry import make_task
 from bench.schema.digests import sha256_of_json, slug
-from bench.schema.labels import labels, titled
+from bench.schema.labels import names
 from bench.schema.same_answer import distinct
 from bench.schema.search_space import SearchSpace
 from bench.schema.sweep import HalvingSpec, MethodEntry, StagesSpec, Sweep, TuneSpec
@@ -337,8 +337,7 @@ def _key(search: Search, first: TrialSpec) -> str:
 def _names(contenders: Sequence[Contender]) -> list[str]:
     """The method of each, and what tells it from the other contenders beside what is searched."""
     searched = [[] if one.search is None else list(one.search.space) for one in contenders]
-    found = labels([one.final for one in contenders], ignored=searched)
-    return [titled(one.final.method.name, label.text) for one, label in zip(contenders, found, strict=True)]
+    return names([one.final for one in contenders], ignored=searched)
 
 
 def _side_by_side(searches: Sequence[Iterator[list[TrialSpec]]]) -> Iterator[list[TrialSpec]]:

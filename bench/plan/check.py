@@ -22,7 +22,7 @@ from bench.plan.step_costs import StepCosts, step_costs
 from bench.plan.trace import CPU_ATTENTION, following
 from bench.plan.workload import MicroBatch
 from bench.plugins.registry import load_method, make_method
-from bench.schema.labels import labels, titled
+from bench.schema.labels import names
 from bench.schema.trial import TrialSpec
 from bench.train.loss import TargetLoss
 
@@ -66,8 +66,8 @@ def check(trials: Iterable[TrialSpec]) -> Iterator[Checked]:
         spec.configuration_class: spec for spec in reversed(list(trials)) if load_method(spec.method.target).trains
     }
     specs = list(reversed(kinds.values()))
-    for spec, label in zip(specs, labels(specs), strict=True):
-        yield _checked(spec, titled(spec.method.name, label.text))
+    for spec, name in zip(specs, names(specs), strict=True):
+        yield _checked(spec, name)
 
 
 def _checked(spec: TrialSpec, name: str) -> Checked:

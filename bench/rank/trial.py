@@ -299,7 +299,7 @@ class _Trial:
             model, counts = patch_and_count(method, model)
             compute_in(models.weights_dtype(self.spec.resources.precision), model)
             if method.trains and counts.trained == 0:
-                raise RuntimeError(f"the method {self.spec.method.name!r} trains nothing in this model")
+                raise RuntimeError(f"the method {self.spec.name} trains nothing in this model")
             # Dropout differs between ranks, which see different rows.
             seed_everything(self.spec.seed + 1_000_003 * self.context.rank)
         return model, counts

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 from bench.report.columns import COSTS, TEST_LOSS, Column, metric_columns, present
 from bench.report.row_labels import row_labels
 from bench.report.rows import row
-from bench.schema.labels import titled
 from bench.schema.record import Completed, Failed, TrialResult
 from bench.schema.same_answer import answer_key, cost_class, untrained
-from bench.schema.trial import JsonDict
+from bench.schema.trial import JsonDict, titled
 from bench.statistics.estimates import Basis, Estimate, common_seeds, estimate
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.report.configurations import Configuration
-from bench.schema.labels import labels, settings_of, titled
-from bench.schema.trial import TrialSpec
+from bench.schema.labels import labels, settings_of
+from bench.schema.trial import TrialSpec, titled
 
 # Parts of a sweep file in which two methods differ as a matter of course.
 OF_METHODS = ("method", "config")

@@ -9,9 +9,8 @@ from pathlib import Path
 from bench.report.columns import ABSENT, metric_columns
 from bench.report.row_labels import row_labels
 from bench.report.rows import row
-from bench.schema.labels import titled
 from bench.schema.record import Failed, TrialResult
-from bench.schema.trial import JsonDict
+from bench.schema.trial import JsonDict, titled
 
 TITLE = "Records that this sweep does not ask for"
 NOTE = (

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from bench.schema.digests import sha256_of_json
 from bench.schema.same_answer import answer
-from bench.schema.trial import TrialSpec
+from bench.schema.trial import TrialSpec, titled
 
 # Settings that a label names unless more are needed to tell rows apart.
 MOST_SETTINGS = 3
@@ -55,11 +55,6 @@ class Label:
     unsaid: tuple[str, ...] = ()
 
 
-def titled(method: str, label: str) -> str:
-    """Method and label as rows are called."""
-    return f"{method} ({label})" if label else method
-
-
 def labels(
     specs: Sequence[TrialSpec], untrained: Collection[str] = (), ignored: Sequence[Collection[str]] = ()
 ) -> list[Label]:
@@ -92,6 +87,14 @@ def labels(
     return found
 
 
+def names(
+    specs: Sequence[TrialSpec], untrained: Collection[str] = (), ignored: Sequence[Collection[str]] = ()
+) -> list[str]:
+    """What each row of a table is called: its method with its label, see :func:`labels`."""
+    texts = [label.text for label in labels(specs, untrained, ignored)]
+    return [titled(spec.method.name, text) for spec, text in zip(specs, texts, strict=True)]
+
+
 def settings_of(spec: TrialSpec, trains: bool, ignored: Collection[str] = ()) -> dict[str, str]:
     """Key of the sweep file to value as JSON, of all that changes the answer but the seed.
 
@@ -100,9 +103,7 @@ def settings_of(spec: TrialSpec, trains: bool, ignored: Collection[str] = ()) ->
         trains: Whether its method trains anything; else training settings are no part of it.
         ignored: Keys that are left out, with all that is below them.
     """
-    content = answer(spec, trains)
-    content.pop("seed", None)
-    content.pop("version")
+    content = answer(spec, trains, without=("seed", "version"))
     found: dict[str, str] = {}
     for part, value in content.items():
         if part in ("method", "task"):

@@ -13,23 +13,20 @@ from bench.schema.record import Failed, TrialResult
 from bench.schema.trial import JsonDict, TrialSpec
 
 
-def answer(spec: TrialSpec, trains: bool) -> JsonDict:
+def answer(spec: TrialSpec, trains: bool, without: Collection[str] = ()) -> JsonDict:
     """What the answer of a trial depends on: its identity, without the training where there is none.
 
     Args:
         spec: The trial.
         trains: Whether its method trains anything.
+        without: More fields that are left out, see :meth:`TrialSpec.identity_without`.
     """
-    identity = spec.identity
-    if not trains:
-        identity.pop("train", None)
-    return identity
+    return spec.identity_without(*(() if trains else ("train",)), *without)
 
 
 def answer_key(spec: TrialSpec, trains: bool, without: Collection[str] = ()) -> str:
-    """A text that is equal for trials of equal answers, but for what these keys of the top level do to them."""
-    found = answer(spec, trains)
-    return json.dumps({key: value for key, value in found.items() if key not in without}, sort_keys=True)
+    """A text that is equal for trials of equal answers, but for what these fields of the identity do to them."""
+    return json.dumps(answer(spec, trains, without), sort_keys=True)
 
 
 def distinct(trials: Iterable[TrialSpec], trains: Callable[[TrialSpec], bool]) -> tuple[TrialSpec, ...]:

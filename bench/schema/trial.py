@@ -33,8 +33,20 @@ Stage = Literal["tune", "final", "cost"]
 # Raised when a hashed field comes to mean something else, or answers change for another reason, so that old records are
 # not mistaken for new ones.
 IDENTITY_VERSION = 2
+# How long a trial trains, and how often it is validated meanwhile.
+LENGTH_FIELDS = ("train.steps", "train.epochs", "train.evaluate_every_steps")
 # Of a repository of the Hugging Face hub that is named without a revision.
 DEFAULT_BRANCH = "main"
+
+
+def titled(method: str, label: str) -> str:
+    """A method with a label, as people read it: ``lora (rank=4)``; the method alone where the label is empty."""
+    return f"{method} ({label})" if label else method
+
+
+def id_slug(*parts: str) -> str:
+    """The readable part of a trial's id: never a hidden folder, nor what a command would take for an option."""
+    return slug(*parts, length=80).lstrip(".-")
 
 
 class Spec(BaseModel):
@@ -367,12 +379,33 @@ class TrialSpec(Spec):
             content["few_shot"] = {"shots": len(told.examples)}
         return {"version": IDENTITY_VERSION, **content}
 
+    def identity_without(self, *keys: str) -> JsonDict:
+        """The identity without some of its fields, for comparing trials that may differ in these.
+
+        Args:
+            keys: Dotted paths of fields, such as ``seed`` or ``train.steps``. One that the identity of this trial lacks
+                removes nothing.
+        """
+        content = self.identity
+        for key in keys:
+            *parents, last = key.split(".")
+            part: Any = content
+            for parent in parents:
+                part = part.get(parent) if isinstance(part, dict) else None
+            if isinstance(part, dict):
+                part.pop(last, None)
+        return content
+
+    @property
+    def name(self) -> str:
+        """Method and label for people. Rows of a table get labels of their own, see :mod:`bench.schema.labels`."""
+        return titled(self.method.name, self.label)
+
     @functools.cached_property
     def trial_id(self) -> str:
         """Readable slug and 10 hex digits of the hash of :attr:`identity`."""
         digest = sha256_of_json(self.identity)
-        # No hidden folder, and nothing that looks like an option.
-        name = slug(self.method.name, self.label, length=80).lstrip(".-") or "trial"
+        name = id_slug(self.method.name, self.label) or "trial"
         stage = "" if self.stage == "final" else f"-{self.stage}"
         seed = f"-r{self.repetition}" * bool(self.repetition) if self.stage == "cost" else f"-s{self.seed}"
         return f"{name}{stage}{seed}-{digest[:10]}"
@@ -407,10 +440,8 @@ class TrialSpec(Spec):
     def configuration_class(self) -> str:
         """Equal for trials that share a measurement of cost: they differ in seed, learning rate or length alone."""
         first: JsonDict = {"stage": "cost", "stop_after_steps": None, "scores_dev": False, "repetition": 0}
-        content = self.model_copy(update=first).identity
-        for length in ("steps", "epochs", "evaluate_every_steps"):
-            content.get("train", {}).pop(length, None)
-        return sha256_of_json(content)[:10]
+        measured = self.model_copy(update=first)
+        return sha256_of_json(measured.identity_without(*LENGTH_FIELDS))[:10]
 
     @model_validator(mode="after")
     def _of_its_stage(self) -> TrialSpec:

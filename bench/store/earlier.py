@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import cached_property
 
 from bench.schema.record import Failed
 from bench.schema.same_answer import answer_key
-from bench.schema.trial import TrialSpec
+from bench.schema.trial import TrialSpec, id_slug
 from bench.store.record_index import Known, known_of
 from bench.store.records import Store
 
@@ -34,7 +33,7 @@ class EarlierAnswers:
         digest = trial.trial_id.rpartition("-")[2]
         candidates = list(self._by_digest.get(digest, ()))
         if not trains:
-            candidates += [trial_id for trial_id in self._trial_ids if trial_id.startswith(_beginning(trial))]
+            candidates += [trial_id for trial_id in self._trial_ids if trial_id.startswith(id_slug(trial.method.name))]
         key = answer_key(trial, trains)
         for trial_id in dict.fromkeys(candidates):
             record = self.store.read(trial_id)
@@ -52,8 +51,3 @@ class EarlierAnswers:
         for trial_id in self._trial_ids:
             found.setdefault(trial_id.rpartition("-")[2], []).append(trial_id)
         return found
-
-
-def _beginning(trial: TrialSpec) -> str:
-    """What ids of this method begin with, as :attr:`TrialSpec.trial_id` makes them."""
-    return re.sub(r"[^A-Za-z0-9._=-]+", "-", trial.method.name)[:80].strip("-")

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from bench.schema.labels import labels, titled
+from bench.schema.labels import labels
 from bench.schema.record import Failed, Probed, TrialResult
-from bench.schema.trial import JsonDict
+from bench.schema.trial import JsonDict, titled
 from bench.tuning.rows import SearchRows
 from bench.tuning.search import Origin, Search, value_of
 

@@ -10,7 +10,7 @@ from bench.report.configurations import Configuration, chosen_of_methods, failed
 from bench.report.figures.picture import Picture, finished, legend_beside
 from bench.report.figures.style import INK, Look, drawing
 from bench.report.figures.words import drawn
-from bench.schema.labels import labels, titled
+from bench.schema.labels import names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,8 +107,7 @@ def _names(series: Sequence[list[Configuration]]) -> list[str]:
     """The method of each line, and what tells it from the other lines of its method."""
     specs = [members[0].results[0].spec for members in series]
     ignored = {"train.learning_rate", "decode", "stage", "scores_dev", "task.test_examples"}  # differ between stages
-    found = labels(specs, ignored=[ignored] * len(specs))
-    return [titled(spec.method.name, label.text) for spec, label in zip(specs, found, strict=True)]
+    return names(specs, ignored=[ignored] * len(specs))
 
 
 def _first_of_methods(series: Sequence[list[Configuration]]) -> list[list[Configuration]]:

@@ -1,0 +1,40 @@
+"""Ids stay what they have always been, and an identity may be asked for without some of its fields."""
+
+from __future__ import annotations
+
+from fakes import trial, varied
+
+from bench.schema.trial import FewShotSpec, TrialSpec
+
+
+def changed(spec: TrialSpec, **fields: object) -> TrialSpec:
+    return spec.model_copy(update=fields)
+
+
+def test_ids_and_classes_of_cost_are_what_they_have_always_been() -> None:
+    cost = changed(trial(), stage="cost", repetition=1)
+    prompted = changed(trial(), few_shot=FewShotSpec(examples=["a", "b"], template="t", max_source_tokens=9))
+    searched = varied(trial("lora"), config={"rank": 4}, decode={"beams": 5})
+    assert {spec.trial_id: spec.configuration_class for spec in (trial(), cost, prompted, searched)} == {
+        "full-s0-e04cde6b91": "49ad32b5b9",
+        "full-cost-r1-449e69b26a": "49ad32b5b9",
+        "full-s0-c900da53f3": "5f278746ae",
+        "lora-s0-567e663e2d": "1ce53b78e4",
+    }
+
+
+def test_an_identity_without_some_fields_leaves_the_trial_as_it_is() -> None:
+    spec = trial()
+    whole = spec.identity
+    rest = spec.identity_without("seed", "train.steps", "train.no_such_field", "few_shot.shots")
+    assert rest == {
+        **{key: value for key, value in whole.items() if key != "seed"},
+        "train": {key: value for key, value in whole["train"].items() if key != "steps"},
+    }
+    assert spec.identity == whole
+
+
+def test_a_trial_is_called_by_its_method_and_label() -> None:
+    assert (trial("lora").name, changed(trial("lora"), label="rank=4").name) == ("lora", "lora (rank=4)")
+    hidden = changed(trial(), method=changed(trial().method, name="..odd"))  # type: ignore[arg-type]
+    assert hidden.trial_id.startswith("odd-s0-"), "no hidden folder"
