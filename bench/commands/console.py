@@ -19,7 +19,13 @@ SEPARATORS = dict.fromkeys((0x85, 0x2028, 0x2029), " ")
 
 
 class PlainConsole(Console):
-    """Rich's console; labels, names of models, texts, errors and logs pass it without control sequences."""
+    """Rich's console; labels, names of models, texts, errors and logs pass it without control sequences.
+
+    What stands between two colons stays: ``module:X:`` names a class and no emoji.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(emoji=False, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """As in the base class; what Rich itself sends to control the terminal stays."""

@@ -9,12 +9,23 @@ from typing import Annotated
 
 import typer
 
-from bench.commands.options import MethodsDir, ResultsDir, Settings, SweepFile, console
+from bench.commands.options import (
+    Address,
+    LauncherName,
+    LauncherSettings,
+    MethodsDir,
+    ResultsDir,
+    RuntimeEnv,
+    Settings,
+    SweepFile,
+    console,
+    read_launcher,
+)
 from bench.commands.sweeps import report_sweep
 from bench.config.load import load_sweep, setting_value
-from bench.driver.place import LauncherName, Place, read_runtime_env
 from bench.driver.rounds import RoundRunner
 from bench.driver.status import read_status, restore_status
+from bench.launch.choose import AUTO
 from bench.schema.record import Failed
 from bench.schema.validation import ConfigError
 from bench.store.kept_sweep import keep_beside
@@ -41,13 +52,10 @@ def evaluate(
         int | None, typer.Option(help="of the row; default: that of the trial, else the first of the sweep")
     ] = None,
     results: ResultsDir = Path("results"),
-    launcher: Annotated[LauncherName, typer.Option(help="auto is ray where it is installed")] = LauncherName.AUTO,
-    address: Annotated[
-        str | None, typer.Option(help="of a Ray cluster: auto, host:port or ray://host:port; default: a local one")
-    ] = None,
-    runtime_env: Annotated[
-        Path | None, typer.Option(help="YAML or JSON file with more of Ray's runtime environment, for --address")
-    ] = None,
+    launcher: LauncherName = AUTO,
+    address: Address = None,
+    runtime_env: RuntimeEnv = None,
+    launcher_option: LauncherSettings = None,
     settings: Settings = None,
     methods_dir: MethodsDir = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="score again what failed")] = False,
@@ -63,7 +71,7 @@ def evaluate(
     from bench.driver.stages import Round
     from bench.plugins.source import PluginError, use_folder
 
-    place = Place(launcher, address, read_runtime_env(runtime_env, address))
+    where = read_launcher(launcher, launcher_option, address=address, runtime_env=runtime_env)
     if label is not None and len(stored or ()) != 1:
         raise ConfigError("--label names one row: give one RESULT with it")
     sweep = load_sweep(sweep_file, settings or ())
@@ -79,7 +87,7 @@ def evaluate(
     with store.locked():
         of_sweep = read_status(store.root)
         with RoundRunner(
-            store, sweep.name, place, console, targets, retry_failed, sweep.trackers, keep=keep_beside
+            store, sweep.name, where, console, targets, retry_failed, sweep.trackers, keep=keep_beside
         ) as runner:
             runner.recover()
             store.log("evaluate", command=shlex.join(["tuneoff", *sys.argv[1:]]))

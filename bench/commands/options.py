@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bench.commands.console import PlainConsole
-from bench.config.load import load_sweep
+from bench.config.load import load_sweep, setting_value
+from bench.launch.choose import NAMES, launcher_options
 from bench.schema.sweep import Sweep
 from bench.schema.validation import ConfigError
 
 if TYPE_CHECKING:
     from bench.driver.stages import Stages
+    from bench.launch.launcher import LauncherOptions
 
 console = PlainConsole()
 
@@ -25,7 +27,40 @@ Settings = Annotated[
 MethodsDir = Annotated[
     Path | None, typer.Option("--methods-dir", help="folder whose files are methods, each under the name of its file")
 ]
+LauncherName = Annotated[
+    str,
+    typer.Option(
+        "--launcher",
+        metavar="|".join(NAMES),
+        help="where ranks run, or a module:Class; auto is ray where it is installed",
+        autocompletion=lambda: list(NAMES),
+    ),
+]
+Address = Annotated[
+    str | None, typer.Option(help="of a Ray cluster: auto, host:port or ray://host:port; default: a local one")
+]
+RuntimeEnv = Annotated[
+    Path | None, typer.Option(help="YAML or JSON file with more of Ray's runtime environment, for --address")
+]
+LauncherSettings = Annotated[
+    list[str] | None,
+    typer.Option("--launcher-option", help="what else a launcher takes: name=value; may be repeated"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="for machines")]
+
+
+def read_launcher(name: str, settings: list[str] | None, **options: Any) -> LauncherOptions:
+    """What makes the launcher of this name, of its options on the command line.
+
+    Raises:
+        ConfigError: There is no such launcher, or an option has no effect, is said twice or cannot be.
+    """
+    for setting in settings or ():
+        option, value = setting_value(setting, "--launcher-option")
+        if options.get(option) is not None:
+            raise ConfigError(f"--launcher-option {setting}: {option} is given twice; leave one of them out")
+        options[option] = value
+    return launcher_options(name, options)
 
 
 def read_stages(sweep_file: Path, settings: list[str] | None, methods_dir: Path | None = None) -> tuple[Sweep, Stages]:

@@ -10,11 +10,23 @@ from typing import Annotated
 import typer
 
 from bench import report as reports
-from bench.commands.options import MethodsDir, ResultsDir, Settings, SweepFile, console, read_stages
-from bench.driver.place import LauncherName, Place, read_runtime_env
+from bench.commands.options import (
+    Address,
+    LauncherName,
+    LauncherSettings,
+    MethodsDir,
+    ResultsDir,
+    RuntimeEnv,
+    Settings,
+    SweepFile,
+    console,
+    read_launcher,
+    read_stages,
+)
 from bench.driver.rounds import RoundRunner
 from bench.driver.stages import Round
 from bench.driver.status import read_status
+from bench.launch.choose import AUTO
 from bench.report.budget import budget
 from bench.report.kept import Kept, keep, kept, made_from
 from bench.report.others import left_out_text
@@ -27,13 +39,10 @@ from bench.store.records import Store
 def run(
     sweep_file: SweepFile,
     results: ResultsDir = Path("results"),
-    launcher: Annotated[LauncherName, typer.Option(help="auto is ray where it is installed")] = LauncherName.AUTO,
-    address: Annotated[
-        str | None, typer.Option(help="of a Ray cluster: auto, host:port or ray://host:port; default: a local one")
-    ] = None,
-    runtime_env: Annotated[
-        Path | None, typer.Option(help="YAML or JSON file with more of Ray's runtime environment, for --address")
-    ] = None,
+    launcher: LauncherName = AUTO,
+    address: Address = None,
+    runtime_env: RuntimeEnv = None,
+    launcher_option: LauncherSettings = None,
     mirror: Annotated[
         str | None,
         typer.Option(help="keep a copy of the results there, and begin with what it holds: s3://..., file:///..."),
@@ -46,7 +55,7 @@ def run(
     ] = None,
 ) -> None:
     """Run the trials of a sweep that have no record yet, stage by stage, and report all of them."""
-    place = Place(launcher, address, read_runtime_env(runtime_env, address))
+    where = read_launcher(launcher, launcher_option, address=address, runtime_env=runtime_env)
     sweep, stages = read_stages(sweep_file, settings, methods_dir)
     published = published_files(sweep_file, sweep)
     store = Store(results / sweep.name)
@@ -56,7 +65,7 @@ def run(
         RoundRunner(
             store,
             sweep.name,
-            place,
+            where,
             console,
             stages.targets,
             retry_failed,

@@ -68,15 +68,15 @@ def load_sweep(path: Path, settings: Sequence[str] = ()) -> Sweep:
     return validated(Sweep, raw, str(path))
 
 
-def setting_value(setting: str) -> tuple[str, Any]:
-    """Key and value of ``key.path=value``.
+def setting_value(setting: str, option: str = "--set") -> tuple[str, Any]:
+    """Key and value of ``key.path=value``, which follows an option of the command line.
 
     Raises:
         ConfigError: It has no ``=``.
     """
     key, equals, value = setting.partition("=")
     if not equals:
-        raise ConfigError(f"--set {setting}: expected key.path=value")
+        raise ConfigError(f"{option} {setting}: expected {'key.path' if option == '--set' else 'name'}=value")
     return key, _value(value)
 
 

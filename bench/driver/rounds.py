@@ -14,7 +14,6 @@ from rich.console import Console
 from bench.driver.mirror import Mirror
 from bench.driver.observer import Observer
 from bench.driver.pace import Later, Pace
-from bench.driver.place import Place
 from bench.driver.status import StatusBoard
 from bench.driver.trackers.tracking import Tracking
 from bench.schema.trial import JsonDict, TrialSpec
@@ -25,7 +24,7 @@ from bench.store.records import Store
 
 if TYPE_CHECKING:
     from bench.driver.stages import Round
-    from bench.launch.launcher import Launcher
+    from bench.launch.launcher import Launcher, LauncherOptions
 
 # Of a trial whose sizes cannot be told, until one like it has ended.
 UNKNOWN_SECONDS = 60.0
@@ -37,7 +36,7 @@ class RoundRunner:
     Args:
         store: Of the sweep, locked by this process.
         sweep: Its name.
-        place: Where its trials run.
+        launcher: What makes the launcher, when the first trial needs it.
         console: Where people read what happens.
         targets: The classes of all methods and tasks, whose sources travel where they are plugins.
         retry_failed: Whether trials that failed in an earlier run are run again.
@@ -52,7 +51,7 @@ class RoundRunner:
         self,
         store: Store,
         sweep: str,
-        place: Place,
+        launcher: LauncherOptions,
         console: Console,
         targets: Sequence[str],
         retry_failed: bool,
@@ -65,7 +64,7 @@ class RoundRunner:
         self.store = store
         self.sweep = sweep
         self.console = console
-        self.place, self.targets = place, targets
+        self.launcher, self.targets = launcher, targets
         self.retry_failed = retry_failed
         self.metrics, self.trains, self.keep = metrics, trains, keep
         self.found: dict[str, Known] = {}
@@ -202,7 +201,4 @@ class RoundRunner:
         from bench.launch.choose import make_launcher
         from bench.plugins.source import sources_of
 
-        place = self.place
-        return make_launcher(
-            place.launcher.value, self.store.outbox, place.address, sources_of(self.targets), place.runtime_env
-        )
+        return make_launcher(self.launcher, self.store.outbox, sources_of(self.targets))

@@ -2,51 +2,85 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from bench.launch.cluster_access import joined_address
-from bench.launch.launcher import Launcher
+from bench.launch.launcher import Launcher, LauncherOptions
 from bench.plugins.source import PluginSource, share
-from bench.schema.trial import JsonDict
-from bench.schema.validation import ConfigError
+from bench.schema.validation import ConfigError, validated
+
+# Name of a launcher -> module:Class of its options, which make it.
+LAUNCHERS = {
+    "local": "bench.launch.local:LocalOptions",
+    "ray": "bench.launch.ray_options:RayOptions",
+}
+AUTO = "auto"
+NAMES = (AUTO, *LAUNCHERS)
 
 
-def make_launcher(
-    name: str,
-    outbox: Path,
-    address: str | None,
-    plugins: Sequence[PluginSource] = (),
-    runtime_env: JsonDict | None = None,
-) -> Launcher:
-    """The launcher of this name; ``auto`` is Ray where Ray is installed.
+def launcher_options(name: str, given: Mapping[str, Any]) -> LauncherOptions:
+    """What makes the launcher of this name.
 
     Args:
-        name: ``auto``, ``ray`` or ``local``.
-        outbox: Where attempts wait for the store.
-        address: Of a running Ray cluster: ``auto``, ``host:port`` or ``ray://host:port``.
-        plugins: What ranks must be able to import besides ``bench`` and ``methods``.
-        runtime_env: More of Ray's runtime environment on a running cluster.
+        name: ``auto`` (Ray where it is installed or an address is given, else local), one of :data:`LAUNCHERS`, or any
+            ``module:Class`` that is a :class:`LauncherOptions`.
+        given: Options of the command line by their names; None for those that are not there.
 
     Raises:
-        ConfigError: Ray is asked for and not installed, an address is given to a launcher that has no use for it, or
-            the cluster cannot be joined.
+        ConfigError: There is no such launcher, or it has no use for an option or its value.
+    """
+    said = {option: value for option, value in given.items() if value is not None}
+    if name == AUTO:
+        name = "ray" if importlib.util.find_spec("ray") is not None or "address" in said else "local"
+    options_class = _options_class(name)
+    for option, value in said.items():
+        if option not in options_class.model_fields:
+            own = ", ".join(f"--{field.replace('_', '-')}" for field in options_class.model_fields)
+            raise ConfigError(
+                f"--{option.replace('_', '-')} {value} has no effect with --launcher {name}; leave one of them out "
+                f"({name} takes {own or 'no options'}{_takers(option)})"
+            )
+    return validated(options_class, said, f"--launcher {name}")
+
+
+def make_launcher(options: LauncherOptions, outbox: Path, plugins: Sequence[PluginSource] = ()) -> Launcher:
+    """The launcher that the command line asks for.
+
+    Args:
+        options: Of the launcher.
+        outbox: Where attempts wait for the store.
+        plugins: What ranks must be able to import besides ``bench`` and ``methods``.
+
+    Raises:
+        ConfigError: What it needs is not installed, or its machines cannot be had.
     """
     share(source.folder for source in plugins)
-    has_ray = importlib.util.find_spec("ray") is not None
-    if name == "local" or (name == "auto" and not has_ray and address is None):
-        if address is not None:
-            raise ConfigError(f"--address {address} has no effect with --launcher local; leave one of them out")
-        from bench.launch.local import LocalLauncher
+    return options.make(outbox, plugins)
 
-        return LocalLauncher(outbox)
-    if not has_ray:
-        raise ConfigError("--launcher ray needs the package ray; install it, or use --launcher local")
-    from bench.launch.embedded_cluster import EmbeddedCluster
 
-    # Before ray is imported, which then reads how to authenticate.
-    cluster = EmbeddedCluster() if address is None else joined_address(address)
-    from bench.launch.ray_cluster import RayLauncher
+def _options_class(name: str) -> type[LauncherOptions]:
+    if name not in LAUNCHERS and ":" not in name:
+        close = difflib.get_close_matches(name, NAMES, n=1)
+        meant = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(
+            f"--launcher {name}: there is none of this name{meant or '.'} Known: {', '.join(NAMES)}, and any "
+            "module:Class that is a LauncherOptions"
+        )
+    module, _, class_name = LAUNCHERS.get(name, name).partition(":")
+    try:
+        found = getattr(importlib.import_module(module), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"--launcher {name}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, LauncherOptions)):
+        raise ConfigError(f"--launcher {name}: it is no bench.launch.launcher.LauncherOptions")
+    return found
 
-    return RayLauncher(outbox, cluster, [top for source in plugins for top in source.tops], runtime_env)
+
+def _takers(option: str) -> str:
+    """Which launchers have this option."""
+    takers = [name for name in LAUNCHERS if option in _options_class(name).model_fields]
+    return f"; it is one of --launcher {' and '.join(takers)}" if takers else ""

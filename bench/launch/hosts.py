@@ -18,6 +18,7 @@ from bench.rank.environment import SEAT_VARIABLE
 from bench.rank.process import RankJob
 from bench.schema.record import Failed, RankReport, Reason
 from bench.schema.trial import JsonDict, TrialSpec
+from bench.schema.validation import ConfigError
 from bench.store.outbox import checkpoints_beside, finished_ranks, log_name, merged, payload
 
 LOG_TAIL_LINES = 30
@@ -47,6 +48,8 @@ class Host(Protocol):
 
     def clear(self, attempt_id: str) -> None: ...
 
+    def missing(self, paths: Sequence[str], modules: Sequence[str]) -> list[str]: ...
+
     def address(self) -> str: ...
 
 
@@ -61,13 +64,16 @@ class HostLost(Exception):
 class HostLauncher(Launcher):
     """Starts ranks through hosts, follows them, and leaves no process behind.
 
+    A subclass must implement :meth:`host`, and start for each host a thread that runs :meth:`receive`. It may override
+    :meth:`prepare` and :meth:`release` where others compete for the machines, and what :class:`Launcher` lists.
+
     Every thread ends in an event, whatever it meets: a thread that died without a word would leave its trial running
     for ever.
     """
 
     closing = False  # From here on, that a host is gone is no news.
 
-    def _launch(self, run: Running) -> None:
+    def launch(self, run: Running) -> None:
         threading.Thread(target=self._watch, args=(run,), name=run.trial_id, daemon=True).start()
 
     def warm(self, spec: TrialSpec) -> None:
@@ -79,6 +85,32 @@ class HostLauncher(Launcher):
                 with contextlib.suppress(HostLost):
                     self.host(machine.node_id).warm(environment)
 
+    def look_at_hosts(self, trials: Sequence[TrialSpec]) -> None:
+        """Ask all machines for the files and modules that these trials need: what :meth:`check` is for.
+
+        Raises:
+            ConfigError: One of them lacks something.
+        """
+        paths = sorted({str(path.absolute()) for trial in trials for path in trial.local_paths})
+        if any(trial.checkpoint_every_steps is not None for trial in trials):
+            paths.append(str(self.outbox.parent.resolve()))
+        targets = {target for trial in trials for target in (trial.method.target, trial.task.target)}
+        modules = sorted({target.partition(":")[0] for target in targets})
+        for machine in self.cluster.machines:
+            if not machine.cpus:
+                continue
+            with contextlib.suppress(HostLost):
+                if lacking := self.host(machine.node_id).missing(paths, modules):
+                    raise ConfigError(
+                        f"node {self.title(machine.node_id)} lacks {', '.join(lacking)}; "
+                        "all nodes need models and data under the same path as here, e.g. on shared storage, and what "
+                        "plugins import"
+                    )
+
+    def title(self, node_id: str) -> str:
+        """What people call a node."""
+        return node_id
+
     @abstractmethod
     def host(self, node_id: str) -> Host:
         """The host of a node.
@@ -88,16 +120,17 @@ class HostLauncher(Launcher):
         """
 
     @abstractmethod
-    def _prepare(self, run: Running) -> list[list[str]] | None:
-        """Take a trial's seats for real. Returns the GPUs that each rank may see; None if the trial was stopped.
+    def prepare(self, run: Running) -> list[list[str]] | None:
+        """Take a trial's seats for real.
+
+        Returns the GPUs that each rank may see, as ``CUDA_VISIBLE_DEVICES`` names them; None if the trial was stopped.
 
         Raises:
             HostLost: One of the nodes is gone, or does not get ready.
         """
 
-    @abstractmethod
-    def _release(self, run: Running) -> None:
-        """Give the seats back."""
+    def release(self, run: Running) -> None:
+        """Give the seats back; also where :meth:`prepare` has failed."""
 
     def receive(self, node_id: str, host: Host) -> None:
         """Hear what the ranks on a host say, until it or this launcher ends; the body of a thread."""
@@ -165,7 +198,7 @@ class HostLauncher(Launcher):
 
     def _run(self, run: Running) -> RankReport:
         try:
-            gpus = self._prepare(run)
+            gpus = self.prepare(run)
             if gpus is None:
                 return RankReport(outcome=stopped(run), provenance=None)
             ranks = _Ranks(run, [self.host(seat.node_id) for seat in run.seats])
@@ -175,7 +208,7 @@ class HostLauncher(Launcher):
             finally:
                 ranks.end()
         finally:
-            self._release(run)
+            self.release(run)
 
 
 class _Ranks:

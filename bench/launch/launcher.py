@@ -1,4 +1,10 @@
-"""What a launcher does: turn an attempt at a trial into an outcome on some machines. Imports neither torch nor ray."""
+"""What a launcher does: turn an attempt at a trial into an outcome on some machines. Imports neither torch nor ray.
+
+A launcher is one file with two classes: a subclass of :class:`Launcher` (or of
+:class:`bench.launch.hosts.HostLauncher`, where a host on each machine starts the ranks), and one of
+:class:`LauncherOptions`, which makes it as the command line says. Its name stands in one line of
+:data:`bench.launch.choose.LAUNCHERS`. What subclasses implement or may override has no underscore.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +19,9 @@ from pathlib import Path
 from typing import Literal
 
 from bench.launch.capacity import Cluster, Need, Seat
+from bench.plugins.source import PluginSource
 from bench.schema.record import Attempt, Outcome, Placement, Provenance, outcome_of_member
-from bench.schema.trial import JsonDict, TrialSpec
+from bench.schema.trial import JsonDict, Spec, TrialSpec
 from bench.store.outbox import StartedAttempt, open_attempt
 
 StopReason = Literal["timed_out", "cancelled"]
@@ -88,12 +95,18 @@ class Running:
 class Launcher(ABC):
     """Runs trials.
 
+    A subclass must implement :meth:`warm`, :meth:`launch` and :meth:`close`. It may override :meth:`check`,
+    :meth:`shortage`, :meth:`await_machines`, :meth:`reserve`, :meth:`stop` and :meth:`poll`, which do here what is
+    right for machines that are always there. What it must keep, whatever it meets: every attempt that is launched puts
+    exactly one :class:`Ended` into :attr:`events`, and its processes are gone by then; when the driver's process has
+    died, however it died, nothing that it started goes on.
+
     Args:
         cluster: The machines it may use.
         outbox: Where attempts wait for the store, a folder for each.
     """
 
-    name: str
+    name: str  # as records have it
 
     def __init__(self, cluster: Cluster, outbox: Path) -> None:
         self.cluster = cluster
@@ -104,6 +117,19 @@ class Launcher(ABC):
     @abstractmethod
     def warm(self, spec: TrialSpec) -> None:
         """Get ready for a trial like this one, while the driver does something else."""
+
+    @abstractmethod
+    def launch(self, run: Running) -> None:
+        """Start an attempt's ranks, without waiting for them.
+
+        They write into ``run.outbox``, or their files are brought there when they have ended. What is heard of them
+        goes into :attr:`events` as :class:`Progress`; an :class:`Ended` follows when they are gone. An attempt whose
+        ``run.stop_reason`` is set is to be ended.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """End everything that this launcher started, within :data:`CLOSE_SECONDS` or so, whatever does not answer."""
 
     def check(self, trials: Sequence[TrialSpec]) -> None:  # noqa: B027 - there may be nothing to look at
         """Look, before the first trial starts, whether all machines have what these need. On this machine they do.
@@ -128,14 +154,21 @@ class Launcher(ABC):
         return self.cluster.seat(spec.trial_id, self.cluster.need(spec))
 
     def start(self, started: StartedAttempt, seats: list[Seat]) -> None:
-        """Start an attempt on its seats; its events come through :meth:`poll`."""
+        """Start an attempt on its seats; its events come through :meth:`poll`. To be overridden is :meth:`launch`."""
         folder = open_attempt(self.outbox, started)
         run = Running(started, folder, self.cluster.need(started.spec), seats)
         self.running[run.trial_id] = run
-        self._launch(run)
+        self.launch(run)
+
+    def stop(self, trial_id: str, reason: StopReason) -> None:
+        """Have a running trial end; its Ended event follows."""
+        self.running[trial_id].stop_reason = reason
 
     def poll(self, timeout_seconds: float) -> list[Progress | Ended]:
-        """Events since the last call; waits for the first one at most so long. Seats of what has ended are free."""
+        """Events since the last call; waits for the first one at most so long. Seats of what has ended are free.
+
+        The driver calls it again and again: this is the place to look after machines. An override ends with this one.
+        """
         events: list[Progress | Ended] = []
         with contextlib.suppress(queue.Empty):
             events.append(self.events.get(timeout=timeout_seconds))
@@ -156,14 +189,23 @@ class Launcher(ABC):
         )
         return dataclasses.replace(event, placement=placement)
 
-    def stop(self, trial_id: str, reason: StopReason) -> None:
-        """Have a running trial end; its Ended event follows."""
-        self.running[trial_id].stop_reason = reason
+
+class LauncherOptions(Spec):
+    """What the command line says of a launcher, which it makes; its module imports neither torch nor ray.
+
+    Each field is an option of the same name: ``--address``, or for those that have no option of their own
+    ``--launcher-option name=value``. An option that is no field is refused, as it would have no effect.
+    """
 
     @abstractmethod
-    def close(self) -> None:
-        """End everything that this launcher started, within :data:`CLOSE_SECONDS` or so, whatever does not answer."""
+    def make(self, outbox: Path, plugins: Sequence[PluginSource]) -> Launcher:
+        """The launcher.
 
-    @abstractmethod
-    def _launch(self, run: Running) -> None:
-        """Start an attempt's ranks, without waiting for them. An Ended event follows when they are gone."""
+        Args:
+            outbox: Where attempts wait for the store.
+            plugins: What ranks must be able to import besides ``bench`` and ``methods``. Processes that this one starts
+                find them by ``PYTHONPATH``.
+
+        Raises:
+            ConfigError: The machines cannot be used as the options say.
+        """

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.launch.capacity import Cluster, Machine
 from bench.launch.hosts import HostLauncher
-from bench.launch.launcher import Running
+from bench.launch.launcher import LauncherOptions, Running
 from bench.launch.rank_host import RankHost
 from bench.measure.provenance import usable_cores
+from bench.plugins.source import PluginSource
 
 
 class LocalLauncher(HostLauncher):
@@ -36,11 +38,15 @@ class LocalLauncher(HostLauncher):
         super().close()
         self._host.close()
 
-    def _prepare(self, run: Running) -> list[list[str]]:
+    def prepare(self, run: Running) -> list[list[str]]:
         return [[_visible_gpu(gpu) for gpu in seat.gpus] for seat in run.seats]
 
-    def _release(self, run: Running) -> None:
-        """Nobody else has to know."""
+
+class LocalOptions(LauncherOptions):
+    """Nothing can be said of this machine."""
+
+    def make(self, outbox: Path, plugins: Sequence[PluginSource]) -> LocalLauncher:
+        return LocalLauncher(outbox)
 
 
 def this_machine() -> Machine:

@@ -29,7 +29,6 @@ from bench.launch.rank_host import END_SECONDS, RankHost
 from bench.measure.provenance import SOURCE_ROOT
 from bench.schema.record import Reason
 from bench.schema.trial import JsonDict, TrialSpec
-from bench.schema.validation import ConfigError
 
 # Between two looks at which nodes there are.
 LOOK_SECONDS = 2.0
@@ -194,23 +193,11 @@ class RayLauncher(HostLauncher):
         return super().poll(timeout_seconds)
 
     def check(self, trials: Sequence[TrialSpec]) -> None:
-        if self._embedded is not None:
-            return
-        paths = sorted({str(path.absolute()) for trial in trials for path in trial.local_paths})
-        if any(trial.checkpoint_every_steps is not None for trial in trials):
-            paths.append(str(self.outbox.parent.resolve()))
-        targets = {target for trial in trials for target in (trial.method.target, trial.task.target)}
-        modules = sorted({target.partition(":")[0] for target in targets})
-        for machine in self.cluster.machines:
-            if not machine.cpus:
-                continue
-            with contextlib.suppress(HostLost):
-                host = self.host(machine.node_id)
-                if lacking := host.missing(paths, modules):
-                    raise ConfigError(
-                        f"node {host.address()} ({machine.node_id[:8]}) lacks {', '.join(lacking)}; all nodes need "
-                        "models and data under the same path as here, e.g. on shared storage, and what plugins import"
-                    )
+        if self._embedded is None:
+            self.look_at_hosts(trials)
+
+    def title(self, node_id: str) -> str:
+        return f"{self.host(node_id).address()} ({node_id[:8]})"
 
     def shortage(self, spec: TrialSpec) -> str | None:
         return self.cluster.shortage(spec, self._to_come)
@@ -236,9 +223,9 @@ class RayLauncher(HostLauncher):
             remove_placement_group(self._asked.group)
             self._asked = None
 
-    def _launch(self, run: Running) -> None:
+    def launch(self, run: Running) -> None:
         self._stop_asking()  # What was asked for holds the cores and GPUs that this trial needs.
-        super()._launch(run)
+        super().launch(run)
 
     def host(self, node_id: str) -> NodeHost:
         if node_id not in self._head.nodes():
@@ -278,7 +265,7 @@ class RayLauncher(HostLauncher):
         with self._hosts_lock:
             del self._hosts[node_id]  # The next trial there gets a new one.
 
-    def _prepare(self, run: Running) -> list[list[str]] | None:
+    def prepare(self, run: Running) -> list[list[str]] | None:
         need = run.need
         group = placement_group(
             _bundles(need),
@@ -302,7 +289,7 @@ class RayLauncher(HostLauncher):
         found: list[list[str]] = ray.get([look.options(scheduling_strategy=place).remote() for place in places])
         return found
 
-    def _release(self, run: Running) -> None:
+    def release(self, run: Running) -> None:
         if (group := self._groups.pop(run.trial_id, None)) is not None:
             remove_placement_group(group)
 

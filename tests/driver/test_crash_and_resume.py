@@ -90,7 +90,7 @@ class Finishing(FakeLauncher):
         super().__init__(outbox)
         self.reasons, self.finished = plans, finished
 
-    def _launch(self, run: Running) -> None:
+    def launch(self, run: Running) -> None:
         assert run.trial_id not in self.finished, f"{run.trial_id} had finished, and was trained again"
         reasons = self.reasons[run.trial_id]
         reason = reasons.pop(0) if reasons else "completed"

@@ -10,9 +10,9 @@ import pytest
 from fakes import completed, record, trial
 from rich.console import Console
 
-from bench.driver.place import LauncherName, Place
 from bench.driver.rounds import RoundRunner
 from bench.driver.stages import Round
+from bench.launch.local import LocalOptions
 from bench.schema.record import Failed, TrialResult
 from bench.schema.trial import TrialSpec
 from bench.store.records import Store
@@ -39,7 +39,7 @@ def test_a_round_runs_what_has_no_record_and_reads_no_record_that_the_index_hold
     with store.locked():
         store.commit(record(done, completed()), [])
         store.commit(record(failed, Failed(reason="out_of_memory", phase=None, rank=None, message="no")), [])
-        runner = Runner(store, "sweep", Place(LauncherName.LOCAL, None, {}), Console(), [], retry_failed)
+        runner = Runner(store, "sweep", LocalOptions(), Console(), [], retry_failed)
         read = Store.read
 
         def counted(self: Store, trial_id: str) -> TrialResult | None:

@@ -14,9 +14,9 @@ import pytest
 from fakes import completed, failed, record, trial
 from rich.console import Console
 
-from bench.driver.place import LauncherName, Place
 from bench.driver.rounds import RoundRunner
 from bench.driver.stages import Round
+from bench.launch.local import LocalOptions
 from bench.store import record_index
 from bench.store.crash_points import CrashPoint
 from bench.store.record_index import INDEX_FILE
@@ -64,7 +64,7 @@ def take_up(root: Path) -> tuple[list[str], Counter[str]]:
         store = Store(root)
         with store.locked():
             aside = recover(store).set_aside
-            runner = RoundRunner(store, "demo", Place(LauncherName.LOCAL, None, {}), Console(), [], retry_failed=False)
+            runner = RoundRunner(store, "demo", LocalOptions(), Console(), [], retry_failed=False)
             present = [spec for spec in SPECS if store.has(spec.trial_id)]
             runner.tell_moved(SPECS)
             runner.run(Round("final", tuple(present)), "demo")

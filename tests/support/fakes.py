@@ -195,7 +195,7 @@ class FakeLauncher(Launcher):
         """The next that is planned for a trial."""
         return self.plans[trial_id].pop(0) if self.plans.get(trial_id) else completed()
 
-    def _launch(self, run: Running) -> None:
+    def launch(self, run: Running) -> None:
         self.on_launch(run)
         self.launched.append(run.trial_id)
         self.most_at_once = max(self.most_at_once, len(self.running))
