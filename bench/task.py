@@ -122,6 +122,9 @@ class Task(ABC):
     """What the licence forbids, where it restricts use."""
     citation: ClassVar[str] = ""
     scoring: Scoring = Scoring()
+    stop: tuple[str, ...] = ()
+    """Strings that end a prediction and are no part of it, unless a sweep sets ``decode.stop``. With none, texts may
+    have several lines and end at the end tokens of the model. Data-to-text ends at a line break."""
 
     def __init__(self, config: Any) -> None:
         """A task with its settings.

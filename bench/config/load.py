@@ -38,6 +38,8 @@ class Resolver(Protocol):
 
     def task(self, name: str, config: JsonDict) -> TaskSpec: ...
 
+    def stop(self, task: TaskSpec) -> Sequence[str]: ...
+
     def model(self, spec: ModelSpec) -> ModelSpec: ...
 
     def trains(self, method: MethodSpec) -> bool: ...
@@ -172,7 +174,7 @@ def configure(
         "model": sweep.model.model_dump(),
         "task": dict(sweep.task),
         "train": {**sweep.train.model_dump(exclude_unset=True), **entry.train},
-        "decode": sweep.decode.model_dump(),
+        "decode": sweep.decode.model_dump(exclude_unset=True),
         "resources": {**sweep.resources.model_dump(exclude_unset=True), **entry.resources},
         "config": copy.deepcopy(entry.config),
     }
@@ -196,6 +198,7 @@ def configure(
     method = resolver.method(entry.name, parts["config"])
     resolver.check_resources(method, resources, where)
     task = resolver.task(parts["task"]["name"], task_config)
+    parts["decode"].setdefault("stop", list(resolver.stop(task)))
     model = resolver.model(validated(ModelSpec, parts["model"], "model"))
     label = ",".join(f"{key.split('.', 1)[1]}={value}" for key, value in {**shared, **own}.items())
     return TrialSpec(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.config.resolved_methods import Resolved, ResolvedMethods
 from bench.models import model_files
-from bench.plugins.registry import load_method, load_task, make_method, resolve
+from bench.plugins.registry import load_method, load_task, make_method, make_task, resolve
 from bench.plugins.source import plugin_source
 from bench.schema.search_space import SearchSpace
 from bench.schema.trial import JsonDict, MethodSpec, ModelSpec, ResourceSpec, TaskSpec
@@ -51,6 +51,10 @@ class RegistryResolver:
     def task(self, name: str, config: JsonDict) -> TaskSpec:
         """A task with all its settings; its files must be there."""
         return _task(name, json.dumps(config))
+
+    def stop(self, task: TaskSpec) -> tuple[str, ...]:
+        """The strings that end a prediction of a task, unless a sweep names others."""
+        return make_task(task).stop
 
     def model(self, spec: ModelSpec) -> ModelSpec:
         """A model whose folder, if it is one, is complete, or whose commit on the hub is known."""

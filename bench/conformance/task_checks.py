@@ -9,6 +9,7 @@ from typing import Literal
 
 from bench.metrics.checks import check_metrics, doubts_of_tokenizer, imperfect
 from bench.metrics.scoring import MetricError, score_examples
+from bench.models.text_ends import first_stop
 from bench.models.token_check import check_tokens
 from bench.schema.trial import ModelSpec
 from bench.task import SPLITS, Example, Task, TaskError
@@ -95,13 +96,15 @@ def _examples_are_whole(_: Task, splits: Splits) -> None:
                 raise TaskError(f"{where}: a tag is no text")
 
 
-def _references_are_one_line(_: Task, splits: Splits) -> None:
+def _references_hold_no_stop_string(task: Task, splits: Splits) -> None:
     for split, examples in splits.items():
         for example in examples:
-            if any("\n" in text.strip() for text in example.references):
+            stops = (first_stop(text.strip(), task.stop) for text in example.references)
+            if (stop := next(filter(None, stops), None)) is not None:
                 raise TaskError(
-                    f"{split}: example {example.id!r}: a reference has a line break; a prediction ends at the first, "
-                    "so that it can never be reached"
+                    f"{split}: example {example.id!r}: a reference holds {stop!r}; a prediction of this task ends at "
+                    "the first, so that it can never be reached; give the task another 'stop', or set decode.stop in "
+                    "the sweep ([] ends texts at the model's end tokens alone)"
                 )
 
 
@@ -167,7 +170,7 @@ def _references_score_best(task: Task, splits: Splits) -> None:
 CHECKS: dict[str, Callable[[Task, Splits], str | None]] = {
     "loads the same twice": _loads_the_same_twice,
     "examples are whole": _examples_are_whole,
-    "references are one line": _references_are_one_line,
+    "references hold no stop string": _references_hold_no_stop_string,
     "sources are worded": _sources_are_worded,
     "hash is steady": _hash_is_steady,
     "official scores can be had": _official_scores_can_be_had,

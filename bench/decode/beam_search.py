@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import torch
 
+from bench.decode.stop_strings import NoStopYet, StopsInText, StopStrings
+
 IMPOSSIBLE = -1.0e9  # what transformers gives a candidate that must not win; more than minus infinity, so that it sorts
 
 
@@ -33,6 +35,7 @@ class SearchSettings:
     early_stopping: bool | Literal["never"] = False
     no_repeat_ngram_size: int = 0
     banned: tuple[int, ...] = ()  # token ids that are never generated
+    stops: StopStrings | None = None  # strings that end a text and that several tokens may spell
 
     def __post_init__(self) -> None:
         if both := set(self.ends) & set(self.banned):
@@ -41,17 +44,23 @@ class SearchSettings:
     def until_end(self, tokens: list[int]) -> list[int]:
         """Tokens up to and including the first that ends a text."""
         length = next((place + 1 for place, token in enumerate(tokens) if token in self.ends), len(tokens))
-        return tokens[:length]
+        return tokens[: length if self.stops is None else self.stops.length_until_end(tokens[:length])]
 
     def for_transformers(self) -> dict[str, Any]:
         """The same settings as arguments of ``generate``."""
+        processors: list[Any] = []
+        if self.no_repeat_ngram_size:
+            processors.append(_NoRepeatsInText(self.no_repeat_ngram_size))
+        if self.stops is not None and self.min_new_tokens:
+            processors.append(NoStopYet(self.stops, self.min_new_tokens))
         beam_settings = {"length_penalty": self.length_penalty, "early_stopping": self.early_stopping}
         return {
             "do_sample": False,
             "num_beams": self.beams,
             "max_new_tokens": self.max_new_tokens,
             "min_new_tokens": self.min_new_tokens or None,
-            "logits_processor": [_NoRepeatsInText(self.no_repeat_ngram_size)] if self.no_repeat_ngram_size else None,
+            "logits_processor": processors or None,
+            "stopping_criteria": None if self.stops is None else [StopsInText(self.stops)],
             "bad_words_ids": [[token] for token in self.banned] or None,
             "eos_token_id": list(self.ends) or None,
             **(beam_settings if self.beams > 1 else {}),
@@ -133,9 +142,26 @@ class Search(ABC):
             logits[..., self._banned] = never
         if self.length < settings.min_new_tokens:
             logits[..., self._ends] = never
+            if (completing := self._completing(logits)) is not None:
+                logits[completing] = never
 
     def _is_end(self, tokens: torch.Tensor) -> torch.Tensor:
         return torch.isin(tokens, self._ends)
+
+    def _completing(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """Which tokens would complete a stop string behind each open beam; ``(B, K, V)`` bool; None if none would."""
+        stops = self.settings.stops
+        if stops is None or not self.length:
+            return None
+        histories = self.tokens[:, :, : self.length].tolist()
+        of_beams = [[sorted(stops.completing(tokens)) for tokens in beams] for beams in histories]
+        if not any(tokens for beams in of_beams for tokens in beams):
+            return None
+        completing = torch.zeros_like(logits, dtype=torch.bool)
+        for row, beams in enumerate(of_beams):
+            for beam, tokens in enumerate(beams):
+                completing[row, beam, tokens] = True
+        return completing
 
 
 class GreedySearch(Search):
@@ -143,10 +169,13 @@ class GreedySearch(Search):
 
     def advance(self, logits: torch.Tensor) -> Step:
         self._forbid(logits)
+        completing = self._completing(logits)
         tokens = logits.argmax(-1)  # (B, 1)
         self.tokens[:, :, self.length] = tokens
         self.length += 1
         done = self._is_end(tokens)[:, 0]
+        if completing is not None:
+            done |= completing.gather(-1, tokens[..., None])[:, 0, 0]
         if self.length == self.settings.max_new_tokens:
             done = torch.ones_like(done)
         return Step(torch.zeros_like(tokens), tokens, done)
@@ -177,17 +206,22 @@ class BeamSearch(Search):
         settings = self.settings
         normaliser = logits.logsumexp(-1, keepdim=True)  # before anything is forbidden, as in transformers
         self._forbid(logits)
-        ending_logits = logits[..., self._ends]
+        ending_scores, ending_parents, ending = self._best(logits[..., self._ends], normaliser)
+        endings = [(ending_scores, ending_parents, self._ends[ending])]
         logits[..., self._ends] = float("-inf")
+        if (completing := self._completing(logits)) is not None:
+            endings.append(self._best(logits.masked_fill(~completing, float("-inf")), normaliser))
+            logits[completing] = float("-inf")
         scores, parents, tokens = self._best(logits, normaliser)  # (B, K) each, of those that go on
-        ending_scores, ending_parents, ending = self._best(ending_logits, normaliser)
+        all_scores, all_parents, all_tokens = (
+            torch.cat(parts, dim=1) for parts in zip((scores, parents, tokens), *endings, strict=True)
+        )
         if self.length + 1 == settings.max_new_tokens:
-            ends = torch.ones(scores.shape[1] + ending.shape[1], dtype=torch.bool, device=scores.device)
+            ends = torch.ones(all_scores.shape[1], dtype=torch.bool, device=scores.device)
         else:
-            ends = torch.arange(scores.shape[1] + ending.shape[1], device=scores.device) >= scores.shape[1]
-        best_scores, best = torch.cat([scores, ending_scores], dim=1).topk(settings.beams)  # (B, K)
-        best_parents = torch.cat([parents, ending_parents], dim=1).gather(1, best)
-        best_tokens = torch.cat([tokens, self._ends[ending]], dim=1).gather(1, best)
+            ends = torch.arange(all_scores.shape[1], device=scores.device) >= scores.shape[1]
+        best_scores, best = all_scores.topk(settings.beams)  # (B, K)
+        best_parents, best_tokens = all_parents.gather(1, best), all_tokens.gather(1, best)
         finishing = self._histories(best_parents, best_tokens)
         self.open_scores, self.tokens = scores, self._histories(parents, tokens)
         self.length += 1

@@ -16,9 +16,10 @@ import torch
 
 from bench.decode import batched as decode_engine
 from bench.decode.beam_search import SearchSettings
+from bench.decode.stop_strings import StopStrings
 from bench.measure.phases import synchronize
 from bench.models.architecture import Architecture, accepted_inputs, vocabulary_size
-from bench.models.text_ends import end_token_ids, first_line, line_break_ids
+from bench.models.text_ends import end_token_ids, first_stop, stop_token_ids, until_stop
 from bench.schema.record import DecodeCost, DecodeEngine
 from bench.schema.trial import DecodeSpec, JsonDict
 
@@ -47,8 +48,9 @@ def generate(
 ) -> Decoded:
     """Texts for this rank's share of the sources.
 
-    A text ends at the end token or at the first line break, for every method alike; an untouched base model would
-    otherwise ramble on to the length limit and be punished for that rather than for what it says.
+    A text ends at an end token or at the first stop string, for every method alike. Of data-to-text that is a line
+    break: an untouched base model would otherwise ramble on to the length limit and be punished for that rather than
+    for what it says.
 
     Args:
         model: A patched language model in evaluation mode.
@@ -80,11 +82,11 @@ def generate(
         for index, tokens in zip(batch, results, strict=True):
             new_tokens += len(tokens)
             ended = tokens[-1:] != [] and tokens[-1] in settings.ends
-            # An end token says that the text ends and is no part of it; a line break may bring the last full stop.
+            # An end token says that the text ends and is no part of it; a stop string's may bring the last full stop.
             said = tokens[:-1] if ended and tokens[-1] in end_tokens else tokens
             whole = tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            texts[index] = first_line(whole)
-            if not ended and "\n" not in whole:
+            texts[index] = until_stop(whole, decode.stop)
+            if not ended and first_stop(whole, decode.stop) is None:
                 truncated.append(index)
         progress({"decoded": len(texts), "of": len(sources)})
     synchronize(device)
@@ -105,7 +107,8 @@ def search_settings(tokenizer: Any, decode: DecodeSpec, model: Any = None) -> Se
     else:
         ends = end_token_ids(tokenizer, model.config, model.generation_config)
         vocabulary = vocabulary_size(model.config)
-    ends |= line_break_ids(tokenizer, vocabulary)
+    ends |= stop_token_ids(tokenizer, decode.stop, vocabulary)
+    spelled = [stop for stop in decode.stop if len(stop) > 1]
     return SearchSettings(
         ends=tuple(sorted(ends - set(decode.banned_token_ids))),
         beams=decode.beams,
@@ -115,6 +118,7 @@ def search_settings(tokenizer: Any, decode: DecodeSpec, model: Any = None) -> Se
         early_stopping=decode.early_stopping,
         no_repeat_ngram_size=decode.no_repeat_ngram_size,
         banned=tuple(decode.banned_token_ids),
+        stops=StopStrings(tokenizer, spelled, vocabulary) if spelled else None,
     )
 
 
@@ -126,7 +130,7 @@ def _generated(
 
     inputs = architecture.generation_inputs(sources, pad_token_id)
     arguments = settings.for_transformers()
-    processors = arguments.pop("logits_processor")
+    processors, criteria = arguments.pop("logits_processor"), arguments.pop("stopping_criteria")
     config = GenerationConfig(
         pad_token_id=pad_token_id, use_cache=True, **architecture.generation_settings, **arguments
     )
@@ -135,6 +139,7 @@ def _generated(
             **{name: tensor.to(model.device) for name, tensor in accepted_inputs(model, inputs).items()},
             generation_config=config,
             logits_processor=processors,
+            stopping_criteria=criteria,
         )
     return [settings.until_end(tokens) for tokens in architecture.new_tokens(output, inputs).tolist()]
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from bench.doctor.finding import Finding, ok, problem, warning
 from bench.models import base
-from bench.models.token_check import check_tokens
+from bench.models.token_check import check_key, check_tokens
 from bench.plugins.registry import make_task
-from bench.schema.trial import ModelSpec, TrialSpec
+from bench.schema.trial import DecodeSpec, ModelSpec, TrialSpec
 from bench.task import SPLITS, Task
 from bench.tasks.facts.task import Facts
 from bench.tasks.splits import Splits, load_splits
@@ -18,26 +18,26 @@ def check_embedded_tokens() -> Iterator[Finding]:
     """The model of the quickstart on its task, once it was converted."""
     if base.embedded_folder().is_dir():
         task = Facts(Facts.Config())
-        yield from _findings(ModelSpec(), task, load_splits(task, SPLITS), ())
+        yield from _findings(ModelSpec(), task, load_splits(task, SPLITS), None)
 
 
 def check_tokens_of(trials: Sequence[TrialSpec]) -> Iterator[Finding]:
     """Each base model of some trials on each of their tasks."""
-    kinds = {(one.model, one.task.model_dump_json(), tuple(one.decode.banned_token_ids)): one for one in trials}
-    for (model, _, banned), trial in kinds.items():
+    kinds = {(one.model, one.task.model_dump_json(), *check_key(one.decode)): one for one in trials}
+    for trial in kinds.values():
         try:
             task = make_task(trial.task)
             splits = load_splits(task, trial.splits)
         except ValueError as error:
             yield problem(f"task {trial.task.name}", str(error), "see 'tuneoff check-task'")
             continue
-        yield from _findings(model, task, splits, banned)
+        yield from _findings(trial.model, task, splits, trial.decode)
 
 
-def _findings(model: ModelSpec, task: Task, splits: Splits, banned: Sequence[int]) -> Iterator[Finding]:
+def _findings(model: ModelSpec, task: Task, splits: Splits, decode: DecodeSpec | None) -> Iterator[Finding]:
     name = f"{model.path} on {type(task).__name__}"
     try:
-        found = check_tokens(model, task, splits, banned)
+        found = check_tokens(model, task, splits, decode)
     except ValueError as error:
         yield problem(name, str(error), "name a model that is there under 'model' in the sweep")
         return

@@ -9,7 +9,7 @@ from bench.metrics.checks import check_metrics
 from bench.models import base
 from bench.models.split_data import told_of
 from bench.models.token_cache import read_split
-from bench.models.token_check import check_tokens
+from bench.models.token_check import check_key, check_tokens
 from bench.models.tokens import tokenization
 from bench.plan.plan import planned_parameters
 from bench.plugins.registry import make_task
@@ -114,15 +114,15 @@ def _lines(trial: TrialSpec, task: Task, found: JsonDict, doubts: Sequence[str])
 def _check_tokens(
     trials: Sequence[TrialSpec], read: Mapping[str, tuple[Task, Examples]], say: Callable[[str], None]
 ) -> None:
-    """Once for each base model, task and list of banned tokens.
+    """Once for each base model, task, and settings of decoding that are checked.
 
     Raises:
         ConfigError: With a model, next to nothing that the task wants can be said.
     """
-    kinds = {(one.scored_model, one.task.model_dump_json(), tuple(one.decode.banned_token_ids)) for one in trials}
-    for model, task_json, banned in sorted(kinds, key=str):
+    kinds = {(one.scored_model, one.task.model_dump_json(), *check_key(one.decode)): one.decode for one in trials}
+    for (model, task_json, *_), decode in sorted(kinds.items(), key=str):
         task, splits = read[task_json]
-        findings = check_tokens(model, task, splits, banned)
+        findings = check_tokens(model, task, splits, decode)
         if problems := [str(finding) for finding in findings if finding.outcome == "problem"]:
             raise ConfigError("\n".join(problems))
         for finding in findings:

@@ -42,9 +42,14 @@ def with_examples(trial: TrialSpec, shots: int) -> TrialSpec:
         )
     chosen = random.Random(f"shots {trial.seed}").sample(list(fit.values()), shots)
     tokens = tokenization(trial.scored_model, task.config)
+    one_line = "\n" in trial.decode.stop
+
+    def written(reference: str) -> str:
+        return " ".join(reference.split()) if one_line else reference.strip()
+
     template, between = task.config.template, tokens.architecture.before_target or " "
     shown = "".join(
-        f"{template.replace('{source}', example.source)}{between}{' '.join(example.references[0].split())}\n\n"
+        f"{template.replace('{source}', example.source)}{between}{written(example.references[0])}\n\n"
         for example in chosen
     )
     config = {

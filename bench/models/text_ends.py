@@ -1,12 +1,13 @@
 """Where a generated text ends: which tokens end it, and what of the decoded text counts.
 
-A text ends at an end token of the model or at the first line break, whichever method generates it.
+A text ends at an end token of the model or at the first of the stop strings (``decode.stop``), whichever method
+generates it. Those of data-to-text are a line break.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bench.models.architecture import vocabulary_size
@@ -29,8 +30,8 @@ def end_token_ids(tokenizer: Any, config: Any, generation_config: Any) -> frozen
 
 
 @functools.lru_cache(maxsize=4)
-def line_break_ids(tokenizer: Any, vocabulary: int | None = None) -> frozenset[int]:
-    r"""The tokens that bring a line break into a text, e.g. ``\n``, ``.\n`` and the byte token ``<0x0A>``.
+def token_texts(tokenizer: Any, vocabulary: int | None = None) -> tuple[tuple[int, str], ...]:
+    r"""Each token with what it adds to a text, e.g. ``\n``, ``.\n`` and of the byte token ``<0x0A>`` again ``\n``.
 
     What counts is what a token decodes to between other tokens. Many tokenizers turn the line break of an input into a
     space, so that the token which they make of it says nothing.
@@ -41,22 +42,42 @@ def line_break_ids(tokenizer: Any, vocabulary: int | None = None) -> frozenset[i
     """
     ids = [token for token in set(tokenizer.get_vocab().values()) if vocabulary is None or token < vocabulary]
     anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
+    before = len(_decoded(tokenizer, anchor))
+    after = len(_decoded(tokenizer, [*anchor, *anchor])) - before
     between = [[*anchor, token, *anchor] for token in ids]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     texts = (
-        (tokenizer.decode(tokens, skip_special_tokens=True) for tokens in between)
+        (_decoded(tokenizer, tokens) for tokens in between)
         if backend is None
         else backend.decode_batch(between, skip_special_tokens=True)  # all at once: vocabularies are large
     )
-    return frozenset(token for token, text in zip(ids, texts, strict=True) if "\n" in text)
+    return tuple((token, text[before : len(text) - after]) for token, text in zip(ids, texts, strict=True))
 
 
-def first_line(text: str) -> str:
-    r"""The text up to its first line break (``\n``, ``\r\n``), without white space around it.
+def stop_token_ids(tokenizer: Any, stops: Sequence[str], vocabulary: int | None = None) -> frozenset[int]:
+    """The tokens that bring a whole stop string into a text."""
+    texts = token_texts(tokenizer, vocabulary) if stops else ()
+    return frozenset(token for token, text in texts if any(stop in text for stop in stops))
 
-    Other separators that Unicode knows (U+2028, U+0085, form feeds, ...) are part of a text.
+
+def first_stop(text: str, stops: Sequence[str]) -> str | None:
+    """The stop string that comes first in a text; None if there is none."""
+    places = [(text.index(stop), stop) for stop in stops if stop in text]
+    return min(places)[1] if places else None
+
+
+def until_stop(text: str, stops: Sequence[str]) -> str:
+    r"""The text up to its first stop string, without white space around it.
+
+    Nothing else ends it: with ``\n``, for one, other separators that Unicode knows (U+2028, U+0085, form feeds, ...)
+    are part of a text.
     """
-    return text.partition("\n")[0].strip()
+    stop = first_stop(text, stops)
+    return (text if stop is None else text.partition(stop)[0]).strip()
+
+
+def _decoded(tokenizer: Any, tokens: Sequence[int]) -> str:
+    return str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _ids(named: Any) -> Iterator[int]:

@@ -16,9 +16,9 @@ from bench.metrics.scoring import score_examples
 from bench.models import base
 from bench.models.architecture import vocabulary_size
 from bench.models.split_data import StoredExamples
-from bench.models.text_ends import end_token_ids, first_line
+from bench.models.text_ends import end_token_ids, first_stop, until_stop
 from bench.models.tokens import Tokenization, tokenization
-from bench.schema.trial import ModelSpec
+from bench.schema.trial import DecodeSpec, ModelSpec
 from bench.task import Example, Scoring, Split, Task
 
 MOST_REFERENCES = 100
@@ -47,6 +47,7 @@ class Tried:
     source_ids: Sequence[int]
     ids: Sequence[int]
     said: str
+    stop: Sequence[str]  # strings that end a text
 
     @property
     def reference(self) -> str:
@@ -54,11 +55,11 @@ class Tried:
 
     @property
     def comes_back(self) -> bool:
-        """Whether the text is the reference, white space apart. What follows a line break is another matter."""
-        return self.said.split() == first_line(self.reference).split()
+        """Whether the text is the reference, white space apart. What follows a stop string is another matter."""
+        return self.said.split() == until_stop(self.reference, self.stop).split()
 
 
-def try_references(tokens: Tokenization, splits: Mapping[Split, Sequence[Example]]) -> list[Tried]:
+def try_references(tokens: Tokenization, splits: Mapping[Split, Sequence[Example]], stop: Sequence[str]) -> list[Tried]:
     """Up to 100 references, taken evenly over all splits. None is cut."""
     parts = list(splits.values())
     # How many references there are up to each example of each split, and up to each split.
@@ -76,8 +77,8 @@ def try_references(tokens: Tokenization, splits: Mapping[Split, Sequence[Example
         reference = example.references[place - starts[part] - ends[part][number]]
         source_ids, ids = tokens.behind_source(example.source, reference)
         whole = tokens.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        said = first_line(whole)
-        tried.append(Tried(replace(example, references=(reference,)), source_ids, ids, said))
+        said = until_stop(whole, stop)
+        tried.append(Tried(replace(example, references=(reference,)), source_ids, ids, said, stop))
     return tried
 
 
@@ -88,15 +89,22 @@ def _reference_counts(examples: Sequence[Example]) -> list[int]:
     return [len(example.references) for example in examples]
 
 
-def lost_references(tokens: Tokenization, splits: Mapping[Split, Sequence[Example]]) -> dict[str, int]:
+def lost_references(
+    tokens: Tokenization, splits: Mapping[Split, Sequence[Example]], stop: Sequence[str]
+) -> dict[str, int]:
     """For a record: how many of the references tried no text can equal; empty if all come back from their tokens."""
-    tried = try_references(tokens, splits)
+    tried = try_references(tokens, splits, stop)
     lost = sum(not one.comes_back for one in tried)
     return {"references_tried": len(tried), "references_lost": lost} if lost else {}
 
 
+def check_key(decode: DecodeSpec) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """What :func:`check_tokens` looks at of the settings of decoding."""
+    return tuple(decode.banned_token_ids), tuple(decode.stop)
+
+
 def check_tokens(
-    model: ModelSpec, task: Task, splits: Mapping[Split, Sequence[Example]], banned: Sequence[int] = ()
+    model: ModelSpec, task: Task, splits: Mapping[Split, Sequence[Example]], decode: DecodeSpec | None = None
 ) -> list[TokenFinding]:
     """Every check of a model's tokens on a task's references.
 
@@ -104,14 +112,15 @@ def check_tokens(
         model: The base model; its weights are not loaded.
         task: The task.
         splits: Its examples.
-        banned: Tokens that are never generated.
+        decode: What ends a text, and the tokens that are never generated; None: as the task has it.
 
     Raises:
         ModelError: The tokenizer or the configuration cannot be had.
     """
     tokens = tokenization(model, task.config)
     config = base.load_config(model)
-    tried = try_references(tokens, splits)
+    stop, banned = (task.stop, []) if decode is None else (decode.stop, decode.banned_token_ids)
+    tried = try_references(tokens, splits, stop)
     ends = end_token_ids(tokens.tokenizer, config, base.load_generation_config(model))
     rows = vocabulary_size(config)
     checks = {
@@ -162,13 +171,14 @@ def _rows(tokens: Tokenization, tried: Sequence[Tried], rows: int | None, banned
 
 
 def _ends(tokens: Tokenization, tried: Sequence[Tried], ends: frozenset[int]) -> Findings:
-    broken = [one for one in tried if "\n" in one.reference.strip()]
+    broken = [one for one in tried if first_stop(one.reference.strip(), one.stop) is not None]
     if broken:
+        stop = first_stop(broken[0].reference.strip(), broken[0].stop)
         yield (
             _weight(broken, tried),
-            f"{len(broken)} of {len(tried)} references have a line break, e.g. {_shown(broken[0].reference)}, and a "
-            "text ends at the first",
-            "put spaces in place of line breaks into the data",
+            f"{len(broken)} of {len(tried)} references hold {stop!r}, e.g. {_shown(broken[0].reference)}, and a text "
+            "ends at the first (decode.stop)",
+            "leave it out of decode.stop ([] ends texts at the model's end tokens alone), or take it out of the data",
         )
     ended = [one for one in tried if ends.intersection(one.ids)]
     if ended:
@@ -198,7 +208,7 @@ def _given_back(tokens: Tokenization, tried: Sequence[Tried], scoring: Scoring) 
     if not lost:
         return
     unknown = getattr(tokens.tokenizer, "unk_token_id", None)
-    if all(one.said.casefold().split() == first_line(one.reference).casefold().split() for one in lost):
+    if all(one.said.casefold().split() == until_stop(one.reference, one.stop).casefold().split() for one in lost):
         why, remedy = "capitals are lost", "take a cased model, or a task that is scored without regard to case"
     elif unknown is not None and any(unknown in one.ids for one in lost):
         why, remedy = "the tokenizer does not know all characters", "take a model whose tokenizer knows this language"
@@ -214,7 +224,7 @@ def _given_back(tokens: Tokenization, tried: Sequence[Tried], scoring: Scoring) 
     yield (
         "warning",
         f"{len(lost)} of {len(tried)} references do not come back from their tokens, because {why}, e.g. "
-        f"{_shown(first_line(lost[0].reference))} as {_shown(lost[0].said)}{reached}",
+        f"{_shown(until_stop(lost[0].reference, lost[0].stop))} as {_shown(lost[0].said)}{reached}",
         remedy,
     )
 

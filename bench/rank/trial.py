@@ -266,7 +266,7 @@ class _Trial:
                 ran["predicted"] = self._predicted(tokens.architecture, pairs, num_decoded)
         ran |= {"parameters": counts, "decode": decode_cost, "ranks": ranks, "adapter_bytes": adapter_bytes}
         examples_of = {split: part.examples for split, part in splits.items()}
-        ran["data"] = {**told_of(splits), **lost_references(tokens, examples_of)}
+        ran["data"] = {**told_of(splits), **lost_references(tokens, examples_of, spec.decode.stop)}
         return Completed(scores=scores, **ran) if spec.stage == "final" else Probed(dev_scores=scores, **ran)
 
     def method(self, data: _Data) -> Method:

@@ -35,6 +35,8 @@ Stage = Literal["tune", "final", "cost"]
 IDENTITY_VERSION = 2
 # How long a trial trains, and how often it is validated meanwhile.
 LENGTH_FIELDS = ("train.steps", "train.epochs", "train.evaluate_every_steps")
+# Settings that came after ids of this version had been given. They count where they are not what was done before.
+LATER_SETTINGS: dict[str, dict[str, Any]] = {"decode": {"stop": ["\n"]}}
 # Of a repository of the Hugging Face hub that is named without a revision.
 DEFAULT_BRANCH = "main"
 
@@ -163,6 +165,11 @@ class DecodeSpec(Settings):
     )
     banned_token_ids: list[Annotated[int, Field(ge=0)]] = Field(
         default=[], description="tokens that are never generated; ids of the base model's tokenizer"
+    )
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        default=["\n"],
+        description="strings that end a text and are no part of it, also across tokens; [] ends at the model's end "
+        "tokens alone. Unset: those of the task, a line break for data-to-text",
     )
     batch_size: PositiveInt = Field(16, description="sources that are decoded together; each takes `beams` rows")
 
@@ -349,6 +356,10 @@ class TrialSpec(Spec):
         for part in ("method", "task"):
             del content[part]["origin"]
         content["task"]["config"].pop("check_counts", None)
+        for part, later in LATER_SETTINGS.items():
+            for name, default in later.items():
+                if content[part].get(name) == default:
+                    content[part].pop(name)
         if self.task.data_sha256:
             content["task"]["config"].pop("path", None)
         if self.model.weights_sha256:

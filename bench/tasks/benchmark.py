@@ -87,6 +87,7 @@ class PublishedTask(Task):
     """A benchmark with known files and counts. Subclasses say how to read a file and how to word its facts."""
 
     config: PublishedConfig
+    stop = ("\n",)
 
     def __init__(self, config: PublishedConfig) -> None:
         super().__init__(config)

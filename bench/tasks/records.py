@@ -92,6 +92,7 @@ class RecordTask(Task):
 
     config: RecordConfig
     licence: ClassVar[str] = "yours"
+    stop = ("\n",)
 
     def __init__(self, config: RecordConfig) -> None:
         super().__init__(config)

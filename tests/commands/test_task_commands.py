@@ -106,7 +106,7 @@ def test_check_task_passes_ours_and_tells_strangers_what_is_wrong(tiny_task: Pat
     for split in ("train", "dev", "test"):
         (tmp_path / f"{split}.jsonl").write_text('{"source": "a", "references": ["two\\nlines"]}\n')
     found = run("check-task", "jsonl", "--set", f"path={tmp_path}", code=1)
-    assert "a reference has a line break; a prediction ends at the first" in " ".join(found.replace("│", " ").split())
+    assert "a prediction of this task ends at the first" in " ".join(found.replace("│", " ").split())
 
 
 def test_the_facts_keep_the_contract() -> None:
@@ -136,7 +136,7 @@ def test_careless_tasks_fail_check_by_check(tmp_path: Path) -> None:
     assert found["loads the same twice"].startswith("loading train again gives other examples")
     assert found["examples are whole"] == "train: example 'train': a reference is empty"
     assert found["hash is steady"].startswith("data_sha256 differs from call to call")
-    assert "references are one line" not in found
+    assert "references hold no stop string" not in found
 
 
 def test_an_overview_of_nothing_is_an_error(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from bench.driver.stages import Stages
 from bench.plugins.registry import RegistryError, load, resolve
 from bench.schema.trial import TrialSpec
 from bench.schema.validation import ConfigError
+from bench.task import Task
 
 SWEEP = """
 name: demo
@@ -176,3 +177,19 @@ def test_every_shipped_sweep_is_valid(
     }
     for path in sorted([*(root / "configs").glob("*.yaml"), *(root / "configs" / "examples").glob("*.yaml")]):
         assert Stages(load_sweep(path, extra.get(path.name, ())), RegistryResolver()).known_trials(), path
+
+
+def test_a_task_says_what_ends_a_text_unless_the_sweep_does(tmp_path: Path, tiny_task: Path) -> None:
+    [before, *_] = trials(tmp_path, tiny_task)
+    assert before.decode.stop == ["\n"]
+    assert "stop" not in before.identity["decode"], "ids of trials that stop at a line break are what they were"
+    [same, *_] = trials(tmp_path, tiny_task, settings=('decode.stop=["\\n"]',))
+    assert same.trial_id == before.trial_id
+    [other, *_] = trials(tmp_path, tiny_task, settings=("decode.stop=[]",))
+    assert other.decode.stop == []
+    assert other.trial_id != before.trial_id
+    assert Task.stop == (), "a task that says nothing ends at the end tokens of the model"
+    varied = trials(tmp_path, tiny_task, SWEEP + 'grid: {decode.stop: [[], ["###"]]}\n')
+    assert {tuple(trial.decode.stop) for trial in varied} == {(), ("###",)}
+    with pytest.raises(ConfigError, match=r"decode.stop.0.*at least 1 character"):
+        trials(tmp_path, tiny_task, settings=('decode.stop=[""]',))

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from bench.decode import batched, generate
 from bench.models.architecture import architecture_of
 from bench.models.base import load_model, load_tokenizer
-from bench.models.text_ends import end_token_ids, first_line, line_break_ids
+from bench.models.text_ends import end_token_ids, stop_token_ids, until_stop
 from bench.schema.trial import DecodeSpec, ModelSpec
 
 # A value of every field that would change a text, or end it in an error, if a checkpoint's own were listened to.
@@ -190,11 +190,11 @@ def test_a_token_is_a_line_break_only_if_it_decodes_to_one() -> None:
     vocabulary = tokenizer.get_vocab()
     assert tokenizer("\n", add_special_tokens=False)["input_ids"] == [vocabulary["▁"]]
     says_breaks = {vocabulary[token] for token in ("<0x0A>", "\n", "\n\n", ".\n", "\r\n")}
-    assert line_break_ids(tokenizer) == says_breaks
-    assert line_break_ids(tokenizer, vocabulary["\n"]) == {vocabulary["<0x0A>"]}
+    assert stop_token_ids(tokenizer, ["\n"]) == says_breaks
+    assert stop_token_ids(tokenizer, ["\n"], vocabulary["\n"]) == {vocabulary["<0x0A>"]}
     plain = metaspace(["▁", "▁a", "a"])
     bytes_alone = {plain.get_vocab()["<0x0A>"]}
-    assert line_break_ids(plain) == bytes_alone
+    assert stop_token_ids(plain, ["\n"]) == bytes_alone
 
 
 def test_byte_level_tokens_that_hold_a_line_break_are_found() -> None:
@@ -207,7 +207,7 @@ def test_byte_level_tokens_that_hold_a_line_break_are_found() -> None:
     tokenizer.add_tokens([AddedToken("<br>\n", normalized=False)])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
     expected = {vocabulary[piece] for piece in ("Ċ", "ĊĊ", ".Ċ", "čĊ")} | {len(vocabulary) + 1}
-    assert line_break_ids(fast) == expected
+    assert stop_token_ids(fast, ["\n"]) == expected
 
 
 @pytest.mark.parametrize(
@@ -221,4 +221,4 @@ def test_byte_level_tokens_that_hold_a_line_break_are_found() -> None:
     ],
 )
 def test_only_a_line_break_cuts_a_text(text: str, expected: str) -> None:
-    assert first_line(text) == expected
+    assert until_stop(text, ["\n"]) == expected

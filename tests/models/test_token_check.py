@@ -20,7 +20,7 @@ from bench.doctor.tokens import check_tokens_of
 from bench.driver.prepare import prepare
 from bench.models.token_check import MOST_REFERENCES, TokenFinding, check_tokens, lost_references, try_references
 from bench.models.tokens import tokenization
-from bench.schema.trial import ModelSpec
+from bench.schema.trial import DecodeSpec, ModelSpec
 from bench.schema.validation import ConfigError
 from bench.task import Task
 from bench.tasks.jsonl import JsonLines
@@ -59,7 +59,7 @@ def rewritten(task: Task, change: Any, every: int = 1) -> Task:
 
 def found(model: ModelSpec, task: Task, **settings: Any) -> dict[str, TokenFinding]:
     """What is not in order, by the name of the check."""
-    findings = check_tokens(model, task, load_splits(task), **settings)
+    findings = check_tokens(model, task, load_splits(task), DecodeSpec(**settings))
     return {one.check.removeprefix(f"{model.path}: "): one for one in findings if one.outcome != "pass"}
 
 
@@ -67,12 +67,12 @@ def found(model: ModelSpec, task: Task, **settings: Any) -> dict[str, TokenFindi
 def test_a_model_that_can_say_the_task_has_nothing_to_mind(kind: str, tmp_path: Path, task: Task) -> None:
     model = saved(tmp_path / "model", KINDS[kind]())
     assert found(model, task) == {}
-    assert lost_references(tokenization(model, task.config), load_splits(task)) == {}
+    assert lost_references(tokenization(model, task.config), load_splits(task), task.stop) == {}
 
 
 def test_references_are_taken_evenly_over_the_splits(tmp_path: Path, task: Task) -> None:
     splits = load_splits(task)
-    tried = try_references(tokenization(saved(tmp_path / "model", byte_level()), task.config), splits)
+    tried = try_references(tokenization(saved(tmp_path / "model", byte_level()), task.config), splits, task.stop)
     ids = {one.example.id for one in tried}
     assert len(tried) == 80 < MOST_REFERENCES
     assert all(ids & {example.id for example in part} for part in splits.values())
@@ -86,11 +86,11 @@ def test_an_uncased_tokenizer_is_told_with_the_score_that_can_be_reached(tmp_pat
     shown = re.search(r"e.g. '(.*)' as '(.*)'; the most", finding.found)
     assert shown is not None
     assert shown.group(1).lower() == shown.group(2)
-    texts = [one.reference for one in try_references(tokenization(model, task.config), load_splits(task))]
+    texts = [one.reference for one in try_references(tokenization(model, task.config), load_splits(task), task.stop)]
     bleu = sacrebleu.corpus_bleu([text.lower() for text in texts], [texts]).score
     assert f"the most that a text can score on these is bleu {bleu:.1f}" in finding.found
     assert "take a cased model" in finding.remedy
-    lost = lost_references(tokenization(model, task.config), load_splits(task))
+    lost = lost_references(tokenization(model, task.config), load_splits(task), task.stop)
     assert lost == {"references_tried": 80, "references_lost": 80}
 
 
@@ -112,7 +112,9 @@ def test_tokens_without_a_row_in_the_embedding_are_a_problem(tmp_path: Path, tas
     assert finding.outcome == "problem"
     assert f"and the embedding has {len(tokenizer) - 60} rows" in finding.found
     assert "resize the embedding" in finding.remedy
-    banned = found(saved(tmp_path / "other", byte_level()), task, banned=[5, 9999])["tokens fit the embedding"]
+    banned = found(saved(tmp_path / "other", byte_level()), task, banned_token_ids=[5, 9999])[
+        "tokens fit the embedding"
+    ]
     assert "decode.banned_token_ids: [9999] are no tokens of this model" in banned.found
 
 
@@ -121,7 +123,7 @@ def test_references_with_a_line_break(every: int, outcome: str, tmp_path: Path, 
     model = saved(tmp_path / "model", byte_level())
     finding = found(model, rewritten(task, lambda text: f"{text}\nMore.", every))["no reference holds what ends a text"]
     assert finding.outcome == outcome
-    assert "have a line break" in finding.found
+    assert "references hold '\\n'" in finding.found
     assert "\\nMore.', and a text ends at the first" in finding.found
     other = rewritten(task, lambda text: text.replace("\nMore.", "\u2028More."))
     assert "no reference holds what ends a text" not in found(model, other)
@@ -140,7 +142,7 @@ def test_a_banned_token_in_references(tmp_path: Path, task: Task) -> None:
     tokenizer = byte_level()
     model = saved(tmp_path / "model", tokenizer)
     (point,) = tokenizer(".")["input_ids"]
-    assert found(model, task, banned=[point])["no reference holds a banned token"].outcome == "problem"
+    assert found(model, task, banned_token_ids=[point])["no reference holds a banned token"].outcome == "problem"
 
 
 def test_a_setting_without_effect_is_a_problem(tmp_path: Path, task: Task) -> None:

@@ -24,6 +24,7 @@ class Facts(Task):
 
     licence: ClassVar[str] = "CC0 1.0"
     citation: ClassVar[str] = "shipped with Tuneoff; built by bench/tools/build_facts.py"
+    stop = ("\n",)
 
     def data_files(self) -> Mapping[Split, str]:
         splits: tuple[Split, ...] = ("train", "dev", "test")
