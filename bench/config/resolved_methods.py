@@ -1,7 +1,7 @@
 """What the classes of methods made of settings before, kept on disk: to hear it again takes no torch.
 
-Only of methods that Tuneoff ships, under a hash of its sources and of the versions of what these import: with other
-ones everything is asked anew. The classes stay the truth, and the folder may be deleted at any time.
+Only of methods that Tuneoff ships, under a hash of the sources concerned and of the versions of what these import: with
+other ones everything is asked anew. The classes stay the truth, and the folder may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from bench.measure.provenance import code_sha256, installed_version
+from bench.measure.provenance import ANSWERING, installed_version, sources_sha256
 from bench.models.model_files import cache_path
 from bench.plugins.source import SHIPPED
 from bench.schema.digests import sha256_of_json
@@ -77,7 +77,8 @@ class ResolvedMethods:
     @functools.cached_property
     def _path(self) -> Path:
         versions = [platform.python_version(), *map(installed_version, PACKAGES)]
-        return self.folder / f"{sha256_of_json([code_sha256(), *versions])[:32]}.json"
+        sources = sources_sha256(*ANSWERING, "bench/config")
+        return self.folder / f"{sha256_of_json([sources, *versions])[:32]}.json"
 
     @functools.cached_property
     def _entries(self) -> dict[str, Resolved]:

@@ -28,7 +28,7 @@ from bench.launch.cluster_access import (
     token_file,
 )
 from bench.launch.embedded_cluster import ClusterError, EmbeddedCluster
-from bench.measure.provenance import code_sha256
+from bench.measure.provenance import sources_sha256
 from bench.schema.trial import JsonDict
 from bench.schema.validation import ConfigError
 
@@ -62,7 +62,7 @@ class Visitor:
         return time.time()
 
     def code(self) -> str:
-        return code_sha256()
+        return sources_sha256()
 
     def look(self, expected: JsonDict) -> list[JsonDict]:
         found = look_at_machine(Expected.model_validate(expected), results=None)
@@ -197,7 +197,7 @@ def _visitor_on(ray: Any, node_id: str, gpus: int = 0) -> Any:
 
 
 def _look_at(ray: Any, node: Node, expected: Expected) -> Iterator[Finding]:
-    if ray.get(node.visitor.code.remote(), timeout=VISIT_TIMEOUT_SECONDS) != code_sha256():
+    if ray.get(node.visitor.code.remote(), timeout=VISIT_TIMEOUT_SECONDS) != sources_sha256():
         remedy = "remove the tuneoff that is installed there, or install the driver's version"
         yield problem("code", "bench and methods are not the driver's", remedy).on(node.name)
     for found in ray.get(node.visitor.look.remote(expected.model_dump()), timeout=VISIT_TIMEOUT_SECONDS):

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from bench.launch.launcher import CLOSE_SECONDS, Ended, Launcher, Progress, Running
 from bench.launch.rank_host import LOOPBACK
-from bench.measure.provenance import code_sha256
+from bench.measure.provenance import sources_sha256
 from bench.rank.environment import SEAT_VARIABLE
 from bench.rank.process import RankJob
 from bench.schema.record import Failed, RankReport, Reason
@@ -237,7 +237,7 @@ class _Ranks:
                 outbox=str(self.run.outbox.resolve()),
                 threads=self.run.need.cpus_per_rank,
                 host=host,
-                driver_code_sha256=code_sha256(),
+                driver_code_sha256=sources_sha256(),
                 checkpoints=checkpoints,
             )
             environment = rank_environment(self.run.need.cpus_per_rank, visible)

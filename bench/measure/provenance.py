@@ -13,6 +13,24 @@ from pathlib import Path
 
 from bench.schema.record import Provenance
 
+# What makes the numbers of a record from its specification. Not here: what decides which trials run, where and when
+# (config, driver, launch, tuning), and what reads or writes records (store, report, statistics). Nor what a record says
+# beside its answer: the forecast (plan).
+ANSWERING = (
+    "bench/decode",
+    "bench/lane_rows.py",
+    "bench/measure",
+    "bench/method.py",
+    "bench/metrics",
+    "bench/models",
+    "bench/plugins",
+    "bench/rank",
+    "bench/schema",
+    "bench/task.py",
+    "bench/tasks",
+    "bench/train",
+    "methods",
+)
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     "torch",
@@ -49,14 +67,30 @@ def installed_version(package: str) -> str | None:
         return None
 
 
-@functools.cache
 def code_sha256() -> str:
-    """Hash of the Python sources of ``bench`` and ``methods``. Driver and ranks must agree on it."""
+    """Hash of the Python sources that change an answer or its cost, see :data:`ANSWERING`."""
+    return sources_sha256(*ANSWERING)
+
+
+@functools.cache
+def sources_sha256(*places: str) -> str:
+    """Hash of Python sources: their content and their paths below the folder that holds the package.
+
+    Args:
+        places: Files and folders such as ``bench/train``. None given: all of ``bench`` and ``methods``, on which driver
+            and ranks must agree.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder.
+    """
     digest = hashlib.sha256()
-    for package in ("bench", "methods"):
-        # On a cluster the two may have come separately, and lie in folders of their own.
-        root = Path(next(iter(importlib.import_module(package).__path__))).parent
-        for path in sorted((root / package).rglob("*.py")):
+    for place in sorted(places) or ("bench", "methods"):
+        # On a cluster the two packages may have come separately, and lie in folders of their own.
+        root = Path(next(iter(importlib.import_module(place.partition("/")[0]).__path__))).parent
+        if not (root / place).exists():
+            raise FileNotFoundError(f"{root / place}: sources of Tuneoff are missing; install it again")
+        files = [root / place] if place.endswith(".py") else sorted((root / place).rglob("*.py"))
+        for path in files:
             digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -65,7 +99,7 @@ def code_sha256() -> str:
 def collect(device: str, threads: int | None) -> Provenance:
     """Provenance as seen from this process."""
     revision = _git("rev-parse", "HEAD")
-    status = _git("status", "--porcelain", "--", "bench", "methods")
+    status = _git("status", "--porcelain", "--", *ANSWERING)
     found = {package: installed_version(package) for package in PACKAGES}
     return Provenance(
         tuneoff_version=installed_version("tuneoff") or "not installed",

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from bench.measure.provenance import code_sha256
+from bench.measure.provenance import ANSWERING, sources_sha256
 from bench.models import base
 from bench.models.architecture import Pair
 from bench.plan.trace import StepTrace, StepTracer
@@ -110,7 +110,7 @@ def _step_costs(spec_json: str, rows: int, source: int, target: int) -> StepCost
     what = [
         *(spec.method.target, spec.method.config, spec.model.model_dump(), str(dtype), rows, source, target),
         *(spec.train.gradient_checkpointing, spec.train.label_smoothing, spec.train.dropout),
-        *(code_sha256(), version("torch"), version("transformers")),
+        *(sources_sha256(*ANSWERING, "bench/plan"), version("torch"), version("transformers")),
     ]
     digest = sha256_of_json(what)
     path = base.cache_path() / "traces" / f"{digest}.json"

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from bench.decode.generate import decode_cost, generate
 from bench.decode.merged import MOST_SOURCES, decode_both_ways, over_ranks
 from bench.measure.phases import PhaseMeter
-from bench.measure.provenance import code_sha256, collect, installed_version
+from bench.measure.provenance import code_sha256, collect, installed_version, sources_sha256
 from bench.method import Method
 from bench.metrics.scoring import score_examples, with_perplexity
 from bench.models import base as models
@@ -77,7 +77,7 @@ def run_rank(spec: TrialSpec, context: RankContext, companions: Sequence[TrialSp
     meter: PhaseMeter | None = None
     provenance: Provenance | None = None
     try:
-        if context.driver_code_sha256 != code_sha256():
+        if context.driver_code_sha256 != sources_sha256():
             raise RuntimeError(  # noqa: TRY301
                 "this rank has other sources of bench and methods than the driver; install the same revision on all "
                 "nodes, or let the sweep ship its code"

@@ -18,7 +18,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from bench.measure.provenance import code_sha256, installed_version
+from bench.measure.provenance import installed_version, sources_sha256
 from bench.schema.digests import sha256_of
 from bench.schema.trial import JsonDict
 from bench.store.files import write_atomically
@@ -50,7 +50,7 @@ def made_from(store: Store, *facts: object) -> str | None:
     """
     digest = hashlib.sha256()
     versions = [platform.python_version(), *map(installed_version, PACKAGES)]
-    digest.update(json.dumps([code_sha256(), versions, *facts]).encode())
+    digest.update(json.dumps([sources_sha256(), versions, *facts]).encode())
     for trial_id in store.trial_ids():
         if (stamps := store.index.holds(trial_id)) is None:
             return None

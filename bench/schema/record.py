@@ -283,9 +283,12 @@ class Provenance(Spec):
     """What made the record: enough to repeat it."""
 
     tuneoff_version: str
-    code_sha256: str = Field(description="of the Python sources of bench and methods")
+    code_sha256: str = Field(
+        description="of the Python sources that change an answer or its cost, which ANSWERING in "
+        "bench/measure/provenance.py lists; before 2026-11-30 of all of bench and methods"
+    )
     git_revision: str | None
-    git_dirty: bool | None
+    git_dirty: bool | None = Field(description="whether those sources differ from the revision; None without git")
     python_version: str
     package_versions: dict[str, str]
     device: str

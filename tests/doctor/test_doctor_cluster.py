@@ -13,7 +13,7 @@ from bench.doctor import cluster
 from bench.doctor.finding import Finding
 from bench.doctor.packages import expected
 from bench.launch.embedded_cluster import ClusterError
-from bench.measure.provenance import code_sha256
+from bench.measure.provenance import sources_sha256
 
 NODE = {"NodeID": "ab" * 28, "NodeManagerAddress": "10.0.0.2", "Alive": True, "Resources": {"CPU": 4.0}}
 FINE = {"check": "Python", "status": "ok", "found": "3.11.7", "remedy": None, "node": None}
@@ -38,7 +38,7 @@ class Ray:
     def __init__(self, nodes: list[dict[str, Any]], **answers: Any) -> None:
         healthy = {
             "name": "host-two",
-            "code": code_sha256(),
+            "code": sources_sha256(),
             "look": [FINE],
             "now": time.time,
             "address": "10.0.0.2",
