@@ -10,9 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from bench.driver.observer import Observer
+from bench.driver.observer import Observer, Observers
 from bench.launch.capacity import Need, Seat
 from bench.launch.launcher import Ended, Launcher, Progress
 from bench.schema.record import Failed, Outcome, Reason, TrialResult
@@ -78,7 +77,7 @@ class Schedule:
         self.store = store
         self.launcher = launcher
         self.sweep = sweep
-        self.observers = observers
+        self.observers = Observers(observers)
         self.fusion_of = fusion_of
         self.retries = retries
         self.draining = False
@@ -122,7 +121,7 @@ class Schedule:
                 self._await_machines()
             for event in self.launcher.poll(POLL_SECONDS):
                 if isinstance(event, Progress):
-                    self._tell("progressed", event)
+                    self.observers.progressed(event)
                 else:
                     self._ended(event)
             now = time.monotonic()
@@ -132,7 +131,7 @@ class Schedule:
             if now >= self._next_requests:
                 self._next_requests = now + REQUEST_SECONDS
                 self._requests.serve(self._cancel)
-                self._tell("ticked", self.queued)
+                self.observers.ticked(self.queued)
 
     def _wait(self, pending: _Pending) -> None:
         self._groups.setdefault((pending.spec.resources.priority, pending.need), _Group()).waiting.append(pending)
@@ -199,7 +198,7 @@ class Schedule:
         reached("start.after_journal")
         self.launcher.start(started, seats)
         for member in started.members:
-            self._tell("started", member)
+            self.observers.started(member)
 
     def _ended(self, event: Ended) -> None:
         """Commit the record, or have the trial tried again. Only the current attempt is listened to."""
@@ -222,7 +221,7 @@ class Schedule:
         self._clear(event.trial_id, event.attempt_id)
         reached("commit.after_outbox")
         for result in settled:
-            self._tell("committed", result)
+            self.observers.committed(result)
 
     def _goes_on(self, pending: _Pending, outcome: Outcome, in_company: bool) -> bool:
         """Whether a trial is to be tried again: after what it may not be to blame for, and alone after any company."""
@@ -237,13 +236,13 @@ class Schedule:
         self.store.keep_lost(result, files)
         wait = self.retries.wait_seconds(pending.earlier)
         self._later.append((time.monotonic() + wait, pending))
-        self._tell("lost", result, wait)
+        self.observers.lost(result, wait)
 
     def _settle(self, pending: _Pending, outcome: Failed) -> None:
         """Commit the record of a trial that was not even started."""
         started = new_attempt(pending.spec, self.sweep, self.launcher.name, pending.earlier)
         result = started.result(outcome, None, 0.0, None)
-        self._tell("committed", self.store.commit(result, []))
+        self.observers.committed(self.store.commit(result, []))
 
     def _clear(self, trial_id: str, attempt_id: str) -> None:
         folder = self.store.outbox / trial_id
@@ -270,10 +269,6 @@ class Schedule:
                 self.launcher.stop(trial_id, "cancelled")
             meant += running
         return Answer(cancelled=len(meant))
-
-    def _tell(self, what: Literal["started", "progressed", "lost", "committed", "ticked"], *facts: object) -> None:
-        for observer in self.observers:
-            getattr(observer, what)(*facts)
 
 
 def _means(request: CancelRequest, spec: TrialSpec) -> bool:

@@ -239,8 +239,9 @@ class Stages:
                 "trainings, and a continued one knows its last part only; set stages.tune.trials, or leave it out"
             )
         steps, rungs = _rungs(final.train, tune.halving, where)
-        fields: JsonDict = {"method": final.method.name, "label": final.label, "space": space, "tune": tune}
-        search = Search(key="", steps=steps, rungs=rungs, **fields)
+        search = Search(
+            key="", method=final.method.name, label=final.label, space=space, tune=tune, steps=steps, rungs=rungs
+        )
         try:
             first = [self._ask_trial(contender, tune, settings, None) for settings in first_settings(search)]
         except ConfigError:

@@ -48,21 +48,24 @@ def predict(
     """
     costs = costs or step_costs(spec, work)
     flops = sum(costs.flops(micro) for micro in work.micro_batches)
-    seconds: dict[str, float | None] = {"step_seconds": None, "train_seconds": None, "total_seconds": None}
+    step_seconds: float | None = None
+    train_seconds: float | None = None
+    total_seconds: float | None = None
     if device is not None:
-        step = _step_seconds(spec, work, costs, flops, device)
-        train = step * work.steps
-        total = device.start_seconds + train + _evaluation_seconds(spec, work, costs, device)
-        seconds = {"step_seconds": step, "train_seconds": train, "total_seconds": total}
+        step_seconds = _step_seconds(spec, work, costs, flops, device)
+        train_seconds = step_seconds * work.steps
+        total_seconds = device.start_seconds + train_seconds + _evaluation_seconds(spec, work, costs, device)
     on_cpu = device is not None and device.kind == "cpu"
     phases = phase_memory(spec, work, costs, on_cpu)
     return Prediction(
         device=name,
         flops=flops,
+        step_seconds=step_seconds,
+        train_seconds=train_seconds,
+        total_seconds=total_seconds,
         memory_bytes=training_memory(spec, work, costs, on_cpu),
         decode_memory_bytes=phases.get("decode", 0),
         phase_memory_bytes=phases,
-        **seconds,
     )
 
 

@@ -94,8 +94,7 @@ def step_costs(spec: TrialSpec, work: Workload) -> StepCosts:
         "resources": ResourceSpec(precision=resources.precision),
         "decode": DecodeSpec(),
     }
-    of_no_consequence = {"seed": 0, "label": "", "repetition": 0, "stop_after_steps": None, "scores_dev": False}
-    same = spec.model_copy(update={**of_no_consequence, **of_consequence, "stage": "cost"})
+    same = spec.measured.model_copy(update={"seed": 0, "label": "", **of_consequence})
     return _step_costs(same.model_dump_json(), rows, source, target)
 
 

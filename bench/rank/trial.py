@@ -5,37 +5,29 @@ Both launchers call :func:`run_rank` in a fresh process. Imports of torch and De
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import platform
 import random
-import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 
-from bench.decode.generate import decode_cost, generate
-from bench.decode.merged import MOST_SOURCES, decode_both_ways, over_ranks
 from bench.measure.phases import PhaseMeter
 from bench.measure.provenance import code_sha256, collect, installed_version, sources_sha256
 from bench.method import Method
-from bench.metrics.scoring import score_examples, with_perplexity
 from bench.models import base as models
 from bench.models.adapter import save_adapter
 from bench.models.architecture import Architecture, Pair
 from bench.models.coverage import patch_and_count
 from bench.models.loaded import load_into, size_of
 from bench.models.masters import compute_in
-from bench.models.split_data import Pairs, SplitData, told_of
-from bench.models.token_cache import read_split
+from bench.models.split_data import told_of
 from bench.models.token_check import lost_references
-from bench.models.tokens import Tokenization, tokenization
-from bench.plugins.registry import Kind, RegistryError, load, make_method, make_task
+from bench.plugins.registry import Kind, RegistryError, load, make_method
 from bench.plugins.source import PluginError, plugin_source
 from bench.rank.context import (
     RankContext,
@@ -47,29 +39,26 @@ from bench.rank.context import (
     share_json,
     tell_phase,
 )
-from bench.rank.stored import require_what_was_trained
+from bench.rank.data import TrialData, read_data
+from bench.rank.scoring import Scored, Scoring
 from bench.schema.record import (
     Completed,
-    DecodeCost,
-    MergedDecode,
     Outcome,
     ParameterCounts,
     Prediction,
     Probed,
     Provenance,
+    Ran,
     RankCost,
     RankReport,
-    Scores,
 )
-from bench.schema.trial import JsonDict, ResolvedSpec, TrialSpec
+from bench.schema.trial import ResolvedSpec, TrialSpec
 from bench.store.outbox import member_prefix
-from bench.store.predictions import write_predictions
-from bench.task import Example, Split, Task
+from bench.task import Split
 from bench.train.checkpoint import Checkpoints
 from bench.train.fused_engine import copies_sharing_weights
 from bench.train.lane import Diverged, Lane, Trained
-from bench.train.loop import Training, mean_losses
-from bench.train.loss import TargetLoss
+from bench.train.loop import Training
 
 
 def run_rank(spec: TrialSpec, context: RankContext, companions: Sequence[TrialSpec] = ()) -> RankReport:
@@ -144,7 +133,7 @@ def run_trials(trials: Sequence[_Trial]) -> RankReport:
     return RankReport(outcome=outcomes[0], provenance=None, companions=outcomes[1:], shared_seconds=shared_seconds)
 
 
-def train(trials: Sequence[_Trial], data: _Data) -> list[_TrainedTrial]:
+def train(trials: Sequence[_Trial], data: TrialData) -> list[_TrainedTrial]:
     """Train trials that share the frozen weights of one base model."""
     first = trials[0]
     bases = copies_sharing_weights(first.base_model(), len(trials))
@@ -168,20 +157,6 @@ def train(trials: Sequence[_Trial], data: _Data) -> list[_TrainedTrial]:
 
 
 @dataclass(frozen=True)
-class _Data:
-    """What a trial trains on and is scored by. Trials that share a launch share it."""
-
-    task: Task
-    splits: dict[Split, SplitData]
-    tokens: Tokenization
-
-    @functools.cached_property
-    def pairs(self) -> dict[Split, Pairs]:
-        """What is trained on and what losses are taken of."""
-        return {split: data.pairs for split, data in self.splits.items()}
-
-
-@dataclass(frozen=True)
 class _TrainedTrial:
     result: Trained | Diverged
     counts: ParameterCounts
@@ -197,15 +172,12 @@ class _Trial:
     meter: PhaseMeter
     alone: bool = True  # False: it shares the launch, so that no plan can be held against what is measured
 
-    def read(self) -> _Data:
-        spec = self.spec
+    def read(self) -> TrialData:
+        """The data of this trial."""
         with self.meter.phase("load"):
-            task = make_task(spec.task)
-            tokens = tokenization(spec.scored_model, task.config)
-            splits = {split: read_split(spec.task, task, split, tokens, _say) for split in spec.splits}
-        return _Data(task, splits, tokens)
+            return read_data(self.spec)
 
-    def finish_in_company(self, data: _Data, trained: _TrainedTrial | None) -> Outcome:
+    def finish_in_company(self, data: TrialData, trained: _TrainedTrial | None) -> Outcome:
         """As :meth:`finish`, where a failure is this trial's alone."""
         self.meter = self.meter.branch(partial(tell_phase, [self.context]))
         try:
@@ -216,60 +188,67 @@ class _Trial:
             raise RuntimeError("only rank 0 has an outcome, and trials that share a launch have one rank")
         return outcome
 
-    def finish(self, data: _Data, trained_trial: _TrainedTrial | None) -> Completed | Probed | None:
+    def finish(self, data: TrialData, trained_trial: _TrainedTrial | None) -> Completed | Probed | None:
         """What follows the training. On rank 0, what came of it."""
-        spec, meter, tokens, splits, pairs = self.spec, self.meter, data.tokens, data.splits, data.pairs
-        trained, counts, adapter_bytes = None, None, 0
+        spec = self.spec
+        trained: Trained | None = None
+        counts: ParameterCounts | None = None
+        adapter_bytes = 0 if spec.loaded is None else size_of(spec.loaded)
         if trained_trial is not None:
             if isinstance(trained_trial.result, Diverged):
                 raise trained_trial.result
             trained, counts = trained_trial.result, trained_trial.counts
-            with meter.phase("save"):
+            with self.meter.phase("save"):
                 if self.context.rank == 0:
                     adapter_bytes = save_adapter(self.context.outbox, spec, data.task.config, trained.state)
-        ran = _what_training_tells(trained)
-        scores, decode_cost = None, None
+        scored: Scored | None = None
         if spec.scored_split is not None:
-            # What is scored is the stored adapter in a fresh base model, not whatever the engine holds at the end.
-            method = self.method(data)
-            model, fresh_counts = self._scorable_model(method, trained)
-            if spec.loaded is not None:
-                adapter_bytes = size_of(spec.loaded)
-            counts = counts or fresh_counts
-            with meter.phase("validate"):
-                ran["stored_dev_loss"] = self._mean_loss(model, pairs["dev"], tokens)
-                if trained is None:
-                    ran["dev_loss"] = ran["stored_dev_loss"]
-                else:
-                    precision = spec.resources.precision
-                    require_what_was_trained(ran["stored_dev_loss"], trained.best, precision, spec.method.name)
-                if "test" in pairs:
-                    ran["test_loss"] = self._mean_loss(model, pairs["test"], tokens)
-            examples = list(splits[spec.scored_split].examples)
-            with meter.phase("decode"):
-                sources = splits[spec.scored_split].sources()
-                predictions, truncated, decode_cost = self._predictions(model, tokens, sources)
-            if method.mergeable and self.alone and spec.stage != "tune":
-                # A search's budget pays for no more than it chooses by, and what shared its launch has no cost to show.
-                with meter.phase("compare_merged"):
-                    ran["merged_decode"] = self._merged_decode(method, model, tokens, sources)
-            if self.context.rank == 0:
-                with meter.phase("score"):
-                    loss = ran["test_loss"] if "test" in pairs else ran["dev_loss"]
-                    scores = self._scores(data.task, examples, predictions, truncated, loss)
+            scored, counts = self._scored(data, spec.scored_split, trained, counts)
         ranks = self._gathered_costs()
         if self.context.rank != 0:
             return None
+        forecast: Prediction | None = None
         if trained is not None and self.alone:
-            with meter.phase("plan"):  # after all that is measured: it takes memory of its own
-                num_decoded = len(splits[spec.scored_split].examples) if spec.scored_split else 0
-                ran["predicted"] = self._predicted(tokens.architecture, pairs, num_decoded)
-        ran |= {"parameters": counts, "decode": decode_cost, "ranks": ranks, "adapter_bytes": adapter_bytes}
-        examples_of = {split: part.examples for split, part in splits.items()}
-        ran["data"] = {**told_of(splits), **lost_references(tokens, examples_of, spec.decode.stop)}
-        return Completed(scores=scores, **ran) if spec.stage == "final" else Probed(dev_scores=scores, **ran)
+            with self.meter.phase("plan"):  # after all that is measured: it takes memory of its own
+                num_decoded = len(data.splits[spec.scored_split].examples) if spec.scored_split else 0
+                forecast = self._forecast(data.tokens.architecture, data.pairs, num_decoded)
+        return self._outcome(data, trained, scored, ranks, forecast, counts, adapter_bytes)
 
-    def method(self, data: _Data) -> Method:
+    def _outcome(
+        self,
+        data: TrialData,
+        trained: Trained | None,
+        scored: Scored | None,
+        ranks: list[RankCost],
+        forecast: Prediction | None,
+        counts: ParameterCounts | None,
+        adapter_bytes: int,
+    ) -> Completed | Probed:
+        assert counts is not None  # a trial trains or is scored
+        stored_dev_loss = None if scored is None else scored.stored_dev_loss
+        examples = {split: part.examples for split, part in data.splits.items()}
+        lost = lost_references(data.tokens, examples, self.spec.decode.stop)
+        ran = Ran(
+            parameters=counts,
+            dev_loss=stored_dev_loss if trained is None else trained.best.loss,
+            stored_dev_loss=stored_dev_loss,
+            best_step=None if trained is None else trained.best.step,
+            train_curve=[] if trained is None else trained.train_curve,
+            dev_curve=[] if trained is None else trained.dev_curve,
+            train=None if trained is None else trained.cost,
+            ranks=ranks,
+            adapter_bytes=adapter_bytes,
+            data={**told_of(data.splits), **lost},
+            predicted=forecast,
+            merged_decode=None if scored is None else scored.merged_decode,
+        )
+        if self.spec.stage != "final":
+            scores, decode = (None, None) if scored is None else (scored.scores, scored.decode)
+            return Probed(**dict(ran), dev_scores=scores, decode=decode)
+        assert scored is not None and scored.scores is not None and scored.test_loss is not None
+        return Completed(**dict(ran), scores=scored.scores, test_loss=scored.test_loss, decode=scored.decode)
+
+    def method(self, data: TrialData) -> Method:
         """The method as this trial configures it."""
         return make_method(self.spec.method, data.tokens.tokenizer)
 
@@ -304,85 +283,35 @@ class _Trial:
             seed_everything(self.spec.seed + 1_000_003 * self.context.rank)
         return model, counts
 
-    def _scorable_model(self, method: Method, trained: Trained | None) -> tuple[Any, ParameterCounts]:
-        """A fresh base model with what was stored, now or before."""
-        model, counts = self.patched(method, self.base_model())
+    def _scored(
+        self,
+        data: TrialData,
+        split: Literal["dev", "test"],
+        trained: Trained | None,
+        counts: ParameterCounts | None,
+    ) -> tuple[Scored, ParameterCounts]:
+        """Score the stored adapter in a fresh base model, not whatever the engine holds at the end."""
+        method = self.method(data)
+        model, fresh_counts = self.patched(method, self.base_model())
         with self.meter.phase("load"):
             if trained is not None:
                 method.load_adapter_state(model, trained.state)
             elif self.spec.loaded is not None:
                 load_into(method, model, self.spec.loaded)
-        return model.to(self.device).eval(), counts
-
-    def _mean_loss(self, model: Any, pairs: Sequence[Pair], tokens: Tokenization) -> float:
-        loss, pad_token_id = TargetLoss(model).eval(), tokens.tokenizer.pad_token_id
-
-        def losses_of(chosen: Sequence[Pair]) -> torch.Tensor:
-            return loss.of(tokens.architecture.batch(chosen, pad_token_id).to(self.device))[None]
-
-        (mean,) = mean_losses(losses_of, pairs, self.spec.train.batch_size, self.device)
-        return mean
-
-    def _predictions(
-        self, model: Any, tokens: Tokenization, sources: Sequence[tuple[int, ...]]
-    ) -> tuple[list[str], list[bool], DecodeCost]:
-        """Predictions in the order of ``sources``, whether each was cut off, and their cost.
-
-        Equal sources are decoded once.
-        """
-        context = self.context
-        unique = {source: number for number, source in enumerate(dict.fromkeys(sources))}
-        decoded = generate(
-            model,
-            tokens.tokenizer,
-            tokens.architecture,
-            [list(source) for source in unique],
-            self.spec.decode,
-            self.device,
-            context.rank,
-            context.ranks,
-            context.progress,
-        )
-        shares = share_json(context, "predictions", dataclasses.asdict(decoded))
-        texts = {int(index): text for share in shares for index, text in share["texts"].items()}
-        truncated = {index for share in shares for index in share["truncated"]}
-        cost = decode_cost(
-            sources=len(unique),
-            new_tokens=sum(share["new_tokens"] for share in shares),
-            seconds=max(share["seconds"] for share in shares),
-            engine=decoded.engine,
-        )
-        positions = [unique[source] for source in sources]
-        return [texts[position] for position in positions], [position in truncated for position in positions], cost
-
-    def _merged_decode(
-        self, method: Method, model: Any, tokens: Tokenization, sources: Sequence[tuple[int, ...]]
-    ) -> MergedDecode | None:
-        """What decoding the first few sources costs merged and unmerged; None where a rank could not, say for memory.
-
-        Merged weights lie in memory beside the base weights.
-        """
-        few = [list(source) for source in dict.fromkeys(sources)][:MOST_SOURCES]
-        own: JsonDict = {}
-        try:
-            mine = few[self.context.rank :: self.context.ranks]
-            cost = decode_both_ways(
-                method, model, tokens.tokenizer, tokens.architecture, mine, self.spec.decode, self.device
-            )
-            own = {"cost": cost.model_dump(mode="json")}
-        except Exception:  # noqa: BLE001 - a scored trial is worth more than one more cost of it
-            traceback.print_exc()
-        shares = share_json(self.context, "merged_decode", own)
-        if not all(shares):
-            return None
-        return over_ranks([MergedDecode.model_validate(share["cost"]) for share in shares])
+        model = model.to(self.device).eval()
+        # Not measured while tuning (the budget covers only what the choice needs) or when trials shared a launch (their
+        # costs cannot be told apart).
+        compares_merged = self.alone and self.spec.stage != "tune"
+        scoring = Scoring(self.spec, self.context, self.device, self.meter, compares_merged)
+        scored = scoring.score(method, model, data, split, None if trained is None else trained.best)
+        return scored, counts or fresh_counts
 
     def _gathered_costs(self) -> list[RankCost]:
         cost = self.meter.rank_cost(self.context.rank)
         shares = share_json(self.context, "costs", cost.model_dump(mode="json"))
         return [RankCost.model_validate(share) for share in shares]
 
-    def _predicted(
+    def _forecast(
         self, architecture: Architecture, pairs: Mapping[Split, Sequence[Pair]], num_decoded: int
     ) -> Prediction | None:
         """What the planner would have said; None where the method cannot be traced."""
@@ -402,35 +331,6 @@ class _Trial:
         except Exception:  # noqa: BLE001 - a finished trial is worth more than what was expected of it
             traceback.print_exc()
             return None
-
-    def _scores(
-        self,
-        task: Task,
-        examples: Sequence[Example],
-        predictions: Sequence[str],
-        truncated: Sequence[bool],
-        loss: float,
-    ) -> Scores:
-        system = score_examples(examples, predictions, task.scoring, truncated, task.config.metrics)
-        of_sources = [system.of_source(index) for index in range(len(examples))]
-        write_predictions(self.context.outbox, examples, predictions, truncated, of_sources)
-        return with_perplexity(system.scores(), loss, task.config.loss_references)
-
-
-def _what_training_tells(trained: Trained | None) -> JsonDict:
-    """The fields of a record that say how a trial was trained; all absent where nothing was."""
-    return {
-        "dev_loss": trained.best.loss if trained else None,
-        "best_step": trained.best.step if trained else None,
-        "train_curve": trained.train_curve if trained else [],
-        "dev_curve": trained.dev_curve if trained else [],
-        "train": trained.cost if trained else None,
-    }
-
-
-def _say(message: str) -> None:
-    """A line of the rank's log."""
-    print(message, file=sys.stderr)  # noqa: T201
 
 
 def seed_everything(seed: int) -> None:

@@ -16,7 +16,6 @@ from bench.report.configurations import Configuration
 from bench.report.counterparts import Side, differences
 from bench.report.published import Quoted, fits, is_same_model
 from bench.schema.record import TrialResult
-from bench.schema.trial import JsonDict
 from bench.statistics.differences import LEVEL, PairedTests
 from bench.statistics.estimates import FEWEST_SEEDS, Estimate, estimate, holm, two_sided_p
 from bench.statistics.systems import PairedSystems, System, load_system
@@ -148,10 +147,9 @@ def _score(paired: PairedSystems, column: Column, tag: str | None = None) -> Lin
     values = [_of_seeds(system, column.name, tag) for system in (second, first)]
     if not all(values):
         return None
-    fields: JsonDict = {"column": column, "tag": tag}
     made = paired.statistics(column.name)
     if made is None:
-        return _over_seeds(fields, values[1], values[0])
+        return _over_seeds(column, tag, values[1], values[0])
     score, statistics = made
     if tag is not None:
         chosen = paired.with_tag(tag)
@@ -162,7 +160,8 @@ def _score(paired: PairedSystems, column: Column, tag: str | None = None) -> Lin
     (found,) = PairedTests(sources, score).all_pairs(statistics)
     alone = found.p_value is None
     return Line(
-        **fields,
+        column=column,
+        tag=tag,
         first=found.second_mean,
         second=found.first_mean,
         difference=found.difference,
@@ -184,15 +183,28 @@ def _of_seeds(system: System, metric: str, tag: str | None) -> dict[int, float]:
     return {seed: values[metric] for seed, values in scores.items() if metric in values}
 
 
-def _over_seeds(fields: JsonDict, first: Mapping[int, float], second: Mapping[int, float], note: str = "") -> Line:
+def _over_seeds(
+    column: Column, tag: str | None, first: Mapping[int, float], second: Mapping[int, float], note: str = ""
+) -> Line:
     """A line whose interval is over seeds alone, for scores in which single sources have no share."""
     pairs = _paired(first, second)
     found = estimate([two - one for one, two in pairs])
     if found is None:
         raise ValueError("a line needs at least one value of both sides")
-    means = dict(zip(("first", "second"), _means(pairs), strict=True))
-    basis = {"difference": found.mean, "basis": "seeds", "seeds": len(found.values), "note": note}
-    return Line(**{**means, **fields, **basis, **_interval(found)})
+    first_mean, second_mean = _means(pairs)
+    return Line(
+        column=column,
+        tag=tag,
+        first=first_mean,
+        second=second_mean,
+        difference=found.mean,
+        low=found.low,
+        high=found.high,
+        p_value=_p_value(found),
+        basis="seeds",
+        seeds=len(found.values),
+        note=note,
+    )
 
 
 def _means(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -211,13 +223,12 @@ def _paired(first: Mapping[int, float], second: Mapping[int, float]) -> list[tup
     return list(zip(ones, twos, strict=False))
 
 
-def _interval(found: Estimate) -> JsonDict:
-    """The interval of a mean, and the p-value that it is zero."""
-    if found.standard_deviation is None:
-        return {"low": None, "high": None, "p_value": None}
-    error, freedom = found.standard_deviation / math.sqrt(len(found.values)), len(found.values) - 1
-    p_value = two_sided_p(found.mean / error, freedom) if error > 0 else float(found.mean == 0)
-    return {"low": found.low, "high": found.high, "p_value": p_value}
+def _p_value(mean: Estimate) -> float | None:
+    """How likely values whose mean is zero come out as far from it; None of a single value."""
+    if mean.standard_deviation is None:
+        return None
+    error, freedom = mean.standard_deviation / math.sqrt(len(mean.values)), len(mean.values) - 1
+    return two_sided_p(mean.mean / error, freedom) if error > 0 else float(mean.mean == 0)
 
 
 def _costs(first: Configuration, second: Configuration) -> Iterator[Line]:
@@ -226,20 +237,34 @@ def _costs(first: Configuration, second: Configuration) -> Iterator[Line]:
         one, two = first.estimate(column.name), second.estimate(column.name)
         if one is None or two is None or min(one.values) <= 0 or min(two.values) <= 0 or column.name in NO_RATIO:
             continue
-        fields: JsonDict = {"column": column, "tag": None}
         if column.varies_over_seeds and min(len(one.values), len(two.values)) > 1:
             values = [cell.values(column.name) for cell in (first, second)]
             logs = [{seed: math.log(value) for seed, value in of_side.items()} for of_side in values]
-            means = dict(zip(("first", "second"), _means(_paired(values[0], values[1])), strict=True))
-            line = _over_seeds({**fields, **means}, logs[0], logs[1])
-            low, high = (None if bound is None else math.exp(bound) for bound in (line.low, line.high))
+            line = _over_seeds(column, None, logs[0], logs[1])
             alone = first.was_measured_alone(column.name) and second.was_measured_alone(column.name)
-            basis: Basis = "repetitions" if alone else "seeds"
-            yield replace(line, difference=math.exp(line.difference), low=low, high=high, basis=basis)
+            means = _means(_paired(values[0], values[1]))
+            yield replace(
+                line,
+                first=means[0],
+                second=means[1],
+                difference=math.exp(line.difference),
+                low=None if line.low is None else math.exp(line.low),
+                high=None if line.high is None else math.exp(line.high),
+                basis="repetitions" if alone else "seeds",
+            )
         else:
-            ratio = two.mean / one.mean
-            once: JsonDict = {"low": None, "high": None, "p_value": None, "basis": "alone", "seeds": 1}
-            yield Line(**fields, first=one.mean, second=two.mean, difference=ratio, **once)
+            yield Line(
+                column=column,
+                tag=None,
+                first=one.mean,
+                second=two.mean,
+                difference=two.mean / one.mean,
+                low=None,
+                high=None,
+                p_value=None,
+                basis="alone",
+                seeds=1,
+            )
 
 
 def against_published(side: Side, rows: Sequence[Quoted], metric: str | None = None) -> list[Compared]:
@@ -288,10 +313,9 @@ def _quoted_line(system: System, column: Column, row: Quoted) -> Line | None:
     ours, published = _of_seeds(system, column.name, tag), row.values[column.name]
     if not ours:
         return None
-    fields: JsonDict = {"column": column, "tag": tag, "first": published}
     spread = row.spread.get(column.name)
     note = "" if spread is None else f"published with ± {spread:g}, which the interval leaves out"
-    return _over_seeds(fields, dict.fromkeys(ours, published), ours, note)
+    return replace(_over_seeds(column, tag, dict.fromkeys(ours, published), ours, note), first=published)
 
 
 def _is_part(part: Quoted, whole: Quoted) -> bool:

@@ -46,8 +46,7 @@ def cost_class(spec: TrialSpec, trains: bool) -> str:
     """Equal for trials that share a measurement of cost, as far as the training has a part in it."""
     if trains:
         return spec.configuration_class
-    measured: JsonDict = {"stage": "cost", "stop_after_steps": None, "scores_dev": False, "repetition": 0}
-    return answer_key(spec.model_copy(update=measured), trains)
+    return answer_key(spec.measured, trains)
 
 
 def untrained(results: Iterable[TrialResult]) -> frozenset[str]:

@@ -448,11 +448,15 @@ class TrialSpec(Spec):
         return self.model_copy(update={"model": model, "task": task, "loaded": loaded})
 
     @property
+    def measured(self) -> TrialSpec:
+        """The first trial of the stage cost that measures what this one costs."""
+        update = {"stage": "cost", "stop_after_steps": None, "scores_dev": False, "repetition": 0}
+        return self.model_copy(update=update)
+
+    @property
     def configuration_class(self) -> str:
         """Equal for trials that share a measurement of cost: they differ in seed, learning rate or length alone."""
-        first: JsonDict = {"stage": "cost", "stop_after_steps": None, "scores_dev": False, "repetition": 0}
-        measured = self.model_copy(update=first)
-        return sha256_of_json(measured.identity_without(*LENGTH_FIELDS))[:10]
+        return sha256_of_json(self.measured.identity_without(*LENGTH_FIELDS))[:10]
 
     @model_validator(mode="after")
     def _of_its_stage(self) -> TrialSpec:

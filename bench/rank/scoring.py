@@ -1,0 +1,173 @@
+"""How a rank scores a model: losses, texts, what decoding costs, and the scores of the texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from bench.decode.generate import decode_cost, generate
+from bench.decode.merged import MOST_SOURCES, decode_both_ways, over_ranks
+from bench.measure.phases import PhaseMeter
+from bench.method import Method
+from bench.metrics.scoring import score_examples, with_perplexity
+from bench.models.architecture import Pair
+from bench.models.tokens import Tokenization
+from bench.rank.context import RankContext, share_json
+from bench.rank.data import TrialData
+from bench.rank.stored import require_what_was_trained
+from bench.schema.record import DecodeCost, DevPoint, MergedDecode, Scores
+from bench.schema.trial import JsonDict, TrialSpec
+from bench.store.predictions import write_predictions
+from bench.task import Example, Task
+from bench.train.loop import mean_losses
+from bench.train.loss import TargetLoss
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What came of scoring a model."""
+
+    stored_dev_loss: float
+    test_loss: float | None  # None where the trial does not read the test split
+    decode: DecodeCost
+    merged_decode: MergedDecode | None
+    scores: Scores | None  # on rank 0 alone
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Scores models on this rank, together with the other ranks of the trial.
+
+    Args:
+        spec: The trial.
+        context: Of this rank.
+        device: Where the model is.
+        meter: Told the phases.
+        compares_merged: Whether decoding is also timed with the adapter merged, where the method can be.
+    """
+
+    spec: TrialSpec
+    context: RankContext
+    device: torch.device
+    meter: PhaseMeter
+    compares_merged: bool
+
+    def score(
+        self, method: Method, model: Any, data: TrialData, split: Literal["dev", "test"], best: DevPoint | None
+    ) -> Scored:
+        """Take losses, decode the sources of a split, and score the texts.
+
+        Args:
+            method: Of the trial.
+            model: A fresh base model with the stored adapter, on the device.
+            data: Of the trial.
+            split: Whose sources are decoded.
+            best: What training saw when it kept the state; None where nothing was trained.
+
+        Raises:
+            StoredStateError: The stored adapter has another dev loss than training saw.
+        """
+        tokens, pairs = data.tokens, data.pairs
+        test_loss: float | None = None
+        with self.meter.phase("validate"):
+            stored_dev_loss = self._mean_loss(model, pairs["dev"], tokens)
+            if best is not None:
+                require_what_was_trained(stored_dev_loss, best, self.spec.resources.precision, self.spec.method.name)
+            if "test" in pairs:
+                test_loss = self._mean_loss(model, pairs["test"], tokens)
+        sources = data.splits[split].sources()
+        with self.meter.phase("decode"):
+            predictions, truncated, cost = self._predictions(model, tokens, sources)
+        merged_decode: MergedDecode | None = None
+        if method.mergeable and self.compares_merged:
+            with self.meter.phase("compare_merged"):
+                merged_decode = self._merged_decode(method, model, tokens, sources)
+        scores: Scores | None = None
+        if self.context.rank == 0:
+            with self.meter.phase("score"):
+                dev_loss = stored_dev_loss if best is None else best.loss
+                loss = dev_loss if test_loss is None else test_loss
+                examples = list(data.splits[split].examples)
+                scores = self._scores(data.task, examples, predictions, truncated, loss)
+        return Scored(stored_dev_loss, test_loss, cost, merged_decode, scores)
+
+    def _mean_loss(self, model: Any, pairs: Sequence[Pair], tokens: Tokenization) -> float:
+        loss, pad_token_id = TargetLoss(model).eval(), tokens.tokenizer.pad_token_id
+
+        def losses_of(chosen: Sequence[Pair]) -> torch.Tensor:
+            return loss.of(tokens.architecture.batch(chosen, pad_token_id).to(self.device))[None]
+
+        (mean,) = mean_losses(losses_of, pairs, self.spec.train.batch_size, self.device)
+        return mean
+
+    def _predictions(
+        self, model: Any, tokens: Tokenization, sources: Sequence[tuple[int, ...]]
+    ) -> tuple[list[str], list[bool], DecodeCost]:
+        """Predictions in the order of ``sources``, whether each was cut off, and their cost.
+
+        Equal sources are decoded once.
+        """
+        context = self.context
+        unique = {source: number for number, source in enumerate(dict.fromkeys(sources))}
+        decoded = generate(
+            model,
+            tokens.tokenizer,
+            tokens.architecture,
+            [list(source) for source in unique],
+            self.spec.decode,
+            self.device,
+            context.rank,
+            context.ranks,
+            context.progress,
+        )
+        shares = share_json(context, "predictions", dataclasses.asdict(decoded))
+        texts = {int(index): text for share in shares for index, text in share["texts"].items()}
+        truncated = {index for share in shares for index in share["truncated"]}
+        cost = decode_cost(
+            sources=len(unique),
+            new_tokens=sum(share["new_tokens"] for share in shares),
+            seconds=max(share["seconds"] for share in shares),
+            engine=decoded.engine,
+        )
+        positions = [unique[source] for source in sources]
+        return [texts[position] for position in positions], [position in truncated for position in positions], cost
+
+    def _merged_decode(
+        self, method: Method, model: Any, tokens: Tokenization, sources: Sequence[tuple[int, ...]]
+    ) -> MergedDecode | None:
+        """What decoding the first few sources costs merged and unmerged; None where a rank could not, say for memory.
+
+        Merged weights lie in memory beside the base weights.
+        """
+        few = [list(source) for source in dict.fromkeys(sources)][:MOST_SOURCES]
+        own: JsonDict = {}
+        try:
+            mine = few[self.context.rank :: self.context.ranks]
+            cost = decode_both_ways(
+                method, model, tokens.tokenizer, tokens.architecture, mine, self.spec.decode, self.device
+            )
+            own = {"cost": cost.model_dump(mode="json")}
+        except Exception:  # noqa: BLE001 - a scored trial is worth more than one more cost of it
+            traceback.print_exc()
+        shares = share_json(self.context, "merged_decode", own)
+        if not all(shares):
+            return None
+        return over_ranks([MergedDecode.model_validate(share["cost"]) for share in shares])
+
+    def _scores(
+        self,
+        task: Task,
+        examples: Sequence[Example],
+        predictions: Sequence[str],
+        truncated: Sequence[bool],
+        loss: float,
+    ) -> Scores:
+        system = score_examples(examples, predictions, task.scoring, truncated, task.config.metrics)
+        of_sources = [system.of_source(index) for index in range(len(examples))]
+        write_predictions(self.context.outbox, examples, predictions, truncated, of_sources)
+        return with_perplexity(system.scores(), loss, task.config.loss_references)
