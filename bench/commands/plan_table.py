@@ -23,15 +23,15 @@ def planned_table(sweep: str, trials: Sequence[PlannedTrial], device: Device) ->
     for heading in ("trained", "TFLOP", "peak", "step", "total"):
         table.add_column(heading, justify="right", no_wrap=True)
     for trial in trials:
-        parameters, predicted = trial.parameters, trial.predicted
+        parameters, forecast = trial.parameters, trial.forecast
         lines = [*_settings(trial), *_memory(trial, device)]
         table.add_row(
             Text(trial.spec.trial_id).append("\n" + "\n".join(lines), style="dim"),
             compact(parameters.trained),
-            ABSENT if predicted is None else f"{predicted.flops / 1e12:,.3g}",
+            ABSENT if forecast is None else f"{forecast.flops / 1e12:,.3g}",
             Text(size(max(trial.phases.values())), style="" if trial.fits else "red") if trial.phases else ABSENT,
-            ABSENT if predicted is None or predicted.step_seconds is None else seconds(predicted.step_seconds),
-            ABSENT if predicted is None or predicted.total_seconds is None else seconds(predicted.total_seconds),
+            ABSENT if forecast is None or forecast.step_seconds is None else seconds(forecast.step_seconds),
+            ABSENT if forecast is None or forecast.total_seconds is None else seconds(forecast.total_seconds),
         )
     return table
 
@@ -42,7 +42,7 @@ def totals_text(found: Totals, device: Device) -> str:
     if math.isfinite(found.wall_hours):
         wall = f"{seconds(3600 * found.wall_hours)} on {found.devices} device{'s' * (found.devices != 1)}"
     price = "" if found.price is None else f", price {found.price:,.2f}"
-    part = "" if found.predicted == found.trials else f" (of the {found.predicted} trials that could be predicted)"
+    part = "" if found.with_forecast == found.trials else f" (of the {found.with_forecast} trials that have a forecast)"
     return (
         f"in all{part}: {found.flops / 1e12:,.4g} TFLOP, {found.device_hours:,.2f} device-hours, {wall}{price}. "
         f"Rates: {device.source}."
@@ -54,12 +54,20 @@ def plan_document(sweep: str, trials: Sequence[PlannedTrial], device: Device, fo
     return {
         "sweep": sweep,
         "device": vars(device),
-        "totals": {**vars(found), "wall_hours": found.wall_hours if math.isfinite(found.wall_hours) else None},
+        "totals": {
+            "trials": found.trials,
+            "predicted": found.with_forecast,
+            "flops": found.flops,
+            "device_hours": found.device_hours,
+            "wall_hours": found.wall_hours if math.isfinite(found.wall_hours) else None,
+            "devices": found.devices,
+            "price": found.price,
+        },
         "trials": [
             {
                 "trial_id": trial.spec.trial_id,
                 "parameters": trial.parameters.model_dump(),
-                "predicted": None if trial.predicted is None else trial.predicted.model_dump(),
+                "predicted": None if trial.forecast is None else trial.forecast.model_dump(),
                 "phase_memory_bytes": trial.phases,
                 "fits": trial.fits,
                 "too_large": trial.too_large,
@@ -103,8 +111,8 @@ def _settings(trial: PlannedTrial) -> list[str]:
 
 def _memory(trial: PlannedTrial, device: Device) -> list[str]:
     lines = [trial.remark] if trial.remark else []
-    if trial.predicted is not None:
-        parts = ", ".join(f"{part} {size(count)}" for part, count in trial.predicted.memory_bytes.items())
+    if trial.forecast is not None:
+        parts = ", ".join(f"{part} {size(count)}" for part, count in trial.forecast.memory_bytes.items())
         lines.append(f"training: {parts}")
     if trial.phases:
         lines.append("phases: " + ", ".join(f"{phase} {size(count)}" for phase, count in trial.phases.items()))

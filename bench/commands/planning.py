@@ -81,5 +81,5 @@ def _device(name: str, calibrate: Path | None) -> Device:
         return device
     device, trials = calibrated(device, Store(calibrate).read_all())
     if not trials:
-        raise ConfigError(f"--calibrate {calibrate}: no trial there was trained on {device.name} and predicted")
+        raise ConfigError(f"--calibrate {calibrate}: no trial there was trained on {device.name} and has a forecast")
     return device

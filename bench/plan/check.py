@@ -31,29 +31,29 @@ TIMED_STEPS = 3
 
 @dataclass(frozen=True)
 class Checked:
-    """One micro-batch of one configuration: what was predicted, and what PyTorch counted."""
+    """One micro-batch of one configuration: its forecast, and what PyTorch counted."""
 
     name: str
     rows: int
     length: int
-    predicted_flops: float
+    forecast_flops: float
     counted_flops: float
-    predicted_bytes: float
+    forecast_bytes: float
     counted_bytes: float
-    predicted_seconds: float
+    forecast_seconds: float
     seconds: float
 
     @property
     def flops_error(self) -> float:
-        return self.predicted_flops / self.counted_flops - 1
+        return self.forecast_flops / self.counted_flops - 1
 
     @property
     def seconds_error(self) -> float:
-        return self.predicted_seconds / self.seconds - 1
+        return self.forecast_seconds / self.seconds - 1
 
     @property
     def bytes_error(self) -> float:
-        return self.predicted_bytes / self.counted_bytes - 1
+        return self.forecast_bytes / self.counted_bytes - 1
 
 
 def check(trials: Iterable[TrialSpec]) -> Iterator[Checked]:
@@ -88,11 +88,11 @@ def _checked(spec: TrialSpec, name: str) -> Checked:
         name=name,
         rows=micro.rows,
         length=round(micro.length),
-        predicted_flops=costs.flops(micro),
+        forecast_flops=costs.flops(micro),
         counted_flops=flops,
-        predicted_bytes=_peak_bytes(costs, micro),
+        forecast_bytes=_peak_bytes(costs, micro),
         counted_bytes=peak,
-        predicted_seconds=passes_seconds(spec, costs, costs.flops(micro), 1, measured_cpu(torch.get_num_threads())),
+        forecast_seconds=passes_seconds(spec, costs, costs.flops(micro), 1, measured_cpu(torch.get_num_threads())),
         seconds=seconds,
     )
 
@@ -151,13 +151,13 @@ def markdown(sweep: str, rows: Sequence[Checked]) -> str:
         [
             row.name,
             f"{row.rows} x {row.length}",
-            f"{row.predicted_flops / 1e9:,.2f}",
+            f"{row.forecast_flops / 1e9:,.2f}",
             f"{row.counted_flops / 1e9:,.2f}",
             f"{row.flops_error:+.2%}",
-            f"{row.predicted_bytes / 2**20:,.1f}",
+            f"{row.forecast_bytes / 2**20:,.1f}",
             f"{row.counted_bytes / 2**20:,.1f}",
             f"{row.bytes_error:+.1%}",
-            f"{row.predicted_seconds:.3f}",
+            f"{row.forecast_seconds:.3f}",
             f"{row.seconds:.3f}",
             f"{row.seconds_error:+.0%}",
         ]

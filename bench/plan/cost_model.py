@@ -9,7 +9,7 @@ from bench.models import base
 from bench.plan.devices import Device
 from bench.plan.step_costs import StepCosts, step_costs
 from bench.plan.workload import MicroBatch, Workload
-from bench.schema.record import Prediction
+from bench.schema.record import Forecast
 from bench.schema.trial import ModelSpec, ResourceSpec, TrialSpec
 
 # Adam keeps two moments in fp32; there is a copy of the trained parameters in fp32 where training is in bf16, and under
@@ -31,9 +31,9 @@ ADAM_TRAFFIC_BYTES = 28
 LONGEST_OVER_MEAN = 1.5
 
 
-def predict(
+def forecast_of(
     spec: TrialSpec, work: Workload, device: Device | None, name: str, costs: StepCosts | None = None
-) -> Prediction:
+) -> Forecast:
     """What a trial that trains something will cost.
 
     Args:
@@ -44,7 +44,7 @@ def predict(
         costs: Of its steps; None: from traces of them.
 
     Raises:
-        TraceError: The method's step looks at values, so that it cannot be predicted.
+        TraceError: The method's step looks at values, so that there is no forecast.
     """
     costs = costs or step_costs(spec, work)
     flops = sum(costs.flops(micro) for micro in work.micro_batches)
@@ -57,7 +57,7 @@ def predict(
         total_seconds = device.start_seconds + train_seconds + _evaluation_seconds(spec, work, costs, device)
     on_cpu = device is not None and device.kind == "cpu"
     phases = phase_memory(spec, work, costs, on_cpu)
-    return Prediction(
+    return Forecast(
         device=name,
         flops=flops,
         step_seconds=step_seconds,

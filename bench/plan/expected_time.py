@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bench.plan.cost_model import predict
+from bench.plan.cost_model import forecast_of
 from bench.plan.devices import Device
 from bench.plan.plan import planned_parameters, planned_work
 from bench.plan.step_costs import StepCosts
@@ -38,8 +38,8 @@ def expected_seconds(spec: TrialSpec) -> float:
         TaskError: The data cannot be read.
     """
     work, counts = planned_work(spec), planned_parameters(spec.method, spec.model)
-    predicted = predict(spec, work, SOME_DEVICE, SOME_DEVICE.name, _outline(work, counts))
-    total, training = predicted.total_seconds or 0.0, predicted.train_seconds or 0.0
+    whole = forecast_of(spec, work, SOME_DEVICE, SOME_DEVICE.name, _outline(work, counts))
+    total, training = whole.total_seconds or 0.0, whole.train_seconds or 0.0
     return total if counts.trained else total - training
 
 

@@ -12,13 +12,13 @@ from bench.models import base
 from bench.models.architecture import Architecture, Pair
 from bench.models.coverage import patch_and_count
 from bench.models.tokens import tokenization
-from bench.plan.cost_model import predict, untrained_memory
+from bench.plan.cost_model import forecast_of, untrained_memory
 from bench.plan.devices import Device, known_gpu
 from bench.plan.remedies import MOST_USED_FRACTION, remedies
 from bench.plan.trace import TraceError
 from bench.plan.workload import Workload, workload
 from bench.plugins.registry import make_method, make_task
-from bench.schema.record import ParameterCounts, Prediction, TrialResult
+from bench.schema.record import Forecast, ParameterCounts, TrialResult
 from bench.schema.trial import MethodSpec, ModelSpec, TaskSpec, TrialSpec
 from bench.task import Split
 from bench.tasks.splits import load_splits
@@ -33,7 +33,7 @@ class PlannedTrial:
 
     spec: TrialSpec
     parameters: ParameterCounts
-    predicted: Prediction | None  # None where nothing is trained, or nothing can be said
+    forecast: Forecast | None  # None where nothing is trained, or nothing can be said
     remark: str = ""  # why nothing can be said
     phases: Mapping[str, int] = field(default_factory=dict)  # phase to bytes on one rank at its peak
     too_large: tuple[str, ...] = ()  # phases that do not fit, the largest first
@@ -47,16 +47,16 @@ class PlannedTrial:
     @property
     def device_seconds(self) -> float:
         """Of all ranks together."""
-        seconds = self.predicted.total_seconds if self.predicted is not None else None
+        seconds = self.forecast.total_seconds if self.forecast is not None else None
         return (seconds or 0.0) * self.spec.resources.ranks
 
 
 @dataclass(frozen=True)
 class Totals:
-    """What a sweep costs as a whole, as far as its trials could be predicted."""
+    """What a sweep costs as a whole, as far as its trials have a forecast."""
 
     trials: int
-    predicted: int
+    with_forecast: int
     flops: float
     device_hours: float
     wall_hours: float
@@ -65,7 +65,7 @@ class Totals:
 
 
 def plan(trials: Sequence[TrialSpec], device: Device) -> list[PlannedTrial]:
-    """Predict every trial on a model without weights and data of which only lengths count.
+    """Forecast every trial on a model without weights and data of which only lengths count.
 
     Raises:
         TaskError: The data of a task cannot be read.
@@ -75,12 +75,12 @@ def plan(trials: Sequence[TrialSpec], device: Device) -> list[PlannedTrial]:
 
 def totals(trials: Sequence[PlannedTrial], devices: int, price_per_hour: float | None) -> Totals:
     """Add up, and pack the trials on so many devices, the longest first."""
-    known = [trial for trial in trials if trial.predicted is not None and trial.predicted.total_seconds is not None]
+    known = [trial for trial in trials if trial.forecast is not None and trial.forecast.total_seconds is not None]
     hours = sum(trial.device_seconds for trial in known) / 3600
     return Totals(
         trials=len(trials),
-        predicted=len(known),
-        flops=sum(trial.predicted.flops for trial in known if trial.predicted is not None),
+        with_forecast=len(known),
+        flops=sum(trial.forecast.flops for trial in known if trial.forecast is not None),
         device_hours=hours,
         wall_hours=_wall_seconds(known, devices) / 3600,
         devices=devices,
@@ -93,10 +93,10 @@ def _wall_seconds(trials: Iterable[PlannedTrial], devices: int) -> float:
     free_at = [0.0] * devices
     for trial in sorted(trials, key=lambda trial: -trial.device_seconds):
         ranks = trial.spec.resources.ranks
-        if ranks > devices or trial.predicted is None:
+        if ranks > devices or trial.forecast is None:
             return float("inf")
         taken = [heapq.heappop(free_at) for _ in range(ranks)]
-        end = max(taken) + (trial.predicted.total_seconds or 0.0)
+        end = max(taken) + (trial.forecast.total_seconds or 0.0)
         for _ in taken:
             heapq.heappush(free_at, end)
     return max(free_at)
@@ -105,16 +105,16 @@ def _wall_seconds(trials: Iterable[PlannedTrial], devices: int) -> float:
 def calibrated(device: Device, records: Iterable[TrialResult]) -> tuple[Device, int]:
     """A device whose rates agree with what trials on it took, and the number of those trials.
 
-    Rates are divided by the median of measured over predicted step time.
+    Rates are divided by the median of measured over forecast step time.
     """
     ratios = []
     for record in records:
-        predicted = getattr(record.outcome, "predicted", None)
+        forecast = getattr(record.outcome, "predicted", None)
         cost = getattr(record.outcome, "train", None)
-        if predicted is None or cost is None or not predicted.step_seconds or not cost.step_seconds_p50:
+        if forecast is None or cost is None or not forecast.step_seconds or not cost.step_seconds_p50:
             continue
-        if predicted.device == device.name or known_gpu(predicted.device) == device:
-            ratios.append(cost.step_seconds_p50 / predicted.step_seconds)
+        if forecast.device == device.name or known_gpu(forecast.device) == device:
+            ratios.append(cost.step_seconds_p50 / forecast.step_seconds)
     if not ratios:
         return device, 0
     ratio = statistics.median(ratios)
@@ -132,35 +132,33 @@ def calibrated(device: Device, records: Iterable[TrialResult]) -> tuple[Device, 
 
 def _planned(spec: TrialSpec, device: Device) -> PlannedTrial:
     parameters = planned_parameters(spec.method, spec.model)
-    predicted, remark = None, "nothing is trained"
+    forecast, remark = None, "nothing is trained"
     if parameters.trained:
         try:
-            predicted, remark = predict(spec, planned_work(spec), device, device.name), ""
+            forecast, remark = forecast_of(spec, planned_work(spec), device, device.name), ""
         except TraceError as error:
             remark = str(error)
-    phases = _phases(spec, parameters, predicted, device)
+    phases = _phases(spec, parameters, forecast, device)
     limit = MOST_USED_FRACTION * device.memory_bytes
     too_large = tuple(sorted((phase for phase, size in phases.items() if size > limit), key=lambda one: -phases[one]))
     found: tuple[str, ...] = ()
     if too_large:
         found = tuple(remedies(spec, lambda changed: _peak(changed, parameters, device), device))
-    return PlannedTrial(spec, parameters, predicted, remark, phases, too_large, found)
+    return PlannedTrial(spec, parameters, forecast, remark, phases, too_large, found)
 
 
-def _phases(
-    spec: TrialSpec, parameters: ParameterCounts, predicted: Prediction | None, device: Device
-) -> dict[str, int]:
+def _phases(spec: TrialSpec, parameters: ParameterCounts, forecast: Forecast | None, device: Device) -> dict[str, int]:
     """Phase to bytes at its peak. Where a step cannot be traced, of all but the training."""
-    if predicted is not None:
-        return predicted.phases
+    if forecast is not None:
+        return forecast.phases
     element = base.weights_dtype(spec.resources.precision).itemsize
     return untrained_memory(spec, planned_work(spec), element * parameters.total, device.kind == "cpu")
 
 
 def _peak(spec: TrialSpec, parameters: ParameterCounts, device: Device) -> int:
     """Of the largest phase."""
-    predicted = predict(spec, planned_work(spec), device, device.name) if parameters.trained else None
-    return max(_phases(spec, parameters, predicted, device).values())
+    forecast = forecast_of(spec, planned_work(spec), device, device.name) if parameters.trained else None
+    return max(_phases(spec, parameters, forecast, device).values())
 
 
 def planned_work(spec: TrialSpec) -> Workload:

@@ -2,7 +2,7 @@
 
 The patched model and the loss of :mod:`bench.train.loop` run forward and backward on fake tensors: shapes and types, no
 numbers, no memory. Every operation is counted by PyTorch's own formulas, every storage that it makes is followed to
-its end. So the prediction holds for any method, plugins included, and follows whatever the training code becomes.
+its end. So the forecast holds for any method, plugins included, and follows whatever the training code becomes.
 
 B rows, T tokens, V vocabulary.
 """

@@ -43,9 +43,9 @@ from bench.rank.data import TrialData, read_data
 from bench.rank.scoring import Scored, Scoring
 from bench.schema.record import (
     Completed,
+    Forecast,
     Outcome,
     ParameterCounts,
-    Prediction,
     Probed,
     Provenance,
     Ran,
@@ -207,7 +207,7 @@ class _Trial:
         ranks = self._gathered_costs()
         if self.context.rank != 0:
             return None
-        forecast: Prediction | None = None
+        forecast: Forecast | None = None
         if trained is not None and self.alone:
             with self.meter.phase("plan"):  # after all that is measured: it takes memory of its own
                 num_decoded = len(data.splits[spec.scored_split].examples) if spec.scored_split else 0
@@ -220,7 +220,7 @@ class _Trial:
         trained: Trained | None,
         scored: Scored | None,
         ranks: list[RankCost],
-        forecast: Prediction | None,
+        forecast: Forecast | None,
         counts: ParameterCounts | None,
         adapter_bytes: int,
     ) -> Completed | Probed:
@@ -313,10 +313,10 @@ class _Trial:
 
     def _forecast(
         self, architecture: Architecture, pairs: Mapping[Split, Sequence[Pair]], num_decoded: int
-    ) -> Prediction | None:
+    ) -> Forecast | None:
         """What the planner would have said; None where the method cannot be traced."""
         from bench.plan.cost_model import (
-            predict,  # imports of its own, which no trial should carry while it is measured
+            forecast_of,  # imports of its own, which no trial should carry while it is measured
         )
         from bench.plan.devices import known_gpu, measured_cpu
         from bench.plan.trace import TraceError
@@ -325,7 +325,7 @@ class _Trial:
         name = device_name(self.device)
         device = known_gpu(name) if self.device.type == "cuda" else measured_cpu(self.context.threads)
         try:
-            return predict(self.spec, workload(self.spec, architecture, pairs, num_decoded), device, name)
+            return forecast_of(self.spec, workload(self.spec, architecture, pairs, num_decoded), device, name)
         except TraceError:
             return None
         except Exception:  # noqa: BLE001 - a finished trial is worth more than what was expected of it

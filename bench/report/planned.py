@@ -1,4 +1,4 @@
-"""What the planner expected beside what was measured, so that everybody sees how far to trust the next plan."""
+"""The forecast of the planner beside what was measured, so that everybody sees how far to trust the next plan."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOTE = (
 
 
 @dataclass(frozen=True)
-class Forecast:
+class PlannedRow:
     """One configuration. None is what is not known."""
 
     cell: Configuration
@@ -48,15 +48,15 @@ def of_different_cost(cells: Sequence[Configuration]) -> list[Configuration]:
     return list(found.values())
 
 
-def forecasts(comparison: Comparison) -> list[Forecast]:
-    """For each configuration that was predicted, best first."""
+def forecasts(comparison: Comparison) -> list[PlannedRow]:
+    """For each configuration that has a forecast, best first."""
     found = []
     for cell in of_different_cost(comparison.scored):
         flops, memory = cell.mean("planned_flops"), cell.mean("planned_memory_bytes")
         if flops is not None and memory is not None:
             on_cpu = any(outcome.ranks[0].memory_method != "cuda_allocated" for _, outcome in cell.completed)
             found.append(
-                Forecast(
+                PlannedRow(
                     cell,
                     flops,
                     memory,
@@ -68,7 +68,7 @@ def forecasts(comparison: Comparison) -> list[Forecast]:
     return found
 
 
-def forecast_rows(found: Sequence[Forecast]) -> list[list[str]]:
+def forecast_rows(found: Sequence[PlannedRow]) -> list[list[str]]:
     """A row for each, under :data:`HEADING`."""
     return [
         [
@@ -82,7 +82,7 @@ def forecast_rows(found: Sequence[Forecast]) -> list[list[str]]:
     ]
 
 
-def forecast_document(found: Sequence[Forecast]) -> list[JsonDict]:
+def forecast_document(found: Sequence[PlannedRow]) -> list[JsonDict]:
     """The same, unrounded, as report.json has it."""
     return [{**vars(one), "cell": one.cell.name, "flops_per_second": one.flops_per_second} for one in found]
 

@@ -187,7 +187,7 @@ class Scores(Spec):
     remarks: list[str] = Field(default_factory=list, description="what makes them doubtful; none in older records")
 
 
-class Prediction(Spec):
+class Forecast(Spec):
     """What the planner expects of a trial, from its specification and the lengths of its data alone."""
 
     device: str
@@ -234,7 +234,7 @@ class Ran(Spec):
     ranks: list[RankCost]
     adapter_bytes: int = Field(description="size on disk of adapter.safetensors; 0 where nothing was trained")
     data: JsonDict = Field(description="examples per split, truncations, oddities, sha256 of the files that were read")
-    predicted: Prediction | None = Field(None, description="by the planner; None where nothing is trained")
+    predicted: Forecast | None = Field(None, description="by the planner; None where nothing is trained")
     merged_decode: MergedDecode | None = Field(
         None,
         description="None where the method cannot be merged or a rank could not (see its log), in the stage tune, "

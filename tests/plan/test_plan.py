@@ -26,7 +26,7 @@ from bench.models import base
 from bench.models.architecture import Pair
 from bench.plan import step_costs as step_costs_module
 from bench.plan.check import check
-from bench.plan.cost_model import PROCESS_BYTES, phase_memory, predict, training_memory
+from bench.plan.cost_model import PROCESS_BYTES, forecast_of, phase_memory, training_memory
 from bench.plan.devices import DEVICES, Device, find_device, known_gpu, measured_cpu
 from bench.plan.plan import PlannedTrial, calibrated, plan, planned_parameters, planned_work, totals
 from bench.plan.step_costs import StepCosts, step_costs
@@ -34,7 +34,7 @@ from bench.plan.trace import StepTracer, TraceError
 from bench.plan.workload import MicroBatch
 from bench.plugins.registry import targets
 from bench.rank import trial as worker
-from bench.schema.record import Prediction
+from bench.schema.record import Forecast
 from bench.schema.trial import DecodeSpec, MethodSpec, ModelSpec, ResourceSpec, TrainSpec, TrialSpec
 
 H100 = DEVICES["h100"]
@@ -114,7 +114,7 @@ def test_a_whole_training_is_the_sum_of_its_micro_batches(trial: Callable[..., T
     assert (work.steps, work.accumulation, len(work.micro_batches)) == (6, 1, 12)
     assert len({micro.padded_tokens for micro in work.micro_batches}) > 1
     costs = step_costs(spec, work)
-    assert predict(spec, work, None, "unknown").flops == sum(map(costs.flops, work.micro_batches))
+    assert forecast_of(spec, work, None, "unknown").flops == sum(map(costs.flops, work.micro_batches))
     tracer = StepTracer(spec.method, spec.model, spec.train, torch.float32)
     for micro in work.micro_batches[:3]:
         target = micro.target_tokens // 2
@@ -152,17 +152,17 @@ class LooksAtValues(Method):
         return model
 
 
-def test_a_step_that_looks_at_values_is_no_prediction_and_no_crash(trial: Callable[..., TrialSpec]) -> None:
+def test_a_step_that_looks_at_values_has_no_forecast_and_does_not_crash(trial: Callable[..., TrialSpec]) -> None:
     odd = MethodSpec(name="odd", target=f"{__name__}:LooksAtValues")
     spec = trial().model_copy(update={"method": odd})
     with pytest.raises(TraceError, match="method 'odd' cannot be traced without data"):
         step_costs(spec, planned_work(spec))
     (planned,) = plan([spec], H100)
-    assert planned.predicted is None
+    assert planned.forecast is None
     assert "cannot be traced" in planned.remark
 
 
-def test_a_prediction_that_breaks_does_not_break_the_trial(
+def test_a_forecast_that_breaks_does_not_break_the_trial(
     trial: Callable[..., TrialSpec], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = trial()
@@ -172,9 +172,9 @@ def test_a_prediction_that_breaks_does_not_break_the_trial(
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
-def test_the_untouched_model_trains_nothing_and_is_not_predicted(trial: Callable[..., TrialSpec]) -> None:
+def test_the_untouched_model_trains_nothing_and_has_no_forecast(trial: Callable[..., TrialSpec]) -> None:
     (planned,) = plan([trial("none")], H100)
-    assert planned.predicted is None and planned.remark == "nothing is trained"
+    assert planned.forecast is None and planned.remark == "nothing is trained"
 
 
 def test_known_traces_are_read_again_but_not_those_of_plugins(
@@ -304,7 +304,7 @@ def test_fit_is_that_of_the_largest_phase_which_is_named(trial: Callable[..., Tr
     wide = spec.model_copy(update={"decode": spec.decode.model_copy(update={"max_new_tokens": 4000, "beams": 4})})
     large = phases(wide)["decode"]
     (told,) = plan([wide], small(H100, large - 1000))
-    assert told.predicted is not None and told.predicted.peak_memory_bytes < large
+    assert told.forecast is not None and told.forecast.peak_memory_bytes < large
     assert (told.fits, told.too_large) == (False, ("decode",))
     assert told.remedies and told.remedies[0].startswith("decode.batch_size: ")
     console, text = Console(width=100, file=io.StringIO()), ""
@@ -317,7 +317,7 @@ def test_fit_is_that_of_the_largest_phase_which_is_named(trial: Callable[..., Tr
 
 def test_what_trains_nothing_has_to_fit_too(trial: Callable[..., TrialSpec]) -> None:
     (told,) = plan([trial("none")], small(H100, 50_000))
-    assert told.predicted is None and not told.fits
+    assert told.forecast is None and not told.fits
     assert told.too_large[0] == "decode" and set(told.phases) == {"load", "decode", "score"}
 
 
@@ -336,8 +336,8 @@ def test_too_much_in_two_phases_takes_two_settings(trial: Callable[..., TrialSpe
     assert any("decode.batch_size: 1" in remedy for remedy in told.remedies)
 
 
-def test_older_predictions_know_two_phases() -> None:
-    old = Prediction(
+def test_older_forecasts_know_two_phases() -> None:
+    old = Forecast(
         device="x",
         flops=1.0,
         step_seconds=None,
@@ -350,7 +350,7 @@ def test_older_predictions_know_two_phases() -> None:
 
 
 def planned(trial_spec: TrialSpec, seconds: float, ranks: int = 1) -> PlannedTrial:
-    expected = Prediction(
+    expected = Forecast(
         device="x",
         flops=1e12,
         step_seconds=1.0,
@@ -375,7 +375,7 @@ def test_a_sweep_adds_up_to_device_hours_wall_time_and_price(trial: Callable[...
 
 def test_measured_steps_set_the_rates(trial: Callable[..., TrialSpec]) -> None:
     spec = trial("lora")
-    expected = predict(spec, planned_work(spec), H100, "NVIDIA H100 80GB HBM3")
+    expected = forecast_of(spec, planned_work(spec), H100, "NVIDIA H100 80GB HBM3")
     assert expected.step_seconds is not None
     done = completed()
     assert done.train is not None
@@ -383,7 +383,7 @@ def test_measured_steps_set_the_rates(trial: Callable[..., TrialSpec]) -> None:
     slow = record(spec, done.model_copy(update={"predicted": expected, "train": cost}))
     device, count = calibrated(H100, [slow, record(spec, completed())])
     assert count == 1
-    again = predict(spec, planned_work(spec), device, device.name)
+    again = forecast_of(spec, planned_work(spec), device, device.name)
     assert again.step_seconds == pytest.approx(3 * expected.step_seconds)
     assert calibrated(DEVICES["l4"], [slow])[1] == 0, "another device says nothing"
 
