@@ -11,7 +11,7 @@ from torch import nn
 from bench.method import Method, MethodConfig, MethodError, Range, SearchSpace
 from methods.parts.blocks import is_state_space
 from methods.parts.experts import expert_tensors
-from methods.parts.fused_projections import SEPARATE
+from methods.parts.joined_projections import SEPARATE
 from methods.parts.transformer_parts import linear_layers
 from methods.parts.weight_reads import uses_of
 

@@ -29,7 +29,7 @@ from bench.method import (
     of_lanes,
 )
 from methods.parts.experts import expert_tensors, require_known_experts
-from methods.parts.fused_projections import ROLES
+from methods.parts.joined_projections import ROLES
 from methods.parts.lora_experts import LoRAExperts
 from methods.parts.roles import projections_in_every_block
 from methods.parts.transformer_parts import (
@@ -45,8 +45,8 @@ from methods.parts.weight_reads import uses_of
 class LoRALayer(LinearWrapper):
     """``base_layer(x) + scaling * B A dropout(x)``.
 
-    Of a fused layer, parts of the output can be adapted apart, each with an A and a B of its own: they lie one upon the
-    other in ``lora_A`` ``(N R, I)`` and ``lora_B`` (rows of all parts, R). For a whole output N is 1.
+    Of a joined layer, parts of the output can be adapted apart, each with an A and a B of its own: these are stacked
+    in ``lora_A`` ``(N R, I)`` and ``lora_B`` (rows of all parts, R). For a whole output N is 1.
 
     Args:
         base_layer: ``nn.Linear`` or ``Conv1D``; it stays frozen.

@@ -52,7 +52,7 @@ SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
         lambda: (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic, torch.backends.cudnn.enabled),
         lambda value: _set_cudnn(*value),
     ),
-    "torch's kinds of fused attention": (
+    "torch's kernels of attention": (
         lambda: (
             torch.backends.cuda.flash_sdp_enabled(),  # type: ignore[no-untyped-call]
             torch.backends.cuda.mem_efficient_sdp_enabled(),  # type: ignore[no-untyped-call]

@@ -73,7 +73,7 @@ class WordTokenizer:
 
 
 def tiny_gpt2(vocabulary: int = VOCABULARY) -> Any:
-    """Two layers, fused projections, learned absolute positions."""
+    """Two layers, joined projections, learned absolute positions."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
@@ -147,7 +147,7 @@ def tiny_bart(vocabulary: int = VOCABULARY) -> Any:
 
 
 def tiny_gpt_neox(vocabulary: int = VOCABULARY) -> Any:
-    """GPT-NeoX, Pythia: fused projections by head, a quarter of each head rotated, attention beside the MLP."""
+    """GPT-NeoX, Pythia: joined projections by head, a quarter of each head rotated, attention beside the MLP."""
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     config = GPTNeoXConfig(

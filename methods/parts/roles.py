@@ -13,7 +13,7 @@ from torch import nn
 from bench.method import MethodError
 from methods.parts.blocks import Block, block_modules, described_blocks, is_norm, is_state_space
 from methods.parts.experts import expert_tensors
-from methods.parts.fused_projections import ROLES, rows_by_role
+from methods.parts.joined_projections import ROLES, rows_by_role
 from methods.parts.transformer_parts import (
     OUTPUTS,
     LinearLayer,

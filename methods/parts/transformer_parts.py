@@ -16,7 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from bench.method import MethodError
-from methods.parts.fused_projections import FUSED, ROLES, SEPARATE, Role, rows_by_role
+from methods.parts.joined_projections import JOINED, ROLES, SEPARATE, Role, rows_by_role
 from methods.parts.weight_reads import uses_of
 
 # Linear layers through which attention layers write hidden states, by their attribute.
@@ -153,7 +153,7 @@ def attention_projections(model: Any) -> list[Projection]:
             raise MethodError(
                 f"{name} ({type(attention).__name__}): which of its linear layers make queries, keys and values is not "
                 f"known: there is none for {', '.join(missing)}. Known are separate layers named "
-                f"{', '.join(SEPARATE)}, and the fused layers of {', '.join(sorted({owner for owner, _ in FUSED}))}. "
+                f"{', '.join(SEPARATE)}, and the joined layers of {', '.join(sorted({owner for owner, _ in JOINED}))}. "
                 "Name the modules to adapt instead"
             )
         found.extend(own)

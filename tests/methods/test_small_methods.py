@@ -125,7 +125,7 @@ def test_ia3_gives_the_logits_of_peft_both_ways(family: str) -> None:
     for name, mine in trained_parameters(ours):
         layer = theirs.get_submodule("base_model.model." + name.removesuffix(".ia3_scale"))
         their_scale = layer.ia3_l["default"].data.view(-1)
-        if name.endswith("c_attn.ia3_scale"):  # peft scales the queries of the fused layer too
+        if name.endswith("c_attn.ia3_scale"):  # peft scales the queries of the joined layer too
             their_scale[: len(mine) // 2] = 1.0
             their_scale = their_scale[len(mine) // 2 :]
         pairs.append((mine.data, their_scale))

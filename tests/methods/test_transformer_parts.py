@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from bench.conformance.tiny_models import tiny_model
 from bench.method import MethodError
 from methods.parts.blocks import blocks
-from methods.parts.fused_projections import Role
+from methods.parts.joined_projections import Role
 from methods.parts.roles import projections_in_every_block
 from methods.parts.transformer_parts import attention_projections, linear_layers
 from methods.parts.weight_reads import uses_of

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from race import decoding, training, workload
 from race.contender import Contender, Job, run
+from race.ours import LEVERS
 from race.pacer import Pacer
 from race.render import markdown
 
@@ -123,7 +124,7 @@ def test_decoders_say_the_same(beams: int, tiny_models: dict[str, Path], tmp_pat
 
 def test_a_record_becomes_a_page_that_says_what_is_missing() -> None:
     row = {
-        "contender": "tuneoff without fused GELU",
+        "contender": "tuneoff without lean modules",
         "method": "lora",
         "order": "grouped",
         "tokens_per_second_median": 1234.0,
@@ -148,7 +149,7 @@ def test_a_record_becomes_a_page_that_says_what_is_missing() -> None:
         "left_out": {"sweep": "out of time after 1 minutes"},
     }
     page = markdown(record)
-    assert "| Tuneoff, without fused GELU | by length | 1,234 | 1.50 | 0.50 | 0.75 | 1 | 2.00 | 3.0 |" in page
+    assert "| Tuneoff, without lean modules | by length | 1,234 | 1.50 | 0.50 | 0.75 | 1 | 2.00 | 3.0 |" in page
     assert "- sweep: out of time after 1 minutes" in page
     assert "right before: training lora" in page
 
@@ -156,4 +157,9 @@ def test_a_record_becomes_a_page_that_says_what_is_missing() -> None:
 def test_a_job_travels_as_json() -> None:
     job = Job("tuneoff", "m", "lora", {"rank": 4}, None, "b", "random", 8, 1e-3, [1, 2], 2)
     assert Job(**json.loads(job.dumps())) == job
-    assert dataclasses.replace(job, lever_off="fused activations").name == "tuneoff without fused activations"
+    assert dataclasses.replace(job, lever_off="lean modules").name == "tuneoff without lean modules"
+
+
+def test_every_lever_is_there_to_be_switched_off() -> None:
+    for name, (module, attribute, _) in LEVERS.items():
+        assert hasattr(module, attribute), f"{name}: {module.__name__} has no {attribute}"

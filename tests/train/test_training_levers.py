@@ -180,18 +180,18 @@ def with_and_without(
     return plain_kept, fast_kept
 
 
-def fused(model: Any) -> AbstractContextManager[None]:
+def lean(model: Any) -> AbstractContextManager[None]:
     use_lean_modules(model)
     return nullcontext()
 
 
 @pytest.mark.parametrize("name", ["full", "prefix_tuning"])
-def test_the_fused_gelu_is_gelu_new(name: str) -> None:
+def test_the_lean_gelu_is_gelu_new(name: str) -> None:
     model = patched("gpt2", name)
     assert not any(type(module) is nn.GELU for module in model.modules())
     use_lean_modules(model)
     assert sum(type(module) is nn.GELU for module in model.modules()) == 2
-    plain, fast = with_and_without("gpt2", name, fused)
+    plain, fast = with_and_without("gpt2", name, lean)
     # Full fine-tuning also keeps the activation itself, for the gradient of the layer behind it.
     assert plain[4 * 24] >= (1.75 if name == "full" else 2) * fast[4 * 24]
 
@@ -199,7 +199,7 @@ def test_the_fused_gelu_is_gelu_new(name: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 @pytest.mark.parametrize("name", ["full", "prefix_tuning", "ia3"])
 def test_the_gated_mlp_is_the_mlp_and_keeps_a_tensor_less(name: str, family: str) -> None:
-    plain, fast = with_and_without(family, name, fused)
+    plain, fast = with_and_without(family, name, lean)
     tokens = sum(pair.num_tokens for pair in PAIRS)
     assert plain[48] - fast[48] >= 2 * tokens * 48, "one tensor of the MLP's width in each of two layers"
 

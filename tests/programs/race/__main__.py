@@ -67,7 +67,7 @@ SIZES = {
 LEVERS_OF_LLAMA = (
     "logits at targets only",
     "logits a chunk at a time",
-    "fused activations",
+    "lean modules",
     "heads that share keys",
     "an engine that sees what is trained",
 )
@@ -117,7 +117,7 @@ class Race:
         """The GPT-2-shaped model, and the lever that only it has."""
         job = self._jobs(self.size.second_model, "prefix_tuning")
         jobs = [job("tuneoff", "grouped"), job("trainer", "random"), job("trainer_best", "grouped")]
-        jobs += [job("tuneoff", "random"), job("tuneoff", "grouped", "fused activations")]
+        jobs += [job("tuneoff", "random"), job("tuneoff", "grouped", "lean modules")]
         return self._compared(training.race(jobs, self.log), self.size.second_model, "prefix_tuning")
 
     def levers(self) -> Result:

@@ -49,7 +49,7 @@ LEVERS: dict[str, tuple[Any, str, Any]] = {
     "logits at targets only": (bench.train.loop, "TargetLoss", AllLogits),
     "logits a chunk at a time": (bench.train.loop, "TargetLoss", AllLogitsOfTargets),
     "an engine that sees what is trained": (bench.train.deepspeed_engine, "TrainedOnly", lambda loss, _: loss),
-    "fused activations": (bench.models.base, "use_fused_activations", lambda model: None),
+    "lean modules": (bench.models.base, "use_lean_modules", lambda model: None),
     "heads that share keys": (bench.train.loop, "sharing_heads", lambda *models: nullcontext()),
 }
 

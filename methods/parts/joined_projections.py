@@ -93,7 +93,7 @@ def _codegen(_: Any, rows: torch.Tensor) -> Rows:
 
 
 # Class and attribute of a layer that makes several roles, to how its rows are laid out.
-FUSED: Mapping[tuple[str, str], Callable[[Any, torch.Tensor], Rows]] = {
+JOINED: Mapping[tuple[str, str], Callable[[Any, torch.Tensor], Rows]] = {
     ("GPT2Attention", "c_attn"): _gpt2,
     ("GPTBigCodeAttention", "c_attn"): _gpt_bigcode,
     ("MptAttention", "Wqkv"): _thirds,
@@ -123,7 +123,7 @@ def rows_by_role(attention: Any, attribute: str, num_rows: int) -> Rows:
     """
     rows = torch.arange(num_rows)
     for kind in type(attention).__mro__:
-        if (layout := FUSED.get((kind.__name__, attribute))) is not None:
+        if (layout := JOINED.get((kind.__name__, attribute))) is not None:
             return layout(attention, rows)
     if attribute == "kv_b_proj":  # (H, channels of a key without its rotated part + channels of a value)
         sizes = [attention.qk_nope_head_dim, attention.v_head_dim]
