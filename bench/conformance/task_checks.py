@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bench.metrics.checks import check_metrics, doubts_of_tokenizer, imperfect
-from bench.metrics.scoring import MetricError, score_examples
+from bench.metrics.metric import MetricError
+from bench.metrics.scoring import score_examples
 from bench.models.text_ends import first_stop
 from bench.models.token_check import check_tokens
 from bench.schema.trial import ModelSpec

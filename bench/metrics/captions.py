@@ -7,20 +7,21 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 
-from bench.metrics.metric import Measured, mean_of
+from bench.metrics.metric import MeanOfSources
 from bench.metrics.penn_treebank import caption_words
 from bench.metrics.texts import Texts
 
 BETA = 1.2
 ORDER = 4
 SIGMA = 6.0
+ROUGE_L_SIGNATURE = f"rougeL|beta:{BETA}|best precision and recall over references|tok:ptb|as coco-caption"
 
 Ngram = tuple[str, ...]
 Vector = dict[Ngram, float]
 
 
-def rouge_l_coco(texts: Texts) -> Measured:
-    """ROUGE-L in percent: best precision and best recall over the references, recall weighing more (beta 1.2).
+def rouge_l(texts: Texts) -> list[float]:
+    """ROUGE-L of each source in percent: best precision and recall over the references; recall weighs more (beta 1.2).
 
     Written here because rouge-score takes the F1 of one reference and other words. Source: rouge.py of tylin/
     coco-caption, which tuetschek/e2e-metrics includes.
@@ -40,7 +41,7 @@ def rouge_l_coco(texts: Texts) -> Measured:
         weight = BETA**2
         score = (1 + weight) * precision * recall / (recall + weight * precision) if precision and recall else 0.0
         values.append(100.0 * score)
-    return mean_of(values, f"rougeL|beta:{BETA}|best precision and recall over references|tok:ptb|as coco-caption")
+    return values
 
 
 def longest_common_subsequence(one: Sequence[str], two: Sequence[str]) -> int:
@@ -56,53 +57,63 @@ def longest_common_subsequence(one: Sequence[str], two: Sequence[str]) -> int:
     return len(one) - row.bit_count()
 
 
-def no_cider(texts: Texts) -> str | None:
-    """How rare an n-gram is, is counted over sources: where all have the same ones, none weighs anything."""
-    if len(texts) < 2:
-        return "there is one source, and how rare words are is counted over several"
-    of_sources = [{word for text in some for word in caption_words(text)} for some in texts.prepared_references]
-    if any(words != of_sources[0] for words in of_sources):
-        return None
-    return "the references of all sources have the same words, of which none is rarer than another"
-
-
-def cider(texts: Texts) -> Measured:
+class Cider(MeanOfSources):
     """CIDEr-D, 0 to 10: cosine of tf-idf n-gram vectors, clipped, with a penalty for another length.
 
     Written here because pycocoevalcap, where it comes from, is no longer kept and needs Java for its words. How rare an
     n-gram is, is counted over the references of all sources that are scored, also for a part of them. Source:
     cider_scorer.py of tylin/coco-caption, which tuetschek/e2e-metrics includes.
     """
-    words = cache(caption_words)
-    predicted = [_counts(words(text)) for text in texts.prepared_predictions]
-    references = [[_counts(words(text)) for text in some] for some in texts.prepared_references]
-    sources_with: Counter[Ngram] = Counter()
-    for some in references:
-        sources_with.update({ngram for counts in some for ngram in counts})
-    log_sources = math.log(len(texts))
 
-    def vectors(counts: Counter[Ngram]) -> tuple[list[Vector], list[float], int]:
-        by_order: list[Vector] = [{} for _ in range(ORDER)]
-        for ngram, count in counts.items():
-            by_order[len(ngram) - 1][ngram] = count * (log_sources - math.log(max(1, sources_with[ngram])))
-        norms = [math.sqrt(sum(value * value for value in vector.values())) for vector in by_order]
-        return by_order, norms, sum(count for ngram, count in counts.items() if len(ngram) == 2)
+    name = "cider"
+    higher_is_better = True
+    best = 10.0
+    of_all_sources = True
 
-    values = []
-    for prediction, some in zip(predicted, references, strict=True):
-        said, said_norms, said_length = vectors(prediction)
-        total = 0.0
-        for counts in some:
-            told, told_norms, told_length = vectors(counts)
-            penalty = math.exp(-((said_length - told_length) ** 2) / (2 * SIGMA**2))
-            for n in range(ORDER):
-                shared = sum(
-                    min(value, told[n].get(ngram, 0.0)) * told[n].get(ngram, 0.0) for ngram, value in said[n].items()
-                )
-                norm = said_norms[n] * told_norms[n]
-                total += penalty * (shared / norm if norm else shared)
-        values.append(10.0 * total / ORDER / len(some))
-    return mean_of(values, f"cider-d|n:{ORDER}|sigma:{SIGMA:g}|idf:references scored|tok:ptb|as coco-caption")
+    def absent(self, texts: Texts) -> str | None:
+        """How rare an n-gram is, is counted over sources: where all have the same ones, none weighs anything."""
+        if len(texts) < 2:
+            return "there is one source, and how rare words are is counted over several"
+        of_sources = [{word for text in some for word in caption_words(text)} for some in texts.prepared_references]
+        if any(words != of_sources[0] for words in of_sources):
+            return None
+        return "the references of all sources have the same words, of which none is rarer than another"
+
+    def signature(self, texts: Texts) -> str:
+        return f"cider-d|n:{ORDER}|sigma:{SIGMA:g}|idf:references scored|tok:ptb|as coco-caption"
+
+    def values(self, texts: Texts) -> list[float]:
+        words = cache(caption_words)
+        predicted = [_counts(words(text)) for text in texts.prepared_predictions]
+        references = [[_counts(words(text)) for text in some] for some in texts.prepared_references]
+        sources_with: Counter[Ngram] = Counter()
+        for some in references:
+            sources_with.update({ngram for counts in some for ngram in counts})
+        log_sources = math.log(len(texts))
+
+        def vectors(counts: Counter[Ngram]) -> tuple[list[Vector], list[float], int]:
+            by_order: list[Vector] = [{} for _ in range(ORDER)]
+            for ngram, count in counts.items():
+                by_order[len(ngram) - 1][ngram] = count * (log_sources - math.log(max(1, sources_with[ngram])))
+            norms = [math.sqrt(sum(value * value for value in vector.values())) for vector in by_order]
+            return by_order, norms, sum(count for ngram, count in counts.items() if len(ngram) == 2)
+
+        values = []
+        for prediction, some in zip(predicted, references, strict=True):
+            said, said_norms, said_length = vectors(prediction)
+            total = 0.0
+            for counts in some:
+                told, told_norms, told_length = vectors(counts)
+                penalty = math.exp(-((said_length - told_length) ** 2) / (2 * SIGMA**2))
+                for n in range(ORDER):
+                    shared = sum(
+                        min(value, told[n].get(ngram, 0.0)) * told[n].get(ngram, 0.0)
+                        for ngram, value in said[n].items()
+                    )
+                    norm = said_norms[n] * told_norms[n]
+                    total += penalty * (shared / norm if norm else shared)
+            values.append(10.0 * total / ORDER / len(some))
+        return values
 
 
 def _counts(words: Sequence[str]) -> Counter[Ngram]:

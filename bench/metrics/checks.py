@@ -7,9 +7,10 @@ from dataclasses import asdict, replace
 
 from pydantic import TypeAdapter, ValidationError
 
-from bench.metrics import METRICS
+from bench.metrics.known import BUILT_IN, Known
+from bench.metrics.metric import MetricError
 from bench.metrics.remarks import advice_on_tokenizer, fit_of_tokenizer
-from bench.metrics.scoring import ALWAYS, MetricError, check_names, measure
+from bench.metrics.scoring import ALWAYS, check_names, measure
 from bench.metrics.texts import Texts, prepare
 from bench.metrics.words import missing
 from bench.task import Example, Scoring, Task
@@ -19,7 +20,7 @@ ENOUGH = 500  # examples, from all over a split, to see what references are like
 PERPLEXITY = "reference_perplexity"
 
 
-def check_scoring(scoring: Scoring, where: str) -> None:
+def check_scoring(scoring: Scoring, where: str, known: Known = BUILT_IN) -> None:
     """The settings that a task is scored with, of a plugin too.
 
     Raises:
@@ -31,7 +32,7 @@ def check_scoring(scoring: Scoring, where: str) -> None:
         problems = error.errors() if isinstance(error, ValidationError) else [{"loc": ("",), "msg": str(error)}]
         told = "; ".join(f"{where}.{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in problems)
         raise MetricError(told) from error
-    check_names(scoring.metrics, f"{where}.metrics")
+    check_names(scoring.metrics, f"{where}.metrics", known)
     check_names(scoring.single_reference, f"{where}.single_reference", SINGLE_REFERENCE)
     if scoring.own_script and scoring.tokenize != "13a":
         raise MetricError(
@@ -40,13 +41,16 @@ def check_scoring(scoring: Scoring, where: str) -> None:
         )
 
 
-def check_metrics(task: Task, examples: Sequence[Example], needed: Sequence[str] = ()) -> list[str]:
+def check_metrics(
+    task: Task, examples: Sequence[Example], needed: Sequence[str] = (), known: Known = BUILT_IN
+) -> list[str]:
     """Find out before any training whether the metrics of a sweep can be had.
 
     Args:
         task: With its settings.
         examples: Some of those that are to be scored.
         needed: Metrics that settings are chosen by.
+        known: Where metrics come from.
 
     Returns:
         What makes scores of any system doubtful, as whole sentences.
@@ -54,8 +58,8 @@ def check_metrics(task: Task, examples: Sequence[Example], needed: Sequence[str]
     Raises:
         MetricError: A metric or setting is unknown, misses a package or weights, or does not suit the task.
     """
-    check_scoring(task.scoring, "the task's scoring")
-    check_names(task.config.metrics, "task.metrics")
+    check_scoring(task.scoring, "the task's scoring", known)
+    check_names(task.config.metrics, "task.metrics", known)
     if (lacking := missing(task.scoring.tokenize)) is not None:
         raise MetricError(f"task.tokenize: {lacking}")
     texts = _perfect(task, examples[:: -(-len(examples) // ENOUGH)])
@@ -63,15 +67,15 @@ def check_metrics(task: Task, examples: Sequence[Example], needed: Sequence[str]
         *((one, "task.metrics") for one in task.config.metrics),
         *((one, "stages.tune.metric") for one in needed),
     ):
-        if name in METRICS and (reason := METRICS[name].absent(texts)) is not None:
+        if name in known and (reason := known[name](task.scoring).absent(texts)) is not None:
             raise MetricError(f"{where}: {name!r} cannot be had: {reason}")
     return [*fit_of_tokenizer(texts), *advice_on_tokenizer(texts)]
 
 
-def choosable(task: Task) -> tuple[str, ...]:
+def choosable(task: Task, known: Known = BUILT_IN) -> tuple[str, ...]:
     """The scores that settings can be chosen by: those that the task has and of which more or less is better."""
     names = dict.fromkeys((*task.scoring.metrics, *ALWAYS, *task.config.metrics))
-    return (*(name for name in names if METRICS[name].higher_is_better is not None), PERPLEXITY)
+    return (*(name for name in names if known[name].higher_is_better is not None), PERPLEXITY)
 
 
 def doubts_of_tokenizer(task: Task, examples: Sequence[Example]) -> tuple[list[str], list[str]]:
@@ -80,7 +84,7 @@ def doubts_of_tokenizer(task: Task, examples: Sequence[Example]) -> tuple[list[s
     return list(fit_of_tokenizer(texts)), list(advice_on_tokenizer(texts))
 
 
-def imperfect(task: Task, examples: Sequence[Example]) -> dict[str, str]:
+def imperfect(task: Task, examples: Sequence[Example], known: Known = BUILT_IN) -> dict[str, str]:
     """Metrics that do not give references their best value when these are scored against themselves, and why.
 
     Texts that the task's own preparation makes differ from themselves are left out.
@@ -91,10 +95,10 @@ def imperfect(task: Task, examples: Sequence[Example]) -> dict[str, str]:
     if not same:
         return {"all": f"the preparation {task.scoring.preparation!r} makes every reference differ from itself"}
     texts = _perfect(task, [alone[n] for n in same])
-    measured, _ = measure(texts, task.config.metrics)
+    measured, _ = measure(texts, task.config.metrics, known)
     why: dict[str, str] = {}
     for name, one in measured.items():
-        best, found = METRICS[name].best, one.over(range(len(texts)))
+        best, found = known[name].best, one.over(range(len(texts)))
         if best is not None and abs(found - best) > 1e-6 * max(1.0, best):
             why[name] = f"{found:.4g} instead of {best:g}{_because(name, texts)}"
     return why

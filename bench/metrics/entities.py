@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from datetime import date
 from functools import lru_cache
 
+import numpy as np
 from unidecode import unidecode
 
-from bench.metrics.metric import Measured, Sources
+from bench.metrics.metric import Array, Metric
 from bench.metrics.scripts import unspaced
 from bench.metrics.texts import Texts
 
@@ -22,28 +23,34 @@ _MONTHS = tuple(month.lower() for month in calendar.month_name)  # 1 is January
 _SMALL = frozenset(("a", "an", "and", "at", "by", "for", "in", "of", "on", "or", "the", "to", "with"))
 
 
-def entity_coverage(texts: Texts) -> Measured:
+class EntityCoverage(Metric):
     """Percentage of the different subjects and objects of a source that its prediction mentions.
 
     An entity is mentioned where all its words occur in the text, in any order: ASCII, lower case, without small words
     and remarks in brackets; numbers by their value, dates in the usual forms. It says what was left out, not what was
     made up. The references of the WebNLG test split cover 93.5 %, those of DART, where many ends are "yes", 87.3 %.
     """
-    covered = [coverage(facts, prediction) for facts, prediction in zip(texts.facts, texts.predictions, strict=True)]
 
-    def over(sources: Sources) -> float:
-        return 100.0 * sum(covered[n][0] for n in sources) / max(1, sum(covered[n][1] for n in sources))
+    name = "entity_coverage"
+    higher_is_better = True
 
-    return Measured(
-        "all words of subject and object|own matching v1", over, tuple(over([n]) for n in range(len(covered)))
-    )
+    def absent(self, texts: Texts) -> str | None:
+        """Entities are the ends of triples."""
+        if all(len(facts) > 0 and all(len(fact) == 3 for fact in facts) for facts in texts.facts):
+            return None
+        return "the sources are not triples"
 
+    def signature(self, texts: Texts) -> str:
+        return "all words of subject and object|own matching v1"
 
-def no_triples(texts: Texts) -> str | None:
-    """Entities are the ends of triples."""
-    if all(len(facts) > 0 and all(len(fact) == 3 for fact in facts) for facts in texts.facts):
-        return None
-    return "the sources are not triples"
+    def statistics(self, texts: Texts) -> Array:
+        """Entities that are mentioned, and entities."""
+        rows = [coverage(facts, prediction) for facts, prediction in zip(texts.facts, texts.predictions, strict=True)]
+        return np.array(rows, dtype=np.float64)
+
+    def score(self, sums: Array) -> Array:
+        rate: Array = 100.0 * sums[..., 0] / np.maximum(1, sums[..., 1])
+        return rate
 
 
 def coverage(facts: Sequence[Sequence[str]], text: str) -> tuple[int, int]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from bench.metrics.metric import Measured, Sources, mean_of
+import numpy as np
+
+from bench.metrics.metric import Array, MeanOfSources, Metric
 from bench.metrics.texts import Texts
 from bench.metrics.words import spaced_words
 
@@ -15,57 +17,94 @@ REPEATED_WORDS = 4
 REPEATED_TIMES = 3
 
 
-def exact_match(texts: Texts) -> Measured:
+class ExactMatch(MeanOfSources):
     """Percentage of predictions that equal a reference, white space and, where the task ignores it, case aside."""
 
-    def normal(text: str) -> str:
-        return " ".join((text.lower() if texts.scoring.lowercase else text).split())
+    name = "exact_match"
+    higher_is_better = True
+    best = 100.0
 
-    values = [
-        100.0 * (normal(prediction) in {normal(text) for text in references})
-        for prediction, references in zip(texts.predictions, texts.references, strict=True)
-    ]
-    return mean_of(values, f"white space collapsed|case:{'lc' if texts.scoring.lowercase else 'mixed'}")
+    def signature(self, texts: Texts) -> str:
+        return f"white space collapsed|case:{'lc' if texts.scoring.lowercase else 'mixed'}"
+
+    def values(self, texts: Texts) -> list[float]:
+        def normal(text: str) -> str:
+            return " ".join((text.lower() if texts.scoring.lowercase else text).split())
+
+        return [
+            100.0 * (normal(prediction) in {normal(text) for text in references})
+            for prediction, references in zip(texts.predictions, texts.references, strict=True)
+        ]
 
 
-def length_ratio(texts: Texts) -> Measured:
+class LengthRatio(Metric):
     """Words of the predictions over words of the references that are closest in length; 1 is their length."""
-    cut = spaced_words(texts.scoring)
-    words = [len(cut(text)) for text in texts.prepared_predictions]
-    closest = [
-        min((len(cut(text)) for text in some), key=lambda length: (abs(length - said), length))
-        for said, some in zip(words, texts.prepared_references, strict=True)
-    ]
 
-    def over(sources: Sources) -> float:
-        return sum(words[index] for index in sources) / max(1, sum(closest[index] for index in sources))
+    name = "length_ratio"
+    higher_is_better = None
+    best = 1.0
 
-    return Measured(
-        f"words{_cut_by(texts)}|closest reference", over, tuple(over([index]) for index in range(len(words)))
-    )
+    def signature(self, texts: Texts) -> str:
+        return f"words{_cut_by(texts)}|closest reference"
+
+    def statistics(self, texts: Texts) -> Array:
+        """Words of prediction and reference."""
+        cut = spaced_words(texts.scoring)
+        words = [len(cut(text)) for text in texts.prepared_predictions]
+        closest = [
+            min((len(cut(text)) for text in some), key=lambda length: (abs(length - said), length))
+            for said, some in zip(words, texts.prepared_references, strict=True)
+        ]
+        return np.array([words, closest], dtype=np.float64).T
+
+    def score(self, sums: Array) -> Array:
+        ratio: Array = sums[..., 0] / np.maximum(1, sums[..., 1])
+        return ratio
 
 
-def empty_rate(texts: Texts) -> Measured:
+class EmptyRate(MeanOfSources):
     """Percentage of predictions without a word."""
-    return mean_of([100.0 * (not text.strip()) for text in texts.predictions], "no word")
+
+    name = "empty_rate"
+    higher_is_better = False
+    best = 0.0
+
+    def signature(self, texts: Texts) -> str:
+        return "no word"
+
+    def values(self, texts: Texts) -> list[float]:
+        return [100.0 * (not text.strip()) for text in texts.predictions]
 
 
-def truncated_rate(texts: Texts) -> Measured:
+class TruncatedRate(MeanOfSources):
     """Percentage of predictions that the length limit ended, not the model."""
-    truncated = texts.truncated or (False,) * len(texts)
-    return mean_of([100.0 * cut for cut in truncated], "no end token within decode.max_new_tokens")
+
+    name = "truncated_rate"
+    higher_is_better = False
+
+    def absent(self, texts: Texts) -> str | None:
+        """Texts from a file do not tell how they ended."""
+        return "not known how these texts ended" if texts.truncated is None else None
+
+    def signature(self, texts: Texts) -> str:
+        return "no end token within decode.max_new_tokens"
+
+    def values(self, texts: Texts) -> list[float]:
+        return [100.0 * cut for cut in texts.truncated or (False,) * len(texts)]
 
 
-def truncation_unknown(texts: Texts) -> str | None:
-    """Texts from a file do not tell how they ended."""
-    return "not known how these texts ended" if texts.truncated is None else None
-
-
-def repetition_rate(texts: Texts) -> Measured:
+class RepetitionRate(MeanOfSources):
     """Percentage of predictions in which some run of words occurs again and again."""
-    cut = spaced_words(texts.scoring)
-    values = [100.0 * repeats_itself(cut(text.lower())) for text in texts.predictions]
-    return mean_of(values, f"a run of {REPEATED_WORDS} words{_cut_by(texts)} {REPEATED_TIMES} times")
+
+    name = "repetition_rate"
+    higher_is_better = False
+
+    def signature(self, texts: Texts) -> str:
+        return f"a run of {REPEATED_WORDS} words{_cut_by(texts)} {REPEATED_TIMES} times"
+
+    def values(self, texts: Texts) -> list[float]:
+        cut = spaced_words(texts.scoring)
+        return [100.0 * repeats_itself(cut(text.lower())) for text in texts.predictions]
 
 
 def _cut_by(texts: Texts) -> str:

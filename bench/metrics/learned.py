@@ -8,12 +8,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.metrics.metric import Measured, Sources, mean_of
+from bench.metrics.metric import MeanOfSources, Measured, NoFunctionOfSums, Sources
 from bench.metrics.texts import Texts
 
 # Metric -> variable with a folder of weights, hub id of the weights, package.
@@ -24,18 +23,14 @@ NEEDS = {
 }
 
 
-def missing(name: str) -> Callable[[Texts], str | None]:
+def missing(name: str) -> str | None:
     """What is not there for a metric to be had."""
-
-    def absent(_: Texts) -> str | None:
-        variable, model, package = NEEDS[name]
-        if importlib.util.find_spec(package) is None:
-            return f"the package {package.replace('_', '-')} is not installed"
-        if _weights(name) is None:
-            return f"the weights of {model} are not in the hub's cache, and {variable} names no folder"
-        return None
-
-    return absent
+    variable, model, package = NEEDS[name]
+    if importlib.util.find_spec(package) is None:
+        return f"the package {package.replace('_', '-')} is not installed"
+    if _weights(name) is None:
+        return f"the weights of {model} are not in the hub's cache, and {variable} names no folder"
+    return None
 
 
 def _weights(name: str) -> str | None:
@@ -49,18 +44,29 @@ def _weights(name: str) -> str | None:
     return str(Path(config).parent) if isinstance(config, str) else None
 
 
-def bertscore(texts: Texts) -> Measured:
+class BertScore(MeanOfSources):
     """BERTScore F1 (Zhang et al. 2020) of the best reference, times 100, averaged over sources; not rescaled."""
-    bert_score = importlib.import_module("bert_score")
-    folder = str(_weights("bertscore"))
-    _, _, f1 = bert_score.score(
-        list(texts.predictions),
-        [list(some) for some in texts.references],
-        model_type=folder,
-        num_layers=_num_layers(folder),
-        lang="en",
-    )
-    return mean_of([100.0 * float(value) for value in f1], f"F1|best reference|{_label('bertscore')}")
+
+    name = "bertscore"
+    higher_is_better = True
+
+    def absent(self, texts: Texts) -> str | None:
+        return missing(self.name)
+
+    def signature(self, texts: Texts) -> str:
+        return f"F1|best reference|{_label(self.name)}"
+
+    def values(self, texts: Texts) -> list[float]:
+        bert_score = importlib.import_module("bert_score")
+        folder = str(_weights(self.name))
+        _, _, f1 = bert_score.score(
+            list(texts.predictions),
+            [list(some) for some in texts.references],
+            model_type=folder,
+            num_layers=_num_layers(folder),
+            lang="en",
+        )
+        return [100.0 * float(value) for value in f1]
 
 
 def _num_layers(folder: str) -> int:
@@ -69,39 +75,61 @@ def _num_layers(folder: str) -> int:
     return 17 if layers == 24 else max(1, layers - layers // 4)
 
 
-def bleurt(texts: Texts) -> Measured:
+class Bleurt(MeanOfSources):
     """BLEURT (Sellam et al. 2020) of the best reference, times 100, averaged over sources."""
-    package: Any = importlib.import_module("bleurt_pytorch")
-    torch: Any = importlib.import_module("torch")
-    folder = str(_weights("bleurt"))
-    model = package.BleurtForSequenceClassification.from_pretrained(folder).eval()
-    tokenizer = package.BleurtTokenizer.from_pretrained(folder)
-    values = []
-    for prediction, references in zip(texts.predictions, texts.references, strict=True):
-        with torch.inference_mode():
-            inputs = tokenizer(
-                list(references), [prediction] * len(references), padding=True, truncation=True, return_tensors="pt"
-            )
-            values.append(100.0 * float(model(**inputs).logits.max()))
-    return mean_of(values, f"best reference|{_label('bleurt')}")
+
+    name = "bleurt"
+    higher_is_better = True
+
+    def absent(self, texts: Texts) -> str | None:
+        return missing(self.name)
+
+    def signature(self, texts: Texts) -> str:
+        return f"best reference|{_label(self.name)}"
+
+    def values(self, texts: Texts) -> list[float]:
+        package: Any = importlib.import_module("bleurt_pytorch")
+        torch: Any = importlib.import_module("torch")
+        folder = str(_weights(self.name))
+        model = package.BleurtForSequenceClassification.from_pretrained(folder).eval()
+        tokenizer = package.BleurtTokenizer.from_pretrained(folder)
+        values = []
+        for prediction, references in zip(texts.predictions, texts.references, strict=True):
+            with torch.inference_mode():
+                inputs = tokenizer(
+                    list(references), [prediction] * len(references), padding=True, truncation=True, return_tensors="pt"
+                )
+                values.append(100.0 * float(model(**inputs).logits.max()))
+        return values
 
 
-def mauve(texts: Texts) -> Measured:
+class Mauve(NoFunctionOfSums):
     """MAUVE (Pillutla et al. 2021), times 100: how close the distribution of predictions is to that of references."""
-    package: Any = importlib.import_module("mauve")
-    folder = str(_weights("mauve"))
 
-    def over(sources: Sources) -> float:
-        found = package.compute_mauve(
-            p_text=[texts.references[index][0] for index in sources],
-            q_text=[texts.predictions[index] for index in sources],
-            featurize_model_name=folder,
-            max_text_length=256,
-            verbose=False,
-        )
-        return 100.0 * float(found.mauve)
+    name = "mauve"
+    higher_is_better = True
 
-    return Measured(f"first reference|{_label('mauve')}", over, None)
+    def absent(self, texts: Texts) -> str | None:
+        return missing(self.name)
+
+    def signature(self, texts: Texts) -> str:
+        return f"first reference|{_label(self.name)}"
+
+    def measure(self, texts: Texts) -> Measured:
+        package: Any = importlib.import_module("mauve")
+        folder = str(_weights(self.name))
+
+        def over(sources: Sources) -> float:
+            found = package.compute_mauve(
+                p_text=[texts.references[index][0] for index in sources],
+                q_text=[texts.predictions[index] for index in sources],
+                featurize_model_name=folder,
+                max_text_length=256,
+                verbose=False,
+            )
+            return 100.0 * float(found.mauve)
+
+        return Measured(self.signature(texts), over, None)
 
 
 def _label(name: str) -> str:

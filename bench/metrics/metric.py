@@ -1,13 +1,29 @@
-"""What a metric is: a name, a direction, a signature, a number for any part of the sources, a number for each."""
+"""What a metric is: a name, a direction, a signature, statistics of each source, a score of their sum.
+
+A metric of your own is a subclass of :class:`Metric`; the built-in ones are too.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bench.metrics.texts import Texts
+from bench.task import Scoring
 
 Sources = Sequence[int]
+Array = NDArray[np.float64]
+# Sums of statistics (..., K) to scores (...).
+Score = Callable[[Array], Array]
+
+
+class MetricError(ValueError):
+    """A metric is unknown, cannot be had, or is not what a metric must be."""
 
 
 @dataclass(frozen=True)
@@ -26,25 +42,129 @@ class Measured:
     per_example: tuple[float, ...] | None
 
 
-@dataclass(frozen=True)
-class Metric:
-    """An entry of the table of metrics.
+class Metric(ABC):
+    """A score of predictions: numbers of each source, added up over sources, and a function of the sums.
 
-    Args:
-        name: Its key in records, lower case.
+    M sources, K statistics of a source, ... any leading dimensions (resamples, seeds).
+
+    Because a score is a function of sums, intervals and tests come with it: a resample of the sources is another sum.
+    The score of all sources is ``score(statistics(texts).sum(axis=0))``, that of each by itself
+    ``score(statistics(texts))``. A score that is the mean of one number for each source is a :class:`MeanOfSources`.
+
+    Attributes:
+        name: Its key in sweeps and records: small letters, digits, ``_``.
         higher_is_better: Direction; None where neither end is better, e.g. a length ratio.
-        measure: Takes prepared texts, gives the measured metric.
-        absent: Says what is missing for this metric to be had (a package, weights, facts); None where all is there.
         best: Score of texts that equal their only reference; None where there is no such number for all texts.
+        adds_up: Whether a score is a function of sums; where it is not, ``measure`` is written anew, and differences
+            are tested over seeds alone.
+        is_mean: Whether it is the mean over sources of the scores of single ones.
+        of_all_sources: Whether statistics of a source depend on the other sources, e.g. on how rare words are there.
+        scoring: The settings of the task.
     """
 
-    name: str
-    higher_is_better: bool | None
-    measure: Callable[[Texts], Measured]
-    absent: Callable[[Texts], str | None] = lambda texts: None
-    best: float | None = None
+    name: ClassVar[str]
+    higher_is_better: ClassVar[bool | None]
+    best: ClassVar[float | None] = None
+    adds_up: ClassVar[bool] = True
+    is_mean: ClassVar[bool] = False
+    of_all_sources: ClassVar[bool] = False
+
+    def __init__(self, scoring: Scoring) -> None:
+        self.scoring = scoring
+
+    def absent(self, texts: Texts) -> str | None:
+        """What is missing for this metric to be had (a package, weights, facts); None where all is there."""
+        return None
+
+    @abstractmethod
+    def signature(self, texts: Texts) -> str:
+        """What tells this score from others of its name: tokeniser, case, references, library and its version."""
+
+    @abstractmethod
+    def statistics(self, texts: Texts) -> Array:
+        """Numbers of each source, ``(M, K)``, that have a meaning when added up: matches, lengths, ..."""
+
+    @abstractmethod
+    def score(self, sums: Array) -> Array:
+        """Scores ``(...)`` of sums of statistics ``(..., K)``; of whatever sums, a finite number."""
+
+    def measure(self, texts: Texts) -> Measured:
+        """The score over any part of these texts, and of each.
+
+        Raises:
+            MetricError: Statistics or scores have another shape than they must.
+        """
+        rows = checked_statistics(self, texts)
+
+        def over(sources: Sources) -> float:
+            return float(self.score(added_up(rows, sources)))
+
+        alone = np.asarray(self.score(rows.copy()))
+        if alone.shape != (len(texts),):
+            raise MetricError(
+                f"the metric {self.name!r}: score gives {alone.shape} for sums {rows.shape}; it must give one number "
+                f"for each row, {(len(texts),)}: write sums[..., 0] for the first statistic, not sums[0]"
+            )
+        return Measured(self.signature(texts), over, tuple(alone.tolist()))
 
 
-def mean_of(values: Sequence[float], signature: str) -> Measured:
-    """A metric whose corpus score is the mean over sources."""
-    return Measured(signature, lambda sources: sum(values[index] for index in sources) / len(sources), tuple(values))
+class MeanOfSources(Metric):
+    """A metric whose score is the mean over sources of one number for each."""
+
+    is_mean = True
+
+    @abstractmethod
+    def values(self, texts: Texts) -> Sequence[float]:
+        """The score of each source by itself, M numbers."""
+
+    def statistics(self, texts: Texts) -> Array:
+        return with_values(self.values(texts))
+
+    def score(self, sums: Array) -> Array:
+        return mean(sums)
+
+
+class NoFunctionOfSums(Metric):
+    """A metric that has to look at all texts together."""
+
+    adds_up = False
+
+    @abstractmethod
+    def measure(self, texts: Texts) -> Measured:
+        """See :meth:`Metric.measure`."""
+
+    def statistics(self, texts: Texts) -> Array:
+        raise TypeError(f"{self.name} has no statistics of single sources that could be added up")
+
+    def score(self, sums: Array) -> Array:
+        raise TypeError(f"{self.name} is no function of sums over sources")
+
+
+def checked_statistics(metric: Metric, texts: Texts) -> Array:
+    """Statistics of these texts.
+
+    Raises:
+        MetricError: They are no table of numbers with one row for each source.
+    """
+    rows = np.asarray(metric.statistics(texts))
+    if rows.ndim != 2 or len(rows) != len(texts) or not rows.shape[1] or rows.dtype.kind not in "biuf":
+        raise MetricError(
+            f"the metric {metric.name!r}: statistics gives {rows.dtype} {rows.shape} for {len(texts)} sources; it must "
+            f"give numbers of the shape ({len(texts)}, K): one row for each source, K numbers in each"
+        )
+    return rows.astype(np.float64)
+
+
+def added_up(rows: Array, sources: Sources) -> Array:
+    """Sums ``(K,)`` of the rows at these positions, one after the other, so that they do not depend on the machine."""
+    return np.array([sum(column) for column in rows[list(sources)].T.tolist()], dtype=np.float64)
+
+
+def mean(sums: Array) -> Array:
+    """The mean of a value that each source has, from ``[value, 1]``."""
+    return sums[..., 0] / sums[..., 1]
+
+
+def with_values(values: Sequence[float]) -> Array:
+    """Statistics ``(M, 2)`` of a score that is the mean of these values, one for each source."""
+    return np.stack([np.asarray(values, dtype=np.float64), np.ones(len(values))], axis=-1)

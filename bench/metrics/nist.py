@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 
-from bench.metrics.metric import Measured, Sources
+from bench.metrics.metric import Measured, NoFunctionOfSums, Sources
 from bench.metrics.texts import Texts
 from bench.metrics.words import tokenizer
 
@@ -20,13 +20,7 @@ Ngram = tuple[str, ...]
 Counts = Counter[Ngram]
 
 
-def no_nist(texts: Texts) -> str | None:
-    """What a word tells is how rare it is, so that one word alone tells nothing."""
-    words = {word for some in texts.prepared_references for text in some for word in text.lower().split()}
-    return "the references have but one word, which tells nothing" if len(words) < 2 else None
-
-
-def nist(texts: Texts) -> Measured:
+class Nist(NoFunctionOfSums):
     """NIST-5: n-grams that match weigh what they tell, which is how rare they are among all references scored.
 
     Written here because no kept package gives the official number: nltk averages and penalises otherwise (its length
@@ -35,26 +29,36 @@ def nist(texts: Texts) -> Measured:
     all references, information over the references of the sources that are scored, average reference length. Of a
     single source the information is still that of all sources.
     """
-    tokenize = tokenizer(texts.scoring.tokenize)
 
-    @cache
-    def words(text: str) -> tuple[str, ...]:
-        found = tuple(tokenize(text.lower() if texts.scoring.lowercase else text).split())
-        return found or ("",)  # as pymteval.py cuts an empty text
+    name = "nist"
+    higher_is_better = True
 
-    predicted = [words(text) for text in texts.prepared_predictions]
-    references = [[words(text) for text in some] for some in texts.prepared_references]
-    rows = [_Row(prediction, some) for prediction, some in zip(predicted, references, strict=True)]
+    def absent(self, texts: Texts) -> str | None:
+        """What a word tells is how rare it is, so that one word alone tells nothing."""
+        words = {word for some in texts.prepared_references for text in some for word in text.lower().split()}
+        return "the references have but one word, which tells nothing" if len(words) < 2 else None
 
-    def over(sources: Sources) -> float:
-        return _score([rows[index] for index in sources], _information(rows[index] for index in sources))
+    def signature(self, texts: Texts) -> str:
+        case = "lc" if texts.scoring.lowercase else "mixed"
+        return f"nist:{ORDER}|nrefs:var|case:{case}|tok:{texts.scoring.tokenize}|length:average|as pymteval"
 
-    everything = _information(rows)
-    alone = tuple(_score([row], everything) for row in rows)
-    case = "lc" if texts.scoring.lowercase else "mixed"
-    return Measured(
-        f"nist:{ORDER}|nrefs:var|case:{case}|tok:{texts.scoring.tokenize}|length:average|as pymteval", over, alone
-    )
+    def measure(self, texts: Texts) -> Measured:
+        tokenize = tokenizer(texts.scoring.tokenize)
+
+        @cache
+        def words(text: str) -> tuple[str, ...]:
+            found = tuple(tokenize(text.lower() if texts.scoring.lowercase else text).split())
+            return found or ("",)  # as pymteval.py cuts an empty text
+
+        predicted = [words(text) for text in texts.prepared_predictions]
+        references = [[words(text) for text in some] for some in texts.prepared_references]
+        rows = [_Row(prediction, some) for prediction, some in zip(predicted, references, strict=True)]
+
+        def over(sources: Sources) -> float:
+            return _score([rows[index] for index in sources], _information(rows[index] for index in sources))
+
+        everything = _information(rows)
+        return Measured(self.signature(texts), over, tuple(_score([row], everything) for row in rows))
 
 
 class _Row:

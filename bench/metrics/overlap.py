@@ -7,30 +7,120 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
+from bench.metrics import captions
+from bench.metrics import sums as of_sums
 from bench.metrics.edit_rate import QuickTER
-from bench.metrics.metric import Measured, Sources, mean_of
+from bench.metrics.metric import Array, MeanOfSources, Measured, Metric, Sources
 from bench.metrics.tercom import TercomTER
 from bench.metrics.texts import Texts
 from bench.metrics.words import WITHOUT_SPACES, rouge_words, tokenizer
 from bench.task import Scoring, TokenizerName
 
 
-def bleu(texts: Texts) -> Measured:
+class _OfSacrebleu(Metric):
+    """A metric of sacrebleu, which computes what is recorded; sums of the same statistics give intervals and tests."""
+
+    def signature(self, texts: Texts) -> str:
+        metric, predictions, _ = corpus_metric(self.name, texts)
+        return self._signature(metric, predictions, texts)
+
+    def statistics(self, texts: Texts) -> Array:
+        metric, predictions, references = corpus_metric(self.name, texts)
+        return np.array(_statistics(metric, predictions, references), dtype=np.float64)
+
+    def measure(self, texts: Texts) -> Measured:
+        """The statistics of each sentence are taken once and added up."""
+        metric, predictions, references = corpus_metric(self.name, texts)
+        statistics = _statistics(metric, predictions, references)
+
+        def over(sources: Sources) -> float:
+            return float(metric._aggregate_and_compute([statistics[index] for index in sources]).score)
+
+        alone = self._alone(texts, over)
+        return Measured(self._signature(metric, predictions, texts), over, alone)
+
+    def _signature(self, metric: Any, predictions: Sequence[str], texts: Texts) -> str:
+        signature = str(metric.get_signature())
+        if predictions is not texts.predictions and texts.scoring.preparation != "none":
+            signature += f"|text:{texts.scoring.preparation}"
+        return signature
+
+    def _alone(self, texts: Texts, over: Callable[[Sources], float]) -> tuple[float, ...]:
+        """Scores of single sources."""
+        return tuple(over([index]) for index in range(len(texts)))
+
+
+class Bleu(_OfSacrebleu):
     """Corpus BLEU-4 from 0 to 100.
 
     ``mteval`` equals pymteval.py of the official E2E script; ``multi-bleu`` equals multi-bleu.perl of WebNLG and DART.
     Both give 0 where an order of n-grams has no match at all. Of a single source it is sacrebleu's sentence BLEU
     (effective order, exponential smoothing).
     """
-    measured = _added_up("bleu", texts)
-    sentence = BLEU(effective_order=True, **_bleu_settings(texts.scoring))
-    references = reference_streams(bleu_references(texts.prepared_references, texts.scoring))
-    statistics = sentence._extract_corpus_statistics(list(texts.prepared_predictions), references)
-    alone = tuple(float(sentence._aggregate_and_compute([row]).score) for row in statistics)
-    return Measured(measured.signature, measured.over, alone)
+
+    name = "bleu"
+    higher_is_better = True
+    best = 100.0
+
+    def score(self, sums: Array) -> Array:
+        return of_sums.bleu(sums) if self.scoring.bleu == "sacrebleu" else of_sums.unsmoothed_bleu(sums)
+
+    def _signature(self, metric: Any, predictions: Sequence[str], texts: Texts) -> str:
+        signature = super()._signature(metric, predictions, texts)
+        return signature + (f"|as:{texts.scoring.bleu}" if texts.scoring.bleu != "sacrebleu" else "")
+
+    def _alone(self, texts: Texts, over: Callable[[Sources], float]) -> tuple[float, ...]:
+        sentence = BLEU(effective_order=True, **_bleu_settings(texts.scoring))
+        references = bleu_references(texts.prepared_references, texts.scoring)
+        statistics = _statistics(sentence, texts.prepared_predictions, references)
+        return tuple(float(sentence._aggregate_and_compute([row]).score) for row in statistics)
+
+
+class Chrf(_OfSacrebleu):
+    """Corpus chrF++ (word order 2) from 0 to 100, on texts as they are; chrF for scripts without spaces."""
+
+    name = "chrf"
+    higher_is_better = True
+    best = 100.0
+
+    def score(self, sums: Array) -> Array:
+        return of_sums.chrf(sums)
+
+
+class Ter(_OfSacrebleu):
+    """Corpus translation edit rate in percent, case-insensitive, as sacrebleu or tercom computes it.
+
+    Words stand between spaces, as in tercom; with another tokenizer than 13a, they are those that it cuts.
+    """
+
+    name = "ter"
+    higher_is_better = False
+    best = 0.0
+
+    def score(self, sums: Array) -> Array:
+        return of_sums.ter(sums)
+
+    def _signature(self, metric: Any, predictions: Sequence[str], texts: Texts) -> str:
+        signature = super()._signature(metric, predictions, texts)
+        return signature + ("|as:tercom 7.25" if texts.scoring.ter == "tercom" else "")
+
+
+class RougeL(MeanOfSources):
+    """ROUGE-L in percent, averaged over sources: F1 of the best reference, or as the captioning scripts compute it."""
+
+    name = "rouge_l"
+    higher_is_better = True
+    best = 100.0
+
+    def signature(self, texts: Texts) -> str:
+        return captions.ROUGE_L_SIGNATURE if texts.scoring.rouge_l == "coco" else _rouge_signature(texts.scoring)
+
+    def values(self, texts: Texts) -> list[float]:
+        return captions.rouge_l(texts) if texts.scoring.rouge_l == "coco" else rouge_l_f1(texts)
 
 
 def with_effective_order(texts: Texts) -> float:
@@ -40,34 +130,23 @@ def with_effective_order(texts: Texts) -> float:
     return float(metric.corpus_score(list(texts.prepared_predictions), references).score)
 
 
-def chrf(texts: Texts) -> Measured:
-    """Corpus chrF++ (word order 2) from 0 to 100, on texts as they are; chrF for scripts without spaces."""
-    return _added_up("chrf", texts)
-
-
-def ter(texts: Texts) -> Measured:
-    """Corpus translation edit rate in percent, case-insensitive, as sacrebleu or tercom computes it.
-
-    Words stand between spaces, as in tercom; with another tokenizer than 13a, they are those that it cuts.
-    """
-    return _added_up("ter", texts)
-
-
-def rouge_l_f1(texts: Texts) -> Measured:
-    """ROUGE-L F1 of the best reference in percent, averaged over sources, by the package rouge-score (beta 1).
+def rouge_l_f1(texts: Texts) -> list[float]:
+    """ROUGE-L F1 of the best reference in percent, of each source, by the package rouge-score (beta 1).
 
     Words are cut by :func:`bench.metrics.words.rouge_words`: the package's own rule knows a to z and digits alone.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
-    name = texts.scoring.tokenize
-    scorer = RougeScorer(["rougeL"], tokenizer=_RougeTokenizer(rouge_words(name)))
-    values = [
+    scorer = RougeScorer(["rougeL"], tokenizer=_RougeTokenizer(rouge_words(texts.scoring.tokenize)))
+    return [
         100.0 * float(scorer.score_multi(list(some), prediction)["rougeL"].fmeasure)
         for prediction, some in zip(texts.prepared_predictions, texts.prepared_references, strict=True)
     ]
-    tok = "letters and digits" if name == "13a" else name
-    return mean_of(values, f"rougeL|f1|max over references|no stemming|tok:{tok}|rouge-score:{version('rouge-score')}")
+
+
+def _rouge_signature(scoring: Scoring) -> str:
+    tok = "letters and digits" if scoring.tokenize == "13a" else scoring.tokenize
+    return f"rougeL|f1|max over references|no stemming|tok:{tok}|rouge-score:{version('rouge-score')}"
 
 
 class _RougeTokenizer:
@@ -162,19 +241,5 @@ def _ter(scoring: Scoring) -> QuickTER:
     return QuickTER() if scoring.tokenize in ("13a", "none") else _TokenizedTER(scoring.tokenize)
 
 
-def _added_up(name: str, texts: Texts) -> Measured:
-    """A metric of sacrebleu: the statistics of each sentence are taken once and added up."""
-    metric, predictions, references = corpus_metric(name, texts)
-    statistics = metric._extract_corpus_statistics(list(predictions), reference_streams(references))
-
-    def over(sources: Sources) -> float:
-        return float(metric._aggregate_and_compute([statistics[index] for index in sources]).score)
-
-    signature = str(metric.get_signature())
-    if predictions is not texts.predictions and texts.scoring.preparation != "none":
-        signature += f"|text:{texts.scoring.preparation}"
-    if name == "bleu" and texts.scoring.bleu != "sacrebleu":
-        signature += f"|as:{texts.scoring.bleu}"
-    if name == "ter" and texts.scoring.ter == "tercom":
-        signature += "|as:tercom 7.25"
-    return Measured(signature, over, tuple(over([index]) for index in range(len(predictions))))
+def _statistics(metric: Any, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Any:
+    return metric._extract_corpus_statistics(list(predictions), reference_streams(references))

@@ -7,11 +7,12 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from pydantic import TypeAdapter
 
-from bench.metrics import METRICS, Measured
+from bench.metrics.known import BUILT_IN, Known
+from bench.metrics.metric import Measured, MetricError
 from bench.metrics.remarks import remarks
 from bench.metrics.texts import Texts, prepare
 from bench.schema.record import NOT_ASKED_FOR, Scores
@@ -25,11 +26,7 @@ LEARNED = ("bertscore", "bleurt", "mauve")
 MEANINGLESS_LOSS = 50.0
 
 
-class MetricError(ValueError):
-    """A metric is unknown, or cannot be had."""
-
-
-def check_names(names: Iterable[str], where: str | None = None, known: Iterable[str] = METRICS) -> None:
+def check_names(names: Iterable[str], where: str | None = None, known: Iterable[str] = BUILT_IN) -> None:
     """Metrics by name.
 
     Args:
@@ -65,6 +62,7 @@ class SystemScores:
         tags: Of each source.
         scoring: The settings.
         remarks: What makes the scores doubtful, in whole sentences.
+        known: Where metrics come from.
     """
 
     measured: Mapping[str, Measured]
@@ -72,6 +70,7 @@ class SystemScores:
     tags: Sequence[Sequence[str]]
     scoring: Scoring
     remarks: Sequence[str] = ()
+    known: Known = field(default_factory=lambda: BUILT_IN)
 
     def over(self, sources: Sequence[int]) -> dict[str, float]:
         """Every score over the sources at these positions, which may repeat."""
@@ -95,7 +94,7 @@ class SystemScores:
             sources_by_tag={tag: len(sources) for tag, sources in members.items()},
             signatures={name: measured.signature for name, measured in self.measured.items()},
             higher_is_better={
-                name: better for name in self.measured if (better := METRICS[name].higher_is_better) is not None
+                name: better for name in self.measured if (better := self.known[name].higher_is_better) is not None
             },
             absent=dict(self.absent),
             scoring=json.loads(json.dumps(asdict(self.scoring))),
@@ -120,6 +119,7 @@ def score_examples(
     scoring: Scoring,
     truncated: Sequence[bool] | None = None,
     also: Sequence[str] = (),
+    known: Known = BUILT_IN,
 ) -> SystemScores:
     """Score predictions with a task's official metrics, those that every task has, and others that are asked for.
 
@@ -129,6 +129,7 @@ def score_examples(
         scoring: The task's settings.
         truncated: Whether a prediction ended at the length limit; None where that is not known.
         also: Further metrics by name; one that cannot be had is an error.
+        known: Where metrics come from.
 
     Raises:
         MetricError: A metric of ``also`` is unknown or cannot be had.
@@ -141,20 +142,23 @@ def score_examples(
         [example.facts for example in examples],
         truncated,
     )
-    measured, absent = measure(texts, also)
+    measured, absent = measure(texts, also, known)
     tags = [example.tags for example in examples]
-    return SystemScores(measured, absent, tags, scoring, remarks(texts, measured))
+    return SystemScores(measured, absent, tags, scoring, remarks(texts, measured), known)
 
 
-def measure(texts: Texts, also: Sequence[str] = ()) -> tuple[dict[str, Measured], dict[str, str]]:
+def measure(
+    texts: Texts, also: Sequence[str] = (), known: Known = BUILT_IN
+) -> tuple[dict[str, Measured], dict[str, str]]:
     """The metrics that can be had, and what is missing for the others. See :func:`score_examples`."""
-    check_names(also)
+    check_names((*texts.scoring.metrics, *also), known=known)
     measured: dict[str, Measured] = {}
     absent: dict[str, str] = {}
     for name in dict.fromkeys((*texts.scoring.metrics, *ALWAYS, *also, *LEARNED)):
-        lacking = METRICS[name].absent(texts)
+        metric = known[name](texts.scoring)
+        lacking = metric.absent(texts)
         if lacking is None and (name not in LEARNED or name in also):
-            measured[name] = METRICS[name].measure(texts)
+            measured[name] = metric.measure(texts)
         elif lacking is None:
             absent[name] = NOT_ASKED_FOR
         elif name in also:

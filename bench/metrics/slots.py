@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from bench.metrics.metric import Measured, Sources
+import numpy as np
+
+from bench.metrics.metric import Array, Metric
 from bench.metrics.texts import Texts
 
 # Names of slots in the paper form, by those of the released data.
@@ -101,7 +103,7 @@ _PATTERNS = {
 }
 
 
-def slot_error_rate(texts: Texts) -> Measured:
+class SlotErrorRate(Metric):
     """Slots left out, said with another value, or made up, in percent of the slots of the sources.
 
     Written for this project after an idea of Dusek et al. 2019, whose expressions are others. Values are found with
@@ -109,25 +111,30 @@ def slot_error_rate(texts: Texts) -> Measured:
     references of cleaned E2E, whose sources were made to say what the texts say, get 2 to 3 %; those of E2E as released
     get 8 %, because people leave slots out.
     """
-    errors = [
-        len(slot_errors(dict_of(facts), prediction))
-        for facts, prediction in zip(texts.facts, texts.predictions, strict=True)
-    ]
-    slots = [len(facts) for facts in texts.facts]
 
-    def over(sources: Sources) -> float:
-        return 100.0 * sum(errors[index] for index in sources) / max(1, sum(slots[index] for index in sources))
+    name = "slot_error_rate"
+    higher_is_better = False
 
-    return Measured(
-        "missing, wrong and added slots|own expressions v1", over, tuple(over([n]) for n in range(len(slots)))
-    )
+    def absent(self, texts: Texts) -> str | None:
+        """The rate is one of slots and their values."""
+        if all(len(facts) > 0 and all(len(fact) == 2 for fact in facts) for facts in texts.facts):
+            return None
+        return "the sources are not slots with values"
 
+    def signature(self, texts: Texts) -> str:
+        return "missing, wrong and added slots|own expressions v1"
 
-def no_slots(texts: Texts) -> str | None:
-    """The rate is one of slots and their values."""
-    if all(len(facts) > 0 and all(len(fact) == 2 for fact in facts) for facts in texts.facts):
-        return None
-    return "the sources are not slots with values"
+    def statistics(self, texts: Texts) -> Array:
+        """Errors and slots."""
+        rows = [
+            (len(slot_errors(dict_of(facts), prediction)), len(facts))
+            for facts, prediction in zip(texts.facts, texts.predictions, strict=True)
+        ]
+        return np.array(rows, dtype=np.float64)
+
+    def score(self, sums: Array) -> Array:
+        rate: Array = 100.0 * sums[..., 0] / np.maximum(1, sums[..., 1])
+        return rate
 
 
 def slot_errors(slots: Mapping[str, str], text: str) -> dict[str, str]:

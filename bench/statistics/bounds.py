@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.statistics.corpus_scores import Array
+from bench.metrics.metric import Array
 
 # The smallest p-value that is told apart from none; far below every level that a correction asks for.
 SMALLEST_P = 1e-16

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.metrics.metric import Array, Score
 from bench.statistics.bounds import Spread, joined, shaffer_multipliers, step_down
-from bench.statistics.corpus_scores import Array, Score
 from bench.statistics.estimates import FEWEST_SEEDS, Estimate, common_seeds
 from bench.statistics.resampling import (
     RESAMPLES,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.statistics.corpus_scores import Array, Score
+from bench.metrics.metric import Array, Score
 
 RESAMPLES = 1000
 # sacrebleu's own seed, so that both draw the same resamples.

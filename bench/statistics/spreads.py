@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.metrics.metric import Array, Score
 from bench.statistics.bounds import Spread, Variance
-from bench.statistics.corpus_scores import Array, Score
 
 # Degrees of freedom of a variance over M sources, as a share of M - 1. Single sources of scores like BLEU, longer and
 # shorter ones, have heavier tails than a normal distribution, which makes their variance less certain: with an excess

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.metrics.overlap import rouge_l_f1
+from bench.metrics.known import BUILT_IN
+from bench.metrics.metric import Array, Metric, checked_statistics, mean, with_values
 from bench.metrics.scoring import stored_scoring
 from bench.metrics.texts import prepare
 from bench.schema.record import Completed, TrialResult
 from bench.schema.trial import JsonDict
-from bench.statistics.corpus_scores import Array, CorpusMetric, corpus_metric, mean, with_values
 from bench.statistics.differences import SeedStatistics
 from bench.store.predictions import read_predictions
 from bench.task import Scoring
@@ -120,20 +120,23 @@ class PairedSystems:
         """
         if any(metric not in one.scores.values for system in self.systems for one in system.completed.values()):
             return None  # absent in some record, with its reason
-        corpus = self._corpus_metric(metric)
+        asked = BUILT_IN[metric](self._scoring) if metric in BUILT_IN else None
+        if asked is not None and not asked.adds_up:
+            return None
+        of_sums = mean if asked is None else asked.score
         found: dict[str, SeedStatistics] = {}
         for system in self.systems:
             seeds = list(system.predictions)[: None if system.trains else 1]
             values: list[Array] = []
             for seed in seeds:
                 rows = system.predictions[seed]
-                of_rows = corpus.extract([row["prediction"] for row in rows]) if corpus else self._values(metric, rows)
+                of_rows = self._statistics(metric, asked, rows)
                 if of_rows is None:
                     return None
                 recorded = system.completed[seed].scores.values[metric]
-                computed = float((corpus.score if corpus else mean)(of_rows.sum(axis=0)))
+                computed = float(of_sums(of_rows.sum(axis=0)))
                 if abs(computed - recorded) > TOLERANCE * max(1.0, abs(recorded)):
-                    if corpus is None:
+                    if asked is None:
                         return None  # a score that has values of single sources, and is not their mean
                     raise StatisticsError(
                         f"{system.name} (seed {seed}): its predictions give {metric} {computed:.4f}, its record says "
@@ -141,7 +144,7 @@ class PairedSystems:
                     )
                 values.append(of_rows)
             found[system.name] = SeedStatistics(np.stack(values), tuple(seeds) if system.trains else None)
-        return (corpus.score if corpus else mean), found
+        return of_sums, found
 
     @property
     def _scoring(self) -> Scoring:
@@ -151,19 +154,23 @@ class PairedSystems:
             return stored_scoring(scores)
         return Scoring(lowercase="case:lc" in scores.signatures.get("bleu", "").split("|"))
 
-    def _corpus_metric(self, metric: str) -> CorpusMetric | None:
-        try:
-            return corpus_metric(metric, self.references, self._scoring)
-        except KeyError:
+    def _statistics(self, name: str, metric: Metric | None, rows: Sequence[JsonDict]) -> Array | None:
+        """Of a mean over sources from the values that the rows hold, of other scores from the predictions."""
+        values = [row.get("scores", {}).get(name) for row in rows]
+        if (metric is None or metric.is_mean) and None not in values:
+            return with_values(values)
+        if metric is None:
             return None
-
-    def _values(self, metric: str, rows: Sequence[JsonDict]) -> Array | None:
-        """Statistics of a score that is the mean over sources, from the values that the rows hold."""
-        values = [row.get("scores", {}).get(metric) for row in rows]
-        if metric == "rouge_l" and None in values:  # older rows hold none
-            texts = prepare([row["prediction"] for row in rows], self.references, self._scoring)
-            return with_values(rouge_l_f1(texts).per_example or ())
-        return None if any(value is None for value in values) else with_values(values)
+        facts = [tuple(map(tuple, row.get("facts") or ())) for row in rows]
+        truncated = [bool(row["truncated"]) for row in rows if row.get("truncated") is not None]
+        texts = prepare(
+            [row["prediction"] for row in rows],
+            self.references,
+            self._scoring,
+            facts,
+            truncated if len(truncated) == len(rows) else None,
+        )
+        return checked_statistics(metric, texts) if metric.absent(texts) is None else None
 
 
 def _items(rows: Sequence[JsonDict]) -> list[tuple[str, str, tuple[str, ...]]]:

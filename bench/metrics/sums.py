@@ -1,35 +1,16 @@
-"""Corpus scores from the sufficient statistics of single sources, for many resamples of the sources at once.
+"""BLEU, chrF++ and TER from sums of sacrebleu's statistics, for many resamples of the sources at once.
 
-A corpus score is a function of sums over sources. With the statistics of each source in a row, a resample is a vector
-of counts, and all resamples are one matrix product.
+With the statistics of each source in a row, a resample is a vector of counts, and all resamples are one matrix product.
 
-M sources, K statistics of a source, ... any leading dimensions (resamples, seeds).
+K statistics of a source, ... any leading dimensions (resamples, seeds).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.metrics import overlap
-from bench.metrics.texts import prepare
-from bench.task import Scoring
-
-Array = NDArray[np.float64]
-# Sums of statistics (..., K) to scores (...).
-Score = Callable[[Array], Array]
-
-
-@dataclass(frozen=True)
-class CorpusMetric:
-    """A score that is a function of sums over sources."""
-
-    name: str
-    score: Score
-    extract: Callable[[Sequence[str]], Array]  # predictions, one for each source, to statistics (M, K)
+from bench.metrics.metric import Array
 
 
 def unsmoothed_bleu(sums: Array) -> Array:
@@ -70,38 +51,6 @@ def ter(sums: Array) -> Array:
     """The TER of sacrebleu, from ``[edits, mean reference length]``."""
     edits, length = sums[..., 0], sums[..., 1]
     return 100.0 * np.where(length > 0, _ratio(edits, length, length > 0), edits > 0)
-
-
-def mean(sums: Array) -> Array:
-    """The mean of a value that each source has, from ``[value, 1]``."""
-    return sums[..., 0] / sums[..., 1]
-
-
-def with_values(values: Sequence[float]) -> Array:
-    """Statistics ``(M, 2)`` of a score that is the mean of these values, one for each source."""
-    return np.stack([np.asarray(values, dtype=np.float64), np.ones(len(values))], axis=-1)
-
-
-def corpus_metric(name: str, references: Sequence[Sequence[str]], scoring: Scoring) -> CorpusMetric:
-    """BLEU, chrF++ or TER as :mod:`bench.metrics` has them.
-
-    Args:
-        name: bleu, chrf or ter.
-        references: One or more texts for each source.
-        scoring: The settings of the task.
-
-    Raises:
-        KeyError: There is no such metric here.
-    """
-    smoothed = bleu if scoring.bleu == "sacrebleu" else unsmoothed_bleu
-    score = {"bleu": smoothed, "chrf": chrf, "ter": ter}[name]
-
-    def extract(predictions: Sequence[str]) -> Array:
-        metric, prepared, of_sources = overlap.corpus_metric(name, prepare(predictions, references, scoring))
-        statistics = metric._extract_corpus_statistics(list(prepared), overlap.reference_streams(of_sources))
-        return np.array(statistics, dtype=np.float64)
-
-    return CorpusMetric(name, score, extract)
 
 
 def _ratio(numerator: Array, denominator: Array, where: NDArray[np.bool_]) -> Array:

@@ -1,0 +1,50 @@
+"""Metrics by name: the built-in ones, imported when they are first asked for, and those of plugins."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Iterator, Mapping
+
+from bench.metrics import METRICS
+from bench.metrics.metric import Metric
+
+# Classes of plugins that this process has loaded, by "module:Class". What reads results finds them here: it never
+# imports what a record names.
+LOADED: dict[str, type[Metric]] = {}
+
+
+Known = Mapping[str, type[Metric]]
+
+
+class KnownMetrics(Known):
+    """Name to class, in the order in which results are shown.
+
+    Args:
+        plugins: Metrics beside the built-in ones.
+    """
+
+    def __init__(self, plugins: Known | None = None) -> None:
+        self._plugins = dict(plugins or {})
+
+    def __getitem__(self, name: str) -> type[Metric]:
+        return self._plugins[name] if name in self._plugins else _built_in(METRICS[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys((*METRICS, *self._plugins)))
+
+    def __len__(self) -> int:
+        return len(METRICS.keys() | self._plugins.keys())
+
+    def __contains__(self, name: object) -> bool:  # without importing anything
+        return name in METRICS or name in self._plugins
+
+
+BUILT_IN = KnownMetrics()
+
+
+@functools.cache
+def _built_in(target: str) -> type[Metric]:
+    module, _, name = target.partition(":")
+    found: type[Metric] = getattr(importlib.import_module(module), name)
+    return found
