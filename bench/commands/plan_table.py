@@ -11,8 +11,7 @@ from rich.text import Text
 from bench.plan.devices import Device
 from bench.plan.plan import PlannedTrial, Totals
 from bench.plan.remedies import MOST_USED_FRACTION
-from bench.report.columns import ABSENT, compact
-from bench.report.efficiency import size
+from bench.report.column import ABSENT, compact, size
 from bench.schema.trial import JsonDict
 
 

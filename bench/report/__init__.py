@@ -3,7 +3,7 @@
 For people who draw their own: :func:`load` gives a data frame with one row per trial.
 """
 
-from bench.report.columns import ABSENT
+from bench.report.column import ABSENT
 from bench.report.configurations import names
 from bench.report.content import Content
 from bench.report.data import csv_text

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.report.columns import TRAINED, Column, compact
+from bench.report.column import Column, compact
+from bench.report.columns import TRAINED
 from bench.report.configurations import Comparison, Configuration
 
 if TYPE_CHECKING:
@@ -74,16 +75,12 @@ def _price(comparison: Comparison, leaders: list[Configuration]) -> str:
 
 
 def _costs(comparison: Comparison, cell: Configuration) -> str:
-    named = {column.name: column for column in comparison.columns}
     shown = []
     if (trained := cell.mean(TRAINED.name)) is not None:
         share = cell.mean("trained_percent")
         of_all = "" if share is None else f" ({share:.3g} % of all)"
         shown.append(f"{compact(trained)} parameters trained{of_all}")
-    for name, before, after in (
-        ("peak_memory_bytes", "peak memory ", " MiB"),
-        ("train_tokens_per_second", "", " tokens/s in training"),
-    ):
-        if name in named and (mean := cell.mean(name)) is not None:
-            shown.append(f"{before}{named[name].text(mean)}{after}")
+    for column in comparison.columns:
+        if column.told and (mean := cell.mean(column.name)) is not None:
+            shown.append(column.told.format(column.text(mean)))
     return f"{cell.name} {', '.join(shown)}" if shown else ""

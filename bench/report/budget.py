@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bench.report.columns import ABSENT
+from bench.report.column import ABSENT
 from bench.report.configurations import Comparison, Configuration
 from bench.schema.record import Completed
 from bench.schema.trial import DecodeSpec, JsonDict, TrainSpec, TrialSpec

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bench.metrics.scoring import meant
-from bench.report.columns import COSTS, Column, metric_columns
+from bench.report.column import Column, Shown
+from bench.report.columns import columns_of, metric_columns
 from bench.report.configurations import Configuration
 from bench.report.counterparts import Side, differences
 from bench.report.published import Quoted, fits, is_same_model
@@ -23,9 +24,6 @@ from bench.statistics.systems import PairedSystems, System, load_system
 # What an interval of a difference accounts for. "alone": single measurements, of which nothing is known.
 Basis = Literal["seeds and sources", "sources", "seeds", "repetitions", "alone"]
 Verdict = Literal["better", "worse", "not told apart", "too few seeds"]
-
-# Costs of which a ratio says nothing that another column does not say.
-NO_RATIO = ("trained_percent", "total_seconds")
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ def compare(first: Side, second: Side, metric: str | None = None) -> Compared:
         second.name,
         tuple(line for line in scores if line is not None),
         tuple(line for line in of_tags if line is not None),
-        tuple(_costs(first.cell, second.cell)),
+        tuple(cost_lines(first.cell, second.cell)),
         tuple(differences(first, second)),
     )
 
@@ -231,11 +229,11 @@ def _p_value(mean: Estimate) -> float | None:
     return two_sided_p(mean.mean / error, freedom) if error > 0 else float(mean.mean == 0)
 
 
-def _costs(first: Configuration, second: Configuration) -> Iterator[Line]:
+def cost_lines(first: Configuration, second: Configuration) -> Iterator[Line]:
     """Ratios of costs, over paired seeds, or over repetitions where the stage cost measured both in turns."""
-    for column in COSTS:
+    for column in columns_of(Shown.RATIOS):
         one, two = first.estimate(column.name), second.estimate(column.name)
-        if one is None or two is None or min(one.values) <= 0 or min(two.values) <= 0 or column.name in NO_RATIO:
+        if one is None or two is None or min(one.values) <= 0 or min(two.values) <= 0:
             continue
         if column.varies_over_seeds and min(len(one.values), len(two.values)) > 1:
             values = [cell.values(column.name) for cell in (first, second)]

@@ -8,24 +8,16 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from bench.report.columns import COSTS, TEST_LOSS, Column, metric_columns, present
+from bench.report.column import Column, Shown
+from bench.report.columns import column_or_score, columns_of, metric_columns, present
 from bench.report.row_labels import row_labels
-from bench.report.rows import row
 from bench.schema.record import Completed, Failed, TrialResult
 from bench.schema.same_answer import answer_key, cost_class, untrained
-from bench.schema.trial import JsonDict, titled
+from bench.schema.trial import titled
 from bench.statistics.estimates import Basis, Estimate, common_seeds, estimate
 
 if TYPE_CHECKING:
     from bench.statistics.significance import Significance
-
-# What the stage cost measures alone on its machine; the columns of a cell that has no such trial come from its own.
-MEASURED_ALONE = (
-    *("peak_memory_bytes", "memory_over_baseline_bytes", "train_tokens_per_second", "decode_tokens_per_second"),
-    *("step_seconds_p50", "step_seconds_p90", "step_seconds_p99", "useful_token_fraction", "decode_peak_memory_bytes"),
-    *("planned_memory_bytes", "planned_step_seconds", "merged_decode_time_over_unmerged"),
-)
-
 
 # Class of configurations to the trials of the stage cost that measured it, by repetition.
 Costs = Mapping[str, Sequence[TrialResult]]
@@ -50,10 +42,6 @@ class Configuration:
     @property
     def method(self) -> str:
         return self.results[0].spec.method.name
-
-    @cached_property
-    def rows(self) -> list[JsonDict]:
-        return [row(result) for result in self.results]
 
     @cached_property
     def completed(self) -> list[tuple[TrialResult, Completed]]:
@@ -93,15 +81,16 @@ class Configuration:
 
     def values(self, name: str) -> dict[int, float]:
         """Counted seed to value of a column; repetition to value where the stage cost measured it."""
+        column = column_or_score(name)
         if self.was_measured_alone(name):
-            measured = [(result.spec.repetition, row(result)) for result in self.costs]
+            measured = [(result.spec.repetition, column.number(result)) for result in self.costs]
         else:
-            measured = [(result.spec.seed, row(result)) for result, _ in self.counted]
-        return {number: float(values[name]) for number, values in measured if values.get(name) is not None}
+            measured = [(result.spec.seed, column.number(result)) for result, _ in self.counted]
+        return {number: value for number, value in measured if value is not None}
 
     def was_measured_alone(self, name: str) -> bool:
-        """Whether a column comes from the stage cost."""
-        return bool(self.costs) and name in MEASURED_ALONE
+        """Whether a column comes from the stage cost; without trials of that stage, it comes from its own."""
+        return bool(self.costs) and column_or_score(name).measured_alone
 
     @cached_property
     def _estimates(self) -> dict[str, Estimate | None]:
@@ -124,8 +113,8 @@ class Comparison:
     @cached_property
     def columns(self) -> tuple[Column, ...]:
         """Scores, then costs: those that some cell has."""
-        rows = [values for cell in self.cells for values in cell.rows]
-        return present((*self.metrics, TEST_LOSS, *COSTS), rows)
+        records = [result for cell in self.cells for result in cell.results]
+        return present((*self.metrics, *columns_of(Shown.CONFIGURATIONS)), records)
 
     @property
     def several_seeds(self) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report.budget import budget
-from bench.report.columns import Column
+from bench.report.column import Column
 from bench.report.configurations import Comparison, Configuration
 from bench.report.content import Content, signatures
 from bench.report.efficiency import efficiencies, efficiency_document

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from bench.report.columns import ABSENT, Column, compact
+from bench.report.column import ABSENT, Column, Shown
+from bench.report.columns import MERGED_DECODE, columns_of
 from bench.report.configurations import Comparison, Configuration, chosen_of_methods
 from bench.schema.trial import JsonDict
 
@@ -48,7 +49,7 @@ def efficiencies(comparison: Comparison) -> list[Efficiency]:
             decode_time_over_base=_ratio(
                 _mean(by_method.get(BASE), "decode_tokens_per_second"), _mean(cell, "decode_tokens_per_second")
             ),
-            merged_decode_time_over_unmerged=_mean(cell, "merged_decode_time_over_unmerged"),
+            merged_decode_time_over_unmerged=_mean(cell, MERGED_DECODE.name),
         )
         for cell in best
     ]
@@ -88,10 +89,10 @@ def efficiency_table(comparison: Comparison) -> tuple[list[str], list[list[str]]
 
 
 def _columns(metric: Column) -> list[EfficiencyColumn]:
-    def of_cell(name: str, show: Callable[[float], str]) -> Callable[[Efficiency], str | None]:
+    def of_cell(column: Column) -> Callable[[Efficiency], str | None]:
         def text(row: Efficiency) -> str | None:
-            value = _mean(row.cell, name)
-            return None if value is None else show(value)
+            value = _mean(row.cell, column.name)
+            return None if value is None else column.text_with_unit(value)
 
         return text
 
@@ -102,29 +103,12 @@ def _columns(metric: Column) -> list[EfficiencyColumn]:
         EfficiencyColumn(metric.title, of_row(lambda row: row.score, f"{{:,.{metric.decimals}f}}")),
         EfficiencyColumn("gain over base", of_row(lambda row: row.gain, f"{{:+,.{metric.decimals}f}}")),
         EfficiencyColumn("share of full's gain", of_row(lambda row: row.full_gain_fraction, "{:.0%}")),
-        EfficiencyColumn("trained", of_cell("trained_parameters", compact)),
-        EfficiencyColumn("stored", of_cell("stored_parameters", compact)),
-        EfficiencyColumn("adapter", of_cell("adapter_bytes", size)),
-        EfficiencyColumn("peak memory", of_cell("peak_memory_bytes", size)),
-        EfficiencyColumn("train tok/s", of_cell("train_tokens_per_second", "{:,.0f}".format)),
-        EfficiencyColumn("train s", of_cell("train_seconds", "{:,.1f}".format)),
-        EfficiencyColumn("energy Wh", of_cell("energy_joules", lambda joules: f"{joules / 3600:,.2f}")),
+        *(EfficiencyColumn(one.summary_title or one.title, of_cell(one)) for one in columns_of(Shown.SUMMARY)),
         EfficiencyColumn("decode time, x base", of_row(lambda row: row.decode_time_over_base, "{:.2f}")),
-        EfficiencyColumn(
-            "decode time merged, x unmerged", of_row(lambda row: row.merged_decode_time_over_unmerged, "{:.2f}")
-        ),
+        EfficiencyColumn(MERGED_DECODE.title, of_row(lambda row: row.merged_decode_time_over_unmerged, "{:.2f}")),
     ]
 
 
 def efficiency_document(rows: Iterable[Efficiency]) -> list[JsonDict]:
     """The same, unrounded, as report.json has it; the columns of a configuration are under its name there."""
     return [{**vars(row), "cell": row.cell.name} for row in rows]
-
-
-def size(num_bytes: float) -> str:
-    """Bytes with a unit of the power of two, three digits or so."""
-    for unit in ("B", "KiB", "MiB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:,.2f} GiB"

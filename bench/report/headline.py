@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.report.columns import Column
+from bench.report.column import Column
 from bench.report.configurations import Comparison, Configuration
 
 if TYPE_CHECKING:

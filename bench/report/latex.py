@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bench.report.columns import ABSENT, Column
+from bench.report.column import ABSENT, Column
 from bench.report.configurations import Comparison, Configuration
 from bench.report.content import Content
 from bench.report.latex_text import DEFINITION, escaped, needs_definition

@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.report.columns import ABSENT, TEST_LOSS, Column
+from bench.report.column import ABSENT, Column, Shown
 from bench.report.configurations import Comparison, Configuration
 
 if TYPE_CHECKING:
     from bench.statistics.significance import Significance
 
-# The costs that a hurried reader asks for; the others stand in the table of all columns.
-KEY_COSTS = ("trained_parameters", "peak_memory_bytes", "train_tokens_per_second", "decode_tokens_per_second")
 # As many as papers print; a task may have a dozen diagnostics beside its official scores, which come first.
 MOST_SCORES = 5
 # Rows of a table on the page or in report.md; of more, the first, and report.json has the rest.
@@ -38,7 +36,7 @@ def layout(comparison: Comparison) -> Layout:
     }
     left = [column for column in comparison.columns if column not in alike]
     scores = [column for column in left if column in comparison.metrics][:MOST_SCORES]
-    shown = (*scores, *(column for column in left if column is TEST_LOSS or column.name in KEY_COSTS))
+    shown = (*scores, *(column for column in left if column.shown & Shown.KEY))
     return Layout(shown, tuple(column for column in left if column not in shown), _folded(comparison, alike))
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from bench.report.budget import TITLE as BUDGET
 from bench.report.budget import budget
-from bench.report.columns import ABSENT, Column, title
+from bench.report.column import ABSENT, Column
+from bench.report.columns import title
 from bench.report.configurations import Comparison, Configuration
 from bench.report.content import Content, legend, signatures
 from bench.report.efficiency import NOTE as EFFICIENCY_NOTE

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.report.columns import ABSENT, metric_columns
+from bench.report.column import ABSENT
+from bench.report.columns import metric_columns
 from bench.report.row_labels import row_labels
-from bench.report.rows import row
 from bench.schema.record import Failed, TrialResult
 from bench.schema.trial import JsonDict, titled
 
@@ -35,9 +35,8 @@ def other_rows(asked: Sequence[TrialResult], others: Sequence[TrialResult]) -> t
     called = row_labels([*asked, *others])
     body = []
     for record in others:
-        values = row(record)
         status = record.outcome.reason if isinstance(record.outcome, Failed) else record.outcome.status
-        scores = [ABSENT if (value := values.get(one.name)) is None else one.text(value) for one in metrics]
+        scores = [ABSENT if (value := one.number(record)) is None else one.text(value) for one in metrics]
         name = titled(record.spec.method.name, called[record.trial_id].text)
         body.append([record.trial_id, name, str(record.spec.seed), status, *scores])
     return ["trial", "method", "seed", "status", *(one.title for one in metrics)], body

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.report.columns import Column, present
+from bench.report.column import Column, Shown
+from bench.report.columns import columns_of, present
 from bench.report.content import Content
 from bench.report.figures import Picture
 from bench.report.page_tables import others_tables, shown_comparison, tuning_tables
 from bench.report.row_labels import row_labels
-from bench.report.rows import row
+from bench.report.rows import column_values
 from bench.report.side_by_side import SideBySide
 from bench.schema.finite import strict_json
 from bench.schema.printable import escaped_controls, printable
@@ -23,19 +24,6 @@ MOST_FAILURES = 50
 MOST_OPEN = 5
 # Answers in the head of the page, one for each model and task; those of the others stand with their tables.
 MOST_VERDICTS = 4
-LEARNING_RATE = "learning rate"  # printed as it is: rates span too many powers of ten for one number of decimals
-# Columns of the table of all trials besides the metrics, where the records have them: name, heading, decimals.
-TRIAL_TEXTS = (("trial_id", "trial"), ("method", "method"), ("label", "settings"), ("status", "status"))
-TRIAL_NUMBERS = (
-    Column("seed", "seed"),
-    Column("learning_rate", LEARNING_RATE),
-    Column("dev_loss", "dev loss", decimals=3),
-    Column("test_loss", "test loss", decimals=3),
-    Column("peak_memory_bytes", "peak MiB", scale=2**-20),
-    Column("train_tokens_per_second", "train tok/s"),
-    Column("train_seconds", "train s", decimals=1),
-    Column("total_seconds", "total s", decimals=1),
-)
 
 
 def html(content: Content, pictures: Sequence[Sequence[Picture]], predictions: SideBySide | None) -> str:
@@ -131,29 +119,23 @@ def _failure(result: Any, outcome: Any) -> JsonDict:
 
 
 def _trials(content: Content) -> JsonDict:
-    called = row_labels(content.records)
-    rows = [{**row(record), "label": called[record.trial_id].text} for record in content.records]
+    records = content.records
+    called = row_labels(records)
+    listed = columns_of(Shown.TRIALS)
+    texts = [column for column in listed if column.is_text]
     metrics = [column for comparison in content.comparisons for column in comparison.metrics]
-    numbers = present({column.name: column for column in (*metrics, *TRIAL_NUMBERS)}.values(), rows)
-    texts = [{"title": heading, "text": True} for _, heading in TRIAL_TEXTS]
+    candidates = {column.name: column for column in (*metrics, *(one for one in listed if not one.is_text))}
+    numbers = present(candidates.values(), records)
+    by_column = [
+        *(column_values(column, records, called) for column in texts),
+        *([_scaled(column, column.number(record)) for record in records] for column in numbers),
+    ]
     return {
         "columns": [
-            *texts,
-            *(
-                {"title": column.title, "decimals": None if column.title == LEARNING_RATE else column.decimals}
-                for column in numbers
-            ),
+            *({"title": column.title, "text": True} for column in texts),
+            *({"title": column.title, "decimals": column.decimals} for column in numbers),
         ],
-        "rows": [
-            [
-                *(
-                    values.get("reason") or values["status"] if name == "status" else values[name]
-                    for name, _ in TRIAL_TEXTS
-                ),
-                *(_scaled(column, values.get(column.name)) for column in numbers),
-            ]
-            for values in rows
-        ],
+        "rows": list(zip(*by_column, strict=True)),
     }
 
 

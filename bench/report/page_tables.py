@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from bench.report.budget import TITLE as BUDGET
 from bench.report.budget import budget
-from bench.report.columns import ABSENT, TRAINED, Column, compact, title
+from bench.report.column import ABSENT, Column, Shown
+from bench.report.columns import title
 from bench.report.configurations import Comparison, Configuration, chosen_of_methods
 from bench.report.content import Content, legend, signatures
 from bench.report.efficiency import NOTE as EFFICIENCY_NOTE
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 PIXELS_PER_INCH = 92
 # An interval may widen the scale of its column by this share of the spread of means; a wider one fills its cell.
 MOST_WHISKER = 0.5
-# Costs that fit beside the first score on a telephone.
-ON_NARROW_SCREENS = ("trained_parameters", "peak_memory_bytes", "train_tokens_per_second")
 
 
 def shown_comparison(
@@ -162,7 +161,7 @@ def _column_headings(comparison: Comparison, columns: Sequence[Column]) -> list[
 
 def _is_wide(comparison: Comparison, column: Column) -> bool:
     """Whether narrow screens leave a column to the table of all columns."""
-    return column not in comparison.metrics[:1] and column.name not in ON_NARROW_SCREENS
+    return column not in comparison.metrics[:1] and not column.shown & Shown.NARROW
 
 
 def _either(bases: set[Basis]) -> str:
@@ -197,7 +196,7 @@ def _cell(comparison: Comparison, cell: Configuration, column: Column) -> JsonDi
         return {"text": ABSENT, "sort": "", "spread": "", "best": False, "told": "", "wide": wide}
     varies = found.standard_deviation is not None and column.varies_over_seeds
     return {
-        "text": compact(found.mean) if column is TRAINED else column.text(found.mean),
+        "text": column.short_text(found.mean),
         "sort": found.mean,
         "spread": column.text(found.standard_deviation or 0.0) if varies else "",
         "best": comparison.is_best(cell, column),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.report.columns import Column
+from bench.report.column import Column
 from bench.report.configurations import Configuration
 
 

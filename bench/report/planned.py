@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench.report.columns import ABSENT
+from bench.report.column import ABSENT, size
 from bench.report.configurations import Comparison, Configuration
-from bench.report.efficiency import size
 from bench.schema.trial import JsonDict
 
 HEADING = ("method", "TFLOP", "GFLOP/s", "memory planned", "measured", "error", "step planned", "measured", "error")

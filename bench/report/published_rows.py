@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from bench.report.columns import ABSENT, Column
+from bench.report.column import ABSENT, Column
 from bench.report.configurations import Comparison, Configuration
 from bench.report.published import Quoted, fits, is_same_model
 from bench.schema.trial import JsonDict

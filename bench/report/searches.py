@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from bench.report.columns import ABSENT
+from bench.report.column import ABSENT
 from bench.schema.search_space import Choices, Range, SearchSpace
 from bench.schema.trial import JsonDict
 from bench.tuning.summary import Tuning

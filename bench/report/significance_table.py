@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.report.columns import ABSENT, Column
+from bench.report.column import ABSENT, Column
 from bench.report.configurations import Comparison, Configuration, chosen_of_methods
 from bench.schema.trial import JsonDict
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from bench.report.columns import ABSENT, Column, compact, metric_columns, title
+from bench.report.column import ABSENT, Column, Shown
+from bench.report.columns import columns_of, metric_columns, title
 from bench.report.configurations import names
 from bench.report.others import TITLE as OTHERS
 from bench.report.others import other_rows
-from bench.report.rows import row
 from bench.report.searches import HEADING, budget_rows, metric_title
 from bench.schema.record import Completed, Failed, Probed, TrialResult
 from bench.tuning.summary import Tuning
@@ -29,28 +29,21 @@ def results_table(results: Sequence[TrialResult]) -> Table:
     metrics = metric_columns(results)[:MOST_METRICS]
     table = Table(padding=(0, 1), collapse_padding=True)
     table.add_column("method", overflow="fold", min_width=14)
-    for heading in (*(metric.title for metric in metrics), "trained", "peak MiB", "tok/s", "s"):
+    columns = (*metrics, *columns_of(Shown.TERMINAL))
+    for heading in (*(column.terminal_title or column.title for column in columns), "s"):
         table.add_column(Text(heading), justify="right", no_wrap=True)
-    rows, called = [(result, row(result)) for result in results], names(results)
+    rows, called = list(results), names(results)
     if metrics:
-        rows.sort(key=lambda pair: _rank(pair[1].get(metrics[0].name), metrics[0]))
-    for result, values in rows[:MOST_ROWS]:
+        rows.sort(key=lambda result: _rank(metrics[0].number(result), metrics[0]))
+    for result in rows[:MOST_ROWS]:
         name = Text(called[result.trial_id] + f" s{result.spec.seed}" * several_seeds)
         seconds = f"{result.total_seconds:.0f}"
         if isinstance(result.outcome, Failed):
-            table.add_row(name, Text(result.outcome.reason, style="red"), *[""] * (len(metrics) + 2), seconds)
+            table.add_row(name, Text(result.outcome.reason, style="red"), *[""] * (len(columns) - 1), seconds)
             continue
-        peak, rate = values.get("peak_memory_bytes"), values.get("train_tokens_per_second")
-        table.add_row(
-            name,
-            *(_score(metric, values.get(metric.name)) for metric in metrics),
-            compact(values["trained_parameters"]),
-            ABSENT if peak is None else f"{peak / 2**20:,.0f}",
-            ABSENT if rate is None else f"{rate:,.0f}",
-            seconds,
-        )
+        table.add_row(name, *(_shown(column, column.number(result)) for column in columns), seconds)
     if len(rows) > MOST_ROWS:
-        table.add_row(Text(f"{len(rows) - MOST_ROWS} more in results.csv", style="dim"), *[""] * (len(metrics) + 4))
+        table.add_row(Text(f"{len(rows) - MOST_ROWS} more in results.csv", style="dim"), *[""] * (len(columns) + 1))
     return table
 
 
@@ -72,8 +65,8 @@ def headline(outcome: Completed | Probed) -> str:
     return next((f"{title(name)} {value:.1f}" for name, value in told), "no finite score")
 
 
-def _score(metric: Column, value: float | None) -> str:
-    return ABSENT if value is None else metric.text(value)
+def _shown(column: Column, value: float | None) -> str:
+    return ABSENT if value is None else column.short_text(value)
 
 
 def _rank(value: float | None, metric: Column) -> tuple[bool, float]:

@@ -19,7 +19,7 @@ from bench.decode.merged import decode_both_ways, over_ranks
 from bench.method import MethodError
 from bench.models.architecture import architecture_of
 from bench.models.base import load_model, load_tokenizer
-from bench.report.columns import ABSENT
+from bench.report.column import ABSENT
 from bench.report.data import json_text
 from bench.report.page import html
 from bench.schema.record import DecodeCost, MergedDecode, TrialResult

@@ -16,7 +16,8 @@ from sample_sweep import METHODS, sample_results, write_sample
 from test_report import assert_golden, content, results
 
 from bench import report
-from bench.report.columns import COSTS, Column
+from bench.report.column import Column
+from bench.report.columns import TRAINED
 from bench.report.configurations import comparisons
 from bench.report.figures import Picture, pictures
 from bench.report.figures.bars import time_bars
@@ -149,7 +150,7 @@ def test_the_same_records_give_the_same_bytes(sample: Path) -> None:
 
 
 def test_the_front_is_what_nothing_beats() -> None:
-    score, cost = Column("bleu", "BLEU", True), COSTS[0]
+    score, cost = Column("bleu", "BLEU", True), TRAINED
     scores = {"cheap": (50.0, 10), "worse": (49.0, 20), "better": (60.0, 30), "equal": (60.0, 30), "dear": (59.0, 99)}
     found = [record(trial(name), completed(bleu, trained=trained)) for name, (bleu, trained) in scores.items()]
     (comparison,) = comparisons(found)

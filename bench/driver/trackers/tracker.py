@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.schema.record import Completed, Failed, Ran, TrialResult
+from bench.report.columns import tracked_columns
+from bench.schema.record import Failed, Ran, TrialResult
 from bench.schema.strict_numbers import StrictNumbers
 from bench.schema.trial import JsonDict, TrialSpec
 
@@ -74,25 +75,9 @@ def settings_of(spec: TrialSpec) -> dict[str, str]:
 
 
 def values_of(result: TrialResult) -> dict[str, float]:
-    """Numbers of a record; none where the trial failed."""
-    outcome = result.outcome
-    if not isinstance(outcome, Ran):
-        return {}
-    found: dict[str, float | None] = {
-        "best_dev_loss": outcome.dev_loss,
-        "parameters/trained": outcome.parameters.trained,
-        "parameters/stored": outcome.parameters.stored,
-        "cost/total_seconds": result.total_seconds,
-        "cost/peak_memory_bytes": max(
-            (phase.peak_memory_bytes for rank in outcome.ranks for phase in rank.phases.values()), default=None
-        ),
-    }
-    if outcome.train is not None:
-        found["cost/train_tokens_per_second"] = outcome.train.tokens_per_second
-    if isinstance(outcome, Completed):
-        found["test/loss"] = outcome.test_loss
-        found |= {f"test/{name}": value for name, value in outcome.scores.values.items()}
-    return {name: float(value) for name, value in found.items() if value is not None}
+    """Numbers of a record, as tables have them; none where the trial failed."""
+    columns = tracked_columns(result)
+    return {name: value for name, column in columns.items() if (value := column.number(result)) is not None}
 
 
 def curve_of(result: TrialResult, after_step: int) -> list[tuple[int, dict[str, float]]]:

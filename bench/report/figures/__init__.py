@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bench.report.columns import Column
 from bench.report.configurations import Comparison, Configuration, cells
 from bench.report.content import Content
 from bench.report.figures.bars import memory_bars, planned_memory_bars, time_bars
@@ -14,9 +13,6 @@ from bench.report.figures.picture import Picture
 from bench.report.figures.style import looks
 
 __all__ = ["Picture", "pictures"]
-
-# Costs that scores are plotted against, where the records have them.
-PLOTTED_COSTS = ("trained_parameters", "peak_memory_bytes", "train_seconds", "energy_joules")
 
 
 def pictures(content: Content) -> list[list[Picture]]:
@@ -32,9 +28,9 @@ def _drawn(content: Content) -> list[list[Picture]]:
         suffix = f"-{number}" if len(content.comparisons) > 1 else ""
         drawn = [
             *(
-                pareto_plot(comparison, comparison.metrics[0], cost, styles, f"pareto-{_short(cost)}{suffix}")
+                pareto_plot(comparison, comparison.metrics[0], cost, styles, f"pareto-{cost.picture}{suffix}")
                 for cost in comparison.columns
-                if cost.name in PLOTTED_COSTS and comparison.metrics
+                if cost.picture and comparison.metrics
             ),
             learning_rate_curves(_of_all_stages(content, comparison), styles, f"learning-rates{suffix}"),
             budget_curves(content.tunings, styles, "budget") if number == 1 else None,
@@ -55,8 +51,3 @@ def _of_all_stages(content: Content, comparison: Comparison) -> list[Configurati
         if (record.spec.model.path, record.spec.task.name) == (comparison.model, comparison.task)
         and record.spec.stage != "cost"
     )
-
-
-def _short(cost: Column) -> str:
-    """What a file is called after."""
-    return cost.name.split("_")[1 if cost.name.startswith("peak") else 0]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bench.report.columns import LEARNING_RATE
 from bench.report.configurations import Configuration, chosen_of_methods, failed
 from bench.report.figures.picture import Picture, finished, legend_beside
 from bench.report.figures.style import INK, Look, drawing
@@ -98,7 +99,7 @@ def _by_learning_rate(cells: Sequence[Configuration]) -> list[list[Configuration
     groups: dict[tuple[object, ...], list[Configuration]] = {}
     for cell in cells:
         spec = cell.results[0].spec
-        if spec.stop_after_steps is None and any(values.get("learning_rate") for values in cell.rows):
+        if spec.stop_after_steps is None and any(LEARNING_RATE.of(result) for result in cell.results):
             groups.setdefault((spec.configuration_class, spec.train.steps, spec.train.epochs), []).append(cell)
     return list(groups.values())
 
