@@ -11,6 +11,9 @@ import typer
 
 from bench.commands.options import (
     Address,
+    HostCommand,
+    Hosts,
+    HostsFile,
     LauncherName,
     LauncherSettings,
     MethodsDir,
@@ -55,6 +58,9 @@ def evaluate(
     launcher: LauncherName = AUTO,
     address: Address = None,
     runtime_env: RuntimeEnv = None,
+    hosts: Hosts = None,
+    hosts_file: HostsFile = None,
+    host_command: HostCommand = None,
     launcher_option: LauncherSettings = None,
     settings: Settings = None,
     methods_dir: MethodsDir = None,
@@ -71,7 +77,15 @@ def evaluate(
     from bench.driver.stages import Round
     from bench.plugins.source import PluginError, use_folder
 
-    where = read_launcher(launcher, launcher_option, address=address, runtime_env=runtime_env)
+    where = read_launcher(
+        launcher,
+        launcher_option,
+        address=address,
+        runtime_env=runtime_env,
+        hosts=hosts,
+        hosts_file=hosts_file,
+        host_command=host_command,
+    )
     if label is not None and len(stored or ()) != 1:
         raise ConfigError("--label names one row: give one RESULT with it")
     sweep = load_sweep(sweep_file, settings or ())

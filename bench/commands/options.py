@@ -42,6 +42,11 @@ Address = Annotated[
 RuntimeEnv = Annotated[
     Path | None, typer.Option(help="YAML or JSON file with more of Ray's runtime environment, for --address")
 ]
+Hosts = Annotated[str | None, typer.Option(help="of ssh or srun: a,b:4 (four GPUs or cores of b)", metavar="A,B:N")]
+HostsFile = Annotated[Path | None, typer.Option(help="file with such hosts, a line each")]
+HostCommand = Annotated[
+    str | None, typer.Option(help="what runs a program on a host, instead of ssh or srun: 'ssh -p 2222 {host}'")
+]
 LauncherSettings = Annotated[
     list[str] | None,
     typer.Option("--launcher-option", help="what else a launcher takes: name=value; may be repeated"),

@@ -12,6 +12,9 @@ import typer
 from bench import report as reports
 from bench.commands.options import (
     Address,
+    HostCommand,
+    Hosts,
+    HostsFile,
     LauncherName,
     LauncherSettings,
     MethodsDir,
@@ -42,6 +45,9 @@ def run(
     launcher: LauncherName = AUTO,
     address: Address = None,
     runtime_env: RuntimeEnv = None,
+    hosts: Hosts = None,
+    hosts_file: HostsFile = None,
+    host_command: HostCommand = None,
     launcher_option: LauncherSettings = None,
     mirror: Annotated[
         str | None,
@@ -55,7 +61,15 @@ def run(
     ] = None,
 ) -> None:
     """Run the trials of a sweep that have no record yet, stage by stage, and report all of them."""
-    where = read_launcher(launcher, launcher_option, address=address, runtime_env=runtime_env)
+    where = read_launcher(
+        launcher,
+        launcher_option,
+        address=address,
+        runtime_env=runtime_env,
+        hosts=hosts,
+        hosts_file=hosts_file,
+        host_command=host_command,
+    )
     sweep, stages = read_stages(sweep_file, settings, methods_dir)
     published = published_files(sweep_file, sweep)
     store = Store(results / sweep.name)

@@ -17,6 +17,8 @@ from bench.schema.validation import ConfigError, validated
 LAUNCHERS = {
     "local": "bench.launch.local:LocalOptions",
     "ray": "bench.launch.ray_options:RayOptions",
+    "srun": "bench.launch.ssh:SrunOptions",
+    "ssh": "bench.launch.ssh:SshOptions",
 }
 AUTO = "auto"
 NAMES = (AUTO, *LAUNCHERS)
@@ -39,7 +41,7 @@ def launcher_options(name: str, given: Mapping[str, Any]) -> LauncherOptions:
     options_class = _options_class(name)
     for option, value in said.items():
         if option not in options_class.model_fields:
-            own = ", ".join(f"--{field.replace('_', '-')}" for field in options_class.model_fields)
+            own = ", ".join(options_class.model_fields)
             raise ConfigError(
                 f"--{option.replace('_', '-')} {value} has no effect with --launcher {name}; leave one of them out "
                 f"({name} takes {own or 'no options'}{_takers(option)})"

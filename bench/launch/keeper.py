@@ -21,6 +21,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,6 +56,7 @@ class Kept:
         pass_fds: Sequence[int] = (),
         **options: Any,
     ) -> None:
+        self._cutting = threading.Lock()
         lifeline, self._lifeline = os.pipe()  # closed in every other child of this process when it execs
         try:
             self.process = subprocess.Popen(
@@ -68,10 +70,11 @@ class Kept:
             os.close(lifeline)
 
     def cut(self) -> None:
-        """Have the command and all that came of it killed."""
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
-            self._lifeline = -1
+        """Have the command and all that came of it killed. Any thread may do so, and any number of them."""
+        with self._cutting:
+            if self._lifeline >= 0:
+                os.close(self._lifeline)
+                self._lifeline = -1
 
     def end(self) -> None:
         """Kill the command and all that came of it; returns when nothing is left, or the system does not let go."""

@@ -39,7 +39,7 @@ class LocalLauncher(HostLauncher):
         self._host.close()
 
     def prepare(self, run: Running) -> list[list[str]]:
-        return [[_visible_gpu(gpu) for gpu in seat.gpus] for seat in run.seats]
+        return [[visible_gpu(gpu) for gpu in seat.gpus] for seat in run.seats]
 
 
 class LocalOptions(LauncherOptions):
@@ -57,6 +57,7 @@ def this_machine() -> Machine:
     return Machine(usable_cores(), gpus, accelerator=torch.cuda.get_device_name(0) if gpus else "")
 
 
-def _visible_gpu(index: int) -> str:
+def visible_gpu(index: int) -> str:
+    """What ``CUDA_VISIBLE_DEVICES`` of a rank calls one of the GPUs that this process may use."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",")[index] if visible else str(index)

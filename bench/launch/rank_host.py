@@ -1,6 +1,8 @@
-"""Starts, hears and ends the rank processes of one machine: in the driver's process, or in an actor on a Ray node.
+"""Starts, hears and ends the rank processes of one machine.
 
-Takes and gives JSON. Imports neither torch nor ray: the ranks do the first, the Ray launcher wraps this class.
+It lives in the driver's process, in an actor on a Ray node, or at the other end of a wire
+(:mod:`bench.launch.host_program`). Takes and gives JSON. Imports neither torch nor ray: the ranks do the first, the Ray
+launcher wraps this class.
 """
 
 from __future__ import annotations
@@ -173,11 +175,11 @@ class RankHost:
             return {}
         return {path.name: path.stat().st_size for path in [*payload(outbox), *outbox.glob(REPORT_FILES)]}
 
-    def read(self, attempt_id: str, name: str, offset: int) -> bytes:
+    def read(self, attempt_id: str, name: str, offset: int, most_bytes: int = CHUNK_BYTES) -> bytes:
         """A piece of one of these files."""
         with (self._outboxes[attempt_id] / Path(name).name).open("rb") as file:
             file.seek(offset)
-            return file.read(CHUNK_BYTES)
+            return file.read(most_bytes)
 
     def clear(self, attempt_id: str) -> None:
         """Forget an attempt."""

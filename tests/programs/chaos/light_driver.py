@@ -23,6 +23,9 @@ from bench.launch.embedded_cluster import EmbeddedCluster
 from bench.launch.launcher import Launcher, NoMachinesError, Progress
 from bench.launch.local import LocalLauncher
 from bench.launch.rank_host import RankHost
+from bench.launch.remote_host import RemoteHost
+from bench.launch.ssh import ListedHost, SshLauncher, SshOptions
+from bench.launch.wire import Setup
 from bench.measure.leaving import leave
 from bench.store.records import Store, StoreError
 from bench.store.recover import recover
@@ -42,14 +45,28 @@ class FullDisk(Observer):
         resource.setrlimit(resource.RLIMIT_FSIZE, (self.max_bytes, self.max_bytes))
 
 
+def launcher_on_hosts(outbox: Path, command: str) -> Launcher:
+    """Ranks on the hosts a and b, which are what the command makes of them."""
+    options = SshOptions(hosts="a:1,b:1", host_command=command)
+    paths = [str(PROGRAMS), str(SUPPORT)]
+    setup = Setup(name="", paths=paths, module="chaos.light_rank")
+
+    def open_host(name: str) -> RemoteHost:
+        return RemoteHost(name, options.command(name), outbox.parent / f"{name}.log")
+
+    return SshLauncher("ssh", outbox, [ListedHost("a", 1), ListedHost("b", 1)], open_host, setup)
+
+
 def launcher_for(outbox: Path) -> Launcher:
-    """No ranks if ``LIGHT_FAKE``; ranks on the Ray cluster ``LIGHT_ADDRESS``, or one that it starts; or without Ray."""
+    """By the environment: no ranks, ranks on hosts, on a cluster of Ray, or in processes of this machine."""
     machine = Machine(cpus=int(os.environ.get("LIGHT_CPUS", "2")), gpus=0)
     if os.environ.get("LIGHT_FAKE"):
         return FakeLauncher(outbox, machine)
     address: str | EmbeddedCluster | None = os.environ.get("LIGHT_ADDRESS")
     if os.environ.get("LIGHT_EMBEDDED"):
         address = EmbeddedCluster()
+    if command := os.environ.get("LIGHT_HOST_COMMAND"):
+        return launcher_on_hosts(outbox, command)
     if address is None:
         return LocalLauncher(outbox, machine, RankHost("chaos.light_rank"))
     from bench.launch import ray_cluster

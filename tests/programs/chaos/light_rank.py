@@ -28,8 +28,8 @@ def main() -> None:
     os.close(tempfile.mkstemp(prefix="of-a-rank-")[0])  # as libraries do that count on the end of the interpreter
     reports.progress({"phase": "train"})
     outbox = Path(job.outbox)
-    started = StartedAttempt.model_validate_json((outbox / START_FILE).read_text())
-    if started.attempt.number > 1:
+    start = outbox / START_FILE  # not there where the driver's storage is not shared
+    if start.is_file() and StartedAttempt.model_validate_json(start.read_text()).attempt.number > 1:
         os.environ.pop("TUNEOFF_CRASH_AT", None)
     elif os.environ.get("LIGHT_DIES"):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,369 @@
+"""Ranks on hosts that a command reaches: ``ssh``, ``srun`` of a Slurm job, or any other that runs a program elsewhere.
+
+One rank host (:mod:`bench.launch.host_program`) is started on each machine of a list and talks to the driver over the
+standard input and output of that command (:mod:`bench.launch.wire`). For that nothing listens there, and no Ray is
+needed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from bench.launch.capacity import Cluster, Machine, Seat
+from bench.launch.hosts import HostLauncher, HostLost
+from bench.launch.launcher import (
+    NOTHING_LOST,
+    Ended,
+    LauncherOptions,
+    NoMachinesError,
+    Progress,
+    Running,
+)
+from bench.launch.remote_host import RemoteHost
+from bench.launch.wire import Greeting, Setup
+from bench.measure.provenance import SOURCE_ROOT
+from bench.plugins.source import PluginSource
+from bench.schema.trial import TrialSpec
+from bench.schema.validation import ConfigError
+
+# When no host that is left holds what waits, and nothing runs, so long is waited for those that were lost.
+HOSTS_RETURN_SECONDS = 120.0
+# Before a host that was lost is started again; doubled each time that it does not come.
+RESTART_SECONDS = 1.0
+MAX_RESTART_SECONDS = 30.0
+SCONTROL_SECONDS = 30.0
+LOG_FOLDER = "hosts"
+# Nothing of it means anything to a shell, and none is taken for an option.
+NAME = re.compile(r"([A-Za-z0-9_][A-Za-z0-9._-]*@)?[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class ListedHost:
+    """A host of the list: ``name`` or ``name:count``."""
+
+    name: str
+    count: int | None = None
+    """So many of its GPUs are used, or of its cores where it has no GPU; None: all."""
+
+    def machine(self, greeting: Greeting) -> Machine:
+        """What of it may be used.
+
+        Raises:
+            ConfigError: It has fewer GPUs.
+        """
+        cpus, gpus = greeting.cpus, len(greeting.gpus)
+        if self.count is not None and gpus:
+            if self.count > gpus:
+                raise ConfigError(f"--hosts: {self.name}:{self.count}: this host has {gpus} GPUs")
+            gpus = self.count
+        elif self.count is not None:
+            cpus = self.count  # which may be more than it shows: whoever writes it knows
+        return Machine(cpus, gpus, self.name, greeting.accelerator)
+
+
+class SshLauncher(HostLauncher):
+    """Starts the ranks of a trial on hosts that a command reaches.
+
+    Args:
+        name: What records call it.
+        outbox: Folder for attempts on their way into the store. Hosts that see it write there; from others the files
+            come over the wire.
+        listed: The hosts.
+        open_host: Starts the host of a name.
+        setup: What each of them is told first.
+
+    Raises:
+        ConfigError: One of the hosts cannot be had.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        outbox: Path,
+        listed: Sequence[ListedHost],
+        open_host: Callable[[str], RemoteHost],
+        setup: Setup,
+    ) -> None:
+        self.name = name
+        self._listed = {host.name: host for host in listed}
+        self._open_host = open_host
+        self._setup = setup
+        self._hosts: dict[str, RemoteHost] = {}
+        self._greetings: dict[str, Greeting] = {}
+        self._why_lost: dict[str, str] = {}
+        self._waits_since: float | None = None
+        self._start_all()
+        super().__init__(Cluster(self._machines()), outbox)
+        for host_name in self._listed:
+            threading.Thread(target=self._attend, args=(host_name,), name=f"hear {host_name}", daemon=True).start()
+
+    def host(self, node_id: str) -> RemoteHost:
+        if (host := self._hosts.get(node_id)) is None:
+            raise HostLost("node_lost", self._why_lost.get(node_id, f"host {node_id} is gone"))
+        return host
+
+    def prepare(self, run: Running) -> list[list[str]]:
+        return [[self._greetings[seat.node_id].gpus[gpu] for gpu in seat.gpus] for seat in run.seats]
+
+    def check(self, trials: Sequence[TrialSpec]) -> None:
+        self.look_at_hosts(trials)
+
+    def reserve(self, spec: TrialSpec) -> list[Seat] | None:
+        self.cluster.update(self._machines())
+        return super().reserve(spec)
+
+    def poll(self, timeout_seconds: float) -> list[Progress | Ended]:
+        self.cluster.update(self._machines())
+        return super().poll(timeout_seconds)
+
+    def await_machines(self, spec: TrialSpec) -> None:
+        if (missing := self.cluster.missing(spec)) is None:
+            self._waits_since = None
+            return
+        self._waits_since = self._waits_since or time.monotonic()
+        if (waited := time.monotonic() - self._waits_since) > HOSTS_RETURN_SECONDS:
+            why = "; ".join(self._why_lost.values())
+            raise NoMachinesError(
+                f"no machines: {missing}, for {waited:.0f} s now (the limit is {HOSTS_RETURN_SECONDS:g} s): {why}. "
+                f"Issue the command again when there are more. {NOTHING_LOST}"
+            )
+
+    def close(self) -> None:
+        super().close()
+        hosts = list(self._hosts.values())
+        for host in hosts:
+            host.hang_up()
+        for host in hosts:
+            host.close()
+
+    def _machines(self) -> list[Machine]:
+        """The hosts that are there, in the order of the list."""
+        hosts = {name: self._hosts.get(name) for name in self._listed}
+        there = [name for name, host in hosts.items() if host is not None and not host.why_lost]
+        return [self._listed[name].machine(self._greetings[name]) for name in there]
+
+    def _start_all(self) -> None:
+        """Start all hosts at once.
+
+        Raises:
+            ConfigError: Naming those that cannot be had.
+        """
+        opened = {name: self._open_host(name) for name in self._listed}
+        lacking = []
+        try:
+            for name, host in opened.items():
+                try:
+                    self._welcome(name, host)
+                    self._listed[name].machine(self._greetings[name])
+                except HostLost as lost:
+                    lacking.append(str(lost))
+            _refuse(lacking)
+        except BaseException:
+            for host in opened.values():
+                host.hang_up()
+            for host in opened.values():
+                host.close()
+            raise
+
+    def _welcome(self, name: str, host: RemoteHost) -> None:
+        self._greetings[name] = host.greet(self._setup.model_copy(update={"name": name}))
+        self._hosts[name] = host
+
+    def _attend(self, name: str) -> None:
+        """Hear a host, and start it again when it is lost, as long as this launcher is there; the body of a thread."""
+        while True:
+            host = self._hosts[name]
+            self.receive(name, host)
+            if self.closing:
+                return
+            self._why_lost[name] = host.why_lost
+            del self._hosts[name]  # The next trial there gets a new one.
+            host.close()
+            if not self._start_again(name):
+                return
+
+    def _start_again(self, name: str) -> bool:
+        pause = RESTART_SECONDS
+        while not self.closing:
+            time.sleep(pause)
+            pause = min(2 * pause, MAX_RESTART_SECONDS)
+            host = self._open_host(name)
+            try:
+                self._welcome(name, host)
+            except HostLost as lost:
+                self._why_lost[name] = str(lost)
+                host.close()
+            else:
+                return True
+        return False
+
+
+class SshOptions(LauncherOptions):
+    """Hosts and the command that reaches them; nothing else than ssh's own is asked for, and no password ever."""
+
+    launcher: ClassVar[str] = "ssh"
+    default_command: ClassVar[str] = "ssh -T -a -x -o BatchMode=yes -o ServerAliveInterval=15 {host}"
+
+    hosts: str | None = Field(None, description="a,b:4: names, each with how many GPUs (or cores) of it are used")
+    hosts_file: Path | None = Field(None, description="file with such names, a line each; # begins a comment")
+    host_command: str | None = Field(
+        None,
+        description="what runs a program on a host; {host} is its name, else that is added. The program's words are "
+        "added behind, or stand as one line for a shell where {command} is",
+    )
+    host_python: str | None = Field(
+        None, description="Python there, for which Tuneoff is installed; None: this one, and this folder of Tuneoff"
+    )
+    host_variables: str | None = Field(None, description="A,B: variables of this process that the hosts get, too")
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        self._listed() or slurm_nodes()
+        self.command("a-host")
+        self._variables()
+        return self
+
+    def make(self, outbox: Path, plugins: Sequence[PluginSource]) -> SshLauncher:
+        listed = self._listed() or [ListedHost(name) for name in slurm_hosts(slurm_nodes())]
+        program = self.command(listed[0].name)[0]
+        if shutil.which(program) is None:
+            raise ConfigError(f"--launcher {self.launcher}: there is no program {program!r} (set --host-command)")
+        paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+        setup = Setup(name="", paths=[str(Path(path).absolute()) for path in paths], variables=self._variables())
+
+        def open_host(name: str) -> RemoteHost:
+            return RemoteHost(name, self.command(name), outbox.parent / LOG_FOLDER / f"{name}.log")
+
+        return SshLauncher(self.launcher, outbox, listed, open_host, setup)
+
+    def command(self, host: str) -> list[str]:
+        """The words that start a rank host there.
+
+        Raises:
+            ConfigError: The template is no command.
+        """
+        template = self.host_command or self.default_command
+        try:
+            words = shlex.split(template)
+        except ValueError as error:
+            raise ConfigError(f"--host-command {template}: {error}") from error
+        if not words:
+            raise ConfigError("--host-command is empty; leave it out, or write e.g. 'ssh -p 2222 {host}'")
+        if not any("{host}" in word for word in words):
+            words.append("{host}")
+        words = [word.replace("{host}", host) for word in words]
+        program = host_program(self.host_python)
+        if not any("{command}" in word for word in words):
+            return [*words, *map(shlex.quote, program)]
+        return [word.replace("{command}", shlex.join(program)) for word in words]
+
+    def _listed(self) -> list[ListedHost]:
+        """The hosts that are named.
+
+        Raises:
+            ConfigError: One of them is none, or they are named in two ways.
+        """
+        if self.hosts is not None and self.hosts_file is not None:
+            raise ConfigError("--hosts and --hosts-file both name the hosts; leave one of them out")
+        if self.hosts is not None:
+            return listed_hosts(self.hosts.split(","), "--hosts")
+        if self.hosts_file is None:
+            return []
+        try:
+            lines = self.hosts_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--hosts-file {self.hosts_file}: {error}") from error
+        return listed_hosts([line.partition("#")[0] for line in lines], f"--hosts-file {self.hosts_file}")
+
+    def _variables(self) -> dict[str, str]:
+        """Variables of this process for the hosts.
+
+        Raises:
+            ConfigError: One of them is not set.
+        """
+        names = [name.strip() for name in (self.host_variables or "").split(",") if name.strip()]
+        if missing := [name for name in names if name not in os.environ]:
+            raise ConfigError(f"host_variables: {', '.join(missing)} is not set here")
+        return {name: os.environ[name] for name in names}
+
+
+class SrunOptions(SshOptions):
+    """The nodes of the Slurm job that this process runs in, each reached by a step of the job."""
+
+    launcher: ClassVar[str] = "srun"
+    # The host gets all that the job has on its node; which cores a rank uses is said by the driver.
+    default_command: ClassVar[str] = "srun --overlap --nodes=1 --ntasks=1 --cpu-bind=none --nodelist={host}"
+
+
+def host_program(python: str | None) -> list[str]:
+    """The words that run a rank host: by another Python that has Tuneoff, or by this one from this folder."""
+    module = ["-P", "-m", "bench.launch.host_program"]
+    if python is not None:
+        return [python, *module]
+    return ["env", f"PYTHONPATH={SOURCE_ROOT}", sys.executable, *module]
+
+
+def _refuse(lacking: Sequence[str]) -> None:
+    if lacking:
+        raise ConfigError("\n".join(lacking))
+
+
+def listed_hosts(entries: Sequence[str], where: str) -> list[ListedHost]:
+    """The hosts of a list.
+
+    Raises:
+        ConfigError: There are none, one is named twice, or what stands there is no host.
+    """
+    found: dict[str, ListedHost] = {}
+    for entry in filter(None, map(str.strip, entries)):
+        name, colon, count = entry.partition(":")
+        if NAME.fullmatch(name) is None or (colon and (not count.isdecimal() or int(count) == 0)):
+            raise ConfigError(f"{where}: {entry!r} is no host; expected a name, or name:count with a count from 1")
+        if name in found:
+            raise ConfigError(f"{where}: {name} is named twice; write {name}:2 to use two of its GPUs or cores")
+        found[name] = ListedHost(name, int(count) if colon else None)
+    if not found:
+        raise ConfigError(f"{where}: names no host; expected e.g. a,b:4")
+    return list(found.values())
+
+
+def slurm_nodes() -> str:
+    """The nodes of the Slurm job that this process runs in, as Slurm writes them: ``a[1-3,7]``.
+
+    Raises:
+        ConfigError: It runs in none.
+    """
+    if (nodes := os.environ.get("SLURM_JOB_NODELIST")) is None:
+        raise ConfigError(
+            "it needs hosts: --hosts a,b:4 or --hosts-file FILE. In a Slurm job they are its nodes; SLURM_JOB_NODELIST "
+            "is not set here"
+        )
+    return nodes
+
+
+def slurm_hosts(nodes: str) -> list[str]:
+    """The names of such nodes.
+
+    Raises:
+        ConfigError: Slurm does not tell.
+    """
+    command = ["scontrol", "show", "hostnames", nodes]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SCONTROL_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or error
+        raise ConfigError(f"`{shlex.join(command)}` does not tell the nodes of this job: {said}") from error
+    return [host.name for host in listed_hosts(done.stdout.splitlines(), shlex.join(command))]

@@ -1,0 +1,327 @@
+"""Ranks on hosts that a command reaches: the list of hosts, the command, the wire, and what is left when it breaks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from chaos import host_faults
+from chaos.ground import Verdict
+from command import Done, processes_with
+from fakes import trial
+from far_machine import far_machine
+from tiny_sweep import write_tiny_sweep
+
+from bench.config.resolver import RegistryResolver
+from bench.driver.observer import Observer
+from bench.driver.schedule import Schedule
+from bench.launch import host_program
+from bench.launch.choose import launcher_options, make_launcher
+from bench.launch.hosts import HostLost, rank_environment
+from bench.launch.launcher import Launcher, Progress
+from bench.launch.remote_host import RemoteHost
+from bench.launch.ssh import ListedHost, SrunOptions, SshOptions, listed_hosts
+from bench.launch.wire import Greeting, Setup
+from bench.measure.provenance import SOURCE_ROOT, code_sha256
+from bench.rank.process import RankJob
+from bench.schema.record import Completed
+from bench.schema.trial import DecodeSpec, ModelSpec, ResourceSpec, TrainSpec, TrialSpec
+from bench.schema.validation import ConfigError
+from bench.store.records import Store
+
+ROOT = Path(__file__).resolve().parents[2]
+# Runs a program here, as a host of any name.
+HERE = "sh -c {command} {host}"
+LIGHT = Setup(
+    name="a", paths=[str(ROOT / "tests" / "support"), str(ROOT / "tests" / "programs")], module="chaos.light_rank"
+)
+
+
+def launcher(folder: Path, **options: str) -> Launcher:
+    return make_launcher(launcher_options("ssh", options), folder / ".outbox")
+
+
+@pytest.mark.parametrize(
+    ("listed", "found"),
+    [
+        ("a,b:4", {"a": None, "b": 4}),
+        (" me@node-1.cluster , 10.0.0.2:1 ", {"me@node-1.cluster": None, "10.0.0.2": 1}),
+    ],
+)
+def test_lists_of_hosts(listed: str, found: dict[str, int | None], tmp_path: Path) -> None:
+    assert {host.name: host.count for host in listed_hosts(listed.split(","), "x")} == found
+    file = tmp_path / "hosts"
+    file.write_text("# mine\n" + listed.replace(",", " # a comment\n\n"))
+    options = SshOptions(hosts_file=file)
+    assert {host.name: host.count for host in options._listed()} == found
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hosts": "a,b;reboot"}, "--hosts: 'b;reboot' is no host; expected a name, or name:count"),
+        ({"hosts": "-oProxyCommand=reboot"}, "'-oProxyCommand=reboot' is no host"),
+        ({"hosts": "a:0"}, "'a:0' is no host"),
+        ({"hosts": "a,a"}, "a is named twice; write a:2"),
+        ({"hosts": " , "}, "--hosts: names no host; expected e.g. a,b:4"),
+        ({"hosts": "a", "hosts_file": "f"}, "--hosts and --hosts-file both name the hosts"),
+        ({"hosts_file": "/no/such/file"}, "--hosts-file /no/such/file: "),
+        ({"hosts": "a", "host_command": "ssh 'x"}, "--host-command ssh 'x: No closing quotation"),
+        ({"hosts": "a", "host_command": " "}, "--host-command is empty"),
+        ({"hosts": "a", "host_variables": "NOT_SET_HERE"}, "host_variables: NOT_SET_HERE is not set here"),
+        ({}, "it needs hosts: --hosts a,b:4 or --hosts-file FILE. In a Slurm job they are its nodes"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_started(
+    options: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
+    with pytest.raises(ConfigError) as raised:
+        launcher_options("ssh", options)
+    assert message in str(raised.value)
+
+
+def test_the_command_of_a_host() -> None:
+    python = ["env", f"PYTHONPATH={SOURCE_ROOT}", sys.executable, "-P", "-m", "bench.launch.host_program"]
+    assert SshOptions(hosts="a").command("a") == [
+        *["ssh", "-T", "-a", "-x", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=15", "a"],
+        *python,
+    ]
+    assert SshOptions(hosts="a", host_command="ssh -p 22").command("a") == ["ssh", "-p", "22", "a", *python]
+    assert SshOptions(hosts="a", host_command="on --of={host} sh -c {command}").command("a") == [
+        *["on", "--of=a", "sh", "-c"],
+        shlex.join(python),
+    ]
+    spaced = SshOptions(hosts="a", host_python="/my python").command("a")
+    assert spaced[-4:] == ["'/my python'", "-P", "-m", "bench.launch.host_program"], "ssh has a shell read it"
+    assert SrunOptions(hosts="a").command("a")[:6] == [
+        *["srun", "--overlap", "--nodes=1", "--ntasks=1", "--cpu-bind=none", "--nodelist=a"]
+    ]
+
+
+def test_the_hosts_of_a_slurm_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames n[1-2]" ] && printf "n1\\nn2\\n"\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
+    options = launcher_options("srun", {"host_command": "sh -c 'echo {host} is down >&2; exit 3' {host}"})
+    with pytest.raises(ConfigError, match=r"host n1 could not be started: n1 is down .*\n.*n2 is down"):
+        make_launcher(options, tmp_path / ".outbox")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[3-4]")
+    with pytest.raises(ConfigError, match=r"scontrol show hostnames 'n\[3-4\]'` does not tell the nodes of this job"):
+        make_launcher(options, tmp_path / ".outbox")
+
+
+def test_a_command_that_fails_is_one_error_with_what_it_said(tmp_path: Path, tuneoff: Callable[..., Done]) -> None:
+    sweep = write_tiny_sweep(tmp_path, "tiny", train={"steps": 2, "learning_rate": 1e-3}, methods=["none"])
+    failing = "sh -c 'echo Permission denied. >&2; exit 255' {host}"
+    where = ["--launcher", "ssh", "--hosts", "a", "--host-command", failing]
+    done = tuneoff("run", str(sweep), "--results", str(tmp_path), *where)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: host a could not be started: Permission denied. (`sh -c 'echo Permission")
+    assert done.stderr.endswith("ended with exit code 255)\n")
+    assert (tmp_path / "tiny" / "hosts" / "a.log").read_text() == "Permission denied.\n"
+    with pytest.raises(ConfigError, match=r"there is no program 'no-such-ssh' \(set --host-command\)"):
+        launcher(tmp_path, hosts="a", host_command="no-such-ssh")
+
+
+def greeting(**fields: Any) -> str:
+    """The shell command of a host that greets, and then waits for its standard input to close."""
+    content = Greeting(code_sha256=code_sha256(), hostname="x", python="3", cpus=2).model_dump() | fields
+    return f"echo {shlex.quote(json.dumps(content))}; cat > /dev/null"
+
+
+@pytest.mark.parametrize(
+    ("does", "message"),
+    [
+        (greeting(tuneoff_host=2), "host a speaks version 2 of the wire, this machine 1; install the same version"),
+        (greeting(code_sha256="0" * 64), r"host a has other sources of Tuneoff \(00000000\) than this machine"),
+        (greeting(gpus=["0"]), "--hosts: a:4: this host has 1 GPUs"),
+        ("echo welcome; exit 4", r"host a could not be started: not a word on standard error \(.* exit code 4"),
+    ],
+)  # fmt: skip
+def test_hosts_that_do_not_fit_are_refused(does: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        launcher(tmp_path, hosts="a:4", host_command=shlex.join(["sh", "-c", does, "{host}"]))
+
+
+def test_what_may_be_used_of_a_host() -> None:
+    plain = Greeting(code_sha256="", hostname="x", python="3", cpus=8)
+    with_gpus = plain.model_copy(update={"gpus": ["4", "5"], "accelerator": "H200"})
+    machine = ListedHost("a", 1).machine(with_gpus)
+    assert (machine.cpus, machine.gpus, machine.node_id, machine.accelerator) == (8, 1, "a", "H200")
+    assert (ListedHost("a").machine(with_gpus).gpus, ListedHost("a").machine(plain).cpus) == (2, 8)
+    assert (ListedHost("a", 3).machine(plain).cpus, ListedHost("a", 3).machine(plain).gpus) == (3, 0)
+
+
+def test_a_rank_over_the_wire_where_no_storage_is_shared(tmp_path: Path) -> None:
+    """Noise of a login comes first; then each call once, a file in several pieces, and a call that fails there."""
+    program = shlex.join(host_program_here())
+    host = RemoteHost("a", ["sh", "-c", f"echo Welcome; echo '{{}}'; exec {program}"], tmp_path / "logs" / "a.log")
+    try:
+        assert host.greet(LIGHT).code_sha256 == code_sha256()
+        assert host.missing([str(tmp_path), "/no/such"], ["fakes", "no_such"]) == ["/no/such", "module no_such"]
+        assert host.address()
+        spec = trial(cpus_per_rank=1)
+        job = RankJob(spec=spec, rank=0, outbox="/no/such/folder", threads=1, driver_code_sha256=code_sha256())
+        host.start("x", job.model_dump(mode="json"), rank_environment(1, []))
+        heard: list[dict[str, Any]] = []
+        deadline = time.monotonic() + 60
+        while not any("exit" in message for message in heard):
+            assert time.monotonic() < deadline
+            heard += host.poll(1.0)
+        assert {message["attempt_id"] for message in heard} == {"x"}
+        assert [message["report"]["outcome"]["status"] for message in heard if "report" in message] == ["completed"]
+        assert heard[-1]["exit"] == 0
+        assert host.end("x")
+        files = host.files("x")
+        assert files.keys() == {"file-0.txt", "file-1.txt", "rank-0.log", "report-0.json"}
+        assert host.read("x", "file-1.txt", 0) == f"{spec.trial_id} 1\n".encode()
+        assert host.read("x", "file-1.txt", 5) == f"{spec.trial_id} 1\n"[5:].encode()
+        host.clear("x")
+        assert host.files("x") == {}
+        with pytest.raises(RuntimeError, match="on a: KeyError: 'x'"):
+            host.read("x", "file-1.txt", 0)
+        with pytest.raises(OSError, match="on a: FileNotFoundError: "):
+            host.start("no/such/folder", job.model_dump(mode="json"), rank_environment(1, []))
+    finally:
+        host.close()
+    with pytest.raises(HostLost, match="host a was left"):
+        host.address()
+
+
+def host_program_here() -> list[str]:
+    return SshOptions(hosts="a", host_command="x").command("a")[2:]
+
+
+def test_a_host_ends_when_it_is_told_nonsense() -> None:
+    done = subprocess.run(
+        host_program_here(),
+        input=b'{"setup": {"wire": 2, "name": "a"}}\n',
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert lines[0]["tuneoff_host"] == 1
+    assert "Input should be 1" in lines[-1]["refused"]
+    assert lines[-1]["refused"].endswith("(version 1 of the wire)")
+
+
+@pytest.mark.parametrize("fault", [host_faults.hosts_lost, host_faults.driver_killed], ids=lambda fault: fault.__name__)
+def test_nothing_is_lost_or_left(fault: Callable[[Path], Verdict], tmp_path: Path) -> None:
+    verdict = fault(tmp_path)
+    assert verdict.good, verdict
+
+
+@pytest.mark.full
+def test_nothing_is_left_of_a_driver_that_is_asked_to_end(tmp_path: Path) -> None:
+    verdict = host_faults.driver_asked_to_end(tmp_path)
+    assert verdict.good, verdict
+
+
+def test_a_trial_of_two_ranks_on_two_hosts(
+    store: Store, tmp_path: Path, tiny_models: dict[str, Path], tiny_task: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two hosts in another folder, which have nothing of this process's environment but one variable."""
+    monkeypatch.setenv("MY_SECRET", "s3cret")
+    resolver = RegistryResolver()
+    spec = TrialSpec(
+        method=resolver.method("full", {}),
+        model=resolver.model(ModelSpec(path=str(tiny_models["llama"]))),
+        task=resolver.task("jsonl", {"path": str(tiny_task)}),
+        train=TrainSpec(steps=2, batch_size=4, learning_rate=1e-3),
+        decode=DecodeSpec(max_new_tokens=4),
+        resources=ResourceSpec(ranks=2, cpus_per_rank=1, zero_stage=2, device="cpu"),
+        seed=0,
+    )
+    (tmp_path / "there").mkdir()
+    tag = f"FAR_TAG={tmp_path}"
+    with far_machine(tmp_path / "there", HOME=str(tmp_path / "there"), FAR_TAG=str(tmp_path)) as command:
+        ssh = make_launcher(
+            launcher_options("ssh", {"hosts": "a:1,b:1", "host_command": command, "host_variables": "MY_SECRET"}),
+            store.outbox,
+        )
+        seen: set[str] = set()
+
+        class Watch(Observer):
+            def progressed(self, progress: Progress) -> None:
+                seen.update(_variables_of(tag))
+                assert not any("s3cret" in line for line in _command_lines())
+
+        try:
+            ssh.check([spec])
+            Schedule(store, ssh, "demo", [Watch()]).run([spec])
+        finally:
+            ssh.close()
+    record = store.read(spec.trial_id)
+    assert record is not None
+    assert isinstance(record.outcome, Completed), record.outcome
+    assert record.launcher == "ssh"
+    assert record.placement is not None
+    assert record.placement.nodes == ["a", "b"]
+    assert [cost.rank for cost in record.outcome.ranks] == [0, 1]
+    assert {"adapter.safetensors", "rank-0.log", "rank-1.log"} <= record.files.keys()
+    assert "MY_SECRET=s3cret" in seen
+    assert {"FAR_HOST=a", "FAR_HOST=b"} <= seen
+    assert not any(variable.startswith("PYTEST_CURRENT_TEST") for variable in seen)
+    deadline = time.monotonic() + 20
+    while processes_with(tag) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes_with(tag) == []
+
+
+def _variables_of(tag: str) -> set[str]:
+    """Of all processes that have the tag. Variables that a process has set itself are not among them."""
+    found: set[str] = set()
+    for pid in processes_with(tag):
+        with contextlib.suppress(OSError):
+            found.update(Path(f"/proc/{pid}/environ").read_text().split("\0"))
+    return found
+
+
+def _command_lines() -> list[str]:
+    return [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"GLOO_SOCKET_IFNAME": "ib0", "SSH_CONNECTION": "10.0.0.9 1 10.0.0.1 22"}, "10.1.0.1"),
+        ({"SSH_CONNECTION": "10.0.0.9 1 10.0.0.1 22"}, "10.0.0.1"),
+        ({"SSH_CONNECTION": "10.0.0.9 1 10.9.9.9 22"}, "10.0.0.2"),  # of another machine, and passed on
+        ({}, "10.0.0.2"),
+    ],
+)  # fmt: skip
+def test_the_address_at_which_others_reach_a_host(
+    variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    for name in ("GLOO_SOCKET_IFNAME", "SSH_CONNECTION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    networks = {"lo": ["127.0.0.1", "::1"], "eth0": ["10.0.0.1", "10.0.0.2", "fe80::1%eth0"], "ib0": ["10.1.0.1"]}
+    found = {name: [SimpleNamespace(address=address) for address in ours] for name, ours in networks.items()}
+    monkeypatch.setattr(host_program.psutil, "net_if_addrs", lambda: found)
+    resolved = {"node-1": ["127.0.1.1", "10.0.0.2"]}
+    monkeypatch.setattr(
+        host_program.socket,
+        "getaddrinfo",
+        lambda name, *_, **__: [(0, 0, 0, "", (address, 0)) for address in resolved.get(name, [])],
+    )
+    assert host_program.own_address("me@node-1") == expected
+    monkeypatch.setattr(host_program.psutil, "net_if_addrs", lambda: {"lo": found["lo"]})
+    assert host_program.own_address("me@node-1") == "127.0.0.1"
