@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from bench.launch.hosts import HostLost, rank_environment
 from bench.launch.launcher import Launcher, Progress
 from bench.launch.remote_host import RemoteHost
 from bench.launch.ssh import ListedHost, SrunOptions, SshOptions, listed_hosts
-from bench.launch.wire import Greeting, Setup
+from bench.launch.wire import WIRE_VERSION, Greeting, Setup
 from bench.measure.provenance import SOURCE_ROOT, code_sha256
 from bench.rank.process import RankJob
 from bench.schema.record import Completed
@@ -293,6 +294,21 @@ def _variables_of(tag: str) -> set[str]:
 
 def _command_lines() -> list[str]:
     return [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+
+
+def test_the_page_of_the_wire_has_every_message_and_call() -> None:
+    page = (ROOT / "docs" / "inside" / "wire.md").read_text()
+    ends = "".join((SOURCE_ROOT / "bench" / "launch" / f"{end}.py").read_text() for end in ("host_program", "wire"))
+    calls = re.findall(r'case "(\w+)":', ends)
+    assert len(calls) == 9
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == calls
+    shown = [json.loads(text.replace("...", "0")) for text in re.findall(r"^\| `(\{.*?\})` \|", page, re.MULTILINE)]
+    assert Greeting.model_fields.keys() == shown[0].keys()
+    setup = next(message["setup"] for message in shown if "setup" in message)
+    assert Setup.model_fields.keys() == setup.keys()
+    assert WIRE_VERSION == shown[0]["tuneoff_host"] == setup["wire"] == Setup(name="").wire
+    said = {key for message in shown[1:] for key in message} - {"id", "call", "arguments", "setup", "beat"}
+    assert said == set(re.findall(r'_say\(\{(?:"id": message\["id"\], )?"(\w+)"', ends))
 
 
 @pytest.mark.parametrize(
