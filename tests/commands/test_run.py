@@ -66,6 +66,10 @@ class Bench:
         where = ["--results", str(self.folder / "results")] if verb == "run" else []
         return [sys.executable, "-m", "bench.cli", verb, str(path), *where, *arguments]
 
+    def arguments(self, methods: str, *arguments: str, verb: str = "run") -> list[str]:
+        """For a command that starts no process, so that this one can run it."""
+        return self.command(methods, *arguments, verb=verb)[3:]
+
     def run(
         self, methods: str, *arguments: str, verb: str = "run", sweep: str = SWEEP
     ) -> subprocess.CompletedProcess[str]:
@@ -205,8 +209,8 @@ def test_an_encoder_decoder_trains_decodes_and_stores_less_than_it_trained(
     assert all(outcome["decode"]["new_tokens"] > 0 for outcome in outcomes.values())
 
 
-def test_plan_counts_without_side_effects(bench: Bench) -> None:
-    planned = bench.run(THREE, verb="plan")
+def test_plan_counts_without_side_effects(bench: Bench, tuneoff: Callable[..., Done]) -> None:
+    planned = tuneoff(*bench.arguments(THREE, verb="plan"))
     assert planned.returncode == 0, planned.stderr
     assert "tiny: 4 trials" in planned.stdout
     assert "192" in planned.stdout, "parameters of the prefix"
@@ -327,42 +331,48 @@ def test_stopping_now_keeps_what_is_done(signals: list[signal.Signals], bench: B
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--set", "train.stepz=3"), "train.stepz: unknown key (value 3); did you mean 'steps'?"),
-        (("--set", "task.path=/nowhere"), "no file '/nowhere/train.jsonl'"),
-        (("--set", "task.train_examples=9999"), "task.train_examples: 9999 asked for, the train split has 56"),
+        (
+            ("--launcher", "local", "--set", "train.stepz=3"),
+            "train.stepz: unknown key (value 3); did you mean 'steps'?",
+        ),
+        (("--launcher", "local", "--set", "task.path=/nowhere"), "no file '/nowhere/train.jsonl'"),
+        (
+            ("--launcher", "local", "--set", "task.train_examples=9999"),
+            "task.train_examples: 9999 asked for, the train split has 56",
+        ),
         (("--launcher", "local", "--address", "auto"), "--address auto has no effect with --launcher local"),
     ],
 )
-def test_bad_input_exits_with_2_and_starts_nothing(arguments: tuple[str, ...], message: str, bench: Bench) -> None:
-    done = bench.run("  - none", *arguments)
+def test_bad_input_exits_with_2_and_starts_nothing(
+    arguments: tuple[str, ...], message: str, bench: Bench, tuneoff: Callable[..., Done]
+) -> None:
+    done = tuneoff(*bench.arguments("  - none", *arguments))
     assert done.returncode == 2, done.stdout
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(bench.results.glob("trials/*"))
 
 
-def test_a_malformed_line_is_found_before_any_trial_starts(bench: Bench, tmp_path: Path) -> None:
+def test_a_malformed_line_is_found_before_any_trial_starts(
+    bench: Bench, tmp_path: Path, tuneoff: Callable[..., Done]
+) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     for path in bench.task.iterdir():
         (broken / path.name).write_text(path.read_text())
     with (broken / "dev.jsonl").open("a") as file:
         file.write('{"source": "x"\n')
-    done = bench.run("  - none", "--set", f"task.path={broken}")
+    done = tuneoff(*bench.arguments("  - none", "--launcher", "local", "--set", f"task.path={broken}"))
     assert done.returncode == 2
     assert f"{broken}/dev.jsonl: line 7: not valid JSON" in done.stderr
     assert "start" not in done.stdout
 
 
-def test_listings_and_usage(bench: Bench) -> None:
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "bench.cli", *arguments]
-        return subprocess.run(command, env=bench.environment, capture_output=True, text=True, check=False)
-
-    methods = json.loads(call("methods", "--json").stdout)
+def test_listings_and_usage(bench: Bench, tuneoff: Callable[..., Done]) -> None:
+    methods = json.loads(tuneoff("methods", "--json").stdout)
     assert {"none", "full", "prompt_tuning", "prefix_tuning"} <= {entry["name"] for entry in methods}
     assert all(entry["description"].endswith(".") for entry in methods)
-    assert "CC0" not in call("tasks").stderr
-    assert "e2e" in call("tasks").stdout
-    assert call("run").returncode == 2
-    assert call("report", str(bench.folder)).returncode == 2
+    assert "CC0" not in tuneoff("tasks").stderr
+    assert "e2e" in tuneoff("tasks").stdout
+    assert tuneoff("run").returncode == 2
+    assert tuneoff("report", str(bench.folder)).returncode == 2

@@ -124,14 +124,18 @@ CORE = ("full", "prompt_tuning", "prefix_tuning", "prefix-mlp")
 
 
 def representative(case: Case) -> bool:
-    """On one rank every method; on two ranks a core method under three stages, any other under one of ZeRO 1 to 3."""
+    """On two ranks core methods under several stages and every other method under one; the rest on one rank."""
     number = list(VARIANTS).index(case.variant)
     if case.variant in CORE:
-        stages: tuple[int, ...] = (0, 1 + number % 2, 3) if case.family == "llama" else (3,) if number in (1, 2) else ()
-        return case.stage in (stages if case.ranks == 2 else stages[:1])
-    stage_of_two_ranks = 0 if case.variant == "peft-ADALORA" else 1 + number % 3
-    stage = 0 if case.ranks == 1 else stage_of_two_ranks
-    return case.stage == stage and case.family == FAMILIES[(number // 3 + case.ranks) % 3]
+        stages = {
+            "llama": (0, 3) if number else (1, 2, 3),
+            "gpt2": (3,) if number == 1 else (),
+            "t5": (2,) if number == 2 else (),
+        }
+        return case.ranks == 2 and case.stage in stages[case.family]
+    on_two_ranks = number % 2 == 0
+    stage = 1 + number % 3 if on_two_ranks else 0
+    return (case.ranks, case.stage) == (1 + on_two_ranks, stage) and case.family == FAMILIES[number // 2 % 3]
 
 
 REPRESENTATIVE = [case for case in WHOLE if representative(case)]
@@ -144,11 +148,14 @@ WHOLE_IN_BF16 = [
     for accumulation in (1, 4)
     for clips in (True, False)
 ]
-# Every stage on one rank and on two, each value of the rest with every number of ranks.
+# Every stage on two ranks, one rank without ZeRO and with it, and each value of the rest.
 REPRESENTATIVE_IN_BF16 = [
     case
     for case in WHOLE_IN_BF16
-    if (case.variant == "full" or (case.stage == 0 and case.ranks == 2))
+    if (
+        (case.variant == "full" and (case.ranks == 2 or case.stage in (0, 2)))
+        or (case.variant == "lora" and case.stage == 0 and case.ranks == 2)
+    )
     and case.accumulation == (4 if case.stage in (0, 3) else 1)
     and case.clips == ((case.stage + case.ranks) % 2 == 0)
 ]
