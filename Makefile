@@ -9,11 +9,12 @@ E2E ?= $(wildcard ../shared/data/e2e)
 quickstart: $(STAMP)
 	$(BIN)/tuneoff run configs/quickstart.yaml
 
+# Three workers on two cores: tests that wait for processes to start, or to end, leave room for others.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
 
 test-all: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not browser'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal -m 'not browser'
 
 # The report's page in headless Chromium; pictures of it go to build/page/.
 test-html: $(STAMP)
