@@ -39,7 +39,7 @@ from bench.launch.wire import (
     line_of,
     message_of,
 )
-from bench.measure.provenance import code_sha256, usable_cores
+from bench.measure.provenance import sources_sha256, usable_cores
 from bench.schema.trial import JsonDict
 
 # Calls that may be in progress at once.
@@ -165,7 +165,7 @@ def greeting() -> Greeting:
     """Who and what this machine is."""
     machine = this_machine() if may_have_gpus() else None
     return Greeting(
-        code_sha256=code_sha256(),
+        sources_sha256=sources_sha256(),
         hostname=platform.node(),
         python=platform.python_version(),
         cpus=usable_cores() if machine is None else machine.cpus,

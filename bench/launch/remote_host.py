@@ -35,7 +35,7 @@ from bench.launch.wire import (
     line_of,
     message_of,
 )
-from bench.measure.provenance import code_sha256
+from bench.measure.provenance import sources_sha256
 from bench.schema.printable import printable
 from bench.schema.record import Reason
 from bench.schema.trial import JsonDict
@@ -104,8 +104,8 @@ class RemoteHost:
         except ValidationError as error:
             self._lose("error", f"greets oddly: {error}")
             raise self._loss() from error
-        if greeting.code_sha256 != code_sha256():
-            theirs, ours = greeting.code_sha256[:8], code_sha256()[:8]
+        if greeting.sources_sha256 != sources_sha256():
+            theirs, ours = greeting.sources_sha256[:8], sources_sha256()[:8]
             self._lose("error", f"has other sources of Tuneoff ({theirs}) than this machine ({ours}); {SAME_CODE}")
             raise self._loss()
         self._send({"setup": setup.model_dump()})

@@ -30,7 +30,7 @@ class Greeting(Spec):
     """First line of a host: who it is, and what it has."""
 
     tuneoff_host: Literal[1] = 1  # the version of the wire
-    code_sha256: str
+    sources_sha256: str
     hostname: str
     python: str
     cpus: int

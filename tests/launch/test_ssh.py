@@ -32,7 +32,7 @@ from bench.launch.launcher import Launcher, Progress
 from bench.launch.remote_host import RemoteHost
 from bench.launch.ssh import ListedHost, SrunOptions, SshOptions, listed_hosts
 from bench.launch.wire import WIRE_VERSION, Greeting, Setup
-from bench.measure.provenance import SOURCE_ROOT, code_sha256
+from bench.measure.provenance import SOURCE_ROOT, sources_sha256
 from bench.rank.process import RankJob
 from bench.schema.record import Completed
 from bench.schema.trial import DecodeSpec, ModelSpec, ResourceSpec, TrainSpec, TrialSpec
@@ -138,7 +138,7 @@ def test_a_command_that_fails_is_one_error_with_what_it_said(tmp_path: Path, tun
 
 def greeting(**fields: Any) -> str:
     """The shell command of a host that greets, and then waits for its standard input to close."""
-    content = Greeting(code_sha256=code_sha256(), hostname="x", python="3", cpus=2).model_dump() | fields
+    content = Greeting(sources_sha256=sources_sha256(), hostname="x", python="3", cpus=2).model_dump() | fields
     return f"echo {shlex.quote(json.dumps(content))}; cat > /dev/null"
 
 
@@ -146,7 +146,7 @@ def greeting(**fields: Any) -> str:
     ("does", "message"),
     [
         (greeting(tuneoff_host=2), "host a speaks version 2 of the wire, this machine 1; install the same version"),
-        (greeting(code_sha256="0" * 64), r"host a has other sources of Tuneoff \(00000000\) than this machine"),
+        (greeting(sources_sha256="0" * 64), r"host a has other sources of Tuneoff \(00000000\) than this machine"),
         (greeting(gpus=["0"]), "--hosts: a:4: this host has 1 GPUs"),
         ("echo welcome; exit 4", r"host a could not be started: not a word on standard error \(.* exit code 4"),
     ],
@@ -157,7 +157,7 @@ def test_hosts_that_do_not_fit_are_refused(does: str, message: str, tmp_path: Pa
 
 
 def test_what_may_be_used_of_a_host() -> None:
-    plain = Greeting(code_sha256="", hostname="x", python="3", cpus=8)
+    plain = Greeting(sources_sha256="", hostname="x", python="3", cpus=8)
     with_gpus = plain.model_copy(update={"gpus": ["4", "5"], "accelerator": "H200"})
     machine = ListedHost("a", 1).machine(with_gpus)
     assert (machine.cpus, machine.gpus, machine.node_id, machine.accelerator) == (8, 1, "a", "H200")
@@ -170,11 +170,11 @@ def test_a_rank_over_the_wire_where_no_storage_is_shared(tmp_path: Path) -> None
     program = shlex.join(host_program_here())
     host = RemoteHost("a", ["sh", "-c", f"echo Welcome; echo '{{}}'; exec {program}"], tmp_path / "logs" / "a.log")
     try:
-        assert host.greet(LIGHT).code_sha256 == code_sha256()
+        assert host.greet(LIGHT).sources_sha256 == sources_sha256()
         assert host.missing([str(tmp_path), "/no/such"], ["fakes", "no_such"]) == ["/no/such", "module no_such"]
         assert host.address()
         spec = trial(cpus_per_rank=1)
-        job = RankJob(spec=spec, rank=0, outbox="/no/such/folder", threads=1, driver_code_sha256=code_sha256())
+        job = RankJob(spec=spec, rank=0, outbox="/no/such/folder", threads=1, driver_code_sha256=sources_sha256())
         host.start("x", job.model_dump(mode="json"), rank_environment(1, []))
         heard: list[dict[str, Any]] = []
         deadline = time.monotonic() + 60
