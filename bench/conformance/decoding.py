@@ -22,7 +22,7 @@ from bench.conformance.subject import (
 )
 from bench.conformance.tiny_models import EOS
 from bench.decode import batched
-from bench.decode.beam_search import SearchSettings
+from bench.decode.beam_search import DecodingSettings
 from bench.models.architecture import Pair, accepted_inputs, architecture_of
 
 # Raw logits come from generate in fp32.
@@ -105,8 +105,8 @@ def check_beams_share_a_row(subject: Subject) -> None:
     if batched.unsupported(model) is not None:
         return
     for beams in (1, 3):
-        settings = SearchSettings(ends=(EOS,), beams=beams, max_new_tokens=8)
-        found = batched.search(model, [pair.source_ids for pair in PAIRS], settings)
+        settings = DecodingSettings(ends=(EOS,), beams=beams, max_new_tokens=8)
+        found = batched.decode(model, [pair.source_ids for pair in PAIRS], settings)
         generated = _generated(model, PAIRS, beams, use_cache=True).sequences
         expected = architecture_of(model.config).new_tokens(generated, _sources(model, PAIRS))
         for texts, tokens in zip(found, expected.tolist(), strict=True):

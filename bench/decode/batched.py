@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.decode.beam_search import Hypothesis, Search, SearchSettings, make_search
+from bench.decode.beam_search import Decoding, DecodingSettings, Hypothesis, make_decoding
 from bench.decode.cache import BeamCache
 from bench.method import positions_of
 from bench.models.architecture import takes_source_lengths
@@ -48,16 +48,16 @@ def unsupported(model: Any) -> str | None:
 
 
 @torch.inference_mode()
-def search(model: Any, sources: Sequence[list[int]], settings: SearchSettings) -> list[list[Hypothesis]]:
+def decode(model: Any, sources: Sequence[list[int]], settings: DecodingSettings) -> list[list[Hypothesis]]:
     """Continue a batch of sources.
 
     Args:
         model: A patched decoder in evaluation mode that :func:`unsupported` has nothing against.
         sources: Token ids of each source, at least one.
-        settings: How to search.
+        settings: How to decode.
 
     Returns:
-        For each source what the search found, best first: one hypothesis of a greedy search, K of a beam search.
+        For each source what was decoded, best first: one hypothesis of greedy decoding, K of a beam search.
     """
     found: list[list[Hypothesis]] = [[] for _ in sources]
     with sharing_heads(model):
@@ -69,16 +69,16 @@ def search(model: Any, sources: Sequence[list[int]], settings: SearchSettings) -
 
 
 class _Batch:
-    """Sources that are being continued: the search, the cache, and who descends from whom."""
+    """Sources that are being continued: the choice of tokens, the cache, and who descends from whom."""
 
-    def __init__(self, model: Any, sources: Sequence[list[int]], settings: SearchSettings) -> None:
+    def __init__(self, model: Any, sources: Sequence[list[int]], settings: DecodingSettings) -> None:
         self.model = model
         self.rows = list(range(len(sources)))  # which source lies in which row
         self.cache = BeamCache()
         ids, mask = _left_padded(sources, model.device)
         self.source_mask = mask.bool()  # (B, S)
         self.lengths = mask.sum(-1)  # (B,)
-        self.search: Search = make_search(settings, len(sources), model.device)
+        self.decoding: Decoding = make_decoding(settings, len(sources), model.device)
         self.seen = mask.new_zeros(len(sources), settings.beams, 0, dtype=torch.bool)  # (B, K, G)
         self.over = mask.new_zeros(len(sources), dtype=torch.bool)  # (B,) done, and still in the batch
         self.logits = self._read(ids, mask)
@@ -97,10 +97,10 @@ class _Batch:
 
     def advance(self) -> Iterator[tuple[int, list[Hypothesis]]]:
         """One more token for every row. Yields the sources that are done now, with what was found."""
-        step = self.search.advance(self.logits.float())
+        step = self.decoding.advance(self.logits.float())
         finished = (step.done & ~self.over).nonzero()[:, 0].tolist()
         for row in finished:
-            yield self.rows[row], self.search.hypotheses(row)
+            yield self.rows[row], self.decoding.hypotheses(row)
         self.over |= step.done
         parents, tokens = self._without_idle_rows(step.parents, step.tokens)
         if self.rows:
@@ -114,7 +114,7 @@ class _Batch:
         rows = (~self.over).nonzero()[:, 0]
         self.rows = [self.rows[row] for row in rows.tolist()]
         if self.rows:
-            self.search.keep(rows)
+            self.decoding.keep(rows)
             self.cache.keep_rows(rows)
             self.source_mask, self.lengths, self.seen, self.over = (
                 part[rows] for part in (self.source_mask, self.lengths, self.seen, self.over)
@@ -125,7 +125,7 @@ class _Batch:
         """Each open beam sees what its parent saw, and itself."""
         beams = parents.shape[1]
         seen = self.seen.gather(1, parents[..., None].expand(-1, -1, self.seen.shape[-1]))
-        if beams > 1 and self.search.length % PRUNE_EVERY_STEPS == 0:
+        if beams > 1 and self.decoding.length % PRUNE_EVERY_STEPS == 0:
             seen = self._without_dead_positions(seen)
         own = torch.eye(beams, dtype=torch.bool, device=seen.device).expand(len(seen), -1, -1)
         self.seen = torch.cat([seen, own], dim=-1)
@@ -144,7 +144,7 @@ class _Batch:
         logits: torch.Tensor = self.model(
             input_ids=tokens,
             attention_mask=self._model_mask(mask[:, None]),
-            position_ids=(self.lengths + self.search.length - 1)[:, None].expand(-1, beams),
+            position_ids=(self.lengths + self.decoding.length - 1)[:, None].expand(-1, beams),
             past_key_values=self.cache,
             use_cache=True,
         ).logits

@@ -1,7 +1,7 @@
 """Choosing tokens: greedy and beam search over the logits of a batch, as transformers' ``generate`` defines them.
 
-Nothing here runs a model. A search is told the logits of its open beams and says which tokens come next; rows are
-independent of each other, so that a finished one can leave the batch.
+Nothing here runs a model. A :class:`Decoding` is told the logits of its open beams and says which tokens come next.
+Rows are independent of each other, so that a finished one can leave the batch.
 
 B sources, K beams, G new tokens, V vocabulary, N candidates.
 """
@@ -20,8 +20,8 @@ IMPOSSIBLE = -1.0e9  # what transformers gives a candidate that must not win; mo
 
 
 @dataclass(frozen=True)
-class SearchSettings:
-    """What to search for. Meanings and defaults are those of transformers' ``GenerationConfig``, but for one.
+class DecodingSettings:
+    """How to decode. Meanings and defaults are those of transformers' ``GenerationConfig``, but for one.
 
     An n-gram counts as repeated if the text has it already. With decoders alone transformers looks at the source too,
     which forbids to say a name of the source that is n tokens long.
@@ -93,23 +93,23 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Step:
-    """What a search decided: each beam goes on from ``parents`` with ``tokens``."""
+    """What was decided: each beam goes on from ``parents`` with ``tokens``."""
 
     parents: torch.Tensor  # (B, K) int64, beams of the previous step
     tokens: torch.Tensor  # (B, K) int64
     done: torch.Tensor  # (B,) bool; the hypotheses of these rows are final
 
 
-class Search(ABC):
-    """State of a search in ``rows`` sources.
+class Decoding(ABC):
+    """State of greedy decoding or of a beam search in ``rows`` sources.
 
     Args:
-        settings: What to search for.
+        settings: How to decode.
         rows: B, sources.
         device: Of the logits.
     """
 
-    def __init__(self, settings: SearchSettings, rows: int, device: torch.device) -> None:
+    def __init__(self, settings: DecodingSettings, rows: int, device: torch.device) -> None:
         self.settings = settings
         shape = (rows, settings.beams, settings.max_new_tokens)
         self.tokens = torch.zeros(shape, dtype=torch.long, device=device)  # (B, K, G) of the open beams
@@ -164,7 +164,7 @@ class Search(ABC):
         return completing
 
 
-class GreedySearch(Search):
+class GreedyDecoding(Decoding):
     """The likeliest token, one after the other. The score of a hypothesis is 0: nothing is ranked."""
 
     def advance(self, logits: torch.Tensor) -> Step:
@@ -184,7 +184,7 @@ class GreedySearch(Search):
         return [Hypothesis(self.tokens[row, 0, : self.length].tolist(), 0.0)]
 
 
-class BeamSearch(Search):
+class BeamSearch(Decoding):
     """The K best texts by ``log p / length ** length_penalty``.
 
     Of the best K continuations of a source in each step, those that end, or reach the limit of length, compete for a
@@ -193,7 +193,7 @@ class BeamSearch(Search):
     not enter the K finished ones any more; ``"never"`` asks that at the length that favours the open beam most.
     """
 
-    def __init__(self, settings: SearchSettings, rows: int, device: torch.device) -> None:
+    def __init__(self, settings: DecodingSettings, rows: int, device: torch.device) -> None:
         super().__init__(settings, rows, device)
         beams = settings.beams
         self.open_scores = torch.zeros(rows, 1, device=device)  # (B, K), of the first step (B, 1): sums of log p
@@ -290,9 +290,9 @@ class BeamSearch(Search):
         self.is_finished = self.is_finished[rows]
 
 
-def make_search(settings: SearchSettings, rows: int, device: torch.device) -> Search:
+def make_decoding(settings: DecodingSettings, rows: int, device: torch.device) -> Decoding:
     """Greedy with one beam, beam search with more."""
-    return (GreedySearch if settings.beams == 1 else BeamSearch)(settings, rows, device)
+    return (GreedyDecoding if settings.beams == 1 else BeamSearch)(settings, rows, device)
 
 
 def forbid_repeats(logits: torch.Tensor, history: torch.Tensor, size: int) -> None:

@@ -1,7 +1,7 @@
 """Generation: unique sources, sorted by length, batched, shared out over ranks.
 
 Decoder-only models are continued by the batched decoder (bench/decode/batched.py), others by ``generate`` of
-transformers; both search for the same texts, and the record says which it was.
+transformers; both find the same texts, and the record says which it was.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from bench.decode import batched as decode_engine
-from bench.decode.beam_search import SearchSettings
+from bench.decode.beam_search import DecodingSettings
 from bench.decode.stop_strings import StopStrings
 from bench.measure.phases import synchronize
 from bench.models.architecture import Architecture, accepted_inputs, vocabulary_size
@@ -65,7 +65,7 @@ def generate(
     """
     by_length = sorted(range(len(sources)), key=lambda index: (len(sources[index]), index), reverse=True)
     batches = [by_length[at : at + decode.batch_size] for at in range(0, len(sources), decode.batch_size)]
-    settings = search_settings(tokenizer, decode, model)
+    settings = decoding_settings(tokenizer, decode, model)
     end_tokens = end_token_ids(tokenizer, model.config, model.generation_config)
     batched = decode_engine.unsupported(model) is None
     texts: dict[int, str] = {}
@@ -76,7 +76,7 @@ def generate(
     for batch in batches[rank::ranks]:
         inputs = [sources[index] for index in batch]
         if batched:
-            results = [found[0].tokens for found in decode_engine.search(model, inputs, settings)]
+            results = [found[0].tokens for found in decode_engine.decode(model, inputs, settings)]
         else:
             results = _generated(model, architecture, inputs, settings, tokenizer.pad_token_id)
         for index, tokens in zip(batch, results, strict=True):
@@ -100,7 +100,7 @@ def decode_cost(sources: int, new_tokens: int, seconds: float, engine: DecodeEng
     return DecodeCost(sources=sources, new_tokens=new_tokens, tokens_per_second=rate, seconds=seconds, engine=engine)
 
 
-def search_settings(tokenizer: Any, decode: DecodeSpec, model: Any = None) -> SearchSettings:
+def decoding_settings(tokenizer: Any, decode: DecodeSpec, model: Any = None) -> DecodingSettings:
     """What a sweep asks for, in tokens. Of a model's own settings only its end tokens count; None has none."""
     if model is None:
         ends, vocabulary = frozenset({tokenizer.eos_token_id}), None
@@ -109,7 +109,7 @@ def search_settings(tokenizer: Any, decode: DecodeSpec, model: Any = None) -> Se
         vocabulary = vocabulary_size(model.config)
     ends |= stop_token_ids(tokenizer, decode.stop, vocabulary)
     spelled = [stop for stop in decode.stop if len(stop) > 1]
-    return SearchSettings(
+    return DecodingSettings(
         ends=tuple(sorted(ends - set(decode.banned_token_ids))),
         beams=decode.beams,
         max_new_tokens=decode.max_new_tokens,
@@ -123,7 +123,7 @@ def search_settings(tokenizer: Any, decode: DecodeSpec, model: Any = None) -> Se
 
 
 def _generated(
-    model: Any, architecture: Architecture, sources: Sequence[list[int]], settings: SearchSettings, pad_token_id: int
+    model: Any, architecture: Architecture, sources: Sequence[list[int]], settings: DecodingSettings, pad_token_id: int
 ) -> list[list[int]]:
     """Tokens up to and including the end, by ``generate`` of transformers."""
     from transformers import GenerationConfig

@@ -12,9 +12,9 @@ from bench.models.text_ends import first_stop, token_texts
 
 
 class StopStrings:
-    """Stop strings of more than one character, as a search sees them.
+    """Stop strings of more than one character, as the decoder sees them.
 
-    A token that brings a whole stop string is an end token of the search. Of the others, one ends a text if the string
+    A token that brings a whole stop string counts as an end token. Of the others, one ends a text if the string
     that began in the tokens before it is completed by how its own text begins.
 
     Args:

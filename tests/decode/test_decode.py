@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from bench.conformance.tiny_models import WordTokenizer, tiny_model
 from bench.decode import batched, generate
-from bench.decode.beam_search import Hypothesis, SearchSettings
+from bench.decode.beam_search import DecodingSettings, Hypothesis
 from bench.models.architecture import architecture_of
 from bench.models.base import load_model, load_tokenizer
 from bench.plugins.registry import load_method, targets
@@ -40,7 +40,7 @@ def random_sources(count: int, seed: int) -> list[list[int]]:
     return [[generator.randrange(20, 28) for _ in range(generator.randrange(3, 12))] for _ in range(count)]
 
 
-def generated(model: Any, sources: list[list[int]], settings: SearchSettings) -> list[list[Hypothesis]]:
+def generated(model: Any, sources: list[list[int]], settings: DecodingSettings) -> list[list[Hypothesis]]:
     """The oracle's n-best lists, each source by itself so that padding plays no part."""
     lists = []
     for source in sources:
@@ -87,9 +87,9 @@ SETTINGS = {
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_n_best_lists_are_those_of_transformers(name: str, family: str) -> None:
-    settings = SearchSettings(**{"ends": ENDS, "max_new_tokens": 20, **SETTINGS[name]})
+    settings = DecodingSettings(**{"ends": ENDS, "max_new_tokens": 20, **SETTINGS[name]})
     model, sources = patched(family), random_sources(7, seed=len(name))
-    assert_same(batched.search(model, sources, settings), generated(model, sources, settings))
+    assert_same(batched.decode(model, sources, settings), generated(model, sources, settings))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -100,8 +100,8 @@ def test_n_best_lists_are_those_of_transformers(name: str, family: str) -> None:
 def test_patched_models_of_both_families(method: str, attention: str, family: str) -> None:
     model, sources = patched(family, method, attention), random_sources(5, seed=1)
     for beams in (1, 3):
-        settings = SearchSettings(ends=ENDS, beams=beams, max_new_tokens=20)
-        assert_same(batched.search(model, sources, settings), generated(model, sources, settings))
+        settings = DecodingSettings(ends=ENDS, beams=beams, max_new_tokens=20)
+        assert_same(batched.decode(model, sources, settings), generated(model, sources, settings))
     assert model.config._attn_implementation == attention, "the attention that a model came with is put back"
 
 
@@ -158,7 +158,7 @@ def test_both_engines_give_the_texts_and_say_which_they_are(
 
 def test_what_a_text_ends_with_cannot_be_banned() -> None:
     with pytest.raises(ValueError, match=r"token ids \[5\] end a text and are banned as well"):
-        SearchSettings(ends=(1, 5), banned=(5, 6))
+        DecodingSettings(ends=(1, 5), banned=(5, 6))
     with pytest.raises(ValidationError, match="early_stopping has no effect with beams: 1"):
         DecodeSpec(early_stopping=True)
 
@@ -177,12 +177,12 @@ def test_a_text_may_say_what_its_source_says_but_not_twice(beams: int) -> None:
         return list(pairwise(tokens))
 
     model, sources = patched("llama"), random_sources(12, seed=2)
-    settings = SearchSettings(ends=(1,), beams=beams, max_new_tokens=16, no_repeat_ngram_size=2)
+    settings = DecodingSettings(ends=(1,), beams=beams, max_new_tokens=16, no_repeat_ngram_size=2)
     # The model's own first tokens become the source, so that it wants to say them again.
     again = [
         source + texts[0].tokens[:6]
-        for source, texts in zip(sources, batched.search(model, sources, settings), strict=True)
+        for source, texts in zip(sources, batched.decode(model, sources, settings), strict=True)
     ]
-    texts = [found[0].tokens for found in batched.search(model, again, settings)]
+    texts = [found[0].tokens for found in batched.decode(model, again, settings)]
     assert all(len(set(bigrams(text))) == len(bigrams(text)) for text in texts)
     assert any(set(bigrams(text)) & set(bigrams(source)) for text, source in zip(texts, again, strict=True))

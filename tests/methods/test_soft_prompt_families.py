@@ -17,7 +17,7 @@ from text_families import EOS, names, tiny_family
 
 from bench.conformance.tiny_models import WordTokenizer
 from bench.decode import batched
-from bench.decode.beam_search import SearchSettings
+from bench.decode.beam_search import DecodingSettings
 from bench.method import MethodError, positions_of, trained_parameters
 from bench.models.architecture import Side, padded
 from methods.llama_adapter import LlamaAdapter
@@ -135,9 +135,9 @@ def check_prompt(family: str) -> None:
         close(steps, typed_steps, family)
     assert torch.equal(generated(model, ROWS, 3, True)[0], generated(typing, TYPED, 3, True)[0])
     if batched.unsupported(model) is None:
-        settings = SearchSettings(ends=(EOS,), beams=3, max_new_tokens=NEW_TOKENS)
+        settings = DecodingSettings(ends=(EOS,), beams=3, max_new_tokens=NEW_TOKENS)
         of_prompt, of_text = (
-            batched.search(each, [list(row) for row in rows], settings)
+            batched.decode(each, [list(row) for row in rows], settings)
             for each, rows in ((model, ROWS), (typing, TYPED))
         )
         assert [texts[0].tokens for texts in of_prompt] == [texts[0].tokens for texts in of_text]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from bench.decode import batched as decode_engine
-from bench.decode.beam_search import SearchSettings
-from bench.decode.generate import search_settings
+from bench.decode.beam_search import DecodingSettings
+from bench.decode.generate import decoding_settings
 from bench.models.architecture import padded
 from bench.models.base import load_tokenizer
 from bench.schema.trial import DecodeSpec, ModelSpec
@@ -37,12 +37,12 @@ class Decoders:
         self.ours.eval()
         self.peers = peers.load(model, adapter).eval()
         self.tokenizer = load_tokenizer(ModelSpec(path=model))
-        self.settings: SearchSettings = search_settings(self.tokenizer, decode, self.ours)
+        self.settings: DecodingSettings = decoding_settings(self.tokenizer, decode, self.ours)
 
     def batched(self, sources: Sequence[Tokens]) -> list[Tokens]:
         """Ours: all sources at once, longest first."""
         order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
-        found = decode_engine.search(self.ours, [sources[index] for index in order], self.settings)
+        found = decode_engine.decode(self.ours, [sources[index] for index in order], self.settings)
         texts = {index: hypotheses[0].tokens for index, hypotheses in zip(order, found, strict=True)}
         return [texts[index] for index in range(len(sources))]
 

@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.decode import batched
-from bench.decode.generate import search_settings
+from bench.decode.generate import decoding_settings
 from bench.schema.trial import DecodeSpec
 from race import machine, ours, workload
 from race.contender import Job
@@ -33,7 +33,7 @@ KINDS = (
     (("aten::_scaled_dot_product", "aten::scaled_dot"), "attention"),
     (
         ("aten::_log_softmax", "aten::exp", "aten::logsumexp", "aten::topk", "aten::gather", "aten::argmax"),
-        "softmax, search",
+        "softmax, choice of tokens",
     ),
     (("aten::cat", "aten::copy_", "aten::index", "aten::clone", "aten::fill_", "aten::zero_"), "copies"),
     (("aten::",), "element-wise, norms, rotations"),
@@ -104,17 +104,17 @@ def decoding_step(model: Any, tokenizer: Any, sources: Sequence[list[int]], beam
     """Seconds of one more token for all sources, FLOPs of it, and the profile."""
     took, flops = {}, {}
     for new_tokens in (1, 1, 1 + DECODED_TOKENS):
-        settings = search_settings(
+        settings = decoding_settings(
             tokenizer, DecodeSpec(beams=beams, max_new_tokens=new_tokens, min_new_tokens=new_tokens), model
         )
         started = time.perf_counter()
-        batched.search(model, sources, settings)
+        batched.decode(model, sources, settings)
         took[new_tokens] = time.perf_counter() - started
         with FlopCounterMode(display=False) as counter:
-            batched.search(model, sources, settings)
+            batched.decode(model, sources, settings)
         flops[new_tokens] = counter.get_total_flops()
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        batched.search(model, sources, settings)
+        batched.decode(model, sources, settings)
     first, last = 1, 1 + DECODED_TOKENS
     return (took[last] - took[first]) / DECODED_TOKENS, (flops[last] - flops[first]) // DECODED_TOKENS, shares(profiler)
 
