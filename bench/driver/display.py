@@ -1,4 +1,4 @@
-"""Live view of a sweep on a terminal; plain lines where there is none."""
+"""A live view of the sweep on a terminal, and plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from bench.schema.printable import printable
 from bench.schema.record import Failed, TrialResult
 from bench.store.outbox import StartedAttempt
 
-# Without a terminal, progress within training is one line in so many seconds.
+# Without a terminal, a trial in training writes a line at most this often.
 LINE_SECONDS = 10.0
 HEADINGS = ("trial", "phase", "step", "loss", "tokens/s", "left", "memory", "running")
-# Of an id that is wider than the terminal: the hash, which tells it from all others.
+# Characters at the end of an id that are shown when it is wider than the terminal: its hash tells it from all others.
 ID_END = 11
 
 
 class Display(Observer):
-    """Shows which trials run, their phase, step, loss, tokens/s, memory and time left, and what is done.
+    """Shows which trials run, with phase, step, loss, tokens/s, memory and time left, and how many are done.
 
-    Each event is one print, since whatever else is printed while the view is alive is drawn over. Ids stand on lines
-    that the terminal breaks if it must, so that they are copied whole.
+    Each event is one call of ``print``, because the live view draws over anything that is printed past it. Lines with
+    ids are broken by the terminal and not by rich, so that people can copy an id as a whole.
 
     Args:
-        console: Where.
-        board: What it shows.
+        console: Of the terminal.
+        board: Knows the status.
     """
 
     def __init__(self, console: Console, board: StatusBoard) -> None:
@@ -51,14 +51,14 @@ class Display(Observer):
             refresh_per_second=4,
             get_renderable=self._render,
             transient=True,
-            redirect_stderr=False,  # the descriptor is caught, and with it what does not ask Python
+            redirect_stderr=False,  # the descriptor is caught instead, because libraries in C write to it
         )
         self._caught = contextlib.ExitStack()
 
     def __enter__(self) -> Display:
         if self._is_live:
             self._live.start()
-            if _is_terminal(stray_output.STANDARD_ERROR):  # else nothing that is written there is seen
+            if _is_terminal(stray_output.STANDARD_ERROR):  # else it cannot disturb the view
                 self._caught.enter_context(stray_output.caught(self._pass_on))
         return self
 
@@ -101,7 +101,7 @@ class Display(Observer):
         self._tell(("failed", "bold red"), told, *lines)
 
     def _so_far(self) -> str:
-        """How much is done and left, where no view says so."""
+        """How much is done and left, where no live view shows it."""
         if self._is_live:
             return ""
         status = self.board.now()
@@ -109,7 +109,7 @@ class Display(Observer):
         return f"  ({status.completed + status.failed} of {status.total}{left})"
 
     def _tell(self, *parts: str | tuple[str, str]) -> None:
-        """One event. The terminal breaks long lines, not we."""
+        """Print one event. Long lines are left for the terminal to break."""
         safe = [printable(part) if isinstance(part, str) else part for part in parts]
         self.console.print(Text.assemble(*safe), highlight=False, soft_wrap=True)
 
@@ -121,7 +121,7 @@ class Display(Observer):
 
 
 def status_view(status: SweepStatus, remaining_seconds: float | None) -> RenderableType:
-    """What runs and what is done, for a terminal. Printed with ``soft_wrap``, every id is whole and on one line."""
+    """The status of a sweep for a terminal. Print it with ``soft_wrap``, so that every id stays on one line."""
     return _View(status.model_copy(update={"remaining_seconds": remaining_seconds}), None)
 
 
@@ -133,11 +133,12 @@ def duration(seconds: float) -> str:
 
 
 class _View:
-    """A table where it is as wide as its ids need; else two lines for each trial, the id on the first.
+    """Shows a table if the terminal is wide enough for its ids; else two lines for each trial, the id on the first.
 
     Args:
-        status: What to show.
-        most_lines: Trials that would take more are counted. Ids are cut to the width then, and else stand out of it.
+        status: Of the sweep.
+        most_lines: If there are more, the last trials are only counted, and wide ids are cut. None: all are shown, and
+            a wide id goes on behind the right edge.
     """
 
     def __init__(self, status: SweepStatus, most_lines: int | None) -> None:
@@ -155,7 +156,7 @@ class _View:
         yield Text(_totals(self.status), style="dim")
 
     def _room(self, lines_each: int) -> int:
-        """Entries of so many lines, beside the totals."""
+        """How many trials of so many lines each fit above the totals."""
         return 10_000 if self.most_lines is None else max(1, (self.most_lines - 2) // lines_each)
 
     def _table(self, running: Sequence[RunningTrial]) -> Table:
@@ -198,7 +199,7 @@ def _memory(trial: RunningTrial) -> str:
 
 
 def _facts(trial: RunningTrial) -> list[str]:
-    """Where a trial is, each number with its name."""
+    """The progress of a trial, each number with its unit."""
     step, loss, rate, left = _step_cells(trial)
     wording = (
         f"step {step}" if trial.phase != "decode" else f"{step} sources",

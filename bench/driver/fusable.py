@@ -9,20 +9,20 @@ from bench.models.base import has_dropout
 from bench.plugins.registry import make_method
 from bench.schema.trial import TrialSpec
 
-# What has to be the same in TrainSpec: it shapes the passes. All else each trial has for itself.
+# Fields of TrainSpec that fused trials have in common, because they shape the passes. The others may differ.
 SHAPE = ("batch_size", "micro_batch_size", "dropout", "label_smoothing", "gradient_checkpointing")
 
-# Rows of a pass from which more rows at a time gain next to nothing. On a CPU matrix products are as fast as they get
-# with a few sequences; on a GPU a pass costs the time of its launches until there are thousands of tokens.
+# With this many rows in a pass, more rows gain next to nothing. On a CPU, a few sequences make matrix products as fast
+# as they get; on a GPU, starting the kernels takes longer than computing until there are thousands of tokens.
 ROWS_THAT_PAY_ON_CPU = 8
 ROWS_THAT_PAY_ON_GPU = 128
 
 
 def fusion_of(spec: TrialSpec, on_gpu: bool) -> Fusion | None:
-    """Which trials may share a launch with this one; None if none may, or it does not pay.
+    """Which trials may share a launch with this one; None if none may, or if it does not pay.
 
-    They share base model, task, method with its settings, stage and the shape of a step. They differ in seed, length,
-    and in what only the optimiser and its schedule know.
+    Fused trials have base model, task, method with its settings, stage and the shape of a step in common. They may
+    differ in seed, length, and the settings of optimiser and schedule.
     """
     most = _most(spec, on_gpu)
     if most < 2 or why_alone(spec) is not None:
@@ -37,16 +37,16 @@ def why_alone(spec: TrialSpec) -> str | None:
     """Why a trial cannot train in one pass with others; None if it can."""
     resources = spec.resources
     if spec.stage == "cost":
-        return "what is measured in the stage cost runs alone"
+        return "a trial of the stage cost runs alone, because its time and memory are measured"
     if resources.ranks > 1 or resources.zero_stage or resources.precision != "fp32":
-        return "trials in one pass have one rank, ZeRO stage 0 and fp32"
+        return "fused trials have one rank, ZeRO stage 0 and fp32"
     if spec.checkpoint_every_steps is not None:
         return "a trial that makes checkpoints runs alone"
     method = make_method(spec.method)
     if not method.fusable or method.adapts_in_training:
-        return f"{spec.name} with these settings trains what rows of a batch cannot have apart"
+        return f"{spec.name} with these settings trains tensors that all rows of a batch share"
     if has_dropout(spec.model, spec.train.dropout):
-        return "dropout would be drawn for all rows at once; set train.dropout: 0"
+        return "dropout would be drawn for the rows of all members at once; set train.dropout: 0"
     return None
 
 

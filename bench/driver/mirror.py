@@ -1,8 +1,8 @@
 """A copy of a sweep's results wherever fsspec reaches: object storage, another disk, another machine.
 
-A driver works on its own folder, which stays the truth while it runs. What has its record there is copied, the record
-last, so that whatever the copy shows is whole. A driver that starts with less than the copy holds, on another machine
-or after the loss of a disk, fetches the rest first.
+The driver works on its own folder, and the copy follows. The files of a trial are copied before its record, so that
+every record in the copy is complete. A driver whose folder lacks trials of the copy, on another machine or after the
+loss of a disk, fetches them first.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from bench.schema.record import TrialResult
 from bench.schema.validation import ConfigError
 from bench.store.records import RECORD_FILE, CorruptRecordError, Store, damaged_files, read_record
 
-# What a search has asked and cut is decided once, and belongs to the results.
+# The rows of searches belong to the results, because a search decides only once what is tried and what goes on.
 ROWS = "tuning/**/*.json"
 REPORT = "report/**/*"
 
 
 class Mirror(Observer):
-    """The copy of one sweep.
+    """Keeps the copy of one sweep.
 
     Args:
         url: Of a folder that holds a folder for each sweep: ``s3://bucket/results``, ``file:///backup``, ...
-        store: The results here.
-        say: Tells people.
+        store: The results on this machine.
+        say: Shows a message.
 
     Raises:
         ConfigError: There is no such place, or what fsspec needs for it is not installed.
@@ -47,7 +47,7 @@ class Mirror(Observer):
         self._copied: set[str] = set()
 
     def fetch(self) -> list[str]:
-        """Commit here what only the copy has. Returns the trials; damaged ones are named and left there.
+        """Commit here the records that only the copy has, and return their ids. A damaged one is named and left there.
 
         Raises:
             ConfigError: The copy cannot be read.
@@ -59,7 +59,7 @@ class Mirror(Observer):
             raise ConfigError(f"--mirror {self.url} cannot be read: {type(error).__name__}: {error}") from error
 
     def committed(self, result: TrialResult) -> None:
-        """Copy a record. A mirror that fails must not fail a trial; :meth:`push` makes up for it."""
+        """Copy a record. An error is only shown, because it must not fail a trial: :meth:`push` tries again."""
         try:
             self._push_rows()
             self._push(result.trial_id)
@@ -67,7 +67,7 @@ class Mirror(Observer):
             self._say(f"{result.trial_id} is not on the mirror yet: {type(error).__name__}: {error}")
 
     def push(self) -> str | None:
-        """Copy everything that the copy lacks, and the report. Returns why that failed."""
+        """Copy the report and the records that the copy lacks. Returns why that failed; None if it worked."""
         try:
             self._push_rows()
             there = set(self._trials())
@@ -82,10 +82,10 @@ class Mirror(Observer):
         return None
 
     def _trials(self) -> list[str]:
-        """Trials whose record is in the copy."""
+        """Ids of the trials whose record is in the copy."""
         self._files.invalidate_cache()
-        found: list[str] = self._files.glob(f"{self._root}/trials/*/{RECORD_FILE}")
-        return sorted(path.split("/")[-2] for path in found)
+        records: list[str] = self._files.glob(f"{self._root}/trials/*/{RECORD_FILE}")
+        return sorted(path.split("/")[-2] for path in records)
 
     def _fetch(self, trial_id: str) -> bool:
         there = f"{self._root}/trials/{trial_id}"

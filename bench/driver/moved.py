@@ -1,4 +1,4 @@
-"""What the finished trials of a sweep were made with that has moved on the hub since. Imports no torch."""
+"""Which models and data sets have moved on the hub since trials of a sweep were made. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from bench.store.record_index import Known
 
 
 def moved(finished: Iterable[Known | TrialResult], trials: Iterable[TrialSpec]) -> list[str]:
-    """A sentence for each model and data set of which finished trials have another commit than trials of now.
+    """A sentence for each model and data set of which finished trials took another commit than new ones would.
 
     Args:
-        finished: Of the sweep.
-        trials: That are asked for.
+        finished: Records of the sweep.
+        trials: The trials that the sweep asks for now.
     """
     now = {(key, name): commit for trial in trials for key, name, commit in hub_commits(trial)}
     if not now:
         return []
-    before = Counter(found for one in finished for found in one.hub_commits)
+    before = Counter(commit for record in finished for commit in record.hub_commits)
     return [
-        f"{key}: {name} is at commit {now[key, name]} now, and at {commit} when {number} finished trials of this sweep "
-        f"were made: they stay, and those of now are others. To go on with the old ones set {key}.revision: {commit}"
+        f"{key}: {name} is at commit {now[key, name]} now, and was at {commit} when {number} finished trials of this "
+        f"sweep were made. Their records stay, and new trials run. To keep the old trials, set {key}.revision: {commit}"
         for (key, name, commit), number in before.items()
         if now.get((key, name), commit) != commit
     ]

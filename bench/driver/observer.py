@@ -10,16 +10,16 @@ from bench.store.outbox import StartedAttempt
 
 
 class Observer:
-    """Hears what happens in a sweep. What it does not care about is inherited."""
+    """Hears what happens in a sweep. A subclass overrides the events that concern it."""
 
     def started(self, attempt: StartedAttempt) -> None:
         """Ranks are being started."""
 
     def progressed(self, progress: Progress) -> None:
-        """A rank has told where it is."""
+        """A rank has reported its progress."""
 
     def lost(self, result: TrialResult, again_in_seconds: float) -> None:
-        """An attempt was lost through no fault of the trial, which will be tried again."""
+        """An attempt was lost, as far as one can tell through no fault of the trial. The trial will be tried again."""
 
     def committed(self, result: TrialResult) -> None:
         """A trial has its record."""

@@ -1,7 +1,7 @@
-"""How long a sweep will take, learned from the trials that have ended, in units of what is expected of each.
+"""How long a sweep will take: the forecast of each trial, corrected by how long finished trials took.
 
-What is expected need not be right, nor on the scale of this machine: only its proportions between trials count. Imports
-neither torch nor ray.
+A forecast need not be right, nor made for this machine: only the proportions between trials count. Imports neither
+torch nor ray.
 """
 
 from __future__ import annotations
@@ -20,67 +20,67 @@ OVERDUE_FRACTION = 0.05
 
 @dataclass(frozen=True)
 class Course:
-    """Trials of one launch that run now."""
+    """A launch that runs now, with its trials."""
 
     specs: tuple[TrialSpec, ...]
     elapsed_seconds: float
-    least_seconds: float = 0.0  # that its ranks say are still to come
+    least_seconds: float = 0.0  # what its ranks say that the rest of the training takes
 
 
 @dataclass(frozen=True)
 class Later:
-    """Trials that may run at once, after all that comes before them has ended."""
+    """Trials that may run side by side, once all earlier ones have ended."""
 
     specs: Sequence[TrialSpec]
-    seconds: float | None = None  # that all of them take together, where a budget says so; else as expected
+    seconds: float | None = None  # for all of them together, where a budget says so; None: as forecast
 
 
 class _Sum(NamedTuple):
-    """Over trials that have ended."""
+    """Seconds of trials that have ended, taken and forecast."""
 
     taken: float
     expected: float
 
 
 class _Known(NamedTuple):
-    """What does not change of a trial."""
+    """What stays the same of a trial, so that it is computed once."""
 
-    spec: TrialSpec  # kept, so that no other one gets its identity
+    spec: TrialSpec  # kept alive, so that no other object gets its id()
     keys: tuple[str, str, str]
     expected: float
 
 
 class Pace:
-    """Seconds of trials: what is expected, times what the trials that have ended took of it.
+    """Learns from finished trials how long others will take.
 
-    A trial is judged by those of its own configuration, else by those of its method, else by all.
+    The forecast of a trial is corrected by the finished trials of its own configuration; if there are none, by those of
+    its method; else by all.
 
     Args:
-        expected: Seconds of a trial on some machine.
-        at_once: How many trials like this one can run at a time.
+        expected: Forecasts the seconds of a trial, on whatever machine.
+        at_once: Tells how many trials like this one can run at a time.
     """
 
     def __init__(self, expected: Callable[[TrialSpec], float], at_once: Callable[[TrialSpec], int]) -> None:
         self._expected = expected
         self._at_once = at_once
         self._learned: dict[str, _Sum] = defaultdict(lambda: _Sum(0.0, 0.0))
-        self._known: dict[
-            int, _Known
-        ] = {}  # by the identity of specs, thousands of which are asked for again and again
+        # By id() of the specification, because thousands of them are asked for again and again.
+        self._known: dict[int, _Known] = {}
         self._expected_alike: dict[tuple[object, ...], float] = {}
 
     def learn(self, result: TrialResult) -> None:
-        """A trial has ended. One that failed says nothing of how long others take, nor does the rest of a training."""
+        """Learn from a trial that has ended, unless it failed or only trained the rest of an earlier attempt."""
         if isinstance(result.outcome, Failed) or result.continued:
             return
-        company = 1 if result.fused is None else 1 + len(result.fused.trials)
+        members = 1 if result.fused is None else 1 + len(result.fused.trials)
         known = self._known_of(result.spec)
         for key in known.keys:
             taken, expected = self._learned[key]
-            self._learned[key] = _Sum(taken + result.total_seconds / company, expected + known.expected)
+            self._learned[key] = _Sum(taken + result.total_seconds / members, expected + known.expected)
 
     def seconds(self, spec: TrialSpec) -> float | None:
-        """What a trial takes from its launch to its end; None before any has ended."""
+        """Seconds of a trial from its launch to its end; None before any trial has ended."""
         known = self._known_of(spec)
         for key in known.keys:
             if key in self._learned:
@@ -94,13 +94,13 @@ class Pace:
         known = [seconds for seconds in whole if seconds is not None]
         if not known:
             return None
-        # Whatever takes longer than expected is taken to be nearly done.
+        # A launch that takes longer than expected is supposed to end soon.
         return max(sum(known) - course.elapsed_seconds, course.least_seconds, OVERDUE_FRACTION * sum(known))
 
     def left(self, running: Sequence[Course], waiting: Sequence[Later]) -> float | None:
-        """Seconds until all is done; None before any trial has ended.
+        """Seconds until all trials have ended; None before any has ended.
 
-        Seats are filled with the longest trials first. A trial of which fewer can run at once takes more of the seats.
+        The longest trials take seats first. A trial that leaves room for fewer others counts as several seats.
         """
         specs = [
             spec for one in (*(course.specs for course in running), *(later.specs for later in waiting)) for spec in one
@@ -135,7 +135,7 @@ class Pace:
 
 
 def _take(free_at: list[float], share: int, seconds: float) -> None:
-    """Occupy so many seats, as soon as they are free."""
+    """Occupy ``share`` seats for so long, as soon as they are free."""
     taken = [heapq.heappop(free_at) for _ in range(max(1, share))]
     end = max(taken) + seconds
     for _ in taken:

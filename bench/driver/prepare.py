@@ -1,4 +1,4 @@
-"""What the driver does before the first trial: read the data once, fetch the model."""
+"""What the driver does before the first trial: it reads the data, fetches the model, and refuses what cannot work."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Examples = dict[Split, Sequence[Example]]
 
 
 def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None], metrics: Sequence[str] = ()) -> None:
-    """Find malformed data, models that cannot say them and methods that do not fit a model before any trial starts.
+    """Refuse malformed data, models whose tokens cannot say them, and methods that do not fit a model.
 
-    Converts the embedded model once.
+    Downloads and tokenises once what all trials read, and converts the embedded model if it has not been.
 
     Args:
-        trials: What is about to run.
-        say: Takes what people should know, a line each.
+        trials: They are about to run.
+        say: Shows people a line.
         metrics: Scores that settings are chosen by.
 
     Raises:
@@ -37,7 +37,7 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None], metrics: Se
     """
     read: dict[str, tuple[Task, Examples]] = {}
     try:
-        _check_methods(trials, say)  # the quickest to find out
+        _check_methods(trials, say)  # the quickest check comes first
         if any(trial.model.path == base.EMBEDDED for trial in trials) and not base.embedded_folder().is_dir():
             say(f"converting {base.EMBEDDED} to safetensors, once, into {base.embedded_folder()}")
             base.embedded_model()
@@ -49,7 +49,7 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None], metrics: Se
             read[trial.task.model_dump_json()] = task, examples
             doubts = check_metrics(task, list(examples["dev"]), metrics)
             for line in _lines(trial, task, found, doubts):
-                if line not in told:  # of several models, or splits that another stage reads too
+                if line not in told:  # several models, or several stages, say the same of a task
                     told[line] = None
                     say(line)
         for model in dict.fromkeys(trial.model for trial in trials if trial.model.commit is not None):
@@ -78,14 +78,17 @@ def _check_methods(trials: Sequence[TrialSpec], say: Callable[[str], None]) -> N
         except Exception as error:  # noqa: BLE001 - code of strangers
             if isinstance(error, MethodError) and not isinstance(error.__cause__, NotImplementedError | RuntimeError):
                 refusals.append(f"methods: {method.name} on {model.path}: {error}")
-            else:  # some look at weights, which a model without them does not have
+            else:  # a method may look at weights, which the model here does not have
                 say(f"method {method.name}: whether it fits {model.path} shows in its trial: {error}")
     if refusals:
         raise ConfigError("\n".join(dict.fromkeys(refusals)))
 
 
 def _read(trial: TrialSpec, say: Callable[[str], None]) -> tuple[Task, Examples, JsonDict]:
-    """Read what a trial will read, leaving its tokens where ranks find them. What there is to tell of it comes last.
+    """Read and tokenise the data of a trial, so that ranks find the tokens in the cache.
+
+    Returns:
+        The task, its examples, and what a record says of the data.
 
     Raises:
         ConfigError: The embedding has no row for one of the tokens.
@@ -114,10 +117,10 @@ def _lines(trial: TrialSpec, task: Task, found: JsonDict, doubts: Sequence[str])
 def _check_tokens(
     trials: Sequence[TrialSpec], read: Mapping[str, tuple[Task, Examples]], say: Callable[[str], None]
 ) -> None:
-    """Once for each base model, task, and settings of decoding that are checked.
+    """Check the tokens of each base model on each task, once for settings of decoding that make no difference to them.
 
     Raises:
-        ConfigError: With a model, next to nothing that the task wants can be said.
+        ConfigError: A model's tokens cannot say the references of a task.
     """
     kinds = {(one.scored_model, one.task.model_dump_json(), *check_key(one.decode)): one.decode for one in trials}
     for (model, task_json, *_), decode in sorted(kinds.items(), key=str):

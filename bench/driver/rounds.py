@@ -26,25 +26,25 @@ if TYPE_CHECKING:
     from bench.driver.stages import Round
     from bench.launch.launcher import Launcher, LauncherOptions
 
-# Of a trial whose sizes cannot be told, until one like it has ended.
+# Assumed of a trial whose cost cannot be forecast, until a similar one has ended.
 UNKNOWN_SECONDS = 60.0
 
 
 class RoundRunner:
-    """Runs what has no record yet, round by round.
+    """Runs the trials that have no record yet, round by round.
 
     Args:
         store: Of the sweep, locked by this process.
         sweep: Its name.
-        launcher: What makes the launcher, when the first trial needs it.
-        console: Where people read what happens.
-        targets: The classes of all methods and tasks, whose sources travel where they are plugins.
+        launcher: Makes the launcher, when the first trial needs it.
+        console: Messages for people go there.
+        targets: The classes of all methods and tasks. Sources of plugins travel to the ranks.
         retry_failed: Whether trials that failed in an earlier run are run again.
-        trackers: Those that hear of the trials, with their settings.
-        mirror: Where to keep a copy of the results.
-        metrics: Scores that settings are chosen by, which have to be had.
-        trains: Whether the method of a trial trains anything.
-        keep: Writes which records are asked for, before those that lack run.
+        trackers: Names of the trackers that hear of the trials, with their settings.
+        mirror: URL of a copy of the results; None: no copy is kept.
+        metrics: Scores that settings are chosen by. A sweep that lacks one is refused.
+        trains: Tells whether the method of a trial trains anything.
+        keep: Writes down which records the sweep asks for, before the missing ones are made.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class RoundRunner:
         self._mirror = None if mirror is None else Mirror(mirror, store, warn)
 
     def __enter__(self) -> RoundRunner:
-        # Batch systems ask with SIGTERM, and a job that a shell started in the background would ignore SIGINT.
+        # Batch systems stop a job by SIGTERM, and a job that a shell started in the background would ignore SIGINT.
         for stop in (signal.SIGINT, signal.SIGTERM):
             signal.signal(stop, signal.default_int_handler)
         return self
@@ -91,7 +91,7 @@ class RoundRunner:
         self._board.write()
 
     def recover(self) -> None:
-        """Put in order what an earlier driver left."""
+        """Commit, or set aside, what an earlier driver left behind."""
         from bench.store.recover import recover
 
         recovered = recover(self.store)
@@ -103,7 +103,7 @@ class RoundRunner:
             self.console.print(f"fetched {len(fetched)} records from {self._mirror.url}", highlight=False)
 
     def tell_moved(self, trials: Sequence[TrialSpec]) -> None:
-        """Say which finished trials were made with another commit of the hub than these would be."""
+        """Warn of finished trials whose model or data came from another commit of the hub than these trials take."""
         from bench.driver.moved import moved
 
         finished = map(self.store.known, self.store.trial_ids())
@@ -111,10 +111,10 @@ class RoundRunner:
             self.console.print(told, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     def complete_mirror(self) -> bool:
-        """Copy what the mirror lacks, with the report. Returns whether it holds everything now."""
+        """Copy the report, and the records that the mirror lacks. Returns whether the mirror is complete now."""
         if self._mirror is None or (why := self._mirror.push()) is None:
             return True
-        self.console.print(f"not everything is on {self._mirror.url}; the same command tries again: {why}", style="red")
+        self.console.print(f"{self._mirror.url} is not complete; the same command tries again: {why}", style="red")
         return False
 
     def run(self, trials: Round, title: str, later: Sequence[Later] = ()) -> None:
@@ -122,8 +122,8 @@ class RoundRunner:
 
         Args:
             trials: The round.
-            title: What a line on it begins with.
-            later: What comes after it, as far as one can tell.
+            title: The line that announces the round begins with it.
+            later: Trials of later rounds, as far as they are known.
         """
         earlier = EarlierAnswers(self.store, self.trains)
         present = {
@@ -146,14 +146,14 @@ class RoundRunner:
                 self.found[trial.trial_id] = known
 
     def tuning_seconds(self) -> float:
-        """Device-seconds of the trials of the stage tune so far."""
+        """Device-seconds that the trials of the stage tune have taken so far."""
         records = (self.store.read(known.trial_id) for known in self.found.values() if known.stage == "tune")
         return sum(record.device_seconds for record in records if record is not None)
 
     def _present(self, trial: TrialSpec, earlier: EarlierAnswers) -> Known | None:
-        """What is known of a trial's record, or of one of its answer, but for a failure that is to be run again."""
+        """The record of a trial, or another one of the same answer. None where the trial has to run."""
         known = self.store.known(trial.trial_id)
-        if known is None:  # A search asks for its trials by their ids.
+        if known is None:  # A search knows its trials by their ids alone.
             return None if trial.stage == "tune" else earlier.find(trial)
         if known.failed and self.retry_failed and trial.trial_id not in self.found:
             self.store.discard(trial.trial_id)
@@ -188,7 +188,7 @@ class RoundRunner:
 
         try:
             return expected_seconds(trial)
-        except Exception:  # noqa: BLE001 - a time that cannot be told, say for a stranger's method, ends no sweep
+        except Exception:  # noqa: BLE001 - no forecast, say for a method of a plugin, is no reason to end a sweep
             return UNKNOWN_SECONDS
 
     def _at_once(self, trial: TrialSpec) -> int:

@@ -1,4 +1,4 @@
-"""Pending trials -> launcher -> records as they finish. Knows no Ray."""
+"""Starts waiting trials on the launcher as seats get free, and commits a record when each has ended. Knows no Ray."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bench.store.records import Store
 from bench.store.requests import Answer, CancelRequest, Requests
 from bench.store.retry import RetryPolicy
 
-# A trial that does not fit now is overtaken by so many smaller ones; then these wait until it has run.
+# So many smaller trials may start before one that does not fit now; then they wait until it has run.
 MAX_OVERTAKEN = 8
 POLL_SECONDS = 0.2
 REQUEST_SECONDS = 1.0
@@ -30,7 +30,7 @@ REQUEST_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Fusion:
-    """Trials with equal keys may share a launch, in which they train in one pass; at most so many of them."""
+    """Trials with equal keys may share a launch and train in one pass; ``most`` of them at a time."""
 
     key: str
     most: int
@@ -47,7 +47,7 @@ class _Pending:
 
 @dataclass
 class _Group:
-    """Trials of the same priority that take the same, in the order they came."""
+    """Trials of the same priority that need the same resources, in the order in which they came."""
 
     waiting: deque[_Pending] = field(default_factory=deque)
     overtaken: int = 0
@@ -60,8 +60,9 @@ class Schedule:
         store: Where records go.
         launcher: What runs a trial.
         sweep: Name of the sweep.
-        observers: Hear what happens.
-        fusion_of: Which trials may share a launch, see :mod:`bench.driver.fusable`; told whether they take a GPU.
+        observers: They hear what happens.
+        fusion_of: Tells which trials may share a launch, see :mod:`bench.driver.fusable`. Its arguments are a trial and
+            whether the trial takes a GPU.
         retries: Which failures are tried again, and when.
     """
 
@@ -93,25 +94,25 @@ class Schedule:
         """Add trials without a record. May be called while :meth:`run` runs, from an observer."""
         for spec in trials:
             need, earlier = self.launcher.cluster.need(spec), self._earlier.get(spec.trial_id, [])
-            # What was lost once is tried again alone: it might have been the company.
+            # A trial that was lost once is tried again alone: another member of its launch may have been to blame.
             fusion = None if earlier else self.fusion_of(spec, need.gpus_per_rank > 0)
             self._wait(_Pending(spec, need, list(earlier), fusion))
 
     def drain(self) -> None:
-        """Start nothing more: :meth:`run` returns when what runs now has ended."""
+        """Start no more trials: :meth:`run` returns when those that run now have ended."""
         self.draining = True
 
     @property
     def queued(self) -> int:
-        """Trials that wait, for room or to be tried again."""
+        """How many trials wait for a seat or to be tried again."""
         return sum(len(group.waiting) for group in self._groups.values()) + len(self._later)
 
     def run(self, trials: Iterable[TrialSpec] = ()) -> None:
-        """Run trials, the largest first within a priority, several at a time, until each has a record.
+        """Run trials until each has a record: several at a time, by priority, and within a priority the largest first.
 
         Raises:
-            StoreError: The results folder cannot be written to. What is finished stays in the outbox.
-            NoMachinesError: There is nothing to run on. What waits has no record then.
+            StoreError: The results folder cannot be written to. Finished trials stay in the outbox.
+            NoMachinesError: There is no machine to run on. Waiting trials get no record then.
         """
         self.submit(trials)
         while self._running or (self.queued and not self.draining):
@@ -167,7 +168,7 @@ class Schedule:
             self.launcher.await_machines(waiting.spec)
 
     def _seats(self, pending: _Pending) -> list[Seat] | str | None:
-        """Seats for all ranks; why there can never be any; None if it has to wait for room."""
+        """Reserve seats for all ranks. A text says why there can never be any; None says that the trial has to wait."""
         if (shortage := self.launcher.shortage(pending.spec)) is not None:
             return shortage
         return self.launcher.reserve(pending.spec)
@@ -201,7 +202,7 @@ class Schedule:
             self.observers.started(member)
 
     def _ended(self, event: Ended) -> None:
-        """Commit the record, or have the trial tried again. Only the current attempt is listened to."""
+        """Commit the records of a launch, or try its trials again. An event of an earlier attempt is only logged."""
         launch, started = self._running.get(event.trial_id, ([], None))
         if started is None or started.attempt.attempt_id != event.attempt_id:
             self.store.log("stale", trial_id=event.trial_id, attempt=event.attempt_id)
@@ -223,10 +224,10 @@ class Schedule:
         for result in settled:
             self.observers.committed(result)
 
-    def _goes_on(self, pending: _Pending, outcome: Outcome, in_company: bool) -> bool:
-        """Whether a trial is to be tried again: after what it may not be to blame for, and alone after any company."""
+    def _goes_on(self, pending: _Pending, outcome: Outcome, was_fused: bool) -> bool:
+        """Whether a trial is tried again, see :class:`RetryPolicy`. From now on it is never fused."""
         pending.fusion = None
-        if pending.cancelled or not self.retries.tries_again(outcome, pending.earlier, in_company):
+        if pending.cancelled or not self.retries.tries_again(outcome, pending.earlier, was_fused):
             return False
         assert isinstance(outcome, Failed)
         pending.earlier.append(outcome.reason)
@@ -239,7 +240,7 @@ class Schedule:
         self.observers.lost(result, wait)
 
     def _settle(self, pending: _Pending, outcome: Failed) -> None:
-        """Commit the record of a trial that was not even started."""
+        """Commit the record of a trial that was never started."""
         started = new_attempt(pending.spec, self.sweep, self.launcher.name, pending.earlier)
         result = started.result(outcome, None, 0.0, None)
         self.observers.committed(self.store.commit(result, []))

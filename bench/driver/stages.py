@@ -1,7 +1,7 @@
-"""The stages of a sweep, round by round: tune asks and cuts, final takes the test scores, cost measures alone.
+"""The stages of a sweep, round by round: tune searches settings, final takes test scores, cost measures time, memory.
 
-A round is a set of trials that may run in any order and at once. The next one may depend on what came of it. All that
-is decided on the way is a row of the store, so that a sweep which is taken up again decides the same.
+A round is a set of trials that may run in any order and side by side. The next round may depend on their results. Each
+decision of a search is written down as a row, so that a sweep that was interrupted decides the same again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bench.tuning.search import Search, first_settings
 
 @dataclass(frozen=True)
 class Round:
-    """Trials that may run at once. Trials that have a record already are among them."""
+    """Trials that may run side by side, including those that have a record already."""
 
     stage: Stage
     trials: tuple[TrialSpec, ...]
@@ -38,30 +38,30 @@ class Round:
 
 @dataclass(frozen=True)
 class Contender:
-    """A method entry under one choice of the sweep's grid and of its own: what is tuned by itself."""
+    """A method entry under one choice of the sweep's grid and of its own grid. Each contender is tuned by itself."""
 
     entry: MethodEntry
     where: str
     shared: JsonDict
     own: JsonDict
-    final: TrialSpec  # with the settings of the sweep file
+    final: TrialSpec  # the trial of the stage final, with the settings of the sweep file
     trains: bool
     search: Search | None = None  # None: the settings of the sweep file are final
 
 
 class Stages:
-    """The trials of a sweep, known as far as they do not depend on results.
+    """The trials of a sweep, as far as they do not depend on results.
 
     Args:
         sweep: With or without stages.
-        resolver: Of names.
+        resolver: Finds the classes behind the names of methods and tasks.
 
     Attributes:
         without_settings: Methods whose tuning trials all failed, so that they have no final trial; known after the
             stage tune.
 
     Raises:
-        ConfigError: Something is asked for that cannot be. Nothing has been started.
+        ConfigError: A key or a combination of keys cannot work. Nothing has been started.
     """
 
     def __init__(self, sweep: Sweep, resolver: Resolver) -> None:
@@ -76,7 +76,7 @@ class Stages:
             self._check_metric()
 
     def rounds(self, store: Store) -> Iterator[Round]:
-        """All trials, round by round. The trials of a round must have records before the next one is asked for."""
+        """All trials, round by round. The trials of a round need their records before the next round is asked for."""
         stages = self.sweep.stages
         if stages is None:
             yield Round("final", tuple(self.plain))
@@ -95,7 +95,7 @@ class Stages:
         yield from self._last_rounds(stages, chosen)
 
     def known_trials(self) -> list[TrialSpec]:
-        """The trials that are known before anything has run; what depends on results is not among them."""
+        """The trials that are known before any has run; those that depend on results are left out."""
         if self.sweep.stages is None:
             return self.plain
         first: list[TrialSpec] = []
@@ -110,12 +110,13 @@ class Stages:
         return [*_unique(first), *later]
 
     def to_come(self, past: Sequence[Round], used_seconds: Callable[[], float]) -> list[Later]:
-        """What a sweep will run after these rounds, as far as one can tell before a search has chosen.
+        """The trials that a sweep will run after these rounds, for an estimate of the time that is left.
 
-        The settings of the sweep file stand for those that are not known; a search goes on to the end of its budget.
+        Settings that a search has not chosen yet are taken from the sweep file, and a search is supposed to use up its
+        budget.
 
         Args:
-            past: All rounds so far, the one that runs now included.
+            past: All rounds so far, including the one that runs now.
             used_seconds: Tells the device-seconds that trials of the stage tune have taken.
         """
         stages = self.sweep.stages
@@ -155,7 +156,7 @@ class Stages:
         return [target for trial in trials for target in (trial.method.target, trial.task.target)]
 
     def outlook(self) -> list[str]:
-        """What a sweep with stages will run beyond :meth:`known_trials`, a line for each stage."""
+        """A line for each stage that says which trials it will run; :meth:`known_trials` names the first ones."""
         stages, lines = self.sweep.stages, list[str]()
         if stages is None:
             return lines
@@ -165,7 +166,7 @@ class Stages:
             first = sum(len(first_settings(search)) for search in searches)
             lines.append(
                 f"tune: {len(searches)} searches with {budget} each, sampler {tune.sampler}, chosen by {tune.metric}; "
-                f"{first} asks come first, the others depend on what comes of them"
+                f"{first} trials come first, the others depend on their results"
             )
         if stages.final is not None:
             trained = sum(contender.trains for contender in self.contenders)
@@ -192,7 +193,7 @@ class Stages:
             finals = [
                 spec.model_copy(update={"seed": seed})
                 for contender, spec in chosen
-                # What trains nothing comes out the same with every seed.
+                # A method that trains nothing gives the same with every seed.
                 for seed in (stages.final.seeds if contender.trains else stages.final.seeds[:1])
             ]
             yield Round("final", distinct(finals, self.trains))
@@ -202,11 +203,11 @@ class Stages:
                 spec.model_copy(update={"stage": "cost", "train": spec.train.model_copy(update=length)})
                 for _, spec in chosen
             ]
-            # In turns over methods, so that a machine that slows down slows all of them.
+            # Methods take turns, so that a machine that slows down slows all of them.
             for repetition in range(stages.cost.repetitions):
                 for spec in distinct(costs, self.trains):
                     again = spec.model_copy(update={"repetition": repetition})
-                    yield Round("cost", (again,))  # one at a time: nothing runs beside it
+                    yield Round("cost", (again,))  # alone, so that nothing else changes its time and memory
 
     def _search_run(self, contender: Contender, store: Store) -> SearchRun | None:
         search = contender.search
@@ -222,7 +223,7 @@ class Stages:
                     yield Contender(entry, where, shared, own, final, trains)
 
     def _with_search(self, contender: Contender) -> Contender:
-        """A contender with its search, where it has anything to search."""
+        """The contender with its search; unchanged where there is nothing to search."""
         tune = self.sweep.stages.tune if self.sweep.stages is not None else None
         entry, where, final = contender.entry, contender.where, contender.final
         if tune is None:
@@ -261,7 +262,7 @@ class Stages:
                 raise ConfigError(f"train.{name} has no effect: every method searches it; leave it out")
 
     def _check_metric(self) -> None:
-        """Settings are chosen by a score that the task has, which is known before anything is trained."""
+        """Refuse a score that the task does not have, before anything is trained."""
         tune = None if self.sweep.stages is None else self.sweep.stages.tune
         if tune is None or tune.metric == "dev_loss":
             return
@@ -273,7 +274,7 @@ class Stages:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Scores that settings are chosen by."""
+        """The score that settings are chosen by; none where the dev loss decides."""
         tune = None if self.sweep.stages is None else self.sweep.stages.tune
         return () if tune is None or tune.metric == "dev_loss" else (tune.metric,)
 
@@ -291,7 +292,7 @@ class Stages:
         )
 
     def _configured(self, contender: Contender, settings: JsonDict) -> TrialSpec:
-        """The final trial of a contender with these settings: the same as a plain one that names them in its entry."""
+        """The final trial of a contender with these settings. A sweep whose entry names them has the same trial."""
         own = {**contender.own, **settings}
         trial = configure(self.sweep, contender.entry, contender.where, contender.shared, own, self.resolver)
         return trial.model_copy(update={"label": contender.final.label})
@@ -329,20 +330,20 @@ def _rungs(train: TrainSpec, halving: HalvingSpec | None, where: str) -> tuple[i
 
 
 def _key(search: Search, first: TrialSpec) -> str:
-    """Readable slug and hash of what the search asks: another budget or range is another search."""
+    """A readable slug, and a hash of trial, budget and ranges: a search with another of these is another search."""
     content = {"trial": first.identity, "search": search.model_dump(mode="json", exclude={"key"})}
     digest = sha256_of_json(content)
     return f"{slug(search.method, search.label, length=60)}-{digest[:8]}"
 
 
 def _names(contenders: Sequence[Contender]) -> list[str]:
-    """The method of each, and what tells it from the other contenders beside what is searched."""
+    """Method and label of each contender. A label names the settings that differ and are not searched."""
     searched = [[] if one.search is None else list(one.search.space) for one in contenders]
     return names([one.final for one in contenders], ignored=searched)
 
 
 def _side_by_side(searches: Sequence[Iterator[list[TrialSpec]]]) -> Iterator[list[TrialSpec]]:
-    """The next trials of all searches together, until none has any more."""
+    """Rounds with the next trials of all searches, until no search has any more."""
     running = list(searches)
     while running:
         trials: list[TrialSpec] = []

@@ -23,8 +23,8 @@ from bench.store.outbox import StartedAttempt
 from bench.store.record_index import Known
 
 STATUS_FILE = "status.json"
-# The time that is left is reckoned anew so often at most, since thousands of trials may wait.
-RECKON_SECONDS = 2.0
+# The time that is left is estimated at most this often, since thousands of trials may wait.
+ESTIMATE_SECONDS = 2.0
 
 
 class RunningTrial(Spec):
@@ -67,7 +67,7 @@ class SweepStatus(Spec):
 
 
 class _SteadyClock:
-    """The time of day as it was when this was made, and the seconds since then, whoever sets the machine's clock."""
+    """Tells the time of day without following a machine's clock that is set meanwhile."""
 
     def __init__(self) -> None:
         self._offset = time.time() - time.monotonic()
@@ -82,7 +82,7 @@ class StatusBoard(Observer):
     Args:
         root: ``<results>/<sweep>``.
         sweep: Its name.
-        pace: Learns how long trials take; None: nothing is said of the time that is left.
+        pace: Learns how long trials take; None: the status says nothing of the time that is left.
     """
 
     def __init__(self, root: Path, sweep: str, pace: Pace | None = None) -> None:
@@ -96,17 +96,17 @@ class StatusBoard(Observer):
         self._launches: dict[str, tuple[TrialSpec, ...]] = {}  # by trial: all that share its launch
         self._waiting: dict[str, TrialSpec] = {}
         self._later: tuple[Later, ...] = ()
-        self._reckoned_at = 0.0
+        self._estimated_at = 0.0
         self._left: float | None = None
         self._memory: dict[str, dict[int, int]] = {}
 
     def begin_round(self, present: Sequence[Known], pending: Sequence[TrialSpec], later: Sequence[Later] = ()) -> None:
-        """More trials of the sweep.
+        """Add the trials of a round.
 
         Args:
             present: Those that have a record already.
             pending: The others.
-            later: What comes after them, as far as one can tell.
+            later: Trials of later rounds, as far as they are known.
         """
         for known in present:
             self._count(known.trial_id, known.failed)
@@ -123,17 +123,14 @@ class StatusBoard(Observer):
         return self._status.model_copy(update=update)
 
     def remaining_seconds(self) -> float | None:
-        """Until the end of the sweep: what runs, what waits and what later stages bring, on as many seats as there are.
-
-        None before a trial has ended.
-        """
+        """Seconds until the sweep ends, later stages included; None before a trial has ended."""
         if self._pace is None:
             return None
-        if self._left is None or self._clock.time() - self._reckoned_at > RECKON_SECONDS:
-            self._reckoned_at, self._left = self._clock.time(), self._reckoned()
+        if self._left is None or self._clock.time() - self._estimated_at > ESTIMATE_SECONDS:
+            self._estimated_at, self._left = self._clock.time(), self._estimated()
         return self._left
 
-    def _reckoned(self) -> float | None:
+    def _estimated(self) -> float | None:
         if self._pace is None:
             return None
         launches = {id(specs): self._course(trial_id) for trial_id, specs in self._launches.items()}
@@ -168,7 +165,7 @@ class StatusBoard(Observer):
             memory = self._memory[progress.trial_id]
             memory[progress.rank] = progress.data["memory_bytes"]
             update["memory_bytes"] = max(memory.values())
-        if progress.rank == 0:  # It speaks for the trial.
+        if progress.rank == 0:  # the rank that reports steps and losses
             known = RunningTrial.model_fields.keys() - {"trial_id", "attempt", "started_at", "memory_bytes"}
             update |= {key: value for key, value in progress.data.items() if key in known}
         self._running[progress.trial_id] = trial.model_copy(update=update)
@@ -190,9 +187,9 @@ class StatusBoard(Observer):
         self.write()
 
     def write(self) -> None:
-        """Bring the file up to date. It need not survive a power cut, but is never seen half written.
+        """Write the file anew. It need not survive a power cut, but is never seen half written.
 
-        That it cannot be written must not end a sweep: should the disk be full, the next commit tells.
+        An error is ignored: if the disk is full, the next record cannot be written, and that ends the sweep.
         """
         with contextlib.suppress(OSError), replacing(self._path, durable=False) as file:
             file.write(self.now().model_dump_json().encode())
@@ -218,7 +215,7 @@ def _training_left(trial: RunningTrial) -> float:
 
 
 def read_status(root: Path) -> SweepStatus | None:
-    """What the last driver wrote; None if there is nothing to be read."""
+    """The status that the last driver wrote; None if there is none, or none that can be read."""
     try:
         return SweepStatus.model_validate_json((root / STATUS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValidationError):
@@ -226,6 +223,6 @@ def read_status(root: Path) -> SweepStatus | None:
 
 
 def restore_status(root: Path, status: SweepStatus | None) -> None:
-    """Put back what was written before a command that runs other trials than the sweep's, if there was anything."""
+    """Write the status that was there before a command that ran other trials than the sweep's; None writes nothing."""
     if status is not None:
         write_atomically(root / STATUS_FILE, status.model_dump_json())

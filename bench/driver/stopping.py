@@ -1,4 +1,4 @@
-"""Ctrl-C once finishes cleanly, twice stops now; so does SIGTERM, with which batch systems ask."""
+"""Ctrl-C once lets running trials finish; twice stops them, and so does SIGTERM, by which batch systems stop a job."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def stoppable(drain: Callable[[], None], say: Callable[[str], None]) -> Iterator
     """Within the block, the first Ctrl-C calls ``drain``; the second one and SIGTERM raise KeyboardInterrupt.
 
     Args:
-        drain: Has the work end by itself.
-        say: Tells people.
+        drain: Starts no more work, so that the block ends by itself.
+        say: Shows a message.
     """
     asked = False
 
@@ -24,7 +24,7 @@ def stoppable(drain: Callable[[], None], say: Callable[[str], None]) -> Iterator
             raise KeyboardInterrupt
         asked = True
         drain()
-        say("finishing the trials that run now, and starting no others; Ctrl-C again stops at once")
+        say("the trials that run now are finished, and no others are started; Ctrl-C again stops at once")
 
     # Also where a shell started the job in the background, which has SIGINT ignored.
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

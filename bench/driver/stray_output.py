@@ -1,7 +1,7 @@
-"""What other code writes to standard error, past Python, while the live display has the terminal.
+"""Catches what libraries write to standard error while the live display has the terminal.
 
-Ray's core, tokenizers and C libraries write to the descriptor itself, wherever the cursor is: in the middle of the
-display. While caught, the descriptor is a pipe, and whole lines go where the display says.
+Ray's core, tokenizers and C libraries write to the descriptor itself, past Python and into the middle of the display.
+While it is caught, the descriptor is a pipe, and the display prints the lines that come out of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bench.schema.printable import printable
 
 STANDARD_ERROR = 2
 CHUNK_BYTES = 65536
-# Of the last words before the descriptor is given back.
+# How long the last lines in the pipe are waited for, before the descriptor is the terminal again.
 DRAIN_SECONDS = 1.0
 _MARK = b"\x00end of what was caught\x00"
 
@@ -26,8 +26,8 @@ _MARK = b"\x00end of what was caught\x00"
 def caught(say: Callable[[str], None]) -> Iterator[None]:
     """Hand every line that is written to standard error to ``say``, which runs in another thread.
 
-    Processes that inherit the descriptor keep the pipe. It is read as long as this process lives, so that none of them
-    is ended by a broken pipe; what they write afterwards goes to standard error as it is.
+    Processes that inherit the descriptor keep the pipe. A thread reads it as long as this process lives, because a
+    broken pipe would end them; their later lines go to standard error unchanged.
     """
     sys.stderr.flush()
     original = os.dup(STANDARD_ERROR)
@@ -37,7 +37,7 @@ def caught(say: Callable[[str], None]) -> Iterator[None]:
     dumps = faulthandler.is_enabled()
     os.dup2(write_end, STANDARD_ERROR)
     if dumps:
-        faulthandler.enable(original)  # the last words of a crash must not stay in the pipe
+        faulthandler.enable(original)  # else the stack of a crash would stay in the pipe
     reader.start()
     try:
         yield
@@ -72,5 +72,5 @@ def _read(read_end: int, original: int, say: Callable[[str], None], given_back: 
 
 
 def _seen(line: bytes) -> str:
-    """A line without what would move the cursor; of a bar that is drawn again and again its last state."""
+    """The line without characters that move the cursor; of a progress bar, its last state."""
     return printable(line.decode(errors="replace").rstrip("\r").rpartition("\r")[2])

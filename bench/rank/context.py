@@ -1,4 +1,4 @@
-"""A rank among the ranks of its trial: where it stands, its device, whom it tells what, and how it fails."""
+"""What a rank knows of its trial: its number, its device, whom it reports to, and what its failures mean."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
 @dataclass(frozen=True)
 class RankContext:
-    """Where a rank stands among the ranks of its trial, and whom it reports to."""
+    """The number of a rank among the ranks of its trial, and whom it reports to."""
 
     rank: int
     ranks: int
     local_rank: int
-    store: Any  # torch.distributed.Store that all ranks share
-    outbox: Path  # folder for files that the driver collects
+    store: Any  # a torch.distributed.Store that all ranks share
+    outbox: Path  # the driver collects the files in this folder
     driver_code_sha256: str
     threads: int
     progress: Callable[[JsonDict], None] = field(default=lambda event: None)
-    checkpoints: Path | None = None  # folder for those of this trial, where it makes any
+    checkpoints: Path | None = None  # the folder for checkpoints of this trial; None if it makes none
 
 
 def tell_phase(contexts: Sequence[RankContext], phase: str) -> None:
-    """Tell the driver which phase has begun, for each of these trials."""
+    """Tell the driver which phase of each of these trials has begun."""
     for context in contexts:
         context.progress({"phase": phase})
 
 
 def member_context(context: RankContext, number: int) -> RankContext:
-    """That of one of the other trials of a launch, with a folder of its own."""
+    """The context of a later member of a launch, with a folder of its own."""
     folder = context.outbox / f"member-{number}"
     folder.mkdir()
     return dataclasses.replace(
@@ -59,7 +59,7 @@ def member_context(context: RankContext, number: int) -> RankContext:
 
 
 def select_device(spec: TrialSpec, context: RankContext) -> torch.device:
-    """The device of this rank. The launcher has shown it as many GPUs as it may use."""
+    """The device of this rank. It sees the GPUs that the launcher lets it use."""
     wanted = spec.resources.device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("resources.device: cuda was asked for, and this rank sees no GPU")
@@ -82,14 +82,14 @@ def device_name(device: torch.device) -> str:
 
 
 def join_process_group(context: RankContext, device: torch.device) -> None:
-    """Join the trial's ranks over the store that the launcher brought, so that no port is guessed."""
-    os.environ["LOCAL_RANK"] = str(context.local_rank)  # the only variable that DeepSpeed insists on
+    """Join the other ranks through the store of the launcher, so that no port has to be guessed."""
+    os.environ["LOCAL_RANK"] = str(context.local_rank)  # DeepSpeed needs this variable and no other
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed.ops
 
-    # On CPU, DeepSpeed would compile a shared-memory all-reduce at start-up, for a minute and behind a lock without a
-    # time limit. gloo does the same work.
+    # On a CPU, DeepSpeed would compile a shared-memory all-reduce at start-up, which takes a minute and waits for a
+    # lock without limit. gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
@@ -101,7 +101,7 @@ def join_process_group(context: RankContext, device: torch.device) -> None:
 
 
 def share_json(context: RankContext, key: str, value: JsonDict) -> list[JsonDict]:
-    """Every rank's value, in order of ranks, by way of the store: JSON crosses, no pickles."""
+    """Exchange a value with all ranks through the store, as JSON. Returns the values in order of ranks."""
     context.store.set(f"{key}/{context.rank}", json.dumps(value))
     return [json.loads(context.store.get(f"{key}/{rank}")) for rank in range(context.ranks)]
 
@@ -117,11 +117,11 @@ def failure(error: Exception, phase: str | None, rank: int) -> Failed:
     )
 
 
-# How gloo and NCCL say that another rank is gone. Why it is, that rank or its host knows better.
+# How gloo and NCCL say that another rank is gone. That rank, or its host, knows why.
 BROKEN_CONNECTION = ("gloo/transport", "ncclRemoteError")
 
 
-# What the system says when storage or network is at fault, whatever runs on it.
+# Errors of the system that mean a fault of storage or network, and not of the trial.
 MACHINE_ERRORS = {
     errno.EIO,
     errno.ESTALE,
@@ -135,7 +135,7 @@ MACHINE_ERRORS = {
 
 
 def failure_reason(error: Exception) -> Reason:
-    """Out of memory, divergence and the loss of another rank are told apart from plain errors."""
+    """The reason of a failure: out of memory, divergence or the loss of another rank; else a plain error."""
     if isinstance(error, Diverged):
         return "diverged"
     broken = isinstance(error, RuntimeError) and any(sign in str(error) for sign in BROKEN_CONNECTION)

@@ -1,6 +1,6 @@
-"""Variables by which a launcher tells a rank what is its own."""
+"""Environment variables that a launcher sets for a rank."""
 
 from __future__ import annotations
 
-# The GPUs that belong to its seat.
+# The GPUs of the rank's seat.
 SEAT_VARIABLE = "TUNEOFF_SEAT_GPUS"

@@ -1,7 +1,8 @@
-"""One rank as a process of its own: a job comes in on standard input, reports go out on a pipe, all else into its log.
+"""One rank as a process of its own. It reads its job from standard input and writes reports to a pipe.
 
 Each line of the pipe is a JSON object with one of the keys ``port`` (of the rendezvous that rank 0 has opened),
-``progress``, ``beat`` (the process is alive) and ``report``. When standard input closes, the driver is gone.
+``progress``, ``beat`` (the process is alive) and ``report``. The process ends when its standard input closes, because
+the driver is gone then. Standard output and error go into its log.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ STORE_TIMEOUT_SECONDS = 1800
 
 
 class RankJob(Spec):
-    """Everything a rank process needs, as JSON."""
+    """Everything that a rank process needs, as JSON."""
 
     spec: TrialSpec
     companions: list[TrialSpec] = Field(default_factory=list, description="trials that share the launch")
     rank: int
     outbox: str
     threads: int
-    host: str = "127.0.0.1"  # where rank 0 opens the rendezvous
+    host: str = "127.0.0.1"  # on which rank 0 opens the rendezvous
     driver_code_sha256: str
-    checkpoints: str | None = None  # folder, where the trial makes any
+    checkpoints: str | None = None  # their folder; None if the trial makes none
 
     @property
     def ranks(self) -> int:
@@ -49,7 +50,7 @@ class RankJob(Spec):
 
 
 class Reports:
-    """The way to the driver. Progress of a trial goes out when a phase begins, else at most twice a second."""
+    """Sends reports to the driver: progress of a trial when a phase begins, and else at most twice a second."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -69,7 +70,7 @@ class Reports:
             self.send({"progress": event})
 
     def beat(self) -> None:
-        """Tell for ever that this process is alive, and how large it is."""
+        """Report again and again that this process is alive, and how much memory it uses."""
         while True:
             self.send({"beat": {"memory_bytes": memory_bytes()}})
             time.sleep(BEAT_SECONDS)
@@ -88,7 +89,7 @@ def serve(jobs: IO[str], descriptor: int) -> None:
     threading.Thread(target=_end_with_driver, args=(jobs,), daemon=True).start()
     report = _run(job, store, reports)
     outbox = Path(job.outbox)
-    # All files but the logs, which are still written to, are those of rank 0.
+    # Rank 0 has written all files but the logs, which all ranks still write to.
     names = [path.name for path in payload(outbox) if path.suffix != ".log"] if job.rank == 0 else []
     write_report(outbox, job.rank, report, names)
     reports.send({"report": report.model_dump(mode="json")})

@@ -1,4 +1,4 @@
-"""The rendezvous of some ranks: a store that one of them opens and the others join. Imports torch only when asked."""
+"""The rendezvous of ranks: a store that rank 0 opens and the others join. torch is imported only when it is needed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 
 def open_store(host: str, timeout_seconds: float) -> Any:
-    """A store at this address of this machine, on a port that the system picks at the moment it is opened."""
+    """Open a store at this address of this machine, on a port that the system chooses."""
     return _store(host, 0, True, timeout_seconds)
 
 
 def join_store(host: str, port: int, timeout_seconds: float) -> Any:
-    """Another rank's view of it."""
+    """Join the store that another rank has opened."""
     return _store(host, port, False, timeout_seconds)
 
 

@@ -1,6 +1,6 @@
 """What one rank does, readable top to bottom: load, patch, train, validate, save, decode, score.
 
-Both launchers call :func:`run_rank` in a fresh process. Imports of torch and DeepSpeed happen here and below.
+Every launcher calls :func:`run_rank` in a fresh process. This module and those below import torch and DeepSpeed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ from bench.train.loop import Training
 
 
 def run_rank(spec: TrialSpec, context: RankContext, companions: Sequence[TrialSpec] = ()) -> RankReport:
-    """Run this rank's part of a trial, or of several that share the launch. Exceptions become outcomes."""
+    """Run this rank's part of a trial, or of all members of a fused launch. Exceptions become outcomes."""
     meter: PhaseMeter | None = None
     provenance: Provenance | None = None
     try:
@@ -92,10 +92,10 @@ def run_rank(spec: TrialSpec, context: RankContext, companions: Sequence[TrialSp
 
 
 def require_plugins(spec: TrialSpec) -> None:
-    """See that this node has the plugins of a trial, in the version that the driver has.
+    """Check that this node has the plugins of a trial in the version that the driver has.
 
     Raises:
-        RegistryError: Naming plugin, node and remedy.
+        RegistryError: It has not. The message names plugin, node and remedy.
     """
     parts: tuple[tuple[Kind, ResolvedSpec], ...] = (("method", spec.method), ("task", spec.task))
     for kind, part in parts:
@@ -109,15 +109,15 @@ def require_plugins(spec: TrialSpec) -> None:
             what = "it and what it imports must be on all nodes"
             raise RegistryError(f"{where} is missing here, {what}: {error}") from error
         if source is None or source.sha256() != part.source_sha256:
-            found = source.origin if source is not None else "Tuneoff"
+            here = source.origin if source is not None else "Tuneoff"
             raise RegistryError(
-                f"{where} is another version here ({found}) than where the sweep was started; install the same one on "
+                f"{where} is another version here ({here}) than where the sweep was started; install the same one on "
                 "all nodes, or uninstall it here and let the sweep ship its code"
             )
 
 
 def run_trials(trials: Sequence[_Trial]) -> RankReport:
-    """Read the data, train (several trials in one pass), and finish one trial after the other."""
+    """Read the data, train all members of a launch in one pass, and finish one member after the other."""
     first = trials[0]
     data = first.read()
     trains = first.spec.loaded is None and first.method(data).trains
@@ -127,14 +127,14 @@ def run_trials(trials: Sequence[_Trial]) -> RankReport:
     shared_seconds = first.meter.seconds
     outcomes = [trial.finish_in_company(data, result) for trial, result in zip(trials, results, strict=True)]
     for number, trial in enumerate(trials[1:], start=1):
-        # The files of a launch lie in one folder.
+        # The driver collects the files of all members from one folder.
         for path in trial.context.outbox.iterdir():
             path.rename(first.context.outbox / f"{member_prefix(number)}{path.name}")
     return RankReport(outcome=outcomes[0], provenance=None, companions=outcomes[1:], shared_seconds=shared_seconds)
 
 
 def train(trials: Sequence[_Trial], data: TrialData) -> list[_TrainedTrial]:
-    """Train trials that share the frozen weights of one base model."""
+    """Train trials whose models share the frozen weights of one base model."""
     first = trials[0]
     bases = copies_sharing_weights(first.base_model(), len(trials))
     methods = [trial.method(data) for trial in trials]
@@ -164,13 +164,13 @@ class _TrainedTrial:
 
 @dataclass
 class _Trial:
-    """One rank's walk through the phases."""
+    """One rank's part of a trial, phase by phase."""
 
     spec: TrialSpec
     context: RankContext
     device: torch.device
     meter: PhaseMeter
-    alone: bool = True  # False: it shares the launch, so that no plan can be held against what is measured
+    alone: bool = True  # False: the launch has other members, so that its cost is compared with no forecast
 
     def read(self) -> TrialData:
         """The data of this trial."""
@@ -178,18 +178,18 @@ class _Trial:
             return read_data(self.spec)
 
     def finish_in_company(self, data: TrialData, trained: _TrainedTrial | None) -> Outcome:
-        """As :meth:`finish`, where a failure is this trial's alone."""
+        """As :meth:`finish` for a member of a fused launch. A failure becomes an outcome and ends no other member."""
         self.meter = self.meter.branch(partial(tell_phase, [self.context]))
         try:
             outcome = self.finish(data, trained)
         except Exception as error:  # noqa: BLE001 - every failure is a result
             return failure(error, self.meter.current, self.context.rank)
         if outcome is None:
-            raise RuntimeError("only rank 0 has an outcome, and trials that share a launch have one rank")
+            raise RuntimeError("only rank 0 has an outcome, and fused trials have one rank")
         return outcome
 
     def finish(self, data: TrialData, trained_trial: _TrainedTrial | None) -> Completed | Probed | None:
-        """What follows the training. On rank 0, what came of it."""
+        """Save, score and account for the trial after its training. Returns the outcome on rank 0, None elsewhere."""
         spec = self.spec
         trained: Trained | None = None
         counts: ParameterCounts | None = None
@@ -209,7 +209,7 @@ class _Trial:
             return None
         forecast: Forecast | None = None
         if trained is not None and self.alone:
-            with self.meter.phase("plan"):  # after all that is measured: it takes memory of its own
+            with self.meter.phase("plan"):  # after all measurements, because it takes memory itself
                 num_decoded = len(data.splits[spec.scored_split].examples) if spec.scored_split else 0
                 forecast = self._forecast(data.tokens.architecture, data.pairs, num_decoded)
         return self._outcome(data, trained, scored, ranks, forecast, counts, adapter_bytes)
@@ -253,7 +253,7 @@ class _Trial:
         return make_method(self.spec.method, data.tokens.tokenizer)
 
     def checkpoints(self) -> Checkpoints | None:
-        """Where this trial leaves and finds checkpoints; None if it makes none."""
+        """The checkpoints of this trial; None if it makes none."""
         every_steps = self.spec.checkpoint_every_steps
         if every_steps is None or self.context.checkpoints is None:
             return None
@@ -272,14 +272,14 @@ class _Trial:
             return models.load_model(self.spec.scored_model, dtype, self.spec.train.dropout)
 
     def patched(self, method: Method, model: Any) -> tuple[Any, ParameterCounts]:
-        """A base model, patched under the trial's seed, and counted before any engine shards it."""
+        """Patch a base model under the trial's seed, and count its parameters before an engine shards them."""
         with self.meter.phase("patch"):
             seed_everything(self.spec.seed)
             model, counts = patch_and_count(method, model)
             compute_in(models.weights_dtype(self.spec.resources.precision), model)
             if method.trains and counts.trained == 0:
                 raise RuntimeError(f"the method {self.spec.name} trains nothing in this model")
-            # Dropout differs between ranks, which see different rows.
+            # Ranks see different rows, so that each draws dropout of its own.
             seed_everything(self.spec.seed + 1_000_003 * self.context.rank)
         return model, counts
 
@@ -314,10 +314,9 @@ class _Trial:
     def _forecast(
         self, architecture: Architecture, pairs: Mapping[Split, Sequence[Pair]], num_decoded: int
     ) -> Forecast | None:
-        """What the planner would have said; None where the method cannot be traced."""
-        from bench.plan.cost_model import (
-            forecast_of,  # imports of its own, which no trial should carry while it is measured
-        )
+        """The forecast of the planner; None if the method cannot be traced."""
+        # The planner is imported late, because its imports take memory that would be measured.
+        from bench.plan.cost_model import forecast_of
         from bench.plan.devices import known_gpu, measured_cpu
         from bench.plan.trace import TraceError
         from bench.plan.workload import workload
@@ -328,12 +327,12 @@ class _Trial:
             return forecast_of(self.spec, workload(self.spec, architecture, pairs, num_decoded), device, name)
         except TraceError:
             return None
-        except Exception:  # noqa: BLE001 - a finished trial is worth more than what was expected of it
+        except Exception:  # noqa: BLE001 - a trial that has finished must not fail for the lack of a forecast
             traceback.print_exc()
             return None
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python and torch. Data order has generators of its own."""
+    """Seed Python and torch. The order of data has a generator of its own."""
     random.seed(seed)
     torch.manual_seed(seed)

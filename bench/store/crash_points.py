@@ -1,7 +1,7 @@
 """Named points at which tests kill a process, to prove that a crash there loses nothing.
 
-``TUNEOFF_CRASH_AT=commit.before_record`` kills the process when it gets there first, ``...:3`` when it gets there for
-the third time. Ranks inherit the variable, so that theirs are points like any other.
+``TUNEOFF_CRASH_AT=commit.before_record`` kills the process when it first gets there, ``...:3`` when it gets there for
+the third time. Ranks inherit the variable.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _times: Counter[str] = Counter()
 
 
 def reached(point: CrashPoint) -> None:
-    """Die here if a test asks for it."""
+    """Kill this process if a test asks for it."""
     wanted = os.environ.get("TUNEOFF_CRASH_AT")
     if wanted is None:
         return

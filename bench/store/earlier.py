@@ -1,4 +1,4 @@
-"""Records of a sweep that have the answer of a trial and another id: they are taken, and the trial does not run."""
+"""Finds records of a sweep that answer a trial under another id, so that the trial need not run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from bench.store.records import Store
 class EarlierAnswers:
     """Finds records by what they answer.
 
-    Ids are a readable part and a hash. The readable part of a trial may have changed with a grid, and the hash of what
-    trains nothing with training settings that have no part in its answer.
+    An id is a readable part and a hash. Another grid changes the readable part. Training settings change the hash, even
+    for a method that trains nothing, whose answer does not depend on them.
 
     Args:
         store: Of the sweep.
@@ -28,7 +28,7 @@ class EarlierAnswers:
         self.trains = trains
 
     def find(self, trial: TrialSpec) -> Known | None:
-        """What is known of a record of the same answer that has not failed; None without one."""
+        """A record of the same answer that has not failed; None if there is none."""
         trains = self.trains(trial)
         digest = trial.trial_id.rpartition("-")[2]
         candidates = list(self._by_digest.get(digest, ()))
@@ -47,7 +47,7 @@ class EarlierAnswers:
 
     @cached_property
     def _by_digest(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
+        by_digest: dict[str, list[str]] = {}
         for trial_id in self._trial_ids:
-            found.setdefault(trial_id.rpartition("-")[2], []).append(trial_id)
-        return found
+            by_digest.setdefault(trial_id.rpartition("-")[2], []).append(trial_id)
+        return by_digest

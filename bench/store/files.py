@@ -1,8 +1,7 @@
-"""Files that are whole or not there at all, and that lie where they seem to lie.
+"""Writes files that are whole or not there at all, and that lie where they seem to lie.
 
-Results folders are passed on, so that names in them may be links that lead elsewhere. What is written is therefore
-created new, under a name that nobody can guess, and takes its own name by a rename, which replaces a link and does not
-follow it.
+People pass results folders on, so that a name in them may be a link that leads elsewhere. Each file is therefore
+created under a name that nobody can guess and then renamed, which replaces a link instead of following it.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import BinaryIO
 
 from bench.store.crash_points import CrashPoint, reached
 
-# Of a file while it is written.
+# The end of a file's name while it is written.
 PARTIAL_SUFFIX = ".partial"
 
 
@@ -29,7 +28,7 @@ def write_atomically(path: Path, content: str | bytes, crash_point: CrashPoint |
     Args:
         path: The file.
         content: All of it; text is written in UTF-8.
-        crash_point: Passed when everything is written and has not its name yet.
+        crash_point: Reached when everything is written, before the file gets its name.
     """
     with replacing(path, crash_point) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
@@ -37,9 +36,12 @@ def write_atomically(path: Path, content: str | bytes, crash_point: CrashPoint |
 
 @contextlib.contextmanager
 def replacing(path: Path, crash_point: CrashPoint | None = None, durable: bool = True) -> Iterator[BinaryIO]:
-    """A new file for the block to write to, which then takes the place of ``path`` whole, or not at all.
+    """A new file for the block to write to. It replaces ``path`` afterwards, or not at all if the block raises.
 
-    Unless ``durable`` is off, so it is after a power cut, too, which takes the disk some time.
+    Args:
+        path: The file that is replaced.
+        crash_point: Reached before the new file gets its name.
+        durable: Whether this holds after a power cut, too, which takes the disk some time.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}")
     try:
@@ -59,20 +61,22 @@ def replacing(path: Path, crash_point: CrashPoint | None = None, durable: bool =
 
 
 def created(path: Path) -> BinaryIO:
-    """A file that was not there, open for writing.
+    """Create a file and open it for writing.
 
     Raises:
-        FileExistsError: There is a file or a link of this name, wherever it leads.
+        FileExistsError: There is a file or a link of this name already.
     """
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "wb")
 
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder for the block to fill, which then takes the name ``path``, whole or not at all. It is this user's alone.
+    """A folder for the block to fill. It gets the name ``path`` afterwards, or not at all if the block raises.
+
+    Only this user can read it.
 
     Raises:
-        FileExistsError: A folder of this name has come up meanwhile; it stays.
+        FileExistsError: Somebody has made a folder of this name meanwhile; it stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
@@ -89,10 +93,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder that need not be new.
+    """Make a folder, unless it is there already.
 
     Raises:
-        OSError: In its place is a link, which might lead anywhere.
+        OSError: A link is in its place, which might lead anywhere.
     """
     path.mkdir(parents=True, exist_ok=True)
     if path.is_symlink():
@@ -100,7 +104,7 @@ def make_folder(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder survive a power cut."""
+    """Write the names of a folder to the disk, so that they survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,7 @@
-"""A sweep's journal: what happened, one JSON object a line, each with a checksum. Written by one driver at a time.
+"""The journal of a sweep: one JSON object a line for each event, with a checksum. One driver at a time writes it.
 
-The records are the truth; the journal says which attempt is the current one, and tells people and tools the story.
+The records are the truth. The journal says which attempt of a trial is the current one, and tells people and tools what
+happened when.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Journal:
         try:
             size = os.fstat(file).st_size
             if size and os.pread(file, 1, size - 1) != b"\n":
-                line = "\n" + line  # A crash tore the last line: it stays by itself, and is skipped by readers.
+                line = "\n" + line  # A crash tore the last line. It stays on a line of its own, which readers skip.
             data = line.encode()
             if os.write(file, data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
@@ -43,7 +44,7 @@ class Journal:
             os.close(file)
 
     def events(self) -> Iterator[JsonDict]:
-        """All events that are whole, in order. A crash may have torn single lines; they are left out."""
+        """All events in order. Lines that a crash has torn are left out."""
         if not self.path.is_file():
             return
         with self.path.open("rb") as file:

@@ -1,7 +1,7 @@
-"""The sweep that a results folder is of: ``results/<sweep>/sweep.json``, as it was resolved, with what it asks for.
+"""The sweep that a results folder belongs to, as it was run last: ``results/<sweep>/sweep.json``.
 
-Records stay for ever, and a sweep file changes. Tables show what the sweep asks for that was run last; what other
-versions of it have left is told apart. A folder without the file, from before 2026-11-29, is of all its records.
+Records stay for ever, while people change a sweep file. Tables therefore show the trials that the last version asks
+for, and list those of other versions apart. A folder without this file, from before 2026-11-29, shows all its records.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KEPT_FILE = "sweep.json"
 
 
 class KeptSweep(Spec):
-    """What was asked for last."""
+    """The sweep as it was run last, and the trials that it asks for."""
 
     schema_version: Literal[1] = 1
     source: str | None = Field(None, description="text of the sweep file; None where it was no file")
@@ -39,10 +39,10 @@ class KeptSweep(Spec):
 
 
 def read_kept(root: Path) -> KeptSweep | None:
-    """The sweep of a results folder; None in a folder from before.
+    """The sweep of a results folder; None in a folder from before 2026-11-29.
 
     Raises:
-        StoreError: The file is not what was written.
+        StoreError: The file was damaged or edited.
     """
     path = root / KEPT_FILE
     try:
@@ -57,7 +57,7 @@ def read_kept(root: Path) -> KeptSweep | None:
 
 
 def keep_sweep(root: Path, sweep: Sweep, source: str | None, settings: Sequence[str], searches: Sequence[str]) -> None:
-    """Write that this sweep is at hand. The trials of the same sweep stay known, those of another one do not."""
+    """Write that this sweep is run now. If it has changed, the trials that its last version asked for are forgotten."""
     before = read_kept(root) or KeptSweep()
     resolved = sweep.model_dump(mode="json")
     known = before.trial_ids if before.sweep == resolved else []
@@ -71,7 +71,7 @@ def keep_asked(root: Path, trial_ids: Iterable[str]) -> None:
 
 
 def keep_beside(root: Path, trial_ids: Iterable[str]) -> None:
-    """Write that these trials are rows whatever the sweep asks for."""
+    """Write that tables show these trials whatever the sweep asks for."""
     _add(root, "beside", trial_ids)
 
 

@@ -1,8 +1,8 @@
-"""One driver at a time on a results folder, also where locks of the file system do not reach other hosts.
+"""Lets one driver at a time work on a results folder, even if locks of the file system do not reach other hosts.
 
-The system's lock (flock) goes with the process that holds it and decides on one machine. On a shared file system it may
-be known to one host only. Therefore the holder also counts a number up in the lock file: a driver that gets the
-system's lock, but finds the name of a holder on another machine, watches that number, and is refused if it moves.
+The system's lock (flock) ends with the process that holds it and decides on one machine. On a shared file system, other
+hosts may not see it. So the holder also counts up a number in the lock file. A driver that gets the system's lock, but
+finds a holder on another machine in the file, watches that number and is refused if it moves.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from bench.schema.trial import Spec
 
 BEAT_SECONDS = 4.0
-# A holder on another machine is dead when it has not counted for so many beats.
+# A holder on another machine that has not counted for so many beats is taken to be dead.
 SILENT_BEATS = 4
 READ_ATTEMPTS = 20
 
@@ -29,7 +29,7 @@ class LockError(RuntimeError):
 
 
 class Holder(Spec):
-    """What stands in the lock file."""
+    """The content of the lock file: who holds the folder."""
 
     host: str
     pid: int
@@ -47,7 +47,7 @@ class FolderLock:
     """
 
     def __init__(self, path: Path, beat_seconds: float = BEAT_SECONDS) -> None:
-        self.path = path.absolute()  # also read while this process is in another folder
+        self.path = path.absolute()  # read even after this process has changed its folder
         self.beat_seconds = beat_seconds
         self._me = Holder(
             host=os.uname().nodename, pid=os.getpid(), boot_id=boot_id(), token=secrets.token_hex(8), beat=0
@@ -71,7 +71,7 @@ class FolderLock:
         self._counting.start()
 
     def release(self) -> None:
-        """Leave the folder to others."""
+        """Give the lock up, so that others can take it."""
         self._released.set()
         self._counting.join()
         if self._is_mine():
@@ -79,7 +79,7 @@ class FolderLock:
         os.close(self._file)
 
     def check(self) -> None:
-        """To be called before anything is written for good.
+        """See that this process still holds the lock. Call it before writing a record.
 
         Raises:
             LockError: This process was silent for so long that another driver has taken the folder over.
@@ -93,7 +93,7 @@ class FolderLock:
         except BlockingIOError:
             raise LockError(_refusal(self._holder())) from None
         except OSError:
-            pass  # There are no such locks on this file system: the count decides, also between processes of one host.
+            pass  # This file system has no locks: the count decides, even between processes of one host.
         else:
             holder = self._holder()
             if holder is not None and holder.boot_id == self._me.boot_id:
@@ -111,7 +111,7 @@ class FolderLock:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                time.sleep(0.01)  # Somebody may only be looking whether it is held.
+                time.sleep(0.01)  # Another process may hold it only to see whether it is held.
             else:
                 return
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -143,7 +143,7 @@ class FolderLock:
 
 
 def read_holder(path: Path) -> Holder | None:
-    """Who holds a folder, or held it when it was killed; None if nobody does."""
+    """Who holds a folder, or held it until it was killed; None if nobody does."""
     for _ in range(READ_ATTEMPTS):
         try:
             text = path.read_text()
@@ -151,12 +151,12 @@ def read_holder(path: Path) -> Holder | None:
         except FileNotFoundError:
             return None
         except ValidationError:
-            time.sleep(0.01)  # in the middle of a count
+            time.sleep(0.01)  # the holder is writing a new count
     return None
 
 
 def is_alive(holder: Holder, path: Path) -> bool | None:
-    """Whether a holder lives; None where only its own machine can tell, or the file system knows no locks."""
+    """Whether a holder lives; None if only its own machine can tell, or if the file system has no locks."""
     if holder.boot_id != boot_id():
         return None
     with path.open() as file:
@@ -171,7 +171,7 @@ def is_alive(holder: Holder, path: Path) -> bool | None:
 
 
 def boot_id() -> str:
-    """Identifies this machine since it was started."""
+    """An id of this machine that changes whenever it is started."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.is_file() else os.uname().nodename
 

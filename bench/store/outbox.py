@@ -1,7 +1,7 @@
-"""Where a finished attempt waits until the driver has committed it: one folder for each attempt.
+"""The outbox: a folder for each attempt, in which its results wait until the driver has committed them.
 
-The driver writes down what it starts. Each rank writes its files, and last and atomically its report. So a driver that
-died after the training finds the result when it is started again. Imports neither torch nor ray.
+The driver writes down which attempts it starts. Each rank writes its files and then, atomically, its report. If the
+driver dies after the training, the next driver finds the results here. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class StartedAttempt(Spec):
         placement: Placement | None,
         shared_seconds: float = 0.0,
     ) -> TrialResult:
-        """The record, once it is known what came of it."""
+        """The record of this attempt with its outcome."""
         others = [companion.trial_id for companion in self.companions]
         return TrialResult(
             trial_id=self.spec.trial_id,
@@ -84,7 +84,7 @@ class StartedAttempt(Spec):
 def new_attempt(
     spec: TrialSpec, sweep: str, launcher: str, earlier: Sequence[Reason], companions: Sequence[TrialSpec] = ()
 ) -> StartedAttempt:
-    """One more try at a trial, under an id of its own; or the first at several that share a launch."""
+    """A new attempt at a trial, or at all members of a launch, with an id of its own."""
     attempt = Attempt(attempt_id=uuid.uuid4().hex, number=len(earlier) + 1, earlier_reasons=list(earlier))
     return StartedAttempt(
         spec=spec,
@@ -97,7 +97,7 @@ def new_attempt(
 
 
 class FinishedRank(Spec):
-    """What a rank leaves when it is done."""
+    """What a rank leaves in the outbox when it is done."""
 
     report: RankReport
     files: dict[str, str]  # file name to sha256
@@ -105,7 +105,7 @@ class FinishedRank(Spec):
 
 
 def open_attempt(root: Path, started: StartedAttempt) -> Path:
-    """Make the folder of an attempt. What is in it need not survive a power cut before a rank has reported."""
+    """Make the folder of an attempt. It need not survive a power cut before a rank has reported."""
     folder = root / started.spec.trial_id / started.attempt.attempt_id
     folder.mkdir(parents=True)
     if started.spec.checkpoint_every_steps is not None:
@@ -115,12 +115,19 @@ def open_attempt(root: Path, started: StartedAttempt) -> Path:
 
 
 def checkpoints_beside(outbox: Path, trial_id: str) -> Path:
-    """Where the ranks of a trial leave checkpoints for its retries."""
+    """The folder in which the ranks of a trial leave checkpoints for its retries."""
     return outbox.with_name(CHECKPOINTS_FOLDER) / trial_id
 
 
 def write_report(folder: Path, rank: int, report: RankReport, names: list[str]) -> None:
-    """Called by a rank, when all files that it names are written."""
+    """Write the report of a rank, once all files that it names are written.
+
+    Args:
+        folder: Of the attempt.
+        rank: Which one.
+        report: Its outcome.
+        names: Files in the folder that belong into the record.
+    """
     reached("rank.before_report")
     for path in [folder / name for name in names] + list(folder.glob(START_FILE)):
         with path.open("rb") as file:
@@ -138,7 +145,7 @@ def report_path(folder: Path, rank: int) -> Path:
 
 
 def attempts(root: Path) -> Iterator[tuple[Path, StartedAttempt]]:
-    """All attempts that were started and that no record has taken, without those that cannot be read."""
+    """All attempts in the outbox, with their folders; one whose description is damaged is left out."""
     for path in sorted(root.glob(f"*/*/{START_FILE}")):
         try:
             yield path.parent, StartedAttempt.model_validate_json(path.read_text(encoding="utf-8"))
@@ -147,23 +154,23 @@ def attempts(root: Path) -> Iterator[tuple[Path, StartedAttempt]]:
 
 
 def finished_ranks(folder: Path, ranks: int) -> dict[int, FinishedRank] | None:
-    """What the ranks of an attempt left; None if it did not get to its end, or one of its files is damaged.
+    """What the ranks of an attempt left; None if the attempt did not end, or if one of its files is damaged.
 
-    A failure of one rank that is the trial's own ends the attempt, whatever became of the others.
+    It has ended when all ranks have reported, or when one has failed through the trial's own fault.
     """
-    found: dict[int, FinishedRank] = {}
+    intact: dict[int, FinishedRank] = {}
     for rank in range(ranks):
         try:
             finished = FinishedRank.model_validate_json(report_path(folder, rank).read_text(encoding="utf-8"))
         except (OSError, ValidationError, UnicodeDecodeError):
             continue
         if all(_is_intact(folder / name, sha256) for name, sha256 in finished.files.items()):
-            found[rank] = finished
-    outcomes = [finished.report.outcome for finished in found.values()]
+            intact[rank] = finished
+    outcomes = [finished.report.outcome for finished in intact.values()]
     failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
-    if any(failure.is_symptom for failure in failed) or (not failed and len(found) < ranks):
+    if any(failure.is_symptom for failure in failed) or (not failed and len(intact) < ranks):
         return None
-    return found
+    return intact
 
 
 def _is_intact(path: Path, sha256: str) -> bool:
@@ -173,17 +180,17 @@ def _is_intact(path: Path, sha256: str) -> bool:
 def payload(folder: Path) -> list[Path]:
     """The files of an attempt that belong into its record."""
     bookkeeping = {START_FILE, *(path.name for path in folder.glob(REPORT_FILES))}
-    found = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return sorted(path for path in found if path.name not in bookkeeping)
+    files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return sorted(path for path in files if path.name not in bookkeeping)
 
 
 def member_prefix(number: int) -> str:
-    """What file names of the trials that share a launch begin with; nothing for the first of them."""
+    """The beginning of file names of a member of a launch; empty for the first member."""
     return f"member-{number}." if number else ""
 
 
 def member_files(files: Sequence[Path], number: int) -> list[Path]:
-    """Of the files of a launch those of one of its trials, and the logs, which are of all."""
+    """The files of one member of a launch, and the logs, which all members share."""
     prefixed = [path for path in files if re.match(r"member-\d+\.", path.name)]
     if number == 0:
         return [path for path in files if path not in prefixed]
@@ -197,7 +204,10 @@ def log_name(rank: int) -> str:
 
 
 def merged(reports: Mapping[int, RankReport]) -> RankReport:
-    """What came of it: what rank 0 reports, or a failure. One that is the trial's own explains those of others."""
+    """The report that stands for all ranks: a failure if there is one, else that of rank 0.
+
+    A failure through the trial's own fault comes before its symptoms on other ranks.
+    """
     failed = [(report.outcome, report) for report in reports.values() if isinstance(report.outcome, Failed)]
     if failed:
         return min(failed, key=lambda pair: pair[0].is_symptom)[1]

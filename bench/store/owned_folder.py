@@ -1,4 +1,4 @@
-"""Temporary folders that do not outlive whoever made them for long, however that went."""
+"""Temporary folders of a process. The next process removes those that a crash has left behind."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ OWNER_FILE = ".owner"
 
 
 def owned_folder(prefix: str) -> Path:
-    """A new temporary folder, which is this process's until it ends. Removes those whose owners have ended.
+    """Make a temporary folder that belongs to this process, and remove those whose owners have ended.
 
-    The system's lock on a file in the folder says who lives; it goes with its process. A file system that knows no
-    locks keeps its folders.
+    A lock on a file in the folder says whether its owner lives, because the system releases it when the process ends.
+    Without such locks, folders stay.
     """
     folder = Path(tempfile.mkdtemp(prefix=prefix))
-    # Never closed, so that the lock is held for as long as this process runs. It has its name when it is locked.
+    # The file is never closed, so that its lock lasts as long as this process. It gets its name once it is locked.
     new = folder / f"{OWNER_FILE}.new"
     file = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -38,7 +38,7 @@ def _remove_if_abandoned(folder: Path) -> None:
     try:
         file = os.open(folder / OWNER_FILE, os.O_RDWR | os.O_NOFOLLOW)
     except OSError:
-        return  # None of ours, or just being made.
+        return  # Not a folder of ours, or one that is just being made.
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -21,14 +21,14 @@ def write_predictions(
     truncated: Sequence[bool],
     scores: Sequence[Mapping[str, float]],
 ) -> None:
-    """Leave the rows of a trial where its record will be collected from, in the order of the sources.
+    """Write the predictions of a trial into the outbox, in the order of the sources.
 
     Args:
         folder: The outbox of a rank.
         examples: The sources with their references.
         predictions: A text for each.
         truncated: Whether the length limit ended it.
-        scores: Of each source by itself.
+        scores: Of each prediction by itself.
     """
     lines = [
         json.dumps(
@@ -50,7 +50,7 @@ def write_predictions(
 
 
 def read_predictions(root: Path, trial_id: str) -> list[JsonDict] | None:
-    """Rows as :func:`write_predictions` writes them, of old records with fewer fields; None where none are kept.
+    """Rows as :func:`write_predictions` writes them; None if there are none. Old records have fewer fields.
 
     Args:
         root: Results folder of the sweep.
@@ -59,6 +59,6 @@ def read_predictions(root: Path, trial_id: str) -> list[JsonDict] | None:
     path = root / "trials" / trial_id / KEPT_FILE
     if not path.is_file():
         return None
-    # At once: line by line takes several times as long, and a report reads these of all trials.
+    # A report reads the predictions of all trials, and reading line by line would take several times as long.
     text = gzip.decompress(path.read_bytes()).decode("utf-8")
     return [json.loads(line) for line in text.split("\n") if line]

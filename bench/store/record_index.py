@@ -1,13 +1,12 @@
 """What is known of a sweep's records without opening them: ``<results>/<sweep>/.index``.
 
-The records are the truth; the index is made from them and may be deleted at any time. What it says of a record holds as
-long as the record and the files beside it are the ones that were read, by size, time of change and time of the inode's
-change. Whatever else there is, is read again: records that are new, were edited or came from elsewhere, all of them
-where the index is absent or damaged.
+The records are the truth; the index is made from them and may be deleted at any time. An entry holds as long as the
+record and the files beside it have the size, the time of change and the inode's time of change that they had when they
+were read. All other records are read again: new ones, edited ones, those that came from elsewhere, and all of them if
+the index is absent or damaged.
 
-One file, which the driver that holds the sweep's lock replaces as a whole; readers need no lock, and a file system
-without locks will do. Instead of SQLite, whose locks and shared memory are what network file systems lack. Imports
-neither torch nor ray.
+The index is one file. The driver that holds the sweep's lock replaces it as a whole, so that readers need no lock. It
+is no SQLite, whose locks and shared memory network file systems lack. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ from bench.schema.trial import JsonDict, Stage
 from bench.store.files import write_atomically
 
 INDEX_FILE = ".index"
-# Raised when entries come to hold something else, so that an old index is made again.
+# Raise it when entries change, so that an old index is made anew.
 VERSION = 1
-# A file that was written this shortly ago might change again within one tick of the file system's clock, and look the
-# same. Where times have no fraction, the clock ticks in seconds, of which FAT counts every second one.
+# A file that was written within this time might change again without a change of its times, because the clock of the
+# file system ticks this slowly. If times have no fraction, the clock ticks in seconds, and that of FAT in two.
 TICK_SECONDS = 0.1
 COARSE_TICK_SECONDS = 2.0
 
-# Name of a file, its size in bytes, its time of change and that of its inode, in nanoseconds.
+# Name of a file, its size in bytes, its time of change and that of its inode in nanoseconds.
 Stamp = tuple[str, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What commands need of a record when they do not read it."""
+    """What commands need to know of a record without reading it."""
 
     trial_id: str
     status: str
@@ -63,18 +62,18 @@ class _Entry:
     known: Known
     stamps: tuple[Stamp, ...]
     settled: bool
-    """Whether the times of the inodes count: not while files still have a second name in the outbox."""
+    """Whether the times of the inodes count. They do not while files still have a second name in the outbox."""
 
 
 def known_of(record: TrialResult) -> Known:
-    """What the index keeps of a record."""
+    """The part of a record that the index keeps."""
     outcome = record.outcome
     reason = outcome.reason if isinstance(outcome, Failed) else None
     return Known(record.trial_id, outcome.status, record.spec.stage, reason, record.hub_commits)
 
 
 class RecordIndex:
-    """The index of one sweep, read when it is first asked.
+    """The index of one sweep. Its file is read when it is first needed.
 
     Args:
         path: Its file.
@@ -90,18 +89,18 @@ class RecordIndex:
         self._changed = 0
 
     def known(self, trial_id: str) -> Known | None:
-        """What is known of a trial's record; None where it has to be read, or is not there."""
+        """The entry of a trial's record; None if the record has to be read, or if there is none."""
         entry = self._loaded().get(trial_id)
         return None if entry is None or not self._is_as_read(trial_id, entry) else entry.known
 
     def holds(self, trial_id: str) -> tuple[Stamp, ...] | None:
-        """The stamps of a record and its files that are as they were when they were read; None for all others."""
+        """The stamps of a record and its files, if none has changed since they were read; else None."""
         entry = self._loaded().get(trial_id)
         settled = None if entry is None else self._settled(entry)
         return None if settled is None or not self._is_as_read(trial_id, settled) else settled.stamps
 
     def stamps(self, trial_id: str, names: Sequence[str] = ()) -> tuple[Stamp, ...]:
-        """To be taken before a record and its files are read: what changes after that will be noticed.
+        """The stamps of a record and its files. Take them before reading the files, so that a later change is noticed.
 
         Raises:
             OSError: One of the files is not there.
@@ -109,32 +108,32 @@ class RecordIndex:
         return tuple(_stamp(self._trials / trial_id, name) for name in (self._record_name, *names))
 
     def add(self, record: TrialResult, stamps: tuple[Stamp, ...], settled: bool = True) -> None:
-        """Remember a record that was read and whose files were found to be those that were committed.
+        """Remember a record that is intact, as are its files.
 
         Args:
             record: The record.
             stamps: Of the record and its files.
-            settled: False for what has just been committed, whose files still have other names elsewhere.
+            settled: False for a record that has just been committed, whose files still have other names in the outbox.
         """
         self._loaded()[record.trial_id] = _Entry(known_of(record), stamps, settled)
         self._changed += 1
 
     def forget(self, trial_id: str) -> None:
-        """Its record is no longer there."""
+        """Remove the entry of a trial whose record is no longer there."""
         self._changed += self._loaded().pop(trial_id, None) is not None
 
     def keep_only(self, trial_ids: Sequence[str]) -> None:
-        """Forget what has no record any more."""
+        """Remove the entries of all other trials, which have no record any more."""
         for trial_id in self._loaded().keys() - set(trial_ids):
             self.forget(trial_id)
 
     @property
     def is_behind(self) -> bool:
-        """Whether so much is new that a driver which died now would leave much to be read again."""
+        """Whether so many entries are unsaved that reading their records again would take the next driver long."""
         return self._changed >= max(256, len(self._loaded()) // 4)
 
     def save(self) -> None:
-        """Replace the file, if anything is new. That it cannot be written costs time, and must not end a sweep."""
+        """Replace the file if an entry has changed. An error is ignored, because commands work without the index."""
         if not self._changed:
             return
         now = time.time_ns()
@@ -157,7 +156,7 @@ class RecordIndex:
             return False
 
     def _settled(self, entry: _Entry) -> _Entry | None:
-        """The same with the inodes' times of now, if nothing was changed since."""
+        """The entry with the present times of the inodes; None if a file has changed."""
         if entry.settled:
             return entry
         trial_id = entry.known.trial_id
@@ -167,8 +166,8 @@ class RecordIndex:
 
 
 def _stamp(folder: Path, name: str) -> Stamp:
-    found = (folder / name).stat()
-    return name, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    status = (folder / name).stat()
+    return name, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _equal(now: Stamp, then: Stamp, settled: bool) -> bool:
@@ -176,7 +175,7 @@ def _equal(now: Stamp, then: Stamp, settled: bool) -> bool:
 
 
 def _is_old(entry: _Entry, now: int) -> bool:
-    """Whether a further change of any file would show in its times."""
+    """Whether the files are so old that a further change would show in their times."""
     return all(now - max(changed, of_inode) > 1e9 * _tick(changed) for _, _, changed, of_inode in entry.stamps)
 
 
@@ -193,14 +192,14 @@ def _line(entry: _Entry) -> str:
 
 
 def _read(path: Path) -> Iterator[_Entry]:
-    """All entries; none where the file is absent, damaged or of another version."""
+    """All entries; none if the file is absent, damaged or of another version."""
     try:
         if path.is_symlink() or not path.is_file():
             return
         head, _, body = path.read_bytes().partition(b"\n")
         if head + b"\n" != _head(body):
             return
-        # Most names are the same in all entries, and so are the commits.
+        # Most entries share names and commits, which take memory once.
         commits: dict[Any, Any] = {}
         entries = [_entry(json.loads(line), commits) for line in body.splitlines()]
     except (OSError, ValueError, TypeError, RecursionError):
@@ -211,8 +210,8 @@ def _read(path: Path) -> Iterator[_Entry]:
 def _entry(values: list[Any], commits: dict[Any, Any]) -> _Entry:
     *of_known, stamps = values
     content: JsonDict = dict(zip(_FIELDS, of_known, strict=True))
-    found = tuple(map(tuple, content["hub_commits"]))
-    content["hub_commits"] = commits.setdefault(found, found)
+    hub_commits = tuple(map(tuple, content["hub_commits"]))
+    content["hub_commits"] = commits.setdefault(hub_commits, hub_commits)
     for name in ("status", "stage"):
         content[name] = sys.intern(content[name])
     made = tuple((sys.intern(name), int(size), int(changed), int(inode)) for name, size, changed, inode in stamps)

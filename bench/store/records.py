@@ -1,8 +1,8 @@
 """Results on disk: ``<results>/<sweep>/trials/<trial_id>/result.json``, written last and atomically.
 
-Only the driver writes here. That a record exists is what says that its trial is done. A record is never changed and
-never deleted: what was lost on the way to it, and failures that are run again, are kept under ``attempts/``; what is
-torn is set aside, and its trial runs again. Imports neither torch nor ray.
+A trial is done when its record exists. Only the driver writes here, and it never changes or deletes a record. Attempts
+that were lost, and failures that are run again, are kept under ``attempts/``. A damaged record is set aside, and its
+trial runs again. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Store:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other drivers out. The lock goes with the process that holds it, however that ends.
+        """Keep other drivers out. The lock is gone when the process that holds it ends, even by a crash.
 
         Raises:
             StoreError: Another driver works on this folder.
@@ -75,14 +75,14 @@ class Store:
 
     @property
     def outbox(self) -> Path:
-        """Folder for attempts on their way to a record, on the same file system."""
+        """Folder of attempts that have no record yet, on the same file system as the records."""
         return self.root / ".outbox"
 
     def read(self, trial_id: str) -> TrialResult | None:
         """The record of a trial; None if there is none.
 
         Raises:
-            CorruptRecordError: There is a file that is no record, or not the one that was written.
+            CorruptRecordError: The file is no record, or was changed since it was written.
         """
         path = self.trials / trial_id / RECORD_FILE
         if not path.is_file():
@@ -108,18 +108,18 @@ class Store:
             yield read_record(path) if self.index.known(trial_id) is None else _read_checked(path)
 
     def known(self, trial_id: str) -> Known | None:
-        """What a driver needs of a trial's record, which is read only where the index does not hold it; None if absent.
+        """What a driver needs of a trial's record; None if there is none. The record is read if the index lacks it.
 
         Raises:
-            CorruptRecordError: There is a file that is no record, or not the one that was written.
+            CorruptRecordError: The file is no record, or was changed since it was written.
         """
-        if (found := self.index.known(trial_id)) is not None:
-            return found
+        if (known := self.index.known(trial_id)) is not None:
+            return known
         record = self.read(trial_id)
         return None if record is None else known_of(record)
 
     def save_index(self) -> None:
-        """Bring the index up to date. Only for whoever holds the lock, and not for one who was silent for too long."""
+        """Write the index, unless another driver has taken over the lock, which the caller holds."""
         with contextlib.suppress(LockError):
             self._lock.check()
             self.index.save()
@@ -135,16 +135,18 @@ class Store:
         return (self.trials / trial_id / RECORD_FILE).is_file()
 
     def commit(self, result: TrialResult, files: Sequence[Path], prefix: str = "") -> TrialResult:
-        """Write a trial's files and then its record. What a crashed commit left in the folder is replaced.
+        """Write a trial's files and then its record. Files that a crashed commit left in the folder are replaced.
 
-        ``files`` stay where they are, so that a commit which a crash has cut short can be made again. Their names lose
-        the prefix.
+        Args:
+            result: The record.
+            files: They stay where they are, so that a commit that a crash has cut short can be made again.
+            prefix: Of the names of some files; the store leaves it out.
 
         Returns:
-            The record as written, with the hashes of its files; the present one if this attempt was committed before.
+            The record as written, with the hashes of its files. If this attempt has its record already, that one.
 
         Raises:
-            StoreError: There is a record of another attempt, or the disk is full. Nothing of it was touched.
+            StoreError: There is a record of another attempt, which stays, or the disk is full.
         """
         present = self.read(result.trial_id)
         if present is not None:
@@ -171,7 +173,7 @@ class Store:
         return result
 
     def drop_checkpoints(self, trial_id: str) -> None:
-        """Remove the checkpoints of a trial that has its record, but those that were set aside as damaged."""
+        """Remove the checkpoints of a trial that has its record. Those that were set aside as damaged stay."""
         folder = checkpoints_beside(self.outbox, trial_id)
         with contextlib.suppress(OSError):  # There are none, or a damaged one stays.
             for path in _files_in(folder):
@@ -181,7 +183,7 @@ class Store:
             folder.parent.rmdir()
 
     def keep_lost(self, result: TrialResult, files: Sequence[Path]) -> None:
-        """Write the record of an attempt that will be made again. It does not say that its trial is done."""
+        """Write the record of a lost attempt. Its trial is not done and will be tried again."""
         reached("lost.before_record")
         folder = self.trials / result.trial_id / ATTEMPTS_FOLDER / result.attempt.attempt_id
         if not (folder / RECORD_FILE).is_file():
@@ -229,7 +231,7 @@ class Store:
         self.log("discarded", trial_id=trial_id, attempt=attempt_id)
 
     def set_aside(self, trial_id: str, why: str) -> Path:
-        """Move a trial's folder out of the way, as it is, so that it runs again. Returns where it is now."""
+        """Move a trial's folder out of the way, so that the trial runs again. Returns where the folder is now."""
         aside = self.root / "set-aside"
         make_folder(aside)
         number = 1 + sum(path.name.startswith(f"{trial_id}.") for path in aside.iterdir())
@@ -252,7 +254,7 @@ class Store:
             raise StoreError(f"{self.journal.path} cannot be written: {error.strerror}") from error
 
     def _index(self, committed: TrialResult) -> None:
-        with contextlib.suppress(OSError):  # It is read again, then.
+        with contextlib.suppress(OSError):  # The record is then read again next time.
             self.index.add(committed, self.index.stamps(committed.trial_id, list(committed.files)), settled=False)
         if self.index.is_behind:
             self.save_index()
@@ -297,7 +299,7 @@ def read_record(path: Path) -> TrialResult:
 
 
 def _read_checked(path: Path) -> TrialResult:
-    """A record that was found to be right, and has not been touched since."""
+    """A record that was found intact before and has not been touched since."""
     try:
         return TrialResult.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -310,7 +312,7 @@ def damaged_files(folder: Path, record: TrialResult, names: Sequence[str]) -> li
 
 
 def content_sha256(content: JsonDict) -> str:
-    """Of a record's JSON, whatever its layout; the field that holds the hash itself does not count."""
+    """Hash of a record's JSON without the field for the hash itself. The layout of the file makes no difference."""
     content = {key: value for key, value in content.items() if key != "content_sha256"}
     return sha256_of_json(content)
 
@@ -324,7 +326,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _link(source: Path, target: Path) -> Path:
-    """The same file under another name, at no cost where the file system can do that."""
+    """Give a file a second name, by a hard link if the file system has them, else by a copy."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)

@@ -1,4 +1,4 @@
-"""What a driver does with what an earlier one left behind: finished attempts are committed, interrupted ones noted."""
+"""Puts in order what an earlier driver left behind: it commits finished attempts and notes interrupted ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHECKED_BYTES = 16 * 2**20
 
 @dataclass
 class Recovered:
-    """What was found."""
+    """What :func:`recover` did."""
 
     committed: list[TrialResult] = field(default_factory=list)
     set_aside: dict[str, str] = field(default_factory=dict)
@@ -27,18 +27,17 @@ class Recovered:
 def recover(store: Store) -> Recovered:
     """Put a sweep's folder in order before anything runs.
 
-    Records that are torn or were changed are set aside, so that their trials run again; those that the index holds, as
-    they were when they were last found right, are not read. Attempts that had finished when
-    the driver died are committed; of those that had not, the logs are kept. What an attempt left that is not the
-    current one is not looked at.
+    Records that are torn or were changed are set aside, so that their trials run again. Records that the index knows to
+    be intact are not read. Attempts that had finished when the driver died are committed; of unfinished ones the logs
+    are kept. An attempt that is not the current one of its trial is dropped.
     """
-    found = Recovered()
-    there = store.trial_ids()
-    store.index.keep_only(there)
-    for trial_id in there:
+    recovered = Recovered()
+    trial_ids = store.trial_ids()
+    store.index.keep_only(trial_ids)
+    for trial_id in trial_ids:
         if store.index.known(trial_id) is None and (why := _damage(store, trial_id)) is not None:
             store.set_aside(trial_id, why)
-            found.set_aside[trial_id] = why
+            recovered.set_aside[trial_id] = why
     store.save_index()
     current = store.current_attempts()
     for folder, started in list(outbox.attempts(store.outbox)):
@@ -47,7 +46,7 @@ def recover(store: Store) -> Recovered:
             trial_id = member.spec.trial_id
             if store.has(trial_id):
                 store.drop_checkpoints(trial_id)
-                continue  # The crash came between the record and the clearing of the outbox.
+                continue  # The driver died after it had written the record, before it cleared the outbox.
             if current.get(trial_id) != started.attempt.attempt_id:
                 store.log("stale", trial_id=trial_id, attempt=started.attempt.attempt_id)
                 continue
@@ -56,22 +55,22 @@ def recover(store: Store) -> Recovered:
             if again:
                 store.keep_lost(result, files)
             else:
-                found.committed.append(store.commit(result, files, outbox.member_prefix(number)))
+                recovered.committed.append(store.commit(result, files, outbox.member_prefix(number)))
         shutil.rmtree(folder)
     shutil.rmtree(store.outbox, ignore_errors=True)
-    return found
+    return recovered
 
 
 def _result(
     member: outbox.StartedAttempt, number: int, ranks: Mapping[int, outbox.FinishedRank] | None
 ) -> tuple[TrialResult, bool]:
-    """The record of one of the trials of a launch, and whether it has to be made again."""
+    """The record of a member of a launch, and whether its trial has to be tried again."""
     if ranks is None:
         lost = Failed(reason="driver_lost", phase=None, rank=None, message="the driver died while it ran")
         return member.result(lost, None, 0.0, None), True
     report = outbox.merged({rank: finished.report for rank, finished in ranks.items()})
     outcome = report.of_member(number)
-    # Two readings of clocks which somebody may have set in between.
+    # Somebody may have set a clock between the two readings.
     seconds = max(0.0, max(finished.finished_at for finished in ranks.values()) - member.started_at)
     result = member.result(outcome, report.provenance, seconds, None, report.shared_seconds)
     again = RetryPolicy().tries_again(outcome, member.attempt.earlier_reasons, bool(member.companions))
@@ -79,7 +78,7 @@ def _result(
 
 
 def _damage(store: Store, trial_id: str) -> str | None:
-    """What is wrong with a record and its files. What is right is known from now on, as long as nobody touches it."""
+    """What is wrong with a record or its files. An intact record enters the index, so that it is not read again."""
     before = store.index.stamps(trial_id)
     try:
         record = store.read(trial_id)
@@ -87,7 +86,7 @@ def _damage(store: Store, trial_id: str) -> str | None:
         return str(error)
     if record is None:
         return None
-    if record.content_sha256 is None:  # From before records had checksums: there is nothing to compare with.
+    if record.content_sha256 is None:  # Old records have no checksum to compare with.
         store.index.add(record, before)
         return None
     folder = store.trials / trial_id

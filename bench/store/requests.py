@@ -1,4 +1,4 @@
-"""How another terminal asks the driver of a sweep for something: by a file in the results folder."""
+"""Requests of another terminal to the driver of a sweep, which are files in the results folder."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ POLL_SECONDS = 0.1
 
 
 class CancelRequest(Spec):
-    """Ends one trial, or all that have no record."""
+    """Asks for the end of one trial, or of all that have no record."""
 
     trial_id: str | None
 
 
 class Answer(Spec):
-    """What the driver did."""
+    """Says what the driver did."""
 
-    cancelled: int = Field(description="trials that ran or waited, and end now")
+    cancelled: int = Field(description="trials that ran or waited before the request and end now")
 
 
 class Requests:
@@ -40,7 +40,7 @@ class Requests:
         self._folder = root / REQUESTS_FOLDER
 
     def ask(self, request: CancelRequest, timeout_seconds: float) -> Answer | None:
-        """Leave a request and wait for the answer; None if the driver gives none in time. Then the request is gone."""
+        """Leave a request and wait for the answer; None if there is none in time, and then the request is withdrawn."""
         make_folder(self._folder)
         path = self._folder / f"{uuid.uuid4().hex}.json"
         answer = path.with_suffix(ANSWER_SUFFIX)
@@ -64,6 +64,6 @@ class Requests:
             try:
                 request = CancelRequest.model_validate_json(path.read_text())
             except (OSError, ValidationError):
-                continue  # withdrawn, or not from us
+                continue  # withdrawn, or no request of ours
             write_atomically(path.with_suffix(ANSWER_SUFFIX), obey(request).model_dump_json())
             path.unlink(missing_ok=True)

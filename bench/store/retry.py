@@ -1,4 +1,4 @@
-"""Whether a trial that failed is tried again, and when: one rule for the driver that saw it and for the next one."""
+"""Whether and when a failed trial is tried again: one rule for the driver that saw the failure and for the next one."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from bench.schema.record import REASONS, Failed, Outcome, Reason
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Symptoms of other faults are tried again, a while later; so is, alone, whatever failed in company."""
+    """Tries a trial again if its failure is the symptom of another fault, or if it was fused: then alone, at once."""
 
     attempts: int = 3
     uncounted_attempts: int = 20
-    """The machine's failures do not count, but a trial that is always there when nodes die has an end too."""
+    """Failures of machines do not count as attempts. This limit ends a trial whose nodes die again and again."""
     backoff_seconds: float = 1.0
-    """Before a trial is tried again after the first symptom of a kind."""
+    """The wait after the first symptom of a kind; ``backoff_factor`` prolongs it after each further one."""
     backoff_factor: float = 4.0
     max_backoff_seconds: float = 60.0
 
-    def tries_again(self, outcome: Outcome, earlier: Sequence[Reason], in_company: bool) -> bool:
-        """Whether the trial is run once more instead of getting this outcome.
+    def tries_again(self, outcome: Outcome, earlier: Sequence[Reason], was_fused: bool) -> bool:
+        """Whether a trial is tried again instead of getting this outcome.
 
         Args:
             outcome: Of its latest attempt.
             earlier: Why the attempts before it were lost.
-            in_company: Whether other trials shared the launch, which might be to blame.
+            was_fused: Whether the launch had other members, which may be to blame.
         """
-        if not isinstance(outcome, Failed) or not (in_company or outcome.is_symptom):
+        if not isinstance(outcome, Failed) or not (was_fused or outcome.is_symptom):
             return False
         counted = [REASONS[reason].counts for reason in (*earlier, outcome.reason)]
         return counted.count(True) < self.attempts and counted.count(False) < self.uncounted_attempts
 
     def wait_seconds(self, lost: Sequence[Reason]) -> float:
-        """How long to wait before the next attempt, after attempts that were lost for these reasons."""
+        """Seconds to wait before the next attempt, after attempts that were lost for these reasons."""
         latest = lost[-1]
         if not REASONS[latest].is_symptom:
             return 0.0

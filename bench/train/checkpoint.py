@@ -1,8 +1,8 @@
-"""Checkpoints inside a training, from which a retry goes on to the bit where a lost attempt was.
+"""Checkpoints of a training, from which a retry continues a lost attempt bit for bit.
 
-A checkpoint is one safetensors file: what is trained, the optimiser's moments, the best state so far and the random
-states of all ranks as tensors; counters, curves and what the file belongs to as JSON in its header. Nothing is pickled.
-Its name holds the step and the hash of its bytes, so that a torn or damaged one is not taken for whole.
+A checkpoint is one safetensors file. Its tensors are what is trained, the optimiser's moments, the best state so far
+and the random states of all ranks; its header holds counters, curves and the seal as JSON. Nothing is pickled. The
+file's name holds the step and the hash of its bytes, so that a torn or damaged file is recognised.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ Tensors = dict[str, torch.Tensor]
 
 
 class CheckpointError(RuntimeError):
-    """There is no place for checkpoints."""
+    """There is no folder for checkpoints."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training between two steps."""
+    """The state of a training between two steps."""
 
     step: int
     tensors: Tensors
     facts: JsonDict
 
     def part(self, name: str) -> Tensors:
-        """The tensors under ``name/``, without that."""
+        """The tensors whose names begin with ``name/``, without this beginning."""
         return {key.partition("/")[2]: value for key, value in self.tensors.items() if key.startswith(f"{name}/")}
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one trial. Rank 0 reads and writes them, the others get from it what they need.
+    """The checkpoints of one trial. Rank 0 reads and writes them, and sends the others what they need.
 
     Args:
-        folder: On storage that outlives the attempt and that all nodes share; there already.
+        folder: An existing folder on storage that outlives the attempt and that all nodes share.
         every_steps: Steps from one checkpoint to the next.
-        seal: What a checkpoint must have been made by to be continued: equal for trials that would train alike.
+        seal: Trial, code and versions that made a checkpoint. One with another seal is not continued.
     """
 
     folder: Path
@@ -64,21 +64,21 @@ class Checkpoints:
     seal: JsonDict
 
     def of_data(self, order: Sequence[Sequence[int]]) -> Checkpoints:
-        """The same, for a training on batches in this order: what another order has left is not continued."""
+        """The same checkpoints with the order of the training data in their seal."""
         sha256 = hashlib.sha256(json.dumps(order).encode()).hexdigest()
         return replace(self, seal={**self.seal, "order of the data": sha256})
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, whole or not at all, and remove those before it.
+        """Write a checkpoint, whole or not at all, and remove earlier ones.
 
-        A disk that is full costs the checkpoint and not the trial.
+        If the disk is full, the trial goes on without this checkpoint.
         """
         header = {"facts": json.dumps({**checkpoint.facts, "step": checkpoint.step, "seal": self.seal})}
         data = safetensors.torch.save(checkpoint.tensors, header)
         path = self.folder / f"step-{checkpoint.step:08d}-{hashlib.sha256(data).hexdigest()}.safetensors"
         try:
             for torn in self.folder.glob(f".*{PARTIAL_SUFFIX}"):
-                torn.unlink(missing_ok=True)  # of an attempt that was killed while it wrote
+                torn.unlink(missing_ok=True)  # left by an attempt that was killed while it wrote
             write_atomically(path, data)
             for step, earlier in self._found():
                 if step < checkpoint.step:
@@ -89,10 +89,10 @@ class Checkpoints:
         reached("rank.after_checkpoint")
 
     def latest(self, device: torch.device) -> Checkpoint | None:
-        """The last whole checkpoint under this seal, on every rank. A collective operation.
+        """The last intact checkpoint with this seal, on every rank; None if there is none. A collective operation.
 
         Raises:
-            CheckpointError: The folder is not on storage that rank 0 sees.
+            CheckpointError: Rank 0 does not see the folder.
         """
         data = _from_rank_0(self._read() if dist.get_rank() == 0 else b"", device)
         if not data:
@@ -111,7 +111,7 @@ class Checkpoints:
             named = NAME.fullmatch(path.name)
             if named is None or hashlib.sha256(data).hexdigest() != named[2]:
                 path.replace(path.with_name(f"{path.name}.damaged"))
-                print(f"{path} is damaged; set aside under that name with .damaged", flush=True)  # noqa: T201
+                print(f"{path} is damaged; its name ends in .damaged now", flush=True)  # noqa: T201
             elif (made_by := _facts(data)["seal"]) != self.seal:
                 other = sorted(key for key, value in self.seal.items() if made_by.get(key) != value)
                 path.unlink(missing_ok=True)
@@ -132,10 +132,10 @@ def taken(
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     device: torch.device,
 ) -> tuple[Tensors, JsonDict]:
-    """What the next step depends on, below ZeRO 1 and in fp32. A collective operation: all ranks' random states.
+    """All that the next step depends on, below ZeRO 1 and in fp32. A collective operation.
 
     Returns:
-        Tensors on the CPU, and what fits into JSON.
+        Tensors on the CPU, and values of JSON.
     """
     tensors = {f"trained/{name}": _copy(parameter) for name, parameter in trained_parameters(model)}
     numbers: dict[str, JsonDict] = {}
@@ -164,7 +164,7 @@ def put_back(
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     device: torch.device,
 ) -> None:
-    """Have the next step be the one after the checkpoint."""
+    """Restore a checkpoint, so that the next step is the one after it."""
     copy_state(dict(trained_parameters(model)), checkpoint.part("trained"))
     fresh = optimizer.state_dict()
     states: dict[int, JsonDict] = {int(index): dict(kept) for index, kept in checkpoint.facts["optimizer"].items()}
@@ -184,7 +184,7 @@ def _random_states(device: torch.device) -> Tensors:
     _, words, gauss = random.getstate()
     states = {
         "torch": torch.get_rng_state(),
-        # 32-bit words, which doubles hold exactly; not a number where Python has no second normal number ready.
+        # Doubles hold 32-bit words exactly. NaN says that Python has no second normal number ready.
         "python": torch.tensor([*words, float("nan") if gauss is None else gauss], dtype=torch.float64),
     }
     return {**states, **({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})}

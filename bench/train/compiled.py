@@ -1,4 +1,4 @@
-"""Layers of a model that are compiled while it trains."""
+"""Compiles the layers of a model while it trains."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from bench.method import MethodError
 
 
 class Compiler:
-    """Tells a training loop in which of its steps something was compiled."""
+    """Knows in which steps of a training something was compiled."""
 
     def __init__(self) -> None:
         self._has_compiled = False
 
     def began(self, *_: Any) -> None:
-        """To be called when a compilation begins."""
+        """A compilation has begun."""
         self._has_compiled = True
 
     def worked(self) -> bool:
-        """Whether anything was compiled since this was asked last."""
+        """Whether anything was compiled since the last call."""
         worked, self._has_compiled = self._has_compiled, False
         return worked
 
 
 @contextmanager
 def compiled_layers(models: Sequence[nn.Module]) -> Iterator[Compiler]:
-    """Compile the repeated layers of patched models, with ``torch.compile``, for the time of the block.
+    """Compile the repeated layers of patched models with ``torch.compile``, as long as the block lasts.
 
-    Layers of equal code share what is compiled, for any number of rows and tokens. Another one is made when a layer is
-    called in a new way: without gradients, without a mask because no pair needs padding.
+    Layers with equal code share the compiled code, which works for any number of rows and tokens. torch compiles again
+    when a layer is called in a new way, say without gradients, or without a mask because no pair needs padding.
 
     Args:
         models: Patched models.
 
     Raises:
-        MethodError: There is no compiler, or no layer.
+        MethodError: There is no C++ compiler, or no layer.
     """
     from torch._dynamo.callback import callback_handler
     from torch._inductor import config
@@ -64,7 +64,7 @@ def compiled_layers(models: Sequence[nn.Module]) -> Iterator[Compiler]:
 
 
 def _require_cpp() -> None:
-    """What torch makes for a CPU is C++, and what it makes for a GPU is launched from C++."""
+    """Require a C++ compiler: torch compiles to C++ for a CPU, and starts kernels of a GPU from C++."""
     name = os.environ.get("CXX") or "g++"
     if shutil.which(name) is None:
         raise MethodError(f"resources.compile needs a C++ compiler, and there is no {name!r}; install it or set CXX")

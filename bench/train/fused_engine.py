@@ -1,4 +1,4 @@
-"""Several trials in one pass over a frozen model: copies that share its weights, and the engine of the pass."""
+"""Trains several trials in one pass over a frozen model: copies that share its weights, and the engine of the pass."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from bench.train.lane import Lane
 
 
 def copies_sharing_weights(model: Any, count: int) -> list[Any]:
-    """So many models that a method can patch one by one, with the same parameters and buffers in all of them."""
+    """Make models that a method can patch one by one and that share all parameters and buffers."""
     tensors = [*model.parameters(), *model.buffers()]
     return [model, *(copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}) for _ in range(count - 1))]
 
 
 class FusedEngine:
-    """Steps the optimisers of several trials after one backward pass; to the loop it is what DeepSpeed's engine is.
+    """Steps the optimisers of several trials after one backward pass. The loop uses it like DeepSpeed's engine.
 
-    Gradients are clipped, and schedules go on, for each trial by itself. A trial without rows in a pass stands still.
+    Each trial has its gradients clipped, and its schedule advanced, by itself. A trial without rows in a pass makes no
+    step.
 
     Args:
         loss: Of the model that all rows go through.
-        lanes: The trials.
-        shared_rows: Says which of them have rows in a pass.
+        lanes: One for each trial.
+        shared_rows: Says which lanes have rows in a pass.
         accumulation: Backward passes for each step.
     """
 
@@ -60,7 +61,7 @@ class FusedEngine:
         (loss / self.accumulation).backward()  # type: ignore[no-untyped-call]
 
     def step(self) -> None:
-        """After the last pass of a step, step the trials that took part."""
+        """After the last pass of a step, step the optimisers of the trials that had rows."""
         self._passes += 1
         if self._passes % self.accumulation:
             return
@@ -73,4 +74,4 @@ class FusedEngine:
             lane.scheduler.step()
 
     def destroy(self) -> None:
-        """Nothing outlives the engine."""
+        """Do nothing: this engine keeps nothing that has to be released."""

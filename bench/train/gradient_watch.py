@@ -1,4 +1,4 @@
-"""Whether everything that counts as trained is trained: the first gradients of every tensor, on every engine."""
+"""Checks that everything that counts as trained is trained, by the first gradients of every tensor, on every engine."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from torch.utils.hooks import RemovableHandle
 
 from bench.method import Method, MethodError, trained_parameters
 
-# An expert of a layer, one module each; where experts are one tensor, it is trained as soon as one of them is.
+# The name of a tensor of one expert. Experts in one tensor have no such name: it is trained as soon as one of them is.
 EXPERT = re.compile(r"(.*\bexperts\.(?:expert_)?)\d+(\..*)")
 NAMES_TOLD = 3
 
 
 class GradientWatch:
-    """Sees the gradients of a trial's first steps, until every trained tensor has had one that is not all zero.
+    """Watches the gradients of a trial's first steps, until every trained tensor has had one that is not all zero.
 
-    A tensor that gets no gradient in the first step takes no part in the loss, and one whose gradients stay zero is not
-    trained either: such a trial fails. What starts at zero may hold up others (LoRA's A has no gradient while B is
-    zero, a prompt none behind a closed gate), so that zeros count after two steps, the learning rate of the first of
-    which is not zero, and not while each step sets others free.
+    A trial fails if a tensor gets no gradient in the first step, because it then takes no part in the loss, or if its
+    gradients stay zero. Some tensors have zero gradients at first: those of LoRA's A as long as B is zero, those of a
+    prompt behind a closed gate. So zeros count only after a step with a learning rate above zero, and only if that step
+    has not brought gradients to other tensors.
 
-    Two things are left to chance. An expert of a mixture that no token has reached is waited for as long as another
-    expert of its layer is trained, to the end if need be (:attr:`unreached`). A model that skips layers at random
-    (LayerDrop) is given the whole training.
+    Chance decides in two cases. If no token has reached an expert of a mixture, it may stay without a gradient as long
+    as another expert of its layer has one (:attr:`unreached`). A model that skips layers at random (LayerDrop) may take
+    the whole training.
 
-    Hooks on the tensors tell, because ZeRO leaves no ``grad`` to look at; what one rank sees counts for all.
+    Hooks on the tensors see the gradients, because ZeRO leaves no ``grad``. A gradient on one rank counts for all.
 
     Args:
-        method: For messages.
-        model: Patched, and already with its engine, which may change the dtype of what is trained.
+        method: Named in messages.
+        model: Patched, after its engine was made, which may change the dtype of trained tensors.
         device: Of the model.
     """
 
@@ -55,30 +55,30 @@ class GradientWatch:
         self.unreached: list[str] = []
 
     def require_graph(self, loss: torch.Tensor) -> None:
-        """See that a loss depends on anything that is trained.
+        """Check that a loss depends on a trained tensor.
 
         Raises:
-            MethodError: It does not.
+            MethodError: It depends on none.
         """
         if not loss.requires_grad:
             raise MethodError(self._complaint(self._names, "get no gradient: the loss does not depend on any"))
 
     def after_backward(self, learning_rate: float, last: bool) -> None:
-        """The gradients of a step are there. A collective operation until all is well, and nothing from then on.
+        """Judge the gradients of a step. A collective operation, until every tensor has had a gradient.
 
         Args:
             learning_rate: Of this step.
-            last: Whether no other step follows.
+            last: Whether this is the last step.
 
         Raises:
-            MethodError: Naming tensors without a gradient.
+            MethodError: Tensors get no gradient, or only zeros. The message names them.
         """
         if not self._hooks:
             return
         seen = self._seen.int()
         dist.all_reduce(seen, op=dist.ReduceOp.MAX)
         with_gradient, alive = (
-            {name for name, found in zip(self._names, row, strict=True) if found} for row in seen.tolist()
+            {name for name, is_seen in zip(self._names, row, strict=True) if is_seen} for row in seen.tolist()
         )
         missing = self._without(with_gradient)
         if missing and (last or not self._patient):
@@ -103,7 +103,7 @@ class GradientWatch:
         self._seen[1, index].logical_or_(gradient.any())
 
     def _without(self, those: set[str]) -> list[str]:
-        """What is not among those, but for experts with others of their layer among them."""
+        """The names that are not among those, without experts of a layer that another expert has reached."""
         reached = {_layer_of_expert(name) for name in those} - {None}
         return [name for name in self._names if name not in those and _layer_of_expert(name) not in reached]
 
@@ -113,9 +113,9 @@ class GradientWatch:
 
 
 def _layer_of_expert(name: str) -> str | None:
-    """A name that the same tensor has in all experts of a layer; None for what is no expert's."""
-    found = EXPERT.fullmatch(name)
-    return None if found is None else found[1] + found[2]
+    """The name of an expert's tensor without the expert's number; None if it belongs to no expert."""
+    match = EXPERT.fullmatch(name)
+    return None if match is None else match[1] + match[2]
 
 
 def _skips_layers(model: nn.Module) -> bool:

@@ -1,6 +1,6 @@
-"""The only training loop, over the lanes of a pass: one trial on a DeepSpeed engine on every rank, or several fused.
+"""The only training loop. It trains one trial on a DeepSpeed engine on every rank, or the members of a fused launch.
 
-It names no method. K lanes.
+It names no method. K lanes, one for each trial.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from bench.train.lane import Diverged, Lane, Trained, num_targets
 from bench.train.loss import TargetLoss
 from bench.train.order import micro_batches
 
-# Losses are reduced over ranks, checked and reported every so many steps: a host that waits for the device at every
-# step would slow a GPU down.
+# Losses are reduced over ranks, checked and reported every so many steps, because a GPU would be slower if the host
+# waited for it at every step.
 REPORT_EVERY_STEPS = 5
 
 
 @dataclass
 class Training:
-    """The training of one trial on one rank of it, or of several trials side by side on one rank.
+    """The training of one trial on one of its ranks, or of all members of a fused launch on its only rank.
 
-    The loss of a step is the mean over all target tokens of the global batch, whatever ranks and micro-batches it is
-    cut into, so that the numbers of ranks change nothing but rounding. ``loss_reduction`` may ask for another gradient
-    scale, the sum over a sequence's target tokens averaged over sequences; what is reported stays the mean over tokens.
+    The loss of a step is the mean over all target tokens of the global batch, however ranks and micro-batches divide
+    it, so that the number of ranks changes rounding alone. ``loss_reduction`` may ask for another scale of gradients,
+    the sum over a sequence's target tokens averaged over sequences; the reported loss stays the mean over tokens.
 
-    Trials side by side have as many rows each in every pass, and models that share frozen weights. A trial that ends
-    before the others, or diverges, has no rows in the passes that follow.
+    Fused trials have equally many rows in every pass, and models that share frozen weights. A trial that ends before
+    the others, or diverges, has no rows in later passes.
     """
 
     lanes: Sequence[Lane]
@@ -61,10 +61,10 @@ class Training:
         """Train, from the last checkpoint if there is one.
 
         Returns:
-            What came of each lane: the state with the lowest dev loss, or that it diverged.
+            For each lane the state with the lowest dev loss, or how it diverged.
 
         Raises:
-            Diverged: The loss is not finite in any lane.
+            Diverged: All lanes have diverged.
         """
         models = [lane.model for lane in self.lanes]
         compiled = compiled_layers(models) if self.resources.compile else nullcontext(Compiler())
@@ -98,7 +98,7 @@ class Training:
                     with self.meter.phase("validate"):
                         self._validate(engine, evaluating, dev_pairs, step)
                         self._require_survivors()
-                    self.compiler.worked()  # What validation compiled is of no step.
+                    self.compiler.worked()  # Compiling for validation is no part of a step.
                     engine.train()
                     clock.resume()
                 if saving:
@@ -114,17 +114,17 @@ class Training:
 
     @property
     def micro_batch_size(self) -> int:
-        """Pairs of one trial in a forward pass."""
+        """Pairs of one trial in a forward pass of one rank."""
         train = self.lanes[0].train
         return train.micro_batch_size or train.batch_size // self.resources.ranks
 
     def _continued(self) -> int:
-        """Take up the last checkpoint. Returns the steps that were made before it; 0 where there is none."""
+        """Continue from the last checkpoint. Returns its step; 0 if there is no checkpoint."""
         if self.checkpoints is not None:
             (lane,) = self.lanes
             self.checkpoints = self.checkpoints.of_data(lane.order)
-            if (found := self.checkpoints.latest(self.device)) is not None:
-                lane.continue_from(found, self.device)
+            if (checkpoint := self.checkpoints.latest(self.device)) is not None:
+                lane.continue_from(checkpoint, self.device)
         return self.lanes[0].done
 
     def _saves_after(self, step: int) -> bool:
@@ -146,7 +146,7 @@ class Training:
         return FusedEngine(loss, self.lanes, self.shared_rows, lane.train.batch_size // self.micro_batch_size)
 
     def _step(self, engine: Any, running: Sequence[int], pairs: Sequence[Pair], step: int) -> None:
-        """One optimiser step of these lanes."""
+        """Make one optimiser step in these lanes."""
         lanes = [self.lanes[number] for number in running]
         batches = [lane.order[step - 1] for lane in lanes]
         chosen = [[pairs[index] for index in batch] for batch in batches]
@@ -178,7 +178,7 @@ class Training:
         return micro_batches(batch, self.rank, self.resources.ranks, self.micro_batch_size)
 
     def _losses(self, engine: Any, chosen: Sequence[Sequence[Pair]]) -> torch.Tensor:
-        """``(K,)``, the loss of each lane's pairs, summed over target tokens."""
+        """The loss of each lane's pairs ``(K,)``, summed over target tokens."""
         together = [pair for of_lane in chosen for pair in of_lane]
         batch = self.architecture.batch(together, self.pad_token_id).to(self.device)
         losses: torch.Tensor = engine(**vars(batch), shares=[num_targets(of_lane) for of_lane in chosen])
@@ -202,7 +202,7 @@ class Training:
             raise diverged[0]
 
     def _cost(self, lane: Lane, durations: Sequence[float], pairs: Sequence[Pair], skipped_steps: int) -> TrainCost:
-        """Of a lane's steps in this attempt. Time and padding are those of the passes, which it may have shared."""
+        """The cost of a lane's steps in this attempt. Time and padding are those of passes, which may be fused."""
         seconds_of = dict(enumerate(durations[: lane.steps - lane.done], start=lane.done + 1))
         steady = self._steady(list(seconds_of))
         durations = [seconds_of[step] for step in steady]
@@ -228,14 +228,14 @@ class Training:
         )
 
     def _steady(self, steps: Sequence[int]) -> list[int]:
-        """Those steps behind the warm-up in which no rank compiled; all behind the warm-up if every one did."""
+        """The steps after the warm-up in which no rank compiled; if ranks compiled in each of them, all of them."""
         steady = steps[steady_start(len(steps)) :]
         compiling = torch.tensor([step in self.compiling_steps for step in steady], device=self.device).int()
         dist.all_reduce(compiling, op=dist.ReduceOp.MAX)
         return [step for step, late in zip(steady, compiling.tolist(), strict=True) if not late] or list(steady)
 
     def _padded_tokens(self, pairs: Sequence[Pair], step: int) -> float:
-        """Each lane's part of the tokens, padding included, of this step, over all ranks."""
+        """One lane's share of the tokens of a step on all ranks, padding included."""
         batches = [lane.order[step - 1] for lane in self.lanes if step <= lane.steps]
         together = (
             [pairs[index] for micro in micros for index in micro]
@@ -254,14 +254,14 @@ def mean_losses(
     batch_size: int,
     device: torch.device,
 ) -> list[float]:
-    """Mean loss per target token over ``pairs``, shared by all ranks of the process group, for each of K models.
+    """Mean loss per target token over ``pairs`` for each of K models. All ranks of the process group share the work.
 
-    Every rank makes the same number of forward passes, as ZeRO-3 needs; a rank without a batch of its own repeats one
-    that does not count.
+    Every rank makes the same number of forward passes, as ZeRO-3 needs. A rank without a batch of its own repeats
+    another one, which does not count.
 
     Args:
-        losses_of: Summed loss of some pairs for each model, ``(K,)``, in evaluation mode.
-        pairs: All pairs; they are shared out here.
+        losses_of: Gives the loss of some pairs for each model, summed, ``(K,)``. The models are in evaluation mode.
+        pairs: All pairs; this function divides them among the ranks.
         batch_size: Pairs per forward pass.
         device: Of the models.
     """

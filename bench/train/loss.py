@@ -1,4 +1,4 @@
-"""The loss of target tokens, with logits where they are needed and never all at once.
+"""The loss of target tokens. Logits are computed only at their positions, and never all at once.
 
 B batch, T tokens, N target tokens, D hidden size, V vocabulary.
 """
@@ -14,23 +14,23 @@ from torch.utils.hooks import RemovableHandle
 
 from bench.models.architecture import Batch, accepted_inputs
 
-# Logits that exist at any one time, in elements: 32 MiB in fp32, whatever the batch and the vocabulary.
+# How many logits exist at a time: 32 MiB in fp32, whatever the sizes of batch and vocabulary.
 LOGITS_PER_CHUNK = 2**23
 
 
 class TargetLoss(nn.Module):
     """Negative log-likelihood, summed over the target tokens of a batch.
 
-    Logits are computed at the positions that predict a target token and nowhere else: the input of the output
-    projection is reduced to these rows before it is multiplied, whatever the model does around it.
+    Logits are computed only at the positions that predict a target token: the input of the output projection is reduced
+    to these rows, whatever the model does around it.
 
-    Where the output projection is a plain linear layer with nothing behind it, which is seen in the first batch, its
-    input is taken out there, and :func:`chunked_nll` goes on from it.
+    If the output projection is a plain linear layer and its output the model's, which the first batch shows, the model
+    stops in front of it and :func:`chunked_nll` computes the loss.
 
     Args:
         model: A patched language model.
         label_smoothing: As in ``torch.nn.functional.cross_entropy``.
-        chunked: False computes all logits of a batch at once. The loss is the same; tests and races compare.
+        chunked: False computes all logits of a batch at once. The loss is the same; tests compare the two.
     """
 
     def __init__(self, model: Any, label_smoothing: float = 0.0, chunked: bool = True) -> None:
@@ -46,7 +46,7 @@ class TargetLoss(nn.Module):
         target_ids: torch.Tensor,
         shares: Sequence[int] = (),
     ) -> torch.Tensor:
-        """The sum over all target tokens; with ``shares`` ``(K,)``, over so many consecutive ones each."""
+        """The sum over all target tokens; with ``shares`` of K lanes, ``(K,)`` sums over so many tokens each."""
         parts: list[int] = list(shares) or [len(target_ids)]
         smoothing = self.label_smoothing if self.training else 0.0
         head = self.model.get_output_embeddings()
@@ -111,10 +111,10 @@ class TargetLoss(nn.Module):
 
 
 def is_plain_linear(head: nn.Module) -> bool:
-    """Whether an output projection is ``x @ weight.T + bias`` and can be computed apart from its module.
+    """Whether an output projection is ``x @ weight.T + bias`` and can be computed without calling its module.
 
-    A layer that a method has replaced or hooked is not, nor is one whose weight ZeRO-3 gathers, with hooks of its own,
-    when it is called.
+    A layer that a method has replaced or hooked is not. Nor is one under ZeRO-3, whose hooks gather the weight when the
+    layer is called.
     """
     return type(head) is nn.Linear and not (head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head))
 
@@ -127,10 +127,10 @@ def chunked_nll(
     label_smoothing: float,
     logits_per_chunk: int,
 ) -> torch.Tensor:
-    """Cross-entropy of a linear layer's output, summed, with as many logits at a time as are allowed.
+    """Cross-entropy of a linear layer's output, summed, with no more than so many logits at a time.
 
-    Gradients are computed in the forward pass, while a chunk's logits are there; what is kept for the backward pass is
-    ``(N, D)``, and ``(V, D)`` where the layer is trained. A frozen layer's weight gets no gradient computed.
+    Gradients are computed in the forward pass, while the logits of a chunk are there. The backward pass needs ``(N,
+    D)`` of them, and ``(V, D)`` if the layer is trained. No gradient of a frozen weight is computed.
 
     Args:
         hidden_states: ``(N, D)``.
@@ -141,11 +141,11 @@ def chunked_nll(
         logits_per_chunk: Elements; at least one row is computed at a time.
 
     Returns:
-        A scalar, in fp32 or what is more exact.
+        A scalar in fp32, or in fp64 if the model is.
     """
     rows = max(1, logits_per_chunk // len(weight))
     chunks = max(1, -(-len(hidden_states) // rows))
-    # A Function's own view of who needs a gradient does not know about torch.no_grad.
+    # ctx.needs_input_grad does not know about torch.no_grad.
     wanted = [
         torch.is_grad_enabled() and part is not None and part.requires_grad for part in (hidden_states, weight, bias)
     ]
@@ -205,12 +205,12 @@ class _ChunkedNLL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, of_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, None  # They are scaled in place, which can be done once.
+        gradients, ctx.gradients = ctx.gradients, None  # scaled in place, and therefore only once
         if gradients is None:
             raise RuntimeError("chunked_nll keeps its gradients for one backward pass")
         return *(gradient if gradient is None else gradient.mul_(of_loss) for gradient in gradients), *(None,) * 4
 
 
 def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in fp32, or as it is if it is more exact."""
+    """The tensor in fp32, or unchanged if it is in fp64."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -13,7 +13,7 @@ from bench.schema.trial import TrainSpec
 
 
 def make_optimizer(train: TrainSpec, model: nn.Module, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The optimiser that a sweep asks for, over a method's parameter groups.
+    """The optimiser that a sweep asks for, with the parameter groups of a method.
 
     Adafactor (Shazeer & Stern 2018, arXiv:1804.04235) takes the learning rate as it is, without scaling it by the size
     of the parameter, as Lester et al. 2021 use it; decay exponent 0.8, update clipping at 1.0 and no first moment are
@@ -21,7 +21,7 @@ def make_optimizer(train: TrainSpec, model: nn.Module, groups: Sequence[dict[str
 
     Args:
         train: Settings.
-        model: Whose names and layers tell what weight decay spares.
+        model: Names and kinds of its layers say which parameters weight decay spares.
         groups: As :meth:`bench.method.Method.parameter_groups` gives them; ``lr_scale`` multiplies the learning rate.
     """
     decaying = _decaying(train, model)
@@ -49,12 +49,12 @@ def make_optimizer(train: TrainSpec, model: nn.Module, groups: Sequence[dict[str
     )
 
 
-# Of names that weight decay spares, as ``Trainer.get_decay_parameter_names`` of transformers has them.
+# Weight decay spares parameters with such names, as ``Trainer.get_decay_parameter_names`` of transformers does.
 SPARED = ("bias", "layernorm", "rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
 
 
 def _decaying(train: TrainSpec, model: nn.Module) -> set[nn.Parameter] | None:
-    """What weight decay acts on; None is all."""
+    """The parameters that decay; None: all."""
     if not train.weight_decay or train.weight_decay_on == "all":
         return None
     from transformers.trainer_pt_utils import get_parameter_names
@@ -66,7 +66,7 @@ def _decaying(train: TrainSpec, model: nn.Module) -> set[nn.Parameter] | None:
 def _parted(
     parameters: Sequence[nn.Parameter], decaying: set[nn.Parameter] | None, weight_decay: float
 ) -> list[tuple[list[nn.Parameter], float]]:
-    """A group in two: what decays and what does not. A part without parameters is left out."""
+    """A group in two parts, with and without weight decay. A part without parameters is left out."""
     if decaying is None:
         return [(list(parameters), weight_decay)]
     parts: tuple[tuple[list[nn.Parameter], float], ...] = ([], weight_decay), ([], 0.0)
@@ -76,7 +76,7 @@ def _parted(
 
 
 def learning_rate_factor(train: TrainSpec, steps: int) -> Callable[[int], float]:
-    """Multiplier of the learning rate for the step with this index (from 0)."""
+    """A function from the index of a step, from 0, to the factor of its learning rate."""
 
     def factor(step: int) -> float:
         if step < train.warmup_steps:

@@ -7,22 +7,22 @@ from collections.abc import Sequence
 
 from bench.schema.trial import TrainSpec
 
-# Batches are cut from windows of this many batches that are sorted by length: next to no padding, while the order of
-# training stays random.
+# So many batches are sorted by length before they are cut, which leaves next to no padding and keeps the order of
+# training random.
 WINDOW_BATCHES = 50
 
 
 def num_steps(train: TrainSpec, num_pairs: int) -> int:
-    """Optimiser steps of a trial; one epoch where the sweep names neither steps nor epochs."""
+    """Optimiser steps of a trial; those of one epoch if the sweep names neither steps nor epochs."""
     if train.steps is not None:
         return train.steps
     return max(1, round((train.epochs or 1.0) * num_pairs / train.batch_size))
 
 
 def training_order(lengths: Sequence[int], batch_size: int, steps: int, seed: int) -> list[list[int]]:
-    """Indices of the pairs of each step's batch: a stream of shuffled epochs, bucketed by length.
+    """Indices of the pairs in each step's batch, from a stream of shuffled epochs, grouped by length.
 
-    The order depends on the arguments alone, so that any number of ranks trains on the same batches.
+    Only the arguments decide the order, so that any number of ranks trains on the same batches.
     """
     generator = random.Random(f"order {seed}")
     stream: list[int] = []
@@ -41,6 +41,6 @@ def training_order(lengths: Sequence[int], batch_size: int, steps: int, seed: in
 
 
 def micro_batches(batch: Sequence[int], rank: int, ranks: int, micro_batch_size: int) -> list[Sequence[int]]:
-    """This rank's share of a batch, in forward passes. Shares are equal: the specification has checked it."""
+    """This rank's share of a batch, divided into forward passes. All shares are equal, which the sweep has checked."""
     share = batch[rank::ranks]
     return [share[at : at + micro_batch_size] for at in range(0, len(share), micro_batch_size)]

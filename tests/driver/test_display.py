@@ -137,7 +137,7 @@ def test_time_left_counts_what_runs_what_waits_seats_and_later_stages() -> None:
 def test_the_board_says_the_time_left_of_each_trial_and_of_the_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.driver.status.RECKON_SECONDS", -1.0)
+    monkeypatch.setattr("bench.driver.status.ESTIMATE_SECONDS", -1.0)
     board = StatusBoard(tmp_path, "demo", pace(seats=2))
     specs = [trial("full", seed) for seed in range(3)]
     board.begin_round([], specs, [Later([trial("lora")])])

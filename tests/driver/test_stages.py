@@ -327,8 +327,8 @@ def test_a_plan_tells_what_is_known_before_anything_has_run(make: Callable[..., 
         known[spec.stage] = known.get(spec.stage, 0) + 1
     assert known == {"tune": 8, "final": 1, "cost": 3}, "the untouched base model has nothing to wait for"
     assert stages.outlook() == [
-        "tune: 2 searches with 6 trials each, sampler grid, chosen by dev_loss; 8 asks come first, the others depend "
-        "on what comes of them",
+        "tune: 2 searches with 6 trials each, sampler grid, chosen by dev_loss; 8 trials come first, the others depend "
+        "on their results",
         "final: 7 trials on the test split, with the settings chosen",
         "cost: at most 9 trials, one after the other, 3 of each class in turns",
     ]

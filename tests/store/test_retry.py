@@ -30,18 +30,18 @@ def test_every_reason_has_its_traits() -> None:
 
 @pytest.mark.parametrize("reason", REASONS)
 def test_a_symptom_is_tried_again_and_in_company_everything_is(reason: Reason) -> None:
-    assert POLICY.tries_again(failed(reason), (), in_company=False) == REASONS[reason].is_symptom
-    assert POLICY.tries_again(failed(reason), (), in_company=True)
-    assert not POLICY.tries_again(completed(), (), in_company=True)
+    assert POLICY.tries_again(failed(reason), (), was_fused=False) == REASONS[reason].is_symptom
+    assert POLICY.tries_again(failed(reason), (), was_fused=True)
+    assert not POLICY.tries_again(completed(), (), was_fused=True)
 
 
 def test_the_third_lost_worker_and_the_twentieth_lost_node_are_the_last() -> None:
     worker, node = failed("worker_lost"), failed("node_lost")
-    assert POLICY.tries_again(worker, ("hung",), in_company=False)
-    assert not POLICY.tries_again(worker, ("hung", "worker_lost"), in_company=False)
-    assert POLICY.tries_again(worker, ("hung", *["node_lost"] * 18), in_company=False)
-    assert POLICY.tries_again(node, ("node_lost",) * 18, in_company=False)
-    assert not POLICY.tries_again(node, ("driver_lost",) * 19, in_company=False)
+    assert POLICY.tries_again(worker, ("hung",), was_fused=False)
+    assert not POLICY.tries_again(worker, ("hung", "worker_lost"), was_fused=False)
+    assert POLICY.tries_again(worker, ("hung", *["node_lost"] * 18), was_fused=False)
+    assert POLICY.tries_again(node, ("node_lost",) * 18, was_fused=False)
+    assert not POLICY.tries_again(node, ("driver_lost",) * 19, was_fused=False)
 
 
 def test_it_waits_longer_for_each_symptom_of_a_kind_and_not_after_company() -> None:

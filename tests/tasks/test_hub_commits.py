@@ -121,8 +121,8 @@ def test_a_sweep_whose_model_moves_makes_new_trials_and_says_so(
     assert now.trial_id != first.trial_id
     assert moved([first], [first.spec]) == []
     told = (
-        f"model: org/tiny (main) is at commit {SECOND} now, and at {FIRST} when 1 finished trials of this sweep were "
-        f"made: they stay, and those of now are others. To go on with the old ones set model.revision: {FIRST}"
+        f"model: org/tiny (main) is at commit {SECOND} now, and was at {FIRST} when 1 finished trials of this sweep "
+        f"were made. Their records stay, and new trials run. To keep the old trials, set model.revision: {FIRST}"
     )
     assert moved([first], [now]) == [told]
     refused = tuneoff(*run, "--set", "task.test_examples=999")

@@ -1,4 +1,4 @@
-"""The interface of trackers, and what is told to them."""
+"""The interface of trackers, and the values that they are given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trackers as one observer of a sweep: what they raise, and how long they take, is nobody's trouble but theirs."""
+"""Trackers as one observer of a sweep. A tracker that fails or is slow neither fails nor delays a trial."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ def tracker_target(name: str) -> str:
 
 
 class Tracking(Observer):
-    """Tells trackers what happens, from a thread of its own.
+    """Tells trackers what happens, in a thread of its own.
 
     Args:
         trackers: Names of the trackers, with their settings.
         root: Folder of the sweep's results.
         sweep: Its name.
-        say: Hears once of each tracker that fails.
+        say: Shows a message; once for each tracker that fails.
 
     Raises:
-        ConfigError: A name or a setting is none.
+        ConfigError: There is no tracker of this name, or no such setting.
     """
 
     def __init__(self, trackers: Mapping[str, JsonDict], root: Path, sweep: str, say: Callable[[str], None]) -> None:
@@ -83,7 +83,7 @@ class Tracking(Observer):
             self._thread.start()
 
     def close(self) -> None:
-        """Give the trackers some time for what they have not been told yet."""
+        """Wait, but not for long, until the trackers have taken all messages."""
         if not self._make:
             return
         self._put(lambda tracker: tracker.close())
@@ -141,10 +141,10 @@ class Tracking(Observer):
                 self._guarded(name, trackers, lambda: call(tracker))  # noqa: B023 - called at once
 
     def _guarded(self, name: str, trackers: dict[str, Tracker], call: Callable[[], Tracker | None]) -> None:
-        """Call a tracker; one that fails is heard of once and told nothing more."""
+        """Call a tracker. If it fails, say so once and never call it again."""
         try:
             made = call()
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - it is a stranger's code, and no trial is to hear of it
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - code of a tracker must not fail a trial
             trackers.pop(name, None)
             message = " ".join(str(error).split())[:300]
             self._say(f"tracker {name} failed and is off, the trials go on: {type(error).__name__}: {message}")
