@@ -13,6 +13,7 @@ import typer
 from rich.text import Text
 
 from bench.commands.options import AsJson, ResultsDir, Settings, console
+from bench.config.shipped import sweep_path
 from bench.schema.validation import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 def doctor(
     sweep_file: Annotated[
         Path | None,
-        typer.Argument(help="also look whether this sweep's base models can say its tasks", metavar="[SWEEP.yaml]"),
+        typer.Argument(
+            help="also look whether this sweep's base models can say its tasks",
+            metavar="[SWEEP.yaml]",
+            callback=lambda path: path and sweep_path(path),
+        ),
     ] = None,
     settings: Settings = None,
     address: Annotated[

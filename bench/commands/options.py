@@ -9,6 +9,7 @@ import typer
 
 from bench.commands.console import PlainConsole
 from bench.config.load import load_sweep, setting_value
+from bench.config.shipped import shipped_sweeps, sweep_path
 from bench.launch.choose import NAMES, launcher_options
 from bench.schema.sweep import Sweep
 from bench.schema.validation import ConfigError
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
 
 console = PlainConsole()
 
-SweepFile = Annotated[Path, typer.Argument(help="YAML file that says what to compare", metavar="SWEEP.yaml")]
+SweepFile = Annotated[
+    Path,
+    typer.Argument(
+        help=f"YAML file that says what to compare, or one that comes with Tuneoff: {', '.join(shipped_sweeps())}",
+        metavar="SWEEP.yaml",
+        callback=sweep_path,
+    ),
+]
 ResultsDir = Annotated[Path, typer.Option("--results", help="folder that holds a folder for each sweep")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="key.path=value, e.g. train.steps=10; may be repeated")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from bench.config.shipped import shipped_sweeps
 from bench.schema.same_answer import distinct
 from bench.schema.search_space import SearchSpace
 from bench.schema.strict_yaml import YamlError, parse_yaml
@@ -58,7 +59,8 @@ def load_sweep(path: Path, settings: Sequence[str] = ()) -> Sweep:
     try:
         raw = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        shipped = f"; sweeps that come with Tuneoff: {', '.join(shipped_sweeps())}" if not path.exists() else ""
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}{shipped}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8: {error}") from error
     except YamlError as error:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from bench.plugins.read_class import read_class
 from bench.plugins.source import missing, modules_in, use_folder
 from bench.schema.trial import MethodSpec, TaskSpec
 from bench.task import Task
@@ -186,6 +187,9 @@ def describe(kind: Kind, methods_dir: Path | None = None) -> list[Described]:
         origin = " and ".join(offer.origin for offer in offers)
         try:
             target = _only(kind, offers)
+            if target in _TABLES[kind].values() and (read := read_class(target)) is not None:
+                found.append(Described(name, *read, target, origin))
+                continue
             loaded = load(kind, target)
         except RegistryError as error:
             found.append(Described(name, "", "", offers[0].target, origin, str(error)))

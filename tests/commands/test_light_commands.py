@@ -82,6 +82,13 @@ def test_a_run_with_nothing_to_do_imports_no_torch_and_opens_no_record(folder: F
     assert page.read_text() == whole, "a report that was edited is made again"
 
 
+@pytest.mark.parametrize("what", ["methods", "tasks"])
+def test_a_listing_imports_nothing_that_trains(what: str, folder: Folder) -> None:
+    told, shown = folder.tell(what)
+    assert told == {"code": 0, "heavy": [], "opened": {}}
+    assert {"methods": "prefix_tuning", "tasks": "webnlg"}[what] in shown
+
+
 def test_without_what_was_kept_classes_are_asked_and_say_the_same(folder: Folder) -> None:
     if not folder.cache.is_dir():
         folder.run()
