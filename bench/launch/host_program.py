@@ -183,15 +183,14 @@ def own_address(name: str) -> str:
     """Where ranks on other machines reach those of this one.
 
     The network that ``GLOO_SOCKET_IFNAME`` names; else the address that the driver's ssh came to; else what this
-    machine is called by the driver or by itself, or the address from which it reaches the world. What is none of its
-    own, or can be reached from here alone, does not count. A machine that has nothing else plays several.
+    machine is called by the driver or by itself, or the address from which it reaches the world; else any that it has.
+    What is none of its own, or can be reached from here alone, does not count. A machine that has nothing else plays
+    several.
     """
     networks = {name: [entry.address for entry in entries] for name, entries in psutil.net_if_addrs().items()}
-    own = {address for addresses in networks.values() for address in addresses if is_for_others(address)}
-    for candidate in _candidates(name, networks):
-        if candidate in own:
-            return candidate
-    return LOOPBACK
+    own = [address for addresses in networks.values() for address in addresses if is_for_others(address)]
+    known = (candidate for candidate in _candidates(name, networks) if candidate in own)
+    return next(known, min(own, key=lambda address: ":" in address, default=LOOPBACK))
 
 
 def _candidates(name: str, networks: dict[str, list[str]]) -> Iterator[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -20,21 +22,22 @@ from chaos.ground import Verdict
 from command import Done, processes_with
 from fakes import trial
 from far_machine import far_machine
-from tiny_sweep import write_tiny_sweep
+from multihost.two_hosts import Refused, two_hosts
 
 from bench.config.resolver import RegistryResolver
 from bench.driver.observer import Observer
 from bench.driver.schedule import Schedule
 from bench.launch import host_program
+from bench.launch import ssh as ssh_module
 from bench.launch.choose import launcher_options, make_launcher
 from bench.launch.hosts import HostLost, rank_environment
-from bench.launch.launcher import Launcher, Progress
+from bench.launch.launcher import Launcher, NoMachinesError, Progress
 from bench.launch.remote_host import RemoteHost
 from bench.launch.ssh import ListedHost, SrunOptions, SshOptions, listed_hosts
 from bench.launch.wire import WIRE_VERSION, Greeting, Setup
 from bench.measure.provenance import SOURCE_ROOT, sources_sha256
 from bench.rank.process import RankJob
-from bench.schema.record import Completed
+from bench.schema.record import Completed, TrialResult
 from bench.schema.trial import DecodeSpec, ModelSpec, ResourceSpec, TrainSpec, TrialSpec
 from bench.schema.validation import ConfigError
 from bench.store.records import Store
@@ -123,10 +126,13 @@ def test_the_hosts_of_a_slurm_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         make_launcher(options, tmp_path / ".outbox")
 
 
-def test_a_command_that_fails_is_one_error_with_what_it_said(tmp_path: Path, tuneoff: Callable[..., Done]) -> None:
-    sweep = write_tiny_sweep(tmp_path, "tiny", train={"steps": 2, "learning_rate": 1e-3}, methods=["none"])
+def test_a_command_that_fails_is_one_error_with_what_it_said(
+    tmp_path: Path, tiny_models: dict[str, Path], tiny_task: Path, tuneoff: Callable[..., Done]
+) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(f"{{name: tiny, model: {tiny_models['llama']}, task: {{name: jsonl, path: {tiny_task}}}}}")
     failing = "sh -c 'echo Permission denied. >&2; exit 255' {host}"
-    where = ["--launcher", "ssh", "--hosts", "a", "--host-command", failing]
+    where = ["--set", "methods=[none]", "--launcher", "ssh", "--hosts", "a", "--host-command", failing]
     done = tuneoff("run", str(sweep), "--results", str(tmp_path), *where)
     assert done.returncode == 2
     assert done.stderr.startswith("error: host a could not be started: Permission denied. (`sh -c 'echo Permission")
@@ -220,6 +226,57 @@ def test_a_host_ends_when_it_is_told_nonsense() -> None:
     assert lines[-1]["refused"].endswith("(version 1 of the wire)")
 
 
+def test_a_host_that_is_lost_leaves_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = tmp_path / "there"
+    there.touch()
+    command = shlex.join(["sh", "-c", f'[ -e {there} ] || {{ echo down >&2; exit 9; }}; exec sh -c "$0"', "{command}"])
+    ssh = launcher(tmp_path, hosts="a:1", host_command=f"{command} {{host}}")
+    spec = trial(cpus_per_rank=1)
+    try:
+        with pytest.raises(ConfigError, match=r"^node a lacks module no_such; all nodes need models and data under"):
+            ssh.check([spec.model_copy(update={"task": spec.task.model_copy(update={"target": "no_such:Task"})})])
+        ssh.await_machines(spec)
+        there.unlink()
+        (pid,) = _host_programs(tmp_path)
+        os.kill(pid, signal.SIGKILL)
+        _wait(lambda: ssh.poll(0.05) == [] and not ssh.cluster.machines)
+        assert ssh.reserve(spec) is None
+        assert ssh.shortage(spec) is None, "it may come back"
+        ssh.await_machines(spec)
+        monkeypatch.setattr(ssh_module, "HOSTS_RETURN_SECONDS", 0.1)
+        _wait(lambda: "down" in (tmp_path / "hosts" / "a.log").read_text())
+        _wait(lambda: "could not be started" in ssh._why_lost["a"])  # type: ignore[attr-defined]
+        with pytest.raises(
+            NoMachinesError, match=r"^no machines: 1 ranks need .* host a could not be started: down \("
+        ):
+            ssh.await_machines(spec)
+        there.touch()
+        _wait(lambda: ssh.poll(0.05) == [] and bool(ssh.cluster.machines))
+        ssh.await_machines(spec)
+        assert ssh.reserve(spec) is not None
+    finally:
+        ssh.close()
+
+
+def _host_programs(folder: Path) -> list[int]:
+    """Ids of the rank hosts whose standard error is kept in a folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        with contextlib.suppress(OSError):
+            log = Path(f"/proc/{process.pid}/fd/2").readlink()
+            if words[-1:] == ["bench.launch.host_program"] and "keeper.py" not in " ".join(words):
+                found += [process.pid] if log.is_relative_to(folder) else []
+    return found
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("fault", [host_faults.hosts_lost, host_faults.driver_killed], ids=lambda fault: fault.__name__)
 def test_nothing_is_lost_or_left(fault: Callable[[Path], Verdict], tmp_path: Path) -> None:
     verdict = fault(tmp_path)
@@ -232,55 +289,81 @@ def test_nothing_is_left_of_a_driver_that_is_asked_to_end(tmp_path: Path) -> Non
     assert verdict.good, verdict
 
 
-def test_a_trial_of_two_ranks_on_two_hosts(
-    store: Store, tmp_path: Path, tiny_models: dict[str, Path], tiny_task: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two hosts in another folder, which have nothing of this process's environment but one variable."""
-    monkeypatch.setenv("MY_SECRET", "s3cret")
+def whole_trial(model: Path, task: Path) -> TrialSpec:
+    """A short training of two ranks, ZeRO 2."""
     resolver = RegistryResolver()
-    spec = TrialSpec(
+    return TrialSpec(
         method=resolver.method("full", {}),
-        model=resolver.model(ModelSpec(path=str(tiny_models["llama"]))),
-        task=resolver.task("jsonl", {"path": str(tiny_task)}),
+        model=resolver.model(ModelSpec(path=str(model))),
+        task=resolver.task("jsonl", {"path": str(task)}),
         train=TrainSpec(steps=2, batch_size=4, learning_rate=1e-3),
         decode=DecodeSpec(max_new_tokens=4),
         resources=ResourceSpec(ranks=2, cpus_per_rank=1, zero_stage=2, device="cpu"),
         seed=0,
     )
-    (tmp_path / "there").mkdir()
-    tag = f"FAR_TAG={tmp_path}"
-    with far_machine(tmp_path / "there", HOME=str(tmp_path / "there"), FAR_TAG=str(tmp_path)) as command:
-        ssh = make_launcher(
-            launcher_options("ssh", {"hosts": "a:1,b:1", "host_command": command, "host_variables": "MY_SECRET"}),
-            store.outbox,
-        )
-        seen: set[str] = set()
 
-        class Watch(Observer):
-            def progressed(self, progress: Progress) -> None:
-                seen.update(_variables_of(tag))
-                assert not any("s3cret" in line for line in _command_lines())
 
-        try:
-            ssh.check([spec])
-            Schedule(store, ssh, "demo", [Watch()]).run([spec])
-        finally:
-            ssh.close()
+def run_on_two_hosts(store: Store, spec: TrialSpec, observer: Observer, **options: str) -> TrialResult:
+    """The record of a trial whose ranks were on two hosts."""
+    ssh = make_launcher(launcher_options("ssh", options), store.outbox)
+    try:
+        ssh.check([spec])
+        Schedule(store, ssh, "demo", [observer]).run([spec])
+    finally:
+        ssh.close()
     record = store.read(spec.trial_id)
     assert record is not None
     assert isinstance(record.outcome, Completed), record.outcome
     assert record.launcher == "ssh"
     assert record.placement is not None
-    assert record.placement.nodes == ["a", "b"]
+    assert len(set(record.placement.nodes)) == 2
     assert [cost.rank for cost in record.outcome.ranks] == [0, 1]
     assert {"adapter.safetensors", "rank-0.log", "rank-1.log"} <= record.files.keys()
-    assert "MY_SECRET=s3cret" in seen
-    assert {"FAR_HOST=a", "FAR_HOST=b"} <= seen
-    assert not any(variable.startswith("PYTEST_CURRENT_TEST") for variable in seen)
-    deadline = time.monotonic() + 20
-    while processes_with(tag) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert processes_with(tag) == []
+    return record
+
+
+class Watch(Observer):
+    """Looks at the processes with a tag while their trial runs. No command line may have the secret."""
+
+    def __init__(self, tag: str, secret: str) -> None:
+        self.tag, self.secret = tag, secret
+        self.variables: set[str] = set()
+
+    def progressed(self, progress: Progress) -> None:
+        self.variables |= _variables_of(self.tag)
+        assert not any(self.secret in line for line in _command_lines())
+
+
+def test_a_trial_of_two_ranks_on_two_hosts(
+    store: Store, tmp_path: Path, tiny_models: dict[str, Path], tiny_task: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two hosts in another folder, which have nothing of this process's environment but one variable."""
+    monkeypatch.setenv("MY_SECRET", "s3cret")
+    (tmp_path / "there").mkdir()
+    watch = Watch(f"FAR_TAG={tmp_path}", "s3cret")
+    with far_machine(tmp_path / "there", HOME=str(tmp_path / "there"), FAR_TAG=str(tmp_path)) as command:
+        spec = whole_trial(tiny_models["llama"], tiny_task)
+        run_on_two_hosts(store, spec, watch, hosts="a:1,b:1", host_command=command, host_variables="MY_SECRET")
+    assert {"MY_SECRET=s3cret", "FAR_HOST=a", "FAR_HOST=b"} <= watch.variables
+    assert not any(variable.startswith("PYTEST_CURRENT_TEST") for variable in watch.variables)
+    _wait(lambda: processes_with(watch.tag) == [])
+
+
+@pytest.mark.full
+def test_a_trial_across_two_networks_whose_hosts_do_not_see_the_results(
+    store: Store, tmp_path: Path, tiny_models: dict[str, Path], tiny_task: Path
+) -> None:
+    """Two network namespaces joined by a cable; an empty file system lies over the results folder there."""
+    inside = shlex.join(["sh", "-c", f'mount -t tmpfs none {store.root} && exec sh -c "$0"', "{command}"])
+    with contextlib.ExitStack() as stack:
+        try:
+            one, two = stack.enter_context(two_hosts())
+        except Refused as refused:
+            pytest.skip(str(refused))
+        listed = f"{one.namespace}:1,{two.namespace}:1"
+        command = f"ip netns exec {{host}} {inside}"
+        spec = whole_trial(tiny_models["llama"], tiny_task)
+        run_on_two_hosts(store, spec, Observer(), hosts=listed, host_command=command)
 
 
 def _variables_of(tag: str) -> set[str]:
@@ -339,5 +422,8 @@ def test_the_address_at_which_others_reach_a_host(
         lambda name, *_, **__: [(0, 0, 0, "", (address, 0)) for address in resolved.get(name, [])],
     )
     assert host_program.own_address("me@node-1") == expected
-    monkeypatch.setattr(host_program.psutil, "net_if_addrs", lambda: {"lo": found["lo"]})
-    assert host_program.own_address("me@node-1") == "127.0.0.1"
+    for here, expected in (({"lo", "ib0"}, "10.1.0.1"), ({"lo"}, "127.0.0.1")):
+        ours = {name: found[name] for name in here}
+        monkeypatch.setattr(host_program.psutil, "net_if_addrs", lambda ours=ours: ours)
+        monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+        assert host_program.own_address("me@node-1") == expected
