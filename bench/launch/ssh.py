@@ -46,8 +46,10 @@ RESTART_SECONDS = 1.0
 MAX_RESTART_SECONDS = 30.0
 SCONTROL_SECONDS = 30.0
 LOG_FOLDER = "hosts"
-# Nothing of it means anything to a shell, and none is taken for an option.
-NAME = re.compile(r"([A-Za-z0-9_][A-Za-z0-9._-]*@)?[A-Za-z0-9_][A-Za-z0-9._-]*")
+# user@name:count, or an address of IPv6 in brackets. Nothing of it means anything to a shell or is taken for an option.
+ENTRY = re.compile(
+    r"(?P<name>(?:\w[\w.-]*@)?(?:\w[\w.-]*|\[(?=[^]]*:)[0-9A-Fa-f:.]+\]))(?::(?P<count>[1-9][0-9]*))?", re.ASCII
+)
 
 
 @dataclass(frozen=True)
@@ -329,12 +331,12 @@ def listed_hosts(entries: Sequence[str], where: str) -> list[ListedHost]:
     """
     found: dict[str, ListedHost] = {}
     for entry in filter(None, map(str.strip, entries)):
-        name, colon, count = entry.partition(":")
-        if NAME.fullmatch(name) is None or (colon and (not count.isdecimal() or int(count) == 0)):
+        if (read := ENTRY.fullmatch(entry)) is None:
             raise ConfigError(f"{where}: {entry!r} is no host; expected a name, or name:count with a count from 1")
+        name, count = read["name"].replace("[", "").replace("]", ""), read["count"]
         if name in found:
             raise ConfigError(f"{where}: {name} is named twice; write {name}:2 to use two of its GPUs or cores")
-        found[name] = ListedHost(name, int(count) if colon else None)
+        found[name] = ListedHost(name, None if count is None else int(count))
     if not found:
         raise ConfigError(f"{where}: names no host; expected e.g. a,b:4")
     return list(found.values())

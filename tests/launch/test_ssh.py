@@ -27,7 +27,7 @@ from multihost.two_hosts import Refused, two_hosts
 from bench.config.resolver import RegistryResolver
 from bench.driver.observer import Observer
 from bench.driver.schedule import Schedule
-from bench.launch import host_program
+from bench.launch import host_program, remote_host
 from bench.launch import ssh as ssh_module
 from bench.launch.choose import launcher_options, make_launcher
 from bench.launch.hosts import HostLost, rank_environment
@@ -58,6 +58,7 @@ def launcher(folder: Path, **options: str) -> Launcher:
     ("listed", "found"),
     [
         ("a,b:4", {"a": None, "b": 4}),
+        ("[fd00::2]:3,me@[::1]", {"fd00::2": 3, "me@::1": None}),
         (" me@node-1.cluster , 10.0.0.2:1 ", {"me@node-1.cluster": None, "10.0.0.2": 1}),
     ],
 )
@@ -75,6 +76,8 @@ def test_lists_of_hosts(listed: str, found: dict[str, int | None], tmp_path: Pat
         ({"hosts": "a,b;reboot"}, "--hosts: 'b;reboot' is no host; expected a name, or name:count"),
         ({"hosts": "-oProxyCommand=reboot"}, "'-oProxyCommand=reboot' is no host"),
         ({"hosts": "a:0"}, "'a:0' is no host"),
+        ({"hosts": "::1"}, "'::1' is no host"),
+        ({"hosts": "[a]"}, "'[a]' is no host"),
         ({"hosts": "a,a"}, "a is named twice; write a:2"),
         ({"hosts": " , "}, "--hosts: names no host; expected e.g. a,b:4"),
         ({"hosts": "a", "hosts_file": "f"}, "--hosts and --hosts-file both name the hosts"),
@@ -211,6 +214,36 @@ def host_program_here() -> list[str]:
     return SshOptions(hosts="a", host_command="x").command("a")[2:]
 
 
+def test_either_end_gives_up_one_that_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = "program.SILENCE_SECONDS = 0.2; program.BEAT_SECONDS = 0.1"
+    host = subprocess.Popen(
+        [sys.executable, "-c", f"from bench.launch import host_program as program; {short}; program.main()"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert host.stdin is not None
+    assert host.stderr is not None
+    try:
+        assert host.wait(60) == 1
+        assert host.stderr.read() == b"the driver has said nothing for 0.2 s; its ranks end\n"
+    finally:
+        host.kill()
+        host.communicate()
+    monkeypatch.setattr(remote_host, "SILENCE_SECONDS", 0.2)
+    silent = RemoteHost("a", ["sh", "-c", greeting()], tmp_path / "logs" / "a.log")
+    try:
+        silent.greet(LIGHT)
+        time.sleep(0.3)
+        assert silent.poll(0.01) == []
+        with pytest.raises(HostLost, match=r"host a has said nothing for 0\.2 s") as raised:
+            silent.poll(0.01)
+        assert raised.value.reason == "node_lost"
+    finally:
+        silent.close()
+
+
 def test_a_host_ends_when_it_is_told_nonsense() -> None:
     done = subprocess.run(
         host_program_here(),
@@ -277,7 +310,9 @@ def _wait(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("fault", [host_faults.hosts_lost, host_faults.driver_killed], ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize(
+    "fault", [host_faults.hosts_lost, host_faults.killed_driver_of_hosts], ids=lambda fault: fault.__name__
+)
 def test_nothing_is_lost_or_left(fault: Callable[[Path], Verdict], tmp_path: Path) -> None:
     verdict = fault(tmp_path)
     assert verdict.good, verdict
@@ -285,7 +320,7 @@ def test_nothing_is_lost_or_left(fault: Callable[[Path], Verdict], tmp_path: Pat
 
 @pytest.mark.full
 def test_nothing_is_left_of_a_driver_that_is_asked_to_end(tmp_path: Path) -> None:
-    verdict = host_faults.driver_asked_to_end(tmp_path)
+    verdict = host_faults.driver_of_hosts_asked_to_end(tmp_path)
     assert verdict.good, verdict
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.store.crash_points import CRASH_POINTS
-from chaos import edits
+from chaos import edits, host_faults
 from chaos import light_faults as light
 from chaos import odd_systems as odd
 from chaos import ray_faults as ray
@@ -55,6 +55,12 @@ def faults() -> Iterator[tuple[str, Fault]]:
         odd.shared_memory_small,
     ):
         yield system.__name__, system
+    for of_hosts in (
+        host_faults.hosts_lost,
+        host_faults.killed_driver_of_hosts,
+        host_faults.driver_of_hosts_asked_to_end,
+    ):
+        yield of_hosts.__name__, of_hosts
     for on_nodes in (
         ray.actor_killed,
         ray.node_removed,

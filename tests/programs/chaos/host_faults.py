@@ -39,7 +39,7 @@ def hosts_lost(folder: Path) -> Verdict:
         return ground.judge("SIGKILL of a host and of a command that reaches one")
 
 
-def driver_killed(folder: Path) -> Verdict:
+def killed_driver_of_hosts(folder: Path) -> Verdict:
     """The driver is killed while ranks train on hosts: these end them and themselves, and the next driver goes on."""
     with ground_with_hosts(folder, trials=1) as ground:
         driver = ground.start()
@@ -50,7 +50,7 @@ def driver_killed(folder: Path) -> Verdict:
         return ground.judge("SIGKILL of a driver with ranks on hosts")
 
 
-def driver_asked_to_end(folder: Path) -> Verdict:
+def driver_of_hosts_asked_to_end(folder: Path) -> Verdict:
     """SIGTERM while ranks train on hosts: the driver ends them, and itself with 130."""
     with ground_with_hosts(folder, trials=1) as ground:
         driver = ground.start()
