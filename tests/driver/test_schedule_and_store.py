@@ -5,14 +5,15 @@ from __future__ import annotations
 import gzip
 import hashlib
 import multiprocessing
+import threading
 from pathlib import Path
 
 import pytest
 from fakes import FakeLauncher, completed, failed, provenance, record, trial
 
-from bench.driver.schedule import Schedule
+from bench.driver.schedule import MAX_OVERTAKEN, Schedule
 from bench.launch.capacity import Cluster, Machine
-from bench.launch.launcher import Ended, Running
+from bench.launch.launcher import Ended, Running, StopReason
 from bench.schema.record import Completed, Failed, RankReport, Reason
 from bench.store.files import write_atomically
 from bench.store.outbox import new_attempt, open_attempt, write_report
@@ -126,6 +127,40 @@ def test_a_trial_beyond_its_time_is_stopped(store: Store) -> None:
     result = store.read(spec.trial_id)
     assert isinstance(result.outcome if result else None, Failed)
     assert "timed_out" in (store.trials / spec.trial_id / "result.json").read_text()
+
+
+def test_the_deadline_of_a_trial_that_has_ended_stops_nothing(store: Store) -> None:
+    launcher = FakeLauncher(store.outbox)
+    soon, late = trial(seed=1, timeout_seconds=0.1), trial(seed=2, timeout_seconds=0.6)
+    launcher.hangs.add(late.trial_id)
+    run(store, launcher, soon, late)
+    assert [store.read(spec.trial_id).outcome.status for spec in (soon, late)] == ["completed", "failed"]  # type: ignore[union-attr]
+
+
+def test_a_trial_that_takes_long_to_stop_is_told_once(store: Store) -> None:
+    class Slow(FakeLauncher):
+        stops = 0
+
+        def stop(self, trial_id: str, reason: StopReason) -> None:
+            self.stops += 1
+            threading.Timer(0.5, super().stop, (trial_id, reason)).start()
+
+    launcher, spec = Slow(store.outbox), trial(timeout_seconds=0.1)
+    launcher.hangs.add(spec.trial_id)
+    run(store, launcher, spec)
+    assert launcher.stops == 1
+
+
+def test_smaller_trials_overtake_a_larger_one_eight_times(store: Store) -> None:
+    """Then they wait until there is room for it."""
+    launcher = FakeLauncher(store.outbox, Machine(cpus=2, gpus=0))
+    held = trial(label="held", cpus_per_rank=1, priority=1, timeout_seconds=1.0)
+    launcher.hangs.add(held.trial_id)
+    larger = trial(label="larger", cpus_per_rank=2)
+    smaller = [trial(seed=seed, cpus_per_rank=1) for seed in range(20)]
+    run(store, launcher, held, *smaller, larger)
+    assert launcher.launched.index(larger.trial_id) == 1 + MAX_OVERTAKEN == 9
+    assert len(launcher.launched) == 22
 
 
 def test_shares_of_a_machine() -> None:

@@ -11,6 +11,7 @@ from soft_prompts import patched, prefix_layers
 from bench.conformance.method_checks import target_logits
 from bench.method import trained_parameters
 from bench.models.architecture import padded
+from methods.parts.prefix_literal import with_prompt_rows
 from methods.prefix_tuning import PrefixTuning
 
 FAMILIES = ["gpt2", "llama", "gemma3", "t5"]
@@ -73,3 +74,20 @@ def test_decoding(family: str, attention: str) -> None:
             assert torch.equal(other.sequences, outputs[0].sequences)
             for one, two in zip(other.logits, outputs[0].logits, strict=True):
                 torch.testing.assert_close(one, two, atol=tolerance(family, attention), rtol=0)
+
+
+@pytest.mark.parametrize("true_hides", [False, True])
+def test_rows_of_a_literal_prompt_see_the_prompt_and_nothing_else(true_hides: bool) -> None:
+    seen, hidden = (False, True) if true_hides else (True, False)
+    mask = torch.full((2, 1, 3, 5), seen)  # two prompt tokens in front of three of the text
+    rows = with_prompt_rows(mask, 2, None, true_hides)
+    assert rows is not None and rows.shape == (2, 1, 5, 5)
+    assert rows[:, :, :2].tolist() == [[[[seen, seen, hidden, hidden, hidden]] * 2]] * 2
+    assert torch.equal(rows[:, :, 2:], mask)
+    within = with_prompt_rows(mask, 2, torch.tensor([0, 3]), true_hides)
+    assert within is not None
+    assert within[1, 0, :2].tolist() == [[hidden, hidden, hidden, seen, seen]] * 2
+    added = with_prompt_rows(torch.zeros(1, 1, 3, 5), 2)
+    assert added is not None
+    assert added[0, 0, 0].tolist() == [0.0, 0.0, *[torch.finfo(torch.float32).min] * 3]
+    assert with_prompt_rows(None, 2) is None

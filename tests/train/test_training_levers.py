@@ -89,6 +89,16 @@ def test_the_chunked_loss_is_the_loss(
         torch.testing.assert_close(chunked_gradients[key], gradient, atol=1e-11, rtol=0)
 
 
+@pytest.mark.parametrize("chunked", [True, False])
+def test_labels_are_smoothed_in_training_only(chunked: bool) -> None:
+    model = patched("llama", "lora")
+    batch = batch_of(model)
+    plain, smoothed = (TargetLoss(model, smoothing, chunked) for smoothing in (0.0, 0.1))
+    with torch.no_grad():
+        assert float(smoothed.eval().of(batch)) == float(plain.eval().of(batch)), "dev losses are those of the targets"
+        assert abs(float(smoothed.train().of(batch)) - float(plain.train().of(batch))) > 1e-3
+
+
 def test_half_precision_sums_in_fp32() -> None:
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(shape, generator=generator) for shape in ((40, 16), (300, 16)))
