@@ -105,10 +105,11 @@ class SshLauncher(HostLauncher):
         self._setup = setup
         self._hosts: dict[str, RemoteHost] = {}
         self._greetings: dict[str, Greeting] = {}
+        self._machines: dict[str, Machine] = {}
         self._why_lost: dict[str, str] = {}
         self._waits_since: float | None = None
         self._start_all()
-        super().__init__(Cluster(self._machines()), outbox)
+        super().__init__(Cluster(self._present()), outbox)
         for host_name in self._listed:
             threading.Thread(target=self._attend, args=(host_name,), name=f"hear {host_name}", daemon=True).start()
 
@@ -124,11 +125,11 @@ class SshLauncher(HostLauncher):
         self.look_at_hosts(trials)
 
     def reserve(self, spec: TrialSpec) -> list[Seat] | None:
-        self.cluster.update(self._machines())
+        self.cluster.update(self._present())
         return super().reserve(spec)
 
     def poll(self, timeout_seconds: float) -> list[Progress | Ended]:
-        self.cluster.update(self._machines())
+        self.cluster.update(self._present())
         return super().poll(timeout_seconds)
 
     def await_machines(self, spec: TrialSpec) -> None:
@@ -137,7 +138,7 @@ class SshLauncher(HostLauncher):
             return
         self._waits_since = self._waits_since or time.monotonic()
         if (waited := time.monotonic() - self._waits_since) > HOSTS_RETURN_SECONDS:
-            why = "; ".join(self._why_lost.values())
+            why = "; ".join(why for name, why in self._why_lost.items() if name not in self._hosts)
             raise NoMachinesError(
                 f"no machines: {missing}, for {waited:.0f} s now (the limit is {HOSTS_RETURN_SECONDS:g} s): {why}. "
                 f"Issue the command again when there are more. {NOTHING_LOST}"
@@ -151,11 +152,10 @@ class SshLauncher(HostLauncher):
         for host in hosts:
             host.close()
 
-    def _machines(self) -> list[Machine]:
+    def _present(self) -> list[Machine]:
         """The hosts that are there, in the order of the list."""
         hosts = {name: self._hosts.get(name) for name in self._listed}
-        there = [name for name, host in hosts.items() if host is not None and not host.why_lost]
-        return [self._listed[name].machine(self._greetings[name]) for name in there]
+        return [self._machines[name] for name, host in hosts.items() if host is not None and not host.why_lost]
 
     def _start_all(self) -> None:
         """Start all hosts at once.
@@ -163,15 +163,16 @@ class SshLauncher(HostLauncher):
         Raises:
             ConfigError: Naming those that cannot be had.
         """
-        opened = {name: self._open_host(name) for name in self._listed}
+        opened: dict[str, RemoteHost] = {}
         lacking = []
         try:
+            for name in self._listed:
+                opened[name] = self._open_host(name)
             for name, host in opened.items():
                 try:
                     self._welcome(name, host)
-                    self._listed[name].machine(self._greetings[name])
-                except HostLost as lost:
-                    lacking.append(str(lost))
+                except (HostLost, ConfigError) as why:
+                    lacking.append(str(why))
             _refuse(lacking)
         except BaseException:
             for host in opened.values():
@@ -181,7 +182,15 @@ class SshLauncher(HostLauncher):
             raise
 
     def _welcome(self, name: str, host: RemoteHost) -> None:
-        self._greetings[name] = host.greet(self._setup.model_copy(update={"name": name}))
+        """Take in a host that has been started.
+
+        Raises:
+            HostLost: It does not come.
+            ConfigError: It has less than the list says.
+        """
+        greeting = host.greet(self._setup.model_copy(update={"name": name}))
+        self._machines[name] = self._listed[name].machine(greeting)
+        self._greetings[name] = greeting
         self._hosts[name] = host
 
     def _attend(self, name: str) -> None:
@@ -191,7 +200,7 @@ class SshLauncher(HostLauncher):
             self.receive(name, host)
             if self.closing:
                 return
-            self._why_lost[name] = host.why_lost
+            self._why_lost[name] = host.why_lost or f"host {name} was not heard any more"
             del self._hosts[name]  # The next trial there gets a new one.
             host.close()
             if not self._start_again(name):
@@ -202,12 +211,18 @@ class SshLauncher(HostLauncher):
         while not self.closing:
             time.sleep(pause)
             pause = min(2 * pause, MAX_RESTART_SECONDS)
-            host = self._open_host(name)
+            host = None
             try:
+                host = self._open_host(name)
                 self._welcome(name, host)
-            except HostLost as lost:
-                self._why_lost[name] = str(lost)
-                host.close()
+            except (
+                HostLost,
+                ConfigError,
+                OSError,
+            ) as why:  # the last: no room for a log here
+                self._why_lost[name] = str(why)
+                if host is not None:
+                    host.close()
             else:
                 return True
         return False
