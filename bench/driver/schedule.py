@@ -155,7 +155,7 @@ class Schedule:
                     failed = Failed(reason="infeasible", phase=None, rank=None, message=seats)
                     self._settle(pending, failed)
                 else:
-                    self._start([pending, *self._companions(pending, group)], seats)
+                    self._start([pending, *self._other_members(pending, group)], seats)
             if group.waiting:
                 if group.overtaken >= MAX_OVERTAKEN:
                     return
@@ -173,8 +173,8 @@ class Schedule:
             return shortage
         return self.launcher.reserve(pending.spec)
 
-    def _companions(self, first: _Pending, group: _Group) -> list[_Pending]:
-        """Trials that wait with this one, which has its seat, and share its launch; some are left for other seats."""
+    def _other_members(self, first: _Pending, group: _Group) -> list[_Pending]:
+        """Waiting trials that join the launch of this one, which has its seat. Some are left for other free seats."""
         if first.fusion is None:
             return []
         alike = [pending for pending in group.waiting if pending.fusion == first.fusion]
@@ -184,9 +184,9 @@ class Schedule:
         return chosen
 
     def _start(self, launch: list[_Pending], seats: list[Seat]) -> None:
-        first, *companions = launch
+        first, *rest = launch
         spec = first.spec
-        others = [pending.spec for pending in companions]
+        others = [pending.spec for pending in rest]
         started = new_attempt(spec, self.sweep, self.launcher.name, first.earlier, others)
         self._running[spec.trial_id] = launch, started
         if spec.resources.timeout_seconds is not None:

@@ -150,8 +150,9 @@ class StatusBoard(Observer):
         trial_id = attempt.spec.trial_id
         self._memory[trial_id] = {}
         self._waiting.pop(trial_id, None)
-        mates = [spec for spec in attempt.companions if spec.trial_id in self._launches]
-        self._launches[trial_id] = self._launches[mates[0].trial_id] if mates else (attempt.spec, *attempt.companions)
+        others = attempt.other_members
+        known = next((self._launches[spec.trial_id] for spec in others if spec.trial_id in self._launches), None)
+        self._launches[trial_id] = known or (attempt.spec, *others)
         self._running[trial_id] = RunningTrial(
             trial_id=trial_id, attempt=attempt.attempt.number, started_at=self._clock.time()
         )

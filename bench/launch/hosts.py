@@ -192,7 +192,7 @@ class HostLauncher(Launcher):
             report.provenance,
             run.seconds,
             payload(run.outbox),
-            companions=report.companions,
+            other_outcomes=report.other_outcomes,
             shared_seconds=report.shared_seconds,
         )
 
@@ -232,7 +232,7 @@ class _Ranks:
         for rank, visible in enumerate(gpus):
             job = RankJob(
                 spec=self.run.spec.with_absolute_paths(),
-                companions=[companion.with_absolute_paths() for companion in self.run.started.companions],
+                other_members=[member.with_absolute_paths() for member in self.run.started.other_members],
                 rank=rank,
                 outbox=str(self.run.outbox.resolve()),
                 threads=self.run.need.cpus_per_rank,

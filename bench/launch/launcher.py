@@ -54,12 +54,12 @@ class Ended:
     seconds: float
     files: Sequence[Path] = ()
     placement: Placement | None = None
-    companions: Sequence[Outcome] = ()  # of the other trials of the launch; none if it failed as a whole
+    other_outcomes: Sequence[Outcome] = ()  # of the members after the first; none if the launch failed as a whole
     shared_seconds: float = 0.0  # of the phases that ran once for all of them
 
     def of_member(self, number: int) -> Outcome:
         """What came of one of the trials of the launch."""
-        return outcome_of_member(number, self.outcome, self.companions)
+        return outcome_of_member(number, self.outcome, self.other_outcomes)
 
 
 @dataclass

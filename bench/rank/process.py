@@ -36,7 +36,7 @@ class RankJob(Spec):
     """Everything that a rank process needs, as JSON."""
 
     spec: TrialSpec
-    companions: list[TrialSpec] = Field(default_factory=list, description="trials that share the launch")
+    other_members: list[TrialSpec] = Field(default_factory=list, description="trials that share the launch")
     rank: int
     outbox: str
     threads: int
@@ -110,7 +110,7 @@ def _run(job: RankJob, store: Any, reports: Reports) -> RankReport:
         progress=reports.progress,
         checkpoints=Path(job.checkpoints) if job.checkpoints is not None else None,
     )
-    return run_rank(job.spec, context, job.companions)
+    return run_rank(job.spec, context, job.other_members)
 
 
 def memory_bytes() -> int:

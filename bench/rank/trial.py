@@ -61,7 +61,7 @@ from bench.train.lane import Diverged, Lane, Trained
 from bench.train.loop import Training
 
 
-def run_rank(spec: TrialSpec, context: RankContext, companions: Sequence[TrialSpec] = ()) -> RankReport:
+def run_rank(spec: TrialSpec, context: RankContext, other_members: Sequence[TrialSpec] = ()) -> RankReport:
     """Run this rank's part of a trial, or of all members of a fused launch. Exceptions become outcomes."""
     meter: PhaseMeter | None = None
     provenance: Provenance | None = None
@@ -75,12 +75,12 @@ def run_rank(spec: TrialSpec, context: RankContext, companions: Sequence[TrialSp
         device = select_device(spec, context)
         torch.set_num_threads(context.threads)
         provenance = collect(device_name(device), context.threads)
-        contexts = [context, *(member_context(context, number) for number in range(1, 1 + len(companions)))]
+        contexts = [context, *(member_context(context, number) for number in range(1, 1 + len(other_members)))]
         meter = PhaseMeter(device, on_enter=partial(tell_phase, contexts))
         join_process_group(context, device)
         trials = [
-            _Trial(each, own, device, meter, not companions)
-            for each, own in zip([spec, *companions], contexts, strict=True)
+            _Trial(each, own, device, meter, not other_members)
+            for each, own in zip([spec, *other_members], contexts, strict=True)
         ]
         report = run_trials(trials)
         dist.barrier()
@@ -125,12 +125,12 @@ def run_trials(trials: Sequence[_Trial]) -> RankReport:
     if len(trials) == 1:
         return RankReport(outcome=first.finish(data, results[0]), provenance=None)
     shared_seconds = first.meter.seconds
-    outcomes = [trial.finish_in_company(data, result) for trial, result in zip(trials, results, strict=True)]
+    outcomes = [trial.finish_as_member(data, result) for trial, result in zip(trials, results, strict=True)]
     for number, trial in enumerate(trials[1:], start=1):
         # The driver collects the files of all members from one folder.
         for path in trial.context.outbox.iterdir():
             path.rename(first.context.outbox / f"{member_prefix(number)}{path.name}")
-    return RankReport(outcome=outcomes[0], provenance=None, companions=outcomes[1:], shared_seconds=shared_seconds)
+    return RankReport(outcome=outcomes[0], provenance=None, other_outcomes=outcomes[1:], shared_seconds=shared_seconds)
 
 
 def train(trials: Sequence[_Trial], data: TrialData) -> list[_TrainedTrial]:
@@ -177,7 +177,7 @@ class _Trial:
         with self.meter.phase("load"):
             return read_data(self.spec)
 
-    def finish_in_company(self, data: TrialData, trained: _TrainedTrial | None) -> Outcome:
+    def finish_as_member(self, data: TrialData, trained: _TrainedTrial | None) -> Outcome:
         """As :meth:`finish` for a member of a fused launch. A failure becomes an outcome and ends no other member."""
         self.meter = self.meter.branch(partial(tell_phase, [self.context]))
         try:

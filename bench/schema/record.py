@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from bench.schema.trial import DEFAULT_BRANCH, JsonDict, Spec, TrialSpec
 
@@ -306,21 +306,25 @@ class RankReport(Spec):
 
     outcome: Outcome | None
     provenance: Provenance | None
-    companions: list[Outcome] = Field(default_factory=list, description="of the trials that shared the launch")
+    other_outcomes: list[Outcome] = Field(
+        default_factory=list,
+        description="of the members of the launch after the first",
+        validation_alias=AliasChoices("other_outcomes", "companions"),  # as it was called before 2026-11-30
+    )
     shared_seconds: float = Field(0.0, description="of the phases that ran once for all of them")
 
     def of_member(self, number: int) -> Outcome:
-        """What came of one of the trials of the launch, as rank 0 has it."""
+        """The outcome of a member of the launch, as rank 0 reports it."""
         if self.outcome is None:
             raise RuntimeError("rank 0 reported no outcome")
-        return outcome_of_member(number, self.outcome, self.companions)
+        return outcome_of_member(number, self.outcome, self.other_outcomes)
 
 
-def outcome_of_member(number: int, first: Outcome, companions: Sequence[Outcome]) -> Outcome:
-    """What came of one of the trials of a launch; what failed as a whole has failed for each."""
-    if number == 0 or (not companions and isinstance(first, Failed)):
+def outcome_of_member(number: int, first: Outcome, others: Sequence[Outcome]) -> Outcome:
+    """The outcome of a member of a launch. A launch that failed as a whole has failed for each member."""
+    if number == 0 or (not others and isinstance(first, Failed)):
         return first
-    return companions[number - 1]
+    return others[number - 1]
 
 
 class Attempt(Spec):

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 
 from bench.schema.digests import sha256_of
 from bench.schema.record import (
@@ -45,14 +45,18 @@ class StartedAttempt(Spec):
     attempt: Attempt
     launcher: str
     started_at: float
-    companions: list[TrialSpec] = Field(default_factory=list, description="trials that share the launch")
+    other_members: list[TrialSpec] = Field(
+        default_factory=list,
+        description="trials that share the launch",
+        validation_alias=AliasChoices("other_members", "companions"),  # as it was called before 2026-11-30
+    )
 
     @property
     def members(self) -> list[StartedAttempt]:
-        """The attempt as each of the trials that share the launch sees it; this one's own view comes first."""
-        specs = [self.spec, *self.companions]
+        """The attempt from the view of each member of the launch; the view of this trial comes first."""
+        specs = [self.spec, *self.other_members]
         return [
-            self.model_copy(update={"spec": spec, "companions": [*specs[:number], *specs[number + 1 :]]})
+            self.model_copy(update={"spec": spec, "other_members": [*specs[:number], *specs[number + 1 :]]})
             for number, spec in enumerate(specs)
         ]
 
@@ -65,7 +69,7 @@ class StartedAttempt(Spec):
         shared_seconds: float = 0.0,
     ) -> TrialResult:
         """The record of this attempt with its outcome."""
-        others = [companion.trial_id for companion in self.companions]
+        others = [member.trial_id for member in self.other_members]
         return TrialResult(
             trial_id=self.spec.trial_id,
             sweep=self.sweep,
@@ -82,7 +86,7 @@ class StartedAttempt(Spec):
 
 
 def new_attempt(
-    spec: TrialSpec, sweep: str, launcher: str, earlier: Sequence[Reason], companions: Sequence[TrialSpec] = ()
+    spec: TrialSpec, sweep: str, launcher: str, earlier: Sequence[Reason], other_members: Sequence[TrialSpec] = ()
 ) -> StartedAttempt:
     """A new attempt at a trial, or at all members of a launch, with an id of its own."""
     attempt = Attempt(attempt_id=uuid.uuid4().hex, number=len(earlier) + 1, earlier_reasons=list(earlier))
@@ -92,7 +96,7 @@ def new_attempt(
         attempt=attempt,
         launcher=launcher,
         started_at=time.time(),
-        companions=list(companions),
+        other_members=list(other_members),
     )
 
 

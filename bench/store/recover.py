@@ -73,7 +73,7 @@ def _result(
     # Somebody may have set a clock between the two readings.
     seconds = max(0.0, max(finished.finished_at for finished in ranks.values()) - member.started_at)
     result = member.result(outcome, report.provenance, seconds, None, report.shared_seconds)
-    again = RetryPolicy().tries_again(outcome, member.attempt.earlier_reasons, bool(member.companions))
+    again = RetryPolicy().tries_again(outcome, member.attempt.earlier_reasons, bool(member.other_members))
     return result, again
 
 

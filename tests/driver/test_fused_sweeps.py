@@ -1,4 +1,4 @@
-"""Trials that share a launch: which may, a record for each, and what fails in company is tried again alone."""
+"""Fused trials: which may share a launch, a record for each member, and a member that fails is tried again alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bench.report.figures.bars import memory_bars, time_bars
 from bench.report.rows import row
 from bench.schema.record import Failed, Fused, RankReport, TrialResult
 from bench.schema.trial import MethodSpec, ModelSpec, TaskSpec, TrialSpec
-from bench.store.outbox import member_prefix, new_attempt, open_attempt, write_report
+from bench.store.outbox import START_FILE, member_prefix, new_attempt, open_attempt, report_path, write_report
 from bench.store.records import Store
 from bench.store.recover import recover
 from bench.store.requests import Answer, CancelRequest, Requests
@@ -112,7 +112,8 @@ def test_only_the_trial_that_is_meant_is_cancelled(store: Store) -> None:
     assert third.outcome.reason == "cancelled"
 
 
-def test_a_finished_launch_is_found_after_the_death_of_the_driver(store: Store) -> None:
+@pytest.mark.parametrize("before_the_rename", [False, True])
+def test_a_finished_launch_is_found_after_the_death_of_the_driver(store: Store, before_the_rename: bool) -> None:
     specs = [trial(seed=seed) for seed in range(3)]
     started = new_attempt(specs[0], "demo", "local", [], specs[1:])
     for spec in specs:
@@ -122,9 +123,17 @@ def test_a_finished_launch_is_found_after_the_death_of_the_driver(store: Store) 
     for name in names:
         (folder / name).write_text("{}\n")
     report = RankReport(
-        outcome=completed(), provenance=provenance(), companions=[failed("diverged"), completed()], shared_seconds=9.0
+        outcome=completed(),
+        provenance=provenance(),
+        other_outcomes=[failed("diverged"), completed()],
+        shared_seconds=9.0,
     )
     write_report(folder, 0, report, names)
+    if before_the_rename:  # An outbox of a version that called them companions is recovered, too.
+        for path in (folder / START_FILE, report_path(folder, 0)):
+            text = path.read_text()
+            assert '"other_' in text
+            path.write_text(text.replace("other_members", "companions").replace("other_outcomes", "companions"))
     assert [result.trial_id for result in recover(store).committed] == [specs[0].trial_id, specs[2].trial_id]
     for result in records(store, specs[0], specs[2]):
         assert list(result.files) == ["predictions.jsonl.gz"]

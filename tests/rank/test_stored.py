@@ -98,7 +98,7 @@ def outcomes(folder: Path, *specs: TrialSpec) -> list[Outcome]:
         trials.append(_Trial(spec, context, CPU, PhaseMeter(CPU), alone=False))
     data = trials[0].read()
     results = train(trials, data)
-    return [each.finish_in_company(data, result) for each, result in zip(trials, results, strict=True)]
+    return [each.finish_as_member(data, result) for each, result in zip(trials, results, strict=True)]
 
 
 @pytest.mark.parametrize("name", ["Scales", "Wanders", "Forgets"])

@@ -185,10 +185,10 @@ class FakeLauncher(Launcher):
         for number in range(len(run.started.members)):
             files.append(run.outbox / f"{member_prefix(number)}predictions.jsonl")
             files[-1].write_text(json.dumps({"id": "abc"[number]}) + "\n")
-        companions = [self.next_outcome(companion.trial_id) for companion in run.started.companions]
+        others = [self.next_outcome(member.trial_id) for member in run.started.other_members]
         if isinstance(outcome, Failed) and outcome.reason in ("worker_lost", "cancelled"):
-            companions = []
-        ended = Ended(run.trial_id, run.attempt.attempt_id, outcome, provenance(), 1.0, files, None, companions)
+            others = []
+        ended = Ended(run.trial_id, run.attempt.attempt_id, outcome, provenance(), 1.0, files, None, others)
         self.events.put(ended)
 
     def next_outcome(self, trial_id: str) -> Outcome:
