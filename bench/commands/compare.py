@@ -87,15 +87,24 @@ def _sides(text: str) -> list[Side]:
     )
     if not (folder / "trials").is_dir():
         raise ConfigError(f"{text}: no folder 'trials'; give results/<sweep>, results/<sweep>:METHOD or a .yaml file")
-    cells = [cell for comparison in load_content(folder).comparisons for cell in comparison.cells if cell.completed]
-    if not cells:
+    configurations = [
+        configuration
+        for comparison in load_content(folder).comparisons
+        for configuration in comparison.configurations
+        if configuration.completed
+    ]
+    if not configurations:
         raise ConfigError(f"{text}: no final trial has completed")
-    chosen = [cell for cell in cells if method is None or method in (cell.name, cell.method)]
+    chosen = [
+        configuration
+        for configuration in configurations
+        if method is None or method in (configuration.name, configuration.method)
+    ]
     if method is not None and len(chosen) != 1:
-        known = ", ".join(repr(cell.name) for cell in chosen or cells)
+        known = ", ".join(repr(configuration.name) for configuration in chosen or configurations)
         found = "several configurations are" if chosen else "no configuration is"
         raise ConfigError(f"{text}: {found} called {method!r}; name one of {known}")
-    return [Side(folder, cell, cell.name) for cell in chosen]
+    return [Side(folder, configuration, configuration.name) for configuration in chosen]
 
 
 def _print(one: Compared) -> None:

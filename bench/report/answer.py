@@ -26,9 +26,11 @@ def answer(comparison: Comparison, found: Significance | str | None) -> list[str
     if not comparison.metrics:
         return []
     metric = comparison.metrics[0]
-    known = [cell for cell in comparison.scored if cell.mean(metric.name) is not None]
+    known = [configuration for configuration in comparison.scored if configuration.mean(metric.name) is not None]
     tested = found if found is not None and not isinstance(found, str) and found.conclusive else None
-    leaders = [cell for cell in known if cell.name in tested.leaders] if tested else known[:1]
+    leaders = (
+        [configuration for configuration in known if configuration.name in tested.leaders] if tested else known[:1]
+    )
     lines = [_margin(leaders, tested, metric) if tested else _interval(leaders, metric), _price(comparison, leaders)]
     return [line for line in lines if line]
 
@@ -36,7 +38,7 @@ def answer(comparison: Comparison, found: Significance | str | None) -> list[str
 def _margin(leaders: list[Configuration], found: Significance, metric: Column) -> str:
     """Of one leader its lead over the next, of several how far they are apart at most."""
     best = leaders[0].name
-    others = {cell.name for cell in leaders[1:]}
+    others = {configuration.name for configuration in leaders[1:]}
     pairs = [one for one in found.differences if one.first == best and (not others or one.second in others)]
     if not pairs:
         return ""
@@ -67,20 +69,20 @@ def _interval(leaders: list[Configuration], metric: Column) -> str:
 
 
 def _price(comparison: Comparison, leaders: list[Configuration]) -> str:
-    told = [text for cell in leaders[:MOST_TOLD] if (text := _costs(comparison, cell))]
+    told = [text for configuration in leaders[:MOST_TOLD] if (text := _costs(comparison, configuration))]
     if not told:
         return ""
     more = f"; of {len(leaders) - MOST_TOLD} more in the table" if len(leaders) > MOST_TOLD else ""
     return f"At what cost: {'; '.join(told)}{more}."
 
 
-def _costs(comparison: Comparison, cell: Configuration) -> str:
+def _costs(comparison: Comparison, configuration: Configuration) -> str:
     shown = []
-    if (trained := cell.mean(TRAINED.name)) is not None:
-        share = cell.mean("trained_percent")
+    if (trained := configuration.mean(TRAINED.name)) is not None:
+        share = configuration.mean("trained_percent")
         of_all = "" if share is None else f" ({share:.3g} % of all)"
         shown.append(f"{compact(trained)} parameters trained{of_all}")
     for column in comparison.columns:
-        if column.told and (mean := cell.mean(column.name)) is not None:
+        if column.told and (mean := configuration.mean(column.name)) is not None:
             shown.append(column.told.format(column.text(mean)))
-    return f"{cell.name} {', '.join(shown)}" if shown else ""
+    return f"{configuration.name} {', '.join(shown)}" if shown else ""

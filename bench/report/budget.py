@@ -114,25 +114,32 @@ class Budget:
 
 def budget(comparison: Comparison) -> Budget:
     """The budgets of the configurations that completed, what trains nothing left out of what is about training."""
-    cells = comparison.scored
+    configurations = comparison.scored
     shared: list[tuple[str, str]] = []
     differing: list[tuple[str, list[str]]] = []
     for setting in SETTINGS:
-        texts = [_text(setting, cell) for cell in cells]
-        meant = [text for text, cell in zip(texts, cells, strict=True) if cell.trains or not setting.of_training]
+        texts = [_text(setting, configuration) for configuration in configurations]
+        meant = [
+            text
+            for text, configuration in zip(texts, configurations, strict=True)
+            if configuration.trains or not setting.of_training
+        ]
         if not any(meant):
             continue
         if len(set(meant)) == 1:
             shared.append((setting.title, str(meant[0])))
         else:
             differing.append((setting.title, [text or ABSENT for text in texts]))
-    rows = [(cell.name, *(texts[number] for _, texts in differing)) for number, cell in enumerate(cells)]
+    rows = [
+        (configuration.name, *(texts[number] for _, texts in differing))
+        for number, configuration in enumerate(configurations)
+    ]
     return Budget(tuple(shared), ("method", *(title for title, _ in differing)), tuple(rows) if differing else ())
 
 
-def _text(setting: Setting, cell: Configuration) -> str | None:
+def _text(setting: Setting, configuration: Configuration) -> str | None:
     """Of all seeds: one text, or those that there are."""
-    if setting.of_training and not cell.trains:
+    if setting.of_training and not configuration.trains:
         return None
-    found: Sequence[str | None] = [setting.of(result.spec, outcome) for result, outcome in cell.completed]
+    found: Sequence[str | None] = [setting.of(result.spec, outcome) for result, outcome in configuration.completed]
     return " or ".join(dict.fromkeys(text for text in found if text is not None)) or None

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence, Set
 
 from bench.report.columns import metric_columns
-from bench.report.configurations import Configuration, Costs, cells
+from bench.report.configurations import Configuration, Costs, configurations
 from bench.report.rows import not_finite
 from bench.schema.record import Completed, Probed, Provenance, TrialResult
 from bench.statistics.outliers import outlying_seeds
@@ -28,7 +28,7 @@ def caveats(results: Sequence[TrialResult], costs: Costs | None = None) -> list[
     done = [(result, result.outcome) for result in results if isinstance(result.outcome, Completed)]
     if not done:
         return []
-    groups = cells(results, costs)
+    groups = configurations(results, costs)
     checks = (_mixed, _unsaid, _machine, _alone, _seeds, _outliers, _data, _scores, _training)
     return [text for check in checks for text in check(done, groups)]
 
@@ -64,7 +64,11 @@ def _mixed(done: Finished, _: Sequence[Configuration]) -> Iterator[str]:
 
 def _unsaid(_: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
     """Settings in which rows of a method differ beside those that their labels name."""
-    told = {cell.method: cell.unsaid for cell in groups if cell.completed and cell.unsaid}
+    told = {
+        configuration.method: configuration.unsaid
+        for configuration in groups
+        if configuration.completed and configuration.unsaid
+    }
     yield from (
         f"Rows of {method} differ in more than they are called by: {_names(keys)}." for method, keys in told.items()
     )
@@ -82,7 +86,7 @@ def _of_machines(made: Sequence[Provenance]) -> list[tuple[str, Set[Hashable]]]:
 
 def _alone(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
     """What spoils the measurements of the stage cost, whose trials are no rows of their own."""
-    trials = list({result.trial_id: result for cell in groups for result in cell.costs}.values())
+    trials = list({result.trial_id: result for configuration in groups for result in configuration.costs}.values())
     if not trials:
         return
     made = [result.provenance for result in trials if result.provenance is not None]
@@ -104,7 +108,7 @@ def _alone(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
         )
     if beside := sum(bool(result.placement and result.placement.co_tenants) for result in trials):
         yield f"{_trials(beside)} of the stage cost ran beside other trials on one machine: do not compare their costs."
-    once = [cell.name for cell in groups if len(cell.costs) == 1]
+    once = [configuration.name for configuration in groups if len(configuration.costs) == 1]
     if once:
         yield f"The cost of {_names(once)} was measured once: how far it varies is not known, and none is best."
 
@@ -119,7 +123,7 @@ def _machine(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
         )
     beside = sum(bool(result.placement and result.placement.co_tenants) for result, _ in done)
     if beside:
-        alone = all(cell.costs for cell in groups if cell.completed)
+        alone = all(configuration.costs for configuration in groups if configuration.completed)
         spared = ", but for memory and rates, which trials of the stage cost measured alone" if alone else ""
         yield f"{_trials(beside)} ran beside other trials on one machine: do not compare their costs{spared}."
     if fused := sum(result.fused is not None for result, _ in done):
@@ -145,14 +149,20 @@ def _seeds(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
     if len({result.spec.seed for result, _ in done}) == 1:
         yield "One seed: differences between methods may be chance."
     # What trains nothing comes out the same with every seed, so that one is enough.
-    counts = Counter(len(cell.completed) for cell in groups if any(outcome.train for _, outcome in cell.completed))
+    counts = Counter(
+        len(configuration.completed)
+        for configuration in groups
+        if any(outcome.train for _, outcome in configuration.completed)
+    )
     if len(counts) > 1:
-        told = ", ".join(f"{cells} with {seeds}" for seeds, cells in sorted(counts.items(), reverse=True))
+        told = ", ".join(
+            f"{configurations} with {seeds}" for seeds, configurations in sorted(counts.items(), reverse=True)
+        )
         yield (
             f"Configurations have different numbers of completed seeds ({told}): the best of many single seeds is "
             "partly luck."
         )
-    missing = [cell.name for cell in groups if not cell.completed]
+    missing = [configuration.name for configuration in groups if not configuration.completed]
     if missing:
         yield f"No trial completed for {_names(missing)}."
 
@@ -160,12 +170,16 @@ def _seeds(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
 def _outliers(_: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
     """Seeds that are far from the others, with all single seeds of their configuration."""
     together: dict[tuple[str, str], list[Configuration]] = {}
-    for cell in groups:
-        spec = cell.results[0].spec
-        together.setdefault((spec.model.path, spec.task.name), []).append(cell)
+    for configuration in groups:
+        spec = configuration.results[0].spec
+        together.setdefault((spec.model.path, spec.task.name), []).append(configuration)
     for members in together.values():
-        for metric in metric_columns(result for cell in members for result in cell.results)[:1]:
-            scores = {cell.name: cell.values(metric.name) for cell in members if cell.trains}
+        for metric in metric_columns(result for configuration in members for result in configuration.results)[:1]:
+            scores = {
+                configuration.name: configuration.values(metric.name)
+                for configuration in members
+                if configuration.trains
+            }
             for name, seeds in outlying_seeds(scores).items():
                 told = ", ".join(f"{metric.text(score)} (seed {seed})" for seed, score in sorted(scores[name].items()))
                 yield (
@@ -201,11 +215,11 @@ def _data(done: Finished, _: Sequence[Configuration]) -> Iterator[str]:
 def _scores(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
     """What the records say of their own scores, and of which rows."""
     names: dict[str, list[str]] = {}
-    called = {result.trial_id: cell.name for cell in groups for result in cell.results}
+    called = {result.trial_id: configuration.name for configuration in groups for result in configuration.results}
     for result, outcome in done:
         for remark in outcome.scores.remarks if result.trial_id in called else ():
             names.setdefault(remark, []).append(called[result.trial_id])
-    completed = sum(bool(cell.completed) for cell in groups)
+    completed = sum(bool(configuration.completed) for configuration in groups)
     for remark, having in names.items():
         of_all = len(set(having)) == completed
         yield remark if of_all else f"{_names(_unique(having))}: {remark}"
@@ -222,9 +236,9 @@ def _training(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
     if skipped := sum(cost.skipped_steps > 0 for *_, cost in trained):
         yield f"The engine skipped optimiser steps in {_trials(skipped)}."
     still_falling = [
-        cell.name
-        for cell in groups
-        for _, outcome in cell.completed
+        configuration.name
+        for configuration in groups
+        for _, outcome in configuration.completed
         if outcome.train is not None and len(outcome.dev_curve) > 1 and outcome.best_step == outcome.train.steps
     ]
     if still_falling:

@@ -1,6 +1,6 @@
 """One configuration against another: differences with intervals, per score, per tag and per cost, and a verdict.
 
-The second is judged against the first, the reference: differences are second minus first.
+The second is judged against the first: differences are second minus first.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def compare(first: Side, second: Side, metric: str | None = None) -> Compared:
     """Two configurations that were tested on the same sources.
 
     Args:
-        first: The reference.
+        first: What the second is compared with.
         second: What is judged.
         metric: The score that the verdict is about; None is the first that the records name.
 
@@ -81,11 +81,11 @@ def compare(first: Side, second: Side, metric: str | None = None) -> Compared:
         StatisticsError: They were not, or scores cannot be computed again.
         ValueError: There is no such score.
     """
-    columns = _metric_first([*first.cell.results, *second.cell.results], metric)
+    columns = _metric_first([*first.configuration.results, *second.configuration.results], metric)
     paired = PairedSystems(
         (
-            load_system(second.root, second.name, second.cell.results),
-            load_system(first.root, first.name, first.cell.results),
+            load_system(second.root, second.name, second.configuration.results),
+            load_system(first.root, first.name, first.configuration.results),
         )
     )
     scores = [_score(paired, column) for column in columns]
@@ -96,7 +96,7 @@ def compare(first: Side, second: Side, metric: str | None = None) -> Compared:
         second.name,
         tuple(line for line in scores if line is not None),
         tuple(line for line in of_tags if line is not None),
-        tuple(cost_lines(first.cell, second.cell)),
+        tuple(cost_lines(first.configuration, second.configuration)),
         tuple(differences(first, second)),
     )
 
@@ -236,7 +236,7 @@ def cost_lines(first: Configuration, second: Configuration) -> Iterator[Line]:
         if one is None or two is None or min(one.values) <= 0 or min(two.values) <= 0:
             continue
         if column.varies_over_seeds and min(len(one.values), len(two.values)) > 1:
-            values = [cell.values(column.name) for cell in (first, second)]
+            values = [configuration.values(column.name) for configuration in (first, second)]
             logs = [{seed: math.log(value) for seed, value in of_side.items()} for of_side in values]
             line = _over_seeds(column, None, logs[0], logs[1])
             alone = first.was_measured_alone(column.name) and second.was_measured_alone(column.name)
@@ -275,7 +275,7 @@ def against_published(side: Side, rows: Sequence[Quoted], metric: str | None = N
         rows: Of one publication.
         metric: The score that the verdict is about; None is the first that the publication prints.
     """
-    spec = side.cell.results[0].spec
+    spec = side.configuration.results[0].spec
     fitting = [row for row in rows if fits(row, spec)]
     same_model = [row for row in fitting if is_same_model(row, spec)]
     whole = [row for row in same_model or fitting if row.tag == "all"]
@@ -287,14 +287,14 @@ def against_published(side: Side, rows: Sequence[Quoted], metric: str | None = N
 
 
 def _with_published(side: Side, row: Quoted, parts: Sequence[Quoted], metric: str | None) -> Compared | None:
-    system = load_system(side.root, side.name, side.cell.results)
-    columns = [column for column in _metric_first(side.cell.results, metric) if column.name in row.values]
+    system = load_system(side.root, side.name, side.configuration.results)
+    columns = [column for column in _metric_first(side.configuration.results, metric) if column.name in row.values]
     if not columns or not system.completed:
         return None
     scores = [_quoted_line(system, column, row) for column in columns]
     tags = [_quoted_line(system, columns[0], part) for part in parts if columns[0].name in part.values]
     remarks = [row.note] if row.note else []
-    if not is_same_model(row, side.cell.results[0].spec):
+    if not is_same_model(row, side.configuration.results[0].spec):
         remarks.insert(0, f"published on {row.model}, ours is on another model: no reproduction")
     return Compared(
         first=f"{row.key}, {row.table}: {row.label} ({row.model})",

@@ -103,44 +103,48 @@ class Comparison:
 
     model: str
     task: str
-    cells: tuple[Configuration, ...]  # best first by the first metric; those without a score last
+    configurations: tuple[Configuration, ...]  # best first by the first metric; those without a score last
     leaders: tuple[str, ...] = ()  # the best in the first metric and all that cannot be told apart from it
 
     @cached_property
     def metrics(self) -> tuple[Column, ...]:
-        return metric_columns(result for cell in self.cells for result in cell.results)
+        return metric_columns(result for configuration in self.configurations for result in configuration.results)
 
     @cached_property
     def columns(self) -> tuple[Column, ...]:
-        """Scores, then costs: those that some cell has."""
-        records = [result for cell in self.cells for result in cell.results]
+        """Scores, then costs: those that some configuration has."""
+        records = [result for configuration in self.configurations for result in configuration.results]
         return present((*self.metrics, *columns_of(Shown.CONFIGURATIONS)), records)
 
     @property
     def several_seeds(self) -> bool:
-        return len({result.spec.seed for cell in self.cells for result in cell.results}) > 1
+        return len({result.spec.seed for configuration in self.configurations for result in configuration.results}) > 1
 
-    def is_best(self, cell: Configuration, column: Column) -> bool:
+    def is_best(self, configuration: Configuration, column: Column) -> bool:
         """Whether no other configuration has a better mean; in the first metric, whether it is among the leaders.
 
         None is best alone, among equals or without a direction; nor by a cost that was measured alone and lies within
         the spread of another, or has none.
         """
         if self.leaders and self.metrics and column.name == self.metrics[0].name:
-            return cell.name in self.leaders and len(self.leaders) < len(self.scored)
-        found = cell.estimate(column.name)
+            return configuration.name in self.leaders and len(self.leaders) < len(self.scored)
+        found = configuration.estimate(column.name)
         if found is None or column.higher_is_better is None or len(self.scored) < 2:
             return False
         means = self._means(column)
         if len(means) < 2 or found.mean != (max if column.higher_is_better else min)(means):
             return False
-        others = (other for other in self.cells if other is not cell and other.mean(column.name) is not None)
-        return not any(_within_spread(cell, other, column.name) for other in others)
+        others = (
+            other for other in self.configurations if other is not configuration and other.mean(column.name) is not None
+        )
+        return not any(_within_spread(configuration, other, column.name) for other in others)
 
     def _means(self, column: Column) -> set[float]:
         """The different means of a column, each once: a table of thousands of rows asks for every row."""
         if column.name not in self._known_means:
-            means = {mean for cell in self.cells if (mean := cell.mean(column.name)) is not None}
+            means = {
+                mean for configuration in self.configurations if (mean := configuration.mean(column.name)) is not None
+            }
             if not column.varies_over_seeds:
                 means = {mean for mean in means if mean > 0}  # What trains nothing is no method with few parameters.
             self._known_means[column.name] = means
@@ -153,7 +157,7 @@ class Comparison:
     @property
     def scored(self) -> tuple[Configuration, ...]:
         """Configurations with at least one completed trial."""
-        return tuple(cell for cell in self.cells if cell.completed)
+        return tuple(configuration for configuration in self.configurations if configuration.completed)
 
 
 def _within_spread(one: Configuration, other: Configuration, name: str) -> bool:
@@ -166,7 +170,7 @@ def _within_spread(one: Configuration, other: Configuration, name: str) -> bool:
     return min(ones) <= max(others) and min(others) <= max(ones)
 
 
-def cells(results: Iterable[TrialResult], costs: Costs | None = None) -> list[Configuration]:
+def configurations(results: Iterable[TrialResult], costs: Costs | None = None) -> list[Configuration]:
     """Records by everything but the seed, in order of method, label and seed; named by what differs in their table.
 
     Args:
@@ -201,15 +205,15 @@ def _once(members: Sequence[TrialResult]) -> list[TrialResult]:
 def _by_table(made: Sequence[Configuration]) -> dict[tuple[str, str], list[int]]:
     """Model and task to the places of their configurations."""
     tables: dict[tuple[str, str], list[int]] = {}
-    for place, cell in enumerate(made):
-        spec = cell.results[0].spec
+    for place, configuration in enumerate(made):
+        spec = configuration.results[0].spec
         tables.setdefault((spec.model.path, spec.task.name), []).append(place)
     return tables
 
 
 def comparisons(results: Sequence[TrialResult], costs: Costs | None = None) -> tuple[Comparison, ...]:
-    """The cells of each model and task, best first by the first metric that the records name; see :func:`cells`."""
-    made = cells(results, costs)
+    """The configurations of each model and task, best first by the first metric that the records name."""
+    made = configurations(results, costs)
     return tuple(
         Comparison(model, task, _best_first(over_common_seeds([made[place] for place in places])))
         for (model, task), places in sorted(_by_table(made).items())
@@ -218,16 +222,27 @@ def comparisons(results: Sequence[TrialResult], costs: Costs | None = None) -> t
 
 def names(results: Sequence[TrialResult]) -> dict[str, str]:
     """Trial id to the name of the row that the trial belongs to."""
-    return {result.trial_id: cell.name for cell in cells(results) for result in cell.results}
+    return {
+        result.trial_id: configuration.name
+        for configuration in configurations(results)
+        for result in configuration.results
+    }
 
 
 def over_common_seeds(members: Sequence[Configuration]) -> list[Configuration]:
     """The same with means over the seeds that all completed, where these are enough; see :func:`common_seeds`."""
-    having = [tuple(r.spec.seed for r, _ in cell.completed) for cell in members if cell.completed and cell.trains]
+    having = [
+        tuple(r.spec.seed for r, _ in configuration.completed)
+        for configuration in members
+        if configuration.completed and configuration.trains
+    ]
     common = common_seeds(having)
     if common is None or all(len(seeds) == len(common) for seeds in having):
         return list(members)
-    return [replace(cell, counted_seeds=frozenset(common)) if cell.trains else cell for cell in members]
+    return [
+        replace(configuration, counted_seeds=frozenset(common)) if configuration.trains else configuration
+        for configuration in members
+    ]
 
 
 def with_tests(comparison: Comparison, found: Significance | str | None) -> Comparison:
@@ -235,12 +250,13 @@ def with_tests(comparison: Comparison, found: Significance | str | None) -> Comp
     if found is None or isinstance(found, str):
         return comparison
     tested = [
-        replace(cell, intervals={found.metric: found.estimates[cell.name]})
-        if cell.name in found.estimates and len(found.estimates[cell.name].values) == len(cell.values(found.metric))
-        else cell
-        for cell in comparison.cells
+        replace(configuration, intervals={found.metric: found.estimates[configuration.name]})
+        if configuration.name in found.estimates
+        and len(found.estimates[configuration.name].values) == len(configuration.values(found.metric))
+        else configuration
+        for configuration in comparison.configurations
     ]
-    return replace(comparison, cells=tuple(tested), leaders=found.leaders if found.conclusive else ())
+    return replace(comparison, configurations=tuple(tested), leaders=found.leaders if found.conclusive else ())
 
 
 def chosen_of_methods(members: Iterable[Configuration]) -> list[Configuration]:
@@ -252,27 +268,27 @@ def chosen_of_methods(members: Iterable[Configuration]) -> list[Configuration]:
     """
     chosen: dict[str, Configuration] = {}
     members = list(members)
-    for cell in members:
-        best = chosen.setdefault(_chosen_among(cell), cell)
-        if _by_dev_loss(cell) < _by_dev_loss(best):
-            chosen[_chosen_among(cell)] = cell
-    return [cell for cell in members if chosen[_chosen_among(cell)] is cell]
+    for configuration in members:
+        best = chosen.setdefault(_chosen_among(configuration), configuration)
+        if _by_dev_loss(configuration) < _by_dev_loss(best):
+            chosen[_chosen_among(configuration)] = configuration
+    return [configuration for configuration in members if chosen[_chosen_among(configuration)] is configuration]
 
 
-def _chosen_among(cell: Configuration) -> str:
-    return cell.method if cell.results[0].spec.loaded is None else cell.name
+def _chosen_among(configuration: Configuration) -> str:
+    return configuration.method if configuration.results[0].spec.loaded is None else configuration.name
 
 
-def _by_dev_loss(cell: Configuration) -> tuple[float, str]:
-    loss = cell.mean("dev_loss")
-    return math.inf if loss is None else loss, cell.name
+def _by_dev_loss(configuration: Configuration) -> tuple[float, str]:
+    loss = configuration.mean("dev_loss")
+    return math.inf if loss is None else loss, configuration.name
 
 
 def _best_first(members: Sequence[Configuration]) -> tuple[Configuration, ...]:
-    first = next(iter(metric_columns(result for cell in members for result in cell.results)), None)
+    first = next(iter(metric_columns(result for configuration in members for result in configuration.results)), None)
 
-    def rank(cell: Configuration) -> tuple[int, float]:
-        found = cell.estimate(first.name) if first is not None else None
+    def rank(configuration: Configuration) -> tuple[int, float]:
+        found = configuration.estimate(first.name) if first is not None else None
         if first is None or found is None:
             return (1, 0.0)
         return (0, -found.mean if first.higher_is_better else found.mean)

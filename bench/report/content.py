@@ -15,7 +15,7 @@ from bench.report.configurations import Comparison, comparisons, failed, with_te
 from bench.report.headline import headline
 from bench.report.others import left_out_text
 from bench.report.published import Quoted
-from bench.report.published_rows import References, references
+from bench.report.published_rows import PublishedRows, published_rows
 from bench.report.searches import tuning_caveats
 from bench.report.significance_table import tested
 from bench.schema.record import NOT_ASKED_FOR, Completed, Failed, Probed, TrialResult
@@ -93,9 +93,9 @@ class Content:
         return (*self.headlines, *(self.answers[0] if len(self.answers) == 1 else ()))
 
     @cached_property
-    def references(self) -> tuple[References | None, ...]:
+    def published_rows(self) -> tuple[PublishedRows | None, ...]:
         """For each comparison, the published numbers that belong beside it."""
-        return tuple(references(comparison, self.quoted) for comparison in self.comparisons)
+        return tuple(published_rows(comparison, self.quoted) for comparison in self.comparisons)
 
     @cached_property
     def failures(self) -> list[tuple[TrialResult, Failed]]:
@@ -163,8 +163,8 @@ def _data_files(results: Iterable[TrialResult]) -> list[str]:
 
 def legend(comparison: Comparison) -> str:
     """What the numbers of a table are."""
-    outcomes = [outcome for cell in comparison.cells for _, outcome in cell.completed]
-    alone = sorted({len(cell.costs) for cell in comparison.cells if cell.costs})
+    outcomes = [outcome for configuration in comparison.configurations for _, outcome in configuration.completed]
+    alone = sorted({len(configuration.costs) for configuration in comparison.configurations if configuration.costs})
     absent = {name: why for one in outcomes for name, why in one.scores.absent.items() if why != NOT_ASKED_FOR}
     lacking = f" Not to be had: {', '.join(f'{title(n)} ({why})' for n, why in absent.items())}." if absent else ""
     measured = (
@@ -180,7 +180,14 @@ def legend(comparison: Comparison) -> str:
         if len(comparison.leaders) > 1
         else ""
     )
-    counted = next((cell.counted_seeds for cell in comparison.cells if cell.counted_seeds is not None), None)
+    counted = next(
+        (
+            configuration.counted_seeds
+            for configuration in comparison.configurations
+            if configuration.counted_seeds is not None
+        ),
+        None,
+    )
     common = (
         f" Means are over the seeds that all configurations completed ({', '.join(map(str, sorted(counted)))})."
         if counted is not None

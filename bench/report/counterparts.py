@@ -20,17 +20,17 @@ class Side:
     """A configuration, where its predictions lie, and what it is called beside the other side."""
 
     root: Path
-    cell: Configuration
+    configuration: Configuration
     name: str
 
     @property
     def spec(self) -> TrialSpec:
-        return self.cell.results[0].spec
+        return self.configuration.results[0].spec
 
     @property
     def settings(self) -> dict[str, str]:
         """Key of the sweep file to value as JSON, of all that changes the answer but the seed."""
-        return settings_of(self.spec, self.cell.trains)
+        return settings_of(self.spec, self.configuration.trains)
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Paired:
 def named(ones: Sequence[Side], others: Sequence[Side]) -> tuple[list[Side], list[Side]]:
     """The same, each called by its folder, its method and what tells it from the others of its method on both sides."""
     sides = [*ones, *others]
-    untrained = {side.spec.method.target for side in sides if not side.cell.trains}
+    untrained = {side.spec.method.target for side in sides if not side.configuration.trains}
     found = labels([side.spec for side in sides], untrained)
     folders = _told_apart([side.root for side in sides])
     made = [
-        replace(side, name=f"{folders[side.root]}: {titled(side.cell.method, label.text)}")
+        replace(side, name=f"{folders[side.root]}: {titled(side.configuration.method, label.text)}")
         for side, label in zip(sides, found, strict=True)
     ]
     return made[: len(ones)], made[len(ones) :]
@@ -82,13 +82,13 @@ def counterparts(ones: Sequence[Side], others: Sequence[Side]) -> Paired:
 def differences(first: Side, second: Side) -> list[str]:
     """What two configurations differ in beside their methods and what their names say, a sentence."""
     ones, others = first.settings, second.settings
-    same_method = first.cell.method == second.cell.method
+    same_method = first.configuration.method == second.configuration.method
     keys = [
         key
         for key in sorted(ones.keys() | others.keys())
         if ones.get(key) != others.get(key) and (same_method or key.split(".")[0] not in OF_METHODS)
     ]
-    if not first.cell.trains or not second.cell.trains:
+    if not first.configuration.trains or not second.configuration.trains:
         keys = [key for key in keys if not key.startswith("train.")]
     told = [f"{key} ({_told(ones.get(key))}, {_told(others.get(key))})" for key in keys]
     return [f"They differ in {', '.join(told)}."] if told else []

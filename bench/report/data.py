@@ -67,7 +67,9 @@ def json_text(content: Content) -> str:
                 "significance": significance_document(found),
                 "published": [] if quoted is None else quoted.document(),
             }
-            for comparison, found, quoted in zip(content.comparisons, content.tested, content.references, strict=True)
+            for comparison, found, quoted in zip(
+                content.comparisons, content.tested, content.published_rows, strict=True
+            )
         ],
         "tuning": [tuning_document(tuning) for tuning in content.tunings],
         "failures": [
@@ -87,7 +89,7 @@ def json_text(content: Content) -> str:
 
 
 def _comparison(comparison: Comparison) -> JsonDict:
-    outcomes = [outcome for cell in comparison.cells for _, outcome in cell.completed]
+    outcomes = [outcome for configuration in comparison.configurations for _, outcome in configuration.completed]
     return {
         "model": comparison.model,
         "task": comparison.task,
@@ -96,17 +98,19 @@ def _comparison(comparison: Comparison) -> JsonDict:
             for column in comparison.columns
         ],
         "signatures": dict(signatures(outcomes)),
-        "configurations": [_cell(cell, comparison.columns) for cell in comparison.cells],
+        "configurations": [
+            _configuration(configuration, comparison.columns) for configuration in comparison.configurations
+        ],
         "efficiency": efficiency_document(efficiencies(comparison)),
         "budget": budget(comparison).document(),
         "plan": forecast_document(forecasts(comparison)),
     }
 
 
-def _cell(cell: Configuration, columns: Sequence[Column]) -> JsonDict:
+def _configuration(configuration: Configuration, columns: Sequence[Column]) -> JsonDict:
     values: JsonDict = {}
     for column in columns:
-        if (found := cell.estimate(column.name)) is not None:
+        if (found := configuration.estimate(column.name)) is not None:
             interval = None if found.half_width is None else [found.low, found.high]
             values[column.name] = {
                 "mean": found.mean,
@@ -116,11 +120,11 @@ def _cell(cell: Configuration, columns: Sequence[Column]) -> JsonDict:
                 "values": found.values,
             }
     return {
-        "name": cell.name,
-        "method": cell.method,
-        "trials": [result.trial_id for result in cell.results],
-        "completed": len(cell.completed),
-        "counted_seeds": sorted(result.spec.seed for result, _ in cell.counted),
+        "name": configuration.name,
+        "method": configuration.method,
+        "trials": [result.trial_id for result in configuration.results],
+        "completed": len(configuration.completed),
+        "counted_seeds": sorted(result.spec.seed for result, _ in configuration.counted),
         "values": values,
-        "by_tag": {result.trial_id: outcome.scores.by_tag for result, outcome in cell.completed},
+        "by_tag": {result.trial_id: outcome.scores.by_tag for result, outcome in configuration.completed},
     }

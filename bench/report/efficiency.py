@@ -24,7 +24,7 @@ NOTE = (
 class Efficiency:
     """One row: the configuration of a method with the lowest dev loss. None is what the records do not tell."""
 
-    cell: Configuration
+    configuration: Configuration
     score: float | None
     gain: float | None  # of the score over the base model's, positive where it is better
     full_gain_fraction: float | None  # of the gain of full fine-tuning
@@ -38,29 +38,29 @@ def efficiencies(comparison: Comparison) -> list[Efficiency]:
         return []
     metric = comparison.metrics[0]
     best = chosen_of_methods(comparison.scored)
-    by_method = {cell.method: cell for cell in best}
+    by_method = {configuration.method: configuration for configuration in best}
     gain_of_full = _gain(by_method.get(FULL), by_method.get(BASE), metric)
     return [
         Efficiency(
-            cell=cell,
-            score=_mean(cell, metric.name),
-            gain=_gain(cell, by_method.get(BASE), metric),
-            full_gain_fraction=_ratio(_gain(cell, by_method.get(BASE), metric), gain_of_full),
+            configuration=configuration,
+            score=_mean(configuration, metric.name),
+            gain=_gain(configuration, by_method.get(BASE), metric),
+            full_gain_fraction=_ratio(_gain(configuration, by_method.get(BASE), metric), gain_of_full),
             decode_time_over_base=_ratio(
-                _mean(by_method.get(BASE), "decode_tokens_per_second"), _mean(cell, "decode_tokens_per_second")
+                _mean(by_method.get(BASE), "decode_tokens_per_second"), _mean(configuration, "decode_tokens_per_second")
             ),
-            merged_decode_time_over_unmerged=_mean(cell, MERGED_DECODE.name),
+            merged_decode_time_over_unmerged=_mean(configuration, MERGED_DECODE.name),
         )
-        for cell in best
+        for configuration in best
     ]
 
 
-def _mean(cell: Configuration | None, name: str) -> float | None:
-    return None if cell is None else cell.mean(name)
+def _mean(configuration: Configuration | None, name: str) -> float | None:
+    return None if configuration is None else configuration.mean(name)
 
 
-def _gain(cell: Configuration | None, base: Configuration | None, metric: Column) -> float | None:
-    score, start = _mean(cell, metric.name), _mean(base, metric.name)
+def _gain(configuration: Configuration | None, base: Configuration | None, metric: Column) -> float | None:
+    score, start = _mean(configuration, metric.name), _mean(base, metric.name)
     if score is None or start is None:
         return None
     return score - start if metric.higher_is_better else start - score
@@ -85,13 +85,13 @@ def efficiency_table(comparison: Comparison) -> tuple[list[str], list[list[str]]
         return None
     columns = [column for column in _columns(comparison.metrics[0]) if any(map(column.text, rows))]
     heading = ["method", *(column.title for column in columns)]
-    return heading, [[row.cell.name, *(column.text(row) or ABSENT for column in columns)] for row in rows]
+    return heading, [[row.configuration.name, *(column.text(row) or ABSENT for column in columns)] for row in rows]
 
 
 def _columns(metric: Column) -> list[EfficiencyColumn]:
     def of_cell(column: Column) -> Callable[[Efficiency], str | None]:
         def text(row: Efficiency) -> str | None:
-            value = _mean(row.cell, column.name)
+            value = _mean(row.configuration, column.name)
             return None if value is None else column.text_with_unit(value)
 
         return text
@@ -111,4 +111,7 @@ def _columns(metric: Column) -> list[EfficiencyColumn]:
 
 def efficiency_document(rows: Iterable[Efficiency]) -> list[JsonDict]:
     """The same, unrounded, as report.json has it; the columns of a configuration are under its name there."""
-    return [{**vars(row), "cell": row.cell.name} for row in rows]
+    return [
+        {"cell": row.configuration.name, **{key: value for key, value in vars(row).items() if key != "configuration"}}
+        for row in rows
+    ]

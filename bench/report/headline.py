@@ -25,7 +25,7 @@ def headline(comparison: Comparison, found: Significance | str | None) -> str | 
     if not comparison.metrics:
         return None
     metric = comparison.metrics[0]
-    known = [cell for cell in comparison.scored if cell.mean(metric.name) is not None]
+    known = [configuration for configuration in comparison.scored if configuration.mean(metric.name) is not None]
     if not known:
         return None
     if len(known) == 1:
@@ -36,13 +36,17 @@ def headline(comparison: Comparison, found: Significance | str | None) -> str | 
             f"{metric.title}: the best mean is that of {_with_mean(best, metric)}, which does not say that it leads: "
             f"{_why_unknown(found)}. {_following(others, metric)}"
         ).strip()
-    by_name = {cell.name: cell for cell in known}
+    by_name = {configuration.name: configuration for configuration in known}
     leaders = [by_name[name] for name in found.leaders]
-    others = [cell for cell in known if cell.name in found.means and cell.name not in found.leaders]
+    others = [
+        configuration
+        for configuration in known
+        if configuration.name in found.means and configuration.name not in found.leaders
+    ]
     if len(leaders) == 1:
         first = f"{metric.title}: {_with_interval(leaders[0], metric)} leads{_ahead(leaders[0], found, metric)}."
     else:
-        names = [_with_mean(cell, metric) for cell in leaders[:MOST_NAMES]]
+        names = [_with_mean(configuration, metric) for configuration in leaders[:MOST_NAMES]]
         more = f" and {len(leaders) - MOST_NAMES} more" if len(leaders) > MOST_NAMES else ""
         told = ", ".join(names) + more if more else f"{', '.join(names[:-1])} and {names[-1]}"
         lead = "" if len(leaders) == len(found.means) else " lead and"
@@ -52,20 +56,20 @@ def headline(comparison: Comparison, found: Significance | str | None) -> str | 
     return " ".join(part for part in (first, _following(others, metric), rest if untested > 0 else "") if part)
 
 
-def _with_mean(cell: Configuration, metric: Column) -> str:
-    found = cell.estimate(metric.name)
-    return cell.name if found is None else f"{cell.name} ({metric.text(found.mean)})"
+def _with_mean(configuration: Configuration, metric: Column) -> str:
+    found = configuration.estimate(metric.name)
+    return configuration.name if found is None else f"{configuration.name} ({metric.text(found.mean)})"
 
 
-def _with_interval(cell: Configuration, metric: Column) -> str:
-    found = cell.estimate(metric.name)
+def _with_interval(configuration: Configuration, metric: Column) -> str:
+    found = configuration.estimate(metric.name)
     if found is None or found.half_width is None:
-        return _with_mean(cell, metric)
+        return _with_mean(configuration, metric)
     count = len(found.values)
     seeds = "1 seed" if count == 1 else f"{count} seeds"
     return (
-        f"{cell.name} ({metric.text(found.mean)}, 95 % interval over {found.basis} {metric.text(found.low)} to "
-        f"{metric.text(found.high)}, {seeds})"
+        f"{configuration.name} ({metric.text(found.mean)}, 95 % interval over {found.basis} {metric.text(found.low)} "
+        f"to {metric.text(found.high)}, {seeds})"
     )
 
 
@@ -77,7 +81,7 @@ def _ahead(best: Configuration, found: Significance, metric: Column) -> str:
 
 
 def _following(others: list[Configuration], metric: Column) -> str:
-    following = ", ".join(_with_mean(cell, metric) for cell in others[:MOST_FOLLOWING])
+    following = ", ".join(_with_mean(configuration, metric) for configuration in others[:MOST_FOLLOWING])
     more = f" and {len(others) - MOST_FOLLOWING} more" if len(others) > MOST_FOLLOWING else ""
     return f"Next: {following}{more}." if following else ""
 

@@ -15,7 +15,7 @@ from bench.report.configurations import Comparison, Configuration
 from bench.report.content import Content
 from bench.report.latex_text import DEFINITION, escaped, needs_definition
 from bench.report.layout import layout, letters_note, seeds_differ
-from bench.report.published_rows import References
+from bench.report.published_rows import PublishedRows
 from bench.report.significance_table import letters_of
 
 if TYPE_CHECKING:
@@ -46,11 +46,11 @@ def latex(content: Content) -> str:
     """The tables of each model and task."""
     head = f"% {_comment(content.sweep)}: made by tuneoff report; needs \\usepackage{{booktabs}}"
     tables: list[str] = []
-    for comparison, found, quoted in zip(content.comparisons, content.tested, content.references, strict=True):
+    for comparison, found, quoted in zip(content.comparisons, content.tested, content.published_rows, strict=True):
         if comparison.scored:
             tables += _comparison(content.sweep, comparison, found)
         if quoted is not None:
-            tables += _references(content.sweep, quoted)
+            tables += _published(content.sweep, quoted)
     letters = [f"{DEFINITION} % letters beyond pdfTeX's fonts: XeTeX and LuaTeX set them"]
     return "\n\n".join([head, *(letters if needs_definition("".join(tables)) else []), *tables]) + "\n"
 
@@ -62,12 +62,12 @@ def _comment(text: str) -> str:
 def _comparison(sweep: str, comparison: Comparison, found: Significance | str | None) -> list[str]:
     chosen, scored = layout(comparison), comparison.scored
     letters = letters_of(found)
-    beside = [_texts("Method", [cell.name for cell in scored])]
+    beside = [_texts("Method", [configuration.name for configuration in scored])]
     if len(set(letters.values())) > 1:
-        shown = [letters.get(cell.name, "") for cell in scored]
+        shown = [letters.get(configuration.name, "") for configuration in scored]
         beside.append(_Part("group", shown, max(5, *map(len, shown)), "c"))
     if seeds_differ(comparison):
-        beside.append(_Part("seeds", [cell.seeds for cell in scored], 6, "r"))
+        beside.append(_Part("seeds", [configuration.seeds for configuration in scored], 6, "r"))
     scores = [_numbers(comparison, column) for column in chosen.shown if column in comparison.metrics]
     costs = [_numbers(comparison, column) for column in chosen.shown if column not in comparison.metrics]
     explained = [letters_note(found, comparison.metrics[0])] if letters and found and not isinstance(found, str) else []
@@ -157,7 +157,7 @@ def _texts(heading: str, texts: Sequence[str]) -> _Part:
 
 def _numbers(comparison: Comparison, column: Column) -> _Part:
     arrow = {True: r" $\uparrow$", False: r" $\downarrow$", None: ""}[column.higher_is_better]
-    shown = [_number(comparison, cell, column) for cell in comparison.scored]
+    shown = [_number(comparison, configuration, column) for configuration in comparison.scored]
     width = max(mean_width for _, mean_width in shown)
     return _column(column.title, arrow, [text for text, _ in shown], width)
 
@@ -170,20 +170,20 @@ def _column(title: str, arrow: str, cells: Sequence[str], width: float) -> _Part
     return _Part(heading, cells, max(width, *(len(word) + 2 * bool(arrow) for word in words)), "r")
 
 
-def _number(comparison: Comparison, cell: Configuration, column: Column) -> tuple[str, float]:
+def _number(comparison: Comparison, configuration: Configuration, column: Column) -> tuple[str, float]:
     """A mean with its spread, and how wide they are."""
-    found = cell.estimate(column.name)
+    found = configuration.estimate(column.name)
     if found is None:
         return "--", 2
     mean = column.text(found.mean)
-    shown = rf"\textbf{{{mean}}}" if comparison.is_best(cell, column) else mean
+    shown = rf"\textbf{{{mean}}}" if comparison.is_best(configuration, column) else mean
     if found.standard_deviation is None or not column.varies_over_seeds:
         return shown, len(mean)
     spread = column.text(found.standard_deviation)
     return rf"{shown}$_{{\pm {spread}}}$", len(mean) + 0.75 * (len(spread) + 1.5)
 
 
-def _references(sweep: str, quoted: References) -> list[str]:
+def _published(sweep: str, quoted: PublishedRows) -> list[str]:
     """Published numbers beside ours; what is quoted is in italics."""
     in_italics = set(quoted.quoted_columns)
     first = min(in_italics)
@@ -218,7 +218,7 @@ def _caption(comparison: Comparison) -> str:
 
 
 def _seeds(scored: Sequence[Configuration]) -> str:
-    counts = sorted({len(cell.counted) for cell in scored})
+    counts = sorted({len(configuration.counted) for configuration in scored})
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 

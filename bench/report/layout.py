@@ -40,9 +40,9 @@ def layout(comparison: Comparison) -> Layout:
     return Layout(shown, tuple(column for column in left if column not in shown), _folded(comparison, alike))
 
 
-def cell_text(cell: Configuration, column: Column) -> str:
+def cell_text(configuration: Configuration, column: Column) -> str:
     """Mean and spread as tables print them."""
-    found = cell.estimate(column.name)
+    found = configuration.estimate(column.name)
     if found is None:
         return ABSENT
     spread = found.standard_deviation if column.varies_over_seeds else None
@@ -51,7 +51,7 @@ def cell_text(cell: Configuration, column: Column) -> str:
 
 def seeds_differ(comparison: Comparison) -> bool:
     """Whether rows have different numbers of seeds, so that a column has to tell them."""
-    return len({cell.seeds for cell in comparison.scored if cell.trains}) > 1
+    return len({configuration.seeds for configuration in comparison.scored if configuration.trains}) > 1
 
 
 def letters_note(found: Significance, metric: Column) -> str:
@@ -71,15 +71,23 @@ def _letters(found: Significance) -> list[str]:
 
 def _alike(comparison: Comparison, column: Column) -> str | None:
     """What stands in every row; None where rows differ, and where a row that was trained has no value."""
-    cells = [cell for cell in comparison.scored if cell.estimate(column.name) is not None]
-    if len(cells) < 2 or any(cell.trains and cell not in cells for cell in comparison.scored):
+    configurations = [
+        configuration for configuration in comparison.scored if configuration.estimate(column.name) is not None
+    ]
+    if len(configurations) < 2 or any(
+        configuration.trains and configuration not in configurations for configuration in comparison.scored
+    ):
         return None
-    texts = {cell_text(cell, column).removesuffix(f" ± {column.text(0.0)}") for cell in cells}
+    texts = {
+        cell_text(configuration, column).removesuffix(f" ± {column.text(0.0)}") for configuration in configurations
+    }
     return texts.pop() if len(texts) == 1 else None
 
 
 def _folded(comparison: Comparison, alike: Mapping[Column, str]) -> str:
     told = [f"{column.title} {text}" for column, text in alike.items()]
     if comparison.several_seeds and not seeds_differ(comparison):
-        told.append(f"seeds {next((cell.seeds for cell in comparison.scored if cell.trains), '1')}")
+        told.append(
+            f"seeds {next((configuration.seeds for configuration in comparison.scored if configuration.trains), '1')}"
+        )
     return f"Folded away, the same in every row that has it: {', '.join(told)}." if told else ""

@@ -24,7 +24,7 @@ from bench.report.planned import HEADING as FORECAST
 from bench.report.planned import NOTE as FORECAST_NOTE
 from bench.report.planned import TITLE as FORECAST_TITLE
 from bench.report.planned import forecast_rows, forecasts
-from bench.report.published_rows import TITLE, References
+from bench.report.published_rows import TITLE, PublishedRows
 from bench.report.searches import HEADING, audit_lines, budget_rows, curve_lines, expected_rows, metric_title
 from bench.report.significance_table import PAIR_HEADING, letters_of, pair_note, pair_rows
 from bench.schema.printable import printable
@@ -50,7 +50,7 @@ def markdown(content: Content) -> str:
         parts.append(f"[{_things(len(content.caveats))} to mind](#caveats) before trusting this.")
     parts.append(escaped(content.summary))
     for comparison, found, quoted, answer in zip(
-        content.comparisons, content.tested, content.references, content.answers, strict=True
+        content.comparisons, content.tested, content.published_rows, content.answers, strict=True
     ):
         if len(content.comparisons) > 1:
             parts.append(f"## {escaped(comparison.model)} on {escaped(comparison.task)}")
@@ -59,7 +59,7 @@ def markdown(content: Content) -> str:
             parts += [*_main_table(comparison, found), _legend(comparison)]
             parts += [_further_table(comparison), _tags_table(comparison)]
             parts.append(escaped(found) if isinstance(found, str) else _differences(comparison, found))
-            parts += [_references(quoted), _efficiency(comparison), _budget(comparison), _forecast(comparison)]
+            parts += [_published(quoted), _efficiency(comparison), _budget(comparison), _forecast(comparison)]
     parts += [_tuning(content.tunings), _failures(content), _caveats(content), _provenance(content)]
     if content.command:
         parts.append(f"## Again\n\n{fenced(content.command)}")
@@ -89,12 +89,12 @@ def _main_table(comparison: Comparison, found: Significance | str | None) -> lis
     heading = ["method", *(["group"] if grouped else []), *(["seeds"] if seeds else [])]
     body = [
         [
-            escaped(cell.name),
-            *([letters.get(cell.name, "")] if grouped else []),
-            *([cell.seeds] if seeds else []),
-            *(_cell(comparison, cell, column) for column in chosen.shown),
+            escaped(configuration.name),
+            *([letters.get(configuration.name, "")] if grouped else []),
+            *([configuration.seeds] if seeds else []),
+            *(_cell(comparison, configuration, column) for column in chosen.shown),
         ]
-        for cell in comparison.scored[:MOST_ROWS]
+        for configuration in comparison.scored[:MOST_ROWS]
     ]
     more = len(comparison.scored) - MOST_ROWS
     rest = [f"{more} more configurations are in report.json."] if more > 0 else []
@@ -107,8 +107,8 @@ def _further_table(comparison: Comparison) -> str:
     if not columns:
         return ""
     body = [
-        [escaped(cell.name), *(_cell(comparison, cell, column) for column in columns)]
-        for cell in comparison.scored[:MOST_ROWS]
+        [escaped(configuration.name), *(_cell(comparison, configuration, column) for column in columns)]
+        for configuration in comparison.scored[:MOST_ROWS]
     ]
     return "### Further columns\n\n" + _rows([["method", *(escaped(column.title) for column in columns)], *body])
 
@@ -132,34 +132,36 @@ def _differences(comparison: Comparison, found: Significance | None) -> str:
     return "\n\n".join(parts)
 
 
-def _references(quoted: References | None) -> str:
+def _published(quoted: PublishedRows | None) -> str:
     if quoted is None:
         return ""
     return "\n\n".join([f"### {TITLE}", table(quoted.heading(), quoted.rows()), escaped(quoted.note)])
 
 
-def _cell(comparison: Comparison, cell: Configuration, column: Column) -> str:
-    shown = cell_text(cell, column)
-    return f"**{shown}**" if comparison.is_best(cell, column) else shown
+def _cell(comparison: Comparison, configuration: Configuration, column: Column) -> str:
+    shown = cell_text(configuration, column)
+    return f"**{shown}**" if comparison.is_best(configuration, column) else shown
 
 
 def _legend(comparison: Comparison) -> str:
-    outcomes = [outcome for cell in comparison.cells for _, outcome in cell.completed]
+    outcomes = [outcome for configuration in comparison.configurations for _, outcome in configuration.completed]
     used = "; ".join(f"{escaped(title(name))}: {code(text)}" for name, text in signatures(outcomes))
     return f"{escaped(legend(comparison))} Signatures: {used}."
 
 
 def _tags_table(comparison: Comparison) -> str:
-    outcomes: list[Completed] = [outcome for cell in comparison.cells for _, outcome in cell.completed]
+    outcomes: list[Completed] = [
+        outcome for configuration in comparison.configurations for _, outcome in configuration.completed
+    ]
     sources = {tag: count for outcome in outcomes for tag, count in outcome.scores.sources_by_tag.items()}
     shown = [tag for tag in SHOWN_TAGS if tag in sources]
     if not shown or not comparison.metrics:
         return ""
     first = comparison.metrics[0]
     body = []
-    for cell in comparison.scored[:MOST_ROWS]:
-        of_tags = [[o.scores.by_tag.get(tag, {}).get(first.name) for _, o in cell.counted] for tag in shown]
-        body.append([cell.name, *(_mean_text(first, values) for values in of_tags)])
+    for configuration in comparison.scored[:MOST_ROWS]:
+        of_tags = [[o.scores.by_tag.get(tag, {}).get(first.name) for _, o in configuration.counted] for tag in shown]
+        body.append([configuration.name, *(_mean_text(first, values) for values in of_tags)])
     return table([first.title, *(f"{tag} ({sources[tag]})" for tag in shown)], body)
 
 

@@ -25,8 +25,8 @@ from bench.report.planned import HEADING as FORECAST
 from bench.report.planned import NOTE as FORECAST_NOTE
 from bench.report.planned import TITLE as FORECAST_TITLE
 from bench.report.planned import forecast_rows, forecasts
-from bench.report.published_rows import TITLE as REFERENCES_TITLE
-from bench.report.published_rows import References
+from bench.report.published_rows import TITLE as PUBLISHED_TITLE
+from bench.report.published_rows import PublishedRows
 from bench.report.searches import HEADING, audit_lines, budget_rows, expected_rows, metric_title
 from bench.report.significance_table import PAIR_HEADING, letters_of, pair_note, pair_rows
 from bench.schema.trial import JsonDict
@@ -46,7 +46,7 @@ def shown_comparison(
     comparison: Comparison,
     pictures: Sequence[Picture],
     found: Significance | str | None = None,
-    quoted: References | None = None,
+    quoted: PublishedRows | None = None,
 ) -> JsonDict:
     """Everything that the page shows of one model and task.
 
@@ -60,7 +60,7 @@ def shown_comparison(
     explained = letters_note(found, comparison.metrics[0]) if letters and found and not isinstance(found, str) else ""
     grouped, seeds, chosen = len(set(letters.values())) > 1, seeds_differ(comparison), layout(comparison)
     shown = comparison.scored[:MOST_ROWS]
-    outcomes = [outcome for cell in comparison.cells for _, outcome in cell.completed]
+    outcomes = [outcome for configuration in comparison.configurations for _, outcome in configuration.completed]
     scale = _Scale(comparison)
     return {
         "model": comparison.model,
@@ -69,12 +69,12 @@ def shown_comparison(
         "has_intervals": scale.metric is not None,
         "has_groups": grouped,
         "headings": _headings(comparison, scale, chosen.shown, grouped, seeds),
-        "rows": [_row(comparison, cell, scale, letters, chosen.shown) for cell in shown],
+        "rows": [_row(comparison, configuration, scale, letters, chosen.shown) for configuration in shown],
         "more_rows": len(comparison.scored) - len(shown),
         "explained": explained,
         "folded": chosen.folded,
         "all_headings": _column_headings(comparison, comparison.columns),
-        "all_rows": [_all_columns(comparison, cell) for cell in shown],
+        "all_rows": [_all_columns(comparison, configuration) for configuration in shown],
         "legend": legend(comparison) if outcomes else "No trial has completed yet.",
         "signatures": [(title(name), text) for name, text in signatures(outcomes)],
         "tables": _tables(comparison, found, quoted),
@@ -100,22 +100,24 @@ class _Scale:
 
     def __init__(self, comparison: Comparison) -> None:
         self.metric = comparison.metrics[0] if comparison.metrics and comparison.several_seeds else None
-        trained = [cell for cell in comparison.scored if cell.method != UNTOUCHED] or comparison.scored
-        known = [one for cell in trained if (one := self.of(cell)) is not None]
+        trained = [
+            configuration for configuration in comparison.scored if configuration.method != UNTOUCHED
+        ] or comparison.scored
+        known = [one for configuration in trained if (one := self.of(configuration)) is not None]
         means = [one.mean for one in known] or [0.0]
         widest = MOST_WHISKER * (max(means) - min(means)) or 1.0
         shown = [min(one.half_width or 0.0, widest) for one in known] or [0.0]
         self.low = min(mean - width for mean, width in zip(means, shown, strict=True))
         self.high = max(mean + width for mean, width in zip(means, shown, strict=True))
 
-    def of(self, cell: Configuration) -> Estimate | None:
-        return cell.estimate(self.metric.name) if self.metric is not None else None
+    def of(self, configuration: Configuration) -> Estimate | None:
+        return configuration.estimate(self.metric.name) if self.metric is not None else None
 
     def place(self, value: float) -> float:
         return round(min(100.0, max(0.0, 100.0 * (value - self.low) / (self.high - self.low or 1.0))), 1)
 
-    def interval(self, cell: Configuration) -> JsonDict:
-        found = self.of(cell)
+    def interval(self, configuration: Configuration) -> JsonDict:
+        found = self.of(configuration)
         if found is None or self.metric is None:
             return {"at": None, "sort": "", "told": ""}
         return {
@@ -138,7 +140,7 @@ def _headings(
     if has_seeds:
         found.append({"title": "seeds", "wide": True})
     if scale.metric is not None:
-        bases = {one.basis for cell in comparison.scored if (one := scale.of(cell)) is not None}
+        bases = {one.basis for configuration in comparison.scored if (one := scale.of(configuration)) is not None}
         told = f"95 % interval of the mean, over {_either(bases)}; sorts by its width"
         found.append({"title": f"{scale.metric.title} 95 %", "told": told, "wide": True})
     return [*found, *_column_headings(comparison, columns)]
@@ -171,26 +173,30 @@ def _either(bases: set[Basis]) -> str:
 
 
 def _row(
-    comparison: Comparison, cell: Configuration, scale: _Scale, letters: Mapping[str, str], columns: Sequence[Column]
+    comparison: Comparison,
+    configuration: Configuration,
+    scale: _Scale,
+    letters: Mapping[str, str],
+    columns: Sequence[Column],
 ) -> JsonDict:
     return {
-        "method": cell.method,
-        "group": letters.get(cell.name, ""),
-        "label": cell.label,
-        "seeds": cell.seeds,
-        "num_seeds": len(cell.counted),
-        "interval": scale.interval(cell),
-        "cells": [_cell(comparison, cell, column) for column in columns],
+        "method": configuration.method,
+        "group": letters.get(configuration.name, ""),
+        "label": configuration.label,
+        "seeds": configuration.seeds,
+        "num_seeds": len(configuration.counted),
+        "interval": scale.interval(configuration),
+        "cells": [_cell(comparison, configuration, column) for column in columns],
     }
 
 
-def _all_columns(comparison: Comparison, cell: Configuration) -> JsonDict:
-    cells = [_cell(comparison, cell, column) for column in comparison.columns]
-    return {"method": cell.method, "label": cell.label, "cells": cells}
+def _all_columns(comparison: Comparison, configuration: Configuration) -> JsonDict:
+    cells = [_cell(comparison, configuration, column) for column in comparison.columns]
+    return {"method": configuration.method, "label": configuration.label, "cells": cells}
 
 
-def _cell(comparison: Comparison, cell: Configuration, column: Column) -> JsonDict:
-    found = cell.estimate(column.name)
+def _cell(comparison: Comparison, configuration: Configuration, column: Column) -> JsonDict:
+    found = configuration.estimate(column.name)
     wide = _is_wide(comparison, column)
     if found is None:
         return {"text": ABSENT, "sort": "", "spread": "", "best": False, "told": "", "wide": wide}
@@ -199,7 +205,7 @@ def _cell(comparison: Comparison, cell: Configuration, column: Column) -> JsonDi
         "text": column.short_text(found.mean),
         "sort": found.mean,
         "spread": column.text(found.standard_deviation or 0.0) if varies else "",
-        "best": comparison.is_best(cell, column),
+        "best": comparison.is_best(configuration, column),
         "wide": wide,
         "told": f"95 % over {found.basis}: {column.text(found.low)} to {column.text(found.high)}"
         if varies
@@ -207,8 +213,8 @@ def _cell(comparison: Comparison, cell: Configuration, column: Column) -> JsonDi
     }
 
 
-def _tables(comparison: Comparison, found: Significance | str | None, quoted: References | None) -> list[JsonDict]:
-    first = (_differences(comparison, found), _references(quoted), _tags(comparison))
+def _tables(comparison: Comparison, found: Significance | str | None, quoted: PublishedRows | None) -> list[JsonDict]:
+    first = (_differences(comparison, found), _published(quoted), _tags(comparison))
     made = (*first, _efficiency(comparison), _budget(comparison), _forecast(comparison))
     return [_bounded(table) for table in made if table is not None]
 
@@ -264,11 +270,11 @@ def _forecast(comparison: Comparison) -> JsonDict | None:
     return {"title": FORECAST_TITLE, "headings": FORECAST, "rows": rows, "note": FORECAST_NOTE}
 
 
-def _references(quoted: References | None) -> JsonDict | None:
+def _published(quoted: PublishedRows | None) -> JsonDict | None:
     if quoted is None:
         return None
     shown = {"headings": quoted.heading(), "rows": quoted.rows(), "quoted": quoted.quoted_columns}
-    return {"title": REFERENCES_TITLE, **shown, "note": quoted.note}
+    return {"title": PUBLISHED_TITLE, **shown, "note": quoted.note}
 
 
 def tuning_tables(tunings: Sequence[Tuning]) -> list[JsonDict]:
@@ -297,17 +303,18 @@ def tuning_tables(tunings: Sequence[Tuning]) -> list[JsonDict]:
 
 def _tags(comparison: Comparison) -> JsonDict | None:
     """The first metric by tag, all tags that the records have."""
-    outcomes = [outcome for cell in comparison.cells for _, outcome in cell.completed]
+    outcomes = [outcome for configuration in comparison.configurations for _, outcome in configuration.completed]
     sources = {tag: count for outcome in outcomes for tag, count in outcome.scores.sources_by_tag.items()}
     if not sources or not comparison.metrics:
         return None
     metric = comparison.metrics[0]
     rows = []
-    for cell in chosen_of_methods(comparison.scored):
+    for configuration in chosen_of_methods(comparison.scored):
         values = [
-            _mean(outcome.scores.by_tag.get(tag, {}).get(metric.name) for _, outcome in cell.counted) for tag in sources
+            _mean(outcome.scores.by_tag.get(tag, {}).get(metric.name) for _, outcome in configuration.counted)
+            for tag in sources
         ]
-        rows.append([cell.name, *(ABSENT if value is None else metric.text(value) for value in values)])
+        rows.append([configuration.name, *(ABSENT if value is None else metric.text(value) for value in values)])
     return {
         "title": f"{metric.title} by tag",
         "headings": ["method", *(f"{tag} ({count})" for tag, count in sources.items())],

@@ -22,7 +22,7 @@ NOTE = (
 class PlannedRow:
     """One configuration. None is what is not known."""
 
-    cell: Configuration
+    configuration: Configuration
     flops: float
     memory_planned_bytes: float
     memory_measured_bytes: float | None
@@ -32,36 +32,36 @@ class PlannedRow:
     @property
     def flops_per_second(self) -> float | None:
         """While training; of all ranks together."""
-        steps = self.cell.mean("steps")
+        steps = self.configuration.mean("steps")
         if not self.step_measured_seconds or steps is None:
             return None
         return self.flops / steps / self.step_measured_seconds
 
 
-def of_different_cost(cells: Sequence[Configuration]) -> list[Configuration]:
-    """The first of the cells that differ in nothing that costs time or memory."""
+def of_different_cost(configurations: Sequence[Configuration]) -> list[Configuration]:
+    """The first of the configurations that differ in nothing that costs time or memory."""
     found: dict[tuple[object, ...], Configuration] = {}
-    for cell in cells:
-        spec = cell.results[0].spec
-        found.setdefault((spec.configuration_class, spec.train.steps, spec.train.epochs), cell)
+    for configuration in configurations:
+        spec = configuration.results[0].spec
+        found.setdefault((spec.configuration_class, spec.train.steps, spec.train.epochs), configuration)
     return list(found.values())
 
 
 def forecasts(comparison: Comparison) -> list[PlannedRow]:
     """For each configuration that has a forecast, best first."""
     found = []
-    for cell in of_different_cost(comparison.scored):
-        flops, memory = cell.mean("planned_flops"), cell.mean("planned_memory_bytes")
+    for configuration in of_different_cost(comparison.scored):
+        flops, memory = configuration.mean("planned_flops"), configuration.mean("planned_memory_bytes")
         if flops is not None and memory is not None:
-            on_cpu = any(outcome.ranks[0].memory_method != "cuda_allocated" for _, outcome in cell.completed)
+            on_cpu = any(outcome.ranks[0].memory_method != "cuda_allocated" for _, outcome in configuration.completed)
             found.append(
                 PlannedRow(
-                    cell,
+                    configuration,
                     flops,
                     memory,
-                    cell.mean("memory_over_baseline_bytes" if on_cpu else "peak_memory_bytes"),
-                    cell.mean("planned_step_seconds"),
-                    cell.mean("step_seconds_p50"),
+                    configuration.mean("memory_over_baseline_bytes" if on_cpu else "peak_memory_bytes"),
+                    configuration.mean("planned_step_seconds"),
+                    configuration.mean("step_seconds_p50"),
                 )
             )
     return found
@@ -71,7 +71,7 @@ def forecast_rows(found: Sequence[PlannedRow]) -> list[list[str]]:
     """A row for each, under :data:`HEADING`."""
     return [
         [
-            one.cell.name,
+            one.configuration.name,
             f"{one.flops / 1e12:,.3g}",
             ABSENT if one.flops_per_second is None else f"{one.flops_per_second / 1e9:,.0f}",
             *_pair(one.memory_planned_bytes, one.memory_measured_bytes, size),
@@ -83,7 +83,14 @@ def forecast_rows(found: Sequence[PlannedRow]) -> list[list[str]]:
 
 def forecast_document(found: Sequence[PlannedRow]) -> list[JsonDict]:
     """The same, unrounded, as report.json has it."""
-    return [{**vars(one), "cell": one.cell.name, "flops_per_second": one.flops_per_second} for one in found]
+    return [
+        {
+            "cell": row.configuration.name,
+            **{key: value for key, value in vars(row).items() if key != "configuration"},
+            "flops_per_second": row.flops_per_second,
+        }
+        for row in found
+    ]
 
 
 def _pair(planned: float | None, measured: float | None, show: Callable[[float], str]) -> list[str]:

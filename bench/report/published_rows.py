@@ -20,32 +20,32 @@ TITLE = "Beside published numbers"
 
 
 @dataclass(frozen=True)
-class Reference:
+class PublishedRow:
     """A configuration of ours and a published row of its method and task."""
 
-    cell: Configuration
+    configuration: Configuration
     row: Quoted
 
     def ours(self, column: Column) -> Estimate | None:
         """Over the same part of the test sources as the published value."""
         if self.row.tag == "all":
-            return self.cell.estimate(column.name)
-        scores = [outcome.scores.by_tag.get(self.row.tag, {}) for _, outcome in self.cell.counted]
+            return self.configuration.estimate(column.name)
+        scores = [outcome.scores.by_tag.get(self.row.tag, {}) for _, outcome in self.configuration.counted]
         return estimate([value for one in scores if math.isfinite(value := one.get(column.name, math.nan))])
 
 
 @dataclass(frozen=True)
-class References:
+class PublishedRows:
     """All published rows that belong to the configurations of one model and task."""
 
     comparison: Comparison
-    found: tuple[Reference, ...]
+    found: tuple[PublishedRow, ...]
     same_model: bool  # whether they were published on our base model; else none was
 
     @cached_property
     def columns(self) -> tuple[Column, ...]:
         """Scores of ours of which some row has a published value."""
-        quoted = {name for reference in self.found for name in reference.row.values}
+        quoted = {name for pair in self.found for name in pair.row.values}
         return tuple(column for column in self.comparison.metrics if column.name in quoted)
 
     def heading(self) -> list[str]:
@@ -57,12 +57,12 @@ class References:
         """Ours and the quoted value of each score in turn."""
         return [
             [
-                reference.cell.name,
-                *([reference.row.tag] if self._has_tags else []),
-                self._source(reference.row),
-                *(text for column in self.columns for text in (_ours(reference, column), _quoted(reference, column))),
+                pair.configuration.name,
+                *([pair.row.tag] if self._has_tags else []),
+                self._source(pair.row),
+                *(text for column in self.columns for text in (_ours(pair, column), _quoted(pair, column))),
             ]
-            for reference in self.found
+            for pair in self.found
         ]
 
     @property
@@ -88,25 +88,25 @@ class References:
         """As report.json has it, unrounded."""
         return [
             {
-                "configuration": reference.cell.name,
-                **reference.row.model_dump(include={"key", "table", "label", "model", "tag", "note"}),
+                "configuration": pair.configuration.name,
+                **pair.row.model_dump(include={"key", "table", "label", "model", "tag", "note"}),
                 "same_model": self.same_model,
                 "scores": {
                     column.name: {
-                        "ours": None if (ours := reference.ours(column)) is None else ours.mean,
-                        "quoted": reference.row.values[column.name],
-                        "quoted_spread": reference.row.spread.get(column.name),
+                        "ours": None if (ours := pair.ours(column)) is None else ours.mean,
+                        "quoted": pair.row.values[column.name],
+                        "quoted_spread": pair.row.spread.get(column.name),
                     }
                     for column in self.columns
-                    if column.name in reference.row.values
+                    if column.name in pair.row.values
                 },
             }
-            for reference in self.found
+            for pair in self.found
         ]
 
     @property
     def _rows(self) -> list[Quoted]:
-        return [reference.row for reference in self.found]
+        return [pair.row for pair in self.found]
 
     @property
     def _has_tags(self) -> bool:
@@ -117,7 +117,7 @@ class References:
         return f"{row.key}, {row.table}: {row.label}{model}"
 
 
-def references(comparison: Comparison, rows: Sequence[Quoted]) -> References | None:
+def published_rows(comparison: Comparison, rows: Sequence[Quoted]) -> PublishedRows | None:
     """The published rows of the methods and settings of a comparison; None where there are none.
 
     Rows on the same base model come alone if there are any.
@@ -126,23 +126,28 @@ def references(comparison: Comparison, rows: Sequence[Quoted]) -> References | N
         comparison: Our configurations of one model and task.
         rows: What publications print.
     """
-    fitting = [Reference(cell, row) for cell in comparison.scored for row in rows if fits(row, cell.results[0].spec)]
-    same = [one for one in fitting if is_same_model(one.row, one.cell.results[0].spec)]
-    found = References(comparison, tuple(same or fitting), bool(same))
+    fitting = [
+        PublishedRow(configuration, row)
+        for configuration in comparison.scored
+        for row in rows
+        if fits(row, configuration.results[0].spec)
+    ]
+    same = [one for one in fitting if is_same_model(one.row, one.configuration.results[0].spec)]
+    found = PublishedRows(comparison, tuple(same or fitting), bool(same))
     return found if found.columns else None
 
 
-def _ours(reference: Reference, column: Column) -> str:
-    found = reference.ours(column)
+def _ours(pair: PublishedRow, column: Column) -> str:
+    found = pair.ours(column)
     if found is None:
         return ABSENT
     spread = "" if found.standard_deviation is None else f" ± {column.text(found.standard_deviation)}"
     return f"{column.text(found.mean)}{spread}"
 
 
-def _quoted(reference: Reference, column: Column) -> str:
-    value = reference.row.values.get(column.name)
+def _quoted(pair: PublishedRow, column: Column) -> str:
+    value = pair.row.values.get(column.name)
     if value is None:
         return ABSENT
-    spread = reference.row.spread.get(column.name)
+    spread = pair.row.spread.get(column.name)
     return column.text(value) + ("" if spread is None else f" ± {column.text(spread)}")

@@ -27,21 +27,23 @@ class SideBySide:
     num_sources: int  # of which the above are an even sample
 
 
-def side_by_side(root: Path, cells: Sequence[Configuration], most_bytes: int = MOST_BYTES) -> SideBySide | None:
+def side_by_side(
+    root: Path, configurations: Sequence[Configuration], most_bytes: int = MOST_BYTES
+) -> SideBySide | None:
     """Predictions of each method's configuration with the lowest dev loss; None where no predictions are kept.
 
     Args:
         root: Results folder of the sweep.
-        cells: Best first.
+        configurations: Best first.
         most_bytes: Limit on the JSON text of all sources. What is over it is left out evenly, and counted.
     """
     read: list[tuple[Configuration, str, dict[str, JsonDict]]] = []
-    for cell in chosen_of_methods(cells):
-        for result, _ in cell.completed:
+    for configuration in chosen_of_methods(configurations):
+        for result, _ in configuration.completed:
             if len(read) == MOST_CONFIGURATIONS:
                 break
             if (rows := read_predictions(root, result.trial_id)) is not None:
-                read.append((cell, result.trial_id, {str(row["id"]): row for row in rows}))
+                read.append((configuration, result.trial_id, {str(row["id"]): row for row in rows}))
                 break
     if not read:
         return None
@@ -50,7 +52,7 @@ def side_by_side(root: Path, cells: Sequence[Configuration], most_bytes: int = M
     total = sum(len(json.dumps(source)) for source in sources)
     step = max(1, -(-total // most_bytes))
     return SideBySide(
-        configurations=tuple(cell.name for cell, *_ in read),
+        configurations=tuple(configuration.name for configuration, *_ in read),
         trials=tuple(trial_id for _, trial_id, _ in read),
         sources=tuple(sources[::step]),
         num_sources=len(sources),

@@ -34,14 +34,14 @@ def tested(root: Path, comparison: Comparison) -> Significance | str | None:
     from bench.statistics.significance import significance  # imports what most commands need not wait for
     from bench.statistics.systems import StatisticsError
 
-    cells = tested_cells(comparison)
-    if not comparison.metrics or len(cells) < 2:
+    configurations = tested_configurations(comparison)
+    if not comparison.metrics or len(configurations) < 2:
         return None
     first = comparison.metrics[0]
-    results = {cell.name: cell.results for cell in cells}
+    results = {configuration.name: configuration.results for configuration in configurations}
     try:
         found = significance(root, results, first.name, bool(first.higher_is_better))
-        left_out = len(comparison.scored) - len(cells)
+        left_out = len(comparison.scored) - len(configurations)
         if found is None or not left_out:
             return found
         told = f"{left_out} more configurations are not tested: of each method, the one with the lowest dev loss is."
@@ -50,9 +50,9 @@ def tested(root: Path, comparison: Comparison) -> Significance | str | None:
         return f"Differences are not tested: {error}."
 
 
-def tested_cells(comparison: Comparison) -> list[Configuration]:
+def tested_configurations(comparison: Comparison) -> list[Configuration]:
     """The configurations that are tested against each other."""
-    scored = [cell for cell in comparison.scored if cell.completed]
+    scored = [configuration for configuration in comparison.scored if configuration.completed]
     return scored if len(scored) <= MOST_CONFIGURATIONS else chosen_of_methods(scored)
 
 

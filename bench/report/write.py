@@ -47,8 +47,8 @@ def render(root: Path, content: Content) -> Path:
     for picture in itertools.chain.from_iterable(drawn):
         write_atomically(figures / f"{picture.name}.svg", picture.svg)
         write_atomically(figures / f"{picture.name}.png", picture.png)
-    cells = [cell for comparison in content.comparisons for cell in comparison.scored]
-    write_atomically(folder / "report.html", html(content, drawn, side_by_side(root, cells)))
+    configurations = [configuration for comparison in content.comparisons for configuration in comparison.scored]
+    write_atomically(folder / "report.html", html(content, drawn, side_by_side(root, configurations)))
     return folder
 
 

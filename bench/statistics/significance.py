@@ -61,7 +61,7 @@ class Significance:
 
 def significance(
     root: Path,
-    cells: Mapping[str, Sequence[TrialResult]],
+    configurations: Mapping[str, Sequence[TrialResult]],
     metric: str,
     higher_is_better: bool,
     sacrebleu: bool = False,
@@ -70,7 +70,7 @@ def significance(
 
     Args:
         root: Results folder of the sweep.
-        cells: Name of each configuration to its final trials, failed ones included.
+        configurations: Name of each configuration to its final trials, failed ones included.
         metric: A score of the records.
         higher_is_better: Its direction.
         sacrebleu: Whether p-values of sacrebleu's own bootstrap are given too, which call too much.
@@ -78,7 +78,7 @@ def significance(
     Raises:
         StatisticsError: The configurations were not tested on the same sources, or scores cannot be computed again.
     """
-    loaded = [load_system(root, name, results) for name, results in cells.items()]
+    loaded = [load_system(root, name, results) for name, results in configurations.items()]
     known = [system for system in loaded if system.predictions and system.completed]
     if len(known) < 2:
         return None
@@ -104,7 +104,7 @@ def significance(
         differences=tuple(sorted(differences, key=lambda one: -abs(one.difference))),
         groups=tuple(groups(order, apart)),
         letters=letters(order, apart),
-        remarks=(*_failed(cells, statistics, common), *_remarks(differences)),
+        remarks=(*_failed(configurations, statistics, common), *_remarks(differences)),
     )
 
 
@@ -116,11 +116,13 @@ def _at(one: SeedStatistics, common: Sequence[int] | None) -> SeedStatistics:
 
 
 def _failed(
-    cells: Mapping[str, Sequence[TrialResult]], known: Mapping[str, SeedStatistics], common: Sequence[int] | None
+    configurations: Mapping[str, Sequence[TrialResult]],
+    known: Mapping[str, SeedStatistics],
+    common: Sequence[int] | None,
 ) -> list[str]:
     """Which seeds are missing, and what means and differences are over because of that."""
     lines = []
-    for name, results in cells.items():
+    for name, results in configurations.items():
         failed = sum(result.outcome.status == "failed" for result in results)
         if failed and name in known:
             lines.append(f"{name}: {failed} of {len(results)} seeds failed.")

@@ -123,8 +123,12 @@ def test_what_is_loaded_has_the_scores_and_texts_of_its_trial(
     assert store.trial_ids() == before
 
     (table,) = comparisons(store.read_all())
-    assert len({cell.name for cell in table.cells}) == len(trials) + len(evaluated)
-    paired = PairedSystems(tuple(load_system(store.root, cell.name, cell.results) for cell in table.cells))
+    assert len({configuration.name for configuration in table.configurations}) == len(trials) + len(evaluated)
+    paired = PairedSystems(
+        tuple(
+            load_system(store.root, configuration.name, configuration.results) for configuration in table.configurations
+        )
+    )
     made = paired.statistics("chrf")
     assert made is not None, "every row can be tested source by source"
 

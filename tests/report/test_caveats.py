@@ -147,8 +147,12 @@ def test_a_cost_within_the_spread_of_another_is_not_the_best(
     content = Content("demo", (*ROWS, *measured("full", full), *measured("lora", lora)))
     (comparison,) = content.comparisons
     (rate,) = (column for column in comparison.columns if column.name == "train_tokens_per_second")
-    assert {cell.name for cell in comparison.cells if comparison.is_best(cell, rate)} == best
-    found = {cell.name: cell.estimate(rate.name) for cell in comparison.cells}["full"]
+    assert {
+        configuration.name for configuration in comparison.configurations if comparison.is_best(configuration, rate)
+    } == best
+    found = {configuration.name: configuration.estimate(rate.name) for configuration in comparison.configurations}[
+        "full"
+    ]
     assert found is not None
     assert (found.values, found.basis) == (tuple(full), "repetitions")
     if len(full) > 1:

@@ -20,7 +20,7 @@ from bench.metrics import METRICS
 from bench.report import columns, csv_text, markdown, row
 from bench.report.column import Column, Group, Shown
 from bench.report.comparison import cost_lines
-from bench.report.configurations import cells
+from bench.report.configurations import configurations
 from bench.report.content import Content
 from bench.report.data import json_text
 from bench.report.figures import pictures
@@ -196,7 +196,7 @@ def test_one_entry_is_in_every_table() -> None:
 
 @pytest.mark.usefixtures("new_column")
 def test_ratios_and_costs_of_the_stage_cost_know_the_entry() -> None:
-    first, second = cells([record(trial("full"), completed(50.0)), record(trial("lora"), completed(40.0))])
+    first, second = configurations([record(trial("full"), completed(50.0)), record(trial("lora"), completed(40.0))])
     assert "nap_seconds" in [line.column.name for line in cost_lines(first, second)]
     assert replace(first, costs=(record(trial("full"), probed()),)).was_measured_alone("nap_seconds")
     shared = record(trial("full"), completed()).model_copy(update={"fused": Fused(trials=["x"], shared_seconds=1.0)})

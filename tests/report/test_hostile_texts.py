@@ -165,7 +165,7 @@ def test_one_number_that_is_not_finite_is_absent_and_named(beside: int) -> None:
     for kind, text in texts.items():
         assert not re.search(r"\b(nan|inf)\b", re.sub("<script>.*", "", text, flags=re.DOTALL)), kind
     if beside:
-        (lora,) = [cell for cell in found.comparisons[0].cells if cell.method == "lora"]
+        (lora,) = [one for one in found.comparisons[0].configurations if one.method == "lora"]
         estimate = lora.estimate("bleu")
         assert estimate is not None and estimate.values == (50.0,)
 

@@ -93,7 +93,11 @@ def test_an_edited_sweep_shows_its_own_rows(edited: Edited) -> None:
     assert len(rows) == 3
     assert set(rows) & set(before) == {name for name in before if name.startswith("none-")}
     document = json.loads((edited.root / "report" / "report.json").read_text())
-    shown = [trial_id for cell in document["comparisons"][0]["configurations"] for trial_id in cell["trials"]]
+    shown = [
+        trial_id
+        for configuration in document["comparisons"][0]["configurations"]
+        for trial_id in configuration["trials"]
+    ]
     assert sorted(shown) == rows
     status = edited.tuneoff("status", str(edited.root)).stdout
     assert "3 of 3 trials done" in status
@@ -168,7 +172,10 @@ def test_a_folder_from_before_shows_all_records(tmp_path: Path) -> None:
     for steps in (10, 20):
         store.commit(record(varied(trial("lora"), train={"steps": steps}), completed()), [])
     content = load_content(store.root)
-    assert [cell.name for cell in content.comparisons[0].cells] == ["lora (steps=20)", "lora (steps=10)"]
+    assert [configuration.name for configuration in content.comparisons[0].configurations] == [
+        "lora (steps=20)",
+        "lora (steps=10)",
+    ]
     assert content.left_out == 0
     (first, _) = store.trial_ids()
     keep_beside(store.root, [first])

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from bench.cli import app
 from bench.report import Content, csv_text, frame, load_content, names
 from bench.report.caveats import caveats
-from bench.report.configurations import cells
+from bench.report.configurations import configurations
 from bench.report.terminal import results_table
 from bench.schema.labels import labels
 from bench.schema.trial import TrialSpec
@@ -98,10 +98,10 @@ def test_what_trains_nothing_is_one_row_whatever_the_training() -> None:
     untouched = completed(5.0, trained=0, train=False)
     base = trial("none")
     found = [record(base, untouched), record(varied(trial("none", seed=1), train={"steps": 99}), untouched)]
-    (cell,) = cells(found)
-    assert (cell.name, cell.seeds) == ("none", "2")
-    (cell,) = cells([*found, record(varied(base, train={"steps": 5}), untouched)])
-    assert cell.seeds == "2", "the same seed counts once"
+    (configuration,) = configurations(found)
+    assert (configuration.name, configuration.seeds) == ("none", "2")
+    (configuration,) = configurations([*found, record(varied(base, train={"steps": 5}), untouched)])
+    assert configuration.seeds == "2", "the same seed counts once"
 
 
 def test_every_format_tells_rows_apart() -> None:
@@ -109,7 +109,7 @@ def test_every_format_tells_rows_apart() -> None:
     found = [record(one, completed(60.0)), record(other, completed(50.0))]
     content = Content("demo", tuple(found))
     called = ["lora (rank=64, precision=fp32)", "lora (rank=4, precision=bf16)"]
-    assert [cell.name for cell in content.comparisons[0].cells] == called
+    assert [configuration.name for configuration in content.comparisons[0].configurations] == called
     assert list(names(found).values()) == called
     assert list(frame(found)["label"]) == ["rank=64, precision=fp32", "rank=4, precision=bf16"]
     assert "precision=bf16" in csv_text(found)
@@ -183,8 +183,8 @@ def test_failed_and_cancelled_trials_enter_no_mean() -> None:
         record(trial("lora", seed=seed), failed(reason)).model_copy(update={"total_seconds": 0.2})
         for seed, reason in enumerate(("cancelled", "out_of_memory", "timed_out"), start=1)
     ]
-    (cell,) = cells([slow, *lost])
-    found = cell.estimate("total_seconds")
+    (configuration,) = configurations([slow, *lost])
+    found = configuration.estimate("total_seconds")
     assert found is not None and (found.mean, found.standard_deviation) == (40.0, None)
     table = frame([slow, *lost])
     assert table.groupby("method")["total_seconds"].mean()["lora"] == 40.0

@@ -154,16 +154,20 @@ def test_the_front_is_what_nothing_beats() -> None:
     scores = {"cheap": (50.0, 10), "worse": (49.0, 20), "better": (60.0, 30), "equal": (60.0, 30), "dear": (59.0, 99)}
     found = [record(trial(name), completed(bleu, trained=trained)) for name, (bleu, trained) in scores.items()]
     (comparison,) = comparisons(found)
-    assert [cell.name for cell in front(comparison.cells, score, cost)] == ["cheap", "better", "equal"]
+    assert [configuration.name for configuration in front(comparison.configurations, score, cost)] == [
+        "cheap",
+        "better",
+        "equal",
+    ]
 
 
 def test_learning_rates_join_what_differs_in_nothing_else() -> None:
     found = sample_results(seeds=1)
     (comparison,) = comparisons(found)
-    picture = learning_rate_curves(comparison.cells, looks(METHODS), "rates")
+    picture = learning_rate_curves(comparison.configurations, looks(METHODS), "rates")
     assert picture is not None
     assert "diverged" in picture.svg
-    assert learning_rate_curves(comparison.cells[:1], looks(METHODS), "rates") is None
+    assert learning_rate_curves(comparison.configurations[:1], looks(METHODS), "rates") is None
 
 
 def test_predictions_are_cut_evenly_to_a_bounded_size(tmp_path: Path) -> None:
@@ -227,6 +231,8 @@ def test_a_page_of_a_thousand_configurations_shows_the_best_and_says_so() -> Non
     assert "The best 100 configurations; 50 more are in report.json" in text
     assert "50 more configurations are in report.json." in report.markdown(shown)
     (comparison,) = shown.comparisons
-    assert [cell.name for cell in comparison.cells if comparison.is_best(cell, comparison.metrics[0])] == [
-        comparison.cells[0].name
-    ]
+    assert [
+        configuration.name
+        for configuration in comparison.configurations
+        if comparison.is_best(configuration, comparison.metrics[0])
+    ] == [comparison.configurations[0].name]

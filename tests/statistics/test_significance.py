@@ -30,8 +30,8 @@ QUALITIES = {"none": 0.2, "full": 0.85, "lora": 0.84, "prompt_tuning": 0.6}
 
 
 def test_methods_are_grouped_by_what_can_be_told_apart(tmp_path: Path) -> None:
-    cells = write_sweep(tmp_path / "demo", QUALITIES)
-    found = significance(tmp_path / "demo", cells, "bleu", higher_is_better=True)
+    configurations = write_sweep(tmp_path / "demo", QUALITIES)
+    found = significance(tmp_path / "demo", configurations, "bleu", higher_is_better=True)
     assert found is not None
     assert list(found.means) in (["full", "lora", "prompt_tuning", "none"], ["lora", "full", "prompt_tuning", "none"])
     assert {frozenset(group) for group in found.groups} == {
@@ -50,8 +50,8 @@ def test_methods_are_grouped_by_what_can_be_told_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("metric", ["bleu", "chrf", "ter", "rouge_l"])
 def test_every_score_can_be_tested(metric: str, tmp_path: Path) -> None:
-    cells = write_sweep(tmp_path / "demo", {"full": 0.9, "lora": 0.5}, seeds=3)
-    found = significance(tmp_path / "demo", cells, metric, higher_is_better=metric != "ter")
+    configurations = write_sweep(tmp_path / "demo", {"full": 0.9, "lora": 0.5}, seeds=3)
+    found = significance(tmp_path / "demo", configurations, metric, higher_is_better=metric != "ter")
     assert found is not None
     assert list(found.means) == ["full", "lora"]
     assert found.differences[0].told_apart
@@ -67,8 +67,8 @@ def test_every_score_can_be_tested(metric: str, tmp_path: Path) -> None:
     ],
 )
 def test_too_few_seeds_are_said_plainly(seeds: int, remark: str, tmp_path: Path) -> None:
-    cells = write_sweep(tmp_path / "demo", {"full": 0.9, "lora": 0.5}, seeds=seeds)
-    found = significance(tmp_path / "demo", cells, "bleu", higher_is_better=True)
+    configurations = write_sweep(tmp_path / "demo", {"full": 0.9, "lora": 0.5}, seeds=seeds)
+    found = significance(tmp_path / "demo", configurations, "bleu", higher_is_better=True)
     assert found is not None
     assert found.remarks[0].startswith(remark)
     assert found.conclusive == (seeds >= 3)
@@ -78,8 +78,8 @@ def test_too_few_seeds_are_said_plainly(seeds: int, remark: str, tmp_path: Path)
 
 
 def test_failed_seeds_are_counted_and_left_out_of_pairs(tmp_path: Path) -> None:
-    cells = write_sweep(tmp_path / "demo", {"full": 0.9, "lora": 0.5}, failed=(("full", 1), ("lora", 4)))
-    found = significance(tmp_path / "demo", cells, "bleu", higher_is_better=True)
+    configurations = write_sweep(tmp_path / "demo", {"full": 0.9, "lora": 0.5}, failed=(("full", 1), ("lora", 4)))
+    found = significance(tmp_path / "demo", configurations, "bleu", higher_is_better=True)
     assert found is not None
     assert found.seeds == (0, 2, 3)
     (one,) = found.differences
@@ -95,7 +95,7 @@ def test_failed_seeds_are_counted_and_left_out_of_pairs(tmp_path: Path) -> None:
             for result in results
             if isinstance(result.outcome, Completed) and result.spec.seed in (0, 2, 3)
         ]
-        for name, results in cells.items()
+        for name, results in configurations.items()
     }
     assert found.means["full"] == pytest.approx(statistics.fmean(common["full"]))
     assert one.difference == pytest.approx(found.means[one.first] - found.means[one.second])
@@ -110,25 +110,25 @@ def edit_predictions(root: Path, trial_id: str, key: str, value: object) -> None
 
 def test_other_sources_and_other_scores_are_refused(tmp_path: Path) -> None:
     root = tmp_path / "demo"
-    cells = write_sweep(root, {"full": 0.9, "lora": 0.5}, seeds=3)
-    edit_predictions(root, cells["lora"][2].trial_id, "prediction", "something else entirely")
+    configurations = write_sweep(root, {"full": 0.9, "lora": 0.5}, seeds=3)
+    edit_predictions(root, configurations["lora"][2].trial_id, "prediction", "something else entirely")
     with pytest.raises(StatisticsError, match=r"lora \(seed 2\): its predictions give bleu \d.*, its record says"):
-        significance(root, cells, "bleu", higher_is_better=True)
-    edit_predictions(root, cells["lora"][2].trial_id, "references", ["another text"])
+        significance(root, configurations, "bleu", higher_is_better=True)
+    edit_predictions(root, configurations["lora"][2].trial_id, "references", ["another text"])
     with pytest.raises(StatisticsError, match=r"lora \(seed 2\) was not tested on the sources and references of full"):
-        significance(root, cells, "bleu", higher_is_better=True)
+        significance(root, configurations, "bleu", higher_is_better=True)
     text = report.markdown(report.load_content(root))
     assert "Differences are not tested: lora (seed 2) was not tested on the sources" in text
 
 
 def test_nothing_is_tested_without_a_pair_or_without_predictions(tmp_path: Path) -> None:
     root = tmp_path / "demo"
-    cells = write_sweep(root, {"full": 0.9, "lora": 0.5}, seeds=3)
-    assert significance(root, {"full": cells["full"]}, "bleu", higher_is_better=True) is None
-    for result in cells["lora"]:
+    configurations = write_sweep(root, {"full": 0.9, "lora": 0.5}, seeds=3)
+    assert significance(root, {"full": configurations["full"]}, "bleu", higher_is_better=True) is None
+    for result in configurations["lora"]:
         shutil.rmtree(root / "trials" / result.trial_id)
         Store(root).commit(result, [])
-    assert significance(root, cells, "bleu", higher_is_better=True) is None
+    assert significance(root, configurations, "bleu", higher_is_better=True) is None
     assert "Which differences hold" not in report.markdown(report.load_content(root))
 
 
@@ -166,7 +166,7 @@ def test_the_headline_names_the_group_that_leads(tmp_path: Path) -> None:
     write_sweep(root, QUALITIES)
     content = report.load_content(root)
     (line,) = content.headlines
-    found = significance(root, {c.name: c.results for c in content.comparisons[0].cells}, "bleu", True)
+    found = significance(root, {c.name: c.results for c in content.comparisons[0].configurations}, "bleu", True)
     assert found is not None and set(found.leaders) == {"full", "lora"}
     first, second = (f"{name} ({found.means[name]:.1f})" for name in found.leaders)
     assert line.startswith(f"BLEU: {first} and {second} lead and cannot be told apart. Next: prompt_tuning (")
@@ -175,7 +175,11 @@ def test_the_headline_names_the_group_that_leads(tmp_path: Path) -> None:
     document = json.loads((report.write(root) / "report.json").read_text())
     assert document["headlines"] == [line]
     (comparison,) = content.comparisons
-    bold = [cell.name for cell in comparison.cells if comparison.is_best(cell, comparison.metrics[0])]
+    bold = [
+        configuration.name
+        for configuration in comparison.configurations
+        if comparison.is_best(configuration, comparison.metrics[0])
+    ]
     assert bold == list(found.leaders), "both are bold, not the one that came out first"
     assert "in BLEU all that cannot be told apart from the best" in report.markdown(content)
 
@@ -196,7 +200,9 @@ def test_where_nothing_can_be_told_apart_nobody_leads(tmp_path: Path) -> None:
     (line,) = content.headlines
     assert re.fullmatch(r"BLEU: \w+ \(\d+\.\d\) and \w+ \(\d+\.\d\) cannot be told apart\.", line), line
     (comparison,) = content.comparisons
-    assert not any(comparison.is_best(cell, comparison.metrics[0]) for cell in comparison.cells)
+    assert not any(
+        comparison.is_best(configuration, comparison.metrics[0]) for configuration in comparison.configurations
+    )
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -218,14 +224,21 @@ def test_tables_and_differences_are_over_the_same_seeds() -> None:
     failure = Failed(reason="diverged", phase="train", rank=0, message="nan")
     found[7] = record(found[7].spec, failure)
     (comparison,) = Content("demo", tuple(found)).comparisons
-    assert {cell.name: cell.mean("bleu") for cell in comparison.cells} == {"lora": 61.5, "full": 61.0}
-    assert {cell.name: cell.seeds for cell in comparison.cells} == {"lora": "3 of 4", "full": "3 of 4"}
+    assert {configuration.name: configuration.mean("bleu") for configuration in comparison.configurations} == {
+        "lora": 61.5,
+        "full": 61.0,
+    }
+    assert {configuration.name: configuration.seeds for configuration in comparison.configurations} == {
+        "lora": "3 of 4",
+        "full": "3 of 4",
+    }
     assert "Means are over the seeds that all configurations completed (0, 1, 2)." in legend(comparison)
     few = cell_of("full", {0: 60.0, 1: 61.0, 2: 62.0}) + cell_of("lora", {0: 60.5, 1: 61.5})
     (comparison,) = Content("demo", tuple(few)).comparisons
-    assert {cell.name: cell.mean("bleu") for cell in comparison.cells} == {"lora": 61.0, "full": 61.0}, (
-        "too few in common"
-    )
+    assert {configuration.name: configuration.mean("bleu") for configuration in comparison.configurations} == {
+        "lora": 61.0,
+        "full": 61.0,
+    }, "too few in common"
 
 
 def test_a_method_is_tested_by_the_configuration_that_the_dev_split_chose() -> None:
@@ -235,9 +248,12 @@ def test_a_method_is_tested_by_the_configuration_that_the_dev_split_chose() -> N
         for result in cell_of("lora", {0: 60.0 + number, 1: 60.0 + number}, number, dev_loss=1 + (number != 4))
     ]
     (comparison,) = Content("demo", tuple(found + cell_of("full", {0: 61.0, 1: 61.0}))).comparisons
-    assert comparison.cells[0].name == "lora (rank=12)"
-    assert [cell.name for cell in significance_table.tested_cells(comparison)] == ["lora (rank=4)", "full"]
-    assert [row.cell.name for row in efficiencies(comparison)] == ["lora (rank=4)", "full"]
+    assert comparison.configurations[0].name == "lora (rank=12)"
+    assert [configuration.name for configuration in significance_table.tested_configurations(comparison)] == [
+        "lora (rank=4)",
+        "full",
+    ]
+    assert [row.configuration.name for row in efficiencies(comparison)] == ["lora (rank=4)", "full"]
 
 
 def test_a_mean_of_a_tested_configuration_has_an_interval_over_seeds_and_sources(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.report.configurations import Comparison, Configuration, cells
+from bench.report.configurations import Comparison, Configuration, configurations
 from bench.report.content import Content
 from bench.report.figures.bars import memory_bars, planned_memory_bars, time_bars
 from bench.report.figures.budget import budget_curves
@@ -45,7 +45,7 @@ def _drawn(content: Content) -> list[list[Picture]]:
 
 def _of_all_stages(content: Content, comparison: Comparison) -> list[Configuration]:
     """Final trials and those that chose their settings; what measures cost has no learning rate of its own."""
-    return cells(
+    return configurations(
         record
         for record in content.records
         if (record.spec.model.path, record.spec.task.name) == (comparison.model, comparison.task)

@@ -23,13 +23,13 @@ MEMORY_PHASES = ("train", "decode")
 Parts = dict[str, float]
 
 
-def memory_bars(cells: Sequence[Configuration], name: str) -> Picture | None:
+def memory_bars(configurations: Sequence[Configuration], name: str) -> Picture | None:
     """Measured memory of the worst rank while training and while decoding, mean over seeds."""
     bars = [
-        (f"{cell.name}, {phase}", parts)
-        for cell in of_different_cost(cells)
+        (f"{configuration.name}, {phase}", parts)
+        for configuration in of_different_cost(configurations)
         for phase in MEMORY_PHASES
-        if (parts := _mean_parts(cell, partial(_memory, phase)))
+        if (parts := _mean_parts(configuration, partial(_memory, phase)))
     ]
     caption = (
         "Peak of the phase on the worst rank, mean over seeds: what was there before a model was loaded (on a CPU the "
@@ -39,9 +39,13 @@ def memory_bars(cells: Sequence[Configuration], name: str) -> Picture | None:
     return _stacked(bars, name, "Memory by part and phase", "MiB", caption)
 
 
-def planned_memory_bars(cells: Sequence[Configuration], name: str) -> Picture | None:
+def planned_memory_bars(configurations: Sequence[Configuration], name: str) -> Picture | None:
     """What the planner says the training memory is made of."""
-    bars = [(cell.name, parts) for cell in of_different_cost(cells) if (parts := _mean_parts(cell, _planned))]
+    bars = [
+        (configuration.name, parts)
+        for configuration in of_different_cost(configurations)
+        if (parts := _mean_parts(configuration, _planned))
+    ]
     caption = (
         "What the planner expects at the peak of training on one rank; on a CPU beyond what was there before the "
         "model, and with the best state so far. The table of plan against measurement says how far it was right."
@@ -49,9 +53,13 @@ def planned_memory_bars(cells: Sequence[Configuration], name: str) -> Picture | 
     return _stacked(bars, name, "Planned training memory by part", "MiB", caption)
 
 
-def time_bars(cells: Sequence[Configuration], name: str) -> Picture | None:
+def time_bars(configurations: Sequence[Configuration], name: str) -> Picture | None:
     """Seconds of every phase on the slowest rank, mean over seeds."""
-    bars = [(cell.name, parts) for cell in of_different_cost(cells) if (parts := _mean_parts(cell, _seconds))]
+    bars = [
+        (configuration.name, parts)
+        for configuration in of_different_cost(configurations)
+        if (parts := _mean_parts(configuration, _seconds))
+    ]
     caption = "Seconds of each phase on the slowest rank, mean over seeds; start-up of processes is not in it."
     return _stacked(bars, name, "Time by phase", "seconds", caption)
 
@@ -85,8 +93,10 @@ def _seconds(outcome: Completed) -> Parts:
     return {phase: seconds for phase, seconds in found.items() if 0 < seconds < math.inf}
 
 
-def _mean_parts(cell: Configuration, parts_of: Callable[[Completed], Parts]) -> Parts:
-    found = [parts for result, outcome in cell.completed if result.has_own_costs and (parts := parts_of(outcome))]
+def _mean_parts(configuration: Configuration, parts_of: Callable[[Completed], Parts]) -> Parts:
+    found = [
+        parts for result, outcome in configuration.completed if result.has_own_costs and (parts := parts_of(outcome))
+    ]
     labels = dict.fromkeys(label for parts in found for label in parts)
     return {label: sum(parts.get(label, 0.0) for parts in found) / len(found) for label in labels}
 

@@ -22,15 +22,19 @@ MOST_POINTS = 80
 Points = list[tuple[float, float]]
 
 
-def training_curves(cells: Sequence[Configuration], looks: Mapping[str, Look], name: str) -> Picture | None:
+def training_curves(configurations: Sequence[Configuration], looks: Mapping[str, Look], name: str) -> Picture | None:
     """Training and dev loss by step, mean over seeds; None where nothing was trained.
 
     Args:
-        cells: Of each method the one with the lowest dev loss is drawn.
+        configurations: Of each method the one with the lowest dev loss is drawn.
         looks: By method.
         name: Of the picture.
     """
-    chosen = chosen_of_methods(cell for cell in cells if any(outcome.train_curve for _, outcome in cell.completed))
+    chosen = chosen_of_methods(
+        configuration
+        for configuration in configurations
+        if any(outcome.train_curve for _, outcome in configuration.completed)
+    )
     chosen = chosen[:MOST_LINES]
     if not chosen:
         return None
@@ -38,36 +42,46 @@ def training_curves(cells: Sequence[Configuration], looks: Mapping[str, Look], n
         left, right = figure.subplots(1, 2, sharex=True)
         told: dict[str, str] = {}
         lines: list[Points] = []
-        for number, cell in enumerate(chosen):
-            look = looks[cell.method]
-            train = _mean_curve([[(p.step, p.loss) for p in o.train_curve] for _, o in cell.completed])
-            dev = _mean_curve([[(p.step, p.loss) for p in o.dev_curve] for _, o in cell.completed])
+        for number, configuration in enumerate(chosen):
+            look = looks[configuration.method]
+            train = _mean_curve([[(p.step, p.loss) for p in o.train_curve] for _, o in configuration.completed])
+            dev = _mean_curve([[(p.step, p.loss) for p in o.dev_curve] for _, o in configuration.completed])
             lines += [train, dev]
             line(left, train, look, f"train-{number}", marked=False)
             line(right, dev, look, f"dev-{number}", marked=True)
-            told[f"train-{number}"] = told[f"dev-{number}"] = cell.name
+            told[f"train-{number}"] = told[f"dev-{number}"] = configuration.name
         for axes, what in ((left, "training loss"), (right, "dev loss")):
             axes.set_xlabel("optimiser step")
             axes.set_ylabel(f"{what}, nats per target token")
         _limit(left, lines[0::2])
         _limit(right, lines[1::2])
-        legend_beside(figure, right, [handle(cell.name, looks[cell.method]) for cell in chosen])
+        legend_beside(
+            figure, right, [handle(configuration.name, looks[configuration.method]) for configuration in chosen]
+        )
         few = (
-            " Of each method, the configuration with the lowest dev loss is shown." if len(chosen) < len(cells) else ""
+            " Of each method, the configuration with the lowest dev loss is shown."
+            if len(chosen) < len(configurations)
+            else ""
         )
         caption = f"Mean over seeds. The training loss is averaged over neighbouring steps.{few}"
         return finished(figure, name, "Training", caption, told)
 
 
-def learning_rate_curves(cells: Sequence[Configuration], looks: Mapping[str, Look], name: str) -> Picture | None:
+def learning_rate_curves(
+    configurations: Sequence[Configuration], looks: Mapping[str, Look], name: str
+) -> Picture | None:
     """Dev loss against the learning rate, for every method that was tried with several; None where none was.
 
     Args:
-        cells: Of all stages.
+        configurations: Of all stages.
         looks: By method.
         name: Of the picture.
     """
-    series = [members for members in _by_learning_rate(cells) if len({_rate(cell) for cell in members}) > 1]
+    series = [
+        members
+        for members in _by_learning_rate(configurations)
+        if len({_rate(configuration) for configuration in members}) > 1
+    ]
     if not series:
         return None
     with drawing(6.4, 3.6) as figure:
@@ -94,13 +108,13 @@ def learning_rate_curves(cells: Sequence[Configuration], looks: Mapping[str, Loo
         return finished(figure, name, "Learning rates", caption, told)
 
 
-def _by_learning_rate(cells: Sequence[Configuration]) -> list[list[Configuration]]:
-    """Cells that differ in nothing but learning rate, seed and stage; those that stopped early are no part of it."""
+def _by_learning_rate(configurations: Sequence[Configuration]) -> list[list[Configuration]]:
+    """Configurations in groups that differ only in learning rate, seed and stage, without those that stopped early."""
     groups: dict[tuple[object, ...], list[Configuration]] = {}
-    for cell in cells:
-        spec = cell.results[0].spec
-        if spec.stop_after_steps is None and any(LEARNING_RATE.of(result) for result in cell.results):
-            groups.setdefault((spec.configuration_class, spec.train.steps, spec.train.epochs), []).append(cell)
+    for configuration in configurations:
+        spec = configuration.results[0].spec
+        if spec.stop_after_steps is None and any(LEARNING_RATE.of(result) for result in configuration.results):
+            groups.setdefault((spec.configuration_class, spec.train.steps, spec.train.epochs), []).append(configuration)
     return list(groups.values())
 
 
@@ -112,19 +126,19 @@ def _names(series: Sequence[list[Configuration]]) -> list[str]:
 
 
 def _first_of_methods(series: Sequence[list[Configuration]]) -> list[list[Configuration]]:
-    return list({cells[0].method: cells for cells in reversed(series)}.values())[::-1]
+    return list({configurations[0].method: configurations for configurations in reversed(series)}.values())[::-1]
 
 
 def _mean_by_rate(members: Sequence[Configuration]) -> Points:
     losses: dict[float, list[float]] = {}
-    for cell in members:
-        if (found := cell.estimate("dev_loss")) is not None:
-            losses.setdefault(_rate(cell), []).extend(found.values)
+    for configuration in members:
+        if (found := configuration.estimate("dev_loss")) is not None:
+            losses.setdefault(_rate(configuration), []).extend(found.values)
     return [(rate, math.fsum(values) / len(values)) for rate, values in sorted(losses.items())]
 
 
-def _rate(cell: Configuration) -> float:
-    return float(cell.results[0].spec.train.learning_rate)
+def _rate(configuration: Configuration) -> float:
+    return float(configuration.results[0].spec.train.learning_rate)
 
 
 def _mark_diverged(axes: Axes, series: Sequence[list[Configuration]], looks: Mapping[str, Look]) -> Any:
@@ -132,12 +146,19 @@ def _mark_diverged(axes: Axes, series: Sequence[list[Configuration]], looks: Map
     from matplotlib.lines import Line2D
 
     found = False
-    for cells in series:
-        for cell in cells:
-            if any(outcome.reason == "diverged" for _, outcome in failed(cell.results)):
+    for configurations in series:
+        for configuration in configurations:
+            if any(outcome.reason == "diverged" for _, outcome in failed(configuration.results)):
                 found = True
                 place: Any = {"transform": axes.get_xaxis_transform(), "clip_on": False}
-                axes.plot([_rate(cell)], [1.0], marker="x", markersize=7, color=looks[cell.method].color, **place)
+                axes.plot(
+                    [_rate(configuration)],
+                    [1.0],
+                    marker="x",
+                    markersize=7,
+                    color=looks[configuration.method].color,
+                    **place,
+                )
     return Line2D([], [], linestyle="none", marker="x", color=INK, label="diverged") if found else None
 
 

@@ -31,26 +31,30 @@ def pareto_plot(
     comparison: Comparison, score: Column, cost: Column, looks: Mapping[str, Look], name: str
 ) -> Picture | None:
     """The picture; None where fewer than two configurations have both values."""
-    points = [cell for cell in comparison.scored if _value(cell, cost) is not None and _value(cell, score) is not None]
-    untouched = next((cell for cell in comparison.scored if cell.method == UNTOUCHED), None)
-    if len(points) < 2 or len({_mean(cell, cost) for cell in points}) < 2:
+    points = [
+        configuration
+        for configuration in comparison.scored
+        if _value(configuration, cost) is not None and _value(configuration, score) is not None
+    ]
+    untouched = next((configuration for configuration in comparison.scored if configuration.method == UNTOUCHED), None)
+    if len(points) < 2 or len({_mean(configuration, cost) for configuration in points}) < 2:
         return None
     best = front(points, score, cost)
-    leading = {cell.method: cell for cell in reversed(points)}
+    leading = {configuration.method: configuration for configuration in reversed(points)}
     known = len(points)
     if known > MOST_POINTS:  # best first, so that what is left out is what scores worst
         kept = [*best, *leading.values(), *points][: MOST_POINTS + len(best) + len(leading)]
-        points = [cell for cell in points if any(cell is one for one in kept)]
+        points = [configuration for configuration in points if any(configuration is one for one in kept)]
     few = f"The best {len(points)} of {known} configurations are shown." if len(points) < known else ""
     with drawing(6.4, 3.8) as figure:
         axes = figure.add_subplot()
         told: dict[str, str] = {}
         _axes(axes, points, score, cost)
         _draw_front(axes, best, score, cost)
-        for number, cell in enumerate(points):
-            told[f"point-{number}"] = _told(cell, score, cost)
-            leads = cell in best or leading[cell.method] is cell
-            _draw_point(axes, cell, score, cost, looks[cell.method], f"point-{number}", leads)
+        for number, configuration in enumerate(points):
+            told[f"point-{number}"] = _told(configuration, score, cost)
+            leads = configuration in best or leading[configuration.method] is configuration
+            _draw_point(axes, configuration, score, cost, looks[configuration.method], f"point-{number}", leads)
         _limits(axes, points, score)
         handles = _handles(points, looks)
         if untouched is not None and untouched not in points:
@@ -60,25 +64,25 @@ def pareto_plot(
         return finished(figure, name, f"{score.title} against {cost.axis}", few, told)
 
 
-def _value(cell: Configuration, column: Column) -> float | None:
+def _value(configuration: Configuration, column: Column) -> float | None:
     """What can be drawn: nothing where a method trains nothing, whose cost of training is no cost."""
-    found = cell.estimate(column.name)
+    found = configuration.estimate(column.name)
     return None if found is None or (found.mean == 0 and not column.varies_over_seeds) else found.mean * column.scale
 
 
-def _estimate(cell: Configuration, column: Column) -> Estimate:
-    found = cell.estimate(column.name)
+def _estimate(configuration: Configuration, column: Column) -> Estimate:
+    found = configuration.estimate(column.name)
     if found is None:
-        raise ValueError(f"{cell.name} has no {column.name}")
+        raise ValueError(f"{configuration.name} has no {column.name}")
     return found
 
 
-def _mean(cell: Configuration, column: Column) -> float:
-    return _estimate(cell, column).mean * column.scale
+def _mean(configuration: Configuration, column: Column) -> float:
+    return _estimate(configuration, column).mean * column.scale
 
 
 def _axes(axes: Axes, points: Sequence[Configuration], score: Column, cost: Column) -> None:
-    costs = [_mean(cell, cost) for cell in points]
+    costs = [_mean(configuration, cost) for configuration in points]
     if min(costs) > 0 and max(costs) / min(costs) > LOG_SPAN:
         axes.set_xscale("log")
     arrow = {True: " (more is better)", False: " (less is better)", None: ""}
@@ -87,14 +91,17 @@ def _axes(axes: Axes, points: Sequence[Configuration], score: Column, cost: Colu
 
 
 def _draw_front(axes: Axes, best: Sequence[Configuration], score: Column, cost: Column) -> None:
-    x, y = [_mean(cell, cost) for cell in best], [_mean(cell, score) for cell in best]
+    x, y = (
+        [_mean(configuration, cost) for configuration in best],
+        [_mean(configuration, score) for configuration in best],
+    )
     axes.plot(x, y, color=FAINT, linewidth=1.4, drawstyle="steps-post", zorder=1.5)
 
 
 def _draw_point(
-    axes: Axes, cell: Configuration, score: Column, cost: Column, look: Look, mark: str, leads: bool
+    axes: Axes, configuration: Configuration, score: Column, cost: Column, look: Look, mark: str, leads: bool
 ) -> None:
-    x, y = _estimate(cell, cost), _estimate(cell, score)
+    x, y = _estimate(configuration, cost), _estimate(configuration, score)
     bars: dict[str, Any] = {"elinewidth": 1.0, "linestyle": "none", **look.mark}
     if not leads:
         bars |= {"markersize": 3.5, "alpha": 0.6, "elinewidth": 0.6, "capsize": 0}
@@ -119,7 +126,7 @@ def _draw_base(axes: Axes, base: float, score: Column) -> Any:
 
 
 def _limits(axes: Axes, shown: Sequence[Configuration], score: Column) -> None:
-    found = [_estimate(cell, score) for cell in shown]
+    found = [_estimate(configuration, score) for configuration in shown]
     means = [one.mean for one in found]
     spread = (max(means) - min(means)) or abs(means[0]) or 1.0
     whiskers = [min(one.half_width or 0.0, MOST_WHISKER * spread) for one in found]
@@ -140,12 +147,15 @@ def _label(
         raise ValueError("the axes are in no figure")
     figure.draw_without_rendering()
     frame = axes.get_window_extent()
-    taken = [tuple(axes.transData.transform((_mean(cell, cost), _mean(cell, score)))) for cell in points]
+    taken = [
+        tuple(axes.transData.transform((_mean(configuration, cost), _mean(configuration, score))))
+        for configuration in points
+    ]
     boxes: list[tuple[float, float, float, float]] = [(x - 5, y - 5, x + 5, y + 5) for x, y in taken]
     scale = figure.dpi / 72
-    for cell in best[:8]:
-        x, y = axes.transData.transform((_mean(cell, cost), _mean(cell, score)))
-        text = drawn(cell.name)
+    for configuration in best[:8]:
+        x, y = axes.transData.transform((_mean(configuration, cost), _mean(configuration, score)))
+        text = drawn(configuration.name)
         width, height = 4.9 * len(text) * scale, 10 * scale
         places: list[tuple[float, int, str, int, int, tuple[float, float, float, float]]] = []
         for align, dx in (("left", 7), ("right", -7), ("center", 0), ("left", 14), ("right", -14)):
@@ -162,7 +172,7 @@ def _label(
         vertical = "bottom" if dy > 0 else "top" if dy < 0 else "center"
         axes.annotate(
             text,
-            (_mean(cell, cost), _mean(cell, score)),
+            (_mean(configuration, cost), _mean(configuration, score)),
             xytext=(dx, dy),
             textcoords="offset points",
             ha=align,
@@ -181,19 +191,19 @@ def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, 
 def _handles(points: Sequence[Configuration], looks: Mapping[str, Look]) -> list[Any]:
     from matplotlib.lines import Line2D
 
-    methods = dict.fromkeys(sorted(cell.method for cell in points))
+    methods = dict.fromkeys(sorted(configuration.method for configuration in points))
     marks: list[Any] = [
         Line2D([], [], linestyle="none", label=drawn(method), **looks[method].mark) for method in methods
     ]
     return [*marks, Line2D([], [], color=FAINT, linewidth=1.4, label="front")]
 
 
-def _told(cell: Configuration, score: Column, cost: Column) -> str:
-    return f"{cell.name}: {_shown(cell, score)}, {_shown(cell, cost)}"
+def _told(configuration: Configuration, score: Column, cost: Column) -> str:
+    return f"{configuration.name}: {_shown(configuration, score)}, {_shown(configuration, cost)}"
 
 
-def _shown(cell: Configuration, column: Column) -> str:
-    found = _estimate(cell, column)
+def _shown(configuration: Configuration, column: Column) -> str:
+    found = _estimate(configuration, column)
     width = found.half_width
     interval = "" if width is None or math.isclose(width, 0.0) else f" ± {column.text(width)}"
     return f"{column.title} {column.text(found.mean)}{interval}"
