@@ -1,7 +1,7 @@
 """The rows of searches: ``results/<sweep>/tuning/<search>/{search,ask-000,cut-0}.json``, each written atomically.
 
-An ask is written before its trial starts and a cut before anything goes on, so that a search which is taken up again
-makes exactly the same ones.
+An ask is written before its trial starts, and a cut before other trials go on, so that a search that was interrupted
+makes exactly the same ones again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RowT = TypeVar("RowT", bound=Spec)
 
 @dataclass(frozen=True)
 class SearchRows:
-    """Everything that was asked in one search."""
+    """All rows of one search."""
 
     search: Search
     asks: tuple[Ask, ...]

@@ -1,4 +1,4 @@
-"""One search as it runs: its asks become trials, its trials' records decide what comes next."""
+"""Runs one search: its asks become trials, and the records of these trials decide what comes next."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from bench.store.records import Store
 from bench.tuning.rows import SearchStore
 from bench.tuning.search import Ask, Cut, Origin, Search, Told, best, cut, first_settings, next_settings, value_of
 
-# Makes the trial of these settings, which ends after so many steps (None: at full length).
+# Makes the trial of some settings. The second argument is the step after which it ends; None: at full length.
 MakeTrial = Callable[[JsonDict, int | None], TrialSpec]
 
 
 class SearchRun:
-    """Runs a search from its first ask, or on from the rows that an earlier driver has left.
+    """Runs a search from its first ask, or continues from the rows that an earlier driver has written.
 
     Args:
         search: The search.
@@ -30,7 +30,7 @@ class SearchRun:
         self.rows = SearchStore(store.root, search)
 
     def rounds(self) -> Iterator[list[TrialSpec]]:
-        """Trials that may run at once; their records must be there before more are asked for."""
+        """Trials that may run side by side, round by round. A round needs its records before the next is asked for."""
         written = {ask.number: ask for ask in self.rows.asks()}
         first = [
             written.get(number) or self._ask(number, settings, "sampler")
@@ -45,8 +45,8 @@ class SearchRun:
 
     def chosen(self) -> JsonDict | None:
         """The settings with the best value at full length; None if every trial failed."""
-        found = best(self._told())
-        return None if found is None else found.ask.settings
+        chosen = best(self._told())
+        return None if chosen is None else chosen.ask.settings
 
     def _first_rounds(self, first: Sequence[Ask]) -> Iterator[list[TrialSpec]]:
         alive, audited = list(first), list[Ask]()
@@ -72,9 +72,9 @@ class SearchRun:
         return None if proposed is None else self._ask(len(asks), *proposed)
 
     def _used(self, asks: Sequence[Ask]) -> tuple[float, float]:
-        """What the search has used of its budget, and what one more ask takes of it.
+        """How much of its budget the search has used, and how much one more ask will use.
 
-        In seconds, an ask takes as long as the longest one that ran to its end, so that what is left is not overspent.
+        In seconds, an ask is expected to take as long as the longest one so far, so that the budget is not overspent.
         """
         if self.search.tune.trials is not None:
             first = len(first_settings(self.search))
@@ -85,10 +85,10 @@ class SearchRun:
         return sum(seconds), max(whole or seconds)
 
     def _told(self) -> list[Told]:
-        """What came of the asks that were trained to the end."""
-        found = [(ask, self.store.read(self._trial(ask).trial_id)) for ask in self.rows.asks()]
+        """The values of the asks that were trained to the end."""
+        records = [(ask, self.store.read(self._trial(ask).trial_id)) for ask in self.rows.asks()]
         metric = self.search.tune.metric
-        return [Told(ask, value_of(record, metric)) for ask, record in found if record is not None]
+        return [Told(ask, value_of(record, metric)) for ask, record in records if record is not None]
 
     def _ask(self, number: int, settings: JsonDict, origin: Origin) -> Ask:
         lengths: list[int | None] = [*self.search.rungs, None]
@@ -101,5 +101,5 @@ class SearchRun:
     def _record(self, trial: TrialSpec) -> TrialResult:
         record = self.store.read(trial.trial_id)
         if record is None:
-            raise RuntimeError(f"{trial.trial_id} has no record, and the search goes on from it")
+            raise RuntimeError(f"{trial.trial_id} has no record, which the search needs to go on")
         return record

@@ -1,7 +1,7 @@
-"""How settings are searched: what is asked first, what is asked next, which trials are cut, what is chosen.
+"""How a search goes: which settings it asks first and next, which trials it cuts, and which settings it chooses.
 
-Pure functions of a search and of what came of its asks, so that a search which is taken up again asks the same. Values
-are losses here: lower is better. Imports no torch, and Optuna only where it samples.
+All functions depend only on the search and on the values of its asks, so that a search that was interrupted asks the
+same again. Values are losses here: lower is better. Imports no torch, and Optuna only when it samples.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from bench.schema.search_space import Choices, Range, SearchSpace
 from bench.schema.sweep import TuneSpec
 from bench.schema.trial import JsonDict, Spec
 
-# Asks that do not depend on results, of the samplers that learn from results or have no fixed size.
+# How many asks come before results count, of a sampler that learns from results or has no fixed number of asks.
 FIRST_ASKS = 3
-# A best value lies on the border of its range if it is the outermost one that was tried and no further from the edge
-# than this share of the range.
+# The best value lies on the border of its range if no value further out was tried, and if its distance from the edge is
+# at most this share of the range.
 BORDER_TOLERANCE = 0.05
-# Points of a sequence that are looked at for settings that were not asked before.
+# How many points of a sequence are tried to find settings that were not asked before.
 MOST_LOOKED_AT = 200
 # A range grows by one of its steps, but by no more than this share of its width at a time.
 LARGEST_EXTENSION = 0.5
-# The share of the budget that comes last, for ranges whose border holds the best value and for refining a grid.
+# This last share of the budget is kept for ranges whose border holds the best value, and for refining a grid.
 RESERVED_SHARE = 1 / 3
 
 Origin = Literal["sampler", "border", "refinement"]
@@ -38,11 +38,11 @@ _REFINEMENT: Origin = "refinement"
 
 
 class Ask(Spec):
-    """One choice of settings that a search wants to know about: a row of the store, written before its trial runs."""
+    """One choice of settings that a search tries: a row of the store, written before its trial runs."""
 
     number: int
     settings: JsonDict = Field(description="dotted key to value")
-    origin: Origin = Field(description="border: beyond the range, because the best value lay on its border")
+    origin: Origin = Field(description="border: beyond the range, because its border held the best value")
     trial_ids: list[str] = Field(description="one for each length of training, the full length last")
 
 
@@ -51,22 +51,22 @@ class Cut(Spec):
 
     rung: int
     kept: list[int]
-    audited: list[int] = Field(description="cut, and trained to the end all the same, to see what the rule costs")
+    audited: list[int] = Field(description="cut but trained to the end, to see what the rule costs")
 
 
 class Search(Spec):
-    """One method's search for its settings; the row of the store that its asks and cuts belong to."""
+    """The search for one method's settings: the row of the store that its asks and cuts belong to."""
 
     key: str
     method: str
     label: str = Field(description="choice of the sweep's own grid, for people")
     space: SearchSpace
     tune: TuneSpec
-    steps: int | None = Field(description="of a training of full length; known where halving counts in steps")
+    steps: int | None = Field(description="of a training of full length; None where the sweep counts epochs")
     rungs: list[int] = Field(description="steps after which trials are cut, in ascending order")
 
     def cost(self, asks: int) -> float:
-        """What so many asks cost from the first rung to the last, audit included, in trainings of full length."""
+        """The cost of so many asks over all rungs, audits included, in trainings of full length."""
         total, alive = 0.0, asks
         for steps in self.rungs:
             total += alive * steps / (self.steps or steps)
@@ -76,16 +76,16 @@ class Search(Spec):
         return total + alive
 
     def num_kept(self, alive: int) -> int:
-        """How many of these go on after a cut."""
+        """How many of so many asks go on after a cut."""
         return math.ceil(alive / self.tune.halving.factor) if self.tune.halving else alive
 
     def num_audited(self, cut: int) -> int:
-        """How many of the cut are trained to the end."""
+        """How many of so many asks that are cut are trained to the end."""
         return math.ceil(cut * self.tune.halving.audit_fraction) if self.tune.halving else 0
 
     @property
     def asked_at_once(self) -> int:
-        """How many asks are made together. Of a budget in seconds one: what a trial takes is not known before."""
+        """How many asks are made together: one if the budget is in seconds, because trials take unknown time."""
         return self.first_asks if self.tune.trials is not None else 1
 
     @property
@@ -101,21 +101,21 @@ class Search(Spec):
 
 @dataclass(frozen=True)
 class Told:
-    """What came of an ask at full length."""
+    """The value of an ask that was trained at full length."""
 
     ask: Ask
     value: float | None  # None: the trial failed
 
     @property
     def loss(self) -> float:
-        """The value to compare by: what failed is worse than everything."""
+        """The value for comparisons: a trial that failed is worse than all others."""
         return math.inf if self.value is None else self.value
 
 
 def value_of(record: TrialResult, metric: str) -> float | None:
-    """What a trial is chosen by, as a loss: a score that is better when higher changes its sign.
+    """The value of a trial as a loss: a score that is better when higher changes its sign.
 
-    None if it failed, or if the value is not finite, which no other could be compared with.
+    None if the trial failed, or if the value is not finite, so that it cannot be compared.
 
     Raises:
         ValueError: The trial has no such score.
@@ -137,36 +137,36 @@ def _if_finite(value: float | None) -> float | None:
 
 
 def reserved(trials: int) -> int:
-    """Trials of a budget that are kept back for borders and refinements. Three points come first in any case."""
+    """How many trials of a budget are kept for borders and refinements. At least three first points remain."""
     return max(0, min(int(trials * RESERVED_SHARE), trials - 3))
 
 
 def best(told: Sequence[Told]) -> Told | None:
-    """The ask that is chosen; the earlier one of equals; None if all failed."""
+    """The ask with the lowest loss, and of equals the earliest; None if all failed."""
     return min((one for one in told if one.value is not None), key=lambda one: (one.loss, one.ask.number), default=None)
 
 
 def first_settings(search: Search) -> list[JsonDict]:
-    """The settings that are asked first, all at once."""
+    """The settings that are asked first, all together."""
     if search.tune.sampler == "grid":
         return grid(search.space, search.first_asks)
-    found: list[JsonDict] = []
-    while len(found) < search.asked_at_once and (point := unasked(search, found)) is not None:
-        found.append(point)
-    return found
+    points: list[JsonDict] = []
+    while len(points) < search.asked_at_once and (point := unasked(search, points)) is not None:
+        points.append(point)
+    return points
 
 
 def next_settings(
     search: Search, asks: Sequence[Ask], told: Sequence[Told], used_fraction: float
 ) -> tuple[JsonDict, Origin] | None:
-    """One more choice of settings, which was not asked before; None if there is nothing left to try.
+    """Settings that were not asked before; None if there are none left to try.
 
     Args:
         search: The search.
         asks: All asks so far.
-        told: What came of those that were trained to the end.
-        used_fraction: Share of the budget that is used up. The last third goes first to a range whose border holds the
-            best value.
+        told: Values of the asks that were trained to the end.
+        used_fraction: Share of the budget that is used up. In the last third, a range whose border holds the best value
+            comes first.
     """
     chosen = best(told)
     if chosen is not None and used_fraction >= 1 - RESERVED_SHARE - 1e-9:
@@ -181,14 +181,14 @@ def next_settings(
         if proposed in asked:
             proposed = unasked(search, asked)
     else:
-        # A grid of which everything failed goes on elsewhere in its ranges.
+        # If every trial of a grid failed, other points of its ranges are tried.
         proposed = unasked(search, asked) if chosen is None else refinement(search, asks, told, chosen)
         origin = _REFINEMENT
     return None if proposed is None else (proposed, origin)
 
 
 def unasked(search: Search, asked: Sequence[JsonDict]) -> JsonDict | None:
-    """The next point of the quasi-random sequence that was not asked; None of a space of choices that has no other."""
+    """The next point of the quasi-random sequence that was not asked; None if all choices were."""
     for number in range(len(asked), len(asked) + MOST_LOOKED_AT):
         point = quasi_random(search.space, search.tune.seed, number)
         if point not in asked:
@@ -197,7 +197,7 @@ def unasked(search: Search, asked: Sequence[JsonDict]) -> JsonDict | None:
 
 
 def _choices(space: SearchSpace) -> list[JsonDict]:
-    """All settings of a space of choices; none where there is a range."""
+    """All settings of a space that has only choices; none if it has a range."""
     if any(isinstance(dimension, Range) for dimension in space.values()):
         return []
     axes = [dimension.values for dimension in space.values() if isinstance(dimension, Choices)]
@@ -208,7 +208,7 @@ def grid(space: SearchSpace, most: int) -> list[JsonDict]:
     """At most ``most`` points, evenly spaced in each range, borders included; the first range gets the most points.
 
     Raises:
-        ValueError: So few points cannot hold every choice, and both ends of every range where there are several.
+        ValueError: ``most`` is too few for every choice together with both ends of every range.
     """
     ranges = [key for key, dimension in space.items() if isinstance(dimension, Range)]
     choices = math.prod(len(dimension.values) for dimension in space.values() if isinstance(dimension, Choices))
@@ -234,7 +234,7 @@ def grid(space: SearchSpace, most: int) -> list[JsonDict]:
 
 
 def quasi_random(space: SearchSpace, seed: int, number: int) -> JsonDict:
-    """A point of the scrambled Halton sequence; with equal seeds all methods try the same places of their ranges."""
+    """A point of the scrambled Halton sequence. With equal seeds, all methods try the same places of their ranges."""
     from scipy.stats.qmc import Halton
 
     point = Halton(d=len(space), scramble=True, rng=seed).random(number + 1)[number]
@@ -247,10 +247,10 @@ def quasi_random(space: SearchSpace, seed: int, number: int) -> JsonDict:
 
 
 def tree_parzen(space: SearchSpace, told: Sequence[Told], seed: int) -> JsonDict:
-    """What Optuna's tree-structured Parzen estimator asks after all this was told (Bergstra et al. 2011).
+    """The settings that Optuna's tree-structured Parzen estimator asks after these values (Bergstra et al. 2011).
 
-    The study is made anew for each ask, so that an ask depends on nothing but the seed and what was told. Failed trials
-    are told as infinitely bad. Ranges reach as far as they were extended.
+    Each ask makes a new study, so that it depends only on the seed and the values. Failed trials count as infinitely
+    bad. Ranges reach as far as they were extended.
     """
     import optuna
 
@@ -262,7 +262,7 @@ def tree_parzen(space: SearchSpace, told: Sequence[Told], seed: int) -> JsonDict
             low, high = min([dimension.low, *tried]), max([dimension.high, *tried])
             distributions[key] = optuna.distributions.FloatDistribution(low, high, log=dimension.log)
         else:
-            # Optuna knows choices of plain types only, hence their numbers.
+            # Optuna takes choices of plain types only, so that it gets their numbers.
             distributions[key] = optuna.distributions.CategoricalDistribution(range(len(dimension.values)))
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=0))
     for one in told:
@@ -276,10 +276,10 @@ def tree_parzen(space: SearchSpace, told: Sequence[Told], seed: int) -> JsonDict
 
 
 def beyond_border(search: Search, asks: Sequence[Ask], chosen: Told) -> JsonDict | None:
-    """One step beyond the first range on whose border the best value lies, all else as chosen; None if there is none.
+    """The best settings with one value a step beyond its range; None if no range has the best value on its border.
 
-    On the border is a value close to the edge of the declared range (:data:`BORDER_TOLERANCE`), or of a range that was
-    extended before, with nothing tried beyond it.
+    A value is on the border if it is close to the edge (:data:`BORDER_TOLERANCE`) of the declared range, or of one that
+    was extended before, and if no value beyond it was tried.
     """
     for key, dimension in search.space.items():
         if not isinstance(dimension, Range) or not dimension.extend:
@@ -302,7 +302,7 @@ def beyond_border(search: Search, asks: Sequence[Ask], chosen: Told) -> JsonDict
 
 
 def refinement(search: Search, asks: Sequence[Ask], told: Sequence[Told], chosen: Told) -> JsonDict | None:
-    """Halfway from the best value to the better of its neighbours, range by range in turn, all else as chosen."""
+    """The best settings with one value halfway to the better of its neighbours. Ranges take turns."""
     ranges = [(key, dimension) for key, dimension in search.space.items() if isinstance(dimension, Range)]
     turn = sum(ask.origin == "refinement" for ask in asks) % max(1, len(ranges))
     for key, dimension in ranges[turn:] + ranges[:turn]:
@@ -322,12 +322,12 @@ def refinement(search: Search, asks: Sequence[Ask], told: Sequence[Told], chosen
 
 
 def cut(search: Search, rung: int, values: Mapping[int, float | None]) -> Cut:
-    """Who goes on after a rung: the better ones, and a drawn sample of the others, as an audit.
+    """Which asks go on after a rung: the better ones, and as an audit a random sample of the others.
 
     Args:
         search: The search.
         rung: Index into ``search.rungs``.
-        values: Number of each ask that came so far, to its value there; None if its trial failed.
+        values: Number of each ask that reached the rung, to its value there; None if its trial failed.
     """
     order = sorted(values, key=lambda number: (math.inf if (value := values[number]) is None else value, number))
     alive = [number for number in order if values[number] is not None]
@@ -344,7 +344,7 @@ def _spread(index: int, points: int) -> float:
 
 
 def _to_unit(dimension: Range, value: float) -> float:
-    """Place of a value in its range: 0 at its low end, 1 at its high end."""
+    """The place of a value in its range: 0 at the low end, 1 at the high end."""
     if dimension.log:
         return math.log(value / dimension.low) / math.log(dimension.high / dimension.low)
     return (value - dimension.low) / (dimension.high - dimension.low)

@@ -1,7 +1,7 @@
-"""What a search tried, what it used of its budget, and what it chose: pure functions of rows and records.
+"""What a search tried, how much of its budget it used, and what it chose, computed from rows and records.
 
-For reports of every format: ``tunings(read_searches(root), Store(root).read_all())`` gives one :class:`Tuning` for each
-search, with everything to print or draw. Imports neither torch nor ray.
+``tunings(read_searches(root), Store(root).read_all())`` gives one :class:`Tuning` for each search, with everything that
+reports print or draw. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class ExpectedBest:
-    """What the best of so many random trials is expected to reach on the dev split."""
+    """The value on the dev split that the best of so many random trials is expected to reach."""
 
     trials: int
     device_seconds: float
@@ -47,7 +47,7 @@ class ExpectedBest:
 
 @dataclass(frozen=True)
 class Audit:
-    """What halving cost: the best of the audited trials against the best of those that were kept."""
+    """What halving cost: the best of the audited trials compared with the best of those that were kept."""
 
     audited: int
     best_kept: float
