@@ -1,4 +1,4 @@
-"""What machines there are, what a trial takes of them, and which ranks go where. Imports neither torch nor ray."""
+"""Which machines there are, what a trial needs of them, and where its ranks go. Imports neither torch nor ray."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.schema.trial import TrialSpec
 
 @dataclass(frozen=True)
 class Machine:
-    """One machine, or what of it may be used."""
+    """One machine, or the part of it that may be used."""
 
     cpus: int
     gpus: int
@@ -19,7 +19,7 @@ class Machine:
     accelerator: str = ""  # type of its GPUs, as Ray labels it (H100) or as the device calls itself (NVIDIA H100 ...)
 
     def most_ranks(self, need: Need) -> int:
-        """How many ranks it holds when it is empty."""
+        """How many ranks it holds if nothing else runs there."""
         if not self.is_of_kind(need.accelerator):
             return 0
         by_cpus = self.cpus // need.cpus_per_rank
@@ -34,7 +34,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Need:
-    """What a trial takes. A rank takes one GPU if it trains there, or a fraction of one."""
+    """What a trial needs. A rank that trains on a GPU takes one, or a fraction of one."""
 
     ranks: int
     cpus_per_rank: int
@@ -44,13 +44,13 @@ class Need:
 
     @property
     def size(self) -> tuple[float, int]:
-        """For the order of trials: GPUs count before cores."""
+        """Orders trials: GPUs count before cores."""
         return self.ranks * self.gpus_per_rank, self.ranks * self.cpus_per_rank
 
 
 @dataclass(frozen=True)
 class Seat:
-    """Where a rank runs."""
+    """The place where a rank runs."""
 
     node_id: str
     gpus: tuple[int, ...] = ()
@@ -73,7 +73,7 @@ class Cluster:
 
     def __init__(self, machines: Sequence[Machine]) -> None:
         self._nodes: dict[str, _Node] = {}
-        self._known: dict[str, Machine] = {}  # all that there ever were, since those that are lost may come back
+        self._known: dict[str, Machine] = {}  # all machines that there ever were, since a lost one may come back
         self._seats: dict[str, tuple[Need, list[Seat]]] = {}
         self._company: dict[str, set[str]] = {}
         self.update(machines)
@@ -89,7 +89,7 @@ class Cluster:
         return any(machine.gpus for machine in self._known.values())
 
     def update(self, machines: Sequence[Machine]) -> None:
-        """Machines have come or gone. The tenants of those that are gone keep their seats until they are released."""
+        """Take over a new list of machines. Tenants keep seats on machines that are gone until they release them."""
         here = {machine.node_id: machine for machine in machines}
         self._known |= here
         for node_id in self._nodes.keys() - here.keys():
@@ -98,7 +98,7 @@ class Cluster:
             self._nodes.setdefault(node_id, _Node(machine, machine.cpus, [1.0] * machine.gpus))
 
     def need(self, spec: TrialSpec) -> Need:
-        """What a trial takes of these machines."""
+        """What a trial needs of these machines."""
         resources = spec.resources
         on_gpu = resources.device == "cuda" or (resources.device == "auto" and self.has_gpus)
         return Need(
@@ -118,12 +118,12 @@ class Cluster:
         on_gpu = resources.device != "cpu" and largest.gpus > 0
         ranks = resources.ranks
         if len(self._known) > 1:
-            # Ranks may go to other machines: they share this one only as far as it holds them.
+            # Ranks may go to other machines, so that only as many share this one as it holds.
             ranks = min(ranks, largest.gpus if on_gpu else largest.cpus)
         return max(1, largest.cpus // (max(largest.gpus, ranks) if on_gpu else ranks))
 
     def shortage(self, spec: TrialSpec, others: Sequence[Machine] = ()) -> str | None:
-        """Why a trial can never run here, not even if every machine came back that was ever there; None if it can.
+        """Why a trial can never run here, even if every lost machine came back; None if it can.
 
         Args:
             spec: The trial.
@@ -135,7 +135,7 @@ class Cluster:
         return f"{missing}. Lower resources.ranks or resources.cpus_per_rank"
 
     def missing(self, spec: TrialSpec) -> str | None:
-        """Why a trial cannot run on the machines that are there now, were they empty; None if it can."""
+        """Why a trial could not run on the present machines even if they were empty; None if it could."""
         return self._missing(spec, self.machines)
 
     def _missing(self, spec: TrialSpec, machines: Sequence[Machine]) -> str | None:
@@ -149,11 +149,11 @@ class Cluster:
         return f"{need.ranks} ranks need {cpus} CPU cores and {gpus:g} GPUs{kind}; there are {has}"
 
     def room(self, need: Need) -> int:
-        """How many more trials that take so much could start now."""
+        """How many more trials that need so much could start now."""
         return sum(self._room(node, need) for node in self._nodes.values()) // need.ranks
 
     def at_once(self, need: Need) -> int:
-        """How many trials that take so much could run beside each other if nothing else did; at least 1."""
+        """How many trials that need so much could run side by side if nothing else ran; at least 1."""
         ranks = [machine.most_ranks(need) for machine in self.machines]
         if need.whole_nodes and any(ranks):
             return max(1, sum(count > 0 for count in ranks) // -(-need.ranks // max(ranks)))
@@ -225,7 +225,7 @@ class Cluster:
 
 
 def _sizes(machines: Sequence[Machine]) -> str:
-    """What there is, for people."""
+    """The machines, for people."""
     if not machines:
         return "no machines"
     sizes = Counter(

@@ -41,7 +41,7 @@ class EmbeddedCluster:
             _start_command(self._folder),
             self._environment(),
             flags=["--hold", "--remove", str(self._folder)],
-            cwd=self._folder,  # where no modules lie
+            cwd=self._folder,  # a folder without modules
             stdin=subprocess.DEVNULL,
             stdout=self._printed,
             stderr=subprocess.STDOUT,
@@ -54,10 +54,10 @@ class EmbeddedCluster:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # This machine talks to itself; a proxy that the environment names would only be in the way.
+        # Ray's processes are on this machine alone, so that a proxy of the environment would only disturb them.
         os.environ["RAY_grpc_enable_http_proxy"] = "0"  # noqa: SIM112 - Ray spells it so
         inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        # What Ray's workers and the ranks leave in their temporary folders goes with this one.
+        # Ray's workers and the ranks have their temporary folders in this one, and these vanish with it.
         temporary = self._folder / "tmp"
         temporary.mkdir()
         return {**inherited, "TMPDIR": str(temporary)}

@@ -31,7 +31,7 @@ PAGEMAP_ENTRY_BYTES = 8
 
 
 def main() -> None:
-    """Entry of the process; the argument is the descriptor of the socket that requests come from."""
+    """Entry of the process. The argument is the descriptor of a socket on which requests arrive."""
     requests = socket.socket(fileno=int(sys.argv[1]))
     import_libraries()
     collect("", None)  # asks git for the revision, once
@@ -76,7 +76,7 @@ def _become_rank(environment: Mapping[str, str], jobs: int, reports: int, log: i
         touch(pages)
         serve(sys.stdin, reports)
         exit_code = 0
-    except BaseException:  # noqa: BLE001 - whatever it is, its traceback belongs into the rank's log
+    except BaseException:  # noqa: BLE001 - the traceback of any exception belongs into the rank's log
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -85,7 +85,7 @@ def _become_rank(environment: Mapping[str, str], jobs: int, reports: int, log: i
 
 
 def mapped_file_pages() -> list[int]:
-    """Addresses of the pages of files (libraries, above all) that this process has mapped."""
+    """Addresses of the pages of files, mostly of libraries, that this process has mapped."""
     found: list[int] = []
     if sys.platform != "linux":
         return found
@@ -97,7 +97,7 @@ def mapped_file_pages() -> list[int]:
             start, end = (int(address, 16) for address in span.split("-"))
             pagemap.seek(start // mmap.PAGESIZE * PAGEMAP_ENTRY_BYTES)
             entries = pagemap.read((end - start) // mmap.PAGESIZE * PAGEMAP_ENTRY_BYTES)
-            # The byte with the highest bits is the last one of an entry.
+            # The last byte of an entry has its highest bits.
             found.extend(
                 start + number * mmap.PAGESIZE
                 for number, high in enumerate(entries[PAGEMAP_ENTRY_BYTES - 1 :: PAGEMAP_ENTRY_BYTES])
@@ -107,7 +107,7 @@ def mapped_file_pages() -> list[int]:
 
 
 def touch(pages: Sequence[int]) -> None:
-    """Map pages that a fork leaves unmapped, so that memory reads as in a process that did its imports itself."""
+    """Map pages that a fork leaves unmapped, so that this process uses as much memory as one without a fork."""
     for address in pages:
         ctypes.string_at(address, 1)
 

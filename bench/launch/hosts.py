@@ -22,10 +22,10 @@ from bench.schema.validation import ConfigError
 from bench.store.outbox import checkpoints_beside, finished_ranks, log_name, merged, payload
 
 LOG_TAIL_LINES = 30
-# From the start of a rank's process, over its imports, to its first sign of life.
+# How long a rank may take from the start of its process to its first sign of life, imports included.
 START_TIMEOUT_SECONDS = 300.0
 POLL_SECONDS = 0.5
-# A rank that was lost makes the others fail too. So long is waited for what tells best why.
+# When a rank is lost, the others fail too. A report that tells the true reason is waited for so long.
 PEERS_SECONDS = 20.0
 
 
@@ -54,7 +54,7 @@ class Host(Protocol):
 
 
 class HostLost(Exception):
-    """A machine, or what we run there, is gone."""
+    """A machine, or our process on it, is gone."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
@@ -65,19 +65,19 @@ class HostLauncher(Launcher):
     """Starts ranks through hosts, follows them, and leaves no process behind.
 
     A subclass must implement :meth:`host`, and start for each host a thread that runs :meth:`receive`. It may override
-    :meth:`prepare` and :meth:`release` where others compete for the machines, and what :class:`Launcher` lists.
+    :meth:`prepare` and :meth:`release` if others compete for the machines, and the methods that :class:`Launcher`
+    lists.
 
-    Every thread ends in an event, whatever it meets: a thread that died without a word would leave its trial running
-    for ever.
+    Every thread ends by an event, because otherwise its trial would seem to run for ever.
     """
 
-    closing = False  # From here on, that a host is gone is no news.
+    closing = False  # True: hosts are expected to go
 
     def launch(self, run: Running) -> None:
         threading.Thread(target=self._watch, args=(run,), name=run.trial_id, daemon=True).start()
 
     def warm(self, spec: TrialSpec) -> None:
-        """Have all machines import the libraries while the driver does something else."""
+        """Make all machines import the libraries, while the driver goes on."""
         need = self.cluster.need(spec)
         environment = rank_environment(need.cpus_per_rank, ["0"] if need.gpus_per_rank else [])
         for machine in self.cluster.machines:
@@ -86,7 +86,7 @@ class HostLauncher(Launcher):
                     self.host(machine.node_id).warm(environment)
 
     def look_at_hosts(self, trials: Sequence[TrialSpec]) -> None:
-        """Ask all machines for the files and modules that these trials need: what :meth:`check` is for.
+        """Ask all machines for the files and modules of these trials. An override of :meth:`check` can call it.
 
         Raises:
             ConfigError: One of them lacks something.
@@ -108,7 +108,7 @@ class HostLauncher(Launcher):
                     )
 
     def title(self, node_id: str) -> str:
-        """What people call a node."""
+        """The name of a node for people."""
         return node_id
 
     @abstractmethod
@@ -121,19 +121,20 @@ class HostLauncher(Launcher):
 
     @abstractmethod
     def prepare(self, run: Running) -> list[list[str]] | None:
-        """Take a trial's seats for real.
+        """Claim a trial's seats on the machines.
 
-        Returns the GPUs that each rank may see, as ``CUDA_VISIBLE_DEVICES`` names them; None if the trial was stopped.
+        Returns:
+            The GPUs that each rank may see, as ``CUDA_VISIBLE_DEVICES`` names them; None if the trial was stopped.
 
         Raises:
-            HostLost: One of the nodes is gone, or does not get ready.
+            HostLost: One of the nodes is gone, or is not ready in time.
         """
 
     def release(self, run: Running) -> None:
-        """Give the seats back; also where :meth:`prepare` has failed."""
+        """Give the seats back. Called even if :meth:`prepare` has failed."""
 
     def receive(self, node_id: str, host: Host) -> None:
-        """Hear what the ranks on a host say, until it or this launcher ends; the body of a thread."""
+        """Pass on what the ranks on a host say, until the host or this launcher ends. A thread runs it."""
         try:
             while not self.closing or self.running:
                 messages = host.poll(POLL_SECONDS * 10)
@@ -143,11 +144,11 @@ class HostLauncher(Launcher):
                         owner.inbox.put(message)
         except HostLost as lost:
             self._lose(node_id, lost.reason, str(lost))
-        except Exception as error:  # noqa: BLE001 - its trials must hear of it whatever it is
+        except Exception as error:  # noqa: BLE001 - trials on the host must end by an event
             self._lose(node_id, "worker_lost", f"node {node_id} is not heard: {type(error).__name__}: {error}")
 
     def _lose(self, node_id: str, reason: Reason, why: str) -> None:
-        """Tell the trials on a node that it is gone. Of those, the largest is to blame where memory ran out."""
+        """Tell the trials on a node that it is gone. If its memory ran out, the largest of them is to blame."""
         runs = [run for run in list(self.running.values()) if any(seat.node_id == node_id for seat in run.seats)]
         for run in sorted(runs, key=lambda run: run.memory_bytes, reverse=True):
             run.inbox.put({"lost": why, "reason": reason})
@@ -164,7 +165,7 @@ class HostLauncher(Launcher):
     def _watch(self, run: Running) -> None:
         try:
             ended = self._ended(run)
-        except Exception as error:  # noqa: BLE001 - the driver must hear of it whatever it is
+        except Exception as error:  # noqa: BLE001 - the attempt must end by an event
             failed = _failed(*_launcher_failure(error)).of_member(0)
             ended = Ended(run.trial_id, run.attempt.attempt_id, failed, None, run.seconds)
         self.events.put(ended)
@@ -175,10 +176,10 @@ class HostLauncher(Launcher):
             report = self._run(run)
         except HostLost as lost:
             report = _failed(lost.reason, str(lost))
-        except Exception as error:  # noqa: BLE001 - what the ranks have finished counts all the same
+        except Exception as error:  # noqa: BLE001 - reports that the ranks have written still count
             report = _failed(*_launcher_failure(error))
         if isinstance(report.outcome, Failed) and report.outcome.is_symptom:
-            # A rank may have died when all was done and written.
+            # A rank may have died after it had written everything.
             finished = finished_ranks(run.outbox, run.need.ranks)
             if finished is not None:
                 report = merged({rank: left.report for rank, left in finished.items()})
@@ -244,7 +245,7 @@ class _Ranks:
             self.hosts[rank].start(self.attempt_id, job.model_dump(mode="json"), environment)
 
     def follow(self, launcher: HostLauncher) -> RankReport:
-        """Until all ranks have reported, or one of them has failed and it is clear why."""
+        """Wait until all ranks have reported, or until one has failed for a known reason."""
         give_up: float | None = None
         while len(self.reports) < len(self.hosts) and (give_up is None or time.monotonic() < give_up):
             if self.run.stop_reason:
@@ -281,7 +282,7 @@ class _Ranks:
             launcher.events.put(Progress(member.spec.trial_id, rank, data))
 
     def _notice_silence(self) -> None:
-        """Fail ranks that have not been heard for too long."""
+        """Let ranks fail that have been silent for too long."""
         now = time.monotonic()
         for rank in range(len(self.hosts)):
             if rank in self.reports:
@@ -297,14 +298,14 @@ class _Ranks:
         self.reports[rank] = RankReport(outcome=failed, provenance=None)
 
     def end(self) -> None:
-        """Leave no process, and bring the files here."""
+        """End all processes of the attempt, and copy its files to this machine."""
         for host in dict.fromkeys(self.hosts):
             try:
                 host.end(self.attempt_id)
                 _fetch(host, self.attempt_id, self.run.outbox)
                 host.clear(self.attempt_id)
             except HostLost:
-                continue  # Its processes went with it, and so did its files.
+                continue  # The processes and files on this host are gone with it.
 
 
 def _lost(message: JsonDict) -> tuple[Reason, str]:
@@ -319,7 +320,7 @@ def _lost(message: JsonDict) -> tuple[Reason, str]:
 
 
 def _fetch(host: Host, attempt_id: str, destination: Path) -> None:
-    """Copy the files of an attempt to this machine, in pieces, if they are not on storage that both share."""
+    """Copy the files of an attempt to this machine, in pieces, unless both share the storage."""
     for name, size in host.files(attempt_id).items():
         with (destination / Path(name).name).open("wb") as file:
             while file.tell() < size:
@@ -333,12 +334,12 @@ def rank_environment(threads: int, gpus: Sequence[str]) -> dict[str, str]:
     """Environment variables of a rank that the launcher sets."""
     return {
         "CUDA_VISIBLE_DEVICES": ",".join(gpus),
-        "HIP_VISIBLE_DEVICES": ",".join(gpus),  # which ROCm heeds first; Ray or a shell may have set it for many ranks
+        "HIP_VISIBLE_DEVICES": ",".join(gpus),  # ROCm heeds it first, and Ray or a shell may have set it for many ranks
         SEAT_VARIABLE: ",".join(gpus),
         **({} if gpus else {"DS_ACCELERATOR": "cpu"}),
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "OMP_NUM_THREADS": str(threads),
-        "OPENBLAS_NUM_THREADS": "1",  # NumPy's own threads would start with the import, before any fork
+        "OPENBLAS_NUM_THREADS": "1",  # else importing NumPy would start threads before a fork
         "PYTHONUNBUFFERED": "1",
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # counts GPUs without starting CUDA, which does not survive a fork
         "TOKENIZERS_PARALLELISM": "false",
@@ -347,7 +348,7 @@ def rank_environment(threads: int, gpus: Sequence[str]) -> dict[str, str]:
 
 
 def _launcher_failure(error: Exception) -> tuple[Reason, str]:
-    """What went wrong on our side of a trial. Files and networks fail without the trial having a part in it."""
+    """The reason of a failure in the launcher. An error of files or networks is no fault of the trial."""
     reason: Reason = "worker_lost" if isinstance(error, OSError) else "error"
     return reason, f"the launcher failed: {type(error).__name__}: {error}"
 
@@ -357,7 +358,7 @@ def _failed(reason: Reason, message: str) -> RankReport:
 
 
 def stopped(run: Running) -> Failed:
-    """The outcome of a trial that was made to end."""
+    """The outcome of a trial that was stopped."""
     if run.stop_reason == "timed_out":
         message = f"longer than resources.timeout_seconds: {run.spec.resources.timeout_seconds:g}"
         return Failed(reason="timed_out", phase=None, rank=None, message=message)
@@ -365,7 +366,7 @@ def stopped(run: Running) -> Failed:
 
 
 def log_tail(outbox: Path, rank: int | None) -> str | None:
-    """Last lines of the log of a rank (of rank 0, if the failure names none)."""
+    """The last lines of a rank's log; of rank 0 if the failure names no rank."""
     path = outbox / log_name(rank or 0)
     if not path.is_file():
         return None

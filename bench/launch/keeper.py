@@ -29,9 +29,9 @@ from typing import Any
 
 PR_SET_CHILD_SUBREAPER = 36
 POLL_SECONDS = 0.01
-# A process that waits for a disk that does not answer cannot be killed.
+# A process that waits for a disk that does not answer cannot be killed, so that waiting for its end has a limit.
 END_SECONDS = 30.0
-# Ctrl-C and the signals of batch systems are for the driver, which then ends what it started.
+# Ctrl-C and the signals of batch systems are meant for the driver, which then ends what it has started.
 NOT_FOR_KEEPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -57,7 +57,7 @@ class Kept:
         **options: Any,
     ) -> None:
         self._cutting = threading.Lock()
-        lifeline, self._lifeline = os.pipe()  # closed in every other child of this process when it execs
+        lifeline, self._lifeline = os.pipe()  # exec closes it in every other child of this process
         try:
             self.process = subprocess.Popen(
                 [*script(lifeline), *flags, "--", *command],
@@ -70,14 +70,14 @@ class Kept:
             os.close(lifeline)
 
     def cut(self) -> None:
-        """Have the command and all that came of it killed. Any thread may do so, and any number of them."""
+        """Ask for the end of the command and all its descendants. Any thread may call it, more than once."""
         with self._cutting:
             if self._lifeline >= 0:
                 os.close(self._lifeline)
                 self._lifeline = -1
 
     def end(self) -> None:
-        """Kill the command and all that came of it; returns when nothing is left, or the system does not let go."""
+        """Kill the command and all its descendants, and wait until none is left or the system cannot kill them."""
         self.cut()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(END_SECONDS)
@@ -89,7 +89,7 @@ def script(lifeline: int) -> list[str]:
 
 
 def become_subreaper() -> None:
-    """Whoever descends from this process and loses its parent becomes a child of this process."""
+    """Make this process the parent of every descendant that loses its own."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -112,7 +112,7 @@ def main() -> None:
     signal.set_wakeup_fd(write_end)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     child = arguments.adopt or _start(arguments.command)
-    os.write(write_end, b"0")  # An adopted child may have ended before the handler was there.
+    os.write(write_end, b"0")  # A child may have ended before the handler was installed.
     status = _follow(child, arguments.lifeline, wakeup, arguments.hold)
     _end_all()
     if arguments.remove is not None:
@@ -137,7 +137,7 @@ def _start(command: Sequence[str]) -> int:
 
 
 def _follow(child: int, lifeline: int, wakeup: int, hold: bool) -> int:
-    """Wait until the command has ended (or, to hold, has failed) or the lifeline is cut. Returns the wait status."""
+    """Wait until the command has ended (with ``hold``, has failed) or the lifeline is cut. Returns the wait status."""
     while True:
         ready, _, _ = select.select([lifeline, wakeup], [], [])
         if lifeline in ready:

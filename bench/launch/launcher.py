@@ -25,18 +25,18 @@ from bench.schema.trial import JsonDict, Spec, TrialSpec
 from bench.store.outbox import StartedAttempt, open_attempt
 
 StopReason = Literal["timed_out", "cancelled"]
-# What has not ended by then is left to its keeper, which ends it when this process is gone.
+# Processes that have not ended by then are left to their keeper, which ends them when this process is gone.
 CLOSE_SECONDS = 60.0
 NOTHING_LOST = "Nothing is lost: finished trials are kept, and the same command goes on"
 
 
 class NoMachinesError(RuntimeError):
-    """There is nothing to run trials on, now. That is nobody's result: no record is made of it."""
+    """There is no machine to run trials on now. This is no result of a trial, so that no record is made."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a rank is: a phase has begun, a step was made, or it is alive."""
+    """A sign of a rank: it has begun a phase, made a step, or is alive."""
 
     trial_id: str
     rank: int
@@ -45,7 +45,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Ended:
-    """The processes of an attempt are gone. ``files`` are on this machine, for the store to take."""
+    """The processes of an attempt have ended. ``files`` are on this machine, and the store takes them."""
 
     trial_id: str
     attempt_id: str
@@ -58,7 +58,7 @@ class Ended:
     shared_seconds: float = 0.0  # of the phases that ran once for all of them
 
     def of_member(self, number: int) -> Outcome:
-        """What came of one of the trials of the launch."""
+        """The outcome of a member of the launch."""
         return outcome_of_member(number, self.outcome, self.other_outcomes)
 
 
@@ -72,7 +72,7 @@ class Running:
     seats: list[Seat]
     stop_reason: StopReason | None = None
     memory_bytes: int = 0  # of its largest rank, as last heard
-    since: float = field(default_factory=time.monotonic)  # no clock that somebody sets
+    since: float = field(default_factory=time.monotonic)  # a clock that nobody can set
     inbox: queue.Queue[JsonDict] = field(default_factory=queue.Queue)
 
     @property
@@ -96,17 +96,17 @@ class Launcher(ABC):
     """Runs trials.
 
     A subclass must implement :meth:`warm`, :meth:`launch` and :meth:`close`. It may override :meth:`check`,
-    :meth:`shortage`, :meth:`await_machines`, :meth:`reserve`, :meth:`stop` and :meth:`poll`, which do here what is
-    right for machines that are always there. What it must keep, whatever it meets: every attempt that is launched puts
-    exactly one :class:`Ended` into :attr:`events`, and its processes are gone by then; when the driver's process has
-    died, however it died, nothing that it started goes on.
+    :meth:`shortage`, :meth:`await_machines`, :meth:`reserve`, :meth:`stop` and :meth:`poll`, whose defaults are right
+    for machines that are always there. It must keep two promises. Every attempt that it launches puts exactly one
+    :class:`Ended` into :attr:`events`, after all its processes have ended. When the driver has died, in whatever way,
+    everything that it has started ends too.
 
     Args:
-        cluster: The machines it may use.
-        outbox: Where attempts wait for the store, a folder for each.
+        cluster: The machines that it may use.
+        outbox: Holds a folder for each attempt, until the store takes its files.
     """
 
-    name: str  # as records have it
+    name: str  # written into records
 
     def __init__(self, cluster: Cluster, outbox: Path) -> None:
         self.cluster = cluster
@@ -122,52 +122,52 @@ class Launcher(ABC):
     def launch(self, run: Running) -> None:
         """Start an attempt's ranks, without waiting for them.
 
-        They write into ``run.outbox``, or their files are brought there when they have ended. What is heard of them
-        goes into :attr:`events` as :class:`Progress`; an :class:`Ended` follows when they are gone. An attempt whose
-        ``run.stop_reason`` is set is to be ended.
+        The ranks write into ``run.outbox``, or the launcher copies their files there when they have ended. Put each
+        sign of them into :attr:`events` as :class:`Progress`, and an :class:`Ended` when they are gone. End an attempt
+        whose ``run.stop_reason`` is set.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """End everything that this launcher started, within :data:`CLOSE_SECONDS` or so, whatever does not answer."""
+        """End everything that this launcher started, within about :data:`CLOSE_SECONDS`, if a machine is silent too."""
 
     def check(self, trials: Sequence[TrialSpec]) -> None:  # noqa: B027 - there may be nothing to look at
-        """Look, before the first trial starts, whether all machines have what these need. On this machine they do.
+        """Check, before the first trial starts, that all machines have the files and modules of these trials.
 
         Raises:
-            ConfigError: Naming machines and what they lack.
+            ConfigError: A machine lacks one. The message names both.
         """
 
     def shortage(self, spec: TrialSpec) -> str | None:
-        """Why a trial can never run here; None if it can, or could if machines came back that have been lost."""
+        """Why a trial can never run here; None if it can run, now or when lost machines come back."""
         return self.cluster.shortage(spec)
 
     def await_machines(self, spec: TrialSpec) -> None:  # noqa: B027 - this machine does not go away
-        """A trial waits while nothing runs: see that machines are on their way, and for how long already.
+        """Ask for machines for a trial that waits while no trial runs. Called again and again until it can start.
 
         Raises:
-            NoMachinesError: There have been none that hold it for longer than one waits.
+            NoMachinesError: No machine that could hold it has come in time.
         """
 
     def reserve(self, spec: TrialSpec) -> list[Seat] | None:
-        """Seats for a trial beside those that run now; None if there is no room. They are taken until its end."""
+        """Take seats for a trial beside those that run now, until it ends; None if there is no room."""
         return self.cluster.seat(spec.trial_id, self.cluster.need(spec))
 
     def start(self, started: StartedAttempt, seats: list[Seat]) -> None:
-        """Start an attempt on its seats; its events come through :meth:`poll`. To be overridden is :meth:`launch`."""
+        """Start an attempt on its seats; :meth:`poll` returns its events. Override :meth:`launch` instead."""
         folder = open_attempt(self.outbox, started)
         run = Running(started, folder, self.cluster.need(started.spec), seats)
         self.running[run.trial_id] = run
         self.launch(run)
 
     def stop(self, trial_id: str, reason: StopReason) -> None:
-        """Have a running trial end; its Ended event follows."""
+        """Ask a running trial to end. Its Ended event follows."""
         self.running[trial_id].stop_reason = reason
 
     def poll(self, timeout_seconds: float) -> list[Progress | Ended]:
-        """Events since the last call; waits for the first one at most so long. Seats of what has ended are free.
+        """Return the events since the last call, after waiting at most so long for the first one. Frees seats.
 
-        The driver calls it again and again: this is the place to look after machines. An override ends with this one.
+        The driver calls it again and again, so that an override can look after machines here. It then calls this one.
         """
         events: list[Progress | Ended] = []
         with contextlib.suppress(queue.Empty):
@@ -179,7 +179,7 @@ class Launcher(ABC):
     def _settled(self, event: Ended) -> Ended:
         run = self.running.get(event.trial_id)
         if run is None or run.attempt.attempt_id != event.attempt_id:
-            return event  # of an attempt that was given up: the seats are those of another one
+            return event  # of an attempt that was given up, whose seats belong to another one now
         del self.running[event.trial_id]
         placement = Placement(
             nodes=[seat.node_id for seat in run.seats],
@@ -191,7 +191,7 @@ class Launcher(ABC):
 
 
 class LauncherOptions(Spec):
-    """What the command line says of a launcher, which it makes; its module imports neither torch nor ray.
+    """The options of a launcher, as the command line gives them. They make the launcher. Imports neither torch nor ray.
 
     Each field is an option of the same name: ``--address``, or for those that have no option of their own
     ``--launcher-option name=value``. An option that is no field is refused, as it would have no effect.
@@ -199,12 +199,12 @@ class LauncherOptions(Spec):
 
     @abstractmethod
     def make(self, outbox: Path, plugins: Sequence[PluginSource]) -> Launcher:
-        """The launcher.
+        """Make the launcher.
 
         Args:
-            outbox: Where attempts wait for the store.
-            plugins: What ranks must be able to import besides ``bench`` and ``methods``. Processes that this one starts
-                find them by ``PYTHONPATH``.
+            outbox: Holds a folder for each attempt, until the store takes its files.
+            plugins: Sources that ranks must be able to import besides ``bench`` and ``methods``. Processes on this
+                machine find them through ``PYTHONPATH``.
 
         Raises:
             ConfigError: The machines cannot be used as the options say.

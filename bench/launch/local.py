@@ -1,4 +1,4 @@
-"""Ranks as local processes: tests, laptops, debugging. No Ray."""
+"""Runs ranks as processes of this machine, for laptops, tests and debugging. No Ray."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class LocalOptions(LauncherOptions):
 
 
 def this_machine() -> Machine:
-    """Cores and GPUs that this process may use."""
+    """The cores and GPUs that this process may use."""
     import torch
 
     gpus = torch.cuda.device_count()
@@ -58,6 +58,6 @@ def this_machine() -> Machine:
 
 
 def visible_gpu(index: int) -> str:
-    """What ``CUDA_VISIBLE_DEVICES`` of a rank calls one of the GPUs that this process may use."""
+    """The name, in ``CUDA_VISIBLE_DEVICES`` of a rank, of a GPU that this process may use."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",")[index] if visible else str(index)

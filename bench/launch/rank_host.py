@@ -30,8 +30,8 @@ from bench.schema.trial import JsonDict
 from bench.store.outbox import REPORT_FILES, START_FILE, log_name, payload
 from bench.store.owned_folder import owned_folder
 
-# What batch systems and MPI say about their own jobs is not about our ranks; DeepSpeed, for one, would believe it. And
-# a rank has no business with Ray, whose variables hold the cluster's token.
+# Ranks do not get these variables. Batch systems and MPI describe their own jobs in them, which DeepSpeed would take
+# for ours, and those of Ray hold the cluster's token.
 FOREIGN_VARIABLES = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "PRTE_", "HYDRA_", "MPI_", "RAY_")
 LOOPBACK = "127.0.0.1"
 CHUNK_BYTES = 32 * 2**20
@@ -49,7 +49,7 @@ class _Rank:
     gone: threading.Event = field(default_factory=threading.Event)
 
     def why_gone(self) -> str:
-        """What is known of a process that has vanished without an exit code."""
+        """Why a process vanished without an exit code, as far as one can tell."""
         return self.process.server.last_words() if isinstance(self.process, Fork) else ""
 
 
@@ -65,9 +65,9 @@ class RankHost:
         self._warm = module is None and sys.platform == "linux"
         self._module = module or "bench.rank.process"
         self._folder = owned_folder("tuneoff-host-")
-        # Deletes the folder whatever becomes of this process; if it is killed too, the next host does.
+        # This process deletes the folder even if the host dies; if it is killed too, the next host does.
         self._folder_keeper = Kept(["true"], os.environ, flags=["--hold", "--remove", str(self._folder)])
-        # What ranks and their libraries leave in their temporary folder goes with this one.
+        # Ranks and their libraries have their temporary folder in this one, and it vanishes with it.
         self._temporary = {"TMPDIR": str(self._folder / "tmp")}
         (self._folder / "tmp").mkdir()
         self._servers: dict[str, ForkServer] = {}
@@ -78,7 +78,7 @@ class RankHost:
         self._starting = threading.Lock()
 
     def warm(self, environment: Mapping[str, str]) -> None:
-        """Have the libraries imported already when the first rank comes."""
+        """Import the libraries now, so that the first rank starts sooner."""
         if self._warm:
             with self._starting:
                 self._server({**self._temporary, **environment})
@@ -96,7 +96,7 @@ class RankHost:
         return lacking
 
     def address(self) -> str:
-        """Where ranks of other machines reach those of this one."""
+        """The address at which ranks of other machines reach those of this one."""
         return LOOPBACK
 
     def _network(self) -> dict[str, str]:
@@ -112,7 +112,7 @@ class RankHost:
         return {}
 
     def start(self, attempt_id: str, job: JsonDict, environment: Mapping[str, str]) -> None:
-        """Start a rank. A fresh process runs it, and nothing else ever.
+        """Start a rank in a fresh process of its own.
 
         Args:
             attempt_id: Of the trial's attempt.
@@ -169,7 +169,7 @@ class RankHost:
         return gone
 
     def files(self, attempt_id: str) -> dict[str, int]:
-        """Names and sizes of what the ranks of an attempt left, where the driver does not see them; else nothing."""
+        """Names and sizes of the files of an attempt that the driver does not see; none on shared storage."""
         outbox = self._outboxes.get(attempt_id)
         if outbox is None or outbox.parent != self._folder:
             return {}
@@ -197,7 +197,7 @@ class RankHost:
 
     def _outbox(self, attempt_id: str, outbox: Path) -> Path:
         if attempt_id not in self._outboxes:
-            if not (outbox / START_FILE).is_file():  # The driver's folder is not on storage that this machine shares.
+            if not (outbox / START_FILE).is_file():  # This machine does not share the storage of the driver's folder.
                 outbox = self._folder / attempt_id
                 outbox.mkdir()
             self._outboxes[attempt_id] = outbox
@@ -233,7 +233,7 @@ class RankHost:
                 try:
                     message = json.loads(line)
                 except ValueError:
-                    continue  # torn by the death of the process
+                    continue  # the process died while it wrote this line
                 if "exit" in message:
                     exit_code = message["exit"]
                 else:
@@ -283,13 +283,13 @@ class ForkServer:
         try:
             socket.send_fds(self._requests, [json.dumps(dict(environment)).encode()], [theirs, jobs, reports, log])
         except ConnectionError:
-            pass  # The server has just died: all ends of the pipes are closed, which reads as a rank that vanished.
+            pass  # The server has just died. Its pipes are closed, so that the rank counts as vanished.
         finally:
             os.close(theirs)
         return Fork(self, lifeline)
 
     def last_words(self) -> str:
-        """The end of what the server printed, if it has died."""
+        """The last lines that the server has printed, if it has died."""
         if self.is_alive():
             return ""
         lines = self._log.read_text(errors="replace").splitlines()[-LAST_LINES:]
@@ -304,10 +304,10 @@ def clean_environment(own: Mapping[str, str]) -> dict[str, str]:
     """The variables of a rank: those of this process, without what is not for ranks, and ``own``."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN_VARIABLES)}
     path = os.pathsep.join(filter(None, [str(SOURCE_ROOT), inherited.get("PYTHONPATH")]))
-    # The folder that the command was given in is not searched for modules: what lies there may be called as ours are.
+    # The folder of the command is not searched for modules, because files there may have the names of ours.
     return {**inherited, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", **own}
 
 
 def _send(rank: _Rank, line: str) -> None:
-    with contextlib.suppress(BrokenPipeError):  # It is dead already; its exit code will say so.
+    with contextlib.suppress(BrokenPipeError):  # The process is dead already, which its exit code will tell.
         os.write(rank.jobs, line.encode() + b"\n")
