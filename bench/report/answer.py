@@ -1,4 +1,4 @@
-"""What stands below the headline: by how much the best lead, with intervals, and at what cost."""
+"""The sentences below the headline: by how much the best configurations lead, with intervals, and at what cost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from bench.statistics.differences import Difference
     from bench.statistics.significance import Significance
 
-# Configurations whose intervals and costs are told; those of the others stand in the table.
+# So many configurations are told with intervals and costs; the table has the others.
 MOST_TOLD = 3
 
 
@@ -36,7 +36,7 @@ def answer(comparison: Comparison, found: Significance | str | None) -> list[str
 
 
 def _margin(leaders: list[Configuration], found: Significance, metric: Column) -> str:
-    """Of one leader its lead over the next, of several how far they are apart at most."""
+    """The lead of one leader over the next configuration, or how far several leaders are apart at most."""
     best = leaders[0].name
     others = {configuration.name for configuration in leaders[1:]}
     pairs = [one for one in found.differences if one.first == best and (not others or one.second in others)]

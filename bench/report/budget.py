@@ -1,4 +1,4 @@
-"""What each configuration was given: training, decoding, precision and examples. What all share is said once."""
+"""The budget of each configuration: training, decoding, precision, examples. Equal parts are said once."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _counted(name: str) -> Callable[[TrialSpec, Completed | None], str | None]:
 
 
 def _unless_default(part: Literal["train", "decode"], name: str) -> Callable[[TrialSpec, Completed | None], str | None]:
-    """A field of this part, where it is not its default."""
+    """A field of this part of the specification, if it is not at its default."""
 
     def of(spec: TrialSpec, outcome: Completed | None) -> str | None:
         section: TrainSpec | DecodeSpec = getattr(spec, part)
@@ -93,7 +93,7 @@ SETTINGS: tuple[Setting, ...] = (
 
 @dataclass(frozen=True)
 class Budget:
-    """Of one table: what all its rows share, and what differs, by row."""
+    """The budget of a table: what all its rows share, and what differs, by row."""
 
     shared: tuple[tuple[str, str], ...]
     heading: tuple[str, ...]  # the method first
@@ -101,19 +101,19 @@ class Budget:
 
     @property
     def sentence(self) -> str:
-        """What all share."""
+        """A sentence that says what all rows share."""
         told = ", ".join(f"{title} {text}" for title, text in self.shared)
         few = f" {', '.join(self.heading[1:])}: by row." if self.rows else ""
         return f"All with {told}.{few}" if told else few.strip()
 
     def document(self) -> JsonDict:
-        """As report.json has it."""
+        """The budget for report.json."""
         by_row = {row[0]: dict(zip(self.heading[1:], row[1:], strict=True)) for row in self.rows}
         return {"shared": dict(self.shared), "by_configuration": by_row}
 
 
 def budget(comparison: Comparison) -> Budget:
-    """The budgets of the configurations that completed, what trains nothing left out of what is about training."""
+    """The budgets of completed configurations. Settings of training are not said of methods that train nothing."""
     configurations = comparison.scored
     shared: list[tuple[str, str]] = []
     differing: list[tuple[str, list[str]]] = []
@@ -138,7 +138,7 @@ def budget(comparison: Comparison) -> Budget:
 
 
 def _text(setting: Setting, configuration: Configuration) -> str | None:
-    """Of all seeds: one text, or those that there are."""
+    """The setting over all seeds: one text, or all different ones."""
     if setting.of_training and not configuration.trains:
         return None
     found: Sequence[str | None] = [setting.of(result.spec, outcome) for result, outcome in configuration.completed]

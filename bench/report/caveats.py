@@ -1,4 +1,4 @@
-"""What would make rows incomparable, or scores doubtful. Each check says in one sentence what it found."""
+"""Caveats: what makes rows incomparable or scores doubtful. Each check gives a sentence for each finding."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _mixed(done: Finished, _: Sequence[Configuration]) -> Iterator[str]:
 
 
 def _unsaid(_: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
-    """Settings in which rows of a method differ beside those that their labels name."""
+    """Settings in which rows of a method differ and which their labels do not name."""
     told = {
         configuration.method: configuration.unsaid
         for configuration in groups
@@ -75,7 +75,7 @@ def _unsaid(_: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
 
 
 def _of_machines(made: Sequence[Provenance]) -> list[tuple[str, Set[Hashable]]]:
-    """What makes times and memory incomparable where it differs, with all values."""
+    """Facts of provenance that make times and memory incomparable if they differ, with their values."""
     return [
         ("sources of Tuneoff", {provenance.code_sha256 for provenance in made}),
         ("devices", {provenance.device for provenance in made}),
@@ -85,7 +85,7 @@ def _of_machines(made: Sequence[Provenance]) -> list[tuple[str, Set[Hashable]]]:
 
 
 def _alone(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
-    """What spoils the measurements of the stage cost, whose trials are no rows of their own."""
+    """Caveats of the measurements of the stage cost, whose trials are no rows themselves."""
     trials = list({result.trial_id: result for configuration in groups for result in configuration.costs}.values())
     if not trials:
         return
@@ -148,7 +148,7 @@ def _is_busy(provenance: Provenance) -> bool:
 def _seeds(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
     if len({result.spec.seed for result, _ in done}) == 1:
         yield "One seed: differences between methods may be chance."
-    # What trains nothing comes out the same with every seed, so that one is enough.
+    # A method that trains nothing gives the same with every seed, so that one seed is enough.
     counts = Counter(
         len(configuration.completed)
         for configuration in groups
@@ -213,7 +213,7 @@ def _data(done: Finished, _: Sequence[Configuration]) -> Iterator[str]:
 
 
 def _scores(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
-    """What the records say of their own scores, and of which rows."""
+    """Remarks of the records on their own scores, with the rows that have them."""
     names: dict[str, list[str]] = {}
     called = {result.trial_id: configuration.name for configuration in groups for result in configuration.results}
     for result, outcome in done:

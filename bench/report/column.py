@@ -1,4 +1,4 @@
-"""What a column of a table is: a value of a record, what it is called, where it stands, and how it is printed."""
+"""A column of a table: a value of a record, with its title, the tables that show it, and its format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Reader = Callable[[TrialResult], Value]
 
 
 class Shown(Flag):
-    """Where a column stands."""
+    """The tables that show a column."""
 
     NOWHERE = 0
     CSV = auto()
@@ -27,13 +27,13 @@ class Shown(Flag):
     KEY = auto()
     """The first of these tables; a column without it stands in the table of further ones."""
     NARROW = auto()
-    """What is left of it on a telephone."""
+    """The first table on a narrow screen."""
     TRIALS = auto()
-    """All trials, on the page."""
+    """The table of all trials on the page."""
     SUMMARY = auto()
-    """What it gains for what it costs."""
+    """The table of gains and costs, a row for each method."""
     TERMINAL = auto()
-    """What a command prints when a sweep ends."""
+    """The table that a command prints when a sweep ends."""
     RATIOS = auto()
     """Costs of one configuration over those of another: ``tuneoff compare``."""
     EVERYWHERE = CSV | CONFIGURATIONS | KEY | NARROW | TRIALS | SUMMARY | TERMINAL | RATIOS
@@ -111,7 +111,7 @@ class Column:
         return value if is_finite(value) else None
 
     def number(self, record: TrialResult) -> float | None:
-        """Likewise, of a column of numbers."""
+        """The value of a record in a column of numbers."""
         value = self.of(record)
         return None if value is None else float(value)
 
@@ -120,16 +120,16 @@ class Column:
         return f"{value * self.scale:g}" if self.decimals is None else f"{value * self.scale:,.{self.decimals}f}"
 
     def short_text(self, value: float) -> str:
-        """Likewise where space is short: counts in at most six characters."""
+        """The value for narrow tables: counts have at most six characters."""
         return compact(value) if self.unit == "count" else self.text(value)
 
     def text_with_unit(self, value: float) -> str:
-        """Likewise where the heading has no unit."""
+        """The value with its unit, for tables whose heading has none."""
         return size(value) if self.unit == "bytes" else self.short_text(value)
 
 
 def is_finite(value: Value) -> bool:
-    """False for NaN and what is infinite."""
+    """Whether a value is neither NaN nor infinite."""
     return not isinstance(value, float) or math.isfinite(value)
 
 

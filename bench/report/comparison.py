@@ -28,23 +28,23 @@ Verdict = Literal["better", "worse", "not told apart", "too few seeds"]
 
 @dataclass(frozen=True)
 class Line:
-    """One value of both sides."""
+    """The values of both sides in one score or cost, and their difference."""
 
     column: Column
     tag: str | None  # a part of the test sources; None: all
-    first: float  # both over the seeds that stand against each other
+    first: float  # means of both sides over the paired seeds
     second: float
     difference: float  # second minus first; of a cost, the ratio second / first
     low: float | None  # 95 % interval of the difference
     high: float | None
-    p_value: float | None  # that methods without a difference come out as far apart
+    p_value: float | None  # the chance that equal methods come out as far apart
     basis: Basis
     seeds: int  # pairs of seeds, of published numbers our seeds
     note: str = ""
 
     @property
     def verdict(self) -> Verdict:
-        """What follows for the second side."""
+        """The verdict on the second side."""
         if self.p_value is None or self.seeds < FEWEST_SEEDS:
             return "too few seeds"
         if self.p_value >= LEVEL or self.column.higher_is_better is None:
@@ -65,7 +65,7 @@ class Compared:
 
     @property
     def verdict(self) -> Verdict:
-        """Of the first score."""
+        """The verdict on the first score."""
         return self.scores[0].verdict
 
 
@@ -206,12 +206,12 @@ def _over_seeds(
 
 
 def _means(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Of both sides, over the seeds that stand against each other."""
+    """Means of both sides over the paired seeds."""
     return math.fsum(one for one, _ in pairs) / len(pairs), math.fsum(two for _, two in pairs) / len(pairs)
 
 
 def _paired(first: Mapping[int, float], second: Mapping[int, float]) -> list[tuple[float, float]]:
-    """Values of equal seeds; without a common one, in order of seeds, a single value against all."""
+    """Pairs of values of equal seeds. Without a common seed they pair up in order, and a single value with each."""
     if common := [seed for seed in first if seed in second]:
         return [(first[seed], second[seed]) for seed in common]
     ones, twos = list(first.values()), list(second.values())

@@ -1,4 +1,4 @@
-"""What a report says, whatever the format: made once from the records, then rendered."""
+"""The content of a report, which is computed once from the records and then rendered in each format."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ class Content:
 
     sweep: str
     records: tuple[TrialResult, ...]  # of all stages
-    command: str | None = None  # that runs the sweep again
-    tunings: tuple[Tuning, ...] = ()  # how settings were chosen, where the sweep has that stage
-    root: Path | None = None  # where predictions lie, which differences are tested on
+    command: str | None = None  # the command that runs the sweep again
+    tunings: tuple[Tuning, ...] = ()  # the searches of the stage tune, where the sweep has it
+    root: Path | None = None  # the results folder, with the predictions that tests compare
     quoted: tuple[Quoted, ...] = ()  # published numbers
-    missing: int = 0  # trials that are known to come and have no record yet
-    kept: KeptSweep | None = None  # the sweep that the folder is of; None in a folder from before it was kept
-    others: tuple[TrialResult, ...] = ()  # records that it does not ask for, where these are listed
-    left_out: int = 0  # how many such records there are, where they are not listed
+    missing: int = 0  # trials that are asked for and have no record yet
+    kept: KeptSweep | None = None  # the sweep that was run last; None in a folder from before 2026-11-29
+    others: tuple[TrialResult, ...] = ()  # records that the sweep does not ask for, where they are listed
+    left_out: int = 0  # the number of such records, where they are not listed
 
     @cached_property
     def results(self) -> tuple[TrialResult, ...]:
-        """Final trials: the only ones with test scores, and the rows of all tables."""
+        """The final trials, which alone have test scores and are the rows of all tables."""
         return tuple(record for record in self.records if record.spec.stage == "final")
 
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
-        """With what the tests found: intervals over seeds and sources, and who leads."""
+        """The comparisons with the intervals over seeds and sources and the leaders that the tests give."""
         return tuple(with_tests(*pair) for pair in zip(self._untested, self.tested, strict=True))
 
     @cached_property
@@ -68,12 +68,12 @@ class Content:
 
     @cached_property
     def tested(self) -> tuple[Significance | str | None, ...]:
-        """For each comparison, which differences hold; or why that is not known."""
+        """For each comparison, the differences that hold, or a sentence that says why they are not known."""
         return tuple(None if self.root is None else tested(self.root, comparison) for comparison in self._untested)
 
     @cached_property
     def headlines(self) -> list[str]:
-        """The answer: a sentence for each comparison, which it names where there are several."""
+        """A sentence for each comparison that says who leads."""
         told = [headline(*pair) for pair in zip(self.comparisons, self.tested, strict=True)]
         several = len(told) > 1
         return [
@@ -84,7 +84,7 @@ class Content:
 
     @cached_property
     def answers(self) -> tuple[list[str], ...]:
-        """For each comparison, by how much the best lead and at what cost."""
+        """For each comparison, sentences that say by how much the best configurations lead, and at what cost."""
         return tuple(answer(*pair) for pair in zip(self.comparisons, self.tested, strict=True))
 
     @property
@@ -99,7 +99,7 @@ class Content:
 
     @cached_property
     def failures(self) -> list[tuple[TrialResult, Failed]]:
-        """Failed trials but for those of searches, where failing is an answer that the search counts."""
+        """Failed trials. Those of searches are left out, because a search counts failures itself."""
         return failed(record for record in self.records if record.spec.stage != "tune")
 
     @cached_property
@@ -114,7 +114,7 @@ class Content:
 
     @property
     def summary(self) -> str:
-        """How many trials, of what."""
+        """How many trials there are of each stage, and how many failed."""
         tasks = sorted({result.spec.task.name for result in self.records})
         models = sorted({result.spec.model.path for result in self.records})
         others = len(self.records) - len(self.results)
@@ -162,7 +162,7 @@ def _data_files(results: Iterable[TrialResult]) -> list[str]:
 
 
 def legend(comparison: Comparison) -> str:
-    """What the numbers of a table are."""
+    """What the numbers of a table mean, for the note below it."""
     outcomes = [outcome for configuration in comparison.configurations for _, outcome in configuration.completed]
     alone = sorted({len(configuration.costs) for configuration in comparison.configurations if configuration.costs})
     absent = {name: why for one in outcomes for name, why in one.scores.absent.items() if why != NOT_ASKED_FOR}

@@ -1,4 +1,4 @@
-"""Two sides that are compared: what each is called, and which configurations of two sweeps stand against each other."""
+"""Pairs the configurations of two sweeps for a comparison, and names both sides of a pair."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from bench.report.configurations import Configuration
 from bench.schema.labels import labels, settings_of
 from bench.schema.trial import TrialSpec, titled
 
-# Parts of a sweep file in which two methods differ as a matter of course.
+# Parts of a sweep file in which two methods always differ.
 OF_METHODS = ("method", "config")
 
 
 @dataclass(frozen=True)
 class Side:
-    """A configuration, where its predictions lie, and what it is called beside the other side."""
+    """One side of a comparison: a configuration, the folder of its predictions, and its name beside the other side."""
 
     root: Path
     configuration: Configuration
@@ -35,14 +35,14 @@ class Side:
 
 @dataclass(frozen=True)
 class Paired:
-    """Configurations that stand against each other, and the names of those that are left."""
+    """Pairs of configurations, and the names of those without a counterpart."""
 
     pairs: tuple[tuple[Side, Side], ...]
     left_over: tuple[str, ...]
 
 
 def named(ones: Sequence[Side], others: Sequence[Side]) -> tuple[list[Side], list[Side]]:
-    """The same, each called by its folder, its method and what tells it from the others of its method on both sides."""
+    """The same sides with names of folder, method and the settings that tell it from others of its method."""
     sides = [*ones, *others]
     untrained = {side.spec.method.target for side in sides if not side.configuration.trains}
     found = labels([side.spec for side in sides], untrained)

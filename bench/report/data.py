@@ -21,9 +21,9 @@ from bench.schema.record import TrialResult
 from bench.schema.trial import JsonDict
 from bench.store.files import replacing
 
-# Bumped when a key of report.json changes its meaning.
+# Raise it when a key of report.json changes its meaning.
 REPORT_VERSION = 1
-# What spreadsheets take for the beginning of a formula, or skip before one; in East Asia the wide forms as well.
+# Characters that spreadsheets take for the beginning of a formula, or skip before one, with their wide forms.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
@@ -47,7 +47,7 @@ def _for_spreadsheets(value: Any) -> Any:
 
 
 def write_parquet(results: Sequence[TrialResult], path: Path, others: Sequence[TrialResult] = ()) -> None:
-    """results.parquet: the same rows with their types, as they are."""
+    """Write results.parquet: the same rows with their types, unchanged."""
     with replacing(path) as file:
         frame(results, others).to_parquet(file, index=False)
 

@@ -1,4 +1,4 @@
-"""What a method gains for what it costs: against the untouched base model and against full fine-tuning."""
+"""What each method gains for its cost, compared with the untouched base model and with full fine-tuning."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Efficiency:
-    """One row: the configuration of a method with the lowest dev loss. None is what the records do not tell."""
+    """A row for the configuration of a method with the lowest dev loss. None: the records do not say."""
 
     configuration: Configuration
     score: float | None
@@ -33,7 +33,7 @@ class Efficiency:
 
 
 def efficiencies(comparison: Comparison) -> list[Efficiency]:
-    """One for each method, of its configuration with the lowest dev loss, in order; none without a metric."""
+    """A row for each method, in order of the table; none without a metric."""
     if not comparison.metrics:
         return []
     metric = comparison.metrics[0]
@@ -79,7 +79,7 @@ class EfficiencyColumn:
 
 
 def efficiency_table(comparison: Comparison) -> tuple[list[str], list[list[str]]] | None:
-    """Heading and rows of the columns for which some method has a value; None without a row."""
+    """Heading and rows, without columns that are empty; None if there is no row."""
     rows = efficiencies(comparison)
     if not rows:
         return None
@@ -110,7 +110,7 @@ def _columns(metric: Column) -> list[EfficiencyColumn]:
 
 
 def efficiency_document(rows: Iterable[Efficiency]) -> list[JsonDict]:
-    """The same, unrounded, as report.json has it; the columns of a configuration are under its name there."""
+    """The rows for report.json, unrounded. A reader finds further values of a configuration there by its name."""
     return [
         {"cell": row.configuration.name, **{key: value for key, value in vars(row).items() if key != "configuration"}}
         for row in rows

@@ -10,7 +10,7 @@ from bench.report.configurations import Comparison, Configuration
 if TYPE_CHECKING:
     from bench.statistics.significance import Significance
 
-# Names in one sentence; more are counted.
+# So many names stand in a sentence; further ones are counted.
 MOST_NAMES = 6
 MOST_FOLLOWING = 3
 
@@ -74,7 +74,7 @@ def _with_interval(configuration: Configuration, metric: Column) -> str:
 
 
 def _ahead(best: Configuration, found: Significance, metric: Column) -> str:
-    """By how much, against the nearest one."""
+    """By how much the leader is ahead of the nearest other configuration."""
     nearest = min((one for one in found.differences if one.first == best.name), key=lambda one: abs(one.difference))
     ahead = f"{abs(nearest.difference) * metric.scale:.{metric.decimals}f}"
     return f", by {ahead} over {nearest.second}"

@@ -1,4 +1,4 @@
-"""Whether a report is still the one that would be made now, so that a command with nothing to do need not make it.
+"""Tells whether a report is up to date, so that a command with nothing new to render need not make it again.
 
 Beside the report lie what it was made from, as a hash, the sizes and times of its files, and the tables that a terminal
 was shown. Whoever deletes or edits any of it gets the report anew.
@@ -25,7 +25,7 @@ from bench.store.files import write_atomically
 from bench.store.records import Store
 
 KEPT_FILE = ".made_from.json"
-# What draws and writes reports beside our own sources.
+# Packages that draw and write reports.
 PACKAGES = ("matplotlib", "pandas", "pyarrow", "Jinja2", "scipy", "numpy", "sacrebleu", "rich")
 # Folders whose files a report is made from, beside the records, and what never enters a report.
 FOLDERS = ("tuning", "published")
@@ -34,7 +34,7 @@ ALWAYS_NEW = ("status.json", "journal.jsonl")
 
 @dataclass(frozen=True)
 class Kept:
-    """What a terminal shows of a report."""
+    """The part of a report that a terminal shows."""
 
     tables: tuple[Table, ...]
     headlines: tuple[str, ...]
@@ -63,7 +63,7 @@ def made_from(store: Store, *facts: object) -> str | None:
 
 
 def keep(folder: Path, key: str, shown: Kept) -> None:
-    """Remember what the report in this folder was made from."""
+    """Write down what the report in this folder was made from."""
     content = {
         "made_from": key,
         "files": _files(folder),
@@ -75,7 +75,7 @@ def keep(folder: Path, key: str, shown: Kept) -> None:
 
 
 def kept(folder: Path, key: str) -> Kept | None:
-    """What was shown of the report in this folder, if it is the one that would be made now."""
+    """The part that a terminal shows of the report in this folder; None if the report is out of date."""
     try:
         content = json.loads((folder / KEPT_FILE).read_text(encoding="utf-8"))
         if content["made_from"] != key or content["files"] != _files(folder):

@@ -1,4 +1,4 @@
-"""Which columns a table shows: quality, trained parameters, memory and throughput; what says nothing is folded away."""
+"""Chooses the columns of a table: quality, trained parameters, memory, throughput. Equal columns are folded away."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from bench.report.configurations import Comparison, Configuration
 if TYPE_CHECKING:
     from bench.statistics.significance import Significance
 
-# As many as papers print; a task may have a dozen diagnostics beside its official scores, which come first.
+# Papers print about so many scores. A task may have a dozen diagnostics behind its official scores.
 MOST_SCORES = 5
-# Rows of a table on the page or in report.md; of more, the first, and report.json has the rest.
+# So many rows of a table stand on the page and in report.md; report.json has all.
 MOST_ROWS = 100
 
 
@@ -23,8 +23,8 @@ class Layout:
     """The columns of one comparison."""
 
     shown: tuple[Column, ...]  # scores and test loss, then costs
-    further: tuple[Column, ...]  # that differ between rows, but are not what one looks for first
-    folded: str  # in one line, the columns that are alike in all rows; empty without such
+    further: tuple[Column, ...]  # others that differ between rows
+    folded: str  # a line with the columns that are equal in all rows; empty if there are none
 
 
 def layout(comparison: Comparison) -> Layout:
@@ -50,12 +50,12 @@ def cell_text(configuration: Configuration, column: Column) -> str:
 
 
 def seeds_differ(comparison: Comparison) -> bool:
-    """Whether rows have different numbers of seeds, so that a column has to tell them."""
+    """Whether rows have different numbers of seeds, which a column then shows."""
     return len({configuration.seeds for configuration in comparison.scored if configuration.trains}) > 1
 
 
 def letters_note(found: Significance, metric: Column) -> str:
-    """What the letters of groups mean, with the members of each."""
+    """A sentence that says which configurations belong to the group of each letter."""
     by_letter = dict(zip(_letters(found), found.groups, strict=True))
     if len(by_letter) == 1:
         return f"Group: all share a letter, so that none can be told apart in {metric.title}."
@@ -70,7 +70,7 @@ def _letters(found: Significance) -> list[str]:
 
 
 def _alike(comparison: Comparison, column: Column) -> str | None:
-    """What stands in every row; None where rows differ, and where a row that was trained has no value."""
+    """The text that all rows share; None if rows differ, or if a row that was trained has no value."""
     configurations = [
         configuration for configuration in comparison.scored if configuration.estimate(column.name) is not None
     ]

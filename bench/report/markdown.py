@@ -34,14 +34,14 @@ from bench.tuning.summary import Tuning
 if TYPE_CHECKING:
     from bench.statistics.significance import Significance
 
-# Tags by which scores are shown apart; the others are in report.json.
+# Scores are shown by these tags; report.json has all.
 SHOWN_TAGS = ("seen", "unseen")
-# Of the log of a failed trial; the page and the record have more.
+# So many lines of a failed trial's log are shown; the page and the record have more.
 SHOWN_LOG_LINES = 6
 
 
 def markdown(content: Content) -> str:
-    """The whole report."""
+    """The whole report in Markdown."""
     parts = [f"# {escaped(content.sweep)}"]
     parts += [f"**{escaped(line)}**" for line in content.headlines]
     if len(content.comparisons) == 1:
@@ -73,14 +73,14 @@ def table(heading: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def _rows(lines: Sequence[Sequence[str]]) -> str:
-    """A table of what is Markdown already, the heading first."""
+    """A table of texts that are Markdown already, the heading first."""
     heading, *body = lines
     alignment = ["---", *["---:"] * (len(heading) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heading, alignment, *body))
 
 
 def _main_table(comparison: Comparison, found: Significance | str | None) -> list[str]:
-    """The table of what a hurried reader asks for, and lines that say what it leaves out and what letters mean."""
+    """The main table, with lines that say which columns it leaves out and what its letters mean."""
     chosen = layout(comparison)
     letters = letters_of(found)
     explained = [letters_note(found, comparison.metrics[0])] if letters and found and not isinstance(found, str) else []
@@ -171,7 +171,7 @@ def _mean_text(column: Column, values: Sequence[float | None]) -> str:
 
 
 def _tuning(tunings: Sequence[Tuning]) -> str:
-    """Searches by what they were given: a sweep whose budget was changed has several."""
+    """The searches, in groups of equal budgets: a sweep whose budget was changed has several groups."""
     given: dict[str, list[Tuning]] = {}
     for tuning in tunings:
         given.setdefault(tuning.search.tune.model_dump_json(), []).append(tuning)

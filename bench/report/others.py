@@ -1,4 +1,4 @@
-"""Records in the folder that the sweep does not ask for any more: listed apart, in no table, test or mean."""
+"""Records that the sweep does not ask for any more. They are listed apart, and enter no table, test or mean."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOTE = (
 
 
 def left_out_text(count: int, root: Path) -> str:
-    """That there are such records, and how to see them."""
+    """A sentence that says how many such records there are, and how to see them."""
     records = "1 record" if count == 1 else f"{count} records"
     is_of = "is" if count == 1 else "are"
     command = f"tuneoff report {shlex.quote(str(root))} --all"
@@ -43,7 +43,7 @@ def other_rows(asked: Sequence[TrialResult], others: Sequence[TrialResult]) -> t
 
 
 def other_document(others: Sequence[TrialResult]) -> list[JsonDict]:
-    """The same as report.json has it."""
+    """The records for report.json."""
     return [
         {"trial_id": record.trial_id, "status": record.outcome.status, "stage": record.spec.stage} for record in others
     ]

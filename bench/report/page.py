@@ -1,4 +1,4 @@
-"""report.html: one page that needs nothing but itself, neither a network nor a folder beside it."""
+"""report.html: one page without other files, so that it needs neither a network nor a folder beside it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from bench.schema.trial import JsonDict
 
 FILES = Path(__file__).parent / "page_files"
 MOST_FAILURES = 50
-# Failures that stand in the open; a reader opens the list of the others.
+# So many failures are visible at once; a reader opens the list of the others.
 MOST_OPEN = 5
-# Answers in the head of the page, one for each model and task; those of the others stand with their tables.
+# So many answers stand at the head of the page, one for each model and task; the others stand with their tables.
 MOST_VERDICTS = 4
 
 
@@ -69,7 +69,7 @@ def html(content: Content, pictures: Sequence[Sequence[Picture]], predictions: S
 
 
 def script_json(value: JsonDict) -> str:
-    """JSON that can stand in a script element: no text in it can end the element or begin a comment."""
+    """JSON for a script element, in which no text can end the element or begin a comment."""
     return escaped_controls(strict_json(value, separators=(",", ":"))).replace("<", "\\u003c")
 
 

@@ -1,4 +1,4 @@
-"""The tables of a comparison as the page's template takes them."""
+"""The tables of a comparison, in the form that the template of the page needs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from bench.tuning.summary import Tuning
 if TYPE_CHECKING:
     from bench.statistics.significance import Significance
 
-# So that texts in all pictures have one size on the page.
+# Gives the texts of all pictures the same size on the page.
 PIXELS_PER_INCH = 92
 # An interval may widen the scale of its column by this share of the spread of means; a wider one fills its cell.
 MOST_WHISKER = 0.5
@@ -167,7 +167,7 @@ def _is_wide(comparison: Comparison, column: Column) -> bool:
 
 
 def _either(bases: set[Basis]) -> str:
-    """What the intervals of a column account for."""
+    """A note that says what the intervals of a column account for."""
     trained = sorted(bases - {"sources"}) or sorted(bases)
     return " or ".join(trained)
 
@@ -220,7 +220,7 @@ def _tables(comparison: Comparison, found: Significance | str | None, quoted: Pu
 
 
 def _bounded(table: JsonDict) -> JsonDict:
-    """The first rows of a long table, which says so."""
+    """The first rows of a long table, with a note that there are more."""
     rows = table["rows"]
     if len(rows) <= MOST_ROWS:
         return table

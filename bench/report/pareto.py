@@ -1,4 +1,4 @@
-"""Which configurations no other one beats in both score and cost."""
+"""Finds the configurations that no other one beats in both score and cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forecast of the planner beside what was measured, so that everybody sees how far to trust the next plan."""
+"""Forecasts beside measurements, so that everybody sees how far to trust the next plan."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOTE = (
 
 @dataclass(frozen=True)
 class PlannedRow:
-    """One configuration. None is what is not known."""
+    """Forecast and measurement of one configuration. None: not known."""
 
     configuration: Configuration
     flops: float
@@ -31,7 +31,7 @@ class PlannedRow:
 
     @property
     def flops_per_second(self) -> float | None:
-        """While training; of all ranks together."""
+        """FLOPs per second of all ranks together while they train."""
         steps = self.configuration.mean("steps")
         if not self.step_measured_seconds or steps is None:
             return None
@@ -39,7 +39,7 @@ class PlannedRow:
 
 
 def of_different_cost(configurations: Sequence[Configuration]) -> list[Configuration]:
-    """The first of the configurations that differ in nothing that costs time or memory."""
+    """One configuration of each set that differs in nothing that costs time or memory."""
     found: dict[tuple[object, ...], Configuration] = {}
     for configuration in configurations:
         spec = configuration.results[0].spec
@@ -82,7 +82,7 @@ def forecast_rows(found: Sequence[PlannedRow]) -> list[list[str]]:
 
 
 def forecast_document(found: Sequence[PlannedRow]) -> list[JsonDict]:
-    """The same, unrounded, as report.json has it."""
+    """The rows for report.json, unrounded."""
     return [
         {
             "cell": row.configuration.name,

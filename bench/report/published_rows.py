@@ -27,7 +27,7 @@ class PublishedRow:
     row: Quoted
 
     def ours(self, column: Column) -> Estimate | None:
-        """Over the same part of the test sources as the published value."""
+        """Our estimate over the same part of the test sources as the published value."""
         if self.row.tag == "all":
             return self.configuration.estimate(column.name)
         scores = [outcome.scores.by_tag.get(self.row.tag, {}) for _, outcome in self.configuration.counted]
@@ -44,17 +44,17 @@ class PublishedRows:
 
     @cached_property
     def columns(self) -> tuple[Column, ...]:
-        """Scores of ours of which some row has a published value."""
+        """Scores that both we and a published row have."""
         quoted = {name for pair in self.found for name in pair.row.values}
         return tuple(column for column in self.comparison.metrics if column.name in quoted)
 
     def heading(self) -> list[str]:
-        """Of :meth:`rows`."""
+        """Headings of the columns of :meth:`rows`."""
         pairs = [text for column in self.columns for text in (column.title, f"{column.title}, quoted")]
         return ["method", *(["test sources"] if self._has_tags else []), "quoted from", *pairs]
 
     def rows(self) -> list[list[str]]:
-        """Ours and the quoted value of each score in turn."""
+        """A row for each pair, with our value and the published value of each score."""
         return [
             [
                 pair.configuration.name,
@@ -73,7 +73,7 @@ class PublishedRows:
 
     @property
     def note(self) -> str:
-        """What a reader has to know before comparing."""
+        """A note with what a reader has to know before comparing."""
         about = {f"{row.key}, {row.table}: {row.note}." for row in self._rows if row.note}
         spreads = any(row.spread for row in self._rows)
         sentences = [
@@ -85,7 +85,7 @@ class PublishedRows:
         return " ".join(sentences)
 
     def document(self) -> list[JsonDict]:
-        """As report.json has it, unrounded."""
+        """The pairs for report.json, unrounded."""
         return [
             {
                 "configuration": pair.configuration.name,

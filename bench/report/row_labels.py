@@ -1,4 +1,4 @@
-"""Which label each record gets: that of its row among the rows of its model, task and stage."""
+"""The label of each record, which is that of its row among the rows of its model, task and stage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.schema.same_answer import untrained
 
 
 def row_labels(records: Iterable[TrialResult]) -> dict[str, Label]:
-    """Trial id to label; trials that differ only in their seed have the same."""
+    """Trial id to label. Trials that differ only in their seed have the same label."""
     results = list(records)
     tables: dict[tuple[str, str, str], list[TrialResult]] = {}
     for result in results:

@@ -1,4 +1,4 @@
-"""Records as flat rows: one per trial, failed ones included. What is absent is missing, never zero."""
+"""Records as flat rows, one per trial, failed ones included. An absent value is missing, never zero."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def frame(results: Sequence[TrialResult], others: Sequence[TrialResult] = ()) ->
         results: What the sweep asks for.
         others: Further records; with any, a last column ``asked_for`` says which rows are not of these.
     """
-    import pandas as pd  # takes half a second, which other commands need not wait for
+    import pandas as pd  # imported late, because it takes half a second
 
     records = [*results, *others]
     called = row_labels(records)
@@ -89,7 +89,7 @@ def row(result: TrialResult) -> JsonDict:
 
 
 def not_finite(result: TrialResult) -> list[str]:
-    """The values of a record that are NaN or infinite, by their columns: what tables show first."""
+    """The values of a record that are NaN or infinite, by column, in the order of tables."""
     lost = [column for column in columns_with_scores(result) if not is_finite(column.read(result))]
     lost.sort(key=lambda column: not column.shown & Shown.CONFIGURATIONS)
     return list(dict.fromkeys(column.name for column in lost))

@@ -1,4 +1,4 @@
-"""The part of a report that says how settings were chosen: what was tried, at what budget, and what came of it."""
+"""The part of a report about searches: which settings were tried, at what budget, and with what result."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ UNEQUAL_WIDTHS = 1.25
 
 
 def settings_text(settings: JsonDict) -> str:
-    """``learning_rate=0.001``: settings without the part of the sweep file that they stand in."""
+    """Settings as ``learning_rate=0.001``, without the name of their part of the sweep file."""
     return ", ".join(f"{key.partition('.')[2]}={value}" for key, value in settings.items())
 
 
 def space_text(space: SearchSpace) -> str:
-    """What a search looks at: ``learning_rate 1e-05 to 0.001 (2 decades), init text or random``."""
+    """The space of a search: ``learning_rate 1e-05 to 0.001 (2 decades), init text or random``."""
     return ", ".join(f"{key.partition('.')[2]} {_dimension_text(dimension)}" for key, dimension in space.items())
 
 
@@ -33,12 +33,12 @@ def _dimension_text(dimension: Range | Choices) -> str:
 
 
 def _width(dimension: Range) -> float:
-    """Decades of a range that is even in its logarithm, else the distance of its ends."""
+    """The width of a range: in decades if it is logarithmic, else the distance of its ends."""
     return math.log10(dimension.high / dimension.low) if dimension.log else dimension.high - dimension.low
 
 
 def tuning_caveats(tunings: Sequence[Tuning]) -> list[str]:
-    """Where equal budgets are not equal chances: ranges of unequal width, and unequal numbers of settings."""
+    """Caveats of equal budgets: ranges of unequal width, and unequal numbers of settings."""
     ranges: dict[tuple[str, bool], dict[str, float]] = {}
     for tuning in tunings:
         for key, dimension in tuning.search.space.items():
@@ -67,7 +67,7 @@ def _each(values: Mapping[str, float]) -> str:
 
 
 def metric_title(tuning: Tuning) -> str:
-    """What settings were chosen by."""
+    """The metric that settings were chosen by."""
     return "dev loss" if tuning.metric == "dev_loss" else f"dev {tuning.metric}"
 
 
@@ -114,7 +114,7 @@ def curve_lines(tunings: Sequence[Tuning]) -> list[str]:
 
 
 def audit_lines(tunings: Sequence[Tuning]) -> list[str]:
-    """What halving would have missed, for the searches that cut trials."""
+    """What halving has missed, according to its audits, for searches that cut trials."""
     return [
         f"{tuning.name}: {audit.audited} of the trials that were cut ran to the end; their best reached "
         f"{_value(audit.best_audited)}, the best of those kept {_value(audit.best_kept)}: regret {_value(audit.regret)}"
@@ -124,7 +124,7 @@ def audit_lines(tunings: Sequence[Tuning]) -> list[str]:
 
 
 def tuning_document(tuning: Tuning) -> JsonDict:
-    """A search as report.json has it, unrounded."""
+    """A search for report.json, unrounded."""
     chosen = tuning.chosen
     return {
         "name": tuning.name,

@@ -1,4 +1,4 @@
-"""Predictions of several configurations for the same sources, as far as a page of bounded size can hold them."""
+"""Predictions of several configurations for the same sources, limited by the size of a page."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MOST_BYTES = 1_500_000
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Sources with what every configuration made of them."""
+    """Sources with the predictions of every configuration."""
 
     configurations: tuple[str, ...]
-    trials: tuple[str, ...]  # that the predictions are from: the first completed seed of each configuration
+    trials: tuple[str, ...]  # whose predictions these are: the first completed seed of each configuration
     sources: tuple[JsonDict, ...]  # id, source, tags, references, predictions and scores by configuration
-    num_sources: int  # of which the above are an even sample
+    num_sources: int  # all of them; the above are an even sample
 
 
 def side_by_side(

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from bench.statistics.differences import Difference
     from bench.statistics.significance import Significance
 
-# All pairs of more configurations are neither read nor quickly computed; then one of each method is tested, which the
-# dev loss has chosen.
+# Nobody reads all pairs of more configurations, and testing them takes long. Then one of each method is tested, which
+# the dev loss has chosen.
 MOST_CONFIGURATIONS = 12
-# All pairs of so many configurations are shown; of more, each against the best.
+# All pairs of so many configurations are shown; if there are more, each is shown against the best.
 MOST_IN_FULL = 5
 
 PAIR_HEADING = ("", "mean", "against", "mean", "difference", "95 % interval", "p", "p, these models")
@@ -31,7 +31,7 @@ def tested(root: Path, comparison: Comparison) -> Significance | str | None:
         root: Results folder of the sweep.
         comparison: Configurations of one model and task.
     """
-    from bench.statistics.significance import significance  # imports what most commands need not wait for
+    from bench.statistics.significance import significance  # imported late, because its imports take long
     from bench.statistics.systems import StatisticsError
 
     configurations = tested_configurations(comparison)
@@ -81,7 +81,7 @@ def pair_rows(found: Significance, metric: Column) -> list[list[str]]:
 
 
 def pair_note(found: Significance, metric: Column) -> str:
-    """What the columns of the pairs are."""
+    """A note that explains the columns of the pairs."""
     corrected = (
         "p: that methods without a difference come out as far apart on new seeds and new sources, corrected for the "
         "number of pairs (Shaffer); intervals carry the same correction and leave out 0 where p is below 0.05."
@@ -102,7 +102,7 @@ def p_text(p_value: float | None) -> str:
 
 
 def significance_document(found: Significance | str | None) -> JsonDict | str | None:
-    """As report.json has it, unrounded."""
+    """The tests for report.json, unrounded."""
     if found is None or isinstance(found, str):
         return found
     return {

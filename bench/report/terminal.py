@@ -17,9 +17,9 @@ from bench.report.searches import HEADING, budget_rows, metric_title
 from bench.schema.record import Completed, Failed, Probed, TrialResult
 from bench.tuning.summary import Tuning
 
-# As many as fit beside the costs on a line of a hundred characters.
+# So many scores fit beside the costs on a line of a hundred characters.
 MOST_METRICS = 4
-# Of more trials, the best; the report has tables by configuration.
+# So many trials are shown, the best ones; the report has tables by configuration.
 MOST_ROWS = 40
 
 
@@ -48,7 +48,7 @@ def results_table(results: Sequence[TrialResult]) -> Table:
 
 
 def tuning_table(searches: Sequence[Tuning]) -> Table:
-    """What each search used of its budget and chose."""
+    """How much of its budget each search used, and what it chose."""
     table = Table(padding=(0, 1), collapse_padding=True)
     for heading in (*HEADING[:-1], metric_title(searches[0])):
         table.add_column(heading, overflow="fold")
@@ -74,7 +74,7 @@ def _rank(value: float | None, metric: Column) -> tuple[bool, float]:
 
 
 def others_table(asked: Sequence[TrialResult], others: Sequence[TrialResult]) -> Table:
-    """What earlier versions of the sweep have left."""
+    """A table of records that earlier versions of the sweep asked for."""
     heading, rows = other_rows(asked, others)
     table = Table(padding=(0, 1), collapse_padding=True, caption=OTHERS)
     for name in heading:
