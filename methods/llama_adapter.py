@@ -157,11 +157,15 @@ def own_attention_function(layer: Any) -> Any:
 
 
 def without_rotation(given: LayerInput) -> LayerInput:
-    """The same call at positions that rotate nothing."""
+    """The same call at positions that rotate nothing: by what the first position has, sines are 0 and cosines 1."""
     if given.rotary is None:
         return given
-    cos, *sin = given.rotary
-    return replace(given, rotary=(torch.ones_like(cos), *map(torch.zeros_like, sin)))
+
+    def unrotated(part: torch.Tensor) -> torch.Tensor:
+        is_sine = not part.is_meta and not part[..., 0, :].any()
+        return torch.zeros_like(part) if is_sine else torch.ones_like(part)
+
+    return replace(given, rotary=tuple(map(unrotated, given.rotary)))
 
 
 def require_same(site: AttentionSite, own: KeysValues, layer: ZeroGatedAttentionLayer, states: torch.Tensor) -> None:

@@ -30,6 +30,7 @@ from methods.parts.attention_sites import (
     stacks,
     without_experts,
 )
+from methods.parts.cache_names import CACHE
 from methods.parts.decoder_kinds import keeps_prompt_apart, per_layer_inputs, require_readable
 from methods.parts.prompt_init import PromptInitConfig, initial_token_ids, label_embeddings, normal_like
 from methods.parts.prompt_insertion import PromptEmbeddings, PromptInRowsDecoder, PromptTuningEncoder
@@ -117,12 +118,13 @@ class PromptTuningDecoder(PromptEmbeddings):
         **kwargs: Any,
     ) -> Any:
         tokens: Any = input_ids if input_ids is not None else inputs_embeds
-        positions = token_positions(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
+        cache = kwargs.pop(CACHE, past_key_values)
+        positions = token_positions(input_ids, attention_mask, position_ids, cache, inputs_embeds)
         return self.stack(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=positions + len(self.prompt_tokens),
-            past_key_values=past_key_values,
+            **{CACHE: cache},
             inputs_embeds=inputs_embeds,
             prompt_keys_values=self._kept.get(self, self._prompt_keys_values),
             token_distances=positions.expand(len(tokens), -1),

@@ -24,6 +24,7 @@ from bench.conformance.tiny_models import EOS
 from bench.decode import batched
 from bench.decode.beam_search import DecodingSettings
 from bench.models.architecture import Pair, accepted_inputs, architecture_of
+from methods.parts.cache_names import cache_of
 
 # Raw logits come from generate in fp32.
 ROUNDING_OF_GENERATE = 1e-4
@@ -89,7 +90,7 @@ def check_cache_holds_the_tokens(subject: Subject) -> None:
     for each in (model, subject.base_model()):
         with torch.no_grad():
             outputs = each(**accepted_inputs(each, batch.inputs), use_cache=True)
-        cache = getattr(outputs, "past_key_values", None)
+        cache = cache_of(outputs)
         lengths.append(None if cache is None else cache.get_seq_length())
     if lengths[0] != lengths[1]:
         raise broken(

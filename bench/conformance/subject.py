@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from bench.conformance.tiny_models import EOS, VOCABULARY, WordTokenizer, tiny_model
 from bench.method import Method, trained_parameters
 from bench.models.architecture import Batch, Pair, Side, accepted_inputs, architecture_of
+from bench.models.checkpointed_activations import compute_activations_twice
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}
 
@@ -72,7 +73,7 @@ class Subject:
             if disturbed:
                 disturb(model)
         if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            compute_activations_twice(model)
         return method, model.eval()
 
 

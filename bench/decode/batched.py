@@ -20,6 +20,7 @@ from bench.decode.cache import BeamCache
 from bench.method import positions_of
 from bench.models.architecture import takes_source_lengths
 from bench.models.shared_heads import sharing_heads
+from methods.parts.cache_names import CACHE
 
 # Rows that are done ride along until they are this share of the batch: making it smaller copies the cache.
 IDLE_FRACTION = 0.2
@@ -90,7 +91,7 @@ class _Batch:
                 input_ids=ids.masked_fill(mask == 0, 0),
                 attention_mask=self._model_mask(_causal(self.source_mask)),
                 position_ids=positions_of(mask),
-                past_key_values=self.cache,
+                **{CACHE: self.cache},
                 use_cache=True,
             ).logits
         return logits
@@ -145,7 +146,7 @@ class _Batch:
             input_ids=tokens,
             attention_mask=self._model_mask(mask[:, None]),
             position_ids=(self.lengths + self.decoding.length - 1)[:, None].expand(-1, beams),
-            past_key_values=self.cache,
+            **{CACHE: self.cache},
             use_cache=True,
         ).logits
         return logits

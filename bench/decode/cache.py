@@ -78,6 +78,8 @@ class BeamCacheLayer(CacheLayerMixin):  # type: ignore[misc] # transformers is n
     def get_max_length(self) -> int:
         return -1
 
+    get_max_cache_shape = get_max_length  # its name in transformers below 5.18
+
 
 class BeamCache(Cache):  # type: ignore[misc] # transformers is not typed
     """A :class:`BeamCacheLayer` for every attention layer of a decoder."""

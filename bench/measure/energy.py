@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 from collections.abc import Callable
-from typing import Any
 
+import pynvml
 import torch
-
-LIBRARY = "libnvidia-ml.so.1"
-SUCCESS = 0
 
 
 def energy_counter(device: torch.device) -> Callable[[], float | None]:
@@ -23,32 +18,23 @@ def energy_counter(device: torch.device) -> Callable[[], float | None]:
     Source: NVML API reference, nvmlDeviceGetTotalEnergyConsumption (millijoules).
     """
     if device.type != "cuda":
-        return _absent
-    try:
-        library: Any = ctypes.CDLL(LIBRARY)
-    except OSError:
-        return _absent
+        return lambda: None
     uuid = str(torch.cuda.get_device_properties(device).uuid)
-    return counter_of(library, uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+    return counter_of(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
 
 
-def counter_of(library: Any, uuid: str) -> Callable[[], float | None]:
-    """The same for a loaded NVML and the device with this identifier."""
-    handle = ctypes.c_void_p()
-    if library.nvmlInit_v2() != SUCCESS:
-        return _absent
-    if library.nvmlDeviceGetHandleByUUID(uuid.encode(), ctypes.byref(handle)) != SUCCESS:
-        return _absent
+def counter_of(uuid: str) -> Callable[[], float | None]:
+    """The same for the device with this identifier."""
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+    except pynvml.NVMLError:
+        return lambda: None
 
     def read() -> float | None:
-        millijoules = ctypes.c_ulonglong()
-        with contextlib.suppress(AttributeError):  # A driver too old to have the function.
-            if library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules)) == SUCCESS:
-                return millijoules.value / 1000.0
-        return None
+        try:
+            return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000.0
+        except pynvml.NVMLError:
+            return None
 
     return read
-
-
-def _absent() -> float | None:
-    return None

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.models import base
 from bench.models.architecture import Batch, Pair
+from bench.models.checkpointed_activations import compute_activations_twice
 from bench.models.shared_heads import sharing_heads
 from bench.plan.cost_model import passes_seconds
 from bench.plan.devices import measured_cpu
@@ -106,7 +107,7 @@ def _real_step(spec: TrialSpec, pairs: Sequence[Pair]) -> tuple[TargetLoss, Batc
     dtype = base.weights_dtype(spec.resources.precision)
     model: Any = method.patch(base.load_model(spec.model, dtype, spec.train.dropout))
     if spec.train.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        compute_activations_twice(model)
     return TargetLoss(model, spec.train.label_smoothing).train(), base.architecture(spec.model).batch(pairs, 0)
 
 

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flo
 from bench.method import trained_parameters
 from bench.models import base
 from bench.models.architecture import Pair
+from bench.models.checkpointed_activations import compute_activations_twice
 from bench.models.shared_heads import sharing_heads
 from bench.plugins.registry import make_method
 from bench.schema.trial import MethodSpec, ModelSpec, TrainSpec
@@ -94,7 +95,7 @@ class StepTracer:
             _materialise(patched)
             if train.gradient_checkpointing:
                 # Random states have no part in what is computed, and a fake tensor has none to keep.
-                patched.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+                compute_activations_twice(patched, preserve_rng_state=False)
             self._loss = TargetLoss(patched, train.label_smoothing).train()
         self.model = patched
 

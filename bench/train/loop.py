@@ -16,6 +16,7 @@ import torch.distributed as dist
 from bench.lane_rows import Lanes
 from bench.measure.phases import PhaseMeter, StepClock, percentile, steady_start
 from bench.models.architecture import Architecture, Pair
+from bench.models.checkpointed_activations import compute_activations_twice
 from bench.models.shared_heads import sharing_heads
 from bench.schema.record import TrainCost
 from bench.schema.trial import ResourceSpec
@@ -139,7 +140,7 @@ class Training:
         lane = self.lanes[0]
         loss = TargetLoss(lane.model, lane.train.label_smoothing)
         if lane.train.gradient_checkpointing:
-            lane.model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            compute_activations_twice(lane.model)
         if len(self.lanes) == 1:
             return make_engine(loss, lane.optimizer, lane.scheduler, lane.train, self.resources, self.micro_batch_size)
         lane.method.fuse([lane.model for lane in self.lanes], self.shared_rows)

@@ -212,7 +212,9 @@ def causal_mask(num_tokens: int, cache: Any, layer: Any, device: torch.device) -
         cache = cache.self_attention_cache
     if cache is not None:
         num_keys, key_offset = cache.get_mask_sizes(num_tokens, layer.layer_idx)
-        query_offset = cache.get_query_offset(layer.layer_idx)
+        # transformers below 5.18 keeps the number of tokens seen under the older name alone.
+        told = getattr(cache, "get_query_offset", cache.get_seq_length)
+        query_offset = told(layer.layer_idx)
     queries = torch.arange(num_tokens, device=device)[:, None] + query_offset
     keys = torch.arange(num_keys, device=device)[None, :] + key_offset
     return (keys <= queries)[None, None]

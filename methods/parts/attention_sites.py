@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicCache, LinearAttentionCacheLayerMixin
 
 from bench.method import MethodError
+from methods.parts.cache_names import CACHE
 
 Rotary = tuple[torch.Tensor, ...]
 """Cosine and sine of positions, or both as one complex tensor."""
@@ -39,6 +40,7 @@ KNOWN_ARGUMENTS = frozenset(
         "attention_mask",
         "mask",
         "past_key_values",
+        "cache",
         "layer_past",
         "use_cache",
         "output_attentions",
@@ -183,6 +185,11 @@ def cache_layers(model: Any) -> list[Any]:
     return layers
 
 
+def keeps_states_alone(model: Any) -> bool:
+    """Whether no layer of a model keeps keys of its tokens: each has a state in which they are summed up."""
+    return len(_stateful_layers(model)) == len(cache_layers(model)) > 0
+
+
 def _stateful_layers(model: Any) -> set[int]:
     """Indices of the layers that keep a state and no keys."""
     if not isinstance(model, PreTrainedModel):
@@ -207,7 +214,7 @@ def _call_names(layer: nn.Module) -> CallNames:
     parameters = inspect.signature(layer.forward).parameters
     return CallNames(
         mask="mask" if "mask" in parameters else "attention_mask",
-        cache="layer_past" if "layer_past" in parameters else "past_key_values",
+        cache=next((name for name in ("layer_past", CACHE) if name in parameters), "past_key_values"),
         has_position_bias=hasattr(layer, "has_relative_attention_bias"),
         order=tuple(parameters),
         others=tuple(name for name in parameters if name not in KNOWN_ARGUMENTS),
@@ -222,9 +229,12 @@ def uses_rotary_positions(model: nn.Module) -> bool:
 
 
 def looks_rotations_up(model: nn.Module) -> bool:
-    """Whether attention layers themselves look rotations up in a table, which begins at position 0 (GPT-J, CodeGen)."""
+    """Whether rotations are looked up in a table, which begins at position 0 (GPT-J, CodeGen).
+
+    Attention layers look there themselves; since transformers 5.24 a module of GPT-J does it for all.
+    """
     return any(
-        type(module).__name__.endswith("Attention")
+        type(module).__name__.endswith(("Attention", "RotaryEmbedding"))
         and isinstance(getattr(module, "embed_positions", None), torch.Tensor)
         for module in model.modules()
     )
@@ -331,12 +341,12 @@ def _read(model: Any, token_ids: torch.Tensor, first_position: int) -> None:
         reader(**arguments)
         return
     # Masks are made by looking at values, and there are none. Most models take a 4-D mask as it is; those with ALiBi
-    # need a mask by tokens, and make theirs without looking where they get none.
-    masks = (
-        {}
-        if any(map(has_distance_bias, attention_sites(model, required=False)))
-        else {"attention_mask": torch.ones(1, 1, len(token_ids), len(token_ids), device="meta")}
-    )
+    # need a mask by tokens, and make theirs without looking where they get none and have a cache.
+    masks: dict[str, Any] = {}
+    if any(map(has_distance_bias, attention_sites(model, required=False))):
+        arguments["use_cache"] = True
+    else:
+        masks["attention_mask"] = torch.ones(1, 1, len(token_ids), len(token_ids), device="meta")
     if masks and has_encoder(model):
         masks["decoder_attention_mask"] = masks["attention_mask"]
     with without_experts(reader):

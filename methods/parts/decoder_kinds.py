@@ -18,14 +18,10 @@ from torch import nn
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionAndFullAttentionLayer
 
 from bench.method import MethodError, positions_of
-from methods.parts.attention_sites import AttentionSite, cache_layers, stacks
+from methods.parts.attention_sites import AttentionSite, cache_layers, keeps_states_alone, stacks
+from methods.parts.cache_names import CACHE_NAMES, OTHER_MEMORIES
 
 KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionAndFullAttentionLayer)
-
-STATES = "cache_params"
-CACHE_NAMES = ("past_key_values", STATES)
-# What decoders call a memory that is no cache of transformers: nothing tells how many tokens are in it.
-OTHER_MEMORIES = ("state", "mems", "cache", "past_buckets_states")
 
 NUM_PADS = 3
 # Wrong tokens, positions or masks change hidden states by more than rounding does.
@@ -170,7 +166,7 @@ def _continue(decoder: Any, ids: torch.Tensor, num_pads: int, takes_positions: b
     ]
     if not takes_positions:
         steps = [{key: value for key, value in step.items() if key != "position_ids"} for step in steps]
-    if name == STATES:  # States know of no padding any more, and generate passes no mask.
+    if keeps_states_alone(decoder):  # States know of no padding any more, and generate passes no mask.
         del steps[1]["attention_mask"]
     if (cache := decoder(**steps[0], use_cache=True).get(name)) is None:
         return None
@@ -204,7 +200,10 @@ def per_layer_inputs(decoder: Any, ids: torch.Tensor) -> torch.Tensor | None:
     """
     if not getattr(decoder, "hidden_size_per_layer_input", None):
         return None
-    found: torch.Tensor = decoder.get_per_layer_inputs(ids)
+    told = decoder.get_per_layer_inputs
+    # transformers 5.10 wants to be told that there are no embeddings to find the ids by.
+    besides = {"inputs_embeds": None} if "inputs_embeds" in inspect.signature(told).parameters else {}
+    found: torch.Tensor = told(ids, **besides)
     return found
 
 

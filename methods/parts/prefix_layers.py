@@ -152,7 +152,10 @@ class SharedPrefixAttentionLayer(nn.Module):
         """``(1, 1, T, S)``. The tokens of this call are the last of those whose keys are shared."""
         if self.site.config._attn_implementation.startswith("flash"):
             return None
-        keys, _ = call["shared_kv_states"][self.site.layer.layer_type]
+        layer = self.site.layer
+        # Before transformers 5.23 they were kept by the number of the layer that made them, since then by their kind.
+        kept_under = getattr(layer, "kv_shared_layer_index", None)
+        keys, _ = call["shared_kv_states"][layer.layer_type if kept_under is None else kept_under]
         num_tokens, num_keys = call["hidden_states"].shape[1], keys.shape[2] - self.num_prompt_tokens
         seen = torch.ones(num_tokens, num_keys, dtype=torch.bool, device=keys.device)
         return seen.tril(num_keys - num_tokens)[None, None]

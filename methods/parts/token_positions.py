@@ -23,6 +23,7 @@ def token_positions(
     position_ids: torch.Tensor | None = None,
     past_key_values: Any = None,
     inputs_embeds: torch.Tensor | None = None,
+    cache: Any = None,
 ) -> torch.Tensor:
     """Positions ``(B or 1, T)`` of the tokens of a decoder's call, for callers that give none; padding does not count.
 
@@ -36,7 +37,8 @@ def token_positions(
     num_tokens = tokens.shape[1]
     if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
         return positions_of(attention_mask)[:, -num_tokens:]
-    cached = past_key_values.get_seq_length() if past_key_values is not None else 0
+    held = past_key_values if cache is None else cache
+    cached = 0 if held is None else held.get_seq_length()
     return (torch.arange(num_tokens, device=tokens.device) + cached)[None]
 
 
@@ -81,7 +83,8 @@ class PromptPlacement:
         positions = token_positions(*args, **given)
         if given.get("attention_mask", 0) is None:
             # Without a mask transformers takes a gap between positions for the beginning of another text.
-            cached = 0 if given["past_key_values"] is None else given["past_key_values"].get_seq_length()
+            held = given.get("past_key_values") if given.get("cache") is None else given["cache"]
+            cached = 0 if held is None else held.get_seq_length()
             kwargs = {**kwargs, "attention_mask": positions.new_ones(len(positions), cached + positions.shape[1])}
         move = self.num_prompt_tokens if self.shift else 0
         if not self.infix:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-from typing import Any
-
+import pynvml
 import pytest
 import torch
 from fakes import completed, record, trial
@@ -15,30 +13,39 @@ from bench.measure.phases import PhaseMeter
 from bench.report.rows import row
 
 
-class FakeNvml:
-    """The three functions of NVML, for one device."""
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """NVML of a machine with the device GPU-1; the list holds what its counter says next, in millijoules."""
+    readings: list[int] = []
 
-    def __init__(self, *millijoules: int, uuid: bytes = b"GPU-1") -> None:
-        self.readings, self.uuid = list(millijoules), uuid
+    def handle(uuid: str) -> str:
+        if uuid != "GPU-1":
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return uuid
 
-    def nvmlInit_v2(self) -> int:
-        return 0
+    def total(handle: str) -> int:
+        if not readings:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return readings.pop(0)
 
-    def nvmlDeviceGetHandleByUUID(self, uuid: bytes, handle: Any) -> int:
-        return 0 if uuid == self.uuid else 6
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any, found: Any) -> int:
-        if not self.readings:
-            return 3  # not supported
-        ctypes.cast(found, ctypes.POINTER(ctypes.c_ulonglong))[0] = self.readings.pop(0)
-        return 0
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", handle)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption", total)
+    return readings
 
 
-def test_the_counter_is_read_in_joules_and_absent_where_it_is_not_supported() -> None:
-    read = counter_of(FakeNvml(1500, 4500), "GPU-1")
+def test_the_counter_is_read_in_joules_and_absent_where_it_is_not_supported(one_gpu: list[int]) -> None:
+    one_gpu += [1500, 4500]
+    read = counter_of("GPU-1")
     assert [read(), read(), read()] == [1.5, 4.5, None]
-    assert counter_of(FakeNvml(1500), "GPU-2")() is None, "no such device"
+    one_gpu += [1500]
+    assert counter_of("GPU-2")() is None, "no such device"
     assert energy_counter(torch.device("cpu"))() is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, whose energy is known")
+def test_without_a_driver_energy_is_absent() -> None:
+    assert counter_of("GPU-1")() is None
 
 
 def test_each_phase_has_its_own_energy(monkeypatch: pytest.MonkeyPatch) -> None:
