@@ -25,15 +25,15 @@ NAMES = (AUTO, *LAUNCHERS)
 
 
 def launcher_options(name: str, given: Mapping[str, Any]) -> LauncherOptions:
-    """What makes the launcher of this name.
+    """The options of the launcher of this name, checked.
 
     Args:
         name: ``auto`` (Ray where it is installed or an address is given, else local), one of :data:`LAUNCHERS`, or any
             ``module:Class`` that is a :class:`LauncherOptions`.
-        given: Options of the command line by their names; None for those that are not there.
+        given: Options of the command line by name; None for an option that was not given.
 
     Raises:
-        ConfigError: There is no such launcher, or it has no use for an option or its value.
+        ConfigError: There is no such launcher, or an option has no effect or a wrong value.
     """
     said = {option: value for option, value in given.items() if value is not None}
     if name == AUTO:
@@ -58,7 +58,7 @@ def make_launcher(options: LauncherOptions, outbox: Path, plugins: Sequence[Plug
         plugins: What ranks must be able to import besides ``bench`` and ``methods``.
 
     Raises:
-        ConfigError: What it needs is not installed, or its machines cannot be had.
+        ConfigError: A package is missing, or a machine cannot be used.
     """
     share(source.folder for source in plugins)
     return options.make(outbox, plugins)

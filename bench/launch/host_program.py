@@ -1,9 +1,9 @@
 """A rank host as a program, for drivers on other machines: ``python -P -m bench.launch.host_program``.
 
-It greets, is set up by the driver's first line, and then answers calls as docs/inside/wire.md has them. When its
-standard input closes, or nothing has come for :data:`bench.launch.wire.SILENCE_SECONDS`, the driver is gone: it ends
-its ranks and itself. If it is killed, the keepers of its ranks do that. Standard error is for people; the driver keeps
-it.
+The program sends a greeting, reads its setup from the driver's first line, and then answers calls, as
+docs/inside/wire.md describes. It ends its ranks and itself when its standard input closes, or when the driver has been
+silent for :data:`bench.launch.wire.SILENCE_SECONDS`. If the program is killed, the keepers end its ranks. Standard
+error is for people, and the driver keeps it.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from bench.launch.wire import (
 from bench.measure.provenance import sources_sha256, usable_cores
 from bench.schema.trial import JsonDict
 
-# Calls that may be in progress at once.
+# How many calls may be in progress at once.
 CALL_THREADS = 16
 POLL_SECONDS = 1.0
-# Files of devices of which torch could use one: without any there is nothing to ask it.
+# Device files of GPUs that torch could use. Without any of them, torch need not be imported.
 GPU_FILES = ("nvidia*", "nvhost*", "nvmap", "kfd", "dxg")
-# An address for documentation, which nobody has: asking the system for the way there sends nothing.
+# An address reserved for documentation. The system is asked for the route to it, and no packet is sent.
 FAR_AWAY = ("192.0.2.1", 9)
 
 
 class WiredHost(RankHost):
-    """A rank host that knows where others reach it."""
+    """A rank host that knows the address at which other machines reach it."""
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup.module)
@@ -73,7 +73,7 @@ class Program:
         self._host: WiredHost | None = None
 
     def run(self) -> NoReturn:
-        """Until the driver is gone."""
+        """Serve the driver until it is gone."""
         self._say(greeting().model_dump())
         threading.Thread(target=self._watch, daemon=True).start()
         calls = ThreadPoolExecutor(CALL_THREADS)
@@ -85,7 +85,7 @@ class Program:
                     self._set_up(Setup.model_validate(message["setup"]))
                 elif "call" in message:
                     calls.submit(self._answer, message)
-        except Exception as error:  # noqa: BLE001 - whatever it is, both ends are told
+        except Exception as error:  # noqa: BLE001 - both ends must see any error
             traceback.print_exc()
             self._say({"refused": f"{type(error).__name__}: {error} (version {WIRE_VERSION} of the wire)"})
             self.leave(1)
@@ -108,7 +108,7 @@ class Program:
     def _answer(self, message: JsonDict) -> None:
         try:
             answer = self._call(message["call"], message["arguments"])
-        except Exception as error:  # noqa: BLE001 - the driver must hear of it whatever it is
+        except Exception as error:  # noqa: BLE001 - the driver waits for an answer
             traceback.print_exc()
             kind = "system" if isinstance(error, OSError) else "program"
             self._say({"id": message["id"], "error": {"kind": kind, "message": f"{type(error).__name__}: {error}"}})
@@ -141,13 +141,13 @@ class Program:
         raise WireError(f"there is no call {call!r}")
 
     def _forward(self, host: RankHost) -> None:
-        """What ranks say."""
+        """Pass on the messages of the ranks."""
         while True:
             for message in host.poll(POLL_SECONDS):
                 self._say({"heard": message})
 
     def _watch(self) -> None:
-        """Give signs of life, and look for those of the driver."""
+        """Send signs of life, and end when the driver sends none."""
         while time.monotonic() - self._last_heard < SILENCE_SECONDS:
             self._say(BEAT)
             time.sleep(BEAT_SECONDS)
@@ -156,13 +156,13 @@ class Program:
 
     def _say(self, message: JsonDict) -> None:
         data = line_of(message)
-        with self._lock, contextlib.suppress(OSError):  # Nobody listens any more: standard input will close, too.
+        with self._lock, contextlib.suppress(OSError):  # If the driver is gone, standard input closes as well.
             while data:
                 data = data[os.write(self._outgoing, data) :]
 
 
 def greeting() -> Greeting:
-    """Who and what this machine is."""
+    """The greeting of this machine."""
     machine = this_machine() if may_have_gpus() else None
     return Greeting(
         sources_sha256=sources_sha256(),
@@ -175,17 +175,17 @@ def greeting() -> Greeting:
 
 
 def may_have_gpus() -> bool:
-    """Whether it is worth the seconds of importing torch to ask it."""
+    """Whether this machine may have GPUs, so that torch has to be imported to count them."""
     return sys.platform != "linux" or any(any(Path("/dev").glob(pattern)) for pattern in GPU_FILES)
 
 
 def own_address(name: str) -> str:
-    """Where ranks on other machines reach those of this one.
+    """The address at which ranks on other machines reach the ranks of this one.
 
-    The network that ``GLOO_SOCKET_IFNAME`` names; else the address that the driver's ssh came to; else what this
-    machine is called by the driver or by itself, or the address from which it reaches the world; else any that it has.
-    What is none of its own, or can be reached from here alone, does not count. A machine that has nothing else plays
-    several.
+    These are tried in turn: the addresses of the network that ``GLOO_SOCKET_IFNAME`` names, the address that the
+    driver's ssh has connected to, the addresses of the names that the driver and the machine itself use, the
+    address from which it reaches the internet, any other address. The first one counts that is an address of this
+    machine and not of its loopback. A machine that has a loopback alone uses that.
     """
     networks = {name: [entry.address for entry in entries] for name, entries in psutil.net_if_addrs().items()}
     own = [address for addresses in networks.values() for address in addresses if is_for_others(address)]
@@ -210,12 +210,12 @@ def is_for_others(address: str) -> bool:
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
-        return False  # of hardware, or with a scope
+        return False  # a hardware address, or one with a scope
     return not (parsed.is_loopback or parsed.is_link_local)
 
 
 def main() -> None:
-    """Entry of the program. What anybody prints goes to standard error, and standard input is the wire's alone."""
+    """Entry of the program. Prints go to standard error, so that the standard streams belong to the wire."""
     incoming, outgoing = os.dup(0), os.dup(1)
     os.dup2(2, 1)
     with Path(os.devnull).open("rb") as nothing:

@@ -43,7 +43,7 @@ class LocalLauncher(HostLauncher):
 
 
 class LocalOptions(LauncherOptions):
-    """Nothing can be said of this machine."""
+    """The local launcher has no options."""
 
     def make(self, outbox: Path, plugins: Sequence[PluginSource]) -> LocalLauncher:
         return LocalLauncher(outbox)

@@ -1,4 +1,4 @@
-"""What the command line says of Ray; read before ray is imported, which then reads how to authenticate."""
+"""The options of the Ray launcher. They are read before ray is imported, because ray reads its token settings then."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bench.schema.validation import ConfigError
 
 
 class RayOptions(LauncherOptions):
-    """A Ray cluster: one that runs, or one of this machine that ends with the driver."""
+    """A Ray cluster: a running one, or one on this machine that ends with the driver."""
 
     address: str | None = Field(None, description="auto, host:port or ray://host:port; None: a cluster of this machine")
     runtime_env: Path | None = Field(None, description="file with more of Ray's runtime environment, for --address")
@@ -43,7 +43,7 @@ def read_runtime_env(path: Path | None, address: str | None) -> JsonDict:
     """Options of Ray's runtime environment from a file; none without a file.
 
     Raises:
-        ConfigError: It cannot be read, has no effect, or sets what we set.
+        ConfigError: The file cannot be read, has no effect, or sets a key that we set.
     """
     if path is None:
         return {}

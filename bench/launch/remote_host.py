@@ -1,4 +1,4 @@
-"""The driver's end of a wire: a rank host on another machine, with the methods of one that is here."""
+"""The driver's end of the wire: a rank host on another machine, with the methods of a local one."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ from bench.schema.printable import printable
 from bench.schema.record import Reason
 from bench.schema.trial import JsonDict
 
-# From the command to the greeting: a login, and Python's imports from storage that may be far away.
+# How long a host may take from its command to its greeting: a login, and imports from storage that may be slow.
 GREETING_SECONDS = 120.0
 ANSWER_SECONDS = END_SECONDS + 30.0
-# After its standard input is closed, a host ends its ranks and itself.
+# How long a host may take to end its ranks and itself after its standard input is closed.
 LEAVE_SECONDS = 10.0
 HANG_UP_SECONDS = 1.0
 LAST_LINES = 5
-# With what ssh says that the connection failed, and no program of the other machine ended.
+# The exit code of ssh when the connection has failed.
 CONNECTION_LOST = 255
 
 
 class RemoteHost:
-    """A rank host that a command has started, on whatever machine.
+    """A rank host that a command has started.
 
     Args:
-        name: What it is called.
-        command: Starts :mod:`bench.launch.host_program` there, its standard streams being those of the command.
-        log: File for what the command and the host write to standard error.
+        name: The name of the host.
+        command: Starts :mod:`bench.launch.host_program` and carries its standard streams.
+        log: File for the standard error of the command and the host.
     """
 
     def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
@@ -68,7 +68,7 @@ class RemoteHost:
         errors = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
         try:
             self._log_start = os.fstat(errors).st_size
-            # The keeper ends the command with this process, and the host then finds its standard input closed.
+            # When this process dies, the keeper ends the command. The standard input of the host then closes.
             self._kept = Kept(command, os.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
         finally:
             os.close(errors)
@@ -88,7 +88,7 @@ class RemoteHost:
         """Wait for the host's greeting, :data:`GREETING_SECONDS` from its start at most, and set it up.
 
         Raises:
-            HostLost: None came in time, or the host is none that we can talk to.
+            HostLost: No greeting came in time, or the host has another version or other sources.
         """
         try:
             raw = self._greeting.result(max(0.0, self._started + GREETING_SECONDS - time.monotonic()))
@@ -122,7 +122,11 @@ class RemoteHost:
         self._ask("send", attempt_id=attempt_id, rank=rank, line=line)
 
     def poll(self, seconds: float) -> list[JsonDict]:
-        """As that of a host that is here."""
+        """The messages of the ranks since the last call, as :meth:`RankHost.poll` returns them.
+
+        Raises:
+            HostLost: The host is gone, and all its messages have been returned.
+        """
         found: list[JsonDict] = []
         with contextlib.suppress(queue.Empty):
             found.append(self._heard.get(timeout=seconds))
@@ -157,19 +161,19 @@ class RemoteHost:
 
     @property
     def why_lost(self) -> str:
-        """Nothing, as long as it is there."""
+        """The reason why the host is gone; empty while it is there."""
         return "" if self._lost is None else str(self._lost)
 
     def hang_up(self) -> None:
-        """Tell the host to end its ranks and itself, without waiting for it."""
+        """Make the host end its ranks and itself, without waiting for it."""
         self._lose("worker_lost", "was left")
-        if self._writing.acquire(timeout=HANG_UP_SECONDS):  # else somebody writes to a host that does not read
+        if self._writing.acquire(timeout=HANG_UP_SECONDS):  # else a thread is stuck in writing
             with contextlib.suppress(OSError):
                 self._outgoing.close()
             self._writing.release()
 
     def close(self) -> None:
-        """Hang up, and see that the command ends."""
+        """Hang up, and wait until the command has ended."""
         self.hang_up()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._kept.process.wait(LEAVE_SECONDS)
@@ -179,9 +183,9 @@ class RemoteHost:
         """The answer to a call.
 
         Raises:
-            HostLost: There is none any more.
-            OSError: The machine of the host refuses.
-            RuntimeError: Our code there has failed.
+            HostLost: The host is gone.
+            OSError: The system of the host refuses, for example because a disk is full.
+            RuntimeError: The call has failed in our code.
         """
         number, answer = next(self._numbers), Future[JsonDict]()
         self._answers[number] = answer
@@ -201,7 +205,10 @@ class RemoteHost:
         return message["answer"]
 
     def _send(self, message: JsonDict) -> None:
-        with self._writing, contextlib.suppress(OSError, ValueError):  # It is gone, which the reader finds out.
+        with (
+            self._writing,
+            contextlib.suppress(OSError, ValueError),
+        ):  # The reading thread notices the end.
             self._outgoing.write(line_of(message))
             self._outgoing.flush()
 
@@ -211,7 +218,7 @@ class RemoteHost:
             time.sleep(BEAT_SECONDS)
 
     def _read(self) -> None:
-        """Hear the host until it is gone."""
+        """Read the messages of the host until it is gone. A thread runs it."""
         incoming = self._kept.process.stdout
         assert incoming is not None
         try:
@@ -240,24 +247,24 @@ class RemoteHost:
             self._lose("worker_lost", f"refuses: {message['refused']}")
 
     def _lose(self, reason: Reason, why: str) -> None:
-        """Nothing more comes from this host; the first reason for that counts."""
+        """Mark the host as gone. Only the first reason is kept."""
         with self._losing:
             if self._lost is not None:
                 return
             self._lost = HostLost(reason, f"host {self.name} {why}")
         for waiting in [self._greeting, *list(self._answers.values())]:
-            with contextlib.suppress(InvalidStateError):  # it has come meanwhile
+            with contextlib.suppress(InvalidStateError):  # the answer came meanwhile
                 waiting.set_exception(self._loss())
-        self._heard.put({})  # so that who waits for messages hears of it
+        self._heard.put({})  # wakes the thread that waits for messages
         if reason == "node_lost":
-            self._kept.cut()  # What hangs would hold the pipes, and whoever writes to them.
+            self._kept.cut()  # A command that hangs would block the threads that write to it.
 
     def _loss(self) -> HostLost:
         assert self._lost is not None
         return HostLost(self._lost.reason, str(self._lost))
 
     def _last_words(self) -> str:
-        """The end of what this command has written to standard error."""
+        """The last lines that the command has written to standard error."""
         with self._log.open("rb") as log:
             log.seek(self._log_start)
             lines = printable(log.read().decode(errors="replace")).splitlines()

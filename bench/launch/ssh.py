@@ -1,8 +1,7 @@
-"""Ranks on hosts that a command reaches: ``ssh``, ``srun`` of a Slurm job, or any other that runs a program elsewhere.
+"""Ranks on hosts that a command reaches: ``ssh``, ``srun``, or another command that runs a program elsewhere.
 
-One rank host (:mod:`bench.launch.host_program`) is started on each machine of a list and talks to the driver over the
-standard input and output of that command (:mod:`bench.launch.wire`). For that nothing listens there, and no Ray is
-needed.
+The command starts one rank host (:mod:`bench.launch.host_program`) on each machine of a list. The host talks to the
+driver over the standard input and output of the command (:mod:`bench.launch.wire`). It opens no port and needs no Ray.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ from bench.plugins.source import PluginSource
 from bench.schema.trial import TrialSpec
 from bench.schema.validation import ConfigError
 
-# When no host that is left holds what waits, and nothing runs, so long is waited for those that were lost.
+# How long the driver waits for lost hosts, when nothing runs and the others are too small for what waits.
 HOSTS_RETURN_SECONDS = 120.0
-# Before a host that was lost is started again; doubled each time that it does not come.
+# The pause before a lost host is started again. It doubles each time that the host does not start.
 RESTART_SECONDS = 1.0
 MAX_RESTART_SECONDS = 30.0
 SCONTROL_SECONDS = 30.0
@@ -58,13 +57,13 @@ class ListedHost:
 
     name: str
     count: int | None = None
-    """So many of its GPUs are used, or of its cores where it has no GPU; None: all."""
+    """How many of its GPUs are used, or of its cores if it has no GPU; None: all."""
 
     def machine(self, greeting: Greeting) -> Machine:
-        """What of it may be used.
+        """The cores and GPUs that may be used.
 
         Raises:
-            ConfigError: It has fewer GPUs.
+            ConfigError: The host has fewer GPUs than the list says.
         """
         cpus, gpus = greeting.cpus, len(greeting.gpus)
         if self.count is not None and gpus:
@@ -72,7 +71,7 @@ class ListedHost:
                 raise ConfigError(f"--hosts: {self.name}:{self.count}: this host has {gpus} GPUs")
             gpus = self.count
         elif self.count is not None:
-            cpus = self.count  # which may be more than it shows: whoever writes it knows
+            cpus = self.count  # the list is believed, since containers may show fewer
         return Machine(cpus, gpus, self.name, greeting.accelerator)
 
 
@@ -80,15 +79,15 @@ class SshLauncher(HostLauncher):
     """Starts the ranks of a trial on hosts that a command reaches.
 
     Args:
-        name: What records call it.
-        outbox: Folder for attempts on their way into the store. Hosts that see it write there; from others the files
-            come over the wire.
+        name: The name of the launcher in records.
+        outbox: Folder for attempts on their way into the store. Hosts that see it write into it. From other hosts the
+            files come over the wire.
         listed: The hosts.
         open_host: Starts the host of a name.
-        setup: What each of them is told first.
+        setup: The first message to each host; its name is filled in.
 
     Raises:
-        ConfigError: One of the hosts cannot be had.
+        ConfigError: One of the hosts does not start.
     """
 
     def __init__(
@@ -153,7 +152,7 @@ class SshLauncher(HostLauncher):
             host.close()
 
     def _present(self) -> list[Machine]:
-        """The hosts that are there, in the order of the list."""
+        """The machines of the hosts that are connected, in the order of the list."""
         hosts = {name: self._hosts.get(name) for name in self._listed}
         return [self._machines[name] for name, host in hosts.items() if host is not None and not host.why_lost]
 
@@ -161,7 +160,7 @@ class SshLauncher(HostLauncher):
         """Start all hosts at once.
 
         Raises:
-            ConfigError: Naming those that cannot be had.
+            ConfigError: Some hosts do not start. The message names them.
         """
         opened: dict[str, RemoteHost] = {}
         lacking = []
@@ -182,11 +181,11 @@ class SshLauncher(HostLauncher):
             raise
 
     def _welcome(self, name: str, host: RemoteHost) -> None:
-        """Take in a host that has been started.
+        """Wait for the greeting of a host, and use the host from then on.
 
         Raises:
-            HostLost: It does not come.
-            ConfigError: It has less than the list says.
+            HostLost: No greeting comes.
+            ConfigError: The host has fewer GPUs than the list says.
         """
         greeting = host.greet(self._setup.model_copy(update={"name": name}))
         self._machines[name] = self._listed[name].machine(greeting)
@@ -194,14 +193,17 @@ class SshLauncher(HostLauncher):
         self._hosts[name] = host
 
     def _attend(self, name: str) -> None:
-        """Hear a host, and start it again when it is lost, as long as this launcher is there; the body of a thread."""
+        """Pass on the messages of a host, and start it again when it is lost, until this launcher is closed.
+
+        A thread runs it.
+        """
         while True:
             host = self._hosts[name]
             self.receive(name, host)
             if self.closing:
                 return
             self._why_lost[name] = host.why_lost or f"host {name} was not heard any more"
-            del self._hosts[name]  # The next trial there gets a new one.
+            del self._hosts[name]  # Later trials get a new host of this name.
             host.close()
             if not self._start_again(name):
                 return
@@ -219,7 +221,7 @@ class SshLauncher(HostLauncher):
                 HostLost,
                 ConfigError,
                 OSError,
-            ) as why:  # the last: no room for a log here
+            ) as why:  # OSError: the log cannot be written
                 self._why_lost[name] = str(why)
                 if host is not None:
                     host.close()
@@ -229,7 +231,7 @@ class SshLauncher(HostLauncher):
 
 
 class SshOptions(LauncherOptions):
-    """Hosts and the command that reaches them; nothing else than ssh's own is asked for, and no password ever."""
+    """Hosts, and the command that reaches them. ``BatchMode`` makes ssh fail where it would ask for a password."""
 
     launcher: ClassVar[str] = "ssh"
     default_command: ClassVar[str] = "ssh -T -a -x -o BatchMode=yes -o ServerAliveInterval=15 {host}"
@@ -291,7 +293,7 @@ class SshOptions(LauncherOptions):
         """The hosts that are named.
 
         Raises:
-            ConfigError: One of them is none, or they are named in two ways.
+            ConfigError: An entry is no host, or both options are given.
         """
         if self.hosts is not None and self.hosts_file is not None:
             raise ConfigError("--hosts and --hosts-file both name the hosts; leave one of them out")
@@ -309,7 +311,7 @@ class SshOptions(LauncherOptions):
         """Variables of this process for the hosts.
 
         Raises:
-            ConfigError: One of them is not set.
+            ConfigError: One of the variables is not set.
         """
         names = [name.strip() for name in (self.host_variables or "").split(",") if name.strip()]
         if missing := [name for name in names if name not in os.environ]:
@@ -321,12 +323,12 @@ class SrunOptions(SshOptions):
     """The nodes of the Slurm job that this process runs in, each reached by a step of the job."""
 
     launcher: ClassVar[str] = "srun"
-    # The host gets all that the job has on its node; which cores a rank uses is said by the driver.
+    # Without a binding the host may use all cores that the job has on its node. The driver divides them among ranks.
     default_command: ClassVar[str] = "srun --overlap --nodes=1 --ntasks=1 --cpu-bind=none --nodelist={host}"
 
 
 def host_program(python: str | None) -> list[str]:
-    """The words that run a rank host: by another Python that has Tuneoff, or by this one from this folder."""
+    """The words that run a rank host: with the given Python, or with this Python and this folder of Tuneoff."""
     module = ["-P", "-m", "bench.launch.host_program"]
     if python is not None:
         return [python, *module]
@@ -342,7 +344,7 @@ def listed_hosts(entries: Sequence[str], where: str) -> list[ListedHost]:
     """The hosts of a list.
 
     Raises:
-        ConfigError: There are none, one is named twice, or what stands there is no host.
+        ConfigError: The list is empty, a host is named twice, or an entry is no host.
     """
     found: dict[str, ListedHost] = {}
     for entry in filter(None, map(str.strip, entries)):
@@ -361,7 +363,7 @@ def slurm_nodes() -> str:
     """The nodes of the Slurm job that this process runs in, as Slurm writes them: ``a[1-3,7]``.
 
     Raises:
-        ConfigError: It runs in none.
+        ConfigError: This process runs in no Slurm job.
     """
     if (nodes := os.environ.get("SLURM_JOB_NODELIST")) is None:
         raise ConfigError(
@@ -375,7 +377,7 @@ def slurm_hosts(nodes: str) -> list[str]:
     """The names of such nodes.
 
     Raises:
-        ConfigError: Slurm does not tell.
+        ConfigError: ``scontrol`` fails.
     """
     command = ["scontrol", "show", "hostnames", nodes]
     try:

@@ -1,7 +1,7 @@
 """The wire between a driver and a rank host on another machine: lines of JSON on the host's standard input and output.
 
-docs/inside/wire.md has the messages one by one. Both ends have the same sources (the driver looks at the hash in the
-greeting), so that the version is for those who meet by mistake, and for ends that others write.
+docs/inside/wire.md describes each message. Both ends must have the same sources, and the driver compares the hash in
+the greeting. The version matters for ends of different revisions, and for ends that others write.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from pydantic import Field
 
 from bench.schema.trial import JsonDict, Spec
 
-# Another one is refused. A field that may be left out does not raise it; anything else does.
+# An end with another version is refused. A new optional field leaves the version as it is; any other change raises it.
 WIRE_VERSION = 1
-# What a greeting begins with, so that it is told from what the login of a machine prints.
+# The key that tells a greeting from what the login of a machine prints.
 GREETING = "tuneoff_host"
-# Either end sends something at least so often ...
+# Each end sends a message at least so often.
 BEAT_SECONDS = 5.0
-# ... and takes the other one for dead that has not been heard for so long.
+# An end gives up the other one after so long without a message.
 SILENCE_SECONDS = 120.0
-# Of a file in one answer, before base64.
+# The most bytes of a file in one answer, before base64.
 PIECE_BYTES = 4 * 2**20
 BEAT: JsonDict = {"beat": True}
 
 
 class Greeting(Spec):
-    """First line of a host: who it is, and what it has."""
+    """The first line of a host: its name, sources and devices."""
 
     tuneoff_host: Literal[1] = 1  # the version of the wire
     sources_sha256: str
@@ -39,7 +39,7 @@ class Greeting(Spec):
 
 
 class Setup(Spec):
-    """First line of a driver, under the key ``setup``: what ranks there find beside what the machine has."""
+    """The first line of a driver, under the key ``setup``: what the ranks on the host get from the driver."""
 
     wire: Literal[1] = 1
     name: str = Field(description="of the host, in the driver's list")
@@ -49,11 +49,11 @@ class Setup(Spec):
 
 
 class WireError(Exception):
-    """The other end said what it should not. The message tells what."""
+    """The other end sent a line that breaks the protocol. The message shows it."""
 
 
 def line_of(message: JsonDict) -> bytes:
-    """A message as it goes over the wire."""
+    """The line for a message."""
     return json.dumps(message).encode() + b"\n"
 
 
@@ -61,7 +61,7 @@ def message_of(line: bytes) -> JsonDict:
     """The message of a line.
 
     Raises:
-        WireError: It is none.
+        WireError: The line is no JSON object.
     """
     try:
         message: Any = json.loads(line)
@@ -73,7 +73,7 @@ def message_of(line: bytes) -> JsonDict:
 
 
 def greeting_in(line: bytes) -> JsonDict | None:
-    """A greeting of any version; None for anything else that a machine prints before it."""
+    """A greeting of any version; None if the line is something that a login printed."""
     try:
         message = message_of(line)
     except WireError:
