@@ -129,6 +129,8 @@ def other(value: Any) -> Any:
         return type(value)(map(other, value)) if value else [3]
     if isinstance(value, dict):
         return {key: other(member) for key, member in value.items()}
+    if value is None:  # a field that these records do not have yet
+        return 5
     return value * 2 + 1 if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
