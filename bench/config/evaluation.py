@@ -1,4 +1,4 @@
-"""Trials that train nothing: an adapter, a model or the base model, scored as the trials of a sweep are."""
+"""Trials that train nothing: they score an adapter, a model or the base model like the trials of a sweep."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from bench.schema.trial import JsonDict, LoadedSpec, MethodSpec, ModelSpec, Tria
 from bench.schema.validation import ConfigError
 from bench.store.records import RECORD_FILE, read_record
 
-# What a grid may vary that an evaluation needs one value of.
+# Parts of a sweep that a grid may vary, and of which an evaluation needs one value.
 SHARED_PARTS = ("model", "task", "decode", "resources")
 
 
 class Evaluations:
-    """Makes trials of what is to be scored.
+    """Makes trials that score adapters and models.
 
     Args:
         sweep: Whose task, base model and decoding they have.

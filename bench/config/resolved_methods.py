@@ -1,4 +1,4 @@
-"""What the classes of methods made of settings before, kept on disk: to hear it again takes no torch.
+"""A cache on disk of what classes of methods say of their settings, so that asking again takes no torch.
 
 Only of methods that Tuneoff ships, under a hash of the sources concerned and of the versions of what these import: with
 other ones everything is asked anew. The classes stay the truth, and the folder may be deleted at any time.
@@ -21,9 +21,9 @@ from bench.schema.search_space import SearchSpace
 from bench.schema.trial import JsonDict, Spec
 from bench.store.files import make_folder, write_atomically
 
-# What the modules of methods import.
+# Packages that the modules of methods import.
 PACKAGES = ("torch", "transformers", "peft", "pydantic", "pydantic-core", "numpy", "safetensors")
-# Files of other sources and versions than now, of which the oldest go.
+# So many files are kept, of different sources and versions; the oldest are removed.
 MOST_FILES = 8
 
 
@@ -35,14 +35,14 @@ class Resolved(Spec):
     trains: bool
     search_space: SearchSpace
     adapts_in_training: bool | None = None
-    """None where nobody has asked."""
+    """None: nobody has asked."""
 
 
 _Entries = TypeAdapter(dict[str, Resolved])
 
 
 class ResolvedMethods:
-    """Reads what is kept when it is first asked, and keeps more.
+    """Reads the cache when it is first asked, and adds to it.
 
     Args:
         folder: Where the files lie.
@@ -63,7 +63,7 @@ class ResolvedMethods:
             self._new = True
 
     def save(self) -> None:
-        """Write what is new. Where nothing can be kept, it is asked again next time."""
+        """Write new entries. If they cannot be written, the class is asked again next time."""
         if not self._new:
             return
         with contextlib.suppress(OSError):

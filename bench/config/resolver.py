@@ -1,4 +1,4 @@
-"""Names in a sweep -> classes, validated settings, and hashes of data and weights. Happens on the driver, once."""
+"""Resolves a sweep on the driver, once: names to classes, with validated settings and hashes of data and weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RegistryResolver:
         self._said: dict[str, tuple[JsonDict, Resolved]] = {}  # by target and all settings
 
     def method(self, name: str, config: JsonDict) -> MethodSpec:
-        """A method entry with all its settings, defaults included. Its class is asked if it was not asked before."""
+        """A method entry with all its settings, defaults included. Its class is asked, or the cache."""
         target = self._target(name)
         if (resolved := self._kept.get(target, config)) is None:
             method_class = load_method(target)
@@ -45,7 +45,7 @@ class RegistryResolver:
         return spec
 
     def remember(self) -> None:
-        """Keep what classes said, for the next command."""
+        """Write the cache for the next command."""
         self._kept.save()
 
     def task(self, name: str, config: JsonDict) -> TaskSpec:
@@ -66,7 +66,7 @@ class RegistryResolver:
         return load_method(method.target).trains if said is None else said[1].trains
 
     def search_space(self, method: MethodSpec) -> SearchSpace:
-        """What the method declares to be worth searching."""
+        """The search space that the method declares."""
         said = self._said.get(_said_key(method))
         return load_method(method.target).search_space if said is None else said[1].search_space
 
@@ -140,7 +140,7 @@ def _check_scores(task: Task, name: str) -> None:
 
 
 def _whose(target: str) -> dict[str, str]:
-    """Origin and hash of the source of a plugin; nothing for what Tuneoff ships."""
+    """Origin and hash of the source of a plugin; empty for classes of Tuneoff."""
     source = plugin_source(target)
     return {} if source is None else {"origin": source.origin, "source_sha256": source.sha256()}
 

@@ -1,4 +1,4 @@
-"""Energy that a GPU has used, by the counter that NVIDIA's driver keeps; absent everywhere else."""
+"""Energy that a GPU has used, read from the counter of NVIDIA's driver; absent everywhere else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def energy_counter(device: torch.device) -> Callable[[], float | None]:
-    """What reads the joules that a device has used so far, since the driver was loaded.
+    """A function that reads the joules that a device has used since its driver was loaded.
 
     The whole device counts, idle parts and other processes on it included, in steps of some tens of milliseconds: it
     tells something about phases of seconds on a device that nobody else uses. The reader gives None where the device

@@ -52,7 +52,7 @@ class Memory:
             self._clear_high_water_mark()
 
     def give_back(self) -> None:
-        """Return what was freed to the system, so that a phase is not charged for what an earlier one has left.
+        """Give freed memory back to the system, so that a phase is not charged for memory of an earlier one.
 
         glibc keeps freed blocks in its heap: after a training they can be as large as the model. Mapping each block by
         itself (``MALLOC_MMAP_THRESHOLD_=65536``) would keep none, and costs a training step a fifth more processor time
@@ -102,7 +102,7 @@ class PhaseMeter:
         self._entered_joules: float | None = None
 
     def branch(self, on_enter: Callable[[str], None]) -> PhaseMeter:
-        """A meter that goes on from here for one of several trials, with what was measured for all of them."""
+        """A meter for one member of a fused launch. It continues from the measurements that all members share."""
         branch = PhaseMeter(self.memory.device, on_enter)
         branch.baseline_memory_bytes = self.baseline_memory_bytes
         branch.phases = dict(self.phases)
@@ -110,7 +110,7 @@ class PhaseMeter:
 
     @property
     def seconds(self) -> float:
-        """Of all phases so far."""
+        """Seconds of all phases so far."""
         return sum(phase.seconds for phase in self.phases.values())
 
     @contextlib.contextmanager
@@ -119,7 +119,7 @@ class PhaseMeter:
         if outer is not None:
             self._close(outer)
         self._open(name)
-        yield  # After an exception the phase stays current, so that the failure can name it.
+        yield  # An exception leaves the phase current, so that the failure can name it.
         self._close(name)
         self.current = None
         if outer is not None:
@@ -167,7 +167,7 @@ def _difference(now: float | None, then: float | None) -> float | None:
 
 
 class StepClock:
-    """Durations of training steps, from the end of one to the end of the next, pauses left out.
+    """Durations of training steps, from the end of one to the end of the next, without pauses.
 
     On a GPU the ends are CUDA events, which do not make the host wait.
     """
@@ -179,7 +179,7 @@ class StepClock:
         self._seconds: list[float] = []
 
     def resume(self) -> None:
-        """Start, or go on after a pause (validation) whose time belongs to no step."""
+        """Start, or go on after a pause such as validation, whose time belongs to no step."""
         self._last = self._mark()
 
     def tick(self) -> None:
@@ -213,18 +213,18 @@ def _seconds_between(start: torch.cuda.Event | float, end: torch.cuda.Event | fl
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device, so that what follows is not charged for what went before."""
+    """Wait for the device, so that later work is not charged for earlier work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def steady_start(steps: int) -> int:
-    """First step of the steady window: 5 steps or 10 % are warm-up, whichever is more, but never over half."""
+    """Index of the first steady step. The warm-up is 5 steps or 10 %, whichever is more, but at most half."""
     return min(max(5, steps // 10), steps // 2)
 
 
 def percentile(values: list[float], fraction: float) -> float | None:
-    """Linear interpolation between order statistics; None of nothing."""
+    """A percentile, interpolated linearly; None if there are no values."""
     if not values:
         return None
     ordered = sorted(values)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from bench.schema.record import Provenance
 
-# What makes the numbers of a record from its specification. Not here: what decides which trials run, where and when
-# (config, driver, launch, tuning), and what reads or writes records (store, report, statistics). Nor what a record says
-# beside its answer: the forecast (plan).
+# The sources that make the numbers of a record from its specification. Left out are those that decide which trials run,
+# where and when (config, driver, launch, tuning), those that read or write records (store, report, statistics), and the
+# forecast, which is no part of an answer (plan).
 ANSWERING = (
     "bench/decode",
     "bench/lane_rows.py",
@@ -44,7 +44,7 @@ PACKAGES = (
     "numpy",
     "safetensors",
 )
-# What changes speed, memory or the devices that are seen, and cannot hold a secret. Nothing else is recorded.
+# Variables that change speed, memory or the visible devices and cannot hold a secret. No others are recorded.
 ENVIRONMENT = (
     "CUDA_VISIBLE_DEVICES",
     "DS_ACCELERATOR",

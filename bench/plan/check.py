@@ -1,4 +1,4 @@
-"""Predictions beside measurements: one training step of every configuration, for real, on this machine's processor."""
+"""Forecasts beside measurements: one real training step of every configuration on this machine's processor."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _checked(spec: TrialSpec, name: str) -> Checked:
     architecture = base.architecture(spec.model)
     target = max(1, largest.target_tokens // largest.rows)
     source = max(2, round(largest.length) - target)
-    # One row is shorter: without any padding, transformers leaves the mask out, which saves memory by accident.
+    # One row is shorter, because transformers leaves the mask out of a batch without padding, which takes less memory.
     pairs = [Pair([5] * source, [5] * target)] * (largest.rows - 1) + [Pair([5] * (source - 1), [5] * target)]
     micro = MicroBatch(largest.rows, architecture.padded_tokens(pairs), target * largest.rows)
     loss, batch = _real_step(spec, pairs)

@@ -1,4 +1,4 @@
-"""How long trials should take beside each other, by the planner's arithmetic, without tracing their steps.
+"""How long trials should take in proportion to each other, by the planner's arithmetic, without tracing their steps.
 
 Traces take seconds for each configuration, while nothing may disturb what is measured. The sizes of model, data and
 what is trained are known already, and proportions are all that is asked for: seconds are those of a machine that does
@@ -32,7 +32,7 @@ SOME_DEVICE = Device(
 
 
 def expected_seconds(spec: TrialSpec) -> float:
-    """Seconds of a trial from its launch to its end, on a machine that does not exist.
+    """Seconds of a trial from its launch to its end, on an imaginary machine.
 
     Raises:
         TaskError: The data cannot be read.

@@ -1,4 +1,4 @@
-"""What a sweep will do and cost, before it does it: FLOPs, memory, time and price. Writes nothing, starts nothing."""
+"""Forecasts the cost of a sweep: FLOPs, memory, time and price. Writes nothing and starts nothing."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from bench.schema.trial import MethodSpec, ModelSpec, TaskSpec, TrialSpec
 from bench.task import Split
 from bench.tasks.splits import load_splits
 
-# Of a large training set so many pairs are tokenised; the others are taken to be as long.
+# So many pairs of a large training set are tokenised; the others are supposed to be as long.
 MOST_PAIRS = 4000
 
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """A trial, what it would train, and what that would cost on a device."""
+    """A trial with the parameters that it trains and its forecast for a device."""
 
     spec: TrialSpec
     parameters: ParameterCounts
@@ -41,12 +41,12 @@ class PlannedTrial:
 
     @property
     def fits(self) -> bool:
-        """In every phase."""
+        """Whether it fits in every phase."""
         return not self.too_large
 
     @property
     def device_seconds(self) -> float:
-        """Of all ranks together."""
+        """Seconds of all ranks together."""
         seconds = self.forecast.total_seconds if self.forecast is not None else None
         return (seconds or 0.0) * self.spec.resources.ranks
 
@@ -89,7 +89,7 @@ def totals(trials: Sequence[PlannedTrial], devices: int, price_per_hour: float |
 
 
 def _wall_seconds(trials: Iterable[PlannedTrial], devices: int) -> float:
-    """Every trial takes as many devices as it has ranks, as soon as that many are free."""
+    """Seconds until all trials have ended, when each takes as many devices as it has ranks as soon as they are free."""
     free_at = [0.0] * devices
     for trial in sorted(trials, key=lambda trial: -trial.device_seconds):
         ranks = trial.spec.resources.ranks
@@ -148,7 +148,7 @@ def _planned(spec: TrialSpec, device: Device) -> PlannedTrial:
 
 
 def _phases(spec: TrialSpec, parameters: ParameterCounts, forecast: Forecast | None, device: Device) -> dict[str, int]:
-    """Phase to bytes at its peak. Where a step cannot be traced, of all but the training."""
+    """Phase to bytes at its peak; without training if its step cannot be traced."""
     if forecast is not None:
         return forecast.phases
     element = base.weights_dtype(spec.resources.precision).itemsize
@@ -156,7 +156,7 @@ def _phases(spec: TrialSpec, parameters: ParameterCounts, forecast: Forecast | N
 
 
 def _peak(spec: TrialSpec, parameters: ParameterCounts, device: Device) -> int:
-    """Of the largest phase."""
+    """Bytes at the peak of the largest phase."""
     forecast = forecast_of(spec, planned_work(spec), device, device.name) if parameters.trained else None
     return max(_phases(spec, parameters, forecast, device).values())
 

@@ -9,7 +9,7 @@ from bench.plan.trace import TraceError
 from bench.schema.trial import JsonDict, TrialSpec
 from bench.schema.validation import ConfigError, check_batches
 
-# The rest is for the driver's context, libraries' workspaces and what the allocator cannot use.
+# The rest of the memory is for the driver's context, workspaces of libraries and gaps of the allocator.
 MOST_USED_FRACTION = 0.9
 MOST_RANKS = 8
 
@@ -89,7 +89,7 @@ def _zero(spec: TrialSpec) -> Iterator[tuple[TrialSpec, str]]:
 
 
 def _changed(spec: TrialSpec, train: JsonDict | None = None, resources: JsonDict | None = None) -> TrialSpec | None:
-    """The trial with other settings; None where they cannot be."""
+    """The trial with other settings; None if they are not valid."""
     if (resources or {}).get("zero_stage") and spec.train.optimizer == "adafactor":
         return None
     changed = spec.model_copy(

@@ -1,4 +1,4 @@
-"""What any micro-batch of a trial costs, from two traces of its step at different lengths."""
+"""The cost of any micro-batch of a trial, computed from two traces of its step at different lengths."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StepCosts:
     large: StepTrace
 
     def flops(self, micro: MicroBatch) -> float:
-        """Of forward and backward together."""
+        """FLOPs of forward and backward pass together."""
         small, large = self.small, self.large
         per_target = large.vocabulary_flops / large.target_tokens
         small_attention = small.attention_flops / small.padded_tokens
@@ -84,7 +84,7 @@ def step_costs(spec: TrialSpec, work: Workload) -> StepCosts:
     source, target = (_rounded(tokens) for tokens in (work.source_tokens, work.target_tokens))
     rows = max(micro.rows for micro in work.micro_batches)
     train, resources = spec.train, spec.resources
-    # All else makes no other step: trials of one method that differ in learning rate, length or seed share a trace.
+    # Other settings do not change the step, so that trials that differ in learning rate, length or seed share a trace.
     of_consequence = {
         "train": TrainSpec(
             gradient_checkpointing=train.gradient_checkpointing,

@@ -1,4 +1,4 @@
-"""How much a trial has to work through: its micro-batches, its dev pairs, its sources, in tokens."""
+"""The work of a trial in tokens: its micro-batches, its dev pairs and its sources."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class MicroBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Workload:
-    """Sizes of a trial's work."""
+    """The sizes of a trial's work."""
 
     steps: int
     accumulation: int  # micro-batches of a rank in one step

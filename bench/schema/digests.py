@@ -1,4 +1,4 @@
-"""Hashes of files and of values, and what they are called beside them."""
+"""Hashes of files and values, and readable parts of names."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's content."""
+    """Hash of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of_json(value: Any) -> str:
-    """Of a value of JSON, whatever the order of its keys."""
+    """Hash of a value of JSON. The order of its keys makes no difference."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def slug(*parts: str, length: int) -> str:
-    """Some texts as part of a file's name: letters, digits and ``._=-``, at most so many. Empty texts are left out."""
+    """Join texts to a part of a file's name: at most ``length`` letters, digits and ``._=-``. Empty ones are left out."""
     return re.sub(r"[^A-Za-z0-9._=-]+", "-", "-".join(filter(None, parts)))[:length].strip("-")

@@ -1,8 +1,8 @@
-"""What Hugging Face's trainers, peft and scripts call our settings, for those who write them from memory."""
+"""Names that Hugging Face's trainers, peft and scripts have for our settings, for people who know those."""
 
 from __future__ import annotations
 
-# Their name: where it is said here.
+# Their name -> our key.
 FAMILIAR: dict[str, str] = {
     "adam_epsilon": "train.adam_epsilon",
     "base_model": "model",
@@ -53,5 +53,5 @@ FAMILIAR: dict[str, str] = {
 
 
 def meant_here(name: str) -> str | None:
-    """Where a setting of Hugging Face's programs is said here; None for names that are not among them."""
+    """Our key for a setting of Hugging Face's programs; None if the name is not known."""
     return FAMILIAR.get(name)

@@ -1,4 +1,4 @@
-"""JSON has numbers and no infinity: what is not finite is absent."""
+"""Writes JSON, which has no NaN and no infinity: such numbers become null."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def finite(value: Any) -> Any:
 
 
 def strict_json(value: Any, indent: int | None = None, separators: tuple[str, str] | None = None) -> str:
-    """JSON that every parser reads: letters as they are, and no NaN or Infinity."""
+    """JSON that every parser reads: letters unescaped, without NaN or Infinity."""
     return json.dumps(finite(value), indent=indent, separators=separators, ensure_ascii=False, allow_nan=False)

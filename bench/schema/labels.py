@@ -1,4 +1,4 @@
-"""What rows of a table are called: the method, and whatever else tells rows of one method apart.
+"""Names of the rows of a table: the method, and a label that tells rows of one method apart.
 
 A label names the settings that differ between the rows of its method, shortest first, and no others. Enough of them are
 named to make every label unique; of what differs beside these, as much as keeps it short. The rest is returned, for a
@@ -16,11 +16,11 @@ from bench.schema.digests import sha256_of_json
 from bench.schema.same_answer import answer
 from bench.schema.trial import TrialSpec, titled
 
-# Settings that a label names unless more are needed to tell rows apart.
+# A label names at most so many settings, unless more are needed to tell rows apart.
 MOST_SETTINGS = 3
-# Of a text that is a value; the middle of a longer one is left out where that is not ambiguous.
+# Of a longer text value, the middle is left out, unless that makes it ambiguous.
 MOST_CHARACTERS = 28
-# What says which content a file or a commit has, with what people call it instead, where that tells rows apart too.
+# Keys whose values are hashes, with the name that people know instead, if it tells rows apart too.
 OPAQUE: Mapping[str, Callable[[TrialSpec], object]] = {
     "model.weights_sha256": lambda spec: spec.model.path,
     "model.commit": lambda spec: spec.model.revision,
@@ -28,7 +28,7 @@ OPAQUE: Mapping[str, Callable[[TrialSpec], object]] = {
     "method.source_sha256": lambda spec: spec.method.origin,
     "task.source_sha256": lambda spec: spec.task.origin,
 }
-# Keys that are called otherwise than their last part.
+# Keys with another title than their last part.
 TITLES = {
     "model.path": "model",
     "model.weights_sha256": "model",
@@ -44,7 +44,7 @@ PLAIN = re.compile(r"[A-Za-z_./~][\w./:@~+-]*")
 
 @dataclass(frozen=True)
 class Label:
-    """What is said of one row beside its method.
+    """The label of one row.
 
     Attributes:
         text: Empty where the method says enough.
@@ -76,7 +76,7 @@ def labels(
             )
             for place in places
         }
-        # What was trained elsewhere is called as it is scored.
+        # An adapter or model that was trained elsewhere has its label from the command that scores it.
         given = {place: specs[place].label for place in places if specs[place].loaded or specs[place].few_shot}
         others = [place for place in places if not given.get(place)]
         made = _of_one_method([rows[place] for place in others], [specs[place] for place in others])
@@ -90,7 +90,7 @@ def labels(
 def names(
     specs: Sequence[TrialSpec], untrained: Collection[str] = (), ignored: Sequence[Collection[str]] = ()
 ) -> list[str]:
-    """What each row of a table is called: its method with its label, see :func:`labels`."""
+    """The name of each row of a table: its method with its label, see :func:`labels`."""
     texts = [label.text for label in labels(specs, untrained, ignored)]
     return [titled(spec.method.name, text) for spec, text in zip(specs, texts, strict=True)]
 
@@ -116,7 +116,7 @@ def settings_of(spec: TrialSpec, trains: bool, ignored: Collection[str] = ()) ->
 
 
 def _leaves(prefix: str, value: object) -> Iterator[tuple[str, str]]:
-    """Dotted key and value of everything nested in mappings."""
+    """All values nested in mappings, with their dotted keys."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _leaves(f"{prefix}.{key}", inner)
@@ -145,7 +145,7 @@ def _of_one_method(rows: Sequence[Mapping[str, str]], specs: Sequence[TrialSpec]
 
 
 def _unique(texts: Sequence[str], rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """The same, and what only a hash tells apart with a hash: a setting that is null here and unknown there."""
+    """The texts, with a hash where equal texts stand for different settings, such as null and none."""
     known: dict[str, set[str]] = {}
     hashes = [sha256_of_json(row)[:8] for row in rows]
     for text, digest in zip(texts, hashes, strict=True):
@@ -157,7 +157,7 @@ def _unique(texts: Sequence[str], rows: Sequence[Mapping[str, str]]) -> list[str
 
 
 def _needed(rows: Sequence[Mapping[str, str]], differing: Sequence[str], parts: Mapping[str, list[str]]) -> list[str]:
-    """A smallest set of keys, as far as trying them in turn finds it, that tells apart what all of them do."""
+    """A small set of keys that tells apart all rows that the differing keys tell apart, found greedily."""
 
     def told_apart(keys: Sequence[str]) -> int:
         return len({tuple(row.get(key) for key in keys) for row in rows})
@@ -199,7 +199,7 @@ def _title(key: str, known: Collection[str]) -> str:
 
 
 def _texts(key: str, rows: Sequence[Mapping[str, str]], specs: Sequence[TrialSpec]) -> list[str | None]:
-    """How each row's value is written; None where it has none. Unequal values are never written alike."""
+    """Each row's value as text; None if it has none. Unequal values get unequal texts."""
     values = [row.get(key) for row in rows]
     writings: list[Callable[[int, str], str]] = [lambda _, value: _short(value), lambda _, value: _plain(value)]
     if key in OPAQUE:
@@ -225,7 +225,7 @@ def _short(value: str) -> str:
 
 
 def _plain(value: str) -> str:
-    """A value of JSON as YAML would have it: a text without quotes where it can be taken for nothing else."""
+    """A value of JSON in YAML's form: a text has no quotes if it can be nothing else."""
     content = json.loads(value)
     if isinstance(content, str) and PLAIN.fullmatch(content) and content.lower() not in ("true", "false", "null"):
         return content

@@ -1,4 +1,4 @@
-"""What may be printed: texts without the characters that control a terminal, turn its text round, or break a file."""
+"""Removes from texts the characters that control a terminal, turn its text round, or break a file."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _UNSAFE = re.compile(f"{_BREAKS.pattern}|{_CONTROLS.pattern}")
 
 
 def printable(text: str) -> str:
-    """The text without control sequences; tabs stay, and every kind of line break is a line feed."""
+    """The text without control sequences. Tabs stay, and every line break becomes a line feed."""
     if not _UNSAFE.search(text):
         return text
     return _CONTROLS.sub("", _BREAKS.sub("\n", _SEQUENCES.sub("", text)))
 
 
 def in_one_line(text: str) -> str:
-    """The same with every stretch of white space, line breaks among it, as one blank."""
+    """The same text on one line: each stretch of white space becomes a blank."""
     return " ".join(printable(text).split())
 
 

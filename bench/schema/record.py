@@ -1,4 +1,4 @@
-"""What came of a trial: the immutable, versioned record that reports are rendered from.
+"""The record of a trial: immutable and versioned. Reports are rendered from records.
 
 Absent is ``null``, never a sentinel. "Succeeded with an error" cannot be written: an outcome is Completed, Probed or
 Failed.
@@ -35,10 +35,10 @@ class ReasonTraits:
     """What a reason says of a trial that failed."""
 
     is_symptom: bool = False
-    """Of a fault elsewhere, as far as one can tell: the machine's, or another rank's. The same trial may well succeed
-    when it is tried again, what its ranks had finished counts, and another rank's own failure explains it."""
+    """Whether the fault seems to be elsewhere, in the machine or in another rank. Then the trial may succeed when it is
+    tried again, reports of ranks that had finished count, and another rank's own failure is the better reason."""
     counts: bool = True
-    """As one of its attempts. What no trial can bring about does not."""
+    """Whether it counts as an attempt of the trial. A failure that no trial can cause does not."""
 
 
 REASONS: dict[Reason, ReasonTraits] = {
@@ -74,7 +74,7 @@ class ParameterCounts(Spec):
 
     @property
     def coverage_text(self) -> str | None:
-        """The kinds of layers that are adapted, each with how many of all, then those that are not; None if unknown."""
+        """A text with the kinds of layers that are adapted, with counts, and those that are not; None if unknown."""
         if not self.coverage:
             return None
         reached = [f"{kind} {adapted}/{number}" for kind, (adapted, number) in self.coverage.items() if adapted]
@@ -170,7 +170,7 @@ class DevPoint(Spec):
     loss: float
 
 
-# Why a metric by a model of its own is absent that could have been had.
+# Why a metric that needs a model of its own is absent, though it could have been computed.
 NOT_ASKED_FOR = "not asked for"
 
 
@@ -188,7 +188,7 @@ class Scores(Spec):
 
 
 class Forecast(Spec):
-    """What the planner expects of a trial, from its specification and the lengths of its data alone."""
+    """The cost that the planner forecasts of a trial, from its specification and the lengths of its data."""
 
     device: str
     flops: float = Field(description="of all training steps on all ranks, by PyTorch's formulas")
@@ -208,17 +208,17 @@ class Forecast(Spec):
 
     @property
     def peak_memory_bytes(self) -> int:
-        """Of training."""
+        """Bytes at the peak of training."""
         return sum(self.memory_bytes.values())
 
     @property
     def phases(self) -> dict[str, int]:
-        """Phase to bytes at its peak; older records know two."""
+        """Phase to bytes at its peak. Older records know two phases."""
         return self.phase_memory_bytes or {"train": self.peak_memory_bytes, "decode": self.decode_memory_bytes}
 
 
 class Ran(Spec):
-    """What every trial that ran to its end tells."""
+    """The outcome of every trial that ran to its end."""
 
     parameters: ParameterCounts
     dev_loss: float | None = Field(description="of the state that was scored; None where nothing was trained")
@@ -280,7 +280,7 @@ Outcome = Annotated[Completed | Probed | Failed, Field(discriminator="status")]
 
 
 class Provenance(Spec):
-    """What made the record: enough to repeat it."""
+    """What made the record: sources, versions and machine, so that it can be repeated."""
 
     tuneoff_version: str
     code_sha256: str = Field(
@@ -302,7 +302,7 @@ class Provenance(Spec):
 
 
 class RankReport(Spec):
-    """What a rank sends back to the driver. Of a completed trial only rank 0 carries the outcome."""
+    """The report of a rank to the driver. Of a completed trial, only rank 0 reports the outcome."""
 
     outcome: Outcome | None
     provenance: Provenance | None
@@ -336,7 +336,7 @@ class Attempt(Spec):
 
 
 class Placement(Spec):
-    """Where an attempt ran, and beside whom. Its cost can be compared if nobody else was there."""
+    """Where an attempt ran, and beside which trials. Its cost can be compared if there were none."""
 
     nodes: list[str] = Field(description="of each rank")
     gpus: list[list[int]] = Field(description="of each rank; empty on CPUs")
@@ -345,7 +345,7 @@ class Placement(Spec):
 
 
 class Fused(Spec):
-    """A launch that several trials shared: they trained in one pass, and went on one after the other.
+    """The fused launch of a trial: its members trained in one pass, and were then scored one after the other.
 
     Time and memory of what they shared are those of all of them together, and are comparable with nothing.
     """
@@ -383,7 +383,7 @@ class TrialResult(Spec):
                 **({"weight_decay_on": "all"} if train["weight_decay"] else {}),
             }
         except (KeyError, TypeError):
-            return content  # Nothing that a record could be; what is wrong with it is told by its fields.
+            return content  # This is no record. The checks of its fields say what is wrong with it.
         return {**content, "spec": {**content["spec"], "train": {**earlier, **train}}}
 
     @property
@@ -393,7 +393,7 @@ class TrialResult(Spec):
 
     @property
     def varies_over_seeds(self) -> bool:
-        """Whether another seed would give another answer: it was trained, or the seed has drawn what it was shown."""
+        """Whether another seed would give another answer, because it was trained, or shown pairs that the seed drew."""
         if isinstance(self.outcome, Failed):
             return False
         return self.outcome.train is not None or self.spec.few_shot is not None
@@ -406,7 +406,7 @@ class TrialResult(Spec):
 
     @property
     def has_own_costs(self) -> bool:
-        """Whether its time and memory are its own: not those of all that trained in one pass, nor of a last part."""
+        """Whether its time and memory are its own: it was neither fused nor continued from a checkpoint."""
         return self.fused is None and not self.continued
 
     @property
@@ -425,7 +425,7 @@ class TrialResult(Spec):
 
 
 def hub_commits(trial: TrialSpec) -> tuple[tuple[str, str, str], ...]:
-    """Key of the sweep, name and commit, of what a trial takes from the Hugging Face hub."""
+    """Key of the sweep, name and commit of the model and data that a trial takes from the Hugging Face hub."""
     model, config, found = trial.model, trial.task.config, list[tuple[str, str, str]]()
     if model.commit is not None:
         found.append(("model", f"{model.path} ({model.revision or DEFAULT_BRANCH})", model.commit))

@@ -1,4 +1,4 @@
-"""Which trials have the same answer, whatever their ids say.
+"""Finds trials that have the same answer under different ids.
 
 What a method that trains nothing makes of a model does not depend on how the others are trained. Ids are older than
 this and stay as they are, so that no record is lost; trials and records are matched by what is here.
@@ -14,7 +14,7 @@ from bench.schema.trial import JsonDict, TrialSpec
 
 
 def answer(spec: TrialSpec, trains: bool, without: Collection[str] = ()) -> JsonDict:
-    """What the answer of a trial depends on: its identity, without the training where there is none.
+    """The fields that the answer of a trial depends on: its identity, without training settings if nothing is trained.
 
     Args:
         spec: The trial.
@@ -25,7 +25,7 @@ def answer(spec: TrialSpec, trains: bool, without: Collection[str] = ()) -> Json
 
 
 def answer_key(spec: TrialSpec, trains: bool, without: Collection[str] = ()) -> str:
-    """A text that is equal for trials of equal answers, but for what these fields of the identity do to them."""
+    """A text that is equal for trials of equal answers, apart from these fields of the identity."""
     return json.dumps(answer(spec, trains, without), sort_keys=True)
 
 
@@ -43,7 +43,7 @@ def distinct(trials: Iterable[TrialSpec], trains: Callable[[TrialSpec], bool]) -
 
 
 def cost_class(spec: TrialSpec, trains: bool) -> str:
-    """Equal for trials that share a measurement of cost, as far as the training has a part in it."""
+    """A text that is equal for trials that share a measurement of cost."""
     if trains:
         return spec.configuration_class
     return answer_key(spec.measured, trains)

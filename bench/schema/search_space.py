@@ -1,4 +1,4 @@
-"""What a search for settings may vary: ranges and choices. Methods declare theirs, sweeps may name others.
+"""The settings that a search may vary: ranges and choices. Methods declare theirs, and sweeps may name others.
 
 Imports little of ours, so that both the authors of methods and the specification of sweeps can use it.
 """
@@ -30,7 +30,7 @@ class Range(StrictNumbers):
 
 
 class Choices(BaseModel):
-    """A few values without an order; in YAML simply a list."""
+    """A few values without an order. YAML has them as a list."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

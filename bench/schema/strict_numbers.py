@@ -1,4 +1,4 @@
-"""Numbers in settings are numbers: true is not 1, and infinity is no learning rate."""
+"""Refuses truth values and infinities where a setting is a number."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-# A sweep is a few kilobytes, and PyYAML takes about a second for so much.
+# The limit on a text: a sweep has a few kilobytes, and PyYAML takes about a second for so many.
 MAX_CHARACTERS = 500_000
 MAX_VALUES = 200_000  # once anchors are followed
 MAX_DEPTH = 50
@@ -20,7 +20,7 @@ MERGE = "tag:yaml.org,2002:merge"
 
 
 class YamlError(ValueError):
-    """A text is no YAML, or more than anybody would write by hand."""
+    """A text is no YAML, or larger than anybody would write by hand."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -36,7 +36,7 @@ class _Loader(yaml.SafeLoader):
         return self._within(super().compose_mapping_node, anchor)
 
     def _within(self, compose: Callable[[Any], Any], anchor: Any) -> Any:
-        """A list or mapping, and what is in it, which is read on the way."""
+        """Read a list or mapping with all that is in it."""
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise YamlError(f"nested more than {MAX_DEPTH} deep")

@@ -1,4 +1,4 @@
-"""What a sweep asks for: the content of one YAML file, with its stages. Trials are in :mod:`bench.schema.trial`."""
+"""A sweep: the content of one YAML file, with its stages. Trials are in :mod:`bench.schema.trial`."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class CostStageSpec(Settings):
 
 
 class StagesSpec(Settings):
-    """What a sweep does one after the other; a stage that is not named is left out."""
+    """The stages of a sweep, one after the other. A stage that is not named is left out."""
 
     tune: TuneSpec | None = Field(None, description="searches settings for each method on the dev split")
     final: FinalStageSpec | None = Field(None, description="takes the test scores with the settings chosen")

@@ -1,4 +1,4 @@
-"""Settings that cannot be are one message, which names file, key and value and what would be right."""
+"""Checks settings, and says of a wrong one in a single message its file, key and value and what would be right."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SpecT = TypeVar("SpecT", bound=BaseModel)
 
 
 class ConfigError(ValueError):
-    """The sweep asks for something that cannot be. Nothing has been started."""
+    """The sweep cannot be run as it is. Nothing has been started."""
 
 
 def check_batches(train: TrainSpec, resources: ResourceSpec, where: str) -> None:
