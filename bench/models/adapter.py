@@ -1,4 +1,4 @@
-"""A trained adapter as two files, ``adapter.safetensors`` and ``adapter.json``, and the model that they make again.
+"""Stores a trained adapter in ``adapter.safetensors`` and ``adapter.json``, and loads it into its base model.
 
 The two files are all that an adapter needs to leave the house: tensors under the names that its method gives them, and
 which method, base model, template and decoding they belong to.
@@ -30,7 +30,7 @@ CARD_FILE = "adapter.json"
 
 
 class AdapterError(ValueError):
-    """A folder holds no adapter, or not one that can be used here. The message says what to do."""
+    """A folder holds no adapter that can be used here. The message says what to do."""
 
 
 class AdapterCard(Spec):
@@ -53,7 +53,7 @@ class AdapterCard(Spec):
 
 
 def save_adapter(folder: Path, spec: TrialSpec, task: TaskConfig, state: Mapping[str, torch.Tensor]) -> int:
-    """Write both files.
+    """Write the two files of an adapter.
 
     Returns:
         Bytes of the tensors' file.
@@ -97,7 +97,7 @@ def read_card(folder: Path) -> AdapterCard:
 
 @dataclass(frozen=True)
 class Restored:
-    """A base model with an adapter in it, in evaluation mode, and what belongs to it."""
+    """A base model with an adapter, in evaluation mode, with tokenizer and settings."""
 
     card: AdapterCard
     base: ModelSpec  # where the base model was found
@@ -119,7 +119,7 @@ class Restored:
 
 
 def base_model(spec: ModelSpec, precision: Literal["fp32", "bf16"], exact: bool = False) -> Any:
-    """The base model of an adapter; exact: in fp32, with the weights that bf16 leaves of it where it was trained so."""
+    """The base model of an adapter. ``exact``: in fp32, with weights rounded to bf16 if it was trained in bf16."""
     model = models.load_model(spec, models.weights_dtype(precision))
     return model.float() if exact else model
 

@@ -1,4 +1,4 @@
-"""How text goes through a base model: as one sequence, or as an encoder's and a decoder's.
+"""Kinds of base models: source and target are one sequence, or the inputs of an encoder and a decoder.
 
 The kind of a model decides how a pair becomes a batch, what generation is given and which of its output is new. Nothing
 else in the harness asks.
@@ -40,7 +40,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded pairs. Logits are wanted only where a target token is predicted."""
+    """Padded pairs, and the positions at which a target token is predicted, where alone logits are needed."""
 
     inputs: dict[str, torch.Tensor]  # keyword arguments of the model, see accepted_inputs
     predicting: torch.Tensor  # (N,) int64 into the flattened (B, T) of the logits: where each target token is predicted
@@ -59,10 +59,10 @@ class Architecture(ABC):
     """The class of transformers that loads such a model."""
 
     padding_sides: ClassVar[tuple[Side, ...]]
-    """Where padding may stand without changing the base model's answer."""
+    """The side of padding that does not change the base model's answer."""
 
     before_target: ClassVar[str]
-    """What separates a target from what stands before it."""
+    """The text between a source and a target."""
 
     target_continues_source: ClassVar[bool]
     """Whether a target's tokens are those by which source and target are longer than the source."""
@@ -91,7 +91,7 @@ class Architecture(ABC):
 
     @abstractmethod
     def generation_inputs(self, sources: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
-        """What ``generate`` is given for these sources."""
+        """The inputs of ``generate`` for these sources."""
 
     @property
     def generation_settings(self) -> dict[str, int]:
@@ -113,7 +113,7 @@ class DecoderOnly(Architecture):
     target_continues_source = True
 
     def source_of(self, own: list[int], around: SpecialTokens, beginning_token: bool) -> list[int]:
-        """Without what the tokenizer puts after a text, which goes on here. What a template says is not said twice."""
+        """Without tokens that the tokenizer puts after a text, because the target follows; no token is there twice."""
         before, after = around
         text = own[len(before) : len(own) - len(after)]
         return text if not beginning_token or text[: len(before)] == before else [*before, *text]
@@ -259,7 +259,7 @@ def special_tokens_around(tokenizer: Any) -> SpecialTokens:
 
 
 def vocabulary_size(config: Any) -> int | None:
-    """Rows of the embedding of a model with this configuration, of its decoder; None where it does not say."""
+    """Rows of the embedding, of the decoder if there are two; None if the configuration does not say."""
     size = getattr(config.get_text_config(decoder=True), "vocab_size", None)
     return size if isinstance(size, int) else None
 

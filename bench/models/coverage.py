@@ -1,4 +1,4 @@
-"""How much of a model a method reaches: places adapted of those that could be, for each kind of layer.
+"""Measures how much of a model a method adapts: for each kind of layer, adapted places of all that could be.
 
 Found from outside, so that it holds for plugins as well: a place is adapted if its own weights are trained, or if
 trained parameters stand in it or right around it.
@@ -31,7 +31,7 @@ def patch_and_count(method: Method, model: Any) -> tuple[Any, ParameterCounts]:
 
 
 class BaseModel:
-    """A base model's places, noted before a method patches it.
+    """The places of a base model, listed before a method patches it.
 
     Args:
         model: Not patched yet.
@@ -40,7 +40,7 @@ class BaseModel:
     def __init__(self, model: Any) -> None:
         self.sites: Sequence[Site] = sites(model)
         self.parts = whole_parts(model)
-        # The modules themselves are kept, so that no identity is given away to another module.
+        # The modules are kept alive, so that no other object gets the id() of one.
         self.modules = {id(module): module for module in model.modules()}
 
     def coverage(self, patched: nn.Module) -> Coverage:

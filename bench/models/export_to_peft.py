@@ -1,4 +1,4 @@
-"""A trained adapter as a folder for other libraries, proved by comparing logits before the folder takes its name.
+"""Exports a trained adapter as a folder for other libraries. Logits are compared before the folder gets its name.
 
 What was trained in bf16 is exported as its fp32 masters, and compared in fp32.
 """

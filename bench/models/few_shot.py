@@ -13,7 +13,7 @@ from bench.schema.validation import ConfigError
 from bench.task import Example
 from bench.tasks.splits import content_of, load_splits
 
-# What a template may hold that is filled in; a pair whose text has it cannot be shown.
+# Placeholders of templates. A pair whose text has one cannot be shown.
 PLACES = ("{source}", "{bos}")
 
 
@@ -71,7 +71,7 @@ def with_examples(trial: TrialSpec, shots: int) -> TrialSpec:
 
 
 def require_room(trial: TrialSpec, shots: int) -> None:
-    """See that the longest prompt, and what may be written behind it, is within what the model can read.
+    """Check that the longest prompt, with room for a prediction, is within the model's limit.
 
     Raises:
         ConfigError: It is not.
@@ -95,7 +95,7 @@ def require_room(trial: TrialSpec, shots: int) -> None:
 
 
 def context_length(trial: TrialSpec) -> int | None:
-    """Positions that the model knows; None where its configuration sets no limit."""
+    """The number of positions of the model; None if its configuration sets no limit."""
     config = base.load_config(trial.scored_model).get_text_config(decoder=True)
     most = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     return most if isinstance(most, int) else None

@@ -1,4 +1,4 @@
-"""An exported folder goes to a repository of the Hugging Face hub."""
+"""Uploads an exported folder to a repository of the Hugging Face hub."""
 
 from __future__ import annotations
 

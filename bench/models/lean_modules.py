@@ -1,4 +1,4 @@
-"""Modules of base models that have a faster or smaller equal."""
+"""Replaces modules of base models by equal ones that are faster or take less memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.autograd.function import once_differentiable
 
-# Rows and columns of the layers that a candidate proves itself with.
+# Sizes of the small layers on which a candidate has to prove its formula.
 PROBE_SIZE = 8
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 

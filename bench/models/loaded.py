@@ -23,13 +23,13 @@ from bench.schema.trial import LoadedSpec, MethodSpec, ModelSpec
 from bench.store.records import RECORD_FILE
 
 Form = Literal["tuneoff", "peft", "model"]
-# Digits of a hash that a name shows.
+# So many digits of a hash stand in a name.
 NAME_DIGITS = 6
 TENSORS_FILES = {"tuneoff": TENSORS_FILE, "peft": PEFT_TENSORS_FILE}
 
 
 def recognise(path: Path, name: str | None = None) -> LoadedSpec:
-    """What lies at a path: a folder, or the file with an adapter's tensors.
+    """Describe the adapter or model at a path, which is a folder or the file with an adapter's tensors.
 
     Args:
         path: Of it.
@@ -69,7 +69,7 @@ def _loaded(folder: Path, form: Form, sha256: str, name: str | None) -> LoadedSp
 
 
 def require_fit(loaded: LoadedSpec, method: MethodSpec, model: ModelSpec) -> None:
-    """Hold names and shapes of what is loaded against the base model as its method patches it, without weights.
+    """Compare names and shapes of the loaded tensors with the patched base model, without weights.
 
     Raises:
         AdapterError: The file is damaged, or its tensors are not those that belong there.
@@ -88,7 +88,7 @@ def require_fit(loaded: LoadedSpec, method: MethodSpec, model: ModelSpec) -> Non
 
 
 def load_into(method: Method, model: Any, loaded: LoadedSpec) -> None:
-    """Put what is loaded into a patched model. Of a whole model, the weights are there already.
+    """Put a loaded adapter into a patched model. The weights of a whole model are there already.
 
     Raises:
         AdapterError: It is not what the driver saw, or damaged.

@@ -1,4 +1,4 @@
-"""Whether another model computes what an adapted one does: logits of both on a few rows of arbitrary tokens."""
+"""Compares another model with an adapted one, by logits of both on a few rows of arbitrary tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.models.adapter import Restored
 from bench.models.architecture import Pair, accepted_inputs
 
 PROBE_LENGTHS = (9, 17, 5)
-# Of the largest logit; rounding of other but equal sums in fp32.
+# The allowed difference as a fraction of the largest logit: fp32 rounds equal sums in another order differently.
 TOLERANCE = 1e-4
 
 

@@ -1,4 +1,4 @@
-"""What is trained in bf16 is kept in fp32: the masters, which the optimiser steps and an adapter is stored from."""
+"""Masters: fp32 copies of tensors that are trained in bf16. The optimiser steps them, and an adapter stores them."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def exact(model: nn.Module) -> Iterator[None]:
 
 def _replace(parameter: nn.Parameter, data: torch.Tensor) -> None:
     parameter.data = data
-    torch.autograd.graph.increment_version(parameter)  # Who keeps what it has made of the tensor makes it anew.
+    torch.autograd.graph.increment_version(parameter)  # modules compute their cached values anew
 
 
 def _master_of(parameter: nn.Parameter) -> torch.Tensor:

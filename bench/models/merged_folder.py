@@ -15,7 +15,7 @@ from bench.models import base as models
 from bench.models.adapter import Restored
 from bench.schema.trial import ModelSpec
 
-# Settings by which families of transformers give their linear layers biases, which BitFit may have added.
+# Settings that switch on the biases of linear layers in families of transformers. BitFit may have added biases.
 BIAS_SETTINGS = ("attention_bias", "mlp_bias", "use_bias", "add_bias_linear")
 
 

@@ -1,4 +1,4 @@
-"""The files of base models: where they lie, whether they are whole, and their hash. Imports no torch."""
+"""The files of base models: their folder, whether they are complete, and their hash. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ IDENTIFYING_FILES = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.jinj
 
 
 class ModelError(ValueError):
-    """The base model cannot be had."""
+    """The base model cannot be loaded. The message says what to do."""
 
 
 def cache_path() -> Path:
-    """Where converted models are kept; ``TUNEOFF_CACHE`` overrides the user's cache directory."""
+    """The folder for converted models; ``TUNEOFF_CACHE`` overrides the user's cache directory."""
     override = os.environ.get("TUNEOFF_CACHE")
     return Path(override) if override else user_cache_path("tuneoff")
 
@@ -77,7 +77,7 @@ def weights_sha256(spec: ModelSpec) -> str | None:
 
 
 def embedded_folder() -> Path:
-    """Where the embedded model lies once it is converted."""
+    """The folder of the embedded model once it is converted."""
     return cache_path() / "models" / f"{EMBEDDED}-{EMBEDDED_PACKAGE.partition('==')[2]}"
 
 

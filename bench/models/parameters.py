@@ -9,7 +9,7 @@ from bench.schema.record import ParameterCounts
 
 
 def count_parameters(method: Method, model: Any) -> ParameterCounts:
-    """Elements trained, stored and in total. To be called before an engine shards the model."""
+    """Count elements that are trained, stored and in total. Call it before an engine shards the model."""
     return ParameterCounts(
         trained=sum(parameter.numel() for _, parameter in trained_parameters(model)),
         stored=sum(tensor.numel() for tensor in method.adapter_state(model).values()),

@@ -15,7 +15,7 @@ PEFT_TENSORS_FILE = "adapter_model.safetensors"
 
 
 def peft_settings(folder: Path) -> JsonDict:
-    """What ``adapter_config.json`` says.
+    """Read ``adapter_config.json``.
 
     Raises:
         AdapterError: It is no configuration of peft.
@@ -46,7 +46,7 @@ def bridge_settings(settings: JsonDict, decode_batch_size: int) -> JsonDict:
     peft_type = settings["peft_type"]
     known = peft_config_classes().get(peft_type)
     if known is None:
-        return {"peft_type": peft_type}  # which the method refuses, naming what there is
+        return {"peft_type": peft_type}  # the method refuses it and names the known types
     reason = BREAKS_CONTRACT.get(peft_type)
     if reason is not None and reason != PADDING_BREAKS:
         raise ConfigError(f"{peft_type} of peft cannot be scored: {reason}")

@@ -1,4 +1,4 @@
-"""One split of a task as a trial uses it: in tokens, with what is scored and what its record tells.
+"""One split of a task in tokens, with its examples and with the facts that a record states.
 
 Everything lies in Arrow's flat columns, in memory or mapped from a file (:mod:`bench.models.token_cache`), so that
 200,000 pairs take the room of their tokens.
@@ -22,7 +22,7 @@ from bench.schema.trial import JsonDict, TaskSpec
 from bench.task import Example, Split, Task, TaskError
 from bench.tasks.splits import content_of, drawn_examples, oddities_of
 
-# Examples are tokenised so many at a time; only their flat tokens stay.
+# So many examples are tokenised at a time, and only their flat tokens are kept.
 CHUNK = 2048
 
 Made = TypeVar("Made")
@@ -148,7 +148,7 @@ def tokenised(spec: TaskSpec, task: Task, split: Split, tokens: Tokenization) ->
             f"{spec.data_sha256}; start the command again, and the trials of now are others"
         )
     examples = drawn_examples(task, split)
-    tokens = replace(tokens)  # which counts from nothing
+    tokens = replace(tokens)  # a copy whose counts begin at 0
     references = None if split == "train" else task.config.loss_references
     columns = [_Lists() for _ in range(3)]
     for start in range(0, len(examples), CHUNK):
@@ -174,7 +174,7 @@ def tokenised(spec: TaskSpec, task: Task, split: Split, tokens: Tokenization) ->
 
 
 def told_of(splits: Mapping[Split, SplitData]) -> JsonDict:
-    """What a record tells of its data: counts, oddities, what was cut and left out, and the files' checksums."""
+    """The facts of a record about its data: counts, oddities, truncations, omissions, and checksums of files."""
     contents = {split: data.examples_batch.column("content").to_pylist() for split, data in splits.items()}
     return {
         **({"train_pairs": len(splits["train"].pairs)} if "train" in splits else {}),

@@ -21,5 +21,5 @@ def sha256_of_json(value: Any) -> str:
 
 
 def slug(*parts: str, length: int) -> str:
-    """Join texts to a part of a file's name: at most ``length`` letters, digits and ``._=-``. Empty ones are left out."""
+    """Join texts to a part of a file's name: at most ``length`` letters, digits and ``._=-``, without empty texts."""
     return re.sub(r"[^A-Za-z0-9._=-]+", "-", "-".join(filter(None, parts)))[:length].strip("-")

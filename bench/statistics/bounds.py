@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from bench.metrics.metric import Array
 
-# The smallest p-value that is told apart from none; far below every level that a correction asks for.
+# Smaller p-values count as 0. It is far below every level that a correction asks for.
 SMALLEST_P = 1e-16
 _HALVINGS = 50
 
@@ -36,7 +36,7 @@ class Variance:
 
 @dataclass(frozen=True)
 class Spread:
-    """How far a mean over seeds and sources may be off by chance.
+    """The uncertainty of a mean over seeds and sources.
 
     Attributes:
         seeds: Over seeds, the part of single sources that changes with the seed included.
@@ -45,17 +45,17 @@ class Spread:
             ``beyond_seeds`` is smaller; an interval is no narrower than this part asks for by itself.
     """
 
-    seeds: tuple[Variance, ...]  # empty: nothing is known of seeds, or nothing depends on them
+    seeds: tuple[Variance, ...]  # empty: the spread over seeds is unknown, or there is none
     beyond_seeds: Variance
     sources: Variance
 
     def half_width(self, level: float | Array) -> Array:
-        """Of the interval that misses with a probability of at most ``level``, ``(...)``."""
+        """Half width ``(...)`` of the interval that misses with a probability of at most ``level``."""
         both = sum((_share(part, level) for part in self.seeds), _share(self.beyond_seeds, level))
         return np.sqrt(np.maximum(both, _share(self.sources, level)))
 
     def p_value(self, difference: Array) -> Array:
-        """The smallest level at which an interval around the difference leaves out 0, ``(...)``."""
+        """The smallest level ``(...)`` at which the interval around a difference leaves out 0."""
         low, high = np.full(difference.shape, np.log(SMALLEST_P)), np.zeros(difference.shape)
         distance = np.abs(difference)
         for _ in range(_HALVINGS):
@@ -125,7 +125,7 @@ def shaffer_multipliers(methods: int) -> list[int]:
 
 
 def _share(part: Variance, level: float | Array) -> Array:
-    from scipy.special import stdtrit  # takes a moment that most commands need not wait for
+    from scipy.special import stdtrit  # imported late, because it takes a moment
 
     quantile: Array = stdtrit(part.degrees_of_freedom, np.asarray(level) / 2)
     return quantile**2 * part.value

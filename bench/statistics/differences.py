@@ -1,4 +1,4 @@
-"""Whether two methods differ, over seeds and over sources together.
+"""Tests whether two methods differ, over seeds and sources together.
 
 S seeds, M sources, K statistics of a source, N pairs, R resamples.
 """
@@ -36,11 +36,11 @@ class Difference:
     difference: float  # of the means over seeds
     first_mean: float
     second_mean: float
-    low: float  # of the interval, with the correction of p_adjusted: it leaves out 0 where the methods are told apart
+    low: float  # of the interval, corrected like p_adjusted: it leaves out 0 if the methods are told apart
     high: float
     seeds: int  # pairs of seeds
     standard_error: float  # over seeds and sources; over sources alone with a single pair of seeds
-    p_value: float | None  # that methods of equal mean differ as much, by the spread of these two alone; uncorrected
+    p_value: float | None  # chance that equal methods differ as much, by the spread of these two alone; uncorrected
     p_randomisation: float  # for these trained models: over sources alone, by approximate randomisation; uncorrected
     p_adjusted: float | None = None  # over all pairs of the comparison; None with a single pair of seeds
     p_sacrebleu_bootstrap: float | None = None  # by sacrebleu's own formula, where it was asked for
@@ -58,7 +58,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class SeedStatistics:
-    """What one method's seeds predicted, as statistics of single sources."""
+    """The predictions of one method's seeds, as statistics of single sources."""
 
     values: Array  # (S, M, K)
     seeds: tuple[int, ...] | None  # one for each of S; None: nothing was trained, S = 1, and it holds for every seed
@@ -66,7 +66,7 @@ class SeedStatistics:
 
 @dataclass(frozen=True)
 class _Method:
-    """A method as the tests need it."""
+    """Scores of a method's seeds, and the influence of each source on them."""
 
     statistics: Array  # (S, M, K)
     scores: Array  # (S,)
@@ -74,7 +74,7 @@ class _Method:
     seeds: tuple[int, ...] | None
 
     def at(self, places: Sequence[int]) -> _Method:
-        """Its seeds at these places."""
+        """The same method with the seeds at these places."""
         seeds = None if self.seeds is None else tuple(self.seeds[place] for place in places)
         chosen = list(places)
         return _Method(self.statistics[chosen], self.scores[chosen], self.influences[chosen], seeds)
@@ -118,7 +118,7 @@ class PairedTests:
         )
 
     def all_pairs(self, methods: Mapping[str, SeedStatistics]) -> list[Difference]:
-        """Every method against every other, corrected for the number of pairs.
+        """Test every pair of methods, corrected for the number of pairs.
 
         Where all methods that train have seeds in common, at least as many as a conclusion takes, these are counted
         alone, and the variance over seeds is estimated from all methods together
@@ -188,7 +188,7 @@ class PairedTests:
 
 @dataclass(frozen=True)
 class _Pair:
-    """Two methods at the seeds that they have in common."""
+    """Two methods with the seeds that they have in common."""
 
     one: str
     other: str
@@ -197,7 +197,7 @@ class _Pair:
 
 
 def level_of_own_seeds(seeds: int) -> float:
-    """The level at which a pair has to differ by the spread of its own two methods, where a pool says that it does.
+    """The level of the second test of a pair, by the spread of its own methods, after the pooled test has found it.
 
     The pool is too narrow for a method that spreads more than the others, which a handful of seeds may hide. The
     levels come out of the simulation in ``tests/programs/false_calls``: with them, equal methods of which one has six
@@ -207,7 +207,7 @@ def level_of_own_seeds(seeds: int) -> float:
 
 
 def pairs_of_seeds(first: Sequence[int] | None, second: Sequence[int] | None) -> list[tuple[int, int]]:
-    """Places of the seeds that stand against each other: equal ones. Where none are equal, in their order."""
+    """Places of paired seeds: equal seeds are paired; if there are none, seeds are paired in their order."""
     if first is None or second is None:
         most = max(len(first or (0,)), len(second or (0,)))
         return [(index if first else 0, index if second else 0) for index in range(most)]

@@ -9,7 +9,7 @@ from typing import Literal
 
 # What the interval of a mean accounts for.
 Basis = Literal["seeds and sources", "sources", "seeds", "repetitions"]
-# With fewer pairs of seeds the spread over seeds is unknown, or known so badly that nothing follows from it.
+# With fewer pairs of seeds, the spread over seeds is unknown, or so uncertain that nothing follows from it.
 FEWEST_SEEDS = 3
 
 
@@ -21,7 +21,7 @@ class Estimate:
     standard_deviation: float | None  # over n - 1; None of a single value
     half_width: float | None  # of the 95 % interval of the mean
     values: tuple[float, ...]
-    basis: Basis = "seeds"  # what would be drawn anew
+    basis: Basis = "seeds"  # what the interval accounts for
 
     @property
     def low(self) -> float:
@@ -33,7 +33,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float], basis: Basis = "seeds") -> Estimate | None:
-    """Mean, standard deviation and t-interval; None of nothing."""
+    """Mean, standard deviation and t-interval; None if there are no values."""
     if not values:
         return None
     count, mean = len(values), math.fsum(values) / len(values)
@@ -46,7 +46,7 @@ def estimate(values: Sequence[float], basis: Basis = "seeds") -> Estimate | None
 
 def t_quantile(probability: float, degrees_of_freedom: float) -> float:
     """Quantile of Student's t."""
-    from scipy.special import stdtrit  # takes a moment that most commands need not wait for
+    from scipy.special import stdtrit  # imported late, because it takes a moment
 
     return float(stdtrit(degrees_of_freedom, probability))
 

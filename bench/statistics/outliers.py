@@ -1,4 +1,4 @@
-"""Seeds that came out far from the other seeds of their method: trainings that may have gone wrong."""
+"""Finds seeds that are far from the other seeds of their method: their trainings may have gone wrong."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def outlying_seeds(methods: Mapping[str, Mapping[int, float]]) -> dict[str, list
         for name, scores in methods.items()
         if len(scores) >= 3
     }
-    # The median itself has a distance of zero, which says nothing about the spread.
+    # The median has a distance of zero to itself, which says nothing about the spread.
     spread = {name: sorted(of_seeds.values())[len(of_seeds) % 2 :] for name, of_seeds in distances.items()}
     together = [distance for of_method in spread.values() for distance in of_method]
     if not together:

@@ -1,4 +1,4 @@
-"""Resampling of sources: which differences the choice of the test sources could have made.
+"""Resamples sources, to see which differences the choice of test sources could explain.
 
 R resamples, S seeds, M sources, K statistics of a source.
 """
@@ -15,7 +15,7 @@ from bench.metrics.metric import Array, Score
 RESAMPLES = 1000
 # sacrebleu's own seed, so that both draw the same resamples.
 RESAMPLING_SEED = 12345
-# Scores that differ by less are equal.
+# Scores that differ by less count as equal.
 ROUNDING = 1e-9
 
 

@@ -1,4 +1,4 @@
-"""Which methods of a comparison can be told apart, and what the number of seeds allows to say."""
+"""Finds the methods of a comparison that can be told apart, and says what the number of seeds allows to conclude."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.statistics.estimates import FEWEST_SEEDS, Estimate, common_seeds, t_q
 from bench.statistics.groups import groups, letters
 from bench.statistics.systems import PairedSystems, StatisticsError, load_system
 
-# Seeds that are enough for differences of a usual size; fewer are worth a remark.
+# So many seeds are enough for differences of a usual size. A remark says if there are fewer.
 ENOUGH_SEEDS = 5
 POWER = 0.8
 
@@ -53,7 +53,7 @@ class Significance:
         behind = {
             one.second
             for one in self.differences
-            # Over seeds of its own, a pair may come out the other way round than the means.
+            # A pair has seeds of its own, over which its order may be the reverse of that of the means.
             if one.told_apart and one.first == best and (one.difference > 0) == self.higher_is_better
         }
         return tuple(name for name in self.estimates if name not in behind)
@@ -66,7 +66,7 @@ def significance(
     higher_is_better: bool,
     sacrebleu: bool = False,
 ) -> Significance | None:
-    """Test all pairs; None where there is no pair, or where sources have no share in the score.
+    """Test all pairs; None if there is no pair, or if the score has no values of single sources.
 
     Args:
         root: Results folder of the sweep.
@@ -120,7 +120,7 @@ def _failed(
     known: Mapping[str, SeedStatistics],
     common: Sequence[int] | None,
 ) -> list[str]:
-    """Which seeds are missing, and what means and differences are over because of that."""
+    """Remarks on missing seeds, and on the seeds that means and differences are therefore over."""
     lines = []
     for name, results in configurations.items():
         failed = sum(result.outcome.status == "failed" for result in results)
@@ -140,7 +140,7 @@ def _failed(
 
 
 def _remarks(differences: Sequence[Difference]) -> list[str]:
-    """What the number of seeds allows to say."""
+    """Remarks on what the number of seeds allows to conclude."""
     few = [one for one in differences if not one.conclusive]
     if few:
         which = (
@@ -162,6 +162,6 @@ def _remarks(differences: Sequence[Difference]) -> list[str]:
 
 
 def smallest_found(difference: Difference) -> float:
-    """The true difference that is found with a power of about 0.8 at the same spread, after the correction."""
+    """The true difference that the corrected test finds with a power of about 0.8 at this spread."""
     half_width = (difference.high - difference.low) / 2
     return half_width + t_quantile(POWER, difference.seeds - 1) * difference.standard_error

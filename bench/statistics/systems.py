@@ -1,4 +1,4 @@
-"""Configurations of a sweep as the tests take them: what their seeds predicted, as statistics of single sources."""
+"""Configurations of a sweep in the form of the tests: predictions of their seeds as statistics of single sources."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bench.statistics.differences import SeedStatistics
 from bench.store.predictions import read_predictions
 from bench.task import Scoring
 
-# Scores that are computed again from the predictions have to equal the recorded ones, but for rounding.
+# Scores that are computed again from the predictions have to equal the recorded ones, except for rounding.
 TOLERANCE = 1e-6
 
 
@@ -50,7 +50,7 @@ class System:
 
     @property
     def trains(self) -> bool:
-        """False for what comes out the same with every seed: the untouched base model, and what is loaded."""
+        """Whether seeds differ: not those of the untouched base model, nor those of loaded adapters and models."""
         return any(result.varies_over_seeds for result in self.results)
 
 
