@@ -1,4 +1,4 @@
-"""Who may join which Ray cluster: a token is asked for before a remote cluster is joined. Imports no ray.
+"""Access to Ray clusters: a remote cluster is joined only with a token. Imports no ray.
 
 A Ray cluster runs whatever code it is sent, so one without a token belongs to everybody who can reach it. Ray reads its
 settings when it is imported; :func:`ask_for_token` therefore comes before that.
@@ -44,7 +44,7 @@ else:
 
 @dataclass(frozen=True)
 class Address:
-    """Of a Ray cluster: ``auto``, ``host:port`` of its control store, or ``ray://host:port`` of its client server."""
+    """The address of a cluster: ``auto``, ``host:port`` of the control store, or ``ray://host:port`` of the client."""
 
     text: str
     host: str
@@ -56,7 +56,7 @@ class Address:
 
     @property
     def is_local(self) -> bool:
-        """Whether the host is this machine, so that nobody else's cluster can be meant by mistake."""
+        """Whether the host is this machine, so that the address cannot lead to a stranger's cluster by mistake."""
         try:
             found = socket.getaddrinfo(self.host, None, type=socket.SOCK_STREAM)
         except OSError:
@@ -71,7 +71,7 @@ class Address:
 
 
 def joined_address(text: str) -> str:
-    """The address to give to Ray, once it is known that the cluster answers and takes in who has our token.
+    """The address for Ray, after checking that the cluster answers and accepts our token.
 
     Raises:
         ConfigError: It cannot be joined.
@@ -83,7 +83,7 @@ def joined_address(text: str) -> str:
 
 
 def parse_address(text: str) -> Address:
-    """What ``--address`` says.
+    """Read ``--address``.
 
     Raises:
         ConfigError: It is none of the three forms, or ``auto`` and no cluster is known here.
@@ -110,19 +110,19 @@ def _announced() -> str:
 
 
 def token_file(environment: MutableMapping[str, str] = os.environ) -> Path:
-    """Where Ray looks for a token that is not in RAY_AUTH_TOKEN."""
+    """The file in which Ray looks for a token, unless RAY_AUTH_TOKEN has one."""
     named = environment.get("RAY_AUTH_TOKEN_PATH")
     return Path(named) if named else Path("~/.ray/auth_token").expanduser()
 
 
 def has_token(environment: MutableMapping[str, str] = os.environ) -> bool:
-    """Whether a token is at hand."""
+    """Whether there is a token."""
     file = token_file(environment)
     return bool(environment.get("RAY_AUTH_TOKEN", "").strip()) or (file.is_file() and bool(file.read_text().strip()))
 
 
 def ask_for_token(address: Address, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Have Ray present the token that is at hand; without one, join no cluster of another machine.
+    """Make Ray present the token. Without a token, no cluster of another machine is joined.
 
     ``RAY_AUTH_MODE=disabled``, set by the user, is respected: it says that the cluster is open and that this is meant.
 
@@ -142,7 +142,7 @@ def ask_for_token(address: Address, environment: MutableMapping[str, str] = os.e
 
 
 def check_reachable(address: Address) -> None:
-    """Find out within seconds what Ray would take a minute for.
+    """Check within seconds that the cluster can be joined, for which Ray would take a minute.
 
     Raises:
         ConfigError: Nobody listens there, the token is refused, or Ray's client is not installed.
@@ -161,7 +161,7 @@ def check_reachable(address: Address) -> None:
 
 
 def probe(address: Address, environment: MutableMapping[str, str]) -> Answer:
-    """What the control store says to a client with this environment; in a process of its own, since Ray keeps it."""
+    """The answer of the control store to a client with this environment, which is a process of its own."""
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", PROBE, f"{address.host}:{address.port}"],
@@ -183,5 +183,5 @@ def has_client() -> bool:
 
 
 def readable_by_others(file: Path) -> bool:
-    """Whether somebody else could read a token."""
+    """Whether other users could read a token."""
     return bool(file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO))

@@ -30,24 +30,25 @@ from bench.measure.provenance import SOURCE_ROOT
 from bench.schema.record import Reason
 from bench.schema.trial import JsonDict, TrialSpec
 
-# Between two looks at which nodes there are.
+# Seconds between two questions for the nodes of the cluster.
 LOOK_SECONDS = 2.0
-# When no node holds what waits, and nothing runs, so long is waited for nodes, and longer where Ray starts them itself.
+# If nothing runs and no node holds the waiting trial, nodes are waited for so long, and longer if Ray starts them
+# itself.
 NODES_RETURN_SECONDS = 120.0
 NODES_START_SECONDS = 900.0
-# A driver whose head is gone is ended by Ray itself after 60 s, without a word. We say it earlier.
+# Ray ends a driver whose head is gone after 60 s, without a message. We tell it earlier.
 HEAD_RETURN_SECONDS = 30.0
 NODE_ANSWER_SECONDS = 5.0
-# Of each kind of node that an autoscaler may bring, so many are counted where it sets no limit.
+# So many nodes of each kind are counted if the autoscaler sets no limit.
 MOST_TO_COME = 256
-# For threads and for Ray to end, when the launcher is closed.
+# Seconds that threads and Ray have to end when the launcher is closed.
 JOIN_SECONDS = 10.0
 NODE_LABEL = "ray.io/node-id"
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
-# An answer of a host that takes longer is not to be expected any more.
+# A host that takes longer to answer is taken to be gone.
 ANSWER_SECONDS = END_SECONDS + 30.0
 CLOSE_ANSWER_SECONDS = 10.0
-# How Ray says of an actor that its memory monitor has killed it.
+# Ray's words for an actor that its memory monitor has killed.
 OUT_OF_MEMORY_SIGNS = ("running low on memory", "memory pressure", "out-of-memory", "(OOM)")
 # Calls that may be in progress on a host at once: one waits for messages, the others start and end trials.
 HOST_THREADS = 16
@@ -101,7 +102,7 @@ class NodeHost:
 
     def close(self) -> None:
         """End the rank processes that the actor has started, and the actor."""
-        with contextlib.suppress(HostLost):  # Then its keepers do it.
+        with contextlib.suppress(HostLost):  # Its keepers do it then.
             self._ask(lambda actor: actor.close.remote(), CLOSE_ANSWER_SECONDS)
         self.closed = True
         ray.kill(self._actor)
@@ -116,7 +117,7 @@ class NodeHost:
         except ray.exceptions.OutOfMemoryError as error:
             raise HostLost("out_of_memory", f"node {self._node_id}: {_in_brief(error)}") from error
         except ray.exceptions.RayTaskError:
-            raise  # of our own code there
+            raise  # an error of our own code on that node
         except ray.exceptions.RayError as error:
             raise HostLost("worker_lost", f"node {self._node_id}: {_in_brief(error)}") from error
 
@@ -131,13 +132,13 @@ class NodeHost:
         return "node_lost" if self.node_is_gone else "worker_lost"
 
     def _answers(self) -> bool:
-        """Whether the node is there. Ray misses an actor at once, its node only half a minute later."""
+        """Whether the node is there. Ray misses an actor at once, but its node only half a minute later."""
         node = self._head.nodes().get(self._node_id)
         return node is not None and reachable(node.host, node.port)
 
 
 class _Actor(RankHost):
-    """A RankHost that knows where it is."""
+    """A RankHost that knows its node."""
 
     def address(self) -> str:
         return str(ray.util.get_node_ip_address())
@@ -180,7 +181,7 @@ class RayLauncher(HostLauncher):
         self._groups: dict[str, PlacementGroup] = {}
         self._next_look = time.monotonic() + LOOK_SECONDS
         self._gone: set[str] = set()  # nodes that Ray may still list for half a minute
-        self._to_come = machines_to_come()  # asked for at each look, since a head that is gone gives no answer
+        self._to_come = machines_to_come()  # kept from the last answer, since a head that is gone gives none
         self._asked: _AskedFor | None = None
 
     def poll(self, timeout_seconds: float) -> list[Progress | Ended]:
@@ -203,7 +204,7 @@ class RayLauncher(HostLauncher):
         return self.cluster.shortage(spec, self._to_come)
 
     def reserve(self, spec: TrialSpec) -> list[Seat] | None:
-        return super().reserve(spec) if self._head.is_there else None  # Else nothing could be started.
+        return super().reserve(spec) if self._head.is_there else None  # Without a head, nothing can be started.
 
     def await_machines(self, spec: TrialSpec) -> None:
         if (missing := self.cluster.missing(spec)) is None:
@@ -224,7 +225,7 @@ class RayLauncher(HostLauncher):
             self._asked = None
 
     def launch(self, run: Running) -> None:
-        self._stop_asking()  # What was asked for holds the cores and GPUs that this trial needs.
+        self._stop_asking()  # The pending request may hold cores and GPUs that this trial needs.
         super().launch(run)
 
     def host(self, node_id: str) -> NodeHost:
@@ -239,11 +240,11 @@ class RayLauncher(HostLauncher):
             return self._hosts[node_id]
 
     def stop(self, trial_id: str, reason: StopReason) -> None:
-        if not self._head.is_lost:  # Without it nothing can be asked of the nodes, which end by themselves.
+        if not self._head.is_lost:  # Without a head, no node can be asked; their processes end by themselves.
             super().stop(trial_id, reason)
 
     def close(self) -> None:
-        """No thread of ours uses Ray when it is shut down, and its cluster ends last."""
+        """Shut Ray down after all our threads have stopped using it, and end its cluster last."""
         if not self._head.is_lost:
             super().close()
             self._stop_asking()
@@ -296,7 +297,7 @@ class RayLauncher(HostLauncher):
 
 @dataclass(frozen=True)
 class Node:
-    """A node that lives, as the head knows it."""
+    """A living node, as the head knows it."""
 
     host: str
     port: int  # of its raylet
@@ -322,11 +323,11 @@ class Head:
 
     @property
     def is_there(self) -> bool:
-        """Whether it answered when it was asked last."""
+        """Whether the head gave the last answer that it was asked for."""
         return self._silent_since is None and not self._is_another
 
     def nodes(self) -> dict[str, Node]:
-        """The nodes that live, by their ids; none if it does not answer."""
+        """The living nodes, by id; none if the head does not answer."""
         if self._store is None:
             return {
                 node["NodeID"]: Node(
@@ -337,7 +338,7 @@ class Head:
             }
         try:
             found = self._store.get_all_node_info(timeout=NODE_ANSWER_SECONDS)
-        except ray.exceptions.AuthenticationError:  # It does not know the cluster that we are of.
+        except ray.exceptions.AuthenticationError:  # Another cluster answers at the address.
             self._is_another = True
             return {}
         except ray.exceptions.RayError:
@@ -353,7 +354,7 @@ class Head:
         }
 
     def machines(self) -> list[Machine]:
-        """What there is to run ranks on."""
+        """The machines that can run ranks."""
         return [
             Machine(
                 int(node.resources.get("CPU", 0)),
@@ -387,7 +388,7 @@ class Head:
 
 
 class _AskedFor:
-    """A placement group that waits for nodes which are not there, so that clusters that start nodes start some."""
+    """A placement group for nodes that are not there, by which a cluster with an autoscaler is asked for some."""
 
     def __init__(self, need: Need, patience_seconds: float) -> None:
         self.since = time.monotonic()
@@ -397,13 +398,13 @@ class _AskedFor:
 
 
 def _bundles(need: Need) -> list[dict[str, float]]:
-    """What the ranks of a trial take, as a placement group has it."""
+    """The needs of a trial's ranks as bundles of a placement group."""
     bundle = {"CPU": need.cpus_per_rank, **({"GPU": need.gpus_per_rank} if need.gpus_per_rank else {})}
     return [bundle] * need.ranks
 
 
 def machines_to_come() -> list[Machine]:
-    """The machines that an autoscaler of the cluster could bring; none without one."""
+    """The machines that an autoscaler of the cluster could start; none without an autoscaler."""
     config = ray._private.state.state.get_cluster_config()
     found: list[Machine] = []
     for kind in config.node_group_configs if config is not None else ():
@@ -424,13 +425,13 @@ def join(cluster: str | EmbeddedCluster, plugins: Sequence[Path] = (), runtime_e
         options["runtime_env"] = {**(runtime_env or {}), **sent}
     else:
         address = cluster.address()
-    # Ray has its workers search the folder that the driver is in for modules, before all others.
+    # Ray's workers would search the driver's folder for modules before all others.
     with contextlib.chdir(SOURCE_ROOT):
         ray.init(address=address, **options)
 
 
 def reachable(host: str, port: int) -> bool:
-    """Whether somebody listens there."""
+    """Whether a process listens at the address."""
     try:
         socket.create_connection((host, port), timeout=NODE_ANSWER_SECONDS).close()
     except OSError:

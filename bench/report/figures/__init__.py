@@ -44,7 +44,7 @@ def _drawn(content: Content) -> list[list[Picture]]:
 
 
 def _of_all_stages(content: Content, comparison: Comparison) -> list[Configuration]:
-    """Final trials and those that chose their settings; what measures cost has no learning rate of its own."""
+    """Final trials and those of searches. Trials of the stage cost are left out: their learning rate means nothing."""
     return configurations(
         record
         for record in content.records

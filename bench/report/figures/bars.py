@@ -1,4 +1,4 @@
-"""Stacked bars: where the memory goes by part and phase, and where the time goes by phase."""
+"""Stacked bars of memory by part and phase, and of time by phase."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def memory_bars(configurations: Sequence[Configuration], name: str) -> Picture |
 
 
 def planned_memory_bars(configurations: Sequence[Configuration], name: str) -> Picture | None:
-    """What the planner says the training memory is made of."""
+    """Forecast memory of training, by part."""
     bars = [
         (configuration.name, parts)
         for configuration in of_different_cost(configurations)

@@ -1,4 +1,4 @@
-"""What tuning is expected to reach for what it costs."""
+"""The value that tuning is expected to reach, against its cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where matplotlib keeps its list of fonts, also for users whose home takes no files."""
+"""The folder of matplotlib's list of fonts, which is temporary if the user's home cannot be written to."""
 
 from __future__ import annotations
 

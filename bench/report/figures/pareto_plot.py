@@ -17,20 +17,20 @@ from bench.statistics.estimates import Estimate
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Configurations that are drawn, beside the front and the best of each method.
+# So many configurations are drawn besides the front and the best of each method.
 MOST_POINTS = 150
 # Costs that span more than this factor are drawn on a logarithmic axis.
 LOG_SPAN = 30.0
 # The untouched base model may widen the score axis by this factor; from further below, only its value is told.
 MOST_STRETCH = 1.6
-# An interval may widen the score axis by this share of the spread of means; what is wider runs out of the frame.
+# An interval may widen the score axis by this share of the spread of means; a wider one leaves the frame.
 MOST_WHISKER = 0.35
 
 
 def pareto_plot(
     comparison: Comparison, score: Column, cost: Column, looks: Mapping[str, Look], name: str
 ) -> Picture | None:
-    """The picture; None where fewer than two configurations have both values."""
+    """The picture; None if fewer than two configurations have both values."""
     points = [
         configuration
         for configuration in comparison.scored

@@ -1,4 +1,4 @@
-"""A finished picture, and what several figures share."""
+"""A finished picture, and functions that several figures share."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def finished(figure: Figure, name: str, title: str, caption: str, told: Mapping[
         # A letter that the font lacks is a box in the PNG; in the SVG it is text, and the reader's fonts have it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # It is laid out; doing that again for each format takes most of the time.
+        figure.set_layout_engine("none")  # a new layout for each format would take long
         return Picture(name, title, caption, figure.get_figwidth(), svg(figure, name, told), png(figure))
 
 

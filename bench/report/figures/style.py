@@ -1,4 +1,4 @@
-"""How figures look: told apart by colour-blind readers, and by everybody in black-and-white print.
+"""The look of figures. Colour-blind readers, and readers of black-and-white print, can tell methods apart.
 
 Colours are those of Okabe & Ito 2008 ("Color universal design") without yellow, which vanishes on white. Every method
 has a marker and a dash of its own as well, so that nothing is told by colour alone.
@@ -27,7 +27,7 @@ FAINT = "#8a9199"
 GRID = "#e3e6ea"
 # Three or more parts of a stacked bar: from dark to light, so that print keeps them apart as well.
 PARTS = (FAINT, "#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7", INK)
-UNTOUCHED = "none"  # the base model itself: a reference in neutral ink, not a competitor
+UNTOUCHED = "none"  # the base model itself, in neutral ink, because it does not compete
 
 # What a page replaces in an inlined picture, so that it follows the page's light or dark theme.
 THEMED = {
@@ -74,7 +74,7 @@ SETTINGS: Any = {
 
 @dataclass(frozen=True)
 class Look:
-    """How a method is drawn, the same in every figure of a report."""
+    """The look of a method, the same in every figure of a report."""
 
     color: str
     marker: str

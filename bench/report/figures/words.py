@@ -1,4 +1,4 @@
-"""Texts in pictures: names that people and models chose, as text and nothing else."""
+"""Texts in pictures: names that people chose are drawn as plain text, never as formulas."""
 
 from __future__ import annotations
 
