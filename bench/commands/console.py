@@ -1,4 +1,4 @@
-"""A console that prints nothing that would control the terminal, whoever wrote the text."""
+"""A console that removes everything from texts that would control the terminal."""
 
 from __future__ import annotations
 

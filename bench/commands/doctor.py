@@ -77,7 +77,7 @@ def _findings(address: str | None, results: Path) -> Iterator[Finding]:
 
 
 def _of_tokens(sweep_file: Path | None, settings: list[str] | None) -> Iterator[Finding]:
-    """The base models of a sweep on its tasks."""
+    """Check the tokens of a sweep's base models on its tasks."""
     if sweep_file is None:
         return
     from bench.commands.options import read_stages

@@ -1,4 +1,4 @@
-"""The command that scores what is trained already."""
+"""The command evaluate: it scores an adapter, a model or the base model without training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands on methods: what there is, what a method's settings are, whether it keeps the contract."""
+"""Commands on methods: list them, show settings, check the contract, begin a plugin."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _print_verdicts(name: str, found: list[Verdict]) -> None:
 
 
 def _summary(name: str, found: list[Verdict]) -> str:
-    """The last line, which small screens show: how many verdicts there are of each kind."""
+    """The last line: the number of verdicts of each kind. Small screens show it."""
     from bench.conformance import keeps_contract
 
     counts = Counter(verdict.outcome for verdict in found)

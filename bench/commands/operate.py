@@ -1,4 +1,4 @@
-"""Commands on sweeps that run, or ran: status, cancel."""
+"""Commands on running and finished sweeps: status, cancel."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _store(directory: Path) -> Store:
 
 
 def _damaged(store: Store, verify: bool) -> list[str]:
-    """What is wrong with records. Those that the index holds are as they were when they were last found right."""
+    """What is wrong with records. Records that the index knows to be intact are not read."""
     found = []
     for trial_id in store.trial_ids():
         if not verify and store.index.known(trial_id) is not None:

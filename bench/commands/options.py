@@ -1,4 +1,4 @@
-"""What several commands share: the console, arguments, and reading a sweep."""
+"""Shared by several commands: the console, arguments, and reading a sweep."""
 
 from __future__ import annotations
 

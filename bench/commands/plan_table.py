@@ -1,4 +1,4 @@
-"""A plan for a terminal, and for machines."""
+"""Prints a plan on a terminal, or as JSON."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def planned_table(sweep: str, trials: Sequence[PlannedTrial], device: Device) ->
 
 
 def totals_text(found: Totals, device: Device) -> str:
-    """What the whole sweep costs, in a sentence."""
+    """A sentence with the cost of the whole sweep."""
     wall = "never: a trial has more ranks than there are devices"
     if math.isfinite(found.wall_hours):
         wall = f"{seconds(3600 * found.wall_hours)} on {found.devices} device{'s' * (found.devices != 1)}"
@@ -49,7 +49,7 @@ def totals_text(found: Totals, device: Device) -> str:
 
 
 def plan_document(sweep: str, trials: Sequence[PlannedTrial], device: Device, found: Totals) -> JsonDict:
-    """The same for machines, unrounded."""
+    """The plan as JSON, unrounded."""
     return {
         "sweep": sweep,
         "device": vars(device),

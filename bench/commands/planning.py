@@ -1,4 +1,4 @@
-"""Commands that look ahead: plan, check-plan."""
+"""Commands on forecasts: plan, check-plan."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def plan(
 
 
 def check_plan(sweep_file: SweepFile, settings: Settings = None, methods_dir: MethodsDir = None) -> None:
-    """Run one training step of every configuration here, and print predictions beside measurements, in Markdown."""
+    """Run one training step of every configuration here, and print forecasts beside measurements, in Markdown."""
     from bench.plan.check import check, markdown
 
     sweep, stages = read_stages(sweep_file, settings, methods_dir)

@@ -1,4 +1,4 @@
-"""Commands on predictions: score any system's, look at those of a trial."""
+"""Commands on predictions: score those of any system, show those of a trial."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def run(
         mirrored = runner.complete_mirror()
     for name in stages.without_settings:
         console.print(f"{name}: every trial of its tuning failed, so that it has no final trial", style="red")
-    # A trial that fails while settings are searched is an answer: these settings do not work.
+    # A failed trial of a search is an answer: its settings do not work.
     failed = [known for known in runner.found.values() if known.failed and known.stage != "tune"]
     raise typer.Exit(1 if failed or stages.without_settings or not mirrored else 0)
 
@@ -160,7 +160,7 @@ def report_sweep(store: Store, again: bool = False, everything: bool = False) ->
 
 
 def _shown(content: reports.Content) -> Kept:
-    """Tables, what the report concludes, and what it was trained with."""
+    """Print the tables, the conclusions of the report, and the budgets of training."""
     from bench.report.terminal import others_table, results_table, tuning_table
 
     tables = [

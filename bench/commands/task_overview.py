@@ -1,4 +1,4 @@
-"""What a task holds, for people: counts, oddities, licence, examples as the model sees them, lengths in tokens."""
+"""An overview of a task: counts, oddities, licence, examples as the model sees them, lengths in tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PERCENTILES = (50, 90, 99, 100)
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """What a split holds."""
+    """Counts of one split."""
 
     sources: int
     references: int
@@ -43,7 +43,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Overview:
-    """All that is told of a task."""
+    """The overview of a task."""
 
     counts: Mapping[Split, SplitCounts]
     missing: Mapping[Split, str]

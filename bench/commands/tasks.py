@@ -1,4 +1,4 @@
-"""Commands on tasks: what there is, what one holds, whether it keeps the contract."""
+"""Commands on tasks: list them, show what one holds, check the contract."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Node:
 
 
 class Visitor:
-    """What a node says of itself. JSON goes in, JSON comes out."""
+    """An actor that checks its node. It takes and returns JSON."""
 
     def name(self) -> str:
         return host_name()
@@ -205,7 +205,7 @@ def _look_at(ray: Any, node: Node, expected: Expected) -> Iterator[Finding]:
 
 
 def _clock_offset(ray: Any, node: Node) -> float:
-    """How far the node's clock is ahead of ours, in seconds, by the question that took the shortest time."""
+    """Seconds by which the node's clock is ahead of ours, according to the question with the shortest answer time."""
     answers = []
     for _ in range(CLOCK_QUESTIONS):
         before = time.time()

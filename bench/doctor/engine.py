@@ -17,7 +17,7 @@ from bench.measure.provenance import cpu_name, usable_cores
 from bench.schema.trial import JsonDict
 
 LOOK_TIMEOUT_SECONDS = 180.0
-# A build that still goes on; older than this its process is gone.
+# The lock of a build that is older than this was left by a process that was killed.
 STALE_LOCK_SECONDS = 1800.0
 
 # The printed line is the last one: libraries print while they are imported.
@@ -92,7 +92,7 @@ def check_compile_locks(folder: Path | None = None, now: Callable[[], float] = t
 
 
 def extensions_folder() -> Path:
-    """Where torch keeps compiled extensions."""
+    """The folder of torch's compiled extensions."""
     override = os.environ.get("TORCH_EXTENSIONS_DIR")
     return Path(override) if override else Path("~/.cache/torch_extensions").expanduser()
 

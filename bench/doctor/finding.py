@@ -1,4 +1,4 @@
-"""What a check found."""
+"""A finding of a check."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Finding(Spec):
         return self
 
     def on(self, node: str) -> Finding:
-        """The same, of a node of a cluster."""
+        """The same finding, of a node of a cluster."""
         return self.model_copy(update={"node": node})
 
 

@@ -1,4 +1,4 @@
-"""One machine: folders, memory, clock, the hub. With packages and engine, all that a node can tell of itself."""
+"""Checks of one machine: folders, memory, clock, the hub."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def check_shared_memory(
 
 
 def memory_limit() -> int | None:
-    """What a control group allows this process, in bytes."""
+    """Bytes of memory that a control group allows this process."""
     for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
         with contextlib.suppress(OSError, ValueError):
             return int(path.read_text())
@@ -114,7 +114,7 @@ def memory_limit() -> int | None:
 
 
 def check_memory(total: int, limit: int | None) -> list[Finding]:
-    """Of the machine, or of the container if that is less."""
+    """Bytes of memory of the machine, or of the container if it has less."""
     usable = total if limit is None else min(total, limit)
     found = f"{usable / GIB:.1f} GiB" + (", the limit of a control group" if usable < total else "")
     if usable < FEW_MEMORY_BYTES:
@@ -171,7 +171,7 @@ def check_hub(environment: Mapping[str, str] = os.environ, opened: Callable[...,
 
 
 def check_clock(now: Callable[[], float] = time.time) -> list[Finding]:
-    """Not earlier than the installation, by which a clock that was never set shows."""
+    """The clock is not earlier than the installation. One that was never set is."""
     name, here = "clock", datetime.fromtimestamp(now(), UTC).isoformat(timespec="seconds")
     newest = max(path.stat().st_mtime for path in (SOURCE_ROOT / "bench").rglob("*.py"))
     if now() < newest - 60:

@@ -1,4 +1,4 @@
-"""Which versions the tests passed with, and which ones are here."""
+"""Compares installed versions with those that the tests passed with."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OLDEST_PYTHON = (3, 11)
 
 
 class Expected(Spec):
-    """What all machines of a sweep should have. The driver's goes to the nodes."""
+    """The versions that all machines of a sweep should have. The driver sends them to the nodes."""
 
     python: tuple[int, int]
     requirements: tuple[str, ...]  # of our distribution, with the bounds that were tried
@@ -29,7 +29,7 @@ class Expected(Spec):
 
 
 def expected() -> Expected:
-    """As this installation says."""
+    """The versions of this installation."""
     return Expected(
         python=(sys.version_info.major, sys.version_info.minor),
         requirements=tuple(_requirements()),
