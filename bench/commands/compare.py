@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from bench.commands.options import AsJson, console
+from bench.commands.options import AsJson, PluginsDir, console, know_metrics
 from bench.schema.validation import ConfigError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def compare(
     ],
     second: Annotated[str, typer.Argument(metavar="OTHER", help="what is judged, in the same form")],
     metric: Annotated[str | None, typer.Option(help="score that the verdict is about; default: the first")] = None,
+    plugins_dir: PluginsDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Say whether OTHER is better or worse than REFERENCE, with intervals.
@@ -37,6 +38,7 @@ def compare(
     and a file of published numbers. Exit codes: 0 nothing is shown to be worse, 1 something is worse beyond chance,
     2 bad input, 3 too few seeds to tell.
     """
+    know_metrics(plugins_dir)
     try:
         found, left_over = _compared(first, second, metric)
     except ValueError as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from bench.commands.options import AsJson, ResultsDir, Settings, console
+from bench.commands.options import AsJson, PluginsDir, ResultsDir, Settings, console
 from bench.config.shipped import sweep_path
 from bench.schema.validation import ConfigError
 
@@ -36,6 +36,7 @@ def doctor(
         str | None, typer.Option(help="of a Ray cluster: auto, host:port or ray://host:port; default: a local one")
     ] = None,
     results: ResultsDir = Path("results"),
+    plugins_dir: PluginsDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Look whether trials can run here, and on a cluster. Exit code 1 if there is a problem; warnings leave it 0."""
@@ -47,7 +48,7 @@ def doctor(
     if address not in (None, "auto"):
         parse_address(address)
     found = []
-    for finding in chain(_findings(address, results), _of_tokens(sweep_file, settings)):
+    for finding in chain(_findings(address, results), _of_tokens(sweep_file, settings, plugins_dir)):
         found.append(finding)
         if not as_json:
             console.print(_line(finding), soft_wrap=True)
@@ -76,14 +77,14 @@ def _findings(address: str | None, results: Path) -> Iterator[Finding]:
     yield from look_at_cluster(address, wanted)
 
 
-def _of_tokens(sweep_file: Path | None, settings: list[str] | None) -> Iterator[Finding]:
+def _of_tokens(sweep_file: Path | None, settings: list[str] | None, plugins_dir: Path | None) -> Iterator[Finding]:
     """Check the tokens of a sweep's base models on its tasks."""
     if sweep_file is None:
         return
     from bench.commands.options import read_stages
     from bench.doctor.tokens import check_tokens_of
 
-    yield from check_tokens_of(read_stages(sweep_file, settings)[1].known_trials())
+    yield from check_tokens_of(read_stages(sweep_file, settings, plugins_dir)[1].known_trials())
 
 
 def has_ray() -> bool:

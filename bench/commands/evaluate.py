@@ -16,7 +16,7 @@ from bench.commands.options import (
     HostsFile,
     LauncherName,
     LauncherSettings,
-    MethodsDir,
+    PluginsDir,
     ResultsDir,
     RuntimeEnv,
     Settings,
@@ -63,7 +63,7 @@ def evaluate(
     host_command: HostCommand = None,
     launcher_option: LauncherSettings = None,
     settings: Settings = None,
-    methods_dir: MethodsDir = None,
+    plugins_dir: PluginsDir = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="score again what failed")] = False,
 ) -> None:
     """Score an adapter, a model or the base model on a sweep's task, without training: a row beside the sweep's.
@@ -90,14 +90,14 @@ def evaluate(
         raise ConfigError("--label names one row: give one RESULT with it")
     sweep = load_sweep(sweep_file, settings or ())
     try:
-        if methods_dir is not None:
-            use_folder(methods_dir)
-        made = Evaluations(sweep, RegistryResolver(methods_dir), [setting_value(one)[0] for one in settings or ()])
+        if plugins_dir is not None:
+            use_folder(plugins_dir)
+        made = Evaluations(sweep, RegistryResolver(plugins_dir), [setting_value(one)[0] for one in settings or ()])
         trials = [made.of_stored(path, shots, seed, label) for path in stored or ()] or [made.of_base(shots, seed)]
     except (PluginError, ValueError) as error:
         raise ConfigError(f"{sweep_file}: {error}") from error
     store = Store(results / sweep.name)
-    targets = [target for trial in trials for target in (trial.method.target, trial.task.target)]
+    targets = [part.target for trial in trials for _, part in trial.resolved]
     with store.locked():
         of_sweep = read_status(store.root)
         with RoundRunner(

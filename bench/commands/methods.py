@@ -13,7 +13,8 @@ import yaml
 from rich.table import Table
 from rich.text import Text
 
-from bench.commands.options import AsJson, MethodsDir, console
+from bench.commands.options import AsJson, PluginsDir, console
+from bench.commands.projects import Into, NewName, announce_project
 from bench.config.load import setting_value
 from bench.schema.validation import ConfigError, validated
 
@@ -26,16 +27,16 @@ MethodName = Annotated[str, typer.Argument(help="a name that 'tuneoff methods' l
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="show this method's settings", metavar="[NAME]")] = None,
-    methods_dir: MethodsDir = None,
+    plugins_dir: PluginsDir = None,
     as_json: AsJson = False,
 ) -> None:
     """List the methods that sweeps can name, or show the settings of one."""
     if name is not None:
-        _show(name, methods_dir, as_json)
+        _show(name, plugins_dir, as_json)
         return
     from bench.commands.catalogue import print_listing
 
-    print_listing("method", as_json, methods_dir)
+    print_listing("method", as_json, plugins_dir)
 
 
 def check_method(
@@ -45,7 +46,7 @@ def check_method(
         list[str] | None,
         typer.Option("--family", help="family of tiny models, instead of gpt2, llama and t5; may repeat"),
     ] = None,
-    methods_dir: MethodsDir = None,
+    plugins_dir: PluginsDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Check on tiny models that a method keeps the contract.
@@ -58,7 +59,7 @@ def check_method(
 
     if unknown := sorted(set(families or ()) - FAMILIES.keys()):
         raise ConfigError(f"--family {unknown[0]}: there are {', '.join(FAMILIES)}")
-    method_class = _load(name, methods_dir)[1]
+    method_class = _load(name, plugins_dir)[1]
     config = validated(method_class.Config, dict(map(setting_value, settings or ())), f"method {name}: config")
     found = list(verdicts(method_class, config, families or CORE_FAMILIES))
     if as_json:
@@ -68,25 +69,12 @@ def check_method(
     raise typer.Exit(0 if keeps_contract(found) else 1)
 
 
-def new_method(
-    name: Annotated[str, typer.Argument(help="of the method and its module: small letters, digits, _")],
-    into: Annotated[Path, typer.Option("--into", help="folder that gets the project's folder")] = Path(),
-) -> None:
+def new_method(name: NewName, into: Into = Path()) -> None:
     """Write a plugin project that works: entry point, method and test, to be changed into your method."""
-    from bench.conformance.project_template import write_project
-
-    folder = write_project(name, into)
-    console.print(f"{folder}: pyproject.toml, {name}.py, test_{name}.py", highlight=False)
-    console.print(f"try it: tuneoff check-method {name} --methods-dir {folder}", highlight=False, soft_wrap=True)
-    console.print(
-        f"use it: write '- {name}' under 'methods:' of a sweep, then: tuneoff run SWEEP.yaml --methods-dir {folder}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    console.print(f"or install it, for all sweeps: pip install --editable {folder}", highlight=False, soft_wrap=True)
+    announce_project("method", name, into)
 
 
-def _load(name: str, methods_dir: Path | None) -> tuple[str, type[Method]]:
+def _load(name: str, plugins_dir: Path | None) -> tuple[str, type[Method]]:
     """The target and class of a method.
 
     Raises:
@@ -95,7 +83,7 @@ def _load(name: str, methods_dir: Path | None) -> tuple[str, type[Method]]:
     from bench.plugins.registry import load_method, resolve
 
     try:
-        target = resolve("method", name, methods_dir)
+        target = resolve("method", name, plugins_dir)
         return target, load_method(target)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -146,13 +134,13 @@ def _reasons(found: list[Verdict], families: list[str]) -> list[str]:
     return lines
 
 
-def _show(name: str, methods_dir: Path | None, as_json: bool) -> None:
+def _show(name: str, plugins_dir: Path | None, as_json: bool) -> None:
     from bench.commands.catalogue import settings_table
     from bench.plugins.registry import BUILT_IN, summary
     from bench.plugins.settings import settings_of
     from bench.plugins.source import plugin_source
 
-    target, method_class = _load(name, methods_dir)
+    target, method_class = _load(name, plugins_dir)
     source = plugin_source(target)
     settings = settings_of(method_class.Config)
     about = {

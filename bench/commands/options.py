@@ -32,8 +32,13 @@ ResultsDir = Annotated[Path, typer.Option("--results", help="folder that holds a
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="key.path=value, e.g. train.steps=10; may be repeated")
 ]
-MethodsDir = Annotated[
-    Path | None, typer.Option("--methods-dir", help="folder whose files are methods, each under the name of its file")
+PluginsDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--plugins-dir",
+        "--methods-dir",
+        help="folder whose files are methods, tasks or metrics, each under the name of its file",
+    ),
 ]
 LauncherName = Annotated[
     str,
@@ -76,7 +81,21 @@ def read_launcher(name: str, settings: list[str] | None, **options: Any) -> Laun
     return launcher_options(name, options)
 
 
-def read_stages(sweep_file: Path, settings: list[str] | None, methods_dir: Path | None = None) -> tuple[Sweep, Stages]:
+def know_metrics(plugins_dir: Path | None = None) -> None:
+    """Load the metrics of plugins, so that what records say of them can be tested.
+
+    Raises:
+        ConfigError: The folder cannot be used.
+    """
+    from bench.plugins.registry import load_metrics
+
+    try:
+        load_metrics(plugins_dir)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def read_stages(sweep_file: Path, settings: list[str] | None, plugins_dir: Path | None = None) -> tuple[Sweep, Stages]:
     """A sweep and its trials, stage by stage.
 
     Raises:
@@ -87,7 +106,7 @@ def read_stages(sweep_file: Path, settings: list[str] | None, methods_dir: Path 
 
     sweep = load_sweep(sweep_file, settings or ())
     try:
-        resolver = RegistryResolver(methods_dir)
+        resolver = RegistryResolver(plugins_dir)
         stages = Stages(sweep, resolver)
     except ValueError as error:
         raise ConfigError(f"{sweep_file}: {error}") from error

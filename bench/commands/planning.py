@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench.commands.options import AsJson, MethodsDir, Settings, SweepFile, console, read_stages
+from bench.commands.options import AsJson, PluginsDir, Settings, SweepFile, console, read_stages
 from bench.schema.validation import ConfigError
 from bench.store.records import Store
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def plan(
     sweep_file: SweepFile,
     settings: Settings = None,
-    methods_dir: MethodsDir = None,
+    plugins_dir: PluginsDir = None,
     device: Annotated[str, typer.Option(help="local, or a device of the table, e.g. h200")] = "local",
     devices: Annotated[int, typer.Option(min=1, help="how many there are")] = 1,
     price: Annotated[float | None, typer.Option(min=0.0, help="of one device for one hour")] = None,
@@ -33,7 +33,7 @@ def plan(
     from bench.plan.plan import plan as planned
     from bench.plan.plan import totals
 
-    sweep, stages = read_stages(sweep_file, settings, methods_dir)
+    sweep, stages = read_stages(sweep_file, settings, plugins_dir)
     chosen = _device(device, calibrate)
     try:
         trials = planned(stages.known_trials(), chosen)
@@ -49,11 +49,11 @@ def plan(
         console.print(line, highlight=False)
 
 
-def check_plan(sweep_file: SweepFile, settings: Settings = None, methods_dir: MethodsDir = None) -> None:
+def check_plan(sweep_file: SweepFile, settings: Settings = None, plugins_dir: PluginsDir = None) -> None:
     """Run one training step of every configuration here, and print forecasts beside measurements, in Markdown."""
     from bench.plan.check import check, markdown
 
-    sweep, stages = read_stages(sweep_file, settings, methods_dir)
+    sweep, stages = read_stages(sweep_file, settings, plugins_dir)
     print(markdown(sweep.name, list(check(stages.known_trials()))))  # noqa: T201 - to be redirected into a file
 
 

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from bench.commands.options import AsJson, console
+from bench.commands.options import AsJson, PluginsDir, console
 from bench.commands.tasks import TaskSettings, load_task_with
 from bench.schema.validation import ConfigError
 
@@ -36,6 +36,7 @@ def score(
     split: Annotated[Scored, typer.Option(help="split that was predicted")] = Scored.TEST,
     also: Annotated[list[str] | None, typer.Option("--metric", help="a metric beside the official ones")] = None,
     by_tag: Annotated[bool, typer.Option("--by-tag", help="a column for every tag")] = False,
+    plugins_dir: PluginsDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Score the texts of any system as the trials of a sweep are scored.
@@ -43,16 +44,15 @@ def score(
     The file has a line for each source of the split (or of the subset that --set asks for), in the order of the data;
     an empty line is an empty text.
     """
-    from bench.metrics.checks import check_scoring
     from bench.metrics.scoring import score_examples
+    from bench.plugins.registry import metrics_of
     from bench.tasks.splits import drawn_examples
 
-    loaded = load_task_with(task, settings)[1]
+    spec, loaded = load_task_with(task, settings, plugins_dir, also or ())
     try:
-        check_scoring(loaded.scoring, f"task {task}: scoring")
         examples = drawn_examples(loaded, split.value)
         texts = _lines(hypotheses, len(examples), split)
-        system = score_examples(examples, texts, loaded.scoring, also=also or ())
+        system = score_examples(examples, texts, loaded.scoring, also=loaded.config.metrics, known=metrics_of(spec))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     found = system.scores()

@@ -17,12 +17,13 @@ from bench.commands.options import (
     HostsFile,
     LauncherName,
     LauncherSettings,
-    MethodsDir,
+    PluginsDir,
     ResultsDir,
     RuntimeEnv,
     Settings,
     SweepFile,
     console,
+    know_metrics,
     read_launcher,
     read_stages,
 )
@@ -54,7 +55,7 @@ def run(
         typer.Option(help="keep a copy of the results there, and begin with what it holds: s3://..., file:///..."),
     ] = None,
     settings: Settings = None,
-    methods_dir: MethodsDir = None,
+    plugins_dir: PluginsDir = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="run failed trials again")] = False,
     tracker: Annotated[
         list[str] | None, typer.Option(help="tensorboard, wandb, mlflow or module:Class; may be repeated")
@@ -70,7 +71,7 @@ def run(
         hosts_file=hosts_file,
         host_command=host_command,
     )
-    sweep, stages = read_stages(sweep_file, settings, methods_dir)
+    sweep, stages = read_stages(sweep_file, settings, plugins_dir)
     published = published_files(sweep_file, sweep)
     store = Store(results / sweep.name)
     trackers = {**{name: {} for name in tracker or ()}, **sweep.trackers}
@@ -119,12 +120,14 @@ def report(
     everything: Annotated[
         bool, typer.Option("--all", help="also list what earlier versions of the sweep have left, apart")
     ] = False,
+    plugins_dir: PluginsDir = None,
 ) -> None:
     """Render the records of a sweep again."""
     if not (directory / "trials").is_dir():
         raise ConfigError(f"{directory}: no folder 'trials'; give the folder of one sweep, e.g. results/quickstart")
     for path in published or ():
         load_published(path)
+    know_metrics(plugins_dir)
     keep_published(directory, published or ())
     store = Store(directory)
     report_sweep(store, again=True, everything=everything)

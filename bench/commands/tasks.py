@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from bench.commands.options import AsJson, console
+from bench.commands.options import AsJson, PluginsDir, console
+from bench.commands.projects import Into, NewName, announce_project
 from bench.config.load import setting_value
 from bench.schema.validation import ConfigError
 
@@ -32,16 +35,17 @@ def tasks(
     model: Annotated[
         str | None, typer.Option(help="model whose tokens are counted; default: the embedded one, once it was used")
     ] = None,
+    plugins_dir: PluginsDir = None,
     as_json: AsJson = False,
 ) -> None:
     """List the tasks that sweeps can name, or show settings, counts, licence, examples and lengths of one."""
     if name is None:
         from bench.commands.catalogue import print_listing
 
-        print_listing("task", as_json)
+        print_listing("task", as_json, plugins_dir)
         return
     try:
-        _show(name, settings, model, as_json)
+        _show(name, settings, model, plugins_dir, as_json)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -53,27 +57,29 @@ def check_task(
         str | None,
         typer.Option(help="model whose tokens are tried on references; default: the embedded one, once it was used"),
     ] = None,
+    plugins_dir: PluginsDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Check that a task keeps what sweeps rely on, and that a model can say it; exit code 1 if not."""
+    from bench.commands.catalogue import print_verdicts
     from bench.conformance.task_checks import verdicts
+    from bench.plugins.registry import metrics_of
 
-    found = list(verdicts(load_task_with(name, settings)[1], _model(model)))
-    if as_json:
-        console.print_json(json.dumps([vars(verdict) for verdict in found]))
-    else:
-        table = Table(title=f"the contract of tasks: {name}")
-        for heading in ("check", "", "reason"):
-            table.add_column(heading, overflow="fold")
-        for verdict in found:
-            style = {"pass": "green", "warn": "yellow", "fail": "bold red"}[verdict.outcome]
-            table.add_row(verdict.check, Text(verdict.outcome, style=style), Text(verdict.reason))
-        console.print(table)
+    spec, task = load_task_with(name, settings, plugins_dir)
+    found = list(verdicts(task, _model(model), metrics_of(spec)))
+    print_verdicts(f"the contract of tasks: {name}", found, as_json)
     raise typer.Exit(1 if any(verdict.outcome == "fail" for verdict in found) else 0)
 
 
-def load_task_with(name: str, settings: list[str] | None) -> tuple[TaskSpec, Task]:
-    """A task with settings ``key=value``.
+def new_task(name: NewName, into: Into = Path()) -> None:
+    """Write a plugin project that works: entry point, task, data and test, to be changed into your task."""
+    announce_project("task", name, into)
+
+
+def load_task_with(
+    name: str, settings: list[str] | None, plugins_dir: Path | None = None, metrics: Sequence[str] = ()
+) -> tuple[TaskSpec, Task]:
+    """A task with settings ``key=value``, and metrics beside those that it names.
 
     Raises:
         ConfigError: It is not known, or a setting is invalid.
@@ -82,18 +88,21 @@ def load_task_with(name: str, settings: list[str] | None) -> tuple[TaskSpec, Tas
     from bench.plugins.registry import make_task
 
     try:
-        spec = RegistryResolver().task(name, dict(map(setting_value, settings or ())))
+        config = dict(map(setting_value, settings or ()))
+        if metrics:
+            config["metrics"] = [*config.get("metrics", ()), *metrics]
+        spec = RegistryResolver(plugins_dir).task(name, config)
         return spec, make_task(spec)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
-def _show(name: str, settings: list[str] | None, model: str | None, as_json: bool) -> None:
+def _show(name: str, settings: list[str] | None, model: str | None, plugins_dir: Path | None, as_json: bool) -> None:
     from bench.commands.task_overview import overview
     from bench.plugins.registry import load_task, resolve, summary
     from bench.plugins.settings import settings_of
 
-    task_class = load_task(resolve("task", name))
+    task_class = load_task(resolve("task", name, plugins_dir))
     described = settings_of(task_class.Config)
     about: dict[str, Any] = {
         "name": name,
@@ -102,7 +111,7 @@ def _show(name: str, settings: list[str] | None, model: str | None, as_json: boo
         "licence": ": ".join(filter(None, (task_class.licence, task_class.licence_note))),
         "scores": list(task_class.scoring.metrics),
     }
-    task = _loadable(name, settings, [setting.name for setting in described if setting.required])
+    task = _loadable(name, settings, plugins_dir, [setting.name for setting in described if setting.required])
     found = None if task is None else overview(task, *_tokenizer(model))
     if as_json:
         holds = None if found is None else asdict(found)
@@ -119,12 +128,12 @@ def _show(name: str, settings: list[str] | None, model: str | None, as_json: boo
         _print_overview(found)
 
 
-def _loadable(name: str, settings: list[str] | None, required: list[str]) -> Task | None:
+def _loadable(name: str, settings: list[str] | None, plugins_dir: Path | None, required: list[str]) -> Task | None:
     """The task, or None where it needs settings of which none are given, so that its settings alone can be shown."""
     given = {setting.partition("=")[0] for setting in settings or ()}
     if not given and required:
         return None
-    return load_task_with(name, settings)[1]
+    return load_task_with(name, settings, plugins_dir)[1]
 
 
 def _tokenizer(model: str | None) -> tuple[Any, Any]:

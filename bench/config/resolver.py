@@ -8,11 +8,22 @@ from functools import partial
 from pathlib import Path
 
 from bench.config.resolved_methods import Resolved, ResolvedMethods
+from bench.metrics import METRICS
 from bench.models import model_files
-from bench.plugins.registry import load_method, load_task, make_method, make_task, resolve
+from bench.plugins.registry import (
+    RegistryError,
+    load_method,
+    load_metric,
+    load_task,
+    make_method,
+    make_task,
+    metrics_of,
+    resolve,
+    resolve_all,
+)
 from bench.plugins.source import plugin_source
 from bench.schema.search_space import SearchSpace
-from bench.schema.trial import JsonDict, MethodSpec, ModelSpec, ResourceSpec, TaskSpec
+from bench.schema.trial import JsonDict, MethodSpec, MetricSpec, ModelSpec, ResourceSpec, TaskSpec
 from bench.schema.validation import ConfigError, validated
 from bench.task import Task, TaskError
 from bench.tasks.hub_commits import HubError, commit_of
@@ -22,13 +33,13 @@ class RegistryResolver:
     """Resolves with the registries of methods and tasks. Data and weights are hashed once for all trials.
 
     Args:
-        methods_dir: A folder whose files are methods too.
+        plugins_dir: A folder whose files are methods, tasks and metrics too.
     """
 
-    def __init__(self, methods_dir: Path | None = None) -> None:
-        self.methods_dir = methods_dir
+    def __init__(self, plugins_dir: Path | None = None) -> None:
+        self.plugins_dir = plugins_dir
         self._kept = ResolvedMethods()
-        self._target = functools.cache(partial(resolve, "method", methods_dir=methods_dir))
+        self._target = functools.cache(partial(resolve, "method", plugins_dir=plugins_dir))
         self._whose = functools.cache(_whose)
         self._said: dict[str, tuple[JsonDict, Resolved]] = {}  # by target and all settings
 
@@ -50,7 +61,7 @@ class RegistryResolver:
 
     def task(self, name: str, config: JsonDict) -> TaskSpec:
         """A task with all its settings; its files must be there."""
-        return _task(name, json.dumps(config))
+        return _task(name, json.dumps(config), self.plugins_dir)
 
     def stop(self, task: TaskSpec) -> tuple[str, ...]:
         """The strings that end a prediction of a task, unless a sweep names others."""
@@ -111,8 +122,8 @@ def _said_key(method: MethodSpec) -> str:
 
 
 @functools.cache
-def _task(name: str, config: str) -> TaskSpec:
-    target = resolve("task", name)
+def _task(name: str, config: str, plugins_dir: Path | None) -> TaskSpec:
+    target = resolve("task", name, plugins_dir)
     task_class = load_task(target)
     settings = validated(task_class.Config, json.loads(config), f"task {name}")
     try:
@@ -120,23 +131,50 @@ def _task(name: str, config: str) -> TaskSpec:
     except TaskError as error:
         raise ConfigError(f"task {name}: {error}") from error
     task = task_class(settings)
-    _check_scores(task, name)
-    return TaskSpec(
+    metrics = _metrics(task, name, plugins_dir)
+    called = {metric.target: metric.name for metric in metrics}
+    asked = {"metrics": [called.get(one, one) for one in settings.metrics]} if metrics else {}
+    spec = TaskSpec(
         name=name.rpartition(":")[2],
         target=target,
-        config=settings.model_dump(mode="json"),
+        config=settings.model_dump(mode="json") | asked,
         data_sha256=task.data_sha256(),
+        plugin_metrics=metrics,
         **_whose(target),
     )
+    _check_scoring(spec, name)
+    return spec
 
 
-def _check_scores(task: Task, name: str) -> None:
-    """Every command that reads a task finds out here whether its metrics and settings of scores are what there is."""
+def _metrics(task: Task, name: str, plugins_dir: Path | None) -> list[MetricSpec]:
+    """The metrics of plugins that a task, or its settings, name; that all names are known is seen here.
+
+    Raises:
+        ConfigError: One is unknown, or its class cannot be used.
+    """
+    found: dict[str, MetricSpec] = {}
+    for names, key in ((task.scoring.metrics, "scoring.metrics"), (task.config.metrics, "metrics")):
+        try:
+            for asked, target in resolve_all("metric", names, plugins_dir).items():
+                if target == METRICS.get(asked):
+                    continue
+                metric = load_metric(target, None if ":" in asked else asked)
+                made = MetricSpec(name=metric.name, target=target, **_whose(target))
+                if metric.name in METRICS or found.setdefault(metric.name, made) != made:
+                    other = found[metric.name].target if metric.name in found else "Tuneoff"
+                    raise RegistryError(  # noqa: TRY301
+                        f"the metrics {target!r} and that of {other} are both called {metric.name!r}; rename one"
+                    )
+        except (RegistryError, TypeError) as error:
+            raise ConfigError(f"task {name}: {key}: {error}") from error
+    return list(found.values())
+
+
+def _check_scoring(spec: TaskSpec, name: str) -> None:
+    """Every command that reads a task finds out here whether its settings of scores are what there is."""
     from bench.metrics.checks import check_scoring  # sacrebleu is not needed to list what there is
-    from bench.metrics.scoring import check_names
 
-    check_names(task.config.metrics, f"task {name}: metrics")
-    check_scoring(task.scoring, f"task {name}: scoring")
+    check_scoring(make_task(spec).scoring, f"task {name}: scoring", metrics_of(spec))
 
 
 def _whose(target: str) -> dict[str, str]:

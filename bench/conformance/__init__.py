@@ -1,5 +1,19 @@
-"""The contract of methods and tasks, which the tests of a plugin check."""
+"""The contract of methods, tasks and metrics, which the tests of a plugin check."""
 
-from bench.conformance.method_verdicts import Verdict, keeps_contract, verdicts
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench.conformance.method_verdicts import Verdict, keeps_contract, verdicts
 
 __all__ = ["Verdict", "keeps_contract", "verdicts"]
+
+
+def __getattr__(name: str) -> Any:
+    """What methods are checked with, which imports torch: checks of metrics do without."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from bench.conformance import method_verdicts
+
+    return getattr(method_verdicts, name)

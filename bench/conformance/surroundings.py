@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import math
-import os
 import random
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -19,22 +16,14 @@ import torch
 from torch import nn
 
 from bench import method
+from bench.conformance.process_settings import PROCESS_SETTINGS, Settings
 from bench.conformance.tiny_models import WordTokenizer
 from bench.models import architecture
 from bench.train import loss
 
 # The settings of a process: how each is read and put back.
-SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
-    "the environment (os.environ)": (lambda: dict(os.environ), lambda value: _set_environment(value)),
-    "the working directory": (os.getcwd, os.chdir),
-    "sys.path": (lambda: list(sys.path), lambda value: sys.path.__setitem__(slice(None), value)),
-    "warnings.filters": (
-        lambda: list(warnings.filters),
-        lambda value: setattr(warnings, "filters", value),
-    ),
-    "the recursion limit": (sys.getrecursionlimit, sys.setrecursionlimit),
-    "whether garbage is collected": (gc.isenabled, lambda value: gc.enable() if value else gc.disable()),
-    "numpy's treatment of errors": (numpy.geterr, lambda value: numpy.seterr(**value)),
+SETTINGS: Settings = {
+    **PROCESS_SETTINGS,
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "torch's default device": (torch.get_default_device, torch.set_default_device),
     "torch's number of threads": (torch.get_num_threads, torch.set_num_threads),
@@ -61,11 +50,6 @@ SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
         lambda value: _set_attention(*value),
     ),
 }
-
-
-def _set_environment(value: dict[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(value)
 
 
 def _set_cudnn(benchmark: bool, deterministic: bool, enabled: bool) -> None:

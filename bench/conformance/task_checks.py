@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Literal
 
+from bench.conformance.check_verdict import CheckVerdict
 from bench.metrics.checks import check_metrics, doubts_of_tokenizer, imperfect
+from bench.metrics.known import BUILT_IN, Known
 from bench.metrics.metric import MetricError
 from bench.metrics.scoring import score_examples
 from bench.models.text_ends import first_stop
@@ -21,21 +22,13 @@ from bench.tasks.splits import Splits, load_split
 SCORED = 20
 
 
-@dataclass(frozen=True)
-class TaskVerdict:
-    """What one check found."""
-
-    check: str
-    outcome: Literal["pass", "warn", "fail"]
-    reason: str = ""
-
-
-def verdicts(task: Task, model: ModelSpec | None = None) -> Iterator[TaskVerdict]:
+def verdicts(task: Task, model: ModelSpec | None = None, metrics: Known = BUILT_IN) -> Iterator[CheckVerdict]:
     """Run every check; one that fails does not keep the others from running, unless the data cannot be loaded.
 
     Args:
         task: With its settings.
         model: Whose tokens are tried on the references; None tries none.
+        metrics: Where its scores come from.
     """
     splits: Splits = {}
     for split in SPLITS:
@@ -43,36 +36,36 @@ def verdicts(task: Task, model: ModelSpec | None = None) -> Iterator[TaskVerdict
         try:
             splits[split] = load_split(task, split)
         except Exception as error:  # noqa: BLE001 - whatever a stranger's code raises is the reason of a failure
-            yield TaskVerdict(name, "fail", f"{type(error).__name__}: {error}")
+            yield CheckVerdict(name, "fail", f"{type(error).__name__}: {error}")
         else:
-            yield TaskVerdict(name, "pass")
+            yield CheckVerdict(name, "pass")
     for name, check in CHECKS.items():
         try:
-            remark = check(task, splits)
+            remark = check(task, splits, metrics)
         except Exception as error:  # noqa: BLE001 - as above
-            yield TaskVerdict(name, "fail", str(error) if isinstance(error, TaskError | MetricError) else f"{error!r}")
+            yield CheckVerdict(name, "fail", str(error) if isinstance(error, TaskError | MetricError) else f"{error!r}")
         else:
-            yield TaskVerdict(name, "pass", remark or "")
+            yield CheckVerdict(name, "pass", remark or "")
 
     if model is not None and splits:
         yield from _of_tokens(task, splits, model)
 
 
-def _of_tokens(task: Task, splits: Splits, model: ModelSpec) -> Iterator[TaskVerdict]:
+def _of_tokens(task: Task, splits: Splits, model: ModelSpec) -> Iterator[CheckVerdict]:
     try:
         findings = check_tokens(model, task, splits)
     except Exception as error:  # noqa: BLE001 - as above
-        yield TaskVerdict(
+        yield CheckVerdict(
             f"{model.path}: tokens", "fail", str(error) if isinstance(error, ValueError) else f"{error!r}"
         )
         return
     outcomes: dict[str, Literal["pass", "warn", "fail"]] = {"pass": "pass", "warning": "warn", "problem": "fail"}
     for finding in findings:
         reason = f"{finding.found}; {finding.remedy}" if finding.remedy else ""
-        yield TaskVerdict(finding.check, outcomes[finding.outcome], reason)
+        yield CheckVerdict(finding.check, outcomes[finding.outcome], reason)
 
 
-def _loads_the_same_twice(task: Task, splits: Splits) -> None:
+def _loads_the_same_twice(task: Task, splits: Splits, _: Known) -> None:
     again = type(task)(task.config)
     for split, examples in splits.items():
         if again.load(split) != examples:
@@ -81,7 +74,7 @@ def _loads_the_same_twice(task: Task, splits: Splits) -> None:
             )
 
 
-def _examples_are_whole(_: Task, splits: Splits) -> None:
+def _examples_are_whole(__: Task, splits: Splits, _: Known) -> None:
     for split, examples in splits.items():
         for example in examples:
             where = f"{split}: example {example.id!r}"
@@ -97,7 +90,7 @@ def _examples_are_whole(_: Task, splits: Splits) -> None:
                 raise TaskError(f"{where}: a tag is no text")
 
 
-def _references_hold_no_stop_string(task: Task, splits: Splits) -> None:
+def _references_hold_no_stop_string(task: Task, splits: Splits, _: Known) -> None:
     for split, examples in splits.items():
         for example in examples:
             stops = (first_stop(text.strip(), task.stop) for text in example.references)
@@ -109,7 +102,7 @@ def _references_hold_no_stop_string(task: Task, splits: Splits) -> None:
                 )
 
 
-def _sources_are_worded(_: Task, splits: Splits) -> None:
+def _sources_are_worded(__: Task, splits: Splits, _: Known) -> None:
     for split, examples in splits.items():
         for example in examples:
             parts = [part for fact in example.facts for part in fact] or [example.source]
@@ -133,7 +126,7 @@ def _as_python_writes_it(text: str) -> bool:
         return False
 
 
-def _hash_is_steady(task: Task, _: Splits) -> None:
+def _hash_is_steady(task: Task, __: Splits, _: Known) -> None:
     first, second = task.data_sha256(), type(task)(task.config).data_sha256()
     if first != second:
         raise TaskError("data_sha256 differs from call to call, so that no finished trial would be found again")
@@ -146,29 +139,30 @@ def _some(splits: Splits) -> list[Example]:
     return some
 
 
-def _official_scores_can_be_had(task: Task, splits: Splits) -> None:
+def _official_scores_can_be_had(task: Task, splits: Splits, metrics: Known) -> None:
     some = _some(splits)
-    check_metrics(task, some)
-    found = score_examples(some, [example.references[0] for example in some], task.scoring).scores()
+    check_metrics(task, some, known=metrics)
+    system = score_examples(some, [example.references[0] for example in some], task.scoring, known=metrics)
+    found = system.scores()
     for name in ("empty_rate", "repetition_rate"):
         if found.values[name] > 50:
             raise TaskError(f"the references themselves have a {name} of {found.values[name]:.0f} %")
 
 
-def _tokenizer_fits(task: Task, splits: Splits) -> str:
+def _tokenizer_fits(task: Task, splits: Splits, _: Known) -> str:
     wrong, better = doubts_of_tokenizer(task, _some(splits))
     if wrong:
         raise TaskError(" ".join(wrong))
     return " ".join(better)
 
 
-def _references_score_best(task: Task, splits: Splits) -> None:
-    if why := imperfect(task, _some(splits)):
+def _references_score_best(task: Task, splits: Splits, metrics: Known) -> None:
+    if why := imperfect(task, _some(splits), metrics):
         told = "; ".join(f"{name} {reason}" for name, reason in why.items())
         raise TaskError(f"references scored against themselves have {told}")
 
 
-CHECKS: dict[str, Callable[[Task, Splits], str | None]] = {
+CHECKS: dict[str, Callable[[Task, Splits, Known], str | None]] = {
     "loads the same twice": _loads_the_same_twice,
     "examples are whole": _examples_are_whole,
     "references hold no stop string": _references_hold_no_stop_string,

@@ -12,7 +12,7 @@ from bench.models.token_cache import read_split
 from bench.models.token_check import check_key, check_tokens
 from bench.models.tokens import tokenization
 from bench.plan.plan import planned_parameters
-from bench.plugins.registry import make_task
+from bench.plugins.registry import make_task, metrics_of
 from bench.schema.trial import DEFAULT_BRANCH, JsonDict, TrialSpec
 from bench.schema.validation import ConfigError
 from bench.task import Example, Split, Task
@@ -47,7 +47,7 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None], metrics: Se
         }.values():
             task, examples, found = _read(trial, say)
             read[trial.task.model_dump_json()] = task, examples
-            doubts = check_metrics(task, list(examples["dev"]), metrics)
+            doubts = check_metrics(task, list(examples["dev"]), metrics, metrics_of(trial.task))
             for line in _lines(trial, task, found, doubts):
                 if line not in told:  # several models, or several stages, say the same of a task
                     told[line] = None

@@ -15,7 +15,7 @@ from bench.config.load import Resolver, combinations, configure, expand
 from bench.driver.pace import Later
 from bench.metrics.checks import choosable
 from bench.metrics.scoring import meant
-from bench.plugins.registry import make_task
+from bench.plugins.registry import make_task, metrics_of
 from bench.schema.digests import sha256_of_json, slug
 from bench.schema.labels import names
 from bench.schema.same_answer import distinct
@@ -151,9 +151,9 @@ class Stages:
 
     @property
     def targets(self) -> list[str]:
-        """The classes of all methods and tasks."""
+        """The classes of all methods and tasks, and of metrics of plugins."""
         trials = self.plain if self.sweep.stages is None else [contender.final for contender in self.contenders]
-        return [target for trial in trials for target in (trial.method.target, trial.task.target)]
+        return [part.target for trial in trials for _, part in trial.resolved]
 
     def outlook(self) -> list[str]:
         """A line for each stage that says which trials it will run; :meth:`known_trials` names the first ones."""
@@ -267,7 +267,7 @@ class Stages:
         if tune is None or tune.metric == "dev_loss":
             return
         for spec in {one.final.task.model_dump_json(): one.final.task for one in self.contenders}.values():
-            known = ("dev_loss", *choosable(make_task(spec)))
+            known = ("dev_loss", *choosable(make_task(spec), metrics_of(spec)))
             if tune.metric not in known:
                 told = f"known: {', '.join(known)}{meant(tune.metric, known)}"
                 raise ConfigError(f"stages.tune.metric: there is no score {tune.metric!r}; {told}")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from pydantic import TypeAdapter, ValidationError
 
+from bench.metrics import METRICS
 from bench.metrics.known import BUILT_IN, Known
-from bench.metrics.metric import MetricError
+from bench.metrics.metric import Metric, MetricError
 from bench.metrics.remarks import advice_on_tokenizer, fit_of_tokenizer
 from bench.metrics.scoring import ALWAYS, check_names, measure
 from bench.metrics.texts import Texts, prepare
@@ -63,6 +65,9 @@ def check_metrics(
     if (lacking := missing(task.scoring.tokenize)) is not None:
         raise MetricError(f"task.tokenize: {lacking}")
     texts = _perfect(task, examples[:: -(-len(examples) // ENOUGH)])
+    for name in dict.fromkeys((*task.scoring.metrics, *task.config.metrics)):
+        if name not in METRICS:
+            try_metric(known[name], texts)
     for name, where in (
         *((one, "task.metrics") for one in task.config.metrics),
         *((one, "stages.tune.metric") for one in needed),
@@ -70,6 +75,31 @@ def check_metrics(
         if name in known and (reason := known[name](task.scoring).absent(texts)) is not None:
             raise MetricError(f"{where}: {name!r} cannot be had: {reason}")
     return [*fit_of_tokenizer(texts), *advice_on_tokenizer(texts)]
+
+
+def try_metric(metric_class: type[Metric], texts: Texts) -> None:
+    """Score texts by a metric of a stranger, whose faults are told before anything is trained.
+
+    Raises:
+        MetricError: It fails, or gives what is no finite number; what it says to be absent is nobody's fault.
+    """
+    name = metric_class.name
+    try:
+        metric = metric_class(texts.scoring)
+        if (lacking := metric.absent(texts)) is not None:
+            if not isinstance(lacking, str):
+                raise MetricError(f"absent gives {lacking!r}; it must give a reason or None")  # noqa: TRY301
+            return
+        measured = metric.measure(texts)
+        found = measured.over(range(len(texts)))
+    except MetricError:
+        raise
+    except Exception as error:
+        raise MetricError(f"the metric {name!r} fails: {type(error).__name__}: {error}") from error
+    if not math.isfinite(found):
+        raise MetricError(f"the metric {name!r} gives {found} for references scored against themselves")
+    if not (isinstance(measured.signature, str) and measured.signature.strip()):
+        raise MetricError(f"the metric {name!r} has the signature {measured.signature!r}; it must say what makes it up")
 
 
 def choosable(task: Task, known: Known = BUILT_IN) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
+import re
 from collections.abc import Iterator, Mapping
 
 from bench.metrics import METRICS
@@ -48,3 +50,17 @@ def _built_in(target: str) -> type[Metric]:
     module, _, name = target.partition(":")
     found: type[Metric] = getattr(importlib.import_module(module), name)
     return found
+
+
+def class_problem(metric: type[Metric]) -> str | None:
+    """What is wrong with the attributes of a class, of which each is what reports rely on; None where nothing is."""
+    name = getattr(metric, "name", None)
+    if not (isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9_]*", name)):
+        return f"its name is {name!r}; it must be a text of small letters, digits and _, e.g. 'my_score'"
+    direction = getattr(metric, "higher_is_better", "not set")
+    if direction is not None and not isinstance(direction, bool):
+        return f"its higher_is_better is {direction!r}; it must be True, False or None"
+    best = metric.best
+    if best is not None and (isinstance(best, bool) or not isinstance(best, int | float) or not math.isfinite(best)):
+        return f"its best is {best!r}; it must be the score of texts that equal their reference, or None"
+    return None

@@ -25,7 +25,8 @@ class _OfSacrebleu(Metric):
     """A metric of sacrebleu, which computes what is recorded; sums of the same statistics give intervals and tests."""
 
     def signature(self, texts: Texts) -> str:
-        metric, predictions, _ = corpus_metric(self.name, texts)
+        metric, predictions, references = corpus_metric(self.name, texts)
+        _statistics(metric, [""] * len(texts), references)  # so that it knows how many references there are
         return self._signature(metric, predictions, texts)
 
     def statistics(self, texts: Texts) -> Array:

@@ -1,8 +1,8 @@
-"""Name -> "module:Class" -> class, for methods and for tasks.
+"""Name -> "module:Class" -> class, for methods, tasks and metrics.
 
-Names come from the table of built-ins, from the entry points of installed packages, and for methods also from the files
-of a folder. A text of the form ``module:Class`` stands for itself. What is broken or ambiguous is an error when it is
-asked for by name; it never keeps others from being listed or used.
+Names come from the table of built-ins, from the entry points of installed packages, and from the files of a folder. A
+text of the form ``module:Class`` stands for itself. What is broken or ambiguous is an error when it is asked for by
+name; it never keeps others from being listed or used.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from bench.plugins.offers import Kind, kinds_of
 from bench.plugins.read_class import read_class
 from bench.plugins.source import missing, modules_in, use_folder
 from bench.schema.trial import MethodSpec, TaskSpec
@@ -25,11 +27,10 @@ from methods import METHODS
 
 if TYPE_CHECKING:
     from bench.method import Method
+    from bench.metrics import Metric
+    from bench.metrics.known import Known
 
-Kind = Literal["method", "task"]
-
-_TABLES: dict[Kind, dict[str, str]] = {"method": METHODS, "task": TASKS}
-_GROUPS: dict[Kind, str] = {"method": "tuneoff.methods", "task": "tuneoff.tasks"}
+GROUPS: dict[Kind, str] = {"method": "tuneoff.methods", "task": "tuneoff.tasks", "metric": "tuneoff.metrics"}
 BUILT_IN = "tuneoff"
 
 
@@ -38,28 +39,37 @@ class RegistryError(ValueError):
 
 
 @dataclass(frozen=True)
-class Known:
+class Offer:
     """A name that something offers."""
 
     name: str
     target: str
-    """``module:Class``, or of a file in a folder ``module``, whose one method is meant."""
+    """``module:Class``, or of a file in a folder ``module``, whose one class of the kind is meant."""
     origin: str
     """``tuneoff``, a distribution with its version, or a file."""
 
 
-def known(kind: Kind, methods_dir: Path | None = None) -> dict[str, list[Known]]:
+def known(kind: Kind, plugins_dir: Path | None = None, asked: Collection[str] = ()) -> dict[str, list[Offer]]:
     """All names with who offers them, built-in ones first; more than one offer is a clash. Imports no plugin.
+
+    Args:
+        kind: Of what.
+        plugins_dir: A folder whose files are plugins too, each of the kinds that its imports tell.
+        asked: Names whose files are offers of this kind whatever they import.
 
     Raises:
         PluginError: The folder cannot be used.
     """
-    offers = [Known(name, target, BUILT_IN) for name, target in _TABLES[kind].items()]
-    offers += [Known(point.name, point.value, _distribution(point)) for point in entry_points(group=_GROUPS[kind])]
-    if methods_dir is not None and kind == "method":
-        use_folder(methods_dir)
-        offers += [Known(path.stem, path.stem, str(path)) for path in modules_in(methods_dir.expanduser().resolve())]
-    found: dict[str, list[Known]] = {}
+    offers = [Offer(name, target, BUILT_IN) for name, target in table(kind).items()]
+    offers += [Offer(point.name, point.value, _distribution(point)) for point in entry_points(group=GROUPS[kind])]
+    if plugins_dir is not None:
+        use_folder(plugins_dir)
+        offers += [
+            Offer(path.stem, path.stem, str(path))
+            for path in modules_in(plugins_dir.expanduser().resolve())
+            if path.stem in asked or kind in kinds_of(path)
+        ]
+    found: dict[str, list[Offer]] = {}
     for offer in offers:
         rivals = found.setdefault(offer.name, [])
         if offer.target not in {rival.target for rival in rivals}:  # the metadata of a package may be found twice
@@ -67,47 +77,67 @@ def known(kind: Kind, methods_dir: Path | None = None) -> dict[str, list[Known]]
     return found
 
 
+def table(kind: Kind) -> dict[str, str]:
+    """Names of what Tuneoff ships, and their ``module:Class``."""
+    if kind == "metric":
+        from bench.metrics import METRICS  # imports numpy, which names of methods and tasks do not need
+
+        return METRICS
+    return METHODS if kind == "method" else TASKS
+
+
 def targets(kind: Kind) -> dict[str, str]:
     """Names of built-ins and installed packages and their ``module:Class``, without names that clash."""
     return {name: offers[0].target for name, offers in known(kind).items() if len(offers) == 1}
 
 
-def resolve(kind: Kind, name: str, methods_dir: Path | None = None) -> str:
+def resolve(kind: Kind, name: str, plugins_dir: Path | None = None) -> str:
     """The ``module:Class`` of a name; a text of that form stands for itself.
 
     Raises:
         RegistryError: The name is unknown, or two offer it.
         PluginError: The folder cannot be used.
     """
-    names = known(kind, methods_dir)
-    if ":" in name:
-        return name
-    if name not in names:
-        close = difflib.get_close_matches(name, names, n=3)
+    return resolve_all(kind, [name], plugins_dir)[name]
+
+
+def resolve_all(kind: Kind, names: Sequence[str], plugins_dir: Path | None = None) -> dict[str, str]:
+    """Several names as :func:`resolve` has them, with one look at what is installed."""
+    offered = known(kind, plugins_dir, names)
+    return {name: name if ":" in name else _resolved(kind, name, offered, plugins_dir) for name in names}
+
+
+def _resolved(kind: Kind, name: str, offered: dict[str, list[Offer]], plugins_dir: Path | None) -> str:
+    if name not in offered:
+        close = difflib.get_close_matches(name, offered, n=3)
         meant = f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
-        folder = "; names of files come from --methods-dir" if kind == "method" and methods_dir is None else ""
+        folder = "; names of files come from --plugins-dir" if plugins_dir is None else ""
         raise RegistryError(
-            f"there is no {kind} {name!r}{meant or '.'} Known: {', '.join(names)}. Names of plugins come from the "
+            f"there is no {kind} {name!r}{meant or '.'} Known: {', '.join(offered)}. Names of plugins come from the "
             f"metadata of installed packages (after a change of pyproject.toml, install again){folder}; "
             "'module:Class' works too"
         )
-    return _only(kind, names[name])
+    return _only(kind, offered[name])
 
 
 def _base(kind: Kind) -> type[Any]:
-    """The class that methods or tasks are subclasses of. That of methods imports torch, which names do not need."""
+    """The class that all of a kind are subclasses of. That of methods imports torch, which names do not need."""
     if kind == "task":
         return Task
+    if kind == "metric":
+        from bench.metrics import Metric
+
+        return Metric
     from bench.method import Method
 
     return Method
 
 
-def _only(kind: Kind, offers: list[Known]) -> str:
+def _only(kind: Kind, offers: list[Offer]) -> str:
     """The target of the one offer of a name.
 
     Raises:
-        RegistryError: There are several, or it is a file without exactly one method.
+        RegistryError: There are several, or it is a file without exactly one class of the kind.
     """
     if len(offers) > 1:
         rivals = " and by ".join(f"{offer.origin} ({offer.target})" for offer in offers)
@@ -119,16 +149,11 @@ def _only(kind: Kind, offers: list[Known]) -> str:
     return target if ":" in target else _class_in_file(kind, offers[0])
 
 
-def _class_in_file(kind: Kind, offer: Known) -> str:
+def _class_in_file(kind: Kind, offer: Offer) -> str:
     module = _import(kind, offer.target, offer.target)
-    classes = [
-        name
-        for name, value in vars(module).items()
-        if isinstance(value, type)
-        and issubclass(value, _base(kind))
-        and (value.__module__ == module.__name__ or value.__module__.startswith(f"{module.__name__}."))
-        and not (name.startswith("_") or inspect.isabstract(value))
-    ]
+    own = classes_in(kind, module)
+    # One that lacks something is what is meant where there is no other; loading it says what it lacks.
+    classes = [name for name, value in own.items() if not inspect.isabstract(value)] or list(own)
     if len(classes) != 1:
         count = ", ".join(classes) if classes else f"no subclass of {_base(kind).__name__}"
         raise RegistryError(
@@ -136,6 +161,18 @@ def _class_in_file(kind: Kind, offer: Known) -> str:
             f"hide it, or write '{offer.target}:Class'"
         )
     return f"{offer.target}:{classes[0]}"
+
+
+def classes_in(kind: Kind, module: ModuleType) -> dict[str, type[Any]]:
+    """The classes of a kind that a module, or a package, defines itself; without private ones."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, type)
+        and issubclass(value, _base(kind))
+        and (value.__module__ == module.__name__ or value.__module__.startswith(f"{module.__name__}."))
+        and not name.startswith("_")
+    }
 
 
 def load(kind: Kind, target: str) -> type[Any]:
@@ -154,6 +191,8 @@ def load(kind: Kind, target: str) -> type[Any]:
     found = getattr(module, class_name)
     if not (isinstance(found, type) and issubclass(found, base)):
         raise RegistryError(f"{target!r} is not a {kind}: it must be a subclass of {base.__name__}")
+    if lacking := sorted(getattr(found, "__abstractmethods__", ())):
+        raise RegistryError(f"the {kind} {target!r} cannot be used: its class lacks {', '.join(lacking)}")
     return found
 
 
@@ -170,7 +209,7 @@ def _import(kind: Kind, target: str, module_name: str) -> ModuleType:
 
 @dataclass(frozen=True)
 class Described:
-    """What a listing tells of a method or task; ``problem`` says why it cannot be used."""
+    """What a listing tells of a method, task or metric; ``problem`` says why it cannot be used."""
 
     name: str
     description: str
@@ -180,17 +219,17 @@ class Described:
     problem: str | None = None
 
 
-def describe(kind: Kind, methods_dir: Path | None = None) -> list[Described]:
-    """All known methods or tasks, with the first line of their docstring and their source, broken ones included."""
+def describe(kind: Kind, plugins_dir: Path | None = None) -> list[Described]:
+    """All that is known of a kind, broken ones included, with the first line of their docstring and their source."""
     found = []
-    for name, offers in known(kind, methods_dir).items():
+    for name, offers in known(kind, plugins_dir).items():
         origin = " and ".join(offer.origin for offer in offers)
         try:
             target = _only(kind, offers)
-            if target in _TABLES[kind].values() and (read := read_class(target)) is not None:
+            if target in table(kind).values() and (read := read_class(target)) is not None:
                 found.append(Described(name, *read, target, origin))
                 continue
-            loaded = load(kind, target)
+            loaded = load_metric(target, name) if kind == "metric" else load(kind, target)
         except RegistryError as error:
             found.append(Described(name, "", "", offers[0].target, origin, str(error)))
             continue
@@ -223,7 +262,66 @@ def load_task(target: str) -> type[Task]:
 def make_task(spec: TaskSpec) -> Task:
     """The task of a specification, with its settings; see :func:`load`."""
     task_class = load_task(spec.target)
-    return task_class(task_class.Config(**spec.config))
+    task = task_class(task_class.Config(**spec.config))
+    if spec.plugin_metrics:  # some may be named by their class
+        called = {metric.target: metric.name for metric in spec.plugin_metrics}
+        task.scoring = replace(task.scoring, metrics=tuple(called.get(name, name) for name in task.scoring.metrics))
+    return task
+
+
+def load_metric(target: str, name: str | None = None) -> type[Metric]:
+    """A metric's class; see :func:`load`. What this process reports can be tested by it from now on.
+
+    Args:
+        target: ``module:Class``.
+        name: What it was asked for by; None for the class itself.
+
+    Raises:
+        RegistryError: It cannot be had, is no sound metric, or calls itself otherwise.
+    """
+    from bench.metrics.known import LOADED, class_problem
+
+    metric = cast("type[Metric]", load("metric", target))
+    if (problem := class_problem(metric)) is not None:
+        raise RegistryError(f"the metric {target!r} cannot be used: {problem}")
+    if name is not None and name != metric.name:
+        raise RegistryError(
+            f"the metric {target!r} is offered as {name!r} and calls itself {metric.name!r}, under which its scores "
+            "would be found; give it one name"
+        )
+    if target != table("metric").get(metric.name):
+        LOADED[target] = metric
+    return metric
+
+
+def metrics_of(spec: TaskSpec) -> Known:
+    """The metrics that a task may be scored by: the built-in ones and those of plugins that it names."""
+    from bench.metrics.known import BUILT_IN as SHIPPED_METRICS
+    from bench.metrics.known import KnownMetrics
+
+    if not spec.plugin_metrics:
+        return SHIPPED_METRICS
+    return KnownMetrics({metric.name: load_metric(metric.target) for metric in spec.plugin_metrics})
+
+
+def load_metrics(plugins_dir: Path | None = None) -> None:
+    """Load all metrics of plugins that are known here, so that what their records say can be tested.
+
+    What is broken is left out: where a report needs it, it says so.
+
+    Raises:
+        PluginError: The folder cannot be used.
+    """
+    for offers in known("metric", plugins_dir).values():
+        for offer in offers:
+            if offer.origin == BUILT_IN:
+                continue
+            module = offer.target.partition(":")[0]
+            try:
+                for name in classes_in("metric", _import("metric", offer.target, module)):
+                    load_metric(f"{module}:{name}")
+            except RegistryError:
+                continue
 
 
 def _distribution(point: EntryPoint) -> str:

@@ -75,7 +75,7 @@ def _plugin_source(name: str) -> PluginSource:
     tops = [top]
     if not _is_site(folder):
         for each in tops:  # grows while it is walked: neighbours may have neighbours
-            tops.extend(path for path in _neighbours(each) if path not in tops)
+            tops.extend(path for path in neighbours(each) if path not in tops)
     return PluginSource(folder, (top, *sorted(tops[1:])), _distribution(name) or str(top))
 
 
@@ -89,7 +89,7 @@ def missing(name: str) -> str:
     """What to do about a module that is not there."""
     return (
         f"no module {name!r} can be found; install the package that has it, put its folder on PYTHONPATH, or give the "
-        "folder of its file with --methods-dir"
+        "folder of its file with --plugins-dir"
     )
 
 
@@ -105,7 +105,7 @@ def _is_site(folder: Path) -> bool:
     return folder in {Path(paths[key]).resolve() for key in ("purelib", "platlib", "stdlib")}
 
 
-def _neighbours(top: Path) -> Iterator[Path]:
+def neighbours(top: Path) -> Iterator[Path]:
     """Modules in the same folder that ``top`` imports by their absolute names."""
     for path in [top] if top.is_file() else sorted(top.rglob("*.py")):
         for name in sorted(_imported(path) - SHIPPED):
@@ -138,7 +138,7 @@ def use_folder(folder: Path) -> None:
     """
     folder = folder.expanduser().resolve()
     if not folder.is_dir():
-        raise PluginError(f"--methods-dir: there is no folder {str(folder)!r}")
+        raise PluginError(f"--plugins-dir: there is no folder {str(folder)!r}")
     for path in modules_in(folder, every=True):
         name = path.stem
         found = importlib.util.find_spec(name)
@@ -147,7 +147,7 @@ def use_folder(folder: Path) -> None:
         itself = found is not None and found.origin is None and _location(found) == folder
         if name in sys.stdlib_module_names or (found is not None and _location(found) != path and not itself):
             where = f" ({found.origin})" if found is not None and found.origin else ""
-            raise PluginError(f"--methods-dir: {path} would hide the module {name!r}{where}; give it another name")
+            raise PluginError(f"--plugins-dir: {path} would hide the module {name!r}{where}; give it another name")
     share([folder])
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))

@@ -17,6 +17,7 @@ from bench.method import Method
 from bench.metrics.scoring import score_examples, with_perplexity
 from bench.models.architecture import Pair
 from bench.models.tokens import Tokenization
+from bench.plugins.registry import metrics_of
 from bench.rank.context import RankContext, share_json
 from bench.rank.data import TrialData
 from bench.rank.stored import require_what_was_trained
@@ -167,7 +168,9 @@ class Scoring:
         truncated: Sequence[bool],
         loss: float,
     ) -> Scores:
-        system = score_examples(examples, predictions, task.scoring, truncated, task.config.metrics)
+        system = score_examples(
+            examples, predictions, task.scoring, truncated, task.config.metrics, metrics_of(self.spec.task)
+        )
         of_sources = [system.of_source(index) for index in range(len(examples))]
         write_predictions(self.context.outbox, examples, predictions, truncated, of_sources)
         return with_perplexity(system.scores(), loss, task.config.loss_references)

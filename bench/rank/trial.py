@@ -27,7 +27,7 @@ from bench.models.loaded import load_into, size_of
 from bench.models.masters import compute_in
 from bench.models.split_data import told_of
 from bench.models.token_check import lost_references
-from bench.plugins.registry import Kind, RegistryError, load, make_method
+from bench.plugins.registry import RegistryError, load, make_method
 from bench.plugins.source import PluginError, plugin_source
 from bench.rank.context import (
     RankContext,
@@ -52,7 +52,7 @@ from bench.schema.record import (
     RankCost,
     RankReport,
 )
-from bench.schema.trial import ResolvedSpec, TrialSpec
+from bench.schema.trial import TrialSpec
 from bench.store.outbox import member_prefix
 from bench.task import Split
 from bench.train.checkpoint import Checkpoints
@@ -97,8 +97,7 @@ def require_plugins(spec: TrialSpec) -> None:
     Raises:
         RegistryError: It has not. The message names plugin, node and remedy.
     """
-    parts: tuple[tuple[Kind, ResolvedSpec], ...] = (("method", spec.method), ("task", spec.task))
-    for kind, part in parts:
+    for kind, part in spec.resolved:
         if part.source_sha256 is None:
             continue
         where = f"node {platform.node()}: the {kind} {part.name!r} of {part.origin}"

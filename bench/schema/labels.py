@@ -27,6 +27,7 @@ OPAQUE: Mapping[str, Callable[[TrialSpec], object]] = {
     "task.data_sha256": lambda spec: spec.task.config.get("path"),
     "method.source_sha256": lambda spec: spec.method.origin,
     "task.source_sha256": lambda spec: spec.task.origin,
+    "task.plugin_metrics": lambda spec: ", ".join(metric.origin or "" for metric in spec.task.plugin_metrics),
 }
 # Keys with another title than their last part.
 TITLES = {
@@ -36,6 +37,7 @@ TITLES = {
     "task.data_sha256": "data",
     "method.source_sha256": "code",
     "task.source_sha256": "task.code",
+    "task.plugin_metrics": "metrics.code",
 }
 NULL = "null"
 LENGTHS = {"train.steps", "train.epochs"}

@@ -36,7 +36,7 @@ IDENTITY_VERSION = 2
 # How long a trial trains, and how often it is validated meanwhile.
 LENGTH_FIELDS = ("train.steps", "train.epochs", "train.evaluate_every_steps")
 # Settings that came after ids of this version had been given. They count where they are not what was done before.
-LATER_SETTINGS: dict[str, dict[str, Any]] = {"decode": {"stop": ["\n"]}}
+LATER_SETTINGS: dict[str, dict[str, Any]] = {"decode": {"stop": ["\n"]}, "task": {"plugin_metrics": []}}
 # Of a repository of the Hugging Face hub that is named without a revision.
 DEFAULT_BRANCH = "main"
 
@@ -265,10 +265,17 @@ class ResolvedSpec(Spec):
     source_sha256: str | None = Field(None, description="of a plugin's Python files; None: Tuneoff's own")
 
 
+class MetricSpec(ResolvedSpec):
+    """A metric of a plugin: the class that scores."""
+
+
 class TaskSpec(ResolvedSpec):
     """A task: the class that loads it."""
 
     data_sha256: str | None = Field(None, description="of the data files; stands for their paths in the identity")
+    plugin_metrics: list[MetricSpec] = Field(
+        default_factory=list, description="set by the driver: those of its metrics that Tuneoff does not ship"
+    )
 
 
 class MethodSpec(ResolvedSpec):
@@ -317,6 +324,14 @@ class TrialSpec(Spec):
     )
 
     @property
+    def resolved(self) -> tuple[tuple[Literal["method", "task", "metric"], ResolvedSpec], ...]:
+        """All that names of the sweep stand for, with its kind: method, task, and metrics of plugins."""
+        metrics: tuple[tuple[Literal["metric"], ResolvedSpec], ...] = tuple(
+            ("metric", metric) for metric in self.task.plugin_metrics
+        )
+        return (("method", self.method), ("task", self.task), *metrics)
+
+    @property
     def scored_model(self) -> ModelSpec:
         """The model whose weights are loaded: the base model, or the whole model that is scored in its place."""
         if self.loaded is None or self.loaded.form != "model":
@@ -355,6 +370,8 @@ class TrialSpec(Spec):
             del content["resources"][placement]
         for part in ("method", "task"):
             del content[part]["origin"]
+        for metric in content["task"]["plugin_metrics"]:
+            del metric["origin"]
         content["task"]["config"].pop("check_counts", None)
         for part, later in LATER_SETTINGS.items():
             for name, default in later.items():
@@ -373,6 +390,7 @@ class TrialSpec(Spec):
             content["task"]["config"].pop("test_examples", None)
             if self.scored_split is None:
                 del content["decode"]
+                content["task"].pop("plugin_metrics", None)
         if self.stage == "cost":
             del content["seed"], content["train"]["learning_rate"]
         if not self.repetition:

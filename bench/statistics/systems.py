@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.metrics.known import BUILT_IN
+from bench.metrics.known import BUILT_IN, LOADED
 from bench.metrics.metric import Array, Metric, checked_statistics, mean, with_values
 from bench.metrics.scoring import stored_scoring
 from bench.metrics.texts import prepare
 from bench.schema.record import Completed, TrialResult
-from bench.schema.trial import JsonDict
+from bench.schema.trial import JsonDict, MetricSpec
 from bench.statistics.differences import SeedStatistics
 from bench.store.predictions import read_predictions
 from bench.task import Scoring
@@ -120,7 +120,7 @@ class PairedSystems:
         """
         if any(metric not in one.scores.values for system in self.systems for one in system.completed.values()):
             return None  # absent in some record, with its reason
-        asked = BUILT_IN[metric](self._scoring) if metric in BUILT_IN else None
+        asked = self._metric(metric)
         if asked is not None and not asked.adds_up:
             return None
         of_sums = mean if asked is None else asked.score
@@ -131,11 +131,15 @@ class PairedSystems:
             for seed in seeds:
                 rows = system.predictions[seed]
                 of_rows = self._statistics(metric, asked, rows)
+                if of_rows is None and asked is None and metric in self._plugins:
+                    raise StatisticsError(self._not_loaded(metric))
                 if of_rows is None:
                     return None
                 recorded = system.completed[seed].scores.values[metric]
                 computed = float(of_sums(of_rows.sum(axis=0)))
                 if abs(computed - recorded) > TOLERANCE * max(1.0, abs(recorded)):
+                    if asked is None and metric in self._plugins:
+                        raise StatisticsError(self._not_loaded(metric))
                     if asked is None:
                         return None  # a score that has values of single sources, and is not their mean
                     raise StatisticsError(
@@ -153,6 +157,24 @@ class PairedSystems:
         if scores.scoring is not None:
             return stored_scoring(scores)
         return Scoring(lowercase="case:lc" in scores.signatures.get("bleu", "").split("|"))
+
+    @cached_property
+    def _plugins(self) -> dict[str, MetricSpec]:
+        """Metrics of plugins by name, of all systems."""
+        trials = [result.spec for system in self.systems for result in system.results]
+        return {metric.name: metric for trial in trials for metric in trial.task.plugin_metrics}
+
+    def _metric(self, name: str) -> Metric | None:
+        """A metric that this process knows; what a record names is not imported for that."""
+        found = LOADED.get(self._plugins[name].target) if name in self._plugins else BUILT_IN.get(name)
+        return None if found is None else found(self._scoring)
+
+    def _not_loaded(self, name: str) -> str:
+        metric = self._plugins[name]
+        return (
+            f"the metric {name} is a plugin ({metric.target}, of {metric.origin}) that is not known here; install it, "
+            "or give its folder with --plugins-dir"
+        )
 
     def _statistics(self, name: str, metric: Metric | None, rows: Sequence[JsonDict]) -> Array | None:
         """Of a mean over sources from the values that the rows hold, of other scores from the predictions."""

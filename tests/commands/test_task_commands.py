@@ -175,7 +175,7 @@ def test_score_any_file(tiny_task: Path, tmp_path: Path) -> None:
     assert "'train' is not one of 'test', 'dev'" in run(
         "score", "--task", "facts", "--split", "train", "--hypotheses", str(path), code=2
     )
-    with pytest.raises(ConfigError, match="there is no metric 'blue'; known: bleu"):
+    with pytest.raises(ConfigError, match=r"there is no metric 'blue'; did you mean 'bleu' or 'bleurt'\? Known: bleu"):
         path.write_text("x\n" * 6)
         run("score", *task, "--hypotheses", str(path), "--metric", "blue")
 

@@ -306,7 +306,7 @@ def test_check_method_tells_a_refusal_from_a_failure(methods_dir: Path, tuneoff:
         (("check-method", "prompt_tuning", "--set", "init"), "--set init: expected key.path=value"),
         (("check-method", "prompt_tuning", "--family", "bert"), "--family bert: there are gpt2, llama"),
         (("methods", "prompt_tunin"), "did you mean 'prompt_tuning'"),
-        (("methods", "--methods-dir", "/nowhere"), "--methods-dir: there is no folder '/nowhere'"),
+        (("methods", "--methods-dir", "/nowhere"), "--plugins-dir: there is no folder '/nowhere'"),
     ],
 )
 def test_bad_input_exits_with_2(arguments: tuple[str, ...], message: str, tuneoff: Callable[..., Done]) -> None:

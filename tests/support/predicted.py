@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
-from fakes import completed, record, trial
+from fakes import completed, record, trial, varied
 
 from bench.metrics.scoring import score_examples
+from bench.plugins.registry import metrics_of
 from bench.schema.record import Failed, TrialResult
-from bench.schema.trial import JsonDict, TrialSpec
+from bench.schema.trial import JsonDict, MetricSpec, TrialSpec
 from bench.store.records import Store
 from bench.task import Example, Scoring
 
@@ -60,7 +62,9 @@ def rows(quality: float, seed: str, sources: int = 24) -> list[JsonDict]:
 def write_trial(store: Store, spec: TrialSpec, of_rows: list[JsonDict], trains: bool = True) -> TrialResult:
     """A completed trial, scored as the worker scores, with its predictions beside it."""
     examples = [Example(row["id"], (), row["source"], tuple(row["references"]), tuple(row["tags"])) for row in of_rows]
-    system = score_examples(examples, [row["prediction"] for row in of_rows], Scoring(lowercase=True))
+    also = [metric.name for metric in spec.task.plugin_metrics]
+    texts = [row["prediction"] for row in of_rows]
+    system = score_examples(examples, texts, Scoring(lowercase=True), also=also, known=metrics_of(spec.task))
     of_rows = [{**row, "scores": system.of_source(number)} for number, row in enumerate(of_rows)]
     scores = system.scores()
     outcome = completed(trained=1000 if trains else 0, train=trains).model_copy(update={"scores": scores})
@@ -71,14 +75,18 @@ def write_trial(store: Store, spec: TrialSpec, of_rows: list[JsonDict], trains: 
 
 
 def write_sweep(
-    root: Path, qualities: dict[str, float], seeds: int = 5, failed: tuple[tuple[str, int], ...] = ()
+    root: Path,
+    qualities: dict[str, float],
+    seeds: int = 5,
+    failed: tuple[tuple[str, int], ...] = (),
+    metrics: Sequence[MetricSpec] = (),
 ) -> dict[str, list[TrialResult]]:
     """A sweep of methods that get this share of the words right; ``none`` trains nothing and has one seed."""
     store = Store(root)
     found: dict[str, list[TrialResult]] = {}
     for method, quality in qualities.items():
         for seed in range(seeds if method != "none" else 1):
-            spec = trial(method, seed=seed)
+            spec = varied(trial(method, seed=seed), task={"plugin_metrics": list(metrics)})
             if (method, seed) in failed:
                 store.root.mkdir(parents=True, exist_ok=True)
                 outcome = Failed(reason="diverged", phase="train", rank=0, message="nan")

@@ -1,0 +1,480 @@
+"""What every metric must keep. ``tuneoff check-metric`` and our tests run these checks, over metrics of strangers too.
+
+Imports no torch, so that a metric is checked in a second or two.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from bench.conformance.check_verdict import CheckVerdict
+from bench.conformance.process_settings import PROCESS_SETTINGS
+from bench.metrics.known import class_problem
+from bench.metrics.metric import Array, Measured, Metric, MetricError, checked_statistics
+from bench.metrics.texts import Texts, prepare
+from bench.task import Example, Scoring
+
+ROUNDING = 1e-9
+SCORED = 16  # sources of a sample; more would only take longer
+# Hash seeds of the two processes that have to agree.
+HASH_SEEDS = ("1", "2")
+ODD = (
+    "",
+    " ",
+    "?!",
+    "\U0001f642 \U0001f642",
+    "a",
+    "x " * 200,
+    "\u6211\u662f\u4eba\u3002",
+    "one\ntwo",
+    "1.0e-3 % \\boxed{7}",
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Sources that a metric is tried on.
+
+    Attributes:
+        name: For messages.
+        examples: With references, and facts of one form.
+        scoring: The settings.
+    """
+
+    name: str
+    examples: Sequence[Example]
+    scoring: Scoring = field(default_factory=Scoring)
+
+    def texts(self, predictions: Sequence[str], alone: bool = False) -> Texts:
+        """These predictions; ``alone`` leaves each source one reference."""
+        references = [one.references[:1] if alone else one.references for one in self.examples]
+        facts = [one.facts for one in self.examples]
+        return prepare(predictions, references, self.scoring, facts, [False] * len(predictions))
+
+    @property
+    def perfect(self) -> list[str]:
+        return [one.references[0] for one in self.examples]
+
+    @property
+    def odd(self) -> list[str]:
+        return [ODD[place % len(ODD)] for place in range(len(self.examples))]
+
+    @property
+    def damaged(self) -> dict[str, list[str]]:
+        """Worse predictions than perfect ones, by what was done to them."""
+        drawn = random.Random(1)
+        words = [text.split() for text in self.perfect]
+        return {
+            "the references of other sources": [*self.perfect[1:], self.perfect[0]],
+            "half of the words": [" ".join(some[: len(some) // 2]) for some in words],
+            "words in another order": [" ".join(drawn.sample(some, len(some))) for some in words],
+            "some other words": [" ".join("xyz" if drawn.random() < 0.3 else word for word in some) for some in words],
+            "no words": [""] * len(words),
+        }
+
+
+def samples() -> list[Sample]:
+    """The task that ships with Tuneoff, with triples, with slots, and with nothing but texts."""
+    from bench.tasks.facts.task import Facts
+
+    some = Facts(Facts.Config()).load("dev")[:SCORED]
+    few = some[: SCORED // 2]
+    slots = [Example(one.id, (("name", one.facts[0][0]), ("near", one.facts[0][2])), "", one.references) for one in few]
+    plain = [Example(one.id, (), one.source, one.references) for one in few]
+    return [Sample("facts", some), Sample("slots", slots), Sample("texts", plain)]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A metric and what it is tried on."""
+
+    metric_class: type[Metric]
+    all_samples: Sequence[Sample]
+    settings: dict[str, Any] = field(
+        default_factory=lambda: {name: read() for name, (read, _) in PROCESS_SETTINGS.items()}
+    )
+    """Of the process, before the metric was first asked for anything."""
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """Those that the metric can score."""
+        return [one for one in self.all_samples if self.made(one).absent(one.texts(one.perfect)) is None]
+
+    def made(self, sample: Sample) -> Metric:
+        return self.metric_class(sample.scoring)
+
+    def variants(self) -> Iterator[tuple[Sample, Metric, str, list[str]]]:
+        """Every sample with perfect, damaged and odd predictions."""
+        for sample in self.samples:
+            for name, predictions in {"perfect": sample.perfect, **sample.damaged, "odd texts": sample.odd}.items():
+                yield sample, self.made(sample), name, predictions
+
+
+def verdicts(metric_class: type[Metric], more: Sequence[Sample] = (), processes: bool = True) -> Iterator[CheckVerdict]:
+    """Run every check; one that fails does not keep the others from running, unless there is nothing to score.
+
+    Args:
+        metric_class: The metric.
+        more: Sources that it is tried on beside the shipped ones, e.g. of its own task.
+        processes: Whether other processes compare what they make of it.
+    """
+    subject = Subject(metric_class, [*samples(), *more])
+    for name, check in CHECKS.items():
+        if check is _same_in_other_processes and not processes:
+            continue
+        try:
+            with redirect_stdout(sys.stderr):
+                remark = check(subject)
+        except Exception as error:  # noqa: BLE001 - whatever a stranger's code raises is the reason of a failure
+            told = str(error) if isinstance(error, MetricError) else f"{type(error).__name__}: {error}"
+            yield CheckVerdict(name, "fail", told)
+            if check in (_class_is_whole, _can_be_had):
+                return
+        else:
+            yield CheckVerdict(name, "warn" if remark else "pass", remark or "")
+
+
+def _class_is_whole(subject: Subject) -> None:
+    if lacking := sorted(subject.metric_class.__abstractmethods__):
+        raise MetricError(f"the class lacks {', '.join(lacking)}")
+    if (problem := class_problem(subject.metric_class)) is not None:
+        raise MetricError(problem)
+    subject.made(subject.all_samples[0])
+
+
+def _can_be_had(subject: Subject) -> None:
+    reasons = {}
+    for sample in subject.all_samples:
+        found = subject.made(sample).absent(sample.texts(sample.perfect))
+        if found is not None and not (isinstance(found, str) and found.strip()):
+            raise MetricError(f"absent gives {found!r}; it must give None, or what is missing")
+        reasons[sample.name] = found
+    if not subject.samples:
+        told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise MetricError(f"nothing was checked, because it is absent everywhere ({told}); name data with --task")
+
+
+def _has_a_signature(subject: Subject) -> None:
+    for sample in subject.samples:
+        metric = subject.made(sample)
+        found = [metric.signature(sample.texts(texts)) for texts in (sample.perfect, sample.perfect, sample.odd)]
+        if not all(isinstance(one, str) and one.strip() and len(one.splitlines()) == 1 for one in found):
+            raise MetricError(f"the signature is {found[0]!r}; it must be one line that says what makes up the score")
+        if len(set(found)) > 1:
+            raise MetricError(f"the signature changes with the predictions, {found[0]!r} and {found[-1]!r}")
+
+
+def _statistics_are_a_table(subject: Subject) -> None:
+    if not subject.metric_class.adds_up:
+        return
+    widths: dict[str, int] = {}
+    for sample, metric, name, predictions in subject.variants():
+        rows = checked_statistics(metric, sample.texts(predictions))
+        if not np.isfinite(rows).all():
+            raise MetricError(f"statistics of {name} are not finite: {_first(rows, ~np.isfinite(rows).all(axis=1))}")
+        widths[f"{name} of {sample.name}"] = rows.shape[1]
+    if len(set(widths.values())) > 1:
+        raise MetricError(f"K, the number of statistics of a source, depends on the texts: {widths}")
+
+
+def _statistics_are_of_one_source(subject: Subject) -> None:
+    """Rows of a part are those of the whole, in whatever order."""
+    if not subject.metric_class.adds_up:
+        return
+    for sample, metric, name, predictions in subject.variants():
+        order = _shuffled(len(predictions))
+        chosen = order if subject.metric_class.of_all_sources else order[: len(order) // 2]
+        part = Sample(sample.name, [sample.examples[place] for place in chosen], sample.scoring)
+        whole = checked_statistics(metric, sample.texts(predictions))[chosen]
+        alone = checked_statistics(metric, part.texts([predictions[place] for place in chosen]))
+        differing = ~np.isclose(whole, alone, rtol=ROUNDING, atol=ROUNDING).all(axis=1)
+        if differing.any():
+            place = int(np.flatnonzero(differing)[0])
+            raise MetricError(
+                f"statistics of a source depend on the other sources or on their order: with {name} of {sample.name}, "
+                f"source {chosen[place]} has {_short(whole[place])} among all and {_short(alone[place])} among "
+                f"{len(chosen)}. Parts of the sources would be scored wrongly; where that is meant (how rare words "
+                "are), set of_all_sources = True"
+            )
+
+
+def _score_is_one_of_sums(subject: Subject) -> None:
+    """What is recorded is what tests and intervals are made of, for one sum and for many at once."""
+    for sample, metric, name, predictions in subject.variants():
+        texts = sample.texts(predictions)
+        measured = metric.measure(texts)
+        everything = range(len(predictions))
+        _require_equal(
+            measured.over(everything),
+            metric.measure(_reordered(sample, predictions)).over(everything),
+            f"the score of {name} depends on the order of the sources",
+        )
+        if measured.per_example is not None and len(measured.per_example) != len(predictions):
+            raise MetricError(f"there are {len(measured.per_example)} scores of {len(predictions)} single sources")
+        if metric.adds_up:
+            _require_of_sums(metric, checked_statistics(metric, texts), measured, name)
+
+
+def _require_of_sums(metric: Metric, rows: Array, measured: Measured, name: str) -> None:
+    drawn = np.random.default_rng(1).integers(len(rows), size=(6, len(rows)))
+    sums = np.stack([rows[chosen].sum(axis=0) for chosen in drawn])
+    at_once = np.asarray(metric.score(sums.reshape(2, 3, -1)))
+    if at_once.shape != (2, 3):
+        raise MetricError(
+            f"score gives {at_once.shape} for sums (2, 3, {rows.shape[1]}); it must give (2, 3), one number for each "
+            "sum: write sums[..., 0] for the first statistic, and axis=-1 for all of them"
+        )
+    for place, chosen in enumerate(drawn):
+        one = float(metric.score(sums[place]))
+        _require_equal(float(at_once.reshape(-1)[place]), one, f"score of {name} is another for several sums at once")
+        _require_equal(
+            measured.over(chosen.tolist()), one, f"the score of {name} is not what score makes of summed statistics"
+        )
+
+
+def _scores_are_finite(subject: Subject) -> None:
+    for sample, metric, name, predictions in subject.variants():
+        measured = metric.measure(sample.texts(predictions))
+        for place in range(len(predictions)):
+            alone = measured.per_example[place] if measured.per_example is not None else 0.0
+            for found in (measured.over([place]), alone):
+                if not math.isfinite(found):
+                    raise MetricError(
+                        f"the score of one source is {found} with {name}: {predictions[place][:40]!r} for "
+                        f"{sample.perfect[place][:40]!r}; of whatever texts, a score is a finite number"
+                    )
+
+
+def _references_score_best(subject: Subject) -> str | None:
+    best = subject.metric_class.best
+    for sample in subject.samples:
+        found = _score(subject.made(sample), sample.texts(sample.perfect, alone=True))
+        if best is not None:
+            _require_equal(found, float(best), "references scored against themselves do not score best")
+    return None
+
+
+def _damage_is_told(subject: Subject) -> str | None:
+    """Whether direction and best fit what damage does to a score."""
+    higher, best = subject.metric_class.higher_is_better, subject.metric_class.best
+    if higher is None:
+        return None
+    told = False
+    for sample in subject.samples:
+        metric = subject.made(sample)
+        perfect = _score(metric, sample.texts(sample.perfect, alone=True))
+        found = {name: _score(metric, sample.texts(texts, alone=True)) for name, texts in sample.damaged.items()}
+        changed = {name: value for name, value in found.items() if not _equal(value, perfect)}
+        better = {name: value for name, value in changed.items() if (value > perfect) == higher}
+        told |= bool(changed)
+        if better and (best is not None or len(better) == len(changed)):
+            name, value = next(iter(better.items()))
+            raise MetricError(
+                f"{name} in place of the references score {value:.6g}, the references {perfect:.6g}: with "
+                f"higher_is_better = {higher} the damaged texts are the better ones; is the direction wrong?"
+            )
+    return None if told else "nothing that was done to the texts changes the score"
+
+
+def _nothing_is_left_behind(subject: Subject) -> None:
+    for sample, metric, name, predictions in subject.variants():
+        with _left_behind(f"scoring {name}", subject.settings) as changed:
+            texts = sample.texts(predictions)
+            metric.absent(texts), metric.signature(texts)
+            metric.measure(texts).over(range(len(predictions)))
+        if changed:
+            raise MetricError(changed[0])
+
+
+@contextmanager
+def _left_behind(what: str, before: dict[str, Any]) -> Iterator[list[str]]:
+    """What a block changes of the process, which is put back; also what it has changed to the same before."""
+    changed: list[str] = []
+    original = _random_states()
+    for name, (read, put_back) in PROCESS_SETTINGS.items():
+        if read() != before[name]:
+            put_back(before[name])
+    _draw_anew()
+    states = _random_states()
+    try:
+        yield changed
+    finally:
+        for name, (read, put_back) in PROCESS_SETTINGS.items():
+            if read() != before[name]:
+                changed.append(f"{what} changes {name}; put back what you change")
+                put_back(before[name])
+        for name, (state, put_back) in _random_states().items():
+            if name in states and state != states[name][0]:
+                changed.append(
+                    f"{what} changes the random numbers of {name}, which others draw too; use a generator of your own "
+                    "with a fixed seed"
+                )
+            if name in original:
+                put_back(original[name][0])
+
+
+def _draw_anew() -> None:
+    """Random states that no seed of a metric leads to."""
+    random.seed("tuneoff check-metric")
+    np.random.seed(random.randrange(2**32))
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.manual_seed(random.randrange(2**32))
+
+
+def _random_states() -> dict[str, tuple[Any, Callable[[Any], Any]]]:
+    found: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+        "Python (random)": (random.getstate(), random.setstate),
+        "numpy (np.random)": (
+            json.dumps(np.random.get_state(legacy=False), default=lambda value: value.tolist()),
+            lambda state: np.random.set_state(json.loads(state)),
+        ),
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        found["torch"] = (
+            tuple(torch.random.get_rng_state().tolist()),
+            lambda state: torch.random.set_rng_state(torch.tensor(state, dtype=torch.uint8)),
+        )
+    return found
+
+
+def _input_stays(subject: Subject) -> None:
+    for sample, metric, name, predictions in subject.variants():
+        texts = sample.texts(predictions)
+        kept = copy.deepcopy(texts)
+        measured = metric.measure(texts)
+        first = measured.over(range(len(predictions)))
+        if texts != kept or vars(texts) != vars(kept):
+            raise MetricError(f"scoring {name} changes the texts, which other metrics read after it")
+        if metric.adds_up:
+            sums = checked_statistics(metric, texts)
+            before = sums.copy()
+            metric.score(sums)
+            if not np.array_equal(sums, before):
+                raise MetricError("score changes the sums that it is given; compute in arrays of your own")
+        _require_equal(measured.over(range(len(predictions))), first, f"the score of {name} is another the second time")
+
+
+def _same_again(subject: Subject) -> None:
+    first, second = fingerprint(subject), fingerprint(subject)
+    if first != second:
+        raise MetricError(f"the same texts have another score the second time: {_differing(first, second)}")
+
+
+def _same_in_other_processes(subject: Subject) -> str | None:
+    """A set or a hash in another order gives the same scores, on every machine and in every rank."""
+    found = subject.metric_class
+    if "<locals>" in found.__qualname__ or found.__module__ == "__main__":
+        return "not checked: no other process can import the class"
+    code = (
+        "import sys\nsys.path[:] = sys.argv[3:]\nfrom bench.conformance import metric_checks\n"
+        "metric_checks.print_fingerprint(*sys.argv[1:3])"
+    )
+    command = [sys.executable, "-c", code, found.__module__, found.__qualname__, *sys.path]
+    running = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in HASH_SEEDS
+    ]
+    told = [process.communicate() for process in running]
+    for process, (_, errors) in zip(running, told, strict=True):
+        if process.returncode:
+            raise MetricError(f"another process cannot score: {errors.strip().splitlines()[-1:]}")
+    first, second = (json.loads(output.splitlines()[-1]) for output, _ in told)
+    if first != second:
+        raise MetricError(
+            f"scores depend on the hash seed of the process, say on the order of a set: {_differing(first, second)}"
+        )
+    return None
+
+
+def print_fingerprint(module: str, name: str) -> None:
+    """The scores of a class on the shipped samples, for a process that started this one."""
+    import importlib
+
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    with redirect_stdout(sys.stderr):
+        scores = fingerprint(Subject(found, samples()))
+    print(json.dumps(scores))  # noqa: T201
+
+
+def fingerprint(subject: Subject) -> dict[str, float]:
+    """All scores of all variants."""
+    return {
+        f"{name} of {sample.name}": _score(metric, sample.texts(predictions))
+        for sample, metric, name, predictions in subject.variants()
+    }
+
+
+def _differing(first: dict[str, float], second: dict[str, float]) -> str:
+    name = next(name for name in first if first[name] != second.get(name))
+    return f"{name} get {first[name]!r} and {second.get(name)!r}"
+
+
+def _score(metric: Metric, texts: Texts) -> float:
+    return metric.measure(texts).over(range(len(texts)))
+
+
+def _reordered(sample: Sample, predictions: Sequence[str]) -> Texts:
+    order = _shuffled(len(predictions))
+    other = Sample(sample.name, [sample.examples[place] for place in order], sample.scoring)
+    return other.texts([predictions[place] for place in order])
+
+
+def _shuffled(number: int) -> list[int]:
+    return random.Random(1).sample(range(number), number)
+
+
+def _equal(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=ROUNDING, abs_tol=ROUNDING)
+
+
+def _require_equal(found: float, expected: float, problem: str) -> None:
+    if not _equal(found, expected):
+        raise MetricError(f"{problem}: {found:.10g} instead of {expected:.10g}")
+
+
+def _first(rows: Array, where: Any) -> str:
+    place = int(np.flatnonzero(where)[0])
+    return f"{_short(rows[place])} for source {place}"
+
+
+def _short(row: Array) -> str:
+    return f"[{', '.join(f'{value:.6g}' for value in row[:6])}{', ...' if len(row) > 6 else ''}]"
+
+
+CHECKS: dict[str, Callable[[Subject], str | None]] = {
+    "class is whole": _class_is_whole,
+    "can be had": _can_be_had,
+    "has a signature": _has_a_signature,
+    "statistics are a table": _statistics_are_a_table,
+    "statistics are of one source": _statistics_are_of_one_source,
+    "score is one of sums": _score_is_one_of_sums,
+    "scores are finite": _scores_are_finite,
+    "references score best": _references_score_best,
+    "damage is told": _damage_is_told,
+    "nothing is left behind": _nothing_is_left_behind,
+    "input stays": _input_stays,
+    "same again": _same_again,
+    "same in other processes": _same_in_other_processes,
+}
