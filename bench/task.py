@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +41,18 @@ class Example:
     """From coarse to fine, e.g. ``("unseen", "Artist", "2 triples")``. The first two divide the data into strata."""
 
 
+ANSWER_PATTERNS = ("last_number", "boxed", "choice")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Where a text has its answer, and how answers are compared. References are read in the same way."""
+
+    pattern: str
+    """One of :data:`ANSWER_PATTERNS`, or a regular expression, whose last match counts: its group, or the whole."""
+    normalise: Literal["number", "text"]
+
+
 @dataclass(frozen=True)
 class Scoring:
     """How a task is scored: its official metrics and the settings of its official script."""
@@ -63,11 +77,44 @@ class Scoring:
     """The program that TER equals: sacrebleu, or tercom 7.25 as the scripts of WebNLG and DART call it."""
     rouge_l: Literal["f1", "coco"] = "f1"
     """f1: of the package rouge-score; coco: recall weighs more (beta 1.2), words as the captioning scripts cut them."""
+    answer: Answer | None = None
+    """What accuracy is taken of; None: there is no such score."""
 
     @property
     def own_script(self) -> bool:
         """Whether an official script says how words are cut, so that ``tokenize`` has no say."""
         return self.bleu != "sacrebleu" or self.ter != "sacrebleu" or self.preparation != "none"
+
+
+class AnswerConfig(StrictNumbers):
+    """Answers inside texts, of which ``accuracy`` is the share that is right."""
+
+    pattern: str = Field(
+        description="where a text has its answer: last_number, boxed (TeX's \\boxed), choice (a letter from A to J), "
+        "or a regular expression with at most one group, of which the last match counts"
+    )
+    normalise: Literal["number", "text"] | None = Field(
+        None,
+        description="how answers are compared: as numbers (1,000 is 1000.0, 1/2 is 0.5) or as texts, without case, "
+        "space and punctuation around them; None: numbers for last_number, else texts",
+    )
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        if pattern in ANSWER_PATTERNS:
+            return pattern
+        if re.fullmatch(r"\w+", pattern) and (close := difflib.get_close_matches(pattern, ANSWER_PATTERNS, n=1)):
+            raise ValueError(f"there is no pattern {pattern!r}; did you mean {close[0]!r}?")
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        if groups > 1:
+            raise ValueError(
+                f"{pattern!r} has {groups} groups; leave one, which is the answer, and write the others (?:...)"
+            )
+        return pattern
 
 
 class TaskConfig(StrictNumbers):
@@ -92,6 +139,11 @@ class TaskConfig(StrictNumbers):
         None,
         description="how scores cut words, by sacrebleu's names: 13a, intl, zh, ja-mecab, ko-mecab, char, flores200, "
         "...; None is the task's own, which is 13a where no task says otherwise",
+    )
+    answer: AnswerConfig | None = Field(
+        None,
+        description="where texts have their answers, e.g. {pattern: last_number}: gives the score accuracy, ahead of "
+        "the scores of texts",
     )
     template: str = Field(
         "Data: {source}\nText:",
@@ -140,6 +192,11 @@ class Task(ABC):
                     "official script does, which cuts words itself; leave it out"
                 )
             self.scoring = replace(self.scoring, tokenize=config.tokenize)
+        if config.answer is not None:
+            told: AnswerConfig = config.answer
+            normalise = told.normalise or ("number" if told.pattern == "last_number" else "text")
+            metrics = tuple(dict.fromkeys(("accuracy", *self.scoring.metrics)))
+            self.scoring = replace(self.scoring, metrics=metrics, answer=Answer(told.pattern, normalise))
 
     @classmethod
     def pinned(cls, config: Any) -> Any:

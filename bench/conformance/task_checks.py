@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from bench.conformance.check_verdict import CheckVerdict
-from bench.metrics.checks import check_metrics, doubts_of_tokenizer, imperfect
+from bench.metrics.checks import answers_missing, check_metrics, doubts_of_tokenizer, imperfect
 from bench.metrics.known import BUILT_IN, Known
 from bench.metrics.metric import MetricError
 from bench.metrics.scoring import score_examples
@@ -162,12 +162,17 @@ def _references_score_best(task: Task, splits: Splits, metrics: Known) -> None:
         raise TaskError(f"references scored against themselves have {told}")
 
 
+def _references_have_answers(task: Task, splits: Splits, _: Known) -> str:
+    return " ".join(answers_missing(task, splits))
+
+
 CHECKS: dict[str, Callable[[Task, Splits, Known], str | None]] = {
     "loads the same twice": _loads_the_same_twice,
     "examples are whole": _examples_are_whole,
     "references hold no stop string": _references_hold_no_stop_string,
     "sources are worded": _sources_are_worded,
     "hash is steady": _hash_is_steady,
+    "references have answers": _references_have_answers,
     "official scores can be had": _official_scores_can_be_had,
     "tokenizer fits the references": _tokenizer_fits,
     "references score best": _references_score_best,

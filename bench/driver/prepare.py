@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bench.method import MethodError
-from bench.metrics.checks import check_metrics
+from bench.metrics.checks import answers_missing, check_metrics
 from bench.models import base
 from bench.models.split_data import told_of
 from bench.models.token_cache import read_split
@@ -47,7 +47,8 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None], metrics: Se
         }.values():
             task, examples, found = _read(trial, say)
             read[trial.task.model_dump_json()] = task, examples
-            doubts = check_metrics(task, list(examples["dev"]), metrics, metrics_of(trial.task))
+            doubts = answers_missing(task, examples)
+            doubts += check_metrics(task, list(examples["dev"]), metrics, metrics_of(trial.task))
             for line in _lines(trial, task, found, doubts):
                 if line not in told:  # several models, or several stages, say the same of a task
                     told[line] = None

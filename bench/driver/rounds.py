@@ -38,7 +38,7 @@ class RoundRunner:
         sweep: Its name.
         launcher: Makes the launcher, when the first trial needs it.
         console: Messages for people go there.
-        targets: The classes of all methods and tasks, and of metrics of plugins. Sources of plugins travel to the ranks.
+        targets: The classes of all methods, tasks and metrics of plugins. Sources of plugins travel to the ranks.
         retry_failed: Whether trials that failed in an earlier run are run again.
         trackers: Names of the trackers that hear of the trials, with their settings.
         mirror: URL of a copy of the results; None: no copy is kept.

@@ -31,6 +31,7 @@ METRICS: dict[str, str] = {
     "slot_error_rate": "bench.metrics.slots:SlotErrorRate",
     "entity_coverage": "bench.metrics.entities:EntityCoverage",
     "exact_match": "bench.metrics.form:ExactMatch",
+    "accuracy": "bench.metrics.answers:Accuracy",
     "length_ratio": "bench.metrics.form:LengthRatio",
     "empty_rate": "bench.metrics.form:EmptyRate",
     "truncated_rate": "bench.metrics.form:TruncatedRate",

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 from pydantic import TypeAdapter, ValidationError
 
 from bench.metrics import METRICS
+from bench.metrics.answers import without_answer
 from bench.metrics.known import BUILT_IN, Known
 from bench.metrics.metric import Metric, MetricError
 from bench.metrics.remarks import advice_on_tokenizer, fit_of_tokenizer
 from bench.metrics.scoring import ALWAYS, check_names, measure
 from bench.metrics.texts import Texts, prepare
 from bench.metrics.words import missing
-from bench.task import Example, Scoring, Task
+from bench.task import Example, Scoring, Split, Task
 
 SINGLE_REFERENCE = ("meteor", "ter")
 ENOUGH = 500  # examples, from all over a split, to see what references are like
@@ -100,6 +101,31 @@ def try_metric(metric_class: type[Metric], texts: Texts) -> None:
         raise MetricError(f"the metric {name!r} gives {found} for references scored against themselves")
     if not (isinstance(measured.signature, str) and measured.signature.strip()):
         raise MetricError(f"the metric {name!r} has the signature {measured.signature!r}; it must say what makes it up")
+
+
+def answers_missing(task: Task, splits: Mapping[Split, Sequence[Example]]) -> list[str]:
+    """Which references have no answer where the task looks for one, a sentence for each split.
+
+    Raises:
+        MetricError: Most of a split have none, so that accuracy would say nothing.
+    """
+    answer = task.scoring.answer
+    if answer is None:
+        return []
+    told = []
+    for split, examples in splits.items():
+        lacking = without_answer(examples, answer)
+        if not lacking:
+            continue
+        name, text = lacking[0]
+        found = (
+            f"{len(lacking):,} of {len(examples):,} sources of {split} have no reference with an answer by the pattern "
+            f"{answer.pattern!r} ({answer.normalise}), e.g. {name}: {text[-80:]!r}"
+        )
+        if 2 * len(lacking) > len(examples):
+            raise MetricError(f"task.answer: {found}; give a pattern that finds the answers of references")
+        told.append(f"{found}; whatever is written there counts as wrong")
+    return told
 
 
 def choosable(task: Task, known: Known = BUILT_IN) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ Field names carry their unit; ``None`` appears only where absence has a meaning.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -36,7 +37,11 @@ IDENTITY_VERSION = 2
 # How long a trial trains, and how often it is validated meanwhile.
 LENGTH_FIELDS = ("train.steps", "train.epochs", "train.evaluate_every_steps")
 # Settings that came after ids of this version had been given. They count where they are not what was done before.
-LATER_SETTINGS: dict[str, dict[str, Any]] = {"decode": {"stop": ["\n"]}, "task": {"plugin_metrics": []}}
+LATER_SETTINGS: dict[str, dict[str, Any]] = {
+    "decode": {"stop": ["\n"]},
+    "task": {"plugin_metrics": []},
+    "task.config": {"answer": None},
+}
 # Of a repository of the Hugging Face hub that is named without a revision.
 DEFAULT_BRANCH = "main"
 
@@ -374,9 +379,10 @@ class TrialSpec(Spec):
             del metric["origin"]
         content["task"]["config"].pop("check_counts", None)
         for part, later in LATER_SETTINGS.items():
+            place = functools.reduce(operator.getitem, part.split("."), content)
             for name, default in later.items():
-                if content[part].get(name) == default:
-                    content[part].pop(name)
+                if name in place and place[name] == default:
+                    del place[name]
         if self.task.data_sha256:
             content["task"]["config"].pop("path", None)
         if self.model.weights_sha256:

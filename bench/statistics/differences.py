@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.metrics.metric import Array, Score
+from bench.metrics.metric import Array, Score, mean
 from bench.statistics.bounds import Spread, joined, shaffer_multipliers, step_down
 from bench.statistics.estimates import FEWEST_SEEDS, Estimate, common_seeds
 from bench.statistics.resampling import (
     RESAMPLES,
     RESAMPLING_SEED,
     corpus_scores,
+    exact_paired_p_value,
     random_swaps,
     randomisation_p_value,
     sacrebleu_bootstrap,
@@ -41,7 +42,7 @@ class Difference:
     seeds: int  # pairs of seeds
     standard_error: float  # over seeds and sources; over sources alone with a single pair of seeds
     p_value: float | None  # chance that equal methods differ as much, by the spread of these two alone; uncorrected
-    p_randomisation: float  # for these trained models: over sources alone, by approximate randomisation; uncorrected
+    p_randomisation: float  # for these trained models: over sources alone, by resamples or exactly; uncorrected
     p_adjusted: float | None = None  # over all pairs of the comparison; None with a single pair of seeds
     p_sacrebleu_bootstrap: float | None = None  # by sacrebleu's own formula, where it was asked for
 
@@ -171,15 +172,19 @@ class PairedTests:
                 standard_error=float(from_all.standard_error[place]),
                 p_value=float(own[place]) if seeds[place] > 1 else None,
                 p_adjusted=float(adjusted[place]) if seeds[place] > 1 else None,
-                p_randomisation=randomisation_p_value(
-                    pair.first.statistics, pair.second.statistics, self.swaps, self.score
-                ),
+                p_randomisation=self._of_these_models(pair),
                 p_sacrebleu_bootstrap=None
                 if self.bootstrap is None
                 else self.bootstrap(pair.first.statistics, pair.second.statistics),
             )
             for place, pair in enumerate(pairs)
         ]
+
+    def _of_these_models(self, pair: _Pair) -> float:
+        """Whether the trained models differ on other sources: exactly where that can be told, else by resamples."""
+        first, second = pair.first.statistics, pair.second.statistics
+        exact = exact_paired_p_value(first, second) if self.score is mean else None
+        return randomisation_p_value(first, second, self.swaps, self.score) if exact is None else exact
 
     def _method(self, one: SeedStatistics) -> _Method:
         scores, influences = corpus_scores(one.values, self.score), jackknife(one.values, self.score)

@@ -5,7 +5,9 @@ R resamples, S seeds, M sources, K statistics of a source.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +79,26 @@ def randomisation_p_value(first: Array, second: Array, swaps: Array, score: Scor
     swapped_first = score(second.sum(axis=-2) + moved)
     swapped_second = score(first.sum(axis=-2) - moved)
     return _p_value(np.abs((swapped_first - swapped_second).mean(axis=-1)), abs(difference))
+
+
+def exact_paired_p_value(first: Array, second: Array) -> float | None:
+    """The same question answered exactly, for means of right and wrong; None for other scores and for several seeds.
+
+    Of the sources that one system has right and the other wrong, each is as likely to favour either side: the two-sided
+    sign test, which is the exact form of McNemar's.
+
+    Args:
+        first: Statistics ``(S, M, K)``.
+        second: Likewise, of the same seeds and sources.
+    """
+    both = np.stack([first, second])
+    if both.shape[1] > 1 or both.shape[-1] != 2 or (both[..., 1] != 1).any() or len(np.unique(both[..., 0])) > 2:
+        return None
+    gained = int((first[..., 0] > second[..., 0]).sum())
+    lost = int((first[..., 0] < second[..., 0]).sum())
+    differing = gained + lost
+    ways = sum(math.comb(differing, count) for count in range(min(gained, lost) + 1))
+    return min(1.0, float(Fraction(2 * ways, 2**differing)))
 
 
 def _weighted(weights: Array, statistics: Array) -> Array:

@@ -123,7 +123,7 @@ class PairedSystems:
         asked = self._metric(metric)
         if asked is not None and not asked.adds_up:
             return None
-        of_sums = mean if asked is None else asked.score
+        of_sums = mean if asked is None or asked.is_mean else asked.score
         found: dict[str, SeedStatistics] = {}
         for system in self.systems:
             seeds = list(system.predictions)[: None if system.trains else 1]

@@ -63,7 +63,7 @@ def test_an_unknown_metric_is_told_with_what_is_close(name: str, meant: str | No
 @pytest.mark.parametrize(
     ("task", "settings", "message"),
     [
-        ("jsonl", {"metrics": ["accuracy"]}, r"task jsonl: metrics: there is no metric 'accuracy'. Known: bleu"),
+        ("jsonl", {"metrics": ["precision"]}, r"task jsonl: metrics: there is no metric 'precision'. Known: bleu"),
         ("test_metric_names:Blue", {}, r"task .*Blue: scoring.metrics: there is no metric 'blue'.*did you mean 'bleu'"),
         ("test_metric_names:OtherScript", {}, r"task .*OtherScript: scoring.bleu: Input should be 'sacrebleu', "),
     ],

@@ -1,0 +1,165 @@
+"""Answers inside texts: what is found, what is the same, and what accuracy makes of it."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import trial, varied
+
+from bench.config.resolver import RegistryResolver
+from bench.metrics.answers import answer_of, boxed, choice
+from bench.metrics.checks import answers_missing, check_metrics
+from bench.metrics.metric import MetricError, with_values
+from bench.metrics.scoring import score_examples, stored_scoring
+from bench.plugins.registry import make_task
+from bench.statistics.resampling import exact_paired_p_value
+from bench.task import Answer, Example, Scoring
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("She pays 3 * 4 = 12 dollars.\n#### 12", 12),
+        ("The total is $1,234.50.", Fraction("1234.5")),
+        ("It grows by 50%.", 50),
+        ("from 5-3", 3),
+        ("x = -3", -3),
+        ("minus \u22127 degrees", -7),
+        ("one half is 1/2", Fraction(1, 2)),
+        ("about .25 of it", Fraction(1, 4)),
+        ("2.50e3 in all", 2500),
+        ("1,000,000 people.", 1_000_000),
+        ("in 1, 2 and 3.", 3),
+        ("no number", None),
+        ("", None),
+        ("divided 1/0", None),
+        ("1e999999999", None),
+    ],
+)
+def test_the_last_number(text: str, value: Any) -> None:
+    assert answer_of(text, Answer("last_number", "number")) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (r"so \boxed{12}", "12"),
+        (r"\boxed{1} or rather $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
+        (r"\boxed{a_{n_{1}}}", "a_{n_{1}}"),
+        (r"\fbox{no} \boxed 7", "7"),
+        (r"\boxed{never ends", None),
+        ("12", None),
+    ],
+)
+def test_what_is_boxed(text: str, found: str | None) -> None:
+    assert boxed(text) == found
+
+
+def test_boxed_numbers_are_equal_by_value() -> None:
+    as_number, as_text = Answer("boxed", "number"), Answer("boxed", "text")
+    same = [r"\boxed{\frac{1}{2}}", r"\boxed{0.5}", r"\boxed{\dfrac12}", r"$\boxed{ 1/2 }$"]
+    assert {answer_of(text, as_number) for text in same} == {Fraction(1, 2)}
+    assert answer_of(r"\boxed{\dfrac{1}{2}}", as_text) == answer_of(r"\boxed{ \frac{1}{2} }", as_text)
+    assert answer_of(r"\boxed{\text{East}}", as_text) == answer_of(r"\boxed{east.}", as_text) == "east"
+    assert answer_of(r"\boxed{east}", as_number) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B", "B"),
+        ("B. a dog", "B"),
+        ("(c) because", "C"),
+        ("The answer is (D).", "D"),
+        ("A dog is no cat. The answer is: B", "B"),
+        ("Answer: **E**", "E"),
+        ("First (A) seems right, but (B) is.", "B"),
+        ("I think it is C.", "C"),
+        ("A dog barks.", None),
+        ("nothing", None),
+    ],
+)
+def test_the_letter_of_a_choice(text: str, letter: str | None) -> None:
+    assert choice(text) == letter
+
+
+def test_a_pattern_of_ones_own() -> None:
+    strict = Answer(r"#### (-?[0-9.,]+)", "number")
+    assert answer_of("#### 1\n#### 1,200.", strict) == 1200
+    assert answer_of("1200", strict) is None
+    assert answer_of("Label:  Not Sure ", Answer(r"(?i)label: *(.+)", "text")) == "not sure"
+    assert answer_of("yes or NO", Answer(r"(?i)yes|no", "text")) == "no"
+
+
+def examples(*references: str) -> list[Example]:
+    return [Example(f"test-{n}", (), f"source {n}", (text,)) for n, text in enumerate(references)]
+
+
+def test_accuracy_stands_beside_the_scores_of_texts() -> None:
+    scoring = Scoring(metrics=("accuracy", "bleu"), answer=Answer("last_number", "number"))
+    system = score_examples(examples("It is 12.", "It is 1,000.", "It is 5."), ["12.0", "so 1000", "it is"], scoring)
+    scores = system.scores()
+    assert scores.values["accuracy"] == pytest.approx(200 / 3)
+    assert [system.of_source(place)["accuracy"] for place in range(3)] == [100.0, 100.0, 0.0]
+    assert scores.higher_is_better["accuracy"] is True
+    assert "bleu" in scores.values
+    assert stored_scoring(scores) == scoring
+    assert "accuracy" not in score_examples(examples("12"), ["12"], Scoring()).scores().values
+
+
+def resolved(path: Path, **answer: str) -> Any:
+    spec = RegistryResolver().task("jsonl", {"path": str(path), "answer": answer})
+    return make_task(spec)
+
+
+def test_the_setting_gives_the_score_first(tiny_task: Path) -> None:
+    assert resolved(tiny_task, pattern="last_number").scoring.metrics[0] == "accuracy"
+    assert resolved(tiny_task, pattern="last_number").scoring.answer == Answer("last_number", "number")
+    assert resolved(tiny_task, pattern="in ([A-Z]\\w+)").scoring.answer == Answer("in ([A-Z]\\w+)", "text")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ({"pattern": "last_numbr"}, "answer.pattern: there is no pattern 'last_numbr'; did you mean 'last_number'"),
+        ({"pattern": "("}, "'\\(' is no regular expression"),
+        ({"pattern": "(a)(b)"}, "has 2 groups; leave one"),
+        ({"pattern": "boxed", "normalise": "numbers"}, "answer.normalise: Input should be 'number' or 'text'"),
+        ({}, "answer.pattern"),
+    ],
+)
+def test_a_wrong_setting_is_one_error(answer: dict[str, str], message: str, tiny_task: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolved(tiny_task, **answer)
+
+
+def test_references_without_an_answer_are_told_before_a_sweep(tiny_task: Path) -> None:
+    homes = resolved(tiny_task, pattern="in ([A-Z]\\w+)")
+    assert answers_missing(homes, {"test": homes.load("test")}) == []
+    check_metrics(homes, homes.load("dev"))
+    numbers = resolved(tiny_task, pattern="last_number")
+    with pytest.raises(MetricError, match=r"6 of 6 sources of test have no reference with an answer .*'last_number'"):
+        answers_missing(numbers, {"test": numbers.load("test")})
+    (told,) = answers_missing(numbers, {"dev": examples("1", "2", "none")})
+    assert told.startswith("1 of 3 sources of dev have no reference with an answer by the pattern 'last_number'")
+
+
+def test_ids_are_what_they_were_without_the_setting() -> None:
+    spec = trial()
+    unset = varied(spec, task={"config": {"answer": None}})
+    assert unset.trial_id == spec.trial_id
+    assert varied(spec, task={"config": {"answer": {"pattern": "boxed"}}}).trial_id != spec.trial_id
+
+
+def test_one_seed_of_right_and_wrong_is_tested_exactly() -> None:
+    first, second = np.zeros(20), np.zeros(20)
+    first[:9], second[9:10] = 100.0, 100.0  # nine gained, one lost
+    pair = with_values(first.tolist())[None], with_values(second.tolist())[None]
+    assert exact_paired_p_value(*pair) == pytest.approx(2 * (1 + 10) / 2**10)
+    assert exact_paired_p_value(pair[0], pair[0]) == 1.0
+    assert exact_paired_p_value(np.repeat(pair[0], 2, 0), np.repeat(pair[1], 2, 0)) is None, "several seeds"
+    assert exact_paired_p_value(with_values([0.0, 50.0, 100.0])[None], with_values([0.0] * 3)[None]) is None
