@@ -6,10 +6,12 @@ import dataclasses
 import io
 import json
 import random
+import sys
 from pathlib import Path
 
 import pytest
 from race import decoding, training, workload
+from race.__main__ import main
 from race.contender import Contender, Job, run
 from race.ours import LEVERS
 from race.pacer import Pacer
@@ -167,3 +169,16 @@ def test_a_job_travels_as_json() -> None:
 def test_every_lever_is_there_to_be_switched_off() -> None:
     for name, (module, attribute, _) in LEVERS.items():
         assert hasattr(module, attribute), f"{name}: {module.__name__} has no {attribute}"
+
+
+def test_a_part_that_there_is_not_is_an_error_that_lists_the_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["race", "--part", "training loar", "--out", str(tmp_path / "report")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert "--part 'training loar': there is no such part; there are" in told
+    assert "'training lora'" in told
+    assert not (tmp_path / "report").exists()

@@ -217,7 +217,10 @@ def main() -> None:
     scratch = Path(tempfile.mkdtemp(prefix="race-"))
     race = Race(size, arguments.e2e, arguments.threads, scratch)
     try:
-        for name, run in race.parts().items():
+        parts = race.parts()
+        if unknown := [name for name in arguments.part or () if name not in parts]:
+            parser.error(f"--part {unknown[0]!r}: there is no such part; there are {', '.join(map(repr, parts))}")
+        for name, run in parts.items():
             if arguments.part and name not in arguments.part:
                 continue
             if name in record["parts"] and not arguments.again:
