@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from bench.lane_rows import Lanes, for_rows, join_lanes, lane_modules, of_lanes
+from bench.quantized import computes_like, quantization_of
 from bench.schema.search_space import Choices, Range, SearchSpace
 from bench.schema.strict_numbers import StrictNumbers
 
@@ -29,12 +30,15 @@ __all__ = [
     "PeftAdapter",
     "Range",
     "SearchSpace",
+    "computes_like",
     "copy_state",
     "for_rows",
     "join_lanes",
     "lane_modules",
     "of_lanes",
     "positions_of",
+    "quantization_of",
+    "require_whole_weights",
     "trained_parameters",
 ]
 
@@ -204,6 +208,23 @@ class Method(ABC):
             MethodError: peft has no such method, or not with these settings; the message says which.
         """
         raise MethodError(f"Hugging Face peft has no method that computes what {type(self).__name__} does")
+
+
+def require_whole_weights(model: nn.Module, method: str) -> None:
+    """Refuse a model whose weights are quantised, for a method that trains them.
+
+    Args:
+        model: What the method would train, or what holds it.
+        method: What messages call the method.
+
+    Raises:
+        MethodError: Some are.
+    """
+    if (kind := quantization_of(model)) is not None:
+        raise MethodError(
+            f"{method} trains weights of the base model, which are stored in {kind} here and have no gradient; leave "
+            "model.quantization out, or choose a method that adds weights, such as lora"
+        )
 
 
 def trained_parameters(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:

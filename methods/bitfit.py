@@ -66,7 +66,7 @@ def _added_biases(model: Any) -> list[nn.Parameter]:
     for layer in linear_layers(model):
         known = layer.module.bias is not None or SEPARATE.get(layer.attribute) == "key"
         if not known and id(layer.module) not in clear_padding:
-            zeros = torch.zeros(layer.out_features, dtype=layer.weight.dtype, device=layer.weight.device)
+            zeros = torch.zeros(layer.out_features, dtype=layer.like.dtype, device=layer.like.device)
             layer.module.bias = nn.Parameter(zeros)
             added.append(layer.module.bias)
     return added

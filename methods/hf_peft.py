@@ -15,7 +15,16 @@ import torch
 from pydantic import ConfigDict, Field, model_validator
 from torch import nn
 
-from bench.method import Method, MethodConfig, MethodError, PeftAdapter, copy_state, trained_parameters
+from bench.method import (
+    Method,
+    MethodConfig,
+    MethodError,
+    PeftAdapter,
+    computes_like,
+    copy_state,
+    quantization_of,
+    trained_parameters,
+)
 from methods.parts.transformer_parts import linear_layers_in
 from methods.parts.weight_reads import uses_of
 
@@ -107,14 +116,18 @@ class HfPeft(Method):
     def patch(self, model: Any) -> nn.Module:
         from peft import get_peft_model
 
-        name, uses = type(model).__name__, uses_of(model)
+        name, uses, kind = type(model).__name__, uses_of(model), quantization_of(model)
+        like, frozen = computes_like(model), {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         layers = {layer.name: layer.module for layer in linear_layers_in(model)}
         task_type = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
         try:
             config = peft_config(self.config.peft_type, self.config.model_extra, task_type)
             patched: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
         except Exception as error:
-            raise MethodError(f"peft cannot apply {self.config.peft_type} to {name}: {error}") from error
+            if kind is not None and not like.is_meta and not isinstance(error, ValueError):
+                raise MethodError(_needs_weights(self.config.peft_type, kind)) from None
+            stored = "" if kind is None else f", whose weights are stored in {kind}"
+            raise MethodError(f"peft cannot apply {self.config.peft_type} to {name}{stored}: {error}") from error
         if not any(True for _ in trained_parameters(patched)):
             raise MethodError(f"peft finds nothing to train with {self.config.peft_type} in {name}")
         now = dict(model.named_modules())
@@ -122,7 +135,16 @@ class HfPeft(Method):
             reason = uses.why_without_part(layer)
             if reason is not None and now.get(layer) is not module:
                 raise MethodError(f"{self.config.peft_type} adapts {layer}, which has no effect: {reason}; name others")
-        return PromptedModel(patched) if config.is_prompt_learning else patched
+        if config.is_prompt_learning:
+            return PromptedModel(patched)
+        if kind is not None:
+            # peft takes the dtype of what it adds from weights, and packed ones do not tell it.
+            for tensor in (*patched.parameters(), *patched.buffers()):
+                if id(tensor) not in frozen and tensor.is_floating_point():
+                    tensor.data = tensor.data.to(like.dtype)
+            if uses.complete and not uses_of(patched).complete:
+                raise MethodError(_needs_weights(self.config.peft_type, kind))
+        return patched
 
     @property
     def adapts_in_training(self) -> bool:
@@ -194,6 +216,13 @@ class HfPeft(Method):
         peft_model = model.peft_model if isinstance(model, PromptedModel) else model
         config = {"peft_type": self.config.peft_type, **self.config.model_extra}
         return PeftAdapter(config, get_peft_model_state_dict(peft_model, save_embedding_layers=False))
+
+
+def _needs_weights(peft_type: str, kind: str) -> str:
+    return (
+        f"{peft_type} of peft computes with the weights of the layers that it adapts, which are stored in {kind} here; "
+        "leave model.quantization out, or choose a type that adds to what layers put out, such as LORA"
+    )
 
 
 def peft_config_classes() -> dict[str, Any]:

@@ -13,7 +13,17 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from bench.method import Lanes, Method, MethodError, PeftAdapter, Range, SearchSpace, join_lanes, of_lanes
+from bench.method import (
+    Lanes,
+    Method,
+    MethodError,
+    PeftAdapter,
+    Range,
+    SearchSpace,
+    computes_like,
+    join_lanes,
+    of_lanes,
+)
 from methods.parts.blocks import blocks
 from methods.parts.experts import AdaptedExperts, require_known_experts
 from methods.parts.roles import projections_in_every_block
@@ -35,7 +45,7 @@ class ScaledOutputLayer(LinearWrapper):
         super().__init__(base_layer)
         self.out_features = out_features
         self.register_buffer("rows", rows.to(self.weight.device), persistent=False)
-        self.ia3_scale = _ones(len(rows), self.weight)
+        self.ia3_scale = _ones(len(rows), computes_like(base_layer))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = self.base_layer(x)  # (B, T, O)
@@ -59,7 +69,7 @@ class ScaledInputLayer(LinearWrapper):
 
     def __init__(self, base_layer: Any, in_features: int) -> None:
         super().__init__(base_layer)
-        self.ia3_scale = _ones(in_features, self.weight)
+        self.ia3_scale = _ones(in_features, computes_like(base_layer))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = self.base_layer(scaled(x, of_lanes(self, lambda layer: layer.ia3_scale)))

@@ -95,7 +95,8 @@ class ZeroGatedAttentionLayer(nn.Module):
         self.attend = own_attention_function(layer)
         layer.config = copy.copy(layer.config)  # of this layer only: masks are made as the model's configuration says
         layer.config._attn_implementation = ATTENTION
-        like: Any = {"dtype": keys.layer.weight.dtype, "device": keys.layer.weight.device}
+        beside = keys.layer.like
+        like: Any = {"dtype": beside.dtype, "device": beside.device}
         self.adapter_query = nn.Parameter(torch.randn(num_prompt_tokens, width, **like))
         self.gate = nn.Parameter(torch.zeros(self.num_heads, **like))
 

@@ -24,9 +24,11 @@ from bench.method import (
     PeftAdapter,
     Range,
     SearchSpace,
+    computes_like,
     join_lanes,
     lane_modules,
     of_lanes,
+    quantization_of,
 )
 from methods.parts.experts import expert_tensors, require_known_experts
 from methods.parts.joined_projections import ROLES
@@ -74,7 +76,8 @@ class LoRALayer(LinearWrapper):
         self.scaling = scaling
         self.dropout = nn.Dropout(dropout) if dropout else None
         self.part_sizes = [out_features] if parts is None else [len(part) for part in parts]
-        like = {"dtype": base_layer.weight.dtype, "device": base_layer.weight.device}
+        beside = computes_like(base_layer)
+        like: dict[str, Any] = {"dtype": beside.dtype, "device": beside.device}
         rows = None if parts is None else torch.cat(list(parts)).to(like["device"])
         self.register_buffer("rows", rows, persistent=False)
         self.out_features = out_features
@@ -113,6 +116,10 @@ class LoRALayer(LinearWrapper):
         """Add the product to the base weight, so that the layer costs nothing extra. The weight itself is kept."""
         if self._unmerged:
             return
+        if (kind := quantization_of(self.base_layer)) is not None:
+            raise MethodError(
+                f"weights that are stored in {kind} cannot take up what is trained; dequantise them first"
+            )
         weight: nn.Parameter = self.base_layer.weight
         with torch.no_grad():
             product = self.scaling * (self.up() @ self.lora_A)

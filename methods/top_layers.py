@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from pydantic import Field, PositiveInt
 from torch import nn
 
-from bench.method import Method, MethodConfig, MethodError, Range, SearchSpace
+from bench.method import Method, MethodConfig, MethodError, Range, SearchSpace, require_whole_weights
 from methods.parts.blocks import block_modules
 
 
@@ -35,6 +35,7 @@ class TopLayers(Method):
                 f"num_layers: {self.config.num_layers} is more than the {len(stack)} blocks of this model"
             )
         for _, block in stack[-self.config.num_layers :]:
+            require_whole_weights(block, "top_layers")
             block.requires_grad_(True)
         module: nn.Module = model
         return module

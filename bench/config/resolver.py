@@ -190,8 +190,15 @@ def _model(spec: ModelSpec) -> ModelSpec:
             raise ConfigError(f"model.revision: {spec.revision!r} has no effect with the embedded model; leave it out")
         model_files.embedded_package()
         return spec
-    if model_files.local_folder(spec) is not None:
-        return spec.model_copy(update={"weights_sha256": model_files.weights_sha256(spec)})
+    if (folder := model_files.local_folder(spec)) is not None:
+        quantized = model_files.quantized_by(folder)
+        if quantized is not None and spec.quantization not in (None, quantized):
+            raise ConfigError(
+                f"model.quantization: {spec.quantization} cannot be had of {spec.path!r}, whose weights are quantised "
+                f"already, by {quantized}; leave it out, or name a checkpoint that is not quantised"
+            )
+        known = {"weights_sha256": model_files.weights_sha256(spec), "checkpoint_quantization": quantized}
+        return spec.model_copy(update=known)
     try:
         return spec.model_copy(update={"commit": commit_of(spec.path, spec.revision, "model").sha})
     except HubError as error:

@@ -6,6 +6,7 @@ B batch, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -359,7 +360,7 @@ def _without(batch: Batch, names: Sequence[str]) -> Batch:
 def check_precisions(subject: Subject) -> None:
     """In fp32 and bf16 the model trains, and its logits have the dtype of the base model's."""
     for dtype in (torch.float32, torch.bfloat16):
-        lower = Subject(subject.method_class, subject.config, subject.family, dtype)
+        lower = replace(subject, dtype=dtype)
         method, model = lower.patched()
         batch = batch_of(model)
         try:

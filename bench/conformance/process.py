@@ -119,6 +119,7 @@ def _description(subject: Subject) -> dict[str, Any]:
         "config": subject.config.model_dump(mode="json"),
         "family": subject.family,
         "dtype": str(subject.dtype).removeprefix("torch."),
+        "quantization": subject.quantization,
     }
 
 
@@ -195,7 +196,9 @@ def _run(folder: Path, seed: str) -> None:
         before = surroundings_of(tiny_model(job["family"], dtype=dtype))
         try:
             method_class = _class_of(job["module"], job["name"])
-            subject = Subject(method_class, method_class.Config(**job["config"]), job["family"], dtype)
+            subject = Subject(
+                method_class, method_class.Config(**job["config"]), job["family"], dtype, job["quantization"]
+            )
             facts, tensors = _start(subject)
             facts["changed code"] = before.changed_code()
             method, model = subject.patched(disturbed=False, seed=2)

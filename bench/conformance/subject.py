@@ -22,6 +22,8 @@ from bench.conformance.tiny_models import EOS, VOCABULARY, WordTokenizer, tiny_m
 from bench.method import Method, trained_parameters
 from bench.models.architecture import Batch, Pair, Side, accepted_inputs, architecture_of
 from bench.models.checkpointed_activations import compute_activations_twice
+from bench.models.quantization import Storage, quantize, require_bitsandbytes
+from bench.quantized import Quantization
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}
 
@@ -43,22 +45,27 @@ def broken(found: str, expected: str, likely: str) -> ContractError:
 
 
 @cache
-def _pristine(family: str, dtype: torch.dtype, layers: int | None) -> Any:
-    return tiny_model(family, dtype=dtype, layers=layers)
+def _pristine(family: str, dtype: torch.dtype, layers: int | None, quantization: Quantization | None) -> Any:
+    model = tiny_model(family, dtype=dtype, layers=layers)
+    if quantization is not None:
+        require_bitsandbytes(quantization)
+        quantize(model, Storage(quantization))
+    return model
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A method with settings, and the family of tiny models to check it on."""
+    """A method with settings, and the family of tiny models to check it on, whose weights may be quantised."""
 
     method_class: type[Method]
     config: Any
     family: str
     dtype: torch.dtype = torch.float64
+    quantization: Quantization | None = None
 
     def base_model(self, layers: int | None = None) -> Any:
         """The frozen model, the same every time. ``layers`` makes it deeper than its two."""
-        return copy.deepcopy(_pristine(self.family, self.dtype, layers))
+        return copy.deepcopy(_pristine(self.family, self.dtype, layers, self.quantization))
 
     def method(self) -> Method:
         return self.method_class(self.config, WordTokenizer())

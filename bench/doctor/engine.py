@@ -13,10 +13,12 @@ from pathlib import Path
 
 from bench.doctor.finding import Finding, ok, problem, warning
 from bench.launch.rank_host import clean_environment
-from bench.measure.provenance import cpu_name, usable_cores
+from bench.measure.provenance import cpu_flags, cpu_name, usable_cores
 from bench.schema.trial import JsonDict
 
 LOOK_TIMEOUT_SECONDS = 180.0
+# Flags of a CPU that multiplies matrices in bf16, with what people call the units.
+BF16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "bf16": "Arm BF16"}
 # The lock of a build that is older than this was left by a process that was killed.
 STALE_LOCK_SECONDS = 1800.0
 
@@ -117,8 +119,16 @@ def check_devices(seen: JsonDict | str, which: Callable[[str], str | None] = shu
             return [
                 warning("devices", f"there is nvidia-smi, but torch {seen['torch']} {build} and sees no GPU", remedy)
             ]
-        return [ok("devices", f"no GPU; {usable_cores()} CPU cores, {cpu_name()}")]
+        return [ok("devices", f"no GPU; {usable_cores()} CPU cores, {cpu_name()}; {_bf16_units(cpu_flags())}")]
     return [_device(index, device) for index, device in enumerate(seen["devices"])]
+
+
+def _bf16_units(flags: frozenset[str]) -> str:
+    """Whether a CPU multiplies in bf16 itself, without which that precision is slower than fp32."""
+    units = [name for flag, name in BF16_UNITS.items() if flag in flags]
+    if units:
+        return f"units for bf16: {', '.join(units)}"
+    return "no units for bf16 (AMX, AVX512-BF16), so that precision: bf16 saves memory and no time"
 
 
 def _device(index: int, device: JsonDict) -> Finding:

@@ -42,6 +42,7 @@ def look_at_machine(expected: Expected, results: Path | None) -> Iterator[Findin
     """
     yield from packages.check_python(expected)
     yield from packages.check_packages(expected)
+    yield from packages.check_quantization(expected.tested)
     seen = engine.look()
     yield from engine.check_deepspeed(seen)
     yield from engine.check_compile_locks()

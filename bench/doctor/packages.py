@@ -18,6 +18,8 @@ from bench.schema.trial import Spec
 
 CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt"
 OLDEST_PYTHON = (3, 11)
+# The extra of this name in pyproject.toml.
+QUANTIZATION = "bitsandbytes>=0.50,<0.51"
 
 
 class Expected(Spec):
@@ -85,6 +87,17 @@ def check_packages(expected: Expected, installed: Callable[[str], str | None] = 
         of = "" if tested == len(expected.requirements) else f" of {len(expected.requirements)}"
         findings.insert(0, ok("packages", f"{tested}{of} in the versions the tests passed with"))
     return findings
+
+
+def check_quantization(
+    tested: Mapping[str, str], installed: Callable[[str], str | None] = installed_version
+) -> list[Finding]:
+    """What ``model.quantization`` needs, and no other sweep does."""
+    requirement = Requirement(QUANTIZATION)
+    if installed(requirement.name) is None:
+        return [ok("quantization", f"{requirement.name} is not installed: model.quantization needs '{QUANTIZATION}'")]
+    found = _package(requirement, tested, installed(requirement.name))
+    return [found or ok("quantization", f"{requirement.name} {installed(requirement.name)}")]
 
 
 def _package(requirement: Requirement, tested: Mapping[str, str], version: str | None) -> Finding | None:

@@ -8,6 +8,7 @@ import importlib
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,6 +25,7 @@ ANSWERING = (
     "bench/metrics",
     "bench/models",
     "bench/plugins",
+    "bench/quantized.py",
     "bench/rank",
     "bench/schema",
     "bench/task.py",
@@ -96,11 +98,17 @@ def sources_sha256(*places: str) -> str:
     return digest.hexdigest()
 
 
-def collect(device: str, threads: int | None) -> Provenance:
-    """Provenance as seen from this process."""
+def collect(device: str, threads: int | None, packages: Sequence[str] = ()) -> Provenance:
+    """Provenance as seen from this process.
+
+    Args:
+        device: Its name.
+        threads: Of a rank.
+        packages: Of which the version counts beside those that every trial uses.
+    """
     revision = _git("rev-parse", "HEAD")
     status = _git("status", "--porcelain", "--", *ANSWERING)
-    found = {package: installed_version(package) for package in PACKAGES}
+    found = {package: installed_version(package) for package in (*PACKAGES, *packages)}
     return Provenance(
         tuneoff_version=installed_version("tuneoff") or "not installed",
         code_sha256=code_sha256(),
@@ -129,6 +137,15 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def cpu_flags() -> frozenset[str]:
+    """What the processor can do, as Linux names it; empty where the system does not tell."""
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.is_file() else ():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
 
 
 def _git(*arguments: str) -> str | None:

@@ -23,7 +23,16 @@ from bench.models.model_files import (
     require_model_files,
     weights_sha256,
 )
-from bench.schema.trial import ModelSpec
+from bench.models.quantization import (
+    Storage,
+    bitsandbytes_config,
+    quantize,
+    quantized_by,
+    skipped_layers,
+    storage_of,
+    use_quantized_layers,
+)
+from bench.schema.trial import JsonDict, ModelSpec
 from bench.store.files import new_folder
 
 # With what bench.models.model_files says of files, so that readers of models need one module.
@@ -46,7 +55,9 @@ __all__ = [
     "load_tokenizer",
     "local_folder",
     "model_source",
+    "quantization_config",
     "require_model_files",
+    "stored_bytes",
     "weights_dtype",
     "weights_sha256",
 ]
@@ -114,7 +125,10 @@ def load_model(spec: ModelSpec, dtype: torch.dtype, dropout: float | None = None
     import transformers
 
     auto_class = getattr(transformers, architecture(spec).auto_class)
-    settings = _dropout_settings(spec, dropout) | _padding_settings(spec)
+    storage = _storage(spec)
+    settings: JsonDict = _dropout_settings(spec, dropout) | _padding_settings(spec)
+    if (told := quantization_config(spec)) is not None:
+        settings["quantization_config"] = told
     try:
         model = auto_class.from_pretrained(
             model_source(spec),
@@ -127,13 +141,40 @@ def load_model(spec: ModelSpec, dtype: torch.dtype, dropout: float | None = None
         )
     except (OSError, KeyError, ValueError, ImportError) as error:
         raise _unusable(spec, error) from error
+    if storage is not None:
+        use_quantized_layers(model, storage, dtype)
     use_lean_modules(model)
     return model.requires_grad_(False).eval()
+
+
+def _storage(spec: ModelSpec) -> Storage | None:
+    """How linear layers are stored, if bitsandbytes quantises them or has quantised them in the checkpoint."""
+    return storage_of(spec, load_config(spec))
+
+
+def quantization_config(spec: ModelSpec) -> Any:
+    """What transformers is told of a model that is quantised as it is loaded; None of any other."""
+    storage = _storage(spec)
+    if storage is None or storage.in_checkpoint:
+        return None
+    return bitsandbytes_config(storage, skipped_layers(empty_model(spec.not_quantized)))
+
+
+def stored_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
+    """Bytes of the weights of a base model with all that dequantises them, from its configuration alone."""
+    empty = empty_model(spec, dtype)
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*empty.parameters(), *empty.buffers()))
 
 
 def _unusable(spec: ModelSpec, error: Exception) -> ModelError:
     """What to say of a base model that transformers refuses to make: which key is at fault, and what would be right."""
     reason = str(error)
+    if (method := quantized_by(load_config(spec))) is not None:
+        return ModelError(
+            f"model.path: the weights of {spec.path!r} are quantised by {method}, and transformers cannot load them "
+            f"here ({reason.partition('. ')[0]}); install what reads them, or name a checkpoint that is not quantised "
+            "and set model.quantization"
+        )
     if any(word in reason.lower() for word in ABOUT_ATTENTION):
         other = "leave model.attention out" if spec.attention == "flash_attention_2" else "set model.attention: eager"
         name = (getattr(load_config(spec), "architectures", None) or ["the model"])[0]
@@ -207,6 +248,8 @@ def empty_model(
             model = auto_class.from_config(config, attn_implementation=spec.attention, dtype=dtype)
     except (KeyError, ValueError, ImportError) as error:
         raise _unusable(spec, error) from error
+    if (storage := _storage(spec)) is not None:
+        quantize(model, storage)
     use_lean_modules(model)
     return model.requires_grad_(False).eval()
 

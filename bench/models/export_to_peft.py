@@ -19,6 +19,9 @@ from bench.models.logit_probe import TOLERANCE, LogitProbe
 from bench.models.peft_folder import PEFT_TENSORS_FILE
 from bench.store.files import new_folder
 
+# Beside an adapter of peft: how the base model is loaded, which peft's own configuration has no place for.
+QUANTIZATION_FILE = "quantization_config.json"
+
 
 def export_to_peft(folder: Path, destination: Path, model_path: str | None = None) -> float:
     """Write ``destination`` so that ``peft.PeftModel.from_pretrained(base_model, destination)`` gives the same logits.
@@ -30,6 +33,9 @@ def export_to_peft(folder: Path, destination: Path, model_path: str | None = Non
 
     Returns:
         Largest difference of logits on the probe, as a fraction of the largest logit.
+
+    Of a quantised base model, ``quantization_config.json`` says how it is to be loaded: what is in it is for
+    ``BitsAndBytesConfig`` of transformers.
 
     Raises:
         AdapterError: There is no adapter, the destination is there, or peft computes something else.
@@ -98,6 +104,8 @@ def _write_peft(folder: Path, adapter: PeftAdapter, restored: Restored) -> None:
     config.save_pretrained(str(folder))
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state.items()}
     save_file(state, folder / PEFT_TENSORS_FILE)
+    if (told := base.quantization_config(restored.base)) is not None:
+        told.to_json_file(folder / QUANTIZATION_FILE)
 
 
 def export_merged(folder: Path, destination: Path, model_path: str | None = None) -> float:
@@ -122,7 +130,8 @@ def export_merged(folder: Path, destination: Path, model_path: str | None = None
         from bench.models.merged_folder import write_merged
 
         write_merged(partial, restored)
-        spec = restored.base.model_copy(update={"path": str(partial), "revision": None, "commit": None})
+        written = {"path": str(partial), "revision": None, "commit": None, "checkpoint_quantization": None}
+        spec = restored.base.not_quantized.model_copy(update=written)
         return lambda: base.load_model(spec, torch.float32)
 
     return exported(folder, destination, model_path, "transformers", write)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from bench.method import MethodError, copy_state
 from bench.models import base as models
 from bench.models.adapter import Restored
+from bench.quantized import dequantize
 from bench.schema.trial import ModelSpec
 
 # Settings that switch on the biases of linear layers in families of transformers. BitFit may have added biases.
@@ -22,11 +24,17 @@ BIAS_SETTINGS = ("attention_bias", "mlp_bias", "use_bias", "add_bias_linear")
 def write_merged(folder: Path, restored: Restored) -> None:
     """Write weights, configuration, generation settings and tokenizer. The adapted model is used up.
 
+    Where the base model is quantised, what is trained is added to its dequantised weights.
+
     Raises:
         MethodError: What the method trains has no place in a plain model.
     """
-    weights = restored.method.merged_weights(restored.model)
-    model = _with_places_for(weights, restored)
+    dequantize(restored.model)
+    weights = dict(restored.method.merged_weights(restored.model))
+    base = restored.fresh_base()
+    base, turned = _with_whole_weights(base, dequantize(base))
+    weights |= {name: weights[name].T for name in turned & weights.keys()}
+    model = _with_places_for(weights, base, restored)
     places = dict(model.named_parameters(remove_duplicate=False))
     copy_state({name: places[name] for name in weights}, weights)
     generation = model.generation_config
@@ -37,9 +45,28 @@ def write_merged(folder: Path, restored: Restored) -> None:
     _write_tokenizer(folder, restored.base)
 
 
-def _with_places_for(names: Iterable[str], restored: Restored) -> Any:
-    """A fresh base model that has a parameter of each of these names; biases that it lacks are switched on, at zero."""
-    base, method = restored.fresh_base(), type(restored.method).__name__
+def _with_whole_weights(base: Any, dequantized: Sequence[str]) -> tuple[Any, set[str]]:
+    """A base model whose layers are of the classes that its family has, where some were quantised.
+
+    Args:
+        base: With plain linear layers in place of the quantised ones.
+        dequantized: Their names.
+
+    Returns:
+        The model, and the weights that its family has the other way round (GPT-2) than a linear layer.
+    """
+    if not dequantized:
+        return base, set()
+    model = type(base)(base.config).requires_grad_(False).eval()
+    turned = {f"{name}.weight" for name in dequantized if isinstance(model.get_submodule(name), Conv1D)}
+    own = {name: tensor.T if name in turned else tensor for name, tensor in base.state_dict().items()}
+    model.load_state_dict(own)
+    return model, turned
+
+
+def _with_places_for(names: Iterable[str], base: Any, restored: Restored) -> Any:
+    """A base model that has a parameter of each of these names; biases that it lacks are switched on, at zero."""
+    method = type(restored.method).__name__
     known = dict(base.named_parameters(remove_duplicate=False))
     if not (added := sorted(set(names) - known.keys())):
         return base

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 from pathlib import Path
 
@@ -59,6 +60,26 @@ def require_model_files(folder: Path) -> None:
         others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.gguf") for path in folder.glob(pattern))
         hint = f" (found {', '.join(others)}; only safetensors are read, convert them first)" if others else ""
         raise ModelError(f"model.path: {str(folder)!r} has no *.safetensors file with weights{hint}")
+
+
+def quantized_by(folder: Path) -> str | None:
+    """By what the weights of a model folder are quantised, as its configuration says; None if they are not."""
+    try:
+        told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # whoever loads the model says what is wrong
+    return quantization_named(told.get("quantization_config")) if isinstance(told, dict) else None
+
+
+def quantization_named(told: object) -> str | None:
+    """What people call the quantisation that a configuration tells of: int8, nf4, fp4, gptq, awq, ..."""
+    if not isinstance(told, dict):
+        return None
+    if (method := str(told.get("quant_method", "quantised"))) != "bitsandbytes":
+        return method
+    if told.get("load_in_8bit"):
+        return "int8"
+    return "nf4" if told.get("bnb_4bit_quant_type") == "nf4" else "fp4"
 
 
 def weights_sha256(spec: ModelSpec) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench.method import Method, trained_parameters
+from bench.quantized import num_elements
 from bench.schema.record import ParameterCounts
 
 
@@ -13,5 +14,5 @@ def count_parameters(method: Method, model: Any) -> ParameterCounts:
     return ParameterCounts(
         trained=sum(parameter.numel() for _, parameter in trained_parameters(model)),
         stored=sum(tensor.numel() for tensor in method.adapter_state(model).values()),
-        total=sum(parameter.numel() for parameter in model.parameters()),
+        total=num_elements(model),
     )

@@ -151,8 +151,9 @@ def _phases(spec: TrialSpec, parameters: ParameterCounts, forecast: Forecast | N
     """Phase to bytes at its peak; without training if its step cannot be traced."""
     if forecast is not None:
         return forecast.phases
-    element = base.weights_dtype(spec.resources.precision).itemsize
-    return untrained_memory(spec, planned_work(spec), element * parameters.total, device.kind == "cpu")
+    dtype = base.weights_dtype(spec.resources.precision)
+    whole = dtype.itemsize * parameters.total if spec.model.stored_in is None else base.stored_bytes(spec.model, dtype)
+    return untrained_memory(spec, planned_work(spec), whole, device.kind == "cpu")
 
 
 def _peak(spec: TrialSpec, parameters: ParameterCounts, device: Device) -> int:

@@ -202,7 +202,7 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func.namespace != "aten":
+        if func.namespace not in ("aten", "bitsandbytes"):
             return out
         made = [tensor for tensor in tree_leaves(out) if isinstance(tensor, torch.Tensor)]
         if any(returned.alias_info is None or returned.alias_info.is_write for returned in func._schema.returns):

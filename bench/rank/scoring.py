@@ -13,7 +13,7 @@ import torch
 from bench.decode.generate import decode_cost, generate
 from bench.decode.merged import MOST_SOURCES, decode_both_ways, over_ranks
 from bench.measure.phases import PhaseMeter
-from bench.method import Method
+from bench.method import Method, quantization_of
 from bench.metrics.scoring import score_examples, with_perplexity
 from bench.models.architecture import Pair
 from bench.models.tokens import Tokenization
@@ -85,7 +85,7 @@ class Scoring:
         with self.meter.phase("decode"):
             predictions, truncated, cost = self._predictions(model, tokens, sources)
         merged_decode: MergedDecode | None = None
-        if method.mergeable and self.compares_merged:
+        if method.mergeable and self.compares_merged and quantization_of(model) is None:
             with self.meter.phase("compare_merged"):
                 merged_decode = self._merged_decode(method, model, tokens, sources)
         scores: Scores | None = None

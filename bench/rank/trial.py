@@ -74,7 +74,8 @@ def run_rank(spec: TrialSpec, context: RankContext, other_members: Sequence[Tria
         require_plugins(spec)
         device = select_device(spec, context)
         torch.set_num_threads(context.threads)
-        provenance = collect(device_name(device), context.threads)
+        quantizes = ("bitsandbytes",) if spec.model.stored_in is not None else ()
+        provenance = collect(device_name(device), context.threads, quantizes)
         contexts = [context, *(member_context(context, number) for number in range(1, 1 + len(other_members)))]
         meter = PhaseMeter(device, on_enter=partial(tell_phase, contexts))
         join_process_group(context, device)

@@ -13,7 +13,7 @@ from bench.report.columns import column_or_score, columns_of, metric_columns, pr
 from bench.report.row_labels import row_labels
 from bench.schema.record import Completed, Failed, TrialResult
 from bench.schema.same_answer import answer_key, cost_class, untrained
-from bench.schema.trial import titled
+from bench.schema.trial import on_base, titled
 from bench.statistics.estimates import Basis, Estimate, common_seeds, estimate
 
 if TYPE_CHECKING:
@@ -276,7 +276,10 @@ def chosen_of_methods(members: Iterable[Configuration]) -> list[Configuration]:
 
 
 def _chosen_among(configuration: Configuration) -> str:
-    return configuration.method if configuration.results[0].spec.loaded is None else configuration.name
+    spec = configuration.results[0].spec
+    if spec.loaded is not None:
+        return configuration.name
+    return titled(configuration.method, on_base("", spec.model.stored_in))
 
 
 def _by_dev_loss(configuration: Configuration) -> tuple[float, str]:

@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 
 from bench.schema.digests import sha256_of_json
 from bench.schema.same_answer import answer
-from bench.schema.trial import TrialSpec, titled
+from bench.schema.trial import TrialSpec, on_base, titled
 
+# What every label says by itself, whatever the other rows are: on which base.
+SAID_OF_ALL = ("model.quantization", "model.checkpoint_quantization")
 # A label names at most so many settings, unless more are needed to tell rows apart.
 MOST_SETTINGS = 3
 # Of a longer text value, the middle is left out, unless that makes it ambiguous.
@@ -74,7 +76,9 @@ def labels(
     for places in by_method.values():
         rows = {
             place: settings_of(
-                specs[place], specs[place].method.target not in untrained, ignored[place] if ignored else ()
+                specs[place],
+                specs[place].method.target not in untrained,
+                (*SAID_OF_ALL, *(ignored[place] if ignored else ())),
             )
             for place in places
         }
@@ -85,7 +89,7 @@ def labels(
         called = {**{place: Label(text) for place, text in given.items()}, **dict(zip(others, made, strict=True))}
         texts = _unique([called[place].text for place in places], [rows[place] for place in places])
         for place, text in zip(places, texts, strict=True):
-            found[place] = replace(called[place], text=text)
+            found[place] = replace(called[place], text=on_base(text, specs[place].model.stored_in))
     return found
 
 

@@ -41,14 +41,27 @@ LATER_SETTINGS: dict[str, dict[str, Any]] = {
     "decode": {"stop": ["\n"]},
     "task": {"plugin_metrics": []},
     "task.config": {"answer": None},
+    "model": {
+        "quantization": None,
+        "double_quantization": False,
+        "quantization_compute": None,
+        "checkpoint_quantization": None,
+    },
 }
 # Of a repository of the Hugging Face hub that is named without a revision.
 DEFAULT_BRANCH = "main"
 
 
+def on_base(label: str, stored_in: str | None) -> str:
+    """A label that begins with how the weights of the base model are stored: ``on nf4, rank=4``."""
+    return label if stored_in is None else ", ".join(filter(None, [f"on {stored_in}", label]))
+
+
 def titled(method: str, label: str) -> str:
-    """A method with a label, as people read it: ``lora (rank=4)``; the method alone where the label is empty."""
-    return f"{method} ({label})" if label else method
+    """A method with a label, as people read it: ``lora (rank=4)``, ``lora on nf4 (rank=4)``; alone without a label."""
+    base, _, settings = label.partition(", ") if label.startswith("on ") else ("", "", label)
+    name = f"{method} {base}" if base else method
+    return f"{name} ({settings})" if settings else name
 
 
 def id_slug(*parts: str) -> str:
@@ -78,7 +91,21 @@ class ModelSpec(Settings):
         True, description="whether sources begin with the token that the tokenizer puts before a text (Llama, Gemma)"
     )
     trust_remote_code: bool = Field(False, description="run code that a hub repository ships; off for a reason")
+    quantization: Literal["nf4", "fp4", "int8"] | None = Field(
+        None,
+        description="how the weights of linear layers are stored, but for the output head: four bits (nf4, fp4) or "
+        "eight (int8), by bitsandbytes, dequantised where they are multiplied; null: as they are",
+    )
+    double_quantization: bool = Field(
+        False, description="with nf4 and fp4: the scales of blocks of weights are quantised too (QLoRA)"
+    )
+    quantization_compute: Literal["fp32", "bf16"] | None = Field(
+        None, description="in which quantised weights are multiplied; null: as resources.precision says"
+    )
     weights_sha256: str | None = Field(None, description="set by the driver for local folders; part of the identity")
+    checkpoint_quantization: str | None = Field(
+        None, description="set by the driver for local folders whose weights are quantised already: by what"
+    )
     commit: str | None = Field(
         None, description="set by the driver for hub ids: what revision was at; part of the identity in its place"
     )
@@ -87,6 +114,28 @@ class ModelSpec(Settings):
     def pinned_revision(self) -> str | None:
         """What the hub is asked for: the commit, where it is known."""
         return self.commit or self.revision
+
+    @property
+    def not_quantized(self) -> ModelSpec:
+        """The same without quantising it as it is loaded."""
+        later = LATER_SETTINGS["model"]
+        return self.model_copy(update={name: later[name] for name in later if name != "checkpoint_quantization"})
+
+    @property
+    def stored_in(self) -> str | None:
+        """How weights are stored, if they are quantised, here or in the checkpoint."""
+        return self.quantization or self.checkpoint_quantization
+
+    @model_validator(mode="after")
+    def _effective(self) -> ModelSpec:
+        if self.double_quantization and self.quantization not in ("nf4", "fp4"):
+            raise ValueError(
+                f"double_quantization has no effect with quantization: {self.quantization or 'null'}; it needs nf4 or "
+                "fp4, or leave it out"
+            )
+        if self.quantization_compute is not None and self.quantization is None:
+            raise ValueError("quantization_compute has no effect without quantization; leave it out")
+        return self
 
 
 class TrainSpec(Settings):
@@ -434,7 +483,8 @@ class TrialSpec(Spec):
     @property
     def name(self) -> str:
         """Method and label for people. Rows of a table get labels of their own, see :mod:`bench.schema.labels`."""
-        return titled(self.method.name, self.label)
+        told = [part for part in self.label.split(",") if not part.startswith("quantization=")]
+        return titled(self.method.name, on_base(",".join(told), self.model.stored_in))
 
     @functools.cached_property
     def trial_id(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from bench.method import computes_like
 from methods.parts.blocks import Block
 from methods.parts.transformer_parts import LinearLayer, LinearWrapper
 
@@ -128,7 +129,7 @@ class MixtureAdapterLayer(nn.Module):
 
 def add_sequential_adapter(layer: LinearLayer, size: int, activation: Activation, scale: float, start: Start) -> None:
     """Put an adapter behind a linear layer that writes hidden states."""
-    adapter = Bottleneck(layer.out_features, size, activation, start, layer.weight)
+    adapter = Bottleneck(layer.out_features, size, activation, start, layer.like)
     layer.replace(SequentialAdapterLayer(layer.module, adapter, scale))
 
 
@@ -154,12 +155,12 @@ def add_parallel_adapter(block: Block, size: int, activation: Activation, scale:
         _add_to_mixture(block, size, activation, scale, start, beside=True)
         return
     layer = block.plain.writer
-    adapter = Bottleneck(layer.out_features, size, activation, start, layer.weight)
+    adapter = Bottleneck(layer.out_features, size, activation, start, layer.like)
     layer.replace(ParallelAdapterLayer(layer.module, block.plain.readers[0].module, adapter, scale))
 
 
 def _add_to_mixture(block: Block, size: int, activation: Activation, scale: float, start: Start, beside: bool) -> None:
     parent, attribute = block.mixture
     module = getattr(parent, attribute)
-    adapter = Bottleneck(block.width, size, activation, start, next(module.parameters()))
+    adapter = Bottleneck(block.width, size, activation, start, computes_like(module))
     setattr(parent, attribute, MixtureAdapterLayer(module, adapter, scale, beside))

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from bench.method import MethodError
+from bench.method import MethodError, computes_like
 from methods.parts.joined_projections import JOINED, ROLES, SEPARATE, Role, rows_by_role
 from methods.parts.weight_reads import uses_of
 
@@ -30,27 +30,24 @@ class LinearLayer:
     name: str
     parent: nn.Module
     attribute: str
-    module: nn.Module
+    module: Any
 
     @property
     def in_features(self) -> int:
-        return self._shape[0]
+        features: int = self.module.nx if isinstance(self.module, Conv1D) else self.module.in_features
+        return features
 
     @property
     def out_features(self) -> int:
-        return self._shape[1]
+        features: int = self.module.nf if isinstance(self.module, Conv1D) else self.module.out_features
+        return features
 
     @property
-    def _shape(self) -> tuple[int, int]:
-        rows, columns = self.weight.shape
-        return (rows, columns) if isinstance(self.module, Conv1D) else (columns, rows)
-
-    @property
-    def weight(self) -> nn.Parameter:
-        weight = self.module.weight
-        if not isinstance(weight, nn.Parameter):
+    def like(self) -> torch.Tensor:
+        """A tensor of the dtype and on the device in which the layer computes."""
+        if not isinstance(self.module.weight, nn.Parameter):
             raise MethodError(f"{self.name}: its weight is no parameter, so it cannot be adapted")
-        return weight
+        return computes_like(self.module)
 
     def replace(self, module: nn.Module) -> None:
         """Put ``module`` in its place."""

@@ -66,6 +66,19 @@ def test_methods_that_do_not_fit_the_model_are_named_before_any_trial(
     )
 
 
+def test_what_trains_weights_of_a_quantised_base_model_is_named_before_any_trial(
+    trial: MakeTrial, tiny_models: dict[str, Path]
+) -> None:
+    folder = tiny_models["llama"]
+    model = ModelSpec(path=str(folder), quantization="nf4")
+    trials = [trial(folder, name).model_copy(update={"model": model}) for name in ("full", "lora", "top_layers")]
+    with pytest.raises(ConfigError) as refusal:
+        prepare(trials, [].append)
+    full, top_layers = str(refusal.value).splitlines()
+    assert full.startswith(f"methods: full on {folder}: full trains weights of the base model, which are stored in nf4")
+    assert top_layers.startswith(f"methods: top_layers on {folder}: top_layers trains weights of the base model")
+
+
 def test_what_needs_weights_is_left_to_its_trial(
     trial: MakeTrial, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -177,6 +177,20 @@ def test_a_gpu_that_torch_does_not_see() -> None:
     )
 
 
+def test_a_cpu_says_whether_it_computes_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [({"amx_bf16", "avx512_bf16"}, "units for bf16: AMX, AVX512-BF16"), ({"avx2"}, "no units for bf16")]
+    for flags, said in cases:
+        monkeypatch.setattr(engine, "cpu_flags", lambda flags=flags: frozenset(flags))
+        only(engine.check_devices(SEEN, lambda name: None), "ok", said)
+
+
+def test_what_quantised_models_need_is_asked_of_nobody_else() -> None:
+    tested = {"bitsandbytes": "0.50.2"}
+    only(packages.check_quantization(tested, {}.get), "ok", "bitsandbytes is not installed: model.quantization needs")
+    only(packages.check_quantization(tested, lambda name: "0.50.2"), "ok", "bitsandbytes 0.50.2")
+    only(packages.check_quantization(tested, lambda name: "0.49.0"), "problem", "0.49.0, outside")
+
+
 def test_folders(tmp_path: Path) -> None:
     def free(gib: float) -> Callable[[Path], Any]:
         return lambda folder: Usage(100 * 2**30, 0, int(gib * 2**30))

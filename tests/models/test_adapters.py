@@ -27,18 +27,20 @@ CPU = torch.device("cpu")
 PAIRS = [Pair([7, 21, 5, 40], [13, 2, 1]), Pair([11, 3], [60, 1])]
 
 
-def model_spec(folder: Path) -> ModelSpec:
-    spec = ModelSpec(path=str(folder))
+def model_spec(folder: Path, quantization: Any = None) -> ModelSpec:
+    spec = ModelSpec(path=str(folder), quantization=quantization)
     return spec.model_copy(update={"weights_sha256": weights_sha256(spec)})
 
 
-def trained_adapter(name: str, config: dict[str, Any], base: Path, folder: Path) -> torch.Tensor:
+def trained_adapter(
+    name: str, config: dict[str, Any], base: Path, folder: Path, quantization: str | None = None
+) -> torch.Tensor:
     """Write the adapter of a method whose trained tensors were moved off their start; returns its logits."""
     method_class: type[Method] = load_method(targets("method")[name])
     settings = method_class.Config(**config)
     spec = TrialSpec(
         method=MethodSpec(name=name, target=targets("method")[name], config=settings.model_dump(mode="json")),
-        model=model_spec(base),
+        model=model_spec(base, quantization),
         task=TaskSpec(name="t", target="t:T"),
         train=TrainSpec(steps=1),
         decode=DecodeSpec(max_new_tokens=8),

@@ -133,6 +133,21 @@ def test_planning_leaves_random_numbers_and_the_process_as_they_were(trial: Call
     assert torch.get_num_threads() == threads
 
 
+def test_a_quantised_base_model_counts_as_it_is_stored(trial: Callable[..., TrialSpec]) -> None:
+    plain = trial("lora")
+    model = plain.model.model_copy(update={"quantization": "nf4"})
+    quantized = plain.model_copy(update={"model": model})
+    whole, packed = (step_costs(spec, planned_work(spec)).large for spec in (plain, quantized))
+    trained = 4 * packed.trained_elements
+    assert packed.weight_bytes == base.stored_bytes(model, torch.float32) + trained < 0.7 * whole.weight_bytes
+    # At most one dequantised weight more is there at a time.
+    assert 0 <= packed.peak_bytes - whole.peak_bytes <= 4 * 48 * 32
+    assert packed.flops == whole.flops
+    assert planned_parameters(plain.method, model) == planned_parameters(plain.method, plain.model)
+    untrained = plan([trial("none").model_copy(update={"model": model})], H100)[0]
+    assert untrained.phases["load"] == base.stored_bytes(model, torch.float32)
+
+
 def test_shared_weights_count_once(trial: Callable[..., TrialSpec]) -> None:
     spec = trial("full", "gpt2")
     costs = step_costs(spec, planned_work(spec)).large

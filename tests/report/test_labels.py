@@ -33,6 +33,17 @@ def said(*specs: TrialSpec) -> list[str]:
         ([varied(LORA, config={"rank": 8})], [""]),
         ([LORA, trial("full")], ["", ""]),
         ([LORA, trial("lora", seed=1)], ["", ""]),
+        ([varied(LORA, model={"quantization": "nf4"})], ["on nf4"]),
+        ([LORA, varied(LORA, model={"quantization": "int8"})], ["", "on int8"]),
+        ([varied(LORA, model={"checkpoint_quantization": "gptq"})], ["on gptq"]),
+        (
+            [varied(LORA, model={"quantization": "nf4", "double_quantization": n}) for n in (False, True)],
+            ["on nf4", "on nf4, double_quantization=true"],
+        ),
+        (
+            [varied(LORA, model={"quantization": n}, config={"rank": rank}) for n, rank in (("nf4", 4), (None, 8))],
+            ["on nf4, rank=4", "rank=8"],
+        ),
         (
             [varied(LORA, config={"rank": 64}), varied(LORA, config={"rank": 4}, resources={"precision": "bf16"})],
             ["rank=64, precision=fp32", "rank=4, precision=bf16"],

@@ -98,6 +98,16 @@ def _of_ray() -> Any:
 
 
 # Who uses it; what has to be there; the names that our code says.
+def _of_quantisation() -> Any:
+    import bitsandbytes  # noqa: F401 - it registers its operators
+    from transformers.quantizers.base import HfQuantizer
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    operators = torch.ops.bitsandbytes
+    assert "lm_head" in HfQuantizer.get_modules_to_not_convert(tiny_llama(), None, tiny_llama()._keep_in_fp32_modules)
+    return operators.dequantize_4bit, operators.dequantize_blockwise, should_convert_module
+
+
 SEAMS: dict[str, tuple[str, Callable[[], Any], tuple[str, ...]]] = {
     "sacrebleu's statistics": (
         "bench/metrics/overlap.py, bench/metrics/remarks.py",
@@ -136,6 +146,11 @@ SEAMS: dict[str, tuple[str, Callable[[], Any], tuple[str, ...]]] = {
         "methods/parts/attention_prefix.py",
         _of_transformers,
         ("_attn_implementation", "_supports_attention_backend", "_global_mapping"),
+    ),
+    "quantisation by transformers and bitsandbytes": (
+        "bench/models/quantization.py, bench/quantized.py",
+        _of_quantisation,
+        ("_keep_in_fp32_modules",),
     ),
     "transformers' experts": ("methods/parts/experts.py", _of_experts, ("_apply_gate", "_is_expert_parallel")),
     "transformers' tokenizers": ("bench/models/whole_texts.py", _of_tokenizers, ("_switch_to_target_mode",)),

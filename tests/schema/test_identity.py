@@ -23,6 +23,15 @@ def test_ids_and_classes_of_cost_are_what_they_have_always_been() -> None:
     }
 
 
+def test_how_weights_are_stored_is_a_part_of_the_identity_and_of_the_name() -> None:
+    ids = {varied(trial("lora"), model={"quantization": kind}).trial_id for kind in (None, "nf4", "int8")}
+    assert len(ids) == 3 and trial("lora").trial_id in ids
+    double = varied(trial("lora"), model={"quantization": "nf4", "double_quantization": True})
+    assert double.trial_id not in ids
+    assert double.name == "lora on nf4"
+    assert changed(double, label="quantization=nf4,rank=4").name == "lora on nf4 (rank=4)"
+
+
 def test_an_identity_without_some_fields_leaves_the_trial_as_it_is() -> None:
     spec = trial()
     whole = spec.identity

@@ -59,7 +59,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], float]] = {
         {"peft_type": "ADALORA", "init_r": 4, "target_r": 1, "total_step": 6, "target_modules": "all-linear"},
         1e-2,
     ),
+    "lora-nf4": ("lora", {}, 3e-3),
+    "prefix-mlp-nf4": ("prefix_tuning", {**SHORT_PROMPT, "parametrization": "mlp", "mlp_hidden_size": 16}, 3e-3),
+    "lora-int8": ("lora", {"target_modules": "all_linear"}, 1e-3),
 }
+# Variants on a base model whose weights are quantised.
+QUANTIZED: dict[str, Any] = {"lora-nf4": "nf4", "prefix-mlp-nf4": "nf4", "lora-int8": "int8"}
 # Types of peft that docs/methods/methods.md says to keep the contract on Llama, but those that are variants above
 # (AdaLoRA is refused under ZeRO) and the one that draws noise in training.
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "methods" / "methods.md"
@@ -125,6 +130,9 @@ CORE = ("full", "prompt_tuning", "prefix_tuning", "prefix-mlp")
 
 def representative(case: Case) -> bool:
     """On two ranks core methods under several stages and every other method under one; the rest on one rank."""
+    if case.variant in QUANTIZED:
+        stage = 2 if case.variant == "prefix-mlp-nf4" else 3
+        return (case.family, case.ranks, case.stage) == ("llama", 2, stage)
     number = list(VARIANTS).index(case.variant)
     if case.variant in CORE:
         stages = {
@@ -196,7 +204,7 @@ def patched(variant: str, folder: str, dtype: torch.dtype = torch.float32) -> tu
     method_class = load_method(targets("method")[name])
     method = method_class(method_class.Config(**settings))
     torch.manual_seed(0)
-    return method, method.patch(load_model(ModelSpec(path=folder), dtype))
+    return method, method.patch(load_model(ModelSpec(path=folder, quantization=QUANTIZED.get(variant)), dtype))
 
 
 def order_of(data: Sequence[Pair]) -> list[list[int]]:

@@ -1,0 +1,220 @@
+"""Base models in four or eight bits: what transformers and bitsandbytes are told, and what is made of their layers."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from bench.models.model_files import ModelError, quantization_named
+from bench.quantized import BITS, BLOCK, Quantization, QuantizedLinear, packed_sizes
+from bench.schema.trial import JsonDict, ModelSpec
+from methods.parts.weight_reads import uses_of
+
+PACKAGE = "bitsandbytes>=0.50,<0.51"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How bitsandbytes stores the linear layers of a base model."""
+
+    kind: Quantization
+    double: bool = False
+    multiplied_in: torch.dtype | None = None  # None: what comes in
+    in_checkpoint: bool = False  # whether the checkpoint is quantised, and not what is made of it in memory
+
+
+def storage_of(spec: ModelSpec, config: Any) -> Storage | None:
+    """How bitsandbytes stores the linear layers of a model; None where it does not.
+
+    Args:
+        spec: Which model.
+        config: Its configuration, of transformers.
+
+    Raises:
+        ModelError: bitsandbytes is not installed, or the checkpoint is quantised otherwise than is asked for.
+    """
+    stored = _of_checkpoint(getattr(config, "quantization_config", None))
+    method = quantized_by(config)
+    if spec.quantization is not None and method is not None and (stored is None or stored.kind != spec.quantization):
+        raise ModelError(
+            f"model.quantization: {spec.quantization} cannot be had of {spec.path!r}, whose weights are quantised "
+            f"already, by {method}; leave quantization out, or name a checkpoint that is not quantised"
+        )
+    if stored is None and spec.quantization is None:
+        return None
+    require_bitsandbytes((stored.kind if stored is not None else spec.quantization) or "")
+    if stored is not None:
+        return stored
+    assert spec.quantization is not None
+    multiplied_in = None if spec.quantization_compute is None else DTYPES[spec.quantization_compute]
+    return Storage(spec.quantization, spec.double_quantization, multiplied_in)
+
+
+def quantized_by(config: Any) -> str | None:
+    """What has quantised a checkpoint, as its configuration says: ``nf4`` of bitsandbytes, or a name such as gptq."""
+    return quantization_named(_as_dict(getattr(config, "quantization_config", None)) or None)
+
+
+def _of_checkpoint(told: Any) -> Storage | None:
+    settings = _as_dict(told)
+    kind = quantization_named(settings or None)
+    if kind not in BITS or settings.get("quant_method") != "bitsandbytes":
+        return None
+    return Storage(cast(Quantization, kind), bool(settings.get("bnb_4bit_use_double_quant")), in_checkpoint=True)
+
+
+def _as_dict(told: Any) -> JsonDict:
+    return dict(told if isinstance(told, dict) else told.to_dict()) if told is not None else {}
+
+
+def require_bitsandbytes(kind: str) -> None:
+    """See that what quantises is installed.
+
+    Raises:
+        ModelError: It is not.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"model.quantization: weights in {kind} need the package bitsandbytes; install it with "
+            f"\"pip install '{PACKAGE}'\", or take weights that are not quantised"
+        )
+    import bitsandbytes  # noqa: F401 - it registers its operators
+
+
+def bitsandbytes_config(storage: Storage, skipped: list[str] | None = None) -> Any:
+    """What transformers is told of a model that is quantised as it is loaded.
+
+    Args:
+        storage: How.
+        skipped: Names of layers that stay as they are; None leaves that to transformers, for those who load the model
+            elsewhere.
+    """
+    from transformers import BitsAndBytesConfig
+
+    if storage.kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=storage.kind,
+        bnb_4bit_use_double_quant=storage.double,
+        bnb_4bit_compute_dtype=storage.multiplied_in or torch.float32,
+        llm_int8_skip_modules=skipped,
+    )
+
+
+def skipped_layers(empty: Any) -> list[str]:
+    """Names of the linear layers that stay as they are.
+
+    The output head and what is tied to it, as transformers has it; and layers whose weight a model reads itself, past
+    the layer, which packed weights do not allow.
+
+    Args:
+        empty: The model without weights, not quantised.
+    """
+    from transformers.quantizers.base import HfQuantizer
+
+    usual = HfQuantizer.get_modules_to_not_convert(empty, None, empty._keep_in_fp32_modules)
+    return sorted({*usual, *uses_of(empty).readers})
+
+
+def use_quantized_layers(model: Any, storage: Storage, dtype: torch.dtype) -> None:
+    """Put our layers in place of those that bitsandbytes made, with the same packed weights.
+
+    The model then looks to transformers like any other, which is what it computes like.
+
+    Args:
+        model: As transformers loaded it.
+        storage: How.
+        dtype: In which the model computes.
+    """
+    from bitsandbytes import nn as layers
+
+    for parent in list(model.modules()):
+        for attribute, layer in list(parent.named_children()):
+            if isinstance(layer, layers.Linear4bit | layers.Linear8bitLt):
+                setattr(parent, attribute, _ours(layer, storage, dtype))
+    model.hf_quantizer.remove_quantization_config(model)
+    for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
+        vars(model).pop(flag, None)
+
+
+def _ours(layer: Any, storage: Storage, dtype: torch.dtype) -> QuantizedLinear:
+    weight = layer.weight
+    if storage.kind == "int8":
+        scale = layer.state.SCB if weight.SCB is None else weight.SCB
+        packed, statistics, block = weight.data, {"absmax": scale.flatten()}, BLOCK
+    else:
+        packed, statistics, block = weight.data.view(torch.uint8), _statistics(weight.quant_state), weight.blocksize
+    return QuantizedLinear(
+        layer.in_features,
+        layer.out_features,
+        storage.kind,
+        packed.reshape(-1, 1),
+        statistics,
+        layer.bias,
+        torch.empty(0, dtype=dtype, device=packed.device),
+        storage.multiplied_in,
+        block,
+    )
+
+
+def _statistics(state: Any) -> dict[str, torch.Tensor]:
+    """Of a quantisation state of bitsandbytes."""
+    found = {"absmax": state.absmax}
+    if state.nested:
+        found |= {"nested_absmax": state.state2.absmax, "nested_code": state.state2.code, "offset": state.offset}
+    return found
+
+
+def quantize(model: Any, storage: Storage) -> None:
+    """Quantise the layers of a model that lies in memory whole, or that has no data (on the meta device).
+
+    Args:
+        model: Not patched, not quantised.
+        storage: How.
+    """
+    from transformers.pytorch_utils import Conv1D
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    skipped = skipped_layers(model)
+    for parent_name, parent in list(model.named_modules()):
+        for attribute, layer in list(parent.named_children()):
+            name = f"{parent_name}.{attribute}" if parent_name else attribute
+            if (type(layer) is nn.Linear or isinstance(layer, Conv1D)) and should_convert_module(name, skipped):
+                weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+                setattr(parent, attribute, quantized_layer(weight.detach(), layer.bias, storage))
+
+
+def quantized_layer(weight: torch.Tensor, bias: nn.Parameter | None, storage: Storage) -> QuantizedLinear:
+    """A linear layer with these weights ``(O, I)``, quantised; without data where they have none."""
+    out_features, in_features = weight.shape
+    parts = _packed(weight, storage)
+    packed = parts.pop("weight")
+    return QuantizedLinear(in_features, out_features, storage.kind, packed, parts, bias, weight, storage.multiplied_in)
+
+
+def _packed(weight: torch.Tensor, storage: Storage) -> dict[str, torch.Tensor]:
+    """The packed weights (``weight``) and what dequantises them; without data where the weights have none."""
+    from bitsandbytes import functional
+
+    if weight.is_meta:
+        dtypes = {"weight": torch.int8 if storage.kind == "int8" else torch.uint8}
+        dtypes["absmax"] = torch.uint8 if storage.double else torch.float32
+        sizes = packed_sizes(storage.kind, storage.double, weight.shape[1], weight.shape[0])
+        return {
+            name: torch.empty(size, dtype=dtypes.get(name, torch.float32), device=weight.device)
+            for name, size in sizes.items()
+        }
+    if storage.kind == "int8":
+        rows, scales, _ = functional.int8_vectorwise_quant(weight.contiguous().half())
+        return {"weight": rows.view(-1, 1), "absmax": scales}
+    known = weight if weight.dtype in (torch.float32, torch.float16, torch.bfloat16) else weight.float()
+    packed, state = functional.quantize_4bit(
+        known.contiguous(), blocksize=BLOCK, compress_statistics=storage.double, quant_type=storage.kind
+    )
+    return {"weight": packed, **_statistics(state)}

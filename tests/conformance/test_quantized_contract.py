@@ -1,0 +1,71 @@
+"""Methods on base models in four and eight bits keep the contract as they do elsewhere, or refuse such a model."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from test_contract import DEFAULTS, VARIANTS, named
+
+from bench.conformance.method_checks import CHECKS, PROCESS_CHECK, Subject
+from bench.conformance.tiny_models import CORE_FAMILIES
+from bench.method import MethodError
+from bench.plugins.registry import load_method, targets
+
+KINDS = ("nf4", "int8")
+# Train weights of the base model.
+REFUSE = ("full", "top_layers")
+# What packed weights can break most easily.
+OFTEN = (
+    "precisions",
+    "every tensor gets a gradient",
+    "training computes what evaluation does",
+)
+
+
+def subject(name: str, config: dict[str, Any], family: str, kind: Any) -> Subject:
+    method_class = load_method(targets("method")[name])
+    return Subject(method_class, method_class.Config(**config), family, quantization=kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "kind", "check"),
+    [
+        pytest.param(name, family, kind, check, id=f"{name}-{family}-{kind}-{check}")
+        for number, (name, _, _) in enumerate(DEFAULTS)
+        for check in OFTEN
+        for family, kind in [(CORE_FAMILIES[number % 3], KINDS[number % 2])]
+        if name not in REFUSE
+    ],
+)
+def test_contract(name: str, family: str, kind: str, check: str) -> None:
+    CHECKS[check](subject(name, {}, family, kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", REFUSE)
+def test_what_trains_weights_of_the_base_model_refuses(name: str, kind: str) -> None:
+    with pytest.raises(MethodError, match=re.escape(f"which are stored in {kind} here and have no gradient")):
+        subject(name, {}, "llama", kind).patched()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("name", "config", "family"),
+    [
+        named(name, config, family)
+        for name, config, families in (*DEFAULTS, *VARIANTS)
+        for family in CORE_FAMILIES
+        if family in families and name not in REFUSE
+    ],
+)
+def test_the_whole_contract(name: str, config: dict[str, Any], family: str, kind: str) -> None:
+    broken = {}
+    for check in CHECKS.keys() - {PROCESS_CHECK}:
+        try:
+            CHECKS[check](subject(name, config, family, kind))
+        except Exception as error:  # noqa: BLE001 - all that are broken are wanted
+            broken[check] = str(error)
+    assert broken == {}
