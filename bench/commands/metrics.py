@@ -34,16 +34,16 @@ def check_metric(
     """Check that a metric keeps what reports, intervals and tests rely on; exit code 1 if not."""
     from bench.commands.catalogue import print_verdicts
     from bench.conformance.metric_checks import verdicts
-    from bench.plugins.registry import RegistryError, load_metric, resolve
+    from bench.plugins.registry import RegistryError, class_of, resolve
 
     if settings and task is None:
         raise ConfigError("--set has no effect without --task; name the task, or leave it out")
     try:
-        metric = load_metric(resolve("metric", name, plugins_dir), None if ":" in name else name)
+        metric = class_of("metric", resolve("metric", name, plugins_dir))
     except RegistryError as error:
         raise ConfigError(str(error)) from error
     more = [] if task is None else [_sample(task, settings, plugins_dir)]
-    found = list(verdicts(metric, more))
+    found = list(verdicts(metric, more, offered_as=None if ":" in name else name))
     print_verdicts(f"the contract of metrics: {name}", found, as_json)
     raise typer.Exit(1 if any(verdict.outcome == "fail" for verdict in found) else 0)
 

@@ -22,11 +22,15 @@ from bench.plugins.registry import (
     resolve_all,
 )
 from bench.plugins.source import plugin_source
+from bench.report.columns import COLUMNS
 from bench.schema.search_space import SearchSpace
 from bench.schema.trial import JsonDict, MethodSpec, MetricSpec, ModelSpec, ResourceSpec, TaskSpec
 from bench.schema.validation import ConfigError, validated
 from bench.task import Task, TaskError
 from bench.tasks.hub_commits import HubError, commit_of
+
+# Names that scores may not have: results.csv and searches have them for something else.
+RESERVED = frozenset({"dev_loss", "reference_perplexity", *(column.name for column in COLUMNS)})
 
 
 class RegistryResolver:
@@ -160,6 +164,10 @@ def _metrics(task: Task, name: str, plugins_dir: Path | None) -> list[MetricSpec
                     continue
                 metric = load_metric(target, None if ":" in asked else asked)
                 made = MetricSpec(name=metric.name, target=target, **_whose(target))
+                if metric.name in RESERVED:
+                    raise RegistryError(  # noqa: TRY301
+                        f"the metric {target!r} is called {metric.name!r}, as another column of reports is; rename it"
+                    )
                 if metric.name in METRICS or found.setdefault(metric.name, made) != made:
                     other = found[metric.name].target if metric.name in found else "Tuneoff"
                     raise RegistryError(  # noqa: TRY301

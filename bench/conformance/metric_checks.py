@@ -103,6 +103,7 @@ class Subject:
 
     metric_class: type[Metric]
     all_samples: Sequence[Sample]
+    offered_as: str | None = None
     settings: dict[str, Any] = field(
         default_factory=lambda: {name: read() for name, (read, _) in PROCESS_SETTINGS.items()}
     )
@@ -123,15 +124,18 @@ class Subject:
                 yield sample, self.made(sample), name, predictions
 
 
-def verdicts(metric_class: type[Metric], more: Sequence[Sample] = (), processes: bool = True) -> Iterator[CheckVerdict]:
+def verdicts(
+    metric_class: type[Metric], more: Sequence[Sample] = (), processes: bool = True, offered_as: str | None = None
+) -> Iterator[CheckVerdict]:
     """Run every check; one that fails does not keep the others from running, unless there is nothing to score.
 
     Args:
         metric_class: The metric.
         more: Sources that it is tried on beside the shipped ones, e.g. of its own task.
         processes: Whether other processes compare what they make of it.
+        offered_as: The name of its file or entry point, which it has to have; None where it has none.
     """
-    subject = Subject(metric_class, [*samples(), *more])
+    subject = Subject(metric_class, [*samples(), *more], offered_as)
     for name, check in CHECKS.items():
         if check is _same_in_other_processes and not processes:
             continue
@@ -152,6 +156,10 @@ def _class_is_whole(subject: Subject) -> None:
         raise MetricError(f"the class lacks {', '.join(lacking)}")
     if (problem := class_problem(subject.metric_class)) is not None:
         raise MetricError(problem)
+    if subject.offered_as not in (None, subject.metric_class.name):
+        raise MetricError(
+            f"it is offered as {subject.offered_as!r} and calls itself {subject.metric_class.name!r}; give it one name"
+        )
     subject.made(subject.all_samples[0])
 
 

@@ -179,6 +179,18 @@ def load(kind: Kind, target: str) -> type[Any]:
     """The class behind ``module:Class``.
 
     Raises:
+        RegistryError: It cannot be imported, is of another kind, or lacks what all of its kind have.
+    """
+    found = class_of(kind, target)
+    if lacking := sorted(getattr(found, "__abstractmethods__", ())):
+        raise RegistryError(f"the {kind} {target!r} cannot be used: its class lacks {', '.join(lacking)}")
+    return found
+
+
+def class_of(kind: Kind, target: str) -> type[Any]:
+    """The class behind ``module:Class``, whole or not: what a check of the contract looks at.
+
+    Raises:
         RegistryError: It cannot be imported or is of another kind.
     """
     module_name, _, class_name = target.partition(":")
@@ -191,8 +203,6 @@ def load(kind: Kind, target: str) -> type[Any]:
     found = getattr(module, class_name)
     if not (isinstance(found, type) and issubclass(found, base)):
         raise RegistryError(f"{target!r} is not a {kind}: it must be a subclass of {base.__name__}")
-    if lacking := sorted(getattr(found, "__abstractmethods__", ())):
-        raise RegistryError(f"the {kind} {target!r} cannot be used: its class lacks {', '.join(lacking)}")
     return found
 
 

@@ -16,6 +16,7 @@ from command import Done
 
 from bench.conformance.check_verdict import CheckVerdict
 from bench.conformance.metric_checks import CHECKS, verdicts
+from bench.conformance.project_template import write_project
 from bench.metrics import METRICS, Metric
 from bench.metrics.known import BUILT_IN
 
@@ -207,6 +208,26 @@ def test_a_new_project_keeps_the_contract_as_it_is_written(
     again = tuneoff(f"new-{kind}", name, "--into", str(tmp_path / "work"))
     assert again.returncode == 2
     assert f"new-{kind}: " in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("def signature", "def sign", "the class lacks signature"),
+        ('name = "sayings"', 'name = "proverbs"', "is offered as 'sayings' and calls itself 'proverbs'"),
+    ],
+)
+def test_a_class_that_is_not_whole_fails(
+    old: str, new: str, reason: str, tmp_path: Path, tuneoff: Callable[..., Done]
+) -> None:
+    write_project("sayings", tmp_path, "metric")
+    module = tmp_path / "sayings" / "sayings.py"
+    module.write_text(module.read_text().replace(old, new))
+    done = tuneoff("check-metric", "sayings", "--plugins-dir", str(module.parent), "--json")
+    assert done.returncode == 1, done.stderr
+    (verdict,) = json.loads(done.stdout)
+    assert (verdict["check"], verdict["outcome"]) == ("class is whole", "fail")
+    assert reason in verdict["reason"]
 
 
 def test_a_metric_is_tried_on_the_data_of_a_task(tiny_task: Path, tuneoff: Callable[..., Done]) -> None:

@@ -57,10 +57,10 @@ class WordRecall(Metric):
         return 100.0 * sums[..., 0] / np.maximum(1, sums[..., 1])
 '''
 
-SWEEP = """
+SWEEP = r"""
 name: tiny
 model: {model}
-task: {{name: jsonl, path: {task}, metrics: [word_recall]}}
+task: {{name: jsonl, path: {task}, metrics: [word_recall], answer: {{pattern: '(?:in|is) ([A-Z]\w+)'}}}}
 train: {{steps: 4, batch_size: 4}}
 decode: {{max_new_tokens: 8, batch_size: 4}}
 resources: {{cpus_per_rank: 1}}
@@ -98,6 +98,7 @@ def test_a_metric_of_thirty_lines_takes_part_in_a_sweep(
     done = bench.run(methods, "--launcher", "local", "--plugins-dir", str(plugins_dir), sweep=SWEEP)
     assert done.returncode == 0, done.stdout + done.stderr
     assert bench.table()["word_recall"].between(0, 100).all()
+    assert bench.table()["accuracy"].between(0, 100).all()
     for one in Store(bench.results).read_all():
         (metric,) = one.spec.task.plugin_metrics
         assert (metric.name, metric.target) == ("word_recall", "word_recall:WordRecall")
@@ -234,6 +235,9 @@ def test_names_that_clash_are_told(plugins_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"the metric 'bleu' is given by tuneoff .* and by .*bleu.py"):
         trial("bleu", tmp_path, plugins_dir)
     (plugins_dir / "bleu.py").unlink()
+    (plugins_dir / "seed.py").write_text(WORD_RECALL.replace("word_recall", "seed"))
+    with pytest.raises(ConfigError, match="is called 'seed', as another column of reports is; rename it"):
+        trial("seed", tmp_path, plugins_dir)
     (plugins_dir / "twin.py").write_text(WORD_RECALL)
     with pytest.raises(ConfigError, match="both called 'word_recall'; rename one"):
         trial("word_recall, 'twin:WordRecall'", tmp_path, plugins_dir)
