@@ -24,6 +24,11 @@ from bench.task import Scoring, TokenizerName
 class _OfSacrebleu(Metric):
     """A metric of sacrebleu, which computes what is recorded; sums of the same statistics give intervals and tests."""
 
+    def __init__(self, scoring: Scoring) -> None:
+        super().__init__(scoring)
+        self._references: Sequence[Sequence[str]] = ()
+        self._of_references: Any = None
+
     def signature(self, texts: Texts) -> str:
         metric, predictions, references = corpus_metric(self.name, texts)
         _statistics(metric, [""] * len(texts), references)  # so that it knows how many references there are
@@ -31,7 +36,10 @@ class _OfSacrebleu(Metric):
 
     def statistics(self, texts: Texts) -> Array:
         metric, predictions, references = corpus_metric(self.name, texts)
-        return np.array(_statistics(metric, predictions, references), dtype=np.float64)
+        if references != self._references:  # Those of many trials are the same, and take most of the time.
+            self._references, self._of_references = references, metric._cache_references(reference_streams(references))
+        metric._ref_cache = self._of_references
+        return np.array(metric._extract_corpus_statistics(list(predictions), None), dtype=np.float64)
 
     def measure(self, texts: Texts) -> Measured:
         """The statistics of each sentence are taken once and added up."""

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from unidecode import unidecode
 
 from bench.task import Scoring
+
+# Of which the prepared form is kept: the same references come with every trial.
+MOST_REFERENCES = 2**15
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ def _words_apart(text: str) -> str:
     return " ".join(" ".join(re.split(r"(\W)", text)).split())
 
 
+@lru_cache(MOST_REFERENCES)
 def _split_lower(text: str) -> str:
     return _words_apart(text).lower()
 
@@ -86,6 +91,7 @@ def _folded_split_lower(text: str) -> str:
     return _words_apart(unidecode(unidecode(text.strip()).lower()))
 
 
+@lru_cache(MOST_REFERENCES)
 def _split_lower_folded(text: str) -> str:
     return unidecode(_split_lower(text))
 

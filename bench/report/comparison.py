@@ -88,6 +88,7 @@ def compare(first: Side, second: Side, metric: str | None = None) -> Compared:
             load_system(first.root, first.name, first.configuration.results),
         )
     )
+    paired.check()
     scores = [_score(paired, column) for column in columns]
     tags = sorted({tag for system in paired.systems for one in system.completed.values() for tag in one.scores.by_tag})
     of_tags = [_score(paired, columns[0], tag) for tag in tags]

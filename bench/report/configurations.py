@@ -180,9 +180,13 @@ def configurations(results: Iterable[TrialResult], costs: Costs | None = None) -
     found = list(results)
     indifferent = untrained(found)
     groups: dict[str, list[TrialResult]] = {}
+    answers: dict[str, str] = {}  # by what is the same for all seeds
     for result in sorted(found, key=lambda result: (result.spec.method.name, result.spec.label, result.spec.seed)):
-        key = answer_key(result.spec, result.spec.method.target not in indifferent, without=("seed",))
-        groups.setdefault(key, []).append(result)
+        spec = result.spec
+        if spec.without_seed not in answers:
+            trains = spec.method.target not in indifferent
+            answers[spec.without_seed] = answer_key(spec, trains, without=("seed",))
+        groups.setdefault(answers[spec.without_seed], []).append(result)
     costs = costs or {}
     called = row_labels(found)
     made = []

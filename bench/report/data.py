@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.report.budget import budget
 from bench.report.column import Column
@@ -21,6 +21,9 @@ from bench.schema.record import TrialResult
 from bench.schema.trial import JsonDict
 from bench.store.files import replacing
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 # Raise it when a key of report.json changes its meaning.
 REPORT_VERSION = 1
 # Characters that spreadsheets take for the beginning of a formula, or skip before one, with their wide forms.
@@ -28,11 +31,16 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uf
 
 
 def csv_text(results: Sequence[TrialResult], others: Sequence[TrialResult] = ()) -> str:
-    """results.csv. A text that a spreadsheet would take for a formula gets an apostrophe in front.
+    """results.csv, see :func:`csv_of`."""
+    return csv_of(frame(results, others))
+
+
+def csv_of(rows: pd.DataFrame) -> str:
+    """Rows as a CSV. A text that a spreadsheet would take for a formula gets an apostrophe in front.
 
     Carriage returns become line feeds: some readers would begin a row at one.
     """
-    table = frame(results, others)
+    table = rows.copy(deep=False)
     for column in table.columns[table.dtypes == "str"]:
         table[column] = table[column].map(_for_spreadsheets)
     table.columns = table.columns.map(_for_spreadsheets)
@@ -46,10 +54,10 @@ def _for_spreadsheets(value: Any) -> Any:
     return guarded.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def write_parquet(results: Sequence[TrialResult], path: Path, others: Sequence[TrialResult] = ()) -> None:
+def write_parquet(rows: pd.DataFrame, path: Path) -> None:
     """Write results.parquet: the same rows with their types, unchanged."""
     with replacing(path) as file:
-        frame(results, others).to_parquet(file, index=False)
+        rows.to_parquet(file, index=False)
 
 
 def json_text(content: Content) -> str:

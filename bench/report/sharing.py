@@ -5,16 +5,29 @@ Of five thousand trials nearly all settings, versions and signatures are the sam
 
 from __future__ import annotations
 
+import gc
 import json
+import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar, overload
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast, overload
 
-from bench.schema.record import DevPoint, Failed, Provenance, Scores, TrainPoint, TrialResult
+from bench.schema.record import (
+    Completed,
+    DevPoint,
+    Failed,
+    Probed,
+    Provenance,
+    RankCost,
+    Scores,
+    TrainPoint,
+    TrialResult,
+)
 from bench.schema.trial import JsonDict, Spec, TrialSpec
 
 PointT = TypeVar("PointT", TrainPoint, DevPoint)
-SharedT = TypeVar("SharedT")
+SpecT = TypeVar("SpecT", bound=Spec)
 
 
 class Curve(Sequence[PointT]):
@@ -49,58 +62,115 @@ class Curve(Sequence[PointT]):
         point: PointT = self._kind.model_construct(**{**values, "step": int(values["step"])})
         return point
 
+    def losses(self) -> Iterator[tuple[int, float]]:
+        """Step and loss of every point, without making the points."""
+        step, loss = (self._numbers[self._names.index(name) :: len(self._names)] for name in ("step", "loss"))
+        return zip(map(int, step), loss, strict=True)
+
+
+def losses(curve: Sequence[TrainPoint] | Sequence[DevPoint]) -> Iterable[tuple[int, float]]:
+    """Step and loss of every point."""
+    return curve.losses() if isinstance(curve, Curve) else [(point.step, point.loss) for point in curve]
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without Python's collector, which would go through all records again and again while more are read.
+
+    That takes longer than reading them, and finds nothing: there is no circle in a record.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
 
 class _Pool:
     """Values that were met before. Records are frozen, so that nobody can tell one that is shared from its own."""
 
     def __init__(self) -> None:
-        self._met: dict[tuple[type, str], Any] = {}
+        self._met: dict[object, Any] = {}
 
-    def one(self, value: SharedT) -> SharedT:
-        text = value.model_dump_json() if isinstance(value, Spec) else json.dumps(value)
-        found: SharedT = self._met.setdefault((type(value), text), value)
-        return found
+    def value(self, value: Any) -> Any:
+        """A value of JSON."""
+        return sys.intern(value) if isinstance(value, str) else self._met.setdefault(json.dumps(value), value)
+
+    def spec(self, value: SpecT | None) -> SpecT | None:
+        """A part of a record that many have in common."""
+        if value is None:
+            return None
+        met: SpecT = self._met.setdefault((type(value), value.model_dump_json()), value)
+        return met
+
+    def seedless(self, spec: TrialSpec) -> TrialSpec:
+        """A trial whose parts are those of the first one that differs in nothing but its seed."""
+        first: TrialSpec = self._met.setdefault((TrialSpec, spec.without_seed), spec)
+        return self.slim(first, {"seed": spec.seed})
+
+    def slim(self, value: SpecT, update: JsonDict) -> SpecT:
+        """The same with other fields; the names of those that were set are there once for all of its kind."""
+        fields = self._met.setdefault(frozenset(value.model_fields_set), value.model_fields_set)
+        content = {name: getattr(value, name) for name in type(value).model_fields}
+        made: Any = value.model_construct(_fields_set=fields, **content | update)
+        return cast("SpecT", made)
 
 
 def shared(records: Iterable[TrialResult]) -> Iterator[TrialResult]:
     """The same records, one by one, as they take least memory together."""
     pool = _Pool()
     for record in records:
-        update: JsonDict = {"spec": _spec(record.spec, pool)}
+        update: JsonDict = {
+            "sweep": pool.value(record.sweep),
+            "spec": pool.seedless(record.spec),
+            "attempt": pool.slim(record.attempt, {}),
+            "launcher": pool.value(record.launcher),
+            "placement": pool.spec(record.placement),
+        }
         if record.provenance is not None:
             update["provenance"] = _provenance(record.provenance, pool)
-        if record.placement is not None:
-            update["placement"] = pool.one(record.placement)
         if not isinstance(record.outcome, Failed):
-            of_outcome: JsonDict = {
-                "train_curve": Curve(TrainPoint, record.outcome.train_curve),
-                "dev_curve": Curve(DevPoint, record.outcome.dev_curve),
-                "parameters": pool.one(record.outcome.parameters),
-                "data": pool.one(record.outcome.data),
-            }
-            for name in ("scores", "dev_scores"):
-                if (scores := getattr(record.outcome, name, None)) is not None:
-                    of_outcome[name] = _scores(scores, pool)
-            update["outcome"] = record.outcome.model_copy(update=of_outcome)
-        yield record.model_copy(update=update)
+            update["outcome"] = pool.slim(record.outcome, _parts(record.outcome, pool))
+        yield pool.slim(record, update)
 
 
-def _spec(spec: TrialSpec, pool: _Pool) -> TrialSpec:
-    return spec.model_copy(
-        update={
-            name: pool.one(getattr(spec, name))
-            for name in ("method", "model", "task", "train", "decode", "resources", "label")
-        }
-    )
+def _parts(outcome: Completed | Probed, pool: _Pool) -> JsonDict:
+    parts: JsonDict = {
+        "train_curve": Curve(TrainPoint, outcome.train_curve),
+        "dev_curve": Curve(DevPoint, outcome.dev_curve),
+        "parameters": pool.spec(outcome.parameters),
+        "data": pool.value(outcome.data),
+        "predicted": pool.spec(outcome.predicted),
+        "ranks": [_rank(cost, pool) for cost in outcome.ranks],
+    }
+    for name in ("train", "decode"):
+        if (cost := getattr(outcome, name)) is not None:
+            parts[name] = pool.slim(cost, {})
+    for name in ("scores", "dev_scores"):
+        if (scores := getattr(outcome, name, None)) is not None:
+            parts[name] = _scores(scores, pool)
+    return parts
+
+
+def _rank(cost: RankCost, pool: _Pool) -> RankCost:
+    phases = {pool.value(name): pool.slim(phase, {}) for name, phase in cost.phases.items()}
+    return pool.slim(cost, {"phases": phases, "memory_method": pool.value(cost.memory_method)})
 
 
 def _provenance(provenance: Provenance, pool: _Pool) -> Provenance:
     texts = ("tuneoff_version", "code_sha256", "git_revision", "python_version", "device")
-    return provenance.model_copy(
-        update={name: pool.one(getattr(provenance, name)) for name in (*texts, "package_versions", "environment")}
-    )
+    same = (*texts, "package_versions", "environment")
+    return pool.slim(provenance, {name: pool.value(getattr(provenance, name)) for name in same})
 
 
 def _scores(scores: Scores, pool: _Pool) -> Scores:
     same = ("sources_by_tag", "signatures", "higher_is_better", "absent", "scoring", "remarks")
-    return scores.model_copy(update={name: pool.one(getattr(scores, name)) for name in same})
+    update: JsonDict = {name: pool.value(getattr(scores, name)) for name in same}
+    of_all, of_tags = scores.values, scores.by_tag
+    update["values"] = {pool.value(name): value for name, value in of_all.items()}
+    update["by_tag"] = {
+        pool.value(tag): {pool.value(name): value for name, value in values.items()} for tag, values in of_tags.items()
+    }
+    return pool.slim(scores, update)

@@ -7,13 +7,14 @@ import shutil
 from pathlib import Path
 
 from bench.report.content import Content
-from bench.report.data import csv_text, json_text, write_parquet
+from bench.report.data import csv_of, json_text, write_parquet
 from bench.report.figures import pictures
 from bench.report.latex import latex
 from bench.report.markdown import markdown
 from bench.report.page import html
 from bench.report.published import kept_published
-from bench.report.sharing import shared
+from bench.report.rows import frame
+from bench.report.sharing import shared, uncollected
 from bench.report.side_by_side import side_by_side
 from bench.store.files import make_folder, write_atomically
 from bench.store.kept_sweep import divided, read_kept
@@ -32,11 +33,12 @@ def render(root: Path, content: Content) -> Path:
 
     The rows by trial hold every stage, the tables by configuration final trials.
     """
-    records, others = content.records, content.others
     folder = root / "report"
     make_folder(folder)
-    write_atomically(folder / "results.csv", csv_text(records, others))
-    write_parquet(records, folder / "results.parquet", others)
+    rows = frame(content.records, content.others)
+    write_atomically(folder / "results.csv", csv_of(rows))
+    write_parquet(rows, folder / "results.parquet")
+    del rows  # It takes as much room as the records.
     write_atomically(folder / "report.json", json_text(content))
     write_atomically(folder / "report.tex", latex(content))
     write_atomically(folder / "report.md", markdown(content))
@@ -62,7 +64,8 @@ def load_content(root: Path, command: str | None = None, missing: int = 0, every
         everything: Whether to list the other records too, apart.
     """
     kept = read_kept(root)
-    records, others = divided(shared(Store(root).records()), None if kept is None else kept.asks)
+    with uncollected():
+        records, others = divided(shared(Store(root).records()), None if kept is None else kept.asks)
     searches = [
         rows for rows in read_searches(root) if kept is None or kept.sweep is None or rows.search.key in kept.searches
     ]

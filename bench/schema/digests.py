@@ -17,7 +17,12 @@ def sha256_of(path: Path) -> str:
 
 def sha256_of_json(value: Any) -> str:
     """Hash of a value of JSON. The order of its keys makes no difference."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return sha256_of_text(json.dumps(value, sort_keys=True))
+
+
+def sha256_of_text(text: str) -> str:
+    """Hash of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def slug(*parts: str, length: int) -> str:

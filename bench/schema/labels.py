@@ -69,6 +69,18 @@ def labels(
         untrained: Classes of the methods that train nothing, whose rows training settings do not tell apart.
         ignored: For each row, keys of the sweep file that do not count.
     """
+    keys = [(spec.without_seed, frozenset(ignored[place]) if ignored else None) for place, spec in enumerate(specs)]
+    first: dict[object, int] = {}
+    for place, key in enumerate(keys):
+        first.setdefault(key, place)
+    places = list(first.values())
+    made = _of_rows([specs[place] for place in places], untrained, [ignored[place] for place in places if ignored])
+    by_key = dict(zip(first, made, strict=True))
+    return [by_key[key] for key in keys]
+
+
+def _of_rows(specs: Sequence[TrialSpec], untrained: Collection[str], ignored: Sequence[Collection[str]]) -> list[Label]:
+    """Labels of trials that differ in more than their seed."""
     found: list[Label] = [Label("")] * len(specs)
     by_method: dict[str, list[int]] = {}
     for place, spec in enumerate(specs):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -22,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from bench.schema.digests import sha256_of_json, slug
+from bench.schema.digests import sha256_of_json, sha256_of_text, slug
 from bench.schema.strict_numbers import StrictNumbers
 
 JsonDict = dict[str, Any]
@@ -495,10 +496,19 @@ class TrialSpec(Spec):
         seed = f"-r{self.repetition}" * bool(self.repetition) if self.stage == "cost" else f"-s{self.seed}"
         return f"{name}{stage}{seed}-{digest[:10]}"
 
+    @functools.cached_property
+    def without_seed(self) -> str:
+        """A hash of all fields but the seed, for doing once what is the same for all seeds. It is quick, and no id.
+
+        Trials of equal answers may have several, because fields that change no answer are part of it.
+        """
+        return sys.intern(sha256_of_text(self.model_dump_json(exclude={"seed"})))
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """As pydantic has it, without the id, which pydantic would copy too."""
+        """As pydantic has it, without what was computed from the fields, which pydantic would copy too."""
         copied = super().model_copy(update=update, deep=deep)
-        copied.__dict__.pop("trial_id", None)
+        for computed in ("trial_id", "without_seed"):
+            copied.__dict__.pop(computed, None)
         return copied
 
     @property

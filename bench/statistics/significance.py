@@ -85,6 +85,7 @@ def significance(
     paired = PairedSystems(tuple(known))
     made = paired.statistics(metric)
     if made is None:
+        paired.check()
         return None
     if paired.sources < 2:
         raise StatisticsError("there is one test source, which says nothing about others")

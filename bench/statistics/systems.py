@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from bench.metrics.texts import prepare
 from bench.schema.record import Completed, TrialResult
 from bench.schema.trial import JsonDict, MetricSpec
 from bench.statistics.differences import SeedStatistics
-from bench.store.predictions import read_predictions
+from bench.store.predictions import has_predictions, read_predictions
 from bench.task import Scoring
 
 # Scores that are computed again from the predictions have to equal the recorded ones, except for rounding.
@@ -35,7 +35,7 @@ class System:
     Attributes:
         name: For people.
         results: The final trials, failed ones included.
-        predictions: Seed to rows, in the order of the test sources.
+        predictions: Seed to rows, in the order of the test sources; each is read when it is asked for.
     """
 
     name: str
@@ -54,20 +54,44 @@ class System:
         return any(result.varies_over_seeds for result in self.results)
 
 
+class StoredPredictions(Mapping[int, Sequence[JsonDict]]):
+    """Seed to predictions that are read when they are asked for, and not kept: a sweep may have more than fit.
+
+    Args:
+        root: Results folder of the sweep.
+        trials: Seed to trial that has predictions.
+    """
+
+    def __init__(self, root: Path, trials: Mapping[int, str]) -> None:
+        self._root, self._trials = root, trials
+
+    def __getitem__(self, seed: int) -> Sequence[JsonDict]:
+        rows = read_predictions(self._root, self._trials[seed])
+        if rows is None:
+            raise StatisticsError(f"{self._trials[seed]}: its predictions were there, and are gone")
+        return rows
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._trials)
+
+    def __len__(self) -> int:
+        return len(self._trials)
+
+
 def load_system(root: Path, name: str, results: Sequence[TrialResult]) -> System:
-    """Read the predictions of one configuration.
+    """The predictions of one configuration.
 
     Args:
         root: Results folder of the sweep.
         name: For people.
         results: Its final trials.
     """
-    found = {
-        result.spec.seed: rows
+    trials = {
+        result.spec.seed: result.trial_id
         for result in results
-        if isinstance(result.outcome, Completed) and (rows := read_predictions(root, result.trial_id)) is not None
+        if isinstance(result.outcome, Completed) and has_predictions(root, result.trial_id)
     }
-    return System(name, tuple(results), dict(sorted(found.items())))
+    return System(name, tuple(results), StoredPredictions(root, dict(sorted(trials.items()))))
 
 
 @dataclass(frozen=True)
@@ -75,7 +99,7 @@ class PairedSystems:
     """Systems that predicted the same sources.
 
     Raises:
-        StatisticsError: They did not, or a system has no predictions.
+        StatisticsError: A system has no predictions.
     """
 
     systems: tuple[System, ...]
@@ -84,19 +108,33 @@ class PairedSystems:
         for system in self.systems:
             if not system.predictions:
                 raise StatisticsError(f"{system.name}: no completed trial with predictions")
-        first = self.systems[0].name
-        expected = _items(self._rows)
-        for system in self.systems:
-            for seed, rows in system.predictions.items():
-                if _items(rows) != expected:
-                    raise StatisticsError(
-                        f"{system.name} (seed {seed}) was not tested on the sources and references of {first}: "
-                        "differences source by source have no meaning"
-                    )
 
-    @property
+    def check(self) -> None:
+        """Read all predictions.
+
+        Raises:
+            StatisticsError: The systems were not tested on the same sources.
+        """
+        for system in self.systems:
+            for seed in system.predictions:
+                self._predictions(system, seed)
+
+    def _predictions(self, system: System, seed: int) -> Sequence[JsonDict]:
+        rows = system.predictions[seed]
+        if _items(rows) != self._items:
+            raise StatisticsError(
+                f"{system.name} (seed {seed}) was not tested on the sources and references of {self.systems[0].name}: "
+                "differences source by source have no meaning"
+            )
+        return rows
+
+    @cached_property
     def _rows(self) -> Sequence[JsonDict]:
         return next(iter(self.systems[0].predictions.values()))
+
+    @cached_property
+    def _items(self) -> list[tuple[str, str, tuple[str, ...]]]:
+        return _items(self._rows)
 
     @property
     def sources(self) -> int:
@@ -116,8 +154,19 @@ class PairedSystems:
         None for a score that is no such function, and for one that some record lacks.
 
         Raises:
-            StatisticsError: What is computed from the predictions is not what the records say.
+            StatisticsError: What is computed from the predictions is not what the records say, or the systems were not
+                tested on the same sources.
         """
+        if metric not in self._known:
+            self._known[metric] = self._statistics(metric)
+        return self._known[metric]
+
+    @cached_property
+    def _known(self) -> dict[str, tuple[Callable[[Array], Array], dict[str, SeedStatistics]] | None]:
+        """What was computed once: every part of the sources asks for it."""
+        return {}
+
+    def _statistics(self, metric: str) -> tuple[Callable[[Array], Array], dict[str, SeedStatistics]] | None:
         if any(metric not in one.scores.values for system in self.systems for one in system.completed.values()):
             return None  # absent in some record, with its reason
         asked = self._metric(metric)
@@ -129,8 +178,8 @@ class PairedSystems:
             seeds = list(system.predictions)[: None if system.trains else 1]
             values: list[Array] = []
             for seed in seeds:
-                rows = system.predictions[seed]
-                of_rows = self._statistics(metric, asked, rows)
+                rows = self._predictions(system, seed)
+                of_rows = self._of_rows(metric, asked, rows)
                 if of_rows is None and asked is None and metric in self._plugins:
                     raise StatisticsError(self._not_loaded(metric))
                 if of_rows is None:
@@ -176,7 +225,7 @@ class PairedSystems:
             "or give its folder with --plugins-dir"
         )
 
-    def _statistics(self, name: str, metric: Metric | None, rows: Sequence[JsonDict]) -> Array | None:
+    def _of_rows(self, name: str, metric: Metric | None, rows: Sequence[JsonDict]) -> Array | None:
         """Of a mean over sources from the values that the rows hold, of other scores from the predictions."""
         values = [row.get("scores", {}).get(name) for row in rows]
         if (metric is None or metric.is_mean) and None not in values:

@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pydantic_core import from_json
+
 from bench.schema.trial import JsonDict
 from bench.task import Example
 
@@ -49,6 +51,11 @@ def write_predictions(
     (folder / WRITTEN_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def has_predictions(root: Path, trial_id: str) -> bool:
+    """Whether predictions of a trial are kept. Arguments: see :func:`read_predictions`."""
+    return _kept_file(root, trial_id).is_file()
+
+
 def read_predictions(root: Path, trial_id: str) -> list[JsonDict] | None:
     """Rows as :func:`write_predictions` writes them; None if there are none. Old records have fewer fields.
 
@@ -56,9 +63,14 @@ def read_predictions(root: Path, trial_id: str) -> list[JsonDict] | None:
         root: Results folder of the sweep.
         trial_id: Of the trial.
     """
-    path = root / "trials" / trial_id / KEPT_FILE
+    path = _kept_file(root, trial_id)
     if not path.is_file():
         return None
     # A report reads the predictions of all trials, and reading line by line would take several times as long.
-    text = gzip.decompress(path.read_bytes()).decode("utf-8")
-    return [json.loads(line) for line in text.split("\n") if line]
+    lines = gzip.decompress(path.read_bytes()).strip(b"\n").replace(b"\n", b",")
+    rows: list[JsonDict] = from_json(b"[%b]" % lines)
+    return rows
+
+
+def _kept_file(root: Path, trial_id: str) -> Path:
+    return root / "trials" / trial_id / KEPT_FILE

@@ -87,7 +87,7 @@ def test_csv_has_a_row_for_each_trial_and_the_promised_columns(update_golden: bo
 
 
 def test_parquet_holds_the_rows_of_the_csv_with_their_types(tmp_path: Path) -> None:
-    write_parquet(results(), tmp_path / "results.parquet")
+    write_parquet(report.frame(results()), tmp_path / "results.parquet")
     table = pd.read_parquet(tmp_path / "results.parquet")
     pd.testing.assert_frame_equal(table, report.frame(results()))
     assert table.to_csv(index=False, lineterminator="\n") == report.csv_text(results())

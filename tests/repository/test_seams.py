@@ -26,6 +26,9 @@ def _of_sacrebleu() -> Any:
 
     statistics = BLEU()._extract_corpus_statistics(["a b c d e"], [["a b c d e"]])
     assert BLEU()._aggregate_and_compute(statistics).score == pytest.approx(100)
+    metric = BLEU()
+    metric._ref_cache = metric._cache_references([["a b c d e"]])
+    assert metric._extract_corpus_statistics(["a b c d e"], None) == statistics
     return BLEU._compute_segment_statistics, BLEU._compute_score_from_stats, BLEU._get_closest_ref_len
 
 

@@ -11,6 +11,7 @@ from bench.report.configurations import Configuration, chosen_of_methods, failed
 from bench.report.figures.picture import Picture, finished, legend_beside
 from bench.report.figures.style import INK, Look, drawing
 from bench.report.figures.words import drawn
+from bench.report.sharing import losses
 from bench.schema.labels import names
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def training_curves(configurations: Sequence[Configuration], looks: Mapping[str,
         lines: list[Points] = []
         for number, configuration in enumerate(chosen):
             look = looks[configuration.method]
-            train = _mean_curve([[(p.step, p.loss) for p in o.train_curve] for _, o in configuration.completed])
-            dev = _mean_curve([[(p.step, p.loss) for p in o.dev_curve] for _, o in configuration.completed])
+            train = _mean_curve(losses(outcome.train_curve) for _, outcome in configuration.completed)
+            dev = _mean_curve(losses(outcome.dev_curve) for _, outcome in configuration.completed)
             lines += [train, dev]
             line(left, train, look, f"train-{number}", marked=False)
             line(right, dev, look, f"dev-{number}", marked=True)
@@ -187,7 +188,7 @@ def _limit(axes: Axes, lines: Sequence[Points]) -> None:
     axes.set_ylim(values[0] - 0.06 * spread, high + 0.08 * spread)
 
 
-def _mean_curve(curves: Iterable[Points]) -> Points:
+def _mean_curve(curves: Iterable[Iterable[tuple[float, float]]]) -> Points:
     """Mean over seeds by step, then over neighbouring steps until few enough points are left to draw."""
     by_step: dict[float, list[float]] = {}
     for curve in curves:

@@ -5,6 +5,7 @@ The records are written here and no trial is trained: their numbers mean nothing
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -13,20 +14,25 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from fakes import completed, record
 from tiny_sweep import write_tiny_sweep
 
 from bench.commands.options import read_stages
+from bench.metrics.overlap import Bleu
+from bench.metrics.texts import prepare
 from bench.schema.digests import sha256_of
 from bench.schema.record import DevPoint, Provenance, TrainPoint
 from bench.schema.trial import TrialSpec
 from bench.store.predictions import KEPT_FILE
 from bench.store.records import Store, content_sha256
+from bench.task import Scoring
 
 STEPS = 60
 SOURCES = 40
+SYSTEMS = 200  # whose predictions trials have
 # Ten configurations; the rest is seeds.
 METHODS = (
     {"name": "full"},
@@ -103,12 +109,12 @@ def _write_record(store: Store, spec: TrialSpec, draw: random.Random) -> None:
     """As the store writes it, but for waiting until it is on the disk."""
     folder = store.trials / spec.trial_id
     folder.mkdir()
-    bleu = round(draw.uniform(40, 60), 4)
+    packed, bleu = _predictions(draw.randrange(SYSTEMS))
     curve = [TrainPoint(step=step, loss=draw.uniform(0.5, 3.0), learning_rate=1e-3) for step in range(1, STEPS + 1)]
     dev = [DevPoint(step=step, loss=draw.uniform(1.0, 3.0)) for step in range(10, STEPS + 1, 10)]
     outcome = completed(bleu).model_copy(update={"train_curve": curve, "dev_curve": dev, "best_step": STEPS})
     predictions = folder / KEPT_FILE
-    predictions.write_bytes(PREDICTIONS)
+    predictions.write_bytes(packed)
     result = record(spec, outcome)
     provenance = Provenance.model_validate(
         {**result.provenance.model_dump(), "package_versions": VERSIONS} if result.provenance else {}
@@ -119,26 +125,33 @@ def _write_record(store: Store, spec: TrialSpec, draw: random.Random) -> None:
     (folder / "result.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _packed_predictions() -> bytes:
-    import gzip
-
+@cache
+def _predictions(number: int) -> tuple[bytes, float]:
+    """The file of one of many systems, and its BLEU, so that reports test the differences between trials."""
+    draw = random.Random(number)
+    words = ["a", "French", "place", "at", "the", "riverside", "serves", "food", "near"]
+    references = [[f"Place {source} is a French place at the riverside."] * 3 for source in range(SOURCES)]
+    texts = [
+        " ".join(draw.choice(words) if draw.random() < 0.3 else word for word in some[0].split()) for some in references
+    ]
     rows = [
         {
-            "id": str(number),
-            "source": f"name : Place {number} | food : French | area : riverside",
-            "prediction": f"Place {number} serves French food by the river.",
-            "references": [f"Place {number} is a French place at the riverside."] * 3,
+            "id": str(source),
+            "source": f"name : Place {source} | food : French | area : riverside",
+            "prediction": text,
+            "references": some,
             "tags": [],
             "facts": [],
             "truncated": False,
             "scores": {"bleu": 50.0},
         }
-        for number in range(SOURCES)
+        for source, (text, some) in enumerate(zip(texts, references, strict=True))
     ]
-    return gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode(), mtime=0)
+    metric = Bleu(Scoring())
+    bleu = float(metric.score(metric.statistics(prepare(texts, references, Scoring())).sum(axis=0)))
+    return gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode(), mtime=0), bleu
 
 
-PREDICTIONS = _packed_predictions()
 VERSIONS = {f"package-{number}": f"{number}.1.0" for number in range(10)}
 
 
