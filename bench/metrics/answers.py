@@ -18,8 +18,11 @@ _NUMBER = (
 )
 _ANY_NUMBER = re.compile(rf"{_NUMBER}|\d+(?:\.\d+)?")
 _UNITS = str.maketrans("", "", "$€£¥%_ \t\n")
+_POWERS = re.compile("[\u00b2\u00b3\u00b9\u2070\u2074-\u2079]+")
 _CHOICES = (
     re.compile(r"(?i:answer|choice|option)(?i:\s+is)?\s*:?\s*[\[(*\s]*([A-J])\b(?!')"),
+    re.compile(r"(?i:answer|choice|option)(?i:\s+is)?\s*:?\s*([a-j])\s*(?:[).,]|\Z)"),
+    re.compile(r"\A\s*([a-j])\s*[.)]?\s*\Z"),
     re.compile(r"[(\[]([A-Ja-j])[)\]]"),
     re.compile(r"(?m:^)\s*\**([A-J])(?:[.):]|\**\s*(?m:$))"),
     re.compile(r"(?<!\w)([A-J])\W*\Z"),
@@ -82,8 +85,8 @@ def _finder(pattern: str) -> Callable[[str], str | None]:
     compiled = re.compile(pattern)
 
     def last(text: str) -> str | None:
-        found = list(compiled.finditer(text))
-        return found[-1][compiled.groups] if found else None
+        found = [match[compiled.groups] for match in compiled.finditer(text)]
+        return next((one for one in reversed(found) if one), None)  # what may match nothing does so at the end
 
     return last
 
@@ -144,7 +147,8 @@ def plain(text: str) -> str:
 
 
 def _upright(text: str) -> str:
-    """With the minus and the fractions of keyboards."""
+    """With the minus and the fractions of keyboards, and without powers: m² has no 2."""
+    text = _POWERS.sub("", text)
     return unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace("\u2044", "/")
 
 

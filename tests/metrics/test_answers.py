@@ -34,6 +34,8 @@ from bench.task import Answer, Example, Scoring
         ("2.50e3 in all", 2500),
         ("1,000,000 people.", 1_000_000),
         ("in 1, 2 and 3.", 3),
+        ("an area of 12 m\u00b2", 12),
+        ("it costs USD50", 50),
         ("no number", None),
         ("", None),
         ("divided 1/0", None),
@@ -79,6 +81,10 @@ def test_boxed_numbers_are_equal_by_value() -> None:
         ("Answer: **E**", "E"),
         ("First (A) seems right, but (B) is.", "B"),
         ("I think it is C.", "C"),
+        ("answer: c", "C"),
+        ("b)", "B"),
+        ("a dog", None),
+        ("The answer is a dog", None),
         ("A dog barks.", None),
         ("nothing", None),
     ],
@@ -92,6 +98,7 @@ def test_a_pattern_of_ones_own() -> None:
     assert answer_of("#### 1\n#### 1,200.", strict) == 1200
     assert answer_of("1200", strict) is None
     assert answer_of("Label:  Not Sure ", Answer(r"(?i)label: *(.+)", "text")) == "not sure"
+    assert answer_of("one\ntwo", Answer(".*", "text")) == "two"
     assert answer_of("yes or NO", Answer(r"(?i)yes|no", "text")) == "no"
 
 
