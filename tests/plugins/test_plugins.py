@@ -322,7 +322,7 @@ def test_a_new_project_keeps_the_contract_as_it_is_written(
     done = tuneoff("new-method", "gentle_offset", "--into", str(tmp_path / "work"))
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "work" / "gentle_offset"
-    assert f"tuneoff check-method gentle_offset --methods-dir {folder}" in done.stdout
+    assert f"tuneoff check-method gentle_offset --plugins-dir {folder}" in done.stdout
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     assert project["entry-points"]["tuneoff.methods"] == {"gentle_offset": "gentle_offset:GentleOffset"}
     checked = tuneoff("check-method", "gentle_offset", "--methods-dir", str(folder))
