@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from bench.config.resolved_methods import Resolved, ResolvedMethods
 from bench.metrics import METRICS
@@ -91,6 +95,7 @@ class RegistryResolver:
         Raises:
             ConfigError: It would not be.
         """
+        _check_deepspeed(resources, where)
         plain = resources.zero_stage == 0 and resources.precision == "fp32"
         makes_checkpoints = resources.checkpoint_every_steps is not None
         if plain and not makes_checkpoints:
@@ -119,6 +124,31 @@ class RegistryResolver:
             self._said[_said_key(method)] = config, resolved
             self._kept.add(method.target, config, resolved)
         return adapts
+
+
+def _check_deepspeed(resources: ResourceSpec, where: str) -> None:
+    """Keys of DeepSpeed's ZeRO are those that it knows, with values that it takes."""
+    if not (told := resources.deepspeed.get("zero_optimization")):
+        return
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    if unknown := sorted(told.keys() - _names(DeepSpeedZeroConfig)):
+        close = difflib.get_close_matches(unknown[0], _names(DeepSpeedZeroConfig), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"{where}.resources.deepspeed.zero_optimization: DeepSpeed has no key {unknown[0]!r}{hint}")
+    try:
+        DeepSpeedZeroConfig(stage=resources.zero_stage, **told)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigError(
+            f"{where}.resources.deepspeed.zero_optimization.{key}: {first['msg']} (it is {first['input']!r})"
+        ) from error
+
+
+def _names(model: Any) -> set[str]:
+    """What fields of a pydantic model are called in a file."""
+    return {*model.model_fields, *(field.alias for field in model.model_fields.values() if field.alias)}
 
 
 def _said_key(method: MethodSpec) -> str:

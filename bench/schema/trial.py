@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from bench.schema.deepspeed_keys import refuse_own_keys
 from bench.schema.digests import sha256_of_json, sha256_of_text, slug
 from bench.schema.strict_numbers import StrictNumbers
 
@@ -48,7 +49,10 @@ LATER_SETTINGS: dict[str, dict[str, Any]] = {
         "quantization_compute": None,
         "checkpoint_quantization": None,
     },
+    "resources": {"deepspeed": {}, "offload": None},
 }
+# Of what a trial takes, what its answer depends on; the rest is placement.
+ANSWERING_RESOURCES = {"ranks", "zero_stage", "precision", "compile", "deepspeed", "offload"}
 # Of a repository of the Hugging Face hub that is named without a revision.
 DEFAULT_BRANCH = "main"
 
@@ -237,6 +241,17 @@ class DecodeSpec(Settings):
         return self
 
 
+class OffloadSpec(Settings):
+    """What lies in the memory of the host while it is not needed on the device."""
+
+    optimizer: Literal["cpu"] | None = Field(
+        None, description="moments and fp32 copies of what is trained, which are updated there; needs ZeRO 1 to 3"
+    )
+    parameters: Literal["cpu"] | None = Field(
+        None, description="weights that are not being computed with; needs ZeRO 3"
+    )
+
+
 def _off(value: Any) -> Any:
     return "off" if value is False else value  # as YAML reads a bare off
 
@@ -244,7 +259,8 @@ def _off(value: Any) -> Any:
 class ResourceSpec(Settings):
     """What one trial needs.
 
-    Ranks, ZeRO stage, precision and whether it is compiled are part of a trial's identity; the rest is placement.
+    Ranks, ZeRO stage, precision, whether it is compiled, offloading and what DeepSpeed is told are part of a trial's
+    identity; the rest is placement.
     """
 
     ranks: PositiveInt = Field(1, description="processes of a trial's DeepSpeed group; each takes one device")
@@ -272,6 +288,11 @@ class ResourceSpec(Settings):
         description="layers go through torch.compile while they train: seconds of compiling for fewer and larger "
         "kernels in every step; below ZeRO 3",
     )
+    offload: OffloadSpec | None = Field(None, description="what goes to the host's memory; keys below. null: nothing")
+    deepspeed: JsonDict = Field(
+        default={},
+        description="further keys of DeepSpeed's configuration, e.g. {zero_optimization: {overlap_comm: true}}",
+    )
     accelerator: str | None = Field(
         None,
         description="type of GPU that ranks need, by Ray's label (H100, A100-80G), so that one comparison is not "
@@ -290,6 +311,28 @@ class ResourceSpec(Settings):
             raise ValueError("gpus_per_rank below 1 needs ranks: 1; NCCL refuses two ranks on one GPU")
         if self.gpus_per_rank < 1 and self.exclusive != "none":
             raise ValueError("gpus_per_rank below 1 shares the GPU; say so with exclusive: none")
+        return self
+
+    @model_validator(mode="after")
+    def _passed_through(self) -> ResourceSpec:
+        refuse_own_keys(self.deepspeed)
+        if self.deepspeed.get("zero_optimization") and not self.zero_stage:
+            raise ValueError(
+                "deepspeed.zero_optimization has no effect with zero_stage: 0; leave it out, or set 1 to 3"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _offloadable(self) -> ResourceSpec:
+        if self.offload is None:
+            return self
+        for what, least in (("optimizer", 1), ("parameters", 3)):
+            if getattr(self.offload, what) is not None and self.zero_stage < least:
+                raise ValueError(
+                    f"offload.{what} needs zero_stage: {'3' if least == 3 else '1, 2 or 3'} (it is {self.zero_stage})"
+                )
+        if self.offload.optimizer is None and self.offload.parameters is None:
+            raise ValueError("offload names nothing; say optimizer: cpu or parameters: cpu, or leave it out")
         return self
 
     @model_validator(mode="after")
@@ -421,7 +464,7 @@ class TrialSpec(Spec):
         from: after a change of its code the trial is another one.
         """
         content = self.model_dump(mode="json", exclude={"label"})
-        for placement in content["resources"].keys() - {"ranks", "zero_stage", "precision", "compile"}:
+        for placement in content["resources"].keys() - ANSWERING_RESOURCES:
             del content["resources"][placement]
         for part in ("method", "task"):
             del content[part]["origin"]

@@ -139,13 +139,15 @@ def deepspeed_config(train: TrainSpec, resources: ResourceSpec, micro_batch_size
     In bf16 gradients are added up in fp32, over micro-batches and over ranks. Otherwise the number of either would
     change more than the order of a sum.
 
+    What ``resources.deepspeed`` says is added; it cannot name what other settings decide.
+
     Buckets are sized by what is trained. DeepSpeed's default of 5e8 elements would reserve 2 GB for an adapter of a few
     thousand.
     """
     bucket = min(max(num_trained, 2**16), 500_000_000)
     in_bf16 = resources.precision == "bf16" and not has_own_masters(resources)
     summed_in_fp32 = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"} if in_bf16 else {}
-    return {
+    own: JsonDict = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": train.batch_size // (micro_batch_size * resources.ranks),
         "train_batch_size": train.batch_size,
@@ -157,6 +159,21 @@ def deepspeed_config(train: TrainSpec, resources: ResourceSpec, micro_batch_size
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
             "stage3_prefetch_bucket_size": bucket,
+            **_offloaded(resources),
         },
+        # What is offloaded is stepped by the optimiser that steps everything else, so that answers stay the same.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
     }
+    passed = {key: value for key, value in resources.deepspeed.items() if key != "zero_optimization"}
+    zero = {**own["zero_optimization"], **resources.deepspeed.get("zero_optimization", {})}
+    return {**own, **passed, "zero_optimization": zero}
+
+
+def _offloaded(resources: ResourceSpec) -> JsonDict:
+    """What of DeepSpeed's keys of ZeRO puts things into the host's memory."""
+    offload = resources.offload
+    if offload is None:
+        return {}
+    wanted = {"offload_optimizer": offload.optimizer, "offload_param": offload.parameters}
+    return {key: {"device": device} for key, device in wanted.items() if device is not None}
