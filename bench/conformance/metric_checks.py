@@ -25,7 +25,7 @@ from bench.conformance.process_settings import PROCESS_SETTINGS
 from bench.metrics.known import class_problem
 from bench.metrics.metric import Array, Measured, Metric, MetricError, checked_statistics
 from bench.metrics.texts import Texts, prepare
-from bench.task import Example, Scoring
+from bench.task import Answer, Example, Scoring
 
 ROUNDING = 1e-9
 SCORED = 16  # sources of a sample; more would only take longer
@@ -87,14 +87,20 @@ class Sample:
 
 
 def samples() -> list[Sample]:
-    """The task that ships with Tuneoff, with triples, with slots, and with nothing but texts."""
+    """The task that ships with Tuneoff: with triples, with slots, with nothing but texts, and with answers in them."""
     from bench.tasks.facts.task import Facts
 
     some = Facts(Facts.Config()).load("dev")[:SCORED]
     few = some[: SCORED // 2]
     slots = [Example(one.id, (("name", one.facts[0][0]), ("near", one.facts[0][2])), "", one.references) for one in few]
     plain = [Example(one.id, (), one.source, one.references) for one in few]
-    return [Sample("facts", some), Sample("slots", slots), Sample("texts", plain)]
+    answers = [
+        Example(one.id, (), one.source, (f"{one.references[0]} The answer is {place}.",))
+        for place, one in enumerate(few)
+    ]
+    answered = Scoring(answer=Answer("last_number", "number"))
+    shipped = [Sample("facts", some), Sample("slots", slots), Sample("texts", plain)]
+    return [*shipped, Sample("answers", answers, answered)]
 
 
 @dataclass(frozen=True)
