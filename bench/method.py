@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from bench.lane_rows import Lanes, for_rows, join_lanes, lane_modules, of_lanes
-from bench.quantized import computes_like, quantization_of
+from bench.quantized.linear import computes_like, quantization_of
 from bench.schema.search_space import Choices, Range, SearchSpace
 from bench.schema.strict_numbers import StrictNumbers
 

@@ -23,7 +23,7 @@ from bench.method import Method, trained_parameters
 from bench.models.architecture import Batch, Pair, Side, accepted_inputs, architecture_of
 from bench.models.checkpointed_activations import compute_activations_twice
 from bench.models.quantization import Storage, quantize, require_bitsandbytes
-from bench.quantized import Quantization
+from bench.quantized.linear import Quantization
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}
 

@@ -25,7 +25,7 @@ ANSWERING = (
     "bench/metrics",
     "bench/models",
     "bench/plugins",
-    "bench/quantized.py",
+    "bench/quantized",
     "bench/rank",
     "bench/schema",
     "bench/task.py",

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from bench.method import MethodError, copy_state
 from bench.models import base as models
 from bench.models.adapter import Restored
-from bench.quantized import dequantize
+from bench.quantized.linear import dequantize
 from bench.schema.trial import ModelSpec
 
 # Settings that switch on the biases of linear layers in families of transformers. BitFit may have added biases.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench.method import Method, trained_parameters
-from bench.quantized import num_elements
+from bench.quantized.linear import num_elements
 from bench.schema.record import ParameterCounts
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bench.models.model_files import ModelError, quantization_named
-from bench.quantized import BITS, BLOCK, Quantization, QuantizedLinear, packed_sizes
+from bench.quantized.linear import BITS, BLOCK, Quantization, QuantizedLinear, packed_sizes
 from bench.schema.trial import JsonDict, ModelSpec
 from methods.parts.weight_reads import uses_of
 

@@ -23,7 +23,7 @@ from bench.models.export_to_peft import QUANTIZATION_FILE, export_merged, export
 from bench.models.model_files import ModelError
 from bench.models.quantization import Storage, quantize, quantized_layer, require_bitsandbytes
 from bench.plugins.registry import load_method, targets
-from bench.quantized import QuantizedLinear, dequantize, quantized_layers
+from bench.quantized.linear import QuantizedLinear, dequantize, quantized_layers
 from bench.schema.trial import ModelSpec
 
 KINDS = [("nf4", False), ("nf4", True), ("fp4", False), ("int8", False)]

@@ -115,7 +115,13 @@ SEAMS: dict[str, tuple[str, Callable[[], Any], tuple[str, ...]]] = {
     "sacrebleu's statistics": (
         "bench/metrics/overlap.py, bench/metrics/remarks.py",
         _of_sacrebleu,
-        ("_extract_corpus_statistics", "_aggregate_and_compute", "_get_closest_ref_len"),
+        (
+            "_extract_corpus_statistics",
+            "_aggregate_and_compute",
+            "_get_closest_ref_len",
+            "_cache_references",
+            "_ref_cache",
+        ),
     ),
     "tercom's shifts": ("bench/metrics/edit_rate.py", _of_tercom, ("_MAX_SHIFT_CANDIDATES", "_shift")),
     "stores of torch.distributed": (
@@ -151,7 +157,7 @@ SEAMS: dict[str, tuple[str, Callable[[], Any], tuple[str, ...]]] = {
         ("_attn_implementation", "_supports_attention_backend", "_global_mapping"),
     ),
     "quantisation by transformers and bitsandbytes": (
-        "bench/models/quantization.py, bench/quantized.py",
+        "bench/models/quantization.py, bench/quantized/linear.py",
         _of_quantisation,
         ("_keep_in_fp32_modules",),
     ),
