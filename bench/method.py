@@ -20,6 +20,7 @@ from bench.lane_rows import Lanes, for_rows, join_lanes, lane_modules, of_lanes
 from bench.quantized.linear import computes_like, quantization_of
 from bench.schema.search_space import Choices, Range, SearchSpace
 from bench.schema.strict_numbers import StrictNumbers
+from bench.shards import whole
 
 __all__ = [
     "Choices",
@@ -40,6 +41,7 @@ __all__ = [
     "quantization_of",
     "require_whole_weights",
     "trained_parameters",
+    "whole",
 ]
 
 
@@ -92,6 +94,9 @@ class Method(ABC):
     @abstractmethod
     def patch(self, model: Any) -> nn.Module:
         """Change ``model`` in place (or wrap it) and return it.
+
+        Under ZeRO 3 ranks hold slices of the weights. A parameter shows its shape, dtype and device all the same; its
+        values are there when its module is called, and within :func:`whole`.
 
         The patched model still takes ``(input_ids, attention_mask, position_ids, labels)`` and returns logits for
         exactly those tokens, shape ``(B, T, V)``; it still generates.
@@ -244,9 +249,11 @@ def copy_state(target: Mapping[str, torch.Tensor], state: Mapping[str, torch.Ten
         raise MethodError(f"the stored state has {len(unexpected)} unknown tensors, among them {unexpected[0]!r}")
     with torch.no_grad():
         for name, tensor in target.items():
-            if tensor.shape != state[name].shape:
-                raise MethodError(f"{name}: stored shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
-            tensor.copy_(state[name])
+            stored = state[name]
+            if tensor.shape != stored.shape:
+                raise MethodError(f"{name}: stored shape {tuple(stored.shape)}, expected {tuple(tensor.shape)}")
+            with whole([tensor], changed=True):
+                tensor.copy_(stored)
 
 
 def positions_of(attention_mask: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +25,7 @@ from bench.method import (
     copy_state,
     quantization_of,
     trained_parameters,
+    whole,
 )
 from methods.parts.transformer_parts import linear_layers_in
 from methods.parts.weight_reads import uses_of
@@ -122,7 +124,8 @@ class HfPeft(Method):
         task_type = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
         try:
             config = peft_config(self.config.peft_type, self.config.model_extra, task_type)
-            patched: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
+            with whole_targets(config):
+                patched: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
         except Exception as error:
             if kind is not None and not like.is_meta and not isinstance(error, ValueError):
                 raise MethodError(_needs_weights(self.config.peft_type, kind)) from None
@@ -174,14 +177,10 @@ class HfPeft(Method):
 
     def adapter_state(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """The trained tensors, and what a prompt encoder holds besides (CARTRIDGE freezes its first tokens)."""
-        return {
-            name: parameter.detach()
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad or ".prompt_encoder." in name
-        }
+        return {name: parameter.detach() for name, parameter in _stored_parameters(model).items()}
 
     def load_adapter_state(self, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-        copy_state(self.adapter_state(model), state)
+        copy_state(_stored_parameters(model), state)
 
     def merged_weights(self, model: Any) -> dict[str, torch.Tensor]:
         if isinstance(model, PromptedModel):
@@ -223,6 +222,39 @@ def _needs_weights(peft_type: str, kind: str) -> str:
         f"{peft_type} of peft computes with the weights of the layers that it adapts, which are stored in {kind} here; "
         "leave model.quantization out, or choose a type that adds to what layers put out, such as LORA"
     )
+
+
+def _stored_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or ".prompt_encoder." in name
+    }
+
+
+@contextmanager
+def whole_targets(config: Any) -> Iterator[None]:
+    """Inside the block peft sees the weights of a layer that it adapts, also where ranks hold slices of them.
+
+    Some types start from the weights of what they adapt.
+    """
+    from peft import PEFT_TYPE_TO_TUNER_MAPPING
+
+    tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type)
+    if tuner is None or not hasattr(tuner, "_create_and_replace"):  # virtual tokens, which adapt no layer
+        yield
+        return
+    adapt = tuner._create_and_replace
+
+    def adapt_whole(self: Any, peft_config: Any, adapter_name: str, target: Any, *others: Any, **named: Any) -> None:
+        with whole(target.parameters()):
+            adapt(self, peft_config, adapter_name, target, *others, **named)
+
+    tuner._create_and_replace = adapt_whole
+    try:
+        yield
+    finally:
+        tuner._create_and_replace = adapt
 
 
 def peft_config_classes() -> dict[str, Any]:

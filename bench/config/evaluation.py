@@ -9,12 +9,14 @@ from bench.config.load import configure
 from bench.config.resolver import RegistryResolver
 from bench.method import MethodError
 from bench.models import base as models
-from bench.models.adapter import TENSORS_FILE, AdapterError, read_card
+from bench.models.adapter import read_card
+from bench.models.adapter_files import AdapterError, tensors_files
 from bench.models.few_shot import require_room, with_examples
 from bench.models.loaded import recognise, require_fit
 from bench.models.peft_folder import bridge_settings, peft_settings
 from bench.plugins.registry import RegistryError
 from bench.plugins.source import PluginError, plugin_source
+from bench.schema.digests import sha256_of
 from bench.schema.sweep import MethodEntry, Sweep
 from bench.schema.trial import JsonDict, LoadedSpec, MethodSpec, ModelSpec, TrialSpec
 from bench.schema.validation import ConfigError
@@ -99,8 +101,9 @@ class Evaluations:
         _require_same_code(folder, card.method)
         if (folder / RECORD_FILE).is_file():
             record = read_record(folder / RECORD_FILE)
-            if record.files.get(TENSORS_FILE, loaded.sha256) != loaded.sha256:
-                raise AdapterError(f"{folder}: {TENSORS_FILE} is damaged: it is not the file that was recorded")
+            for path in tensors_files(folder):
+                if path.name in record.files and sha256_of(path) != record.files[path.name]:
+                    raise AdapterError(f"{folder}: {path.name} is damaged: it is not the file that was recorded")
             trial = trial.model_copy(update={"seed": record.spec.seed if seed is None else seed})
         read_so: JsonDict = {"template": card.template}
         if card.max_source_tokens is not None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from bench.decode.beam_search import Decoding, DecodingSettings, Hypothesis, make_decoding
@@ -49,13 +50,17 @@ def unsupported(model: Any) -> str | None:
 
 
 @torch.inference_mode()
-def decode(model: Any, sources: Sequence[list[int]], settings: DecodingSettings) -> list[list[Hypothesis]]:
+def decode(
+    model: Any, sources: Sequence[list[int]], settings: DecodingSettings, in_step: bool = False
+) -> list[list[Hypothesis]]:
     """Continue a batch of sources.
 
     Args:
         model: A patched decoder in evaluation mode that :func:`unsupported` has nothing against.
         sources: Token ids of each source, at least one.
         settings: How to decode.
+        in_step: All ranks are here, each with a batch, and call the model as often as the one with the longest texts:
+            its weights lie in shards.
 
     Returns:
         For each source what was decoded, best first: one hypothesis of greedy decoding, K of a beam search.
@@ -63,10 +68,21 @@ def decode(model: Any, sources: Sequence[list[int]], settings: DecodingSettings)
     found: list[list[Hypothesis]] = [[] for _ in sources]
     with sharing_heads(model):
         batch = _Batch(model, sources, settings)
-        while batch.rows:
+        going_on = True
+        while going_on:
             for row, hypotheses in batch.advance():
                 found[row] = hypotheses
+            going_on = _anywhere(bool(batch.rows), model.device) if in_step else bool(batch.rows)
+            if going_on:
+                batch.read_on()
     return found
+
+
+def _anywhere(here: bool, device: torch.device) -> bool:
+    """Whether it is so on any rank."""
+    answer = torch.tensor([here], dtype=torch.int32, device=device)
+    dist.all_reduce(answer, op=dist.ReduceOp.MAX)
+    return bool(answer)
 
 
 class _Batch:
@@ -97,16 +113,28 @@ class _Batch:
         return logits
 
     def advance(self) -> Iterator[tuple[int, list[Hypothesis]]]:
-        """One more token for every row. Yields the sources that are done now, with what was found."""
+        """One more token for every row, yet to be read. Yields the sources that are done now, with what was found."""
+        if not self.rows:
+            return
         step = self.decoding.advance(self.logits.float())
         finished = (step.done & ~self.over).nonzero()[:, 0].tolist()
         for row in finished:
             yield self.rows[row], self.decoding.hypotheses(row)
         self.over |= step.done
-        parents, tokens = self._without_idle_rows(step.parents, step.tokens)
+        parents, self.tokens = self._without_idle_rows(step.parents, step.tokens)
         if self.rows:
             self._descend(parents)
-            self.logits = self._continue(tokens)
+
+    def read_on(self) -> None:
+        """Read the tokens; where no row is left, one that does not matter, as other ranks read theirs."""
+        if self.rows:
+            self.logits = self._continue(self.tokens)
+            return
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
+        mask = self._model_mask(torch.ones(1, 1, 1, 1, dtype=torch.bool, device=token.device))
+        self.model(
+            input_ids=token, attention_mask=mask, position_ids=token, past_key_values=BeamCache(), use_cache=True
+        )
 
     def _without_idle_rows(self, parents: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         idle = int(self.over.sum())

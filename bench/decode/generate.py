@@ -45,6 +45,7 @@ def generate(
     rank: int,
     ranks: int,
     progress: Callable[[JsonDict], None] = lambda event: None,
+    in_step: bool = False,
 ) -> Decoded:
     """Texts for this rank's share of the sources.
 
@@ -62,6 +63,8 @@ def generate(
         rank: This rank.
         ranks: Number of ranks.
         progress: Called after each batch.
+        in_step: All ranks call the model equally often, as one needs whose weights lie in shards. A rank without a
+            batch of its own decodes one that does not count.
     """
     by_length = sorted(range(len(sources)), key=lambda index: (len(sources[index]), index), reverse=True)
     batches = [by_length[at : at + decode.batch_size] for at in range(0, len(sources), decode.batch_size)]
@@ -73,12 +76,18 @@ def generate(
     new_tokens = 0
     synchronize(device)
     started = time.perf_counter()
-    for batch in batches[rank::ranks]:
+    for first in range(0, len(batches), ranks):
+        counts = first + rank < len(batches)
+        if not counts and not in_step:
+            break
+        batch = batches[first + rank] if counts else batches[0]
         inputs = [sources[index] for index in batch]
         if batched:
-            results = [found[0].tokens for found in decode_engine.decode(model, inputs, settings)]
+            results = [found[0].tokens for found in decode_engine.decode(model, inputs, settings, in_step)]
         else:
-            results = _generated(model, architecture, inputs, settings, tokenizer.pad_token_id)
+            results = _generated(model, architecture, inputs, settings, tokenizer.pad_token_id, in_step)
+        if not counts:
+            break
         for index, tokens in zip(batch, results, strict=True):
             new_tokens += len(tokens)
             ended = tokens[-1:] != [] and tokens[-1] in settings.ends
@@ -123,7 +132,12 @@ def decoding_settings(tokenizer: Any, decode: DecodeSpec, model: Any = None) -> 
 
 
 def _generated(
-    model: Any, architecture: Architecture, sources: Sequence[list[int]], settings: DecodingSettings, pad_token_id: int
+    model: Any,
+    architecture: Architecture,
+    sources: Sequence[list[int]],
+    settings: DecodingSettings,
+    pad_token_id: int,
+    in_step: bool,
 ) -> list[list[int]]:
     """Tokens up to and including the end, by ``generate`` of transformers."""
     from transformers import GenerationConfig
@@ -140,6 +154,7 @@ def _generated(
             generation_config=config,
             logits_processor=processors,
             stopping_criteria=criteria,
+            synced_gpus=in_step,
         )
     return [settings.until_end(tokens) for tokens in architecture.new_tokens(output, inputs).tolist()]
 

@@ -28,6 +28,7 @@ ANSWERING = (
     "bench/quantized",
     "bench/rank",
     "bench/schema",
+    "bench/shards.py",
     "bench/task.py",
     "bench/tasks",
     "bench/train",

@@ -18,6 +18,14 @@ from pydantic import Field, ValidationError, field_validator
 from bench.measure.provenance import installed_version
 from bench.method import Method
 from bench.models import base as models
+from bench.models.adapter_files import (
+    TENSORS_FILE,
+    AdapterError,
+    StreamedState,
+    read_tensors,
+    tensors_bytes,
+    tensors_files,
+)
 from bench.models.architecture import Architecture
 from bench.models.masters import compute_in
 from bench.models.tokens import Tokenization
@@ -25,12 +33,7 @@ from bench.plugins.registry import make_method
 from bench.schema.trial import DecodeSpec, MethodSpec, ModelSpec, Spec, TrialSpec
 from bench.task import TaskConfig
 
-TENSORS_FILE = "adapter.safetensors"
 CARD_FILE = "adapter.json"
-
-
-class AdapterError(ValueError):
-    """A folder holds no adapter that can be used here. The message says what to do."""
 
 
 class AdapterCard(Spec):
@@ -53,15 +56,17 @@ class AdapterCard(Spec):
 
 
 def save_adapter(folder: Path, spec: TrialSpec, task: TaskConfig, state: Mapping[str, torch.Tensor]) -> int:
-    """Write the two files of an adapter.
+    """Write card and tensors.
 
     Returns:
-        Bytes of the tensors' file.
+        Bytes of the tensors' files.
     """
     from safetensors.torch import save_file
 
-    path = folder / TENSORS_FILE
-    save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, path)
+    if isinstance(state, StreamedState):
+        state.move_into(folder)
+    else:
+        save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, folder / TENSORS_FILE)
     card = AdapterCard(
         method=spec.method,
         model=spec.model,
@@ -74,7 +79,7 @@ def save_adapter(folder: Path, spec: TrialSpec, task: TaskConfig, state: Mapping
     )
     text = json.dumps(card.model_dump(mode="json"), indent=2, sort_keys=True)
     (folder / CARD_FILE).write_text(text + "\n", encoding="utf-8")
-    return path.stat().st_size
+    return tensors_bytes(tensors_files(folder))
 
 
 def read_card(folder: Path) -> AdapterCard:
@@ -84,7 +89,7 @@ def read_card(folder: Path) -> AdapterCard:
         AdapterError: The folder has no adapter, or one that this version cannot read.
     """
     path = folder / CARD_FILE
-    if not (path.is_file() and (folder / TENSORS_FILE).is_file()):
+    if not (path.is_file() and tensors_files(folder)):
         raise AdapterError(
             f"{folder}: no {CARD_FILE} and {TENSORS_FILE}; give the folder of a completed trial that trains something "
             "(results/<sweep>/trials/<id>), or another one with these two files"
@@ -138,9 +143,6 @@ def restore(folder: Path, device: torch.device, model_path: str | None = None, e
         ModelError: The base model cannot be loaded.
         RegistryError: The method cannot.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     card = read_card(folder)
     elsewhere = {"path": model_path, "revision": None, "commit": None}
     spec = card.model if model_path is None else card.model.model_copy(update=elsewhere)
@@ -154,9 +156,5 @@ def restore(folder: Path, device: torch.device, model_path: str | None = None, e
     method = make_method(card.method, tokenizer)
     model = method.patch(base_model(spec, card.precision, exact))
     compute_in(torch.float32 if exact else models.weights_dtype(card.precision), model)
-    try:
-        state = load_file(folder / TENSORS_FILE)
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(f"{folder / TENSORS_FILE}: damaged, or no file of safetensors: {error}") from error
-    method.load_adapter_state(model, state)
+    method.load_adapter_state(model, read_tensors(tensors_files(folder)))
     return Restored(card, spec, method, model.to(device).eval(), tokenizer, models.architecture(spec))

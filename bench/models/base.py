@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +33,9 @@ from bench.models.quantization import (
     storage_of,
     use_quantized_layers,
 )
+from bench.models.sharded_loading import keeping_slices, require_all_in_shards
 from bench.schema.trial import JsonDict, ModelSpec
+from bench.shards import gather_in_forward
 from bench.store.files import new_folder
 
 # With what bench.models.model_files says of files, so that readers of models need one module.
@@ -111,13 +114,17 @@ def weights_dtype(precision: Literal["fp32", "bf16"]) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def load_model(spec: ModelSpec, dtype: torch.dtype, dropout: float | None = None) -> Any:
+def load_model(
+    spec: ModelSpec, dtype: torch.dtype, dropout: float | None = None, shards_on: torch.device | None = None
+) -> Any:
     """The base model on the CPU, all weights frozen, in evaluation mode.
 
     Args:
         spec: Which model.
         dtype: Of its weights.
         dropout: Within the model, once it trains; None is what its configuration says.
+        shards_on: Where this rank's slices of the weights lie, if it is to hold no more than these, see
+            :mod:`bench.shards`; the process group has to be there. None loads the whole model.
 
     Raises:
         ModelError: It cannot be loaded, or has no dropout to set.
@@ -130,20 +137,25 @@ def load_model(spec: ModelSpec, dtype: torch.dtype, dropout: float | None = None
     if (told := quantization_config(spec)) is not None:
         settings["quantization_config"] = told
     try:
-        model = auto_class.from_pretrained(
-            model_source(spec),
-            revision=spec.pinned_revision,
-            dtype=dtype,
-            attn_implementation=spec.attention,
-            use_safetensors=True,
-            trust_remote_code=spec.trust_remote_code,
-            **settings,
-        )
+        with nullcontext() if shards_on is None else keeping_slices(shards_on):
+            model, loaded = auto_class.from_pretrained(
+                model_source(spec),
+                revision=spec.pinned_revision,
+                dtype=dtype,
+                attn_implementation=spec.attention,
+                use_safetensors=True,
+                trust_remote_code=spec.trust_remote_code,
+                output_loading_info=True,
+                **settings,
+            )
     except (OSError, KeyError, ValueError, ImportError) as error:
         raise _unusable(spec, error) from error
     if storage is not None:
         use_quantized_layers(model, storage, dtype)
     use_lean_modules(model)
+    if shards_on is not None:
+        require_all_in_shards(model, sorted(loaded["missing_keys"]), spec.path)
+        gather_in_forward(model)
     return model.requires_grad_(False).eval()
 
 

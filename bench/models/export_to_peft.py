@@ -13,7 +13,8 @@ import torch
 
 from bench.method import PeftAdapter
 from bench.models import base
-from bench.models.adapter import AdapterError, Restored, restore
+from bench.models.adapter import Restored, restore
+from bench.models.adapter_files import AdapterError
 from bench.models.architecture import EncoderDecoder
 from bench.models.logit_probe import TOLERANCE, LogitProbe
 from bench.models.peft_folder import PEFT_TENSORS_FILE

@@ -14,7 +14,15 @@ import torch
 
 from bench.method import Method, MethodError
 from bench.models import base
-from bench.models.adapter import CARD_FILE, TENSORS_FILE, AdapterError
+from bench.models.adapter import CARD_FILE
+from bench.models.adapter_files import (
+    TENSORS_FILE,
+    AdapterError,
+    read_tensors,
+    tensors_bytes,
+    tensors_files,
+    tensors_sha256,
+)
 from bench.models.coverage import patch_and_count
 from bench.models.peft_folder import PEFT_CONFIG_FILE, PEFT_TENSORS_FILE
 from bench.plugins.registry import make_method
@@ -25,7 +33,6 @@ from bench.store.records import RECORD_FILE
 Form = Literal["tuneoff", "peft", "model"]
 # So many digits of a hash stand in a name.
 NAME_DIGITS = 6
-TENSORS_FILES = {"tuneoff": TENSORS_FILE, "peft": PEFT_TENSORS_FILE}
 
 
 def recognise(path: Path, name: str | None = None) -> LoadedSpec:
@@ -43,8 +50,8 @@ def recognise(path: Path, name: str | None = None) -> LoadedSpec:
     folder = path.parent if path.is_file() else path
     if not folder.is_dir():
         raise AdapterError(f"{path}: there is no such folder")
-    if (folder / CARD_FILE).is_file() and (folder / TENSORS_FILE).is_file():
-        return _loaded(folder, "tuneoff", sha256_of(folder / TENSORS_FILE), name)
+    if (folder / CARD_FILE).is_file() and tensors_files(folder):
+        return _loaded(folder, "tuneoff", tensors_sha256(tensors_files(folder)), name)
     if (folder / PEFT_CONFIG_FILE).is_file():
         if not (folder / PEFT_TENSORS_FILE).is_file():
             raise AdapterError(
@@ -78,7 +85,7 @@ def require_fit(loaded: LoadedSpec, method: MethodSpec, model: ModelSpec) -> Non
     if loaded.form == "model":
         _require_same_shapes(loaded, model)
         return
-    state = _shapes(_tensors_path(loaded))
+    state = read_tensors(_tensors_files(loaded), shapes_only=True)
     made = make_method(method)
     patched, _ = patch_and_count(made, base.empty_model(model))
     try:
@@ -94,18 +101,16 @@ def load_into(method: Method, model: Any, loaded: LoadedSpec) -> None:
         AdapterError: It is not what the driver saw, or damaged.
         MethodError: Names or shapes differ from what the method stores.
     """
-    found = _model_sha256(Path(loaded.path)) if loaded.form == "model" else sha256_of(_tensors_path(loaded))
+    found = _model_sha256(Path(loaded.path)) if loaded.form == "model" else tensors_sha256(_tensors_files(loaded))
     if found != loaded.sha256:
         raise AdapterError(f"{loaded.path}: it has changed since the command was given, or is another one on this node")
     if loaded.form != "model":
-        from safetensors.torch import load_file
-
-        _put(method, model, loaded, load_file(_tensors_path(loaded)))
+        _put(method, model, loaded, read_tensors(_tensors_files(loaded)))
 
 
 def size_of(loaded: LoadedSpec) -> int:
     """Bytes on disk of the tensors of an adapter; 0 of a whole model, which has none."""
-    return 0 if loaded.form == "model" else _tensors_path(loaded).stat().st_size
+    return 0 if loaded.form == "model" else tensors_bytes(_tensors_files(loaded))
 
 
 def _put(method: Method, model: Any, loaded: LoadedSpec, state: Mapping[str, torch.Tensor]) -> None:
@@ -115,8 +120,9 @@ def _put(method: Method, model: Any, loaded: LoadedSpec, state: Mapping[str, tor
         method.load_adapter_state(model, state)
 
 
-def _tensors_path(loaded: LoadedSpec) -> Path:
-    return Path(loaded.path) / TENSORS_FILES[loaded.form]
+def _tensors_files(loaded: LoadedSpec) -> list[Path]:
+    folder = Path(loaded.path)
+    return [folder / PEFT_TENSORS_FILE] if loaded.form == "peft" else tensors_files(folder)
 
 
 def _model_sha256(folder: Path) -> str:
@@ -124,21 +130,6 @@ def _model_sha256(folder: Path) -> str:
     if found is None:
         raise AdapterError(f"{folder}: not a model folder")
     return found
-
-
-def _shapes(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file without their data.
-
-    Raises:
-        AdapterError: The file is damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118 - it is no mapping
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(f"{path}: damaged, or no file of safetensors: {error}") from error
 
 
 def _require_same_shapes(loaded: LoadedSpec, model: ModelSpec) -> None:

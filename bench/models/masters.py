@@ -71,12 +71,17 @@ def exact(model: nn.Module) -> Iterator[None]:
     try:
         for parameter, data in rounded:
             if data.dtype == torch.bfloat16:
-                _replace(parameter, _master_of(parameter))
+                _replace(parameter, exact_value(parameter))
         yield
     finally:
         for parameter, data in rounded:
             if parameter.dtype != data.dtype:
                 _replace(parameter, data)
+
+
+def exact_value(parameter: nn.Parameter) -> torch.Tensor:
+    """Of a trained tensor: its fp32 master, or itself where it is trained in fp32. Collective under ZeRO."""
+    return _master_of(parameter) if parameter.dtype == torch.bfloat16 else parameter.detach()
 
 
 def _replace(parameter: nn.Parameter, data: torch.Tensor) -> None:

@@ -6,7 +6,7 @@ import json
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-from bench.models.adapter import AdapterError
+from bench.models.adapter_files import AdapterError
 from bench.schema.trial import JsonDict
 from bench.schema.validation import ConfigError
 

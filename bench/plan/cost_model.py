@@ -11,6 +11,7 @@ from bench.plan.step_costs import StepCosts, step_costs
 from bench.plan.workload import MicroBatch, Workload
 from bench.schema.record import Forecast
 from bench.schema.trial import ModelSpec, ResourceSpec, TrialSpec
+from bench.train.lane import LARGE_BYTES
 
 # Adam keeps two moments in fp32; there is a copy of the trained parameters in fp32 where training is in bf16, and under
 # ZeRO in any case.
@@ -72,38 +73,42 @@ def forecast_of(
 def phase_memory(spec: TrialSpec, work: Workload, costs: StepCosts, on_cpu: bool) -> dict[str, int]:
     """Bytes on one rank at the peak of each phase of a trial that trains, in order of the flow.
 
-    A model is whole on every rank's device before ZeRO-3 shares it out, and what is scored is a fresh model, whole on
-    every rank whatever the stage. On a CPU the stored state is in the same memory.
+    Under ZeRO 3 several ranks hold slices of the model from the first byte on, in scoring too, and gather a layer at a
+    time. Elsewhere a model is whole on every rank. On a CPU the stored state is in the same memory, unless it is large
+    and in slices, and then in files.
     """
-    trace, resources = costs.large, spec.resources
-    whole = float(trace.weight_bytes)
+    trace = costs.large
+    held, layer = float(trace.weight_bytes), 0.0
+    if in_shards := _in_shards(spec):
+        held, layer = held / spec.resources.ranks, float(trace.largest_layer_bytes)
     process = float(PROCESS_BYTES) if on_cpu else 0.0
-    stored = float(SUMMED_BYTES * trace.stored_elements) if on_cpu else 0.0
+    stored = _kept_bytes(spec, costs) if on_cpu else 0.0
     training = training_memory(spec, work, costs, on_cpu)
     lasting = sum(training.get(part, 0) for part in ("weights", "buffers", "kept state")) + _optimizer_bytes(
         spec, costs
     )
     copies = _copies_bytes(spec, costs)
-    gathered = float(trace.gradient_bytes) if resources.zero_stage == 3 else 0.0
+    gathered = float(trace.gradient_bytes) if in_shards and stored else 0.0
     evaluating = _evaluation_bytes(spec, work, costs)
     phases = {
-        "load": whole,
-        "initialise": whole + copies + (trace.largest_weight_bytes if resources.zero_stage == 3 else 0),
+        "load": held,
+        "initialise": held + copies + layer,
         "train": float(sum(training.values())),
         "validate": lasting + evaluating,
         "gather": lasting + gathered + stored,
     }
     if spec.scored_split is not None:
-        phases |= _scoring_phases(spec, work, whole, stored)
-        phases["load"] = whole + stored
-        phases["validate"] = max(phases["validate"], whole + stored + evaluating)
+        phases |= _scoring_phases(spec, work, held + layer, stored)
+        phases["load"] = held + stored
+        phases["validate"] = max(phases["validate"], held + layer + stored + evaluating)
     beyond = {phase: 0.0 if phase == "train" else process for phase in phases}  # which training has as a part
     return {phase: round(size + beyond[phase]) for phase, size in phases.items()}
 
 
 def untrained_memory(spec: TrialSpec, work: Workload, weight_bytes: int, on_cpu: bool) -> dict[str, int]:
-    """The same of a trial that trains nothing."""
-    whole = float(weight_bytes + PROCESS_BYTES * on_cpu)
+    """The same of a trial that trains nothing, without what ZeRO 3 gathers."""
+    shared_by = spec.resources.ranks if _in_shards(spec) else 1
+    whole = float(weight_bytes / shared_by + PROCESS_BYTES * on_cpu)
     phases = {"load": whole, **(_scoring_phases(spec, work, whole, 0.0) if spec.scored_split is not None else {})}
     return {phase: round(size) for phase, size in phases.items()}
 
@@ -126,7 +131,7 @@ def training_memory(spec: TrialSpec, work: Workload, costs: StepCosts, on_cpu: b
 
     In bf16, too, gradients are added up and states are stored in fp32. Under stage 0 DeepSpeed reduces the gradients of
     several ranks through a flat copy; under stages 1 and 2 through a bucket that is always there. Stage 3 gathers layer
-    by layer what it has shared out.
+    by layer what it has shared out, and its buckets are no larger than a layer.
     """
     resources, trace = spec.resources, costs.large
     summed = float(SUMMED_BYTES * trace.trained_elements)
@@ -141,11 +146,11 @@ def training_memory(spec: TrialSpec, work: Workload, costs: StepCosts, on_cpu: b
     if resources.zero_stage >= 2:
         parts["gradients"] = summed / resources.ranks
     if resources.zero_stage == 3:
-        parts["weights"] = trace.weight_bytes / resources.ranks + 2 * trace.largest_weight_bytes
-        parts["buffers"] += summed / resources.ranks
+        parts["weights"] = trace.weight_bytes / resources.ranks + trace.largest_layer_bytes
+        parts["buffers"] = min(parts["buffers"], float(trace.largest_layer_bytes))
     if on_cpu and work.evaluations > 1:
         # The best state so far is kept in host memory, which on a CPU is the memory that is measured.
-        parts["kept state"] = float(SUMMED_BYTES * trace.stored_elements)
+        parts["kept state"] = _kept_bytes(spec, costs)
     if on_cpu:
         passing = (parts.get(part, 0.0) for part in ("activations", "logits", "gradients"))
         parts["heap"] = HEAP_FRACTION * sum(passing)
@@ -194,6 +199,16 @@ def _optimizer_bytes(spec: TrialSpec, costs: StepCosts) -> float:
     if spec.train.optimizer == "adafactor":
         return 4.0 * trace.factored_elements + copy * trace.trained_elements
     return (ADAM_BYTES + copy) * trace.trained_elements / _shared_by(resources)
+
+
+def _in_shards(spec: TrialSpec) -> bool:
+    return spec.resources.zero_stage == 3 and spec.resources.ranks > 1 and spec.model.stored_in is None
+
+
+def _kept_bytes(spec: TrialSpec, costs: StepCosts) -> float:
+    """Of a stored state in memory."""
+    size = float(SUMMED_BYTES * costs.large.stored_elements)
+    return 0.0 if _in_shards(spec) and size > LARGE_BYTES else size
 
 
 def _has_copies(resources: ResourceSpec) -> bool:

@@ -65,6 +65,6 @@ def _outline(work: Workload, counts: ParameterCounts) -> StepCosts:
         gradient_bytes=4 * counts.trained,
         factored_elements=0,
         weight_bytes=4 * counts.total,
-        largest_weight_bytes=0,
+        largest_layer_bytes=0,
     )
     return StepCosts(replace(trace, padded_tokens=2 * tokens, other_flops=2 * trace.other_flops), trace)

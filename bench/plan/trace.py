@@ -31,6 +31,7 @@ from bench.models.shared_heads import sharing_heads
 from bench.plugins.registry import make_method
 from bench.schema.trial import MethodSpec, ModelSpec, TrainSpec
 from bench.train.loss import TargetLoss
+from bench.train.zero3 import largest_layer
 
 aten = torch.ops.aten
 
@@ -66,7 +67,7 @@ class StepTrace:
     gradient_bytes: int  # of all trained parameters
     factored_elements: int  # rows and columns of trained matrices, all elements of the rest: what Adafactor keeps
     weight_bytes: int  # parameters and buffers, trained or not
-    largest_weight_bytes: int
+    largest_layer_bytes: int  # of what ZeRO 3 gathers at a time
 
     @property
     def flops(self) -> float:
@@ -133,7 +134,7 @@ class StepTracer:
             factored_elements=sum(_factored(parameter.shape) for parameter in trained),
             gradient_bytes=sum(parameter.numel() * parameter.element_size() for parameter in trained),
             weight_bytes=sum(sizes.values()),
-            largest_weight_bytes=max(sizes.values()),
+            largest_layer_bytes=largest_layer(self.model) * next(self.model.parameters()).element_size(),
         )
 
     @contextmanager

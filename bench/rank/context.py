@@ -58,6 +58,14 @@ def member_context(context: RankContext, number: int) -> RankContext:
     )
 
 
+def in_shards(spec: TrialSpec) -> bool:
+    """Whether no rank of a trial holds the base model, but a slice of each of its weights.
+
+    A quantised one is packed as a whole by each rank.
+    """
+    return spec.resources.zero_stage == 3 and spec.resources.ranks > 1 and spec.model.stored_in is None
+
+
 def select_device(spec: TrialSpec, context: RankContext) -> torch.device:
     """The device of this rank. It sees the GPUs that the launcher lets it use."""
     wanted = spec.resources.device

@@ -18,7 +18,7 @@ from bench.metrics.scoring import score_examples, with_perplexity
 from bench.models.architecture import Pair
 from bench.models.tokens import Tokenization
 from bench.plugins.registry import metrics_of
-from bench.rank.context import RankContext, share_json
+from bench.rank.context import RankContext, in_shards, share_json
 from bench.rank.data import TrialData
 from bench.rank.stored import require_what_was_trained
 from bench.schema.record import DecodeCost, DevPoint, MergedDecode, Scores
@@ -125,6 +125,7 @@ class Scoring:
             context.rank,
             context.ranks,
             context.progress,
+            in_step=in_shards(self.spec),
         )
         shares = share_json(context, "predictions", dataclasses.asdict(decoded))
         texts = {int(index): text for share in shares for index, text in share["texts"].items()}

@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from bench.measure.phases import PhaseMeter
 from bench.measure.provenance import code_sha256, collect, installed_version, sources_sha256
-from bench.method import Method
+from bench.method import Method, MethodError
 from bench.models import base as models
 from bench.models.adapter import save_adapter
 from bench.models.architecture import Architecture, Pair
@@ -33,6 +34,7 @@ from bench.rank.context import (
     RankContext,
     device_name,
     failure,
+    in_shards,
     join_process_group,
     member_context,
     select_device,
@@ -53,12 +55,17 @@ from bench.schema.record import (
     RankReport,
 )
 from bench.schema.trial import TrialSpec
+from bench.shards import gather_in_forward, misread, place
 from bench.store.outbox import member_prefix
 from bench.task import Split
 from bench.train.checkpoint import Checkpoints
 from bench.train.fused_engine import copies_sharing_weights
 from bench.train.lane import Diverged, Lane, Trained
 from bench.train.loop import Training
+from bench.train.zero3 import give_freed_memory_back
+
+# For a state that is not kept in memory, in the folder of an attempt.
+STATE_FOLDER = ".state"
 
 
 def run_rank(spec: TrialSpec, context: RankContext, other_members: Sequence[TrialSpec] = ()) -> RankReport:
@@ -78,6 +85,8 @@ def run_rank(spec: TrialSpec, context: RankContext, other_members: Sequence[Tria
         provenance = collect(device_name(device), context.threads, quantizes)
         contexts = [context, *(member_context(context, number) for number in range(1, 1 + len(other_members)))]
         meter = PhaseMeter(device, on_enter=partial(tell_phase, contexts))
+        if in_shards(spec) and device.type == "cpu":
+            give_freed_memory_back()
         join_process_group(context, device)
         trials = [
             _Trial(each, own, device, meter, not other_members)
@@ -141,7 +150,15 @@ def train(trials: Sequence[_Trial], data: TrialData) -> list[_TrainedTrial]:
     patched = [trial.patched(method, base) for trial, method, base in zip(trials, methods, bases, strict=True)]
     training = Training(
         lanes=[
-            Lane(method, model, trial.spec.train, trial.spec.seed, trial.context.progress, trial.spec.stop_after_steps)
+            Lane(
+                method,
+                model,
+                trial.spec.train,
+                trial.spec.seed,
+                trial.context.progress,
+                trial.spec.stop_after_steps,
+                trial.context.outbox / STATE_FOLDER if in_shards(trial.spec) else None,
+            )
             for trial, method, (model, _) in zip(trials, methods, patched, strict=True)
         ],
         architecture=data.tokens.architecture,
@@ -269,7 +286,8 @@ class _Trial:
         """A fresh base model, frozen."""
         with self.meter.phase("load"):
             dtype = models.weights_dtype(self.spec.resources.precision)
-            return models.load_model(self.spec.scored_model, dtype, self.spec.train.dropout)
+            shards_on = self.device if in_shards(self.spec) else None
+            return models.load_model(self.spec.scored_model, dtype, self.spec.train.dropout, shards_on)
 
     def patched(self, method: Method, model: Any) -> tuple[Any, ParameterCounts]:
         """Patch a base model under the trial's seed, and count its parameters before an engine shards them."""
@@ -277,6 +295,9 @@ class _Trial:
             seed_everything(self.spec.seed)
             model, counts = patch_and_count(method, model)
             compute_in(models.weights_dtype(self.spec.resources.precision), model)
+            if in_shards(self.spec):
+                require_weights_were_read(model, self.spec.method.name)
+                gather_in_forward(model)
             if method.trains and counts.trained == 0:
                 raise RuntimeError(f"the method {self.spec.name} trains nothing in this model")
             # Ranks see different rows, so that each draws dropout of its own.
@@ -298,10 +319,10 @@ class _Trial:
                 method.load_adapter_state(model, trained.state)
             elif self.spec.loaded is not None:
                 load_into(method, model, self.spec.loaded)
-        model = model.to(self.device).eval()
-        # Not measured while tuning (the budget covers only what the choice needs) or when trials shared a launch (their
-        # costs cannot be told apart).
-        compares_merged = self.alone and self.spec.stage != "tune"
+        model = place(model, self.device).eval()
+        # Not measured while tuning (the budget covers only what the choice needs), when trials shared a launch (their
+        # costs cannot be told apart), or where no rank holds the weights that would be merged.
+        compares_merged = self.alone and self.spec.stage != "tune" and not in_shards(self.spec)
         scoring = Scoring(self.spec, self.context, self.device, self.meter, compares_merged)
         scored = scoring.score(method, model, data, split, None if trained is None else trained.best)
         return scored, counts or fresh_counts
@@ -336,3 +357,16 @@ def seed_everything(seed: int) -> None:
     """Seed Python and torch. The order of data has a generator of its own."""
     random.seed(seed)
     torch.manual_seed(seed)
+
+
+def require_weights_were_read(model: nn.Module, method: str) -> None:
+    """See that a method that has patched a model in shards saw the weights that it starts from.
+
+    Raises:
+        MethodError: Naming a tensor that was made of weights which were not there.
+    """
+    if (name := misread(model)) is not None:
+        raise MethodError(
+            f"{method}: {name} was made of a frozen weight that under resources.zero_stage: 3 lies in slices on all "
+            "ranks; in patch, call the module, or read the weight within bench.method.whole([weight])"
+        )

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.models.adapter import TENSORS_FILE
+from bench.models.adapter_files import read_tensors, tensors_files
 from bench.schema.record import Probed
 from bench.schema.validation import ConfigError
 from bench.store.records import Store
@@ -138,7 +138,7 @@ def _take_weights(store: Path, model: Path) -> float:
     records = Store(store).read_all()
     if len(records) != 1 or not isinstance(records[0].outcome, Probed) or records[0].outcome.dev_loss is None:
         raise ConfigError(f"the model could not be trained; see what is above, and {store}")
-    trained = load_file(Store(store).trials / records[0].trial_id / TENSORS_FILE)
+    trained = read_tensors(tensors_files(Store(store).trials / records[0].trial_id))
     weights = load_file(model / "model.safetensors")
     save_file({name: trained[name] for name in weights}, model / "model.safetensors", metadata={"format": "pt"})
     return records[0].outcome.dev_loss

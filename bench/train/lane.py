@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from bench.method import Method
+from bench.method import Method, trained_parameters
+from bench.models.adapter_files import BYTES, StreamedState
 from bench.models.architecture import Pair
-from bench.models.masters import exact
+from bench.models.masters import exact, exact_value
 from bench.schema.record import DevPoint, TrainCost, TrainPoint
 from bench.schema.trial import JsonDict, TrainSpec
+from bench.shards import place
 from bench.train.checkpoint import Checkpoint, put_back, taken
 from bench.train.gradient_watch import GradientWatch
 from bench.train.optimizer import learning_rate_factor, make_optimizer
 from bench.train.order import num_steps, training_order
+
+# A state that ZeRO 3 has cut into slices goes through memory as a whole up to so many bytes, else tensor by tensor.
+LARGE_BYTES = 2**26
 
 
 class Diverged(ArithmeticError):
@@ -30,7 +36,7 @@ class Diverged(ArithmeticError):
 class Trained:
     """What training leaves behind."""
 
-    state: dict[str, torch.Tensor]
+    state: Mapping[str, torch.Tensor]
     best: DevPoint
     train_curve: list[TrainPoint]
     dev_curve: list[DevPoint]
@@ -50,15 +56,17 @@ class Lane:
     seed: int
     progress: Callable[[JsonDict], None]
     stop_after_steps: int | None = None
+    state_folder: Path | None = None  # where rank 0 keeps a state that is too large for memory
     order: list[list[int]] = field(default_factory=list, init=False)  # indices of the pairs of each step
     best: DevPoint | None = field(default=None, init=False)
-    state: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
+    state: Mapping[str, torch.Tensor] = field(default_factory=dict, init=False)
     train_curve: list[TrainPoint] = field(default_factory=list, init=False)
     dev_curve: list[DevPoint] = field(default_factory=list, init=False)
     diverged: Diverged | None = field(default=None, init=False)
     continued_after_steps: list[int] = field(default_factory=list, init=False)  # where attempts took over from others
     optimizer: torch.optim.Optimizer = field(init=False)
     scheduler: torch.optim.lr_scheduler.LRScheduler = field(init=False)
+    device: torch.device = field(init=False)
     watch: GradientWatch | None = field(default=None, init=False)
     _pending: list[tuple[torch.Tensor, float]] = field(default_factory=list, init=False)
 
@@ -67,7 +75,8 @@ class Lane:
         steps = num_steps(self.train, len(pairs))
         order = training_order([pair.num_tokens for pair in pairs], self.train.batch_size, steps, self.seed)
         self.order = order[: self.stop_after_steps]
-        self.model.to(device)
+        self.device = device
+        place(self.model, device)
         self.optimizer = make_optimizer(self.train, self.model, self.method.parameter_groups(self.model))
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate_factor(self.train, steps))
 
@@ -148,7 +157,7 @@ class Lane:
         point = DevPoint(step=step, loss=loss)
         self.dev_curve.append(point)
         if self.best is None or loss < self.best.loss:
-            self.best, self.state = point, gathered_state(self.method, self.model)
+            self.best, self.state = point, self._state_now()
 
     def trained(self, cost: TrainCost) -> Trained:
         """What training leaves behind, at its end."""
@@ -174,6 +183,16 @@ class Lane:
         if found.facts["best"] is not None:
             self.best, self.state = DevPoint.model_validate(found.facts["best"]), found.part("best")
         self.continued_after_steps = [*found.facts["continued_after_steps"], found.step]
+
+    def _state_now(self) -> Mapping[str, torch.Tensor]:
+        """What the method stores, in memory or, where ranks hold slices of much, in files."""
+        shapes = large_shapes(self.method, self.model) if self.state_folder is not None else None
+        if shapes is None or self.state_folder is None:
+            return gathered_state(self.method, self.model)
+        self.state_folder.mkdir(exist_ok=True)
+        state = StreamedState(self.state_folder, shapes, self.device)
+        state.write(gathered_one_by_one(self.model))
+        return state
 
     def _diverge(self, step: int, why: str) -> None:
         self.diverged = Diverged(why)
@@ -209,3 +228,23 @@ def gathered_state(method: Method, model: nn.Module) -> dict[str, torch.Tensor]:
             name: tensor.detach().to("cpu", copy=True).contiguous()
             for name, tensor in method.adapter_state(model).items()
         }
+
+
+def large_shapes(method: Method, model: nn.Module) -> dict[str, torch.Size] | None:
+    """Shapes of what is stored, where ZeRO 3 has cut it and it is large; None elsewhere.
+
+    A method that makes what it stores of what it trains gets all of that at once.
+    """
+    trained = dict(trained_parameters(model))
+    shapes = {name: getattr(parameter, "ds_shape", None) for name, parameter in trained.items()}
+    cut = {name: shape for name, shape in shapes.items() if shape is not None}
+    large = BYTES * sum(shape.numel() for shape in cut.values()) > LARGE_BYTES
+    as_trained = type(method).adapter_state is Method.adapter_state
+    return cut if large and as_trained and len(cut) == len(trained) else None
+
+
+def gathered_one_by_one(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and values of what is trained, of fp32 masters where there are any. Collective, tensor by tensor."""
+    for name, parameter in trained_parameters(model):
+        with gathered([parameter]):
+            yield name, exact_value(parameter)

@@ -28,6 +28,7 @@ from bench.train.gradient_watch import GradientWatch
 from bench.train.lane import Diverged, Lane, Trained, num_targets
 from bench.train.loss import TargetLoss
 from bench.train.order import micro_batches
+from bench.train.zero3 import free
 
 # Losses are reduced over ranks, checked and reported every so many steps, because a GPU would be slower if the host
 # waited for it at every step.
@@ -110,7 +111,10 @@ class Training:
             lane.diverged or lane.trained(self._cost(lane, clock.durations(), pairs, int(engine.skipped_steps)))
             for lane in self.lanes
         ]
-        engine.destroy()
+        if self.resources.zero_stage == 3:
+            free(engine)
+        else:
+            engine.destroy()
         return results
 
     @property
@@ -142,7 +146,9 @@ class Training:
         if lane.train.gradient_checkpointing:
             compute_activations_twice(lane.model)
         if len(self.lanes) == 1:
-            return make_engine(loss, lane.optimizer, lane.scheduler, lane.train, self.resources, self.micro_batch_size)
+            return make_engine(
+                loss, lane.optimizer, lane.scheduler, lane.train, self.resources, self.micro_batch_size, self.device
+            )
         lane.method.fuse([lane.model for lane in self.lanes], self.shared_rows)
         return FusedEngine(loss, self.lanes, self.shared_rows, lane.train.batch_size // self.micro_batch_size)
 

@@ -14,7 +14,8 @@ from command import Done
 from disturbed import disturb
 
 from bench.method import Method, MethodError, PeftAdapter
-from bench.models.adapter import CARD_FILE, AdapterError, read_card, restore, save_adapter
+from bench.models.adapter import CARD_FILE, read_card, restore, save_adapter
+from bench.models.adapter_files import AdapterError
 from bench.models.architecture import Pair
 from bench.models.base import architecture, load_model, load_tokenizer, weights_sha256
 from bench.models.export_to_peft import export_to_peft

@@ -16,7 +16,7 @@ from test_adapters import logits, trained_adapter
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from bench.method import Method, MethodError
-from bench.models.adapter import AdapterError
+from bench.models.adapter_files import AdapterError
 from bench.models.export_to_peft import export_merged, export_to_peft
 from bench.plugins.registry import load_method, targets
 from bench.tools.method_tables import peft_settings

@@ -1,0 +1,182 @@
+"""The files of an adapter's tensors: one, or several with an index where one would be large, as transformers has them.
+
+``adapter.safetensors``; or ``adapter-00001-of-00003.safetensors``, ... and ``adapter.safetensors.index.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import torch.distributed as dist
+
+from bench.schema.digests import sha256_of
+
+TENSORS_FILE = "adapter.safetensors"
+INDEX_FILE = f"{TENSORS_FILE}.index.json"
+LARGEST_FILE_BYTES = 2**30
+BYTES = torch.finfo(torch.float32).bits // 8
+# Of safetensors: the length of the header in front of it, and a multiple of which data begins at.
+LENGTH_BYTES, ALIGNMENT = 8, 8
+
+
+class AdapterError(ValueError):
+    """A folder holds no adapter, or not one that can be used here. The message says what to do."""
+
+
+def tensors_files(folder: Path) -> list[Path]:
+    """Where the tensors of an adapter lie, in order of names; none where the folder has none.
+
+    Raises:
+        AdapterError: The index cannot be read, or names files that are not there.
+    """
+    if (folder / TENSORS_FILE).is_file():
+        return [folder / TENSORS_FILE]
+    if not (index := folder / INDEX_FILE).is_file():
+        return []
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AdapterError(f"{index}: damaged, or no index of tensors: {error}") from error
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise AdapterError(f"{index}: it names {name}, and {folder} has no such file")
+    return [folder / name for name in names]
+
+
+def tensors_sha256(files: Sequence[Path]) -> str:
+    """Hash of the tensors of an adapter: that of their file, or one over those of all files."""
+    hashes = [sha256_of(path) for path in files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def tensors_bytes(files: Sequence[Path]) -> int:
+    """Size on disk of the tensors of an adapter."""
+    return sum(path.stat().st_size for path in files)
+
+
+def read_tensors(files: Sequence[Path], shapes_only: bool = False) -> dict[str, torch.Tensor]:
+    """The tensors in these files; or tensors of their shapes without data.
+
+    Raises:
+        AdapterError: A file is damaged.
+    """
+    return {name: tensor for path in files for name, tensor in _tensors_of(path, shapes_only)}
+
+
+def _tensors_of(path: Path, shapes_only: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no mapping
+                if shapes_only:
+                    yield name, torch.empty(file.get_slice(name).get_shape(), device="meta")
+                else:
+                    yield name, file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{path}: damaged, or no file of safetensors: {error}") from error
+
+
+class StreamedState(Mapping[str, torch.Tensor]):
+    """A state that is never in memory as a whole: rank 0 has it in files, in fp32, and tells the others of them.
+
+    Writing and reading are collective: every rank asks for the same tensors in the same order.
+
+    Args:
+        folder: For the files, of rank 0; on other ranks it may be anywhere.
+        shapes: Of the tensors, in the order in which they are written.
+        device: On which ranks send each other tensors.
+    """
+
+    def __init__(self, folder: Path, shapes: Mapping[str, torch.Size], device: torch.device) -> None:
+        self._folder, self._shapes, self._device = folder, dict(shapes), device
+        self._is_first = dist.get_rank() == 0
+        parts = list(_parts(self._shapes))
+        names = [TENSORS_FILE] if len(parts) == 1 else [_part_name(number, len(parts)) for number in range(len(parts))]
+        self._file_of = {name: folder / file for file, part in zip(names, parts, strict=True) for name in part}
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        from safetensors import safe_open
+
+        shape = self._shapes[name]
+        if self._is_first:
+            with safe_open(self._file_of[name], framework="pt") as file:
+                tensor: torch.Tensor = file.get_tensor(name).to(self._device)
+        else:
+            tensor = torch.empty(shape, device=self._device)
+        dist.broadcast(tensor, 0)
+        return tensor
+
+    def write(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+        """Write all tensors, which come in the order of the shapes, in place of what was written before."""
+        file: IO[bytes] | None = None
+        last = None
+        for name, tensor in tensors:
+            if not self._is_first:
+                continue
+            if last != self._file_of[name]:
+                if file is not None:
+                    file.close()
+                last = self._file_of[name]
+                file = self._begun(last)
+            if file is not None:
+                file.write(tensor.detach().to("cpu", torch.float32).contiguous().view(-1).numpy().data)
+        if file is not None:
+            file.close()
+
+    def move_into(self, folder: Path) -> None:
+        """Put the files of rank 0 into another folder of the same disk, with an index if there are several."""
+        files = sorted(set(self._file_of.values()))
+        for path in files:
+            path.rename(folder / path.name)
+        self._file_of = {name: folder / path.name for name, path in self._file_of.items()}
+        if len(files) > 1:
+            index: dict[str, Any] = {
+                "metadata": {"total_size": sum(BYTES * shape.numel() for shape in self._shapes.values())},
+                "weight_map": {name: path.name for name, path in self._file_of.items()},
+            }
+            (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def _begun(self, path: Path) -> IO[bytes]:
+        """A file with the header of safetensors, for the tensors that lie in it."""
+        header: dict[str, Any] = {}
+        end = 0
+        for name, shape in self._shapes.items():
+            if self._file_of[name] == path:
+                start, end = end, end + BYTES * shape.numel()
+                header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % ALIGNMENT)
+        file = path.open("wb")
+        file.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
+        return file
+
+
+def _parts(shapes: Mapping[str, torch.Size]) -> Iterator[list[str]]:
+    """Names in files of at most so many bytes, but for a tensor that is larger by itself."""
+    part: list[str] = []
+    size = 0
+    for name, shape in shapes.items():
+        own = BYTES * math.prod(shape)
+        if part and size + own > LARGEST_FILE_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(name)
+        size += own
+    yield part
+
+
+def _part_name(number: int, parts: int) -> str:
+    return f"adapter-{number + 1:05d}-of-{parts:05d}.safetensors"
