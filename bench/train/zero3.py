@@ -1,6 +1,6 @@
 """What ZeRO 3 needs besides its engine: shards handed over, layers measured, weights gathered once more, memory freed.
 
-The names of DeepSpeed that are used here are no public ones; tests/train/test_zero3.py notices if they go.
+The names of DeepSpeed that are used here are no public ones; tests/rank/test_in_shards.py notices if they go.
 """
 
 from __future__ import annotations
@@ -102,17 +102,24 @@ class Regathering(nn.Module):
         return output
 
     def _note(self, module: nn.Module, _: Any) -> None:
-        for parameter in module.parameters(recurse=False):
+        for each in module.parameters(recurse=False):
+            parameter: Any = each
             storage = parameter.untyped_storage()
-            if storage.nbytes() == parameter.numel() * parameter.element_size() > 0:
+            # Alone in its storage, but for what fills it up to a multiple of the ranks.
+            if 0 < storage.nbytes() <= parameter.ds_numel_aligned * parameter.element_size():
                 self._gathered[storage.data_ptr()] = parameter
 
     def _pack(self, tensor: torch.Tensor) -> Packed:
         parameter = self._gathered.get(tensor.untyped_storage().data_ptr())
         if parameter is None or parameter.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
             return tensor
-        size, stride, offset = tensor.size(), tensor.stride(), tensor.storage_offset()
-        return lambda: _whole_again(parameter).as_strided(size, stride, offset)
+        size, stride, offset = tensor.size(), tensor.stride(), tensor.storage_offset() - parameter.storage_offset()
+
+        def again() -> torch.Tensor:
+            whole = _whole_again(parameter)
+            return whole.as_strided(size, stride, offset + whole.storage_offset())
+
+        return again
 
 
 def _unpack(packed: Packed) -> torch.Tensor:
