@@ -156,7 +156,7 @@ def rank_main(rank: int, case: Case, folder: str, port: int, out: str) -> None:
     import_libraries()
     from torch.distributed import TCPStore
 
-    from bench.measure.provenance import code_sha256
+    from bench.measure.provenance import sources_sha256
     from bench.rank.context import RankContext
     from bench.rank.trial import run_rank
     from bench.schema.record import Failed
@@ -170,7 +170,7 @@ def rank_main(rank: int, case: Case, folder: str, port: int, out: str) -> None:
         local_rank=0,
         store=TCPStore("127.0.0.1", port, is_master=rank == 0, wait_for_workers=False),
         outbox=outbox,
-        driver_code_sha256=code_sha256(),
+        driver_code_sha256=sources_sha256(),
         threads=1,
         progress=sampler.told,
     )
