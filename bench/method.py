@@ -20,7 +20,7 @@ from bench.lane_rows import Lanes, for_rows, join_lanes, lane_modules, of_lanes
 from bench.quantized.linear import computes_like, quantization_of
 from bench.schema.search_space import Choices, Range, SearchSpace
 from bench.schema.strict_numbers import StrictNumbers
-from bench.shards import whole
+from bench.shards.slices import whole
 
 __all__ = [
     "Choices",

@@ -28,7 +28,7 @@ ANSWERING = (
     "bench/quantized",
     "bench/rank",
     "bench/schema",
-    "bench/shards.py",
+    "bench/shards",
     "bench/task.py",
     "bench/tasks",
     "bench/train",

@@ -35,7 +35,7 @@ from bench.models.quantization import (
 )
 from bench.models.sharded_loading import keeping_slices, require_all_in_shards
 from bench.schema.trial import JsonDict, ModelSpec
-from bench.shards import gather_in_forward
+from bench.shards.slices import gather_in_forward
 from bench.store.files import new_folder
 
 # With what bench.models.model_files says of files, so that readers of models need one module.
@@ -124,7 +124,7 @@ def load_model(
         dtype: Of its weights.
         dropout: Within the model, once it trains; None is what its configuration says.
         shards_on: Where this rank's slices of the weights lie, if it is to hold no more than these, see
-            :mod:`bench.shards`; the process group has to be there. None loads the whole model.
+            :mod:`bench.shards.slices`; the process group has to be there. None loads the whole model.
 
     Raises:
         ModelError: It cannot be loaded, or has no dropout to set.

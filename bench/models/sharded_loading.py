@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from bench.models.model_files import ModelError
-from bench.shards import in_shards, shard_of
+from bench.shards.slices import in_shards, shard_of
 
 # By which transformers is told to convert no tensor before its turn: otherwise threads run ahead.
 ONE_BY_ONE = "HF_DEACTIVATE_ASYNC_LOAD"

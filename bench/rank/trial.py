@@ -55,7 +55,7 @@ from bench.schema.record import (
     RankReport,
 )
 from bench.schema.trial import TrialSpec
-from bench.shards import gather_in_forward, misread, place
+from bench.shards.slices import gather_in_forward, misread, place
 from bench.store.outbox import member_prefix
 from bench.task import Split
 from bench.train.checkpoint import Checkpoints

@@ -18,7 +18,7 @@ from bench.models.architecture import Pair
 from bench.models.masters import exact, exact_value
 from bench.schema.record import DevPoint, TrainCost, TrainPoint
 from bench.schema.trial import JsonDict, TrainSpec
-from bench.shards import place
+from bench.shards.slices import place
 from bench.train.checkpoint import Checkpoint, put_back, taken
 from bench.train.gradient_watch import GradientWatch
 from bench.train.optimizer import learning_rate_factor, make_optimizer

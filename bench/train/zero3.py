@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from bench.schema.trial import JsonDict
-from bench.shards import Shard, sharded, stop_gathering
+from bench.shards.slices import Shard, sharded, stop_gathering
 
 Packed = torch.Tensor | Callable[[], torch.Tensor]
 # From this many bytes on glibc maps a block by itself, and unmaps it once it is freed. (M_MMAP_THRESHOLD and

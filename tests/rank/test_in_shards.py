@@ -25,7 +25,7 @@ from bench.models.architecture import Pair, architecture_of
 from bench.models.base import ModelError, load_model, load_tokenizer
 from bench.plugins.registry import load_method, targets
 from bench.schema.trial import DecodeSpec, ModelSpec, ResourceSpec, TrainSpec
-from bench.shards import gather_in_forward, misread, place, sharded
+from bench.shards.slices import gather_in_forward, misread, place, sharded
 from bench.train import deepspeed_engine, lane
 
 CPU = torch.device("cpu")

@@ -33,7 +33,7 @@ def test_every_package_has_its_question() -> None:
     packages = {path.parent.name for path in (ROOT / "bench").glob("*/__init__.py")}
     assert {name for name in packages if f"`bench.{name}`" not in ARCHITECTURE} == set()
     beside = {path.stem for path in (ROOT / "bench").glob("*.py")} - {"__init__"}
-    assert beside == {"cli", "lane_rows", "method", "shards", "task"}
+    assert beside == {"cli", "lane_rows", "method", "task"}
 
 
 def test_a_newcomer_reads_two_hundred_lines() -> None:

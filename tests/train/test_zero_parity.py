@@ -32,7 +32,7 @@ from bench.models.architecture import Architecture, Pair, accepted_inputs, archi
 from bench.models.base import load_model, weights_dtype
 from bench.plugins.registry import load_method, targets
 from bench.schema.trial import ModelSpec, ResourceSpec, TrainSpec
-from bench.shards import gather_in_forward, misread
+from bench.shards.slices import gather_in_forward, misread
 from bench.tools.method_tables import KEEPS, peft_settings
 from bench.train import deepspeed_engine
 from bench.train.order import training_order
