@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from bench.conformance.tiny_models import WordTokenizer, tiny_model
 from bench.decode import batched, generate
-from bench.decode.beam_search import DecodingSettings, Hypothesis
+from bench.decode.beam_search import BeamSearch, DecodingSettings, Hypothesis
 from bench.models.architecture import architecture_of
 from bench.models.base import load_model, load_tokenizer
 from bench.plugins.registry import load_method, targets
@@ -186,3 +186,29 @@ def test_a_text_may_say_what_its_source_says_but_not_twice(beams: int) -> None:
     texts = [found[0].tokens for found in batched.decode(model, again, settings)]
     assert all(len(set(bigrams(text))) == len(bigrams(text)) for text in texts)
     assert any(set(bigrams(text)) & set(bigrams(source)) for text, source in zip(texts, again, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("early_stopping", "length_penalty", "worst_finished", "done"),
+    [
+        ("never", 1.0, -0.3, False),  # at ten tokens the open beam would have -0.1
+        (False, 1.0, -0.3, True),  # at its present two it has -0.5
+        ("never", -1.0, -3.0, False),  # longer is worse: -2 at two tokens, -10 at ten
+        ("never", -1.0, -1.5, True),
+        (False, -1.0, -3.0, False),
+        (True, 1.0, -0.7, True),  # as soon as all have finished
+        (False, 1.0, -0.7, False),
+    ],
+)
+def test_an_open_beam_is_judged_at_the_length_that_favours_it_most(
+    early_stopping: Any, length_penalty: float, worst_finished: float, done: bool
+) -> None:
+    settings = DecodingSettings(
+        ends=(0,), beams=2, max_new_tokens=10, early_stopping=early_stopping, length_penalty=length_penalty
+    )
+    search = BeamSearch(settings, 1, torch.device("cpu"))
+    search.length = 2
+    search.open_scores = torch.tensor([[-1.0, -1.2]])
+    search.finished_scores = torch.tensor([[worst_finished / 2, worst_finished]])
+    search.is_finished = torch.tensor([[True, True]])
+    assert search._done().tolist() == [done]
