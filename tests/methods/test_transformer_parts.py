@@ -24,7 +24,7 @@ def fill(model: Any, role: Role, std: float) -> None:
     for projection in attention_projections(model):
         if projection.role == role:
             layer = projection.layer
-            outputs_first = layer.weight.T if isinstance(layer.module, Conv1D) else layer.weight
+            outputs_first = layer.module.weight.T if isinstance(layer.module, Conv1D) else layer.module.weight
             outputs_first[projection.rows] = std * torch.randn(len(projection.rows), layer.in_features)
             if layer.module.bias is not None:
                 layer.module.bias[projection.rows] = 0.0

@@ -111,6 +111,24 @@ def _of_quantisation() -> Any:
     return operators.dequantize_4bit, operators.dequantize_blockwise, should_convert_module
 
 
+def _of_zero_3() -> Any:
+    import inspect
+
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+    from deepspeed.runtime.zero.partition_parameters import Init
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    to_release: Any = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release  # type: ignore[attr-defined]
+    assert inspect.getclosurevars(to_release).nonlocals["func"].cache_clear
+    return FWD_MODULE_STACK.clear, Init._convert_to_deepspeed_param
+
+
+def _of_peft() -> Any:
+    from peft import LoraModel
+
+    return LoraModel._create_and_replace
+
+
 SEAMS: dict[str, tuple[str, Callable[[], Any], tuple[str, ...]]] = {
     "sacrebleu's statistics": (
         "bench/metrics/overlap.py, bench/metrics/remarks.py",
@@ -161,6 +179,12 @@ SEAMS: dict[str, tuple[str, Callable[[], Any], tuple[str, ...]]] = {
         _of_quantisation,
         ("_keep_in_fp32_modules",),
     ),
+    "DeepSpeed's ZeRO 3": (
+        "bench/train/zero3.py",
+        _of_zero_3,
+        ("_PartitionedParameterCoordinator__params_to_release", "_convert_to_deepspeed_param"),
+    ),
+    "peft's tuners": ("methods/hf_peft.py", _of_peft, ("_create_and_replace",)),
     "transformers' experts": ("methods/parts/experts.py", _of_experts, ("_apply_gate", "_is_expert_parallel")),
     "transformers' tokenizers": ("bench/models/whole_texts.py", _of_tokenizers, ("_switch_to_target_mode",)),
     "Ray's control store": (
