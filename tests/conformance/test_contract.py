@@ -33,6 +33,9 @@ OF_VARIANTS = (
     "counts",
 )
 
+# Of these, on the core families that a method does not take all checks on.
+OF_OTHER_FAMILIES = ("causal", "padding changes nothing", "cached logits", "gradient checkpointing", "state reloads")
+
 # Settings beside the defaults, and the families that they are for.
 VARIANTS: list[tuple[str, dict[str, Any], Iterable[str]]] = [
     ("prefix_tuning", {"path": "literal"}, FAMILIES),
@@ -82,7 +85,8 @@ OFTEN = [
         for family in FAMILIES
         for check in IN_PROCESS
         if (family in CORE_FAMILIES and (name in SOFT_PROMPTS or family == CORE_FAMILIES[number % len(CORE_FAMILIES)]))
-        or (check in OF_VARIANTS and (name in SOFT_PROMPTS or family in CORE_FAMILIES))
+        or (check in OF_VARIANTS and name in SOFT_PROMPTS)
+        or (check in OF_OTHER_FAMILIES and family in CORE_FAMILIES)
     ),
     *(
         named(name, config, family, check)

@@ -60,9 +60,9 @@ def test_what_peft_cannot_apply_is_a_method_error(config: dict[str, Any], family
 @pytest.mark.parametrize(
     "config",
     [
-        {"peft_type": "LOHA", "r": 4, "target_modules": ["q_proj", "v_proj"]},
+        pytest.param({"peft_type": "LOHA", "r": 4, "target_modules": ["q_proj", "v_proj"]}, marks=pytest.mark.full),
         {"peft_type": "VERA", "r": 8, "target_modules": ["q_proj", "v_proj"]},
-        ADALORA,
+        pytest.param(ADALORA, marks=pytest.mark.full),
     ],
     ids=lambda config: config["peft_type"],
 )

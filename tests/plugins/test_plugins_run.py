@@ -37,6 +37,7 @@ def methods_dir(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_a_method_from_the_readme_takes_part_in_a_sweep_through_ray(
     bench: Bench, methods_dir: Path, tuneoff: Callable[..., Done]
 ) -> None:

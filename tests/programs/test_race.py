@@ -60,8 +60,10 @@ def losses(job: Job, log: Path) -> list[float]:
     ("method", "family"),
     [
         ("prefix_tuning", "llama"),
-        ("full", "gpt2"),
-        *(pytest.param(name, "llama", marks=pytest.mark.full) for name in ("prompt_tuning", "lora")),
+        *(
+            pytest.param(name, family, marks=pytest.mark.full)
+            for name, family in (("full", "gpt2"), ("prompt_tuning", "llama"), ("lora", "llama"))
+        ),
     ],
 )
 def test_contenders_have_the_same_losses(

@@ -31,6 +31,7 @@ def restaurants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_a_model_is_made_once_and_is_a_base_like_any_other(restaurants: Path, tmp_path: Path) -> None:
     folder = tmp_path / "small"
     loss = small_model.make(folder, restaurants, steps=2)

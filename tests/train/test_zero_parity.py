@@ -140,8 +140,8 @@ def representative(case: Case) -> bool:
     number = list(VARIANTS).index(case.variant)
     if case.variant in CORE:
         stages = {
-            "llama": (0, 3) if number else (1, 2, 3),
-            "gpt2": (3,) if number == 1 else (),
+            "llama": {0: (1, 2, 3), 2: (0, 3)}.get(number, (3,)),
+            "gpt2": (),
             "t5": (2,) if number == 2 else (),
         }
         return case.ranks == 2 and case.stage in stages[case.family]
