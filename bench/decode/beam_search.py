@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import torch
 
-from bench.decode.stop_strings import NoStopYet, StopsInText, StopStrings
+from bench.decode.generate_hooks import NoRepeatsInText, NoStopYet, StopsInText
+from bench.decode.stop_strings import StopStrings
 
 IMPOSSIBLE = -1.0e9  # what transformers gives a candidate that must not win; more than minus infinity, so that it sorts
 
@@ -50,7 +51,7 @@ class DecodingSettings:
         """The same settings as arguments of ``generate``."""
         processors: list[Any] = []
         if self.no_repeat_ngram_size:
-            processors.append(_NoRepeatsInText(self.no_repeat_ngram_size))
+            processors.append(NoRepeatsInText(self.no_repeat_ngram_size))
         if self.stops is not None and self.min_new_tokens:
             processors.append(NoStopYet(self.stops, self.min_new_tokens))
         beam_settings = {"length_penalty": self.length_penalty, "early_stopping": self.early_stopping}
@@ -65,22 +66,6 @@ class DecodingSettings:
             "eos_token_id": list(self.ends) or None,
             **(beam_settings if self.beams > 1 else {}),
         }
-
-
-class _NoRepeatsInText:
-    """For one call of transformers' ``generate``: no n-gram twice in what is new since the first step."""
-
-    def __init__(self, size: int) -> None:
-        from transformers import NoRepeatNGramLogitsProcessor
-
-        self._processor = NoRepeatNGramLogitsProcessor(size)
-        self._start: int | None = None
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if self._start is None:
-            self._start = input_ids.shape[1]
-        allowed: torch.Tensor = self._processor(input_ids[:, self._start :], scores)
-        return allowed
 
 
 @dataclass(frozen=True)

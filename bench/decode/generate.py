@@ -19,7 +19,7 @@ from bench.decode.beam_search import DecodingSettings
 from bench.decode.stop_strings import StopStrings
 from bench.measure.phases import synchronize
 from bench.models.architecture import Architecture, accepted_inputs, vocabulary_size
-from bench.models.text_ends import end_token_ids, first_stop, stop_token_ids, until_stop
+from bench.models.text_ends import end_token_ids, first_stop, stop_token_ids, text_of, until_stop
 from bench.schema.record import DecodeCost, DecodeEngine
 from bench.schema.trial import DecodeSpec, JsonDict
 
@@ -93,7 +93,7 @@ def generate(
             ended = tokens[-1:] != [] and tokens[-1] in settings.ends
             # An end token says that the text ends and is no part of it; a stop string's may bring the last full stop.
             said = tokens[:-1] if ended and tokens[-1] in end_tokens else tokens
-            whole = tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            whole = text_of(tokenizer, said)
             texts[index] = until_stop(whole, decode.stop)
             if not ended and first_stop(whole, decode.stop) is None:
                 truncated.append(index)
@@ -116,7 +116,7 @@ def decoding_settings(tokenizer: Any, decode: DecodeSpec, model: Any = None) -> 
     else:
         ends = end_token_ids(tokenizer, model.config, model.generation_config)
         vocabulary = vocabulary_size(model.config)
-    ends |= stop_token_ids(tokenizer, decode.stop, vocabulary)
+    ends |= stop_token_ids(tokenizer, tuple(decode.stop), vocabulary)
     spelled = [stop for stop in decode.stop if len(stop) > 1]
     return DecodingSettings(
         ends=tuple(sorted(ends - set(decode.banned_token_ids))),

@@ -42,22 +42,29 @@ def token_texts(tokenizer: Any, vocabulary: int | None = None) -> tuple[tuple[in
     """
     ids = [token for token in set(tokenizer.get_vocab().values()) if vocabulary is None or token < vocabulary]
     anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
-    before = len(_decoded(tokenizer, anchor))
-    after = len(_decoded(tokenizer, [*anchor, *anchor])) - before
+    before = len(text_of(tokenizer, anchor))
+    after = len(text_of(tokenizer, [*anchor, *anchor])) - before
     between = [[*anchor, token, *anchor] for token in ids]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     texts = (
-        (_decoded(tokenizer, tokens) for tokens in between)
+        (text_of(tokenizer, tokens) for tokens in between)
         if backend is None
         else backend.decode_batch(between, skip_special_tokens=True)  # all at once: vocabularies are large
     )
     return tuple((token, text[before : len(text) - after]) for token, text in zip(ids, texts, strict=True))
 
 
-def stop_token_ids(tokenizer: Any, stops: Sequence[str], vocabulary: int | None = None) -> frozenset[int]:
+@functools.lru_cache(maxsize=16)
+def stop_token_ids(tokenizer: Any, stops: tuple[str, ...], vocabulary: int | None = None) -> frozenset[int]:
     """The tokens that bring a whole stop string into a text."""
     texts = token_texts(tokenizer, vocabulary) if stops else ()
     return frozenset(token for token, text in texts if any(stop in text for stop in stops))
+
+
+@functools.lru_cache(maxsize=256)
+def tokens_beginning_with(tokenizer: Any, rest: str, vocabulary: int | None = None) -> frozenset[int]:
+    """The tokens whose text begins with the rest of a stop string."""
+    return frozenset(token for token, text in token_texts(tokenizer, vocabulary) if text.startswith(rest))
 
 
 def first_stop(text: str, stops: Sequence[str]) -> str | None:
@@ -76,7 +83,8 @@ def until_stop(text: str, stops: Sequence[str]) -> str:
     return (text if stop is None else text.partition(stop)[0]).strip()
 
 
-def _decoded(tokenizer: Any, tokens: Sequence[int]) -> str:
+def text_of(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """What tokens say, special ones left out."""
     return str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 

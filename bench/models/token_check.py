@@ -16,7 +16,7 @@ from bench.metrics.scoring import score_examples
 from bench.models import base
 from bench.models.architecture import vocabulary_size
 from bench.models.split_data import StoredExamples
-from bench.models.text_ends import end_token_ids, first_stop, until_stop
+from bench.models.text_ends import end_token_ids, first_stop, text_of, until_stop
 from bench.models.tokens import Tokenization, tokenization
 from bench.schema.trial import DecodeSpec, ModelSpec
 from bench.task import Example, Scoring, Split, Task
@@ -76,8 +76,7 @@ def try_references(tokens: Tokenization, splits: Mapping[Split, Sequence[Example
         example = parts[part][number]
         reference = example.references[place - starts[part] - ends[part][number]]
         source_ids, ids = tokens.behind_source(example.source, reference)
-        whole = tokens.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        said = until_stop(whole, stop)
+        said = until_stop(text_of(tokens.tokenizer, ids), stop)
         tried.append(Tried(replace(example, references=(reference,)), source_ids, ids, said, stop))
     return tried
 

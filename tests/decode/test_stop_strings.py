@@ -48,7 +48,7 @@ def test_a_stop_string_across_tokens_ends_the_text_in_both_decoders(
     free = decoded(tokenizer, model, stop=[])
     stop = spelled_within(decoded(tokenizer, model, stop=[]).texts)
     assert len(stop) == 4
-    assert not stop_token_ids(tokenizer, [stop]), "one token spells it: this tests nothing"
+    assert not stop_token_ids(tokenizer, (stop,)), "one token spells it: this tests nothing"
     stopped = decoded(tokenizer, model, stop=[stop], beams=beams)
     assert all(stop not in text for text in stopped.texts.values())
     if beams == 1:
@@ -78,7 +78,7 @@ def test_no_text_stops_before_it_is_long_enough(
 def test_texts_of_several_lines_are_kept_where_no_stop_string_is_set(tiny_models: dict[str, Path]) -> None:
     tokenizer, model = model_of(tiny_models["gpt2"])
     vocabulary = tokenizer.get_vocab()
-    says = itertools.cycle([vocabulary["a"], next(iter(stop_token_ids(tokenizer, ["\n"])))])
+    says = itertools.cycle([vocabulary["a"], next(iter(stop_token_ids(tokenizer, ("\n",))))])
 
     def take_turns(*arguments: Any) -> None:
         arguments[-1][..., next(says)] = 1000.0
@@ -92,8 +92,9 @@ def test_texts_of_several_lines_are_kept_where_no_stop_string_is_set(tiny_models
 def test_completing_tokens_are_those_whose_text_completes_a_stop_string(tiny_models: dict[str, Path]) -> None:
     """Against the definition: all tokens, each decoded behind the same text."""
     tokenizer = load_tokenizer(ModelSpec(path=str(tiny_models["gpt2"])))
-    stops = StopStrings(tokenizer, ["lives in", "\n\n", "ome of"], None)
-    alone = stop_token_ids(tokenizer, ["lives in", "\n\n", "ome of"])
+    spelled = ("lives in", "\n\n", "ome of")
+    stops = StopStrings(tokenizer, spelled, None)
+    alone = stop_token_ids(tokenizer, spelled)
     draw = random.Random(0)
     said = [tokenizer(f"The home of Ann{end}")["input_ids"][:-1] for end in ("", " l", " lives i", "\n", " lives")]
     said += [tokenizer(text)["input_ids"] for text in ("Ann lives i", "x\n", "Bob liv", "The h", "o")]

@@ -190,11 +190,11 @@ def test_a_token_is_a_line_break_only_if_it_decodes_to_one() -> None:
     vocabulary = tokenizer.get_vocab()
     assert tokenizer("\n", add_special_tokens=False)["input_ids"] == [vocabulary["▁"]]
     says_breaks = {vocabulary[token] for token in ("<0x0A>", "\n", "\n\n", ".\n", "\r\n")}
-    assert stop_token_ids(tokenizer, ["\n"]) == says_breaks
-    assert stop_token_ids(tokenizer, ["\n"], vocabulary["\n"]) == {vocabulary["<0x0A>"]}
+    assert stop_token_ids(tokenizer, ("\n",)) == says_breaks
+    assert stop_token_ids(tokenizer, ("\n",), vocabulary["\n"]) == {vocabulary["<0x0A>"]}
     plain = metaspace(["▁", "▁a", "a"])
     bytes_alone = {plain.get_vocab()["<0x0A>"]}
-    assert stop_token_ids(plain, ["\n"]) == bytes_alone
+    assert stop_token_ids(plain, ("\n",)) == bytes_alone
 
 
 def test_byte_level_tokens_that_hold_a_line_break_are_found() -> None:
@@ -207,7 +207,7 @@ def test_byte_level_tokens_that_hold_a_line_break_are_found() -> None:
     tokenizer.add_tokens([AddedToken("<br>\n", normalized=False)])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
     expected = {vocabulary[piece] for piece in ("Ċ", "ĊĊ", ".Ċ", "čĊ")} | {len(vocabulary) + 1}
-    assert stop_token_ids(fast, ["\n"]) == expected
+    assert stop_token_ids(fast, ("\n",)) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,69 @@
+"""What transformers' ``generate`` is given beside its own settings; each object serves one call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bench.decode.stop_strings import StopStrings
+
+
+class _OfNewTokens:
+    """Sees what is new since ``generate`` began: the source, or the decoder's start, stands in front of that.
+
+    Args:
+        num_new: Tokens that are new when it is asked for the first time.
+    """
+
+    def __init__(self, num_new: int = 0) -> None:
+        self._num_new = num_new
+        self._start: int | None = None
+
+    def _new(self, input_ids: torch.Tensor) -> torch.Tensor:
+        if self._start is None:
+            self._start = input_ids.shape[1] - self._num_new
+        return input_ids[:, self._start :]
+
+
+class NoRepeatsInText(_OfNewTokens):
+    """No n-gram twice in a text."""
+
+    def __init__(self, size: int) -> None:
+        from transformers import NoRepeatNGramLogitsProcessor
+
+        super().__init__()
+        self._processor = NoRepeatNGramLogitsProcessor(size)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        allowed: torch.Tensor = self._processor(self._new(input_ids), scores)
+        return allowed
+
+
+class StopsInText(_OfNewTokens):
+    """Rows whose text holds a stop string are over."""
+
+    def __init__(self, stops: StopStrings) -> None:
+        super().__init__(num_new=1)
+        self._stops = stops
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        rows = [self._stops.reached(row) for row in self._new(input_ids).tolist()]
+        return torch.tensor(rows, dtype=torch.bool, device=input_ids.device)
+
+
+class NoStopYet(_OfNewTokens):
+    """Until a text is long enough, no token completes a stop string."""
+
+    def __init__(self, stops: StopStrings, min_new_tokens: int) -> None:
+        super().__init__()
+        self._stops, self._min_new_tokens = stops, min_new_tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        new = self._new(input_ids)
+        if new.shape[1] >= self._min_new_tokens:
+            return scores
+        scores = scores.clone()
+        for row, tokens in enumerate(new.tolist()):
+            scores[row, sorted(self._stops.completing(tokens))] = float("-inf")
+        return scores
