@@ -39,7 +39,7 @@ class Resolver(Protocol):
 
     def task(self, name: str, config: JsonDict) -> TaskSpec: ...
 
-    def stop(self, task: TaskSpec) -> Sequence[str]: ...
+    def stop(self, name: str, config: JsonDict) -> Sequence[str]: ...
 
     def model(self, spec: ModelSpec) -> ModelSpec: ...
 
@@ -200,7 +200,8 @@ def configure(
     method = resolver.method(entry.name, parts["config"])
     resolver.check_resources(method, resources, where)
     task = resolver.task(parts["task"]["name"], task_config)
-    parts["decode"].setdefault("stop", list(resolver.stop(task)))
+    if "stop" not in parts["decode"]:
+        parts["decode"]["stop"] = list(resolver.stop(parts["task"]["name"], task_config))
     model = resolver.model(validated(ModelSpec, parts["model"], "model"))
     label = ",".join(f"{key.split('.', 1)[1]}={value}" for key, value in {**shared, **own}.items())
     return TrialSpec(

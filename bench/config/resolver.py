@@ -69,11 +69,11 @@ class RegistryResolver:
 
     def task(self, name: str, config: JsonDict) -> TaskSpec:
         """A task with all its settings; its files must be there."""
-        return _task(name, json.dumps(config), self.plugins_dir)
+        return _task(name, json.dumps(config), self.plugins_dir)[0]
 
-    def stop(self, task: TaskSpec) -> tuple[str, ...]:
+    def stop(self, name: str, config: JsonDict) -> tuple[str, ...]:
         """The strings that end a prediction of a task, unless a sweep names others."""
-        return make_task(task).stop
+        return _task(name, json.dumps(config), self.plugins_dir)[1]
 
     def model(self, spec: ModelSpec) -> ModelSpec:
         """A model whose folder, if it is one, is complete, or whose commit on the hub is known."""
@@ -156,7 +156,8 @@ def _said_key(method: MethodSpec) -> str:
 
 
 @functools.cache
-def _task(name: str, config: str, plugins_dir: Path | None) -> TaskSpec:
+def _task(name: str, config: str, plugins_dir: Path | None) -> tuple[TaskSpec, tuple[str, ...]]:
+    """A task, and the strings that end its predictions."""
     target = resolve("task", name, plugins_dir)
     task_class = load_task(target)
     settings = validated(task_class.Config, json.loads(config), f"task {name}")
@@ -177,7 +178,7 @@ def _task(name: str, config: str, plugins_dir: Path | None) -> TaskSpec:
         **_whose(target),
     )
     _check_scoring(spec, name)
-    return spec
+    return spec, task.stop
 
 
 def _metrics(task: Task, name: str, plugins_dir: Path | None) -> list[MetricSpec]:
