@@ -134,7 +134,7 @@ def load_model(
     auto_class = getattr(transformers, architecture(spec).auto_class)
     storage = _storage(spec)
     settings: JsonDict = _dropout_settings(spec, dropout) | _padding_settings(spec)
-    if (told := quantization_config(spec)) is not None:
+    if (told := _told_of(spec, storage)) is not None:
         settings["quantization_config"] = told
     try:
         with nullcontext() if shards_on is None else keeping_slices(shards_on):
@@ -166,7 +166,10 @@ def _storage(spec: ModelSpec) -> Storage | None:
 
 def quantization_config(spec: ModelSpec) -> Any:
     """What transformers is told of a model that is quantised as it is loaded; None of any other."""
-    storage = _storage(spec)
+    return _told_of(spec, _storage(spec))
+
+
+def _told_of(spec: ModelSpec, storage: Storage | None) -> Any:
     if storage is None or storage.in_checkpoint:
         return None
     return bitsandbytes_config(storage, skipped_layers(empty_model(spec.not_quantized)))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bench.models.model_files import ModelError, quantization_named
-from bench.quantized.linear import BITS, BLOCK, Quantization, QuantizedLinear, packed_sizes
+from bench.quantized.linear import BITS, BLOCK, Quantization, QuantizedLinear, packed_sizes, replace_layers
 from bench.schema.trial import JsonDict, ModelSpec
 from methods.parts.weight_reads import uses_of
 
@@ -134,10 +134,8 @@ def use_quantized_layers(model: Any, storage: Storage, dtype: torch.dtype) -> No
     """
     from bitsandbytes import nn as layers
 
-    for parent in list(model.modules()):
-        for attribute, layer in list(parent.named_children()):
-            if isinstance(layer, layers.Linear4bit | layers.Linear8bitLt):
-                setattr(parent, attribute, _ours(layer, storage, dtype))
+    theirs = (layers.Linear4bit, layers.Linear8bitLt)
+    replace_layers(model, lambda _, layer: _ours(layer, storage, dtype) if isinstance(layer, theirs) else None)
     model.hf_quantizer.remove_quantization_config(model)
     for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
         vars(model).pop(flag, None)
@@ -182,12 +180,15 @@ def quantize(model: Any, storage: Storage) -> None:
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     skipped = skipped_layers(model)
-    for parent_name, parent in list(model.named_modules()):
-        for attribute, layer in list(parent.named_children()):
-            name = f"{parent_name}.{attribute}" if parent_name else attribute
-            if (type(layer) is nn.Linear or isinstance(layer, Conv1D)) and should_convert_module(name, skipped):
-                weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
-                setattr(parent, attribute, quantized_layer(weight.detach(), layer.bias, storage))
+
+    def quantized(name: str, layer: Any) -> QuantizedLinear | None:
+        is_linear = type(layer) is nn.Linear or isinstance(layer, Conv1D)
+        if not (is_linear and should_convert_module(name, skipped)):
+            return None
+        weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+        return quantized_layer(weight.detach(), layer.bias, storage)
+
+    replace_layers(model, quantized)
 
 
 def quantized_layer(weight: torch.Tensor, bias: nn.Parameter | None, storage: Storage) -> QuantizedLinear:

@@ -175,15 +175,35 @@ def dequantize(model: nn.Module) -> list[str]:
     Returns:
         The names of the layers.
     """
+
+    def plain(_: str, layer: nn.Module) -> nn.Module | None:
+        if not isinstance(layer, QuantizedLinear):
+            return None
+        linear = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        linear.weight = nn.Parameter(layer.dequantized(layer.like.dtype), requires_grad=False)
+        linear.bias = layer.bias
+        return linear.train(layer.training)
+
+    return replace_layers(model, plain)
+
+
+def replace_layers(model: nn.Module, made_of: Callable[[str, nn.Module], nn.Module | None]) -> list[str]:
+    """Put other modules in place of some of a model's.
+
+    Args:
+        model: It is changed.
+        made_of: Of the name of a module and the module what takes its place; None leaves it.
+
+    Returns:
+        The names of those that were replaced.
+    """
     replaced = []
     for parent_name, parent in list(model.named_modules()):
         for attribute, layer in list(parent.named_children()):
-            if isinstance(layer, QuantizedLinear):
-                plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-                plain.weight = nn.Parameter(layer.dequantized(layer.like.dtype), requires_grad=False)
-                plain.bias = layer.bias
-                setattr(parent, attribute, plain.train(layer.training))
-                replaced.append(f"{parent_name}.{attribute}" if parent_name else attribute)
+            name = f"{parent_name}.{attribute}" if parent_name else attribute
+            if (made := made_of(name, layer)) is not None:
+                setattr(parent, attribute, made)
+                replaced.append(name)
     return replaced
 
 

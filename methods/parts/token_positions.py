@@ -37,9 +37,14 @@ def token_positions(
     num_tokens = tokens.shape[1]
     if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
         return positions_of(attention_mask)[:, -num_tokens:]
-    held = past_key_values if cache is None else cache
-    cached = 0 if held is None else held.get_seq_length()
+    cached = _num_cached(past_key_values, cache)
     return (torch.arange(num_tokens, device=tokens.device) + cached)[None]
+
+
+def _num_cached(past_key_values: Any, cache: Any) -> int:
+    """Tokens before those of this call; callers give the cache by one of its names (methods/parts/cache_names.py)."""
+    held = past_key_values if cache is None else cache
+    return 0 if held is None else int(held.get_seq_length())
 
 
 POSITION_ARGUMENTS = tuple(inspect.signature(token_positions).parameters)
@@ -83,8 +88,7 @@ class PromptPlacement:
         positions = token_positions(*args, **given)
         if given.get("attention_mask", 0) is None:
             # Without a mask transformers takes a gap between positions for the beginning of another text.
-            held = given.get("past_key_values") if given.get("cache") is None else given["cache"]
-            cached = 0 if held is None else held.get_seq_length()
+            cached = _num_cached(given.get("past_key_values"), given.get("cache"))
             kwargs = {**kwargs, "attention_mask": positions.new_ones(len(positions), cached + positions.shape[1])}
         move = self.num_prompt_tokens if self.shift else 0
         if not self.infix:
