@@ -72,7 +72,8 @@ def _price(comparison: Comparison, leaders: list[Configuration]) -> str:
     told = [text for configuration in leaders[:MOST_TOLD] if (text := _costs(comparison, configuration))]
     if not told:
         return ""
-    more = f"; of {len(leaders) - MOST_TOLD} more in the table" if len(leaders) > MOST_TOLD else ""
+    rest = len(leaders) - MOST_TOLD
+    more = f"; the table has the costs of {rest} more" if rest > 0 else ""
     return f"At what cost: {'; '.join(told)}{more}."
 
 

@@ -27,7 +27,7 @@ def exhibit(name: str) -> list[Path]:
         FileNotFoundError: There is no such report.
     """
     report, destination = RESULTS / name / "report", EXHIBITS / name
-    files = sorted(path for pattern in KEPT for path in report.glob(pattern))
+    files = sorted(path for pattern in KEPT for path in report.glob(pattern) if not path.name.startswith("."))
     if not files:
         raise FileNotFoundError(f"{report}: no report is there; run the sweep or the measurement first")
     destination.mkdir(parents=True, exist_ok=True)

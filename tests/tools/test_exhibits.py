@@ -14,7 +14,15 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "results" / "sweep" / "report"
     (folder / "figures").mkdir(parents=True)
-    for name in ("report.md", "report.json", "results.csv", "report.tex", "results.parquet", "figures/time.svg"):
+    for name in (
+        ".made_from.json",
+        "report.md",
+        "report.json",
+        "results.csv",
+        "report.tex",
+        "results.parquet",
+        "figures/time.svg",
+    ):
         (folder / name).write_text(name)
     return folder
 

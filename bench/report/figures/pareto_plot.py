@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,10 @@ MOST_POINTS = 150
 LOG_SPAN = 30.0
 # The untouched base model may widen the score axis by this factor; from further below, only its value is told.
 MOST_STRETCH = 1.6
-# An interval may widen the score axis by this share of the spread of means; a wider one leaves the frame.
+# An interval may widen the score axis by this share of the spread of means, or by this multiple of the median half
+# width, whichever is more; a wider one leaves the frame, so that one noisy configuration does not flatten the others.
 MOST_WHISKER = 0.35
+MOST_MEDIANS = 1.5
 
 
 def pareto_plot(
@@ -125,14 +128,21 @@ def _draw_base(axes: Axes, base: float, score: Column) -> Any:
     return Line2D([], [], label=f"base model: {base:.{score.decimals}f}", **(style if near else {"linestyle": "none"}))
 
 
-def _limits(axes: Axes, shown: Sequence[Configuration], score: Column) -> None:
-    found = [_estimate(configuration, score) for configuration in shown]
-    means = [one.mean for one in found]
+def score_limits(estimates: Sequence[Estimate]) -> tuple[float, float]:
+    """Lower and upper end of the score axis: every mean, and every interval but those far wider than most."""
+    means = [estimate.mean for estimate in estimates]
+    half_widths = [estimate.half_width or 0.0 for estimate in estimates]
     spread = (max(means) - min(means)) or abs(means[0]) or 1.0
-    whiskers = [min(one.half_width or 0.0, MOST_WHISKER * spread) for one in found]
-    low = min(one.mean - whisker for one, whisker in zip(found, whiskers, strict=True))
-    high = max(one.mean + whisker for one, whisker in zip(found, whiskers, strict=True))
-    axes.set_ylim((low - 0.08 * spread) * score.scale, (high + 0.12 * spread) * score.scale)
+    most = max(MOST_WHISKER * spread, MOST_MEDIANS * statistics.median(half_widths))
+    whiskers = [min(half_width, most) for half_width in half_widths]
+    low = min(mean - whisker for mean, whisker in zip(means, whiskers, strict=True))
+    high = max(mean + whisker for mean, whisker in zip(means, whiskers, strict=True))
+    return low - 0.08 * spread, high + 0.12 * spread
+
+
+def _limits(axes: Axes, shown: Sequence[Configuration], score: Column) -> None:
+    low, high = score_limits([_estimate(configuration, score) for configuration in shown])
+    axes.set_ylim(low * score.scale, high * score.scale)
     axes.margins(x=0.12)
     if axes.get_xlim()[0] < 0:  # An interval of few seeds may reach below zero; a cost does not.
         axes.set_xlim(left=0)
