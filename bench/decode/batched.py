@@ -1,7 +1,7 @@
 """The batched decoder: greedy and beam search for decoder-only models with a cache that beams share.
 
-What it saves against ``generate`` of transformers, which stays the oracle of its tests: a source runs through the model
-once and not once for each beam; no keys are copied when beams part; a source that is done leaves the batch.
+It saves work against ``generate`` of transformers, with which its tests compare it: a source runs through the model
+once and not once for each beam; no keys are copied when beams part; a finished source leaves the batch.
 
 B sources, K beams, S tokens of the longest source, G positions of generated tokens, V vocabulary.
 """
@@ -23,9 +23,9 @@ from bench.models.architecture import takes_source_lengths
 from bench.models.shared_heads import sharing_heads
 from methods.parts.cache_names import CACHE
 
-# Rows that are done ride along until they are this share of the batch: making it smaller copies the cache.
+# Finished rows stay in the batch until they are more than this share of it, because removing rows copies the cache.
 IDLE_FRACTION = 0.2
-# Generated tokens that no open beam descends from are dropped every so many steps, for the same reason.
+# Tokens that no open beam descends from leave the cache every so many steps, because removing them copies it, too.
 PRUNE_EVERY_STEPS = 8
 
 
@@ -59,49 +59,49 @@ def decode(
         model: A patched decoder in evaluation mode that :func:`unsupported` has nothing against.
         sources: Token ids of each source, at least one.
         settings: How to decode.
-        in_step: All ranks are here, each with a batch, and call the model as often as the one with the longest texts:
-            its weights lie in shards.
+        in_step: Whether all ranks call the model equally often, which a model in shards needs. Every rank then calls
+            this function, and goes on until the rank with the longest texts has finished.
 
     Returns:
-        For each source what was decoded, best first: one hypothesis of greedy decoding, K of a beam search.
+        The hypotheses of each source, best first: one of greedy decoding, at most K of a beam search.
     """
-    found: list[list[Hypothesis]] = [[] for _ in sources]
+    results: list[list[Hypothesis]] = [[] for _ in sources]
     with sharing_heads(model):
         batch = _Batch(model, sources, settings)
-        going_on = True
-        while going_on:
-            for row, hypotheses in batch.advance():
-                found[row] = hypotheses
-            going_on = _anywhere(bool(batch.rows), model.device) if in_step else bool(batch.rows)
-            if going_on:
+        unfinished = True
+        while unfinished:
+            for source, hypotheses in batch.advance():
+                results[source] = hypotheses
+            unfinished = _anywhere(bool(batch.rows), model.device) if in_step else bool(batch.rows)
+            if unfinished:
                 batch.read_on()
-    return found
+    return results
 
 
 def _anywhere(here: bool, device: torch.device) -> bool:
-    """Whether it is so on any rank."""
+    """Whether ``here`` is true on any rank."""
     answer = torch.tensor([here], dtype=torch.int32, device=device)
     dist.all_reduce(answer, op=dist.ReduceOp.MAX)
     return bool(answer)
 
 
 class _Batch:
-    """Sources that are being continued: the choice of tokens, the cache, and who descends from whom."""
+    """The unfinished sources of a batch: choice of tokens, cache, and the tokens that each beam descends from."""
 
     def __init__(self, model: Any, sources: Sequence[list[int]], settings: DecodingSettings) -> None:
         self.model = model
-        self.rows = list(range(len(sources)))  # which source lies in which row
+        self.rows = list(range(len(sources)))  # the number of the source in each row
         self.cache = BeamCache()
         ids, mask = _left_padded(sources, model.device)
         self.source_mask = mask.bool()  # (B, S)
         self.lengths = mask.sum(-1)  # (B,)
         self.decoding: Decoding = make_decoding(settings, len(sources), model.device)
         self.seen = mask.new_zeros(len(sources), settings.beams, 0, dtype=torch.bool)  # (B, K, G)
-        self.over = mask.new_zeros(len(sources), dtype=torch.bool)  # (B,) done, and still in the batch
+        self.finished = mask.new_zeros(len(sources), dtype=torch.bool)  # (B,) rows that are still in the batch
         self.logits = self._read(ids, mask)
 
     def _read(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Logits ``(B, 1, V)`` behind the sources."""
+        """Logits ``(B, 1, V)`` of the tokens after the sources."""
         with _last_position_only(self.model):
             logits: torch.Tensor = self.model(
                 input_ids=ids.masked_fill(mask == 0, 0),
@@ -113,20 +113,20 @@ class _Batch:
         return logits
 
     def advance(self) -> Iterator[tuple[int, list[Hypothesis]]]:
-        """One more token for every row, yet to be read. Yields the sources that are done now, with what was found."""
+        """Choose the next token of every row. Yields the sources that are finished now, with their hypotheses."""
         if not self.rows:
             return
         step = self.decoding.advance(self.logits.float())
-        finished = (step.done & ~self.over).nonzero()[:, 0].tolist()
-        for row in finished:
+        newly_finished = (step.done & ~self.finished).nonzero()[:, 0].tolist()
+        for row in newly_finished:
             yield self.rows[row], self.decoding.hypotheses(row)
-        self.over |= step.done
+        self.finished |= step.done
         parents, self.tokens = self._without_idle_rows(step.parents, step.tokens)
         if self.rows:
             self._descend(parents)
 
     def read_on(self) -> None:
-        """Read the tokens; where no row is left, one that does not matter, as other ranks read theirs."""
+        """Run the chosen tokens through the model. Without rows a dummy token runs, as other ranks call the model."""
         if self.rows:
             self.logits = self._continue(self.tokens)
             return
@@ -137,21 +137,21 @@ class _Batch:
         )
 
     def _without_idle_rows(self, parents: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        idle = int(self.over.sum())
+        idle = int(self.finished.sum())
         if idle < len(self.rows) and idle <= IDLE_FRACTION * len(self.rows):
             return parents, tokens
-        rows = (~self.over).nonzero()[:, 0]
+        rows = (~self.finished).nonzero()[:, 0]
         self.rows = [self.rows[row] for row in rows.tolist()]
         if self.rows:
             self.decoding.keep(rows)
             self.cache.keep_rows(rows)
-            self.source_mask, self.lengths, self.seen, self.over = (
-                part[rows] for part in (self.source_mask, self.lengths, self.seen, self.over)
+            self.source_mask, self.lengths, self.seen, self.finished = (
+                part[rows] for part in (self.source_mask, self.lengths, self.seen, self.finished)
             )
         return parents[rows], tokens[rows]
 
     def _descend(self, parents: torch.Tensor) -> None:
-        """Each open beam sees what its parent saw, and itself."""
+        """Each open beam sees the tokens that its parent saw, and its own new token."""
         beams = parents.shape[1]
         seen = self.seen.gather(1, parents[..., None].expand(-1, -1, self.seen.shape[-1]))
         if beams > 1 and self.decoding.length % PRUNE_EVERY_STEPS == 0:
@@ -162,12 +162,12 @@ class _Batch:
     def _without_dead_positions(self, seen: torch.Tensor) -> torch.Tensor:
         alive = seen.any(1)  # (B, G)
         most = int(alive.sum(-1).max())
-        positions = (~alive).int().argsort(dim=-1, stable=True)[:, :most]  # the living first, in their order
+        positions = (~alive).int().argsort(dim=-1, stable=True)[:, :most]  # those that are seen first, in their order
         self.cache.keep_positions(self.source_mask.shape[1], positions)
         return seen.gather(-1, positions[:, None].expand(-1, seen.shape[1], -1))
 
     def _continue(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits ``(B, K, V)`` behind ``tokens`` ``(B, K)``. All beams of a source are queries in one row."""
+        """Logits ``(B, K, V)`` after ``tokens`` ``(B, K)``. All beams of a source are queries in one row."""
         beams = tokens.shape[1]
         mask = torch.cat([self.source_mask[:, None].expand(-1, beams, -1), self.seen], dim=-1)  # (B, K, S + G)
         logits: torch.Tensor = self.model(
@@ -180,7 +180,7 @@ class _Batch:
         return logits
 
     def _model_mask(self, visible: torch.Tensor) -> torch.Tensor:
-        """``(B, 1, T, L)`` as the model's attention takes it: boolean, or added to the scores."""
+        """The mask ``(B, 1, T, L)`` in the form that the model's attention takes: boolean, or added to the scores."""
         if self.model.config._attn_implementation != "eager":
             return visible
         dtype = self.model.dtype
@@ -197,7 +197,7 @@ def _left_padded(sources: Sequence[list[int]], device: torch.device) -> tuple[to
 
 
 def _causal(real: torch.Tensor) -> torch.Tensor:
-    """``(B, 1, S, S)`` boolean from ``(B, S)``. Padding sees itself: a row that sees nothing would be undefined."""
+    """The causal mask ``(B, 1, S, S)`` of tokens ``(B, S)``. Padding sees itself: attention to nothing is undefined."""
     length = real.shape[1]
     past = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
     itself = torch.eye(length, dtype=torch.bool, device=real.device)

@@ -1,7 +1,7 @@
 """Choosing tokens: greedy and beam search over the logits of a batch, as transformers' ``generate`` defines them.
 
-Nothing here runs a model. A :class:`Decoding` is told the logits of its open beams and says which tokens come next.
-Rows are independent of each other, so that a finished one can leave the batch.
+Nothing here runs a model. A :class:`Decoding` is given the logits of its open beams and chooses the next tokens. Rows
+are independent of each other, so that a finished row can leave the batch.
 
 B sources, K beams, G new tokens, V vocabulary, N candidates.
 """
@@ -17,15 +17,15 @@ import torch
 from bench.decode.generate_hooks import NoRepeatsInText, NoStopYet, StopsInText
 from bench.decode.stop_strings import StopStrings
 
-IMPOSSIBLE = -1.0e9  # what transformers gives a candidate that must not win; more than minus infinity, so that it sorts
+IMPOSSIBLE = -1.0e9  # the score of a candidate that must not win, as in transformers; above -inf, so that it sorts
 
 
 @dataclass(frozen=True)
 class DecodingSettings:
-    """How to decode. Meanings and defaults are those of transformers' ``GenerationConfig``, but for one.
+    """How to decode. Meanings and defaults are those of transformers' ``GenerationConfig``, except for one.
 
-    An n-gram counts as repeated if the text has it already. With decoders alone transformers looks at the source too,
-    which forbids to say a name of the source that is n tokens long.
+    An n-gram counts as repeated only if the generated text has it. With decoder-only models transformers counts the
+    n-grams of the source too, so that a text could not repeat a name of n tokens from its source.
     """
 
     ends: tuple[int, ...]  # token ids that end a text
@@ -78,7 +78,7 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Step:
-    """What was decided: each beam goes on from ``parents`` with ``tokens``."""
+    """The choice of one step: each new beam continues the beam at ``parents`` with the token at ``tokens``."""
 
     parents: torch.Tensor  # (B, K) int64, beams of the previous step
     tokens: torch.Tensor  # (B, K) int64
@@ -107,19 +107,19 @@ class Decoding(ABC):
         """Choose the next tokens.
 
         Args:
-            logits: ``(B, K, V)`` float32, overwritten. In the first step ``(B, 1, V)``: the beams have yet to part.
+            logits: ``(B, K, V)`` float32, overwritten. In the first step ``(B, 1, V)``, for one beam of each source.
         """
 
     @abstractmethod
     def hypotheses(self, row: int) -> list[Hypothesis]:
-        """The results of a row that is done, best first."""
+        """The hypotheses of a finished row, best first."""
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Forget all rows but these; ``(B,)`` int64."""
+        """Remove all rows except these; ``(B,)`` int64."""
         self.tokens = self.tokens[rows]
 
     def _forbid(self, logits: torch.Tensor) -> None:
-        """Make impossible what the settings forbid at this point, in place."""
+        """Make tokens impossible that the settings forbid at this point, in place."""
         settings, never = self.settings, float("-inf")
         if settings.no_repeat_ngram_size:
             forbid_repeats(logits, self.tokens[:, : logits.shape[1], : self.length], settings.no_repeat_ngram_size)
@@ -134,7 +134,7 @@ class Decoding(ABC):
         return torch.isin(tokens, self._ends)
 
     def _completing(self, logits: torch.Tensor) -> torch.Tensor | None:
-        """Which tokens would complete a stop string behind each open beam; ``(B, K, V)`` bool; None if none would."""
+        """The tokens that would complete a stop string of each open beam, ``(B, K, V)`` bool; None: none of them."""
         stops = self.settings.stops
         if stops is None or not self.length:
             return None
@@ -150,7 +150,7 @@ class Decoding(ABC):
 
 
 class GreedyDecoding(Decoding):
-    """The likeliest token, one after the other. The score of a hypothesis is 0: nothing is ranked."""
+    """Chooses the likeliest token at each step. The score of a hypothesis is 0, because nothing is ranked."""
 
     def advance(self, logits: torch.Tensor) -> Step:
         self._forbid(logits)
@@ -172,10 +172,12 @@ class GreedyDecoding(Decoding):
 class BeamSearch(Decoding):
     """The K best texts by ``log p / length ** length_penalty``.
 
-    Of the best K continuations of a source in each step, those that end, or reach the limit of length, compete for a
-    place among the K finished ones; the best K that go on are the open beams. When a row is done: with
-    ``early_stopping=True`` as soon as K texts have finished; else when the best open beam, at its present length, could
-    not enter the K finished ones any more; ``"never"`` asks that at the length that favours the open beam most.
+    In each step, those of the best K continuations of a source that end, or reach the limit of length, compete for the
+    K finished texts; the best K continuations that do not end are the open beams. A row is finished
+
+    - with ``early_stopping=True`` as soon as it has K finished texts;
+    - with ``False`` when the best open beam, at its present length, would not be among the K finished texts;
+    - with ``"never"`` when it would not be among them at the length that favours it most.
     """
 
     def __init__(self, settings: DecodingSettings, rows: int, device: torch.device) -> None:
@@ -217,7 +219,7 @@ class BeamSearch(Decoding):
         """Scores, beams and columns ``(B, K)`` of the best continuations of each source, best first.
 
         Args:
-            logits: ``(B, K, W)`` of some of the tokens; there are fewer continuations if those have fewer.
+            logits: ``(B, K, W)`` of W of the tokens; there are fewer than K continuations if K W is smaller.
             normaliser: ``(B, K, 1)``.
         """
         beams = self.settings.beams
@@ -229,13 +231,13 @@ class BeamSearch(Decoding):
         return scores, parents, columns.flatten(1).gather(1, chosen)
 
     def _histories(self, parents: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """``(B, K, G)``: what these beams said, and then these tokens."""
+        """The tokens ``(B, K, G)`` of these beams, with the new tokens appended."""
         histories = _of_beams(self.tokens, parents)
         histories[:, :, self.length] = tokens
         return histories
 
     def _finish(self, scores: torch.Tensor, histories: torch.Tensor, ends: torch.Tensor) -> None:
-        """Let those of the best continuations that end compete with the finished texts."""
+        """Keep the best K of the finished texts and the continuations that end."""
         beams = self.settings.beams
         scores = scores / self.length**self.settings.length_penalty + ~ends * IMPOSSIBLE
         self.finished_scores, best = torch.cat([self.finished_scores, scores], dim=1).topk(beams)
@@ -291,10 +293,10 @@ def forbid_repeats(logits: torch.Tensor, history: torch.Tensor, size: int) -> No
     if history.shape[-1] < size:
         return
     grams = history.unfold(-1, size, 1)  # (B, K, windows, n)
-    start = history[..., history.shape[-1] - size + 1 :]  # (B, K, n - 1): a gram that the next token would complete
+    start = history[..., history.shape[-1] - size + 1 :]  # (B, K, n - 1): the next token completes this n-gram
     repeats = (grams[..., :-1] == start[..., None, :]).all(-1)
     vocabulary = logits.shape[-1]
-    # Grams that do not match point at a spare column, where they forbid nothing.
+    # n-grams that do not match point at a spare column, where they forbid nothing.
     last = torch.where(repeats, grams[..., -1], vocabulary)
     forbidden = torch.zeros(*logits.shape[:-1], vocabulary + 1, dtype=torch.bool, device=logits.device)
     forbidden.scatter_(-1, last, True)
@@ -302,5 +304,5 @@ def forbid_repeats(logits: torch.Tensor, history: torch.Tensor, size: int) -> No
 
 
 def _of_beams(tokens: torch.Tensor, beams: torch.Tensor) -> torch.Tensor:
-    """``(B, K, G)`` of beams ``(B, N)``: ``(B, N, G)``."""
+    """The tokens ``(B, N, G)`` of the beams ``(B, N)``, from the tokens ``(B, K, G)`` of all beams."""
     return tokens.gather(1, beams[..., None].expand(-1, -1, tokens.shape[-1]))

@@ -1,8 +1,8 @@
 """The key/value cache of the batched decoder: all beams of a source share one row, and nothing is reordered.
 
-A source's tokens are stored once. Behind them lie the tokens that its beams have generated, K a step, in the order of
-their coming; which of them a beam descends from is said by the attention mask. A beam that parts copies no keys, and
-beams that end up with common ancestors read them once.
+A source's tokens are stored once. The tokens that its beams generate follow, K for each step, in the order of the
+steps. The attention mask says which of them a beam descends from. No keys are copied when beams part, and beams read
+the keys of their common ancestors once.
 
 B sources, K beams, H key/value heads, L positions stored, T tokens in this call, C head channels.
 """
@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 class BeamCacheLayer(CacheLayerMixin):  # type: ignore[misc] # transformers is not typed
     """Keys and values of one attention layer, in a buffer that grows by half when it is full.
 
-    In front of the tokens lies room for what a method shows this layer before every token (P positions, usually none).
+    A method may put P positions in front of the tokens, which every token sees. Usually P is 0.
     """
 
     is_sliding = False
@@ -36,7 +36,7 @@ class BeamCacheLayer(CacheLayerMixin):  # type: ignore[misc] # transformers is n
         self.is_initialized = True
 
     def put_in_front(self, key_states: torch.Tensor, value_states: torch.Tensor, rows: int) -> None:
-        """Store ``(1 or B, H, P, C)`` where every token sees it; before anything else is stored, once for all rows."""
+        """Store ``(1 or B, H, P, C)`` in front of the tokens. It must be called before anything else is stored."""
         self.front = key_states.shape[2]
         self.keys, self.values = (states.expand(rows, -1, -1, -1).contiguous() for states in (key_states, value_states))
         self.is_initialized = True
@@ -44,7 +44,7 @@ class BeamCacheLayer(CacheLayerMixin):  # type: ignore[misc] # transformers is n
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append ``(B, H, T, C)``; what is in front and all tokens, ``(B, H, P + L, C)``."""
+        """Append ``(B, H, T, C)``. Returns the positions in front and all tokens, ``(B, H, P + L, C)``."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start = self.front + self.length
@@ -58,11 +58,11 @@ class BeamCacheLayer(CacheLayerMixin):  # type: ignore[misc] # transformers is n
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def keep_rows(self, rows: torch.Tensor) -> None:
-        """Keep these sources only."""
+        """Remove all sources except these; ``(B,)`` int64."""
         self.keys, self.values = self.keys[rows], self.values[rows]
 
     def keep_positions(self, first: int, positions: torch.Tensor) -> None:
-        """Keep the tokens before ``first``, and behind them these ``(B, n)``, counted from ``first``."""
+        """Keep the tokens before ``first``, and after them those at ``(B, n)``, counted from ``first``."""
         start, end = self.front + first, self.front + self.length
         for states in (self.keys, self.values):
             index = positions[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
@@ -78,7 +78,7 @@ class BeamCacheLayer(CacheLayerMixin):  # type: ignore[misc] # transformers is n
     def get_max_length(self) -> int:
         return -1
 
-    get_max_cache_shape = get_max_length  # its name in transformers below 5.18
+    get_max_cache_shape = get_max_length  # the name of the method in transformers before 5.18
 
 
 class BeamCache(Cache):  # type: ignore[misc] # transformers is not typed
@@ -98,9 +98,9 @@ class BeamCache(Cache):  # type: ignore[misc] # transformers is not typed
         *args: Any,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As :meth:`update`, behind a prefix ``(1 or B, H, P, C)`` that stays the same from call to call.
+        """Like :meth:`update`, after a prefix ``(1 or B, H, P, C)`` that is the same in every call.
 
-        methods/parts/attention_prefix.py asks for it, so that the prefix is not joined to the cache in every step.
+        methods/parts/attention_prefix.py calls it, so that the prefix is not joined to the cache in every step.
         """
         while len(self.layers) <= layer_idx:
             self.layers.append(BeamCacheLayer())
@@ -110,12 +110,12 @@ class BeamCache(Cache):  # type: ignore[misc] # transformers is not typed
         return layer.update(key_states, value_states)
 
     def keep_rows(self, rows: torch.Tensor) -> None:
-        """Keep these sources only; ``(B,)`` int64."""
+        """Remove all sources except these; ``(B,)`` int64."""
         for layer in self.layers:
             layer.keep_rows(rows)
 
     def keep_positions(self, first: int, positions: torch.Tensor) -> None:
-        """Keep the tokens before ``first``, and behind them these ``(B, n)``, counted from ``first``."""
+        """Keep the tokens before ``first``, and after them those at ``(B, n)``, counted from ``first``."""
         for layer in self.layers:
             layer.keep_positions(first, positions)
 

@@ -1,7 +1,7 @@
-"""Generation: unique sources, sorted by length, batched, shared out over ranks.
+"""Generates a text for each unique source: sorted by length, in batches, distributed over ranks.
 
-Decoder-only models are continued by the batched decoder (bench/decode/batched.py), others by ``generate`` of
-transformers; both find the same texts, and the record says which it was.
+The batched decoder (bench/decode/batched.py) continues decoder-only models, and ``generate`` of transformers all
+others. Both find the same texts, and the record names the decoder.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from bench.schema.trial import DecodeSpec, JsonDict
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a rank has generated."""
+    """The texts that a rank has generated."""
 
     texts: dict[int, str]  # by index of the source
     truncated: list[int]  # sources whose text the length limit ended
-    new_tokens: int  # up to and including the ends
+    new_tokens: int  # including the tokens that end texts
     seconds: float
     engine: DecodeEngine
 
@@ -47,11 +47,11 @@ def generate(
     progress: Callable[[JsonDict], None] = lambda event: None,
     in_step: bool = False,
 ) -> Decoded:
-    """Texts for this rank's share of the sources.
+    """Generate texts for this rank's share of the sources.
 
-    A text ends at an end token or at the first stop string, for every method alike. Of data-to-text that is a line
-    break: an untouched base model would otherwise ramble on to the length limit and be punished for that rather than
-    for what it says.
+    A text ends at an end token or at the first stop string, for every method alike. In data-to-text that is a line
+    break: without it an untouched base model would write on to the length limit, and its scores would measure that and
+    not its text.
 
     Args:
         model: A patched language model in evaluation mode.
@@ -63,8 +63,8 @@ def generate(
         rank: This rank.
         ranks: Number of ranks.
         progress: Called after each batch.
-        in_step: All ranks call the model equally often, as one needs whose weights lie in shards. A rank without a
-            batch of its own decodes one that does not count.
+        in_step: Whether all ranks call the model equally often, which a model in shards needs. A rank without a batch
+            of its own then decodes one that does not count.
     """
     by_length = sorted(range(len(sources)), key=lambda index: (len(sources[index]), index), reverse=True)
     batches = [by_length[at : at + decode.batch_size] for at in range(0, len(sources), decode.batch_size)]
@@ -83,7 +83,7 @@ def generate(
         batch = batches[first + rank] if counts else batches[0]
         inputs = [sources[index] for index in batch]
         if batched:
-            results = [found[0].tokens for found in decode_engine.decode(model, inputs, settings, in_step)]
+            results = [best.tokens for best, *_ in decode_engine.decode(model, inputs, settings, in_step)]
         else:
             results = _generated(model, architecture, inputs, settings, tokenizer.pad_token_id, in_step)
         if not counts:
@@ -91,9 +91,9 @@ def generate(
         for index, tokens in zip(batch, results, strict=True):
             new_tokens += len(tokens)
             ended = tokens[-1:] != [] and tokens[-1] in settings.ends
-            # An end token says that the text ends and is no part of it; a stop string's may bring the last full stop.
-            said = tokens[:-1] if ended and tokens[-1] in end_tokens else tokens
-            whole = text_of(tokenizer, said)
+            # An end token is no part of the text. The token of a stop string may begin with the last full stop.
+            text_tokens = tokens[:-1] if ended and tokens[-1] in end_tokens else tokens
+            whole = text_of(tokenizer, text_tokens)
             texts[index] = until_stop(whole, decode.stop)
             if not ended and first_stop(whole, decode.stop) is None:
                 truncated.append(index)
@@ -104,13 +104,13 @@ def generate(
 
 
 def decode_cost(sources: int, new_tokens: int, seconds: float, engine: DecodeEngine | None) -> DecodeCost:
-    """For a record; no rate where nothing was decoded."""
+    """The cost of decoding for a record, without a rate if nothing was decoded."""
     rate = new_tokens / seconds if seconds else None
     return DecodeCost(sources=sources, new_tokens=new_tokens, tokens_per_second=rate, seconds=seconds, engine=engine)
 
 
 def decoding_settings(tokenizer: Any, decode: DecodeSpec, model: Any = None) -> DecodingSettings:
-    """What a sweep asks for, in tokens. Of a model's own settings only its end tokens count; None has none."""
+    """The settings of a sweep, in tokens. Of a model's own settings only its end tokens count."""
     if model is None:
         ends, vocabulary = frozenset({tokenizer.eos_token_id}), None
     else:
@@ -161,9 +161,10 @@ def _generated(
 
 @contextmanager
 def _own_settings_hidden(model: Any) -> Iterator[None]:
-    """Inside the block a model has no ``generation_config`` of its own, from which ``generate`` fills what is not set.
+    """Inside the block a model has no settings of its own, from which ``generate`` would fill those that are not set.
 
-    A wrapper of peft hands its own one down, so that every module that has one is looked at.
+    A wrapper of peft uses that of the model inside it, so that every module that has a ``generation_config`` gets an
+    empty one.
     """
     from transformers import GenerationConfig
 

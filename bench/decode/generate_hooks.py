@@ -1,4 +1,4 @@
-"""What transformers' ``generate`` is given beside its own settings; each object serves one call."""
+"""Logits processors and stopping criteria for ``generate`` of transformers. Each object serves one call."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from bench.decode.stop_strings import StopStrings
 
 
 class _OfNewTokens:
-    """Sees what is new since ``generate`` began: the source, or the decoder's start, stands in front of that.
+    """Separates new tokens from the source, or from the decoder's start token, which precedes them.
 
     Args:
-        num_new: Tokens that are new when it is asked for the first time.
+        num_new: The number of new tokens at the first call.
     """
 
     def __init__(self, num_new: int = 0) -> None:
@@ -27,7 +27,7 @@ class _OfNewTokens:
 
 
 class NoRepeatsInText(_OfNewTokens):
-    """No n-gram twice in a text."""
+    """Forbids tokens that would repeat an n-gram of the text."""
 
     def __init__(self, size: int) -> None:
         from transformers import NoRepeatNGramLogitsProcessor
@@ -41,7 +41,7 @@ class NoRepeatsInText(_OfNewTokens):
 
 
 class StopsInText(_OfNewTokens):
-    """Rows whose text holds a stop string are over."""
+    """Ends a row when its text holds a stop string."""
 
     def __init__(self, stops: StopStrings) -> None:
         super().__init__(num_new=1)
@@ -53,7 +53,7 @@ class StopsInText(_OfNewTokens):
 
 
 class NoStopYet(_OfNewTokens):
-    """Until a text is long enough, no token completes a stop string."""
+    """Forbids tokens that complete a stop string, until a text is long enough."""
 
     def __init__(self, stops: StopStrings, min_new_tokens: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What decoding costs with an adapter folded into the base weights, against the same adapter beside them."""
+"""Compares the cost of decoding with an adapter merged into the base weights and with the same adapter unmerged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.models.architecture import Architecture
 from bench.schema.record import DecodeCost, MergedDecode
 from bench.schema.trial import DecodeSpec
 
-# Enough for two batches of the default size, so that each way goes first once.
+# Two batches of the default size, so that merged and unmerged decoding each go first once.
 MOST_SOURCES = 32
 
 
@@ -26,38 +26,38 @@ def decode_both_ways(
     decode: DecodeSpec,
     device: torch.device,
 ) -> MergedDecode:
-    """Decode each batch merged and unmerged; which goes first alternates, so that neither gains by its place.
+    """Decode each batch merged and unmerged, in alternating order, so that neither gains by being the second.
 
-    Only decoding is timed; merging and its undoing are not.
+    Only decoding is timed, not merging and unmerging.
 
     Args:
-        method: One that is mergeable.
-        model: Patched with it, with its trained state, unmerged and in evaluation mode; left as it was.
+        method: It must be mergeable.
+        model: Patched by the method, with its trained state, unmerged and in evaluation mode. It is left as it was.
         tokenizer: Of the model.
         architecture: Of the model.
         sources: Token ids of this rank's sources; there may be none.
         decode: Beams and limits.
         device: Of the model.
     """
-    found: dict[bool, list[Decoded]] = {True: [], False: []}
+    decoded: dict[bool, list[Decoded]] = {True: [], False: []}
     for number, at in enumerate(range(0, len(sources), decode.batch_size)):
         batch = sources[at : at + decode.batch_size]
         for merged in (True, False) if number % 2 == 0 else (False, True):
             if merged:
                 method.merge(model)
-            found[merged].append(generate(model, tokenizer, architecture, batch, decode, device, rank=0, ranks=1))
+            decoded[merged].append(generate(model, tokenizer, architecture, batch, decode, device, rank=0, ranks=1))
             if merged:
                 method.unmerge(model)
-    pairs = zip(found[True], found[False], strict=True)
+    pairs = zip(decoded[True], decoded[False], strict=True)
     return MergedDecode(
-        merged=_cost(found[True]),
-        unmerged=_cost(found[False]),
+        merged=_cost(decoded[True]),
+        unmerged=_cost(decoded[False]),
         equal_texts=sum(one.texts[index] == other.texts[index] for one, other in pairs for index in one.texts),
     )
 
 
 def _cost(decoded: Sequence[Decoded]) -> DecodeCost:
-    """Of batches that one rank decoded one after the other."""
+    """The cost of batches that one rank has decoded one after the other."""
     return decode_cost(
         sources=sum(len(one.texts) for one in decoded),
         new_tokens=sum(one.new_tokens for one in decoded),
@@ -67,7 +67,7 @@ def _cost(decoded: Sequence[Decoded]) -> DecodeCost:
 
 
 def over_ranks(shares: Sequence[MergedDecode]) -> MergedDecode:
-    """What all ranks found together; the slowest of them tells the time."""
+    """The result of all ranks together. The time is that of the slowest rank."""
     return MergedDecode(
         merged=_slowest([share.merged for share in shares]),
         unmerged=_slowest([share.unmerged for share in shares]),
