@@ -1,7 +1,7 @@
 """Scores of predictions against references. Every score has a direction and a signature.
 
-The table :data:`METRICS` is in the order in which results are shown: what a task names as official comes first. It
-imports no metric, so that listing names costs little.
+The table :data:`METRICS` is in the order in which results are shown, after the official metrics of a task. It imports
+no metric, so that listing names costs little.
 """
 
 from __future__ import annotations

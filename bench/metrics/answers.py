@@ -1,4 +1,4 @@
-"""Answers inside texts: where a text says what was asked for, and whether two answers are the same."""
+"""Answers inside texts: finds the answer of a text, and brings answers into a form in which they can be compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.metrics.metric import MeanOfSources
 from bench.metrics.texts import Texts
 from bench.task import ANSWER_PATTERNS, Answer, Example
 
-# A sign counts where nothing stands right before it that it could be a minus or a hyphen of.
+# A sign counts unless a letter, digit, dot or closing bracket is right before it, where it is a minus or a hyphen.
 _NUMBER = (
     r"(?<![\w.)\]])[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?|(?<![\w.])[-+]?\.\d+"
 )
@@ -36,7 +36,7 @@ _FRACTION = re.compile(r"([-+]?)\\[dt]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s
 
 
 class Accuracy(MeanOfSources):
-    """Percentage of predictions whose answer is that of a reference, as the task's setting ``answer`` finds them.
+    """Percentage of predictions with the answer of a reference. The task's setting ``answer`` says how it is found.
 
     A prediction without an answer is wrong.
     """
@@ -61,20 +61,20 @@ class Accuracy(MeanOfSources):
         if answer is None:
             raise ValueError(self.absent(texts))
         return [
-            100.0 * ((said := answer_of(text, answer)) is not None and said in {answer_of(one, answer) for one in some})
-            for text, some in zip(texts.predictions, texts.references, strict=True)
+            100.0 * ((given := answer_of(text, answer)) is not None and given in {answer_of(ref, answer) for ref in refs})
+            for text, refs in zip(texts.predictions, texts.references, strict=True)
         ]
 
 
 def answer_of(text: str, answer: Answer) -> str | Fraction | None:
     """The answer of a text, in the form in which answers are compared; None where it has none.
 
-    Where a text has several, the last one counts: what comes before is how it was found.
+    The last of several answers counts, because those before it are often steps on the way to it.
     """
-    found = _finder(answer.pattern)(text)
-    if found is None:
+    raw_answer = _finder(answer.pattern)(text)
+    if raw_answer is None:
         return None
-    return number(found) if answer.normalise == "number" else plain(found) or None
+    return number(raw_answer) if answer.normalise == "number" else plain(raw_answer) or None
 
 
 @lru_cache(maxsize=16)
@@ -85,31 +85,31 @@ def _finder(pattern: str) -> Callable[[str], str | None]:
     compiled = re.compile(pattern)
 
     def last(text: str) -> str | None:
-        found = [match[compiled.groups] for match in compiled.finditer(text)]
-        return next((one for one in reversed(found) if one), None)  # what may match nothing does so at the end
+        hits = [match[compiled.groups] for match in compiled.finditer(text)]
+        return next((hit for hit in reversed(hits) if hit), None)  # a pattern may also match the empty end of a text
 
     return last
 
 
 def _last_number(text: str) -> str | None:
-    found = _ANY_NUMBER.findall(_upright(text))
-    return found[-1] if found else None
+    numbers = _ANY_NUMBER.findall(_upright(text))
+    return numbers[-1] if numbers else None
 
 
 def boxed(text: str) -> str | None:
-    r"""What stands in the last ``\boxed{...}``, whose braces may be nested; None where there is none that ends."""
+    r"""The content of the last ``\boxed{...}``, whose braces may be nested; None if there is no complete one."""
     for start in reversed([found.end() for found in re.finditer(r"\\f?boxed\s*\{", text)]):
         depth = 1
         for place in range(start, len(text)):
             depth += {"{": 1, "}": -1}.get(text[place], 0) if text[place - 1] != "\\" else 0
             if not depth:
                 return text[start:place]
-    found = re.findall(r"\\boxed\s+([^\s$]+)", text)
-    return found[-1] if found else None
+    unbraced = re.findall(r"\\boxed\s+([^\s$]+)", text)
+    return unbraced[-1] if unbraced else None
 
 
 def choice(text: str) -> str | None:
-    """The letter of a choice, A to J: behind "answer", else in brackets, at the start of a line, or at the end."""
+    """The letter of a choice, A to J: after "answer", else in brackets, at the start of a line, or at the end."""
     for pattern in _CHOICES:
         if found := pattern.findall(text):
             return str(found[-1]).upper()
@@ -139,7 +139,7 @@ def _fraction(text: str) -> Fraction | None:
 
 
 def plain(text: str) -> str:
-    """Without case, white space, TeX's spacing, and punctuation around it."""
+    """The text without case, white space, TeX's spacing, and punctuation around it."""
     text = unicodedata.normalize("NFKC", text)
     for pattern, instead in _LATEX:
         text = pattern.sub(instead, text)
@@ -147,13 +147,13 @@ def plain(text: str) -> str:
 
 
 def _upright(text: str) -> str:
-    """With the minus and the fractions of keyboards, and without powers: m² has no 2."""
+    """The text with ASCII signs and fractions, and without powers: m² does not contain the number 2."""
     text = _POWERS.sub("", text)
     return unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace("\u2044", "/")
 
 
 def without_answer(examples: Sequence[Example], answer: Answer) -> list[tuple[str, str]]:
-    """Id and first reference of the sources of which no reference has an answer, so that none can be right."""
+    """Id and first reference of the sources without an answer in any reference, so that no prediction can be right."""
     return [
         (one.id, one.references[0])
         for one in examples

@@ -23,20 +23,20 @@ Vector = dict[Ngram, float]
 def rouge_l(texts: Texts) -> list[float]:
     """ROUGE-L of each source in percent: best precision and recall over the references; recall weighs more (beta 1.2).
 
-    Written here because rouge-score takes the F1 of one reference and other words. Source: rouge.py of tylin/
-    coco-caption, which tuetschek/e2e-metrics includes.
+    It is written here because rouge-score computes the F1 of one reference and cuts words differently. Source: rouge.py
+    of tylin/coco-caption, which tuetschek/e2e-metrics includes.
     """
     words = cache(caption_words)
     values = []
     for prediction, references in zip(texts.prepared_predictions, texts.prepared_references, strict=True):
-        # Text without a word is cut into one empty word, as str.split(" ") does there.
-        said = words(prediction) or ("",)
+        # A text without words becomes one empty word, as by str.split(" ") in the original.
+        predicted = words(prediction) or ("",)
         common = [
-            (longest_common_subsequence(said, some), len(some))
+            (longest_common_subsequence(predicted, some), len(some))
             for text in references
             for some in [words(text) or ("",)]
         ]
-        precision = max(length for length, _ in common) / len(said)
+        precision = max(length for length, _ in common) / len(predicted)
         recall = max(length / of for length, of in common)
         weight = BETA**2
         score = (1 + weight) * precision * recall / (recall + weight * precision) if precision and recall else 0.0
@@ -45,24 +45,24 @@ def rouge_l(texts: Texts) -> list[float]:
 
 
 def longest_common_subsequence(one: Sequence[str], two: Sequence[str]) -> int:
-    """Length of the longest common subsequence, in bits of an integer (Crochemore et al. 2001)."""
+    """Length of the longest common subsequence, computed with the bits of an integer (Crochemore et al. 2001)."""
     places: dict[str, int] = {}
     for position, word in enumerate(one):
         places[word] = places.get(word, 0) | 1 << position
     everything = (1 << len(one)) - 1
     row = everything
     for word in two:
-        found = row & places.get(word, 0)
-        row = ((row + found) | (row - found)) & everything
+        equal = row & places.get(word, 0)
+        row = ((row + equal) | (row - equal)) & everything
     return len(one) - row.bit_count()
 
 
 class Cider(MeanOfSources):
     """CIDEr-D, 0 to 10: cosine of tf-idf n-gram vectors, clipped, with a penalty for another length.
 
-    Written here because pycocoevalcap, where it comes from, is no longer kept and needs Java for its words. How rare an
-    n-gram is, is counted over the references of all sources that are scored, also for a part of them. Source:
-    cider_scorer.py of tylin/coco-caption, which tuetschek/e2e-metrics includes.
+    It is written here because pycocoevalcap, the original, is not maintained and needs Java to cut words. The rarity of
+    an n-gram is counted over the references of all sources that are scored, also for the score of a part of them.
+    Source: cider_scorer.py of tylin/coco-caption, which tuetschek/e2e-metrics includes.
     """
 
     name = "cider"
@@ -71,7 +71,7 @@ class Cider(MeanOfSources):
     of_all_sources = True
 
     def absent(self, texts: Texts) -> str | None:
-        """How rare an n-gram is, is counted over sources: where all have the same ones, none weighs anything."""
+        """The rarity of an n-gram is counted over sources: if all have the same ones, no n-gram has a weight."""
         if len(texts) < 2:
             return "there is one source, and how rare words are is counted over several"
         of_sources = [{word for text in some for word in caption_words(text)} for some in texts.prepared_references]
@@ -100,17 +100,17 @@ class Cider(MeanOfSources):
 
         values = []
         for prediction, some in zip(predicted, references, strict=True):
-            said, said_norms, said_length = vectors(prediction)
+            weights, norms, length = vectors(prediction)
             total = 0.0
             for counts in some:
-                told, told_norms, told_length = vectors(counts)
-                penalty = math.exp(-((said_length - told_length) ** 2) / (2 * SIGMA**2))
+                reference_weights, reference_norms, reference_length = vectors(counts)
+                penalty = math.exp(-((length - reference_length) ** 2) / (2 * SIGMA**2))
                 for n in range(ORDER):
                     shared = sum(
-                        min(value, told[n].get(ngram, 0.0)) * told[n].get(ngram, 0.0)
-                        for ngram, value in said[n].items()
+                        min(value, reference_weights[n].get(ngram, 0.0)) * reference_weights[n].get(ngram, 0.0)
+                        for ngram, value in weights[n].items()
                     )
-                    norm = said_norms[n] * told_norms[n]
+                    norm = norms[n] * reference_norms[n]
                     total += penalty * (shared / norm if norm else shared)
             values.append(10.0 * total / ORDER / len(some))
         return values

@@ -1,4 +1,4 @@
-"""What can be known of a task's scores before anything is trained: names, settings, packages, script of references."""
+"""Checks a task's metrics before anything is trained: names, settings, packages, script of the references."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from bench.metrics.words import missing
 from bench.task import Example, Scoring, Split, Task
 
 SINGLE_REFERENCE = ("meteor", "ter")
-ENOUGH = 500  # examples, from all over a split, to see what references are like
+ENOUGH = 500  # examples, from all over a split, on which references are checked
 PERPLEXITY = "reference_perplexity"
 
 
 def check_scoring(scoring: Scoring, where: str, known: Known = BUILT_IN) -> None:
-    """The settings that a task is scored with, of a plugin too.
+    """Check the settings that a task is scored with, also those of a plugin.
 
     Raises:
-        MetricError: One is none that there is, or has no effect.
+        MetricError: A setting is unknown, or has no effect.
     """
     try:
         TypeAdapter(Scoring).validate_python(asdict(scoring))
     except (ValidationError, TypeError) as error:
         problems = error.errors() if isinstance(error, ValidationError) else [{"loc": ("",), "msg": str(error)}]
-        told = "; ".join(f"{where}.{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in problems)
-        raise MetricError(told) from error
+        message = "; ".join(f"{where}.{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in problems)
+        raise MetricError(message) from error
     check_names(scoring.metrics, f"{where}.metrics", known)
     check_names(scoring.single_reference, f"{where}.single_reference", SINGLE_REFERENCE)
     if scoring.own_script and scoring.tokenize != "13a":
@@ -47,16 +47,16 @@ def check_scoring(scoring: Scoring, where: str, known: Known = BUILT_IN) -> None
 def check_metrics(
     task: Task, examples: Sequence[Example], needed: Sequence[str] = (), known: Known = BUILT_IN
 ) -> list[str]:
-    """Find out before any training whether the metrics of a sweep can be had.
+    """Check before any training that the metrics of a sweep can be computed.
 
     Args:
         task: With its settings.
-        examples: Some of those that are to be scored.
-        needed: Metrics that settings are chosen by.
-        known: Where metrics come from.
+        examples: Some of those that will be scored.
+        needed: Metrics by which settings are chosen.
+        known: All metrics by name.
 
     Returns:
-        What makes scores of any system doubtful, as whole sentences.
+        Sentences on what would make the scores of any system doubtful.
 
     Raises:
         MetricError: A metric or setting is unknown, misses a package or weights, or does not suit the task.
@@ -79,10 +79,12 @@ def check_metrics(
 
 
 def try_metric(metric_class: type[Metric], texts: Texts) -> None:
-    """Score texts by a metric of a stranger, whose faults are told before anything is trained.
+    """Try the metric of a plugin on references, so that its faults are reported before anything is trained.
+
+    A metric whose ``absent`` gives a reason is not tried.
 
     Raises:
-        MetricError: It fails, or gives what is no finite number; what it says to be absent is nobody's fault.
+        MetricError: The metric fails, or its score is no finite number.
     """
     name = metric_class.name
     try:
@@ -92,58 +94,58 @@ def try_metric(metric_class: type[Metric], texts: Texts) -> None:
                 raise MetricError(f"absent gives {lacking!r}; it must give a reason or None")  # noqa: TRY301
             return
         measured = metric.measure(texts)
-        found = measured.over(range(len(texts)))
+        score = measured.over(range(len(texts)))
     except MetricError:
         raise
     except Exception as error:
         raise MetricError(f"the metric {name!r} fails: {type(error).__name__}: {error}") from error
-    if not math.isfinite(found):
-        raise MetricError(f"the metric {name!r} gives {found} for references scored against themselves")
+    if not math.isfinite(score):
+        raise MetricError(f"the metric {name!r} gives {score} for references scored against themselves")
     if not (isinstance(measured.signature, str) and measured.signature.strip()):
         raise MetricError(f"the metric {name!r} has the signature {measured.signature!r}; it must say what makes it up")
 
 
 def answers_missing(task: Task, splits: Mapping[Split, Sequence[Example]]) -> list[str]:
-    """Which references have no answer where the task looks for one, a sentence for each split.
+    """A sentence for each split in which references lack the answer that the task looks for.
 
     Raises:
-        MetricError: Most of a split have none, so that accuracy would say nothing.
+        MetricError: Most sources of a split have no answer, so that accuracy would say nothing.
     """
     answer = task.scoring.answer
     if answer is None:
         return []
-    told = []
+    sentences = []
     for split, examples in splits.items():
         lacking = without_answer(examples, answer)
         if not lacking:
             continue
         name, text = lacking[0]
-        found = (
+        problem = (
             f"{len(lacking):,} of {len(examples):,} sources of {split} have no reference with an answer by the pattern "
             f"{answer.pattern!r} ({answer.normalise}), e.g. {name}: {text[-80:]!r}"
         )
         if 2 * len(lacking) > len(examples):
-            raise MetricError(f"task.answer: {found}; give a pattern that finds the answers of references")
-        told.append(f"{found}; whatever is written there counts as wrong")
-    return told
+            raise MetricError(f"task.answer: {problem}; give a pattern that finds the answers of references")
+        sentences.append(f"{problem}; whatever is written there counts as wrong")
+    return sentences
 
 
 def choosable(task: Task, known: Known = BUILT_IN) -> tuple[str, ...]:
-    """The scores that settings can be chosen by: those that the task has and of which more or less is better."""
+    """The scores by which settings can be chosen: all scores of the task that have a direction."""
     names = dict.fromkeys((*task.scoring.metrics, *ALWAYS, *task.config.metrics))
     return (*(name for name in names if known[name].higher_is_better is not None), PERPLEXITY)
 
 
 def doubts_of_tokenizer(task: Task, examples: Sequence[Example]) -> tuple[list[str], list[str]]:
-    """What is wrong with the tokenizer for these references, and what would be better."""
+    """Sentences on what is wrong with the tokenizer for these references, and on a better tokenizer."""
     texts = _perfect(task, examples)
     return list(fit_of_tokenizer(texts)), list(advice_on_tokenizer(texts))
 
 
 def imperfect(task: Task, examples: Sequence[Example], known: Known = BUILT_IN) -> dict[str, str]:
-    """Metrics that do not give references their best value when these are scored against themselves, and why.
+    """The metrics that are not at their best value when references are scored against themselves, with the reason.
 
-    Texts that the task's own preparation makes differ from themselves are left out.
+    Left out are texts whose prepared form as a prediction differs from that as a reference.
     """
     alone = [replace(example, references=example.references[:1]) for example in examples]
     texts = _perfect(task, alone)
@@ -154,9 +156,9 @@ def imperfect(task: Task, examples: Sequence[Example], known: Known = BUILT_IN) 
     measured, _ = measure(texts, task.config.metrics, known)
     why: dict[str, str] = {}
     for name, one in measured.items():
-        best, found = known[name].best, one.over(range(len(texts)))
-        if best is not None and abs(found - best) > 1e-6 * max(1.0, best):
-            why[name] = f"{found:.4g} instead of {best:g}{_because(name, texts)}"
+        best, score = known[name].best, one.over(range(len(texts)))
+        if best is not None and abs(score - best) > 1e-6 * max(1.0, best):
+            why[name] = f"{score:.4g} instead of {best:g}{_because(name, texts)}"
     return why
 
 

@@ -1,4 +1,4 @@
-"""Translation edit rate as sacrebleu computes it, fast enough to be taken after every trial."""
+"""Translation edit rate as sacrebleu computes it, fast enough for every trial."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from sacrebleu.metrics.ter import TER
 
 
 class QuickTER(TER):
-    """sacrebleu's TER, with the same numbers and without most of the work.
+    """sacrebleu's TER, with the same numbers and less work.
 
     - A reference that cannot be better than the best one so far is skipped. A shift moves words and changes none, so
-      that there are at least as many edits as words beyond the common ones; references are tried in the order of that
-      bound.
-    - For the same reason no shift is tried where the edit distance has come down to the bound.
-    - Of the shifts that are tried, only the distance is wanted. It is taken in bits of an integer (Hyyro 2003).
+      that every word that the texts do not share costs an edit. References are tried in the order of that bound.
+    - For the same reason no shift is tried when the edit distance has come down to the bound.
+    - Of the shifts that are tried, only the distance is computed, with the bits of an integer (Hyyro 2003).
 
-    sacrebleu looks for the distance in a band of 25 words around the diagonal. Here there is no band, so that a text
-    which is far longer than its reference may come out with an edit less.
+    sacrebleu searches for the distance in a band of 25 words around the diagonal. Here there is no band, so that a text
+    that is far longer than its reference may have one edit less.
     """
 
     def _compute_segment_statistics(self, hypothesis: str, ref_kwargs: dict[str, Any]) -> list[float]:
@@ -42,7 +41,7 @@ class QuickTER(TER):
 
 
 def fewest_edits(words: Sequence[str], reference: Sequence[str]) -> int:
-    """The edits that no shift can spare."""
+    """A lower bound of the edits, with any number of shifts: the words that text and reference do not share."""
     return max(len(words), len(reference)) - (Counter(words) & Counter(reference)).total()
 
 
@@ -63,7 +62,7 @@ def num_edits(words: list[str], reference: list[str], bound: int) -> int:
 
 
 class _Distance:
-    """Edit distance to a reference. The way there is traced for one text, that which shifts start from."""
+    """Edit distance to a reference. The edits are traced for one text only, from which shifts start."""
 
     def __init__(self, reference: list[str]) -> None:
         self.traced: list[str] | None = None
@@ -72,7 +71,7 @@ class _Distance:
         self._places = _places(tuple(reference))
 
     def __call__(self, words: list[str]) -> tuple[int, str]:
-        """What sacrebleu's search for shifts asks for: distance and trace."""
+        """Distance and trace, in the form that sacrebleu's search for shifts needs."""
         distance = self.between(words)
         return (distance, self._with_trace(words)[1]) if words is self.traced else (distance, "")
 
@@ -88,7 +87,7 @@ def exact_distance(words: Sequence[str], reference: Sequence[str]) -> int:
 
 @lru_cache(maxsize=64)
 def _places(reference: tuple[str, ...]) -> dict[str, int]:
-    """Word of a reference to where it stands, one bit a place."""
+    """Word of a reference to its places, one bit for each place."""
     places: dict[str, int] = {}
     for position, word in enumerate(reference):
         places[word] = places.get(word, 0) | 1 << position

@@ -1,4 +1,4 @@
-"""Coverage of entities: how many of the subjects and objects of triples a text mentions."""
+"""Entity coverage: the share of the subjects and objects of triples that a text mentions."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from bench.metrics.metric import Array, Metric
 from bench.metrics.scripts import unspaced
 from bench.metrics.texts import Texts
 
-# Parts of a triple that are no entities: DART marks the table that a triple is about.
+# Parts of a triple that are no entities. DART marks the table of a triple with them.
 _MARKERS = frozenset(("[TABLECONTEXT]", "[TITLE]"))
 _MONTHS = tuple(month.lower() for month in calendar.month_name)  # 1 is January
-# Of the words of an entity, a text may leave out these, and what stands in brackets.
+# A text may leave out these words of an entity, and the words in brackets.
 _SMALL = frozenset(("a", "an", "and", "at", "by", "for", "in", "of", "on", "or", "the", "to", "with"))
 
 
 class EntityCoverage(Metric):
     """Percentage of the different subjects and objects of a source that its prediction mentions.
 
-    An entity is mentioned where all its words occur in the text, in any order: ASCII, lower case, without small words
-    and remarks in brackets; numbers by their value, dates in the usual forms. It says what was left out, not what was
-    made up. The references of the WebNLG test split cover 93.5 %, those of DART, where many ends are "yes", 87.3 %.
+    An entity is mentioned if all its words occur in the text, in any order: ASCII, lower case, without small words and
+    remarks in brackets; numbers by their value, dates in the usual forms. The metric notices entities that are left
+    out, not those that are made up. The references of the WebNLG test split cover 93.5 %, those of DART, where many
+    objects are "yes", 87.3 %.
     """
 
     name = "entity_coverage"
     higher_is_better = True
 
     def absent(self, texts: Texts) -> str | None:
-        """Entities are the ends of triples."""
+        """Only triples have entities: their subjects and objects."""
         if all(len(facts) > 0 and all(len(fact) == 3 for fact in facts) for facts in texts.facts):
             return None
         return "the sources are not triples"
@@ -44,7 +45,7 @@ class EntityCoverage(Metric):
         return "all words of subject and object|own matching v1"
 
     def statistics(self, texts: Texts) -> Array:
-        """Entities that are mentioned, and entities."""
+        """The number of entities that are mentioned, and the number of entities."""
         rows = [coverage(facts, prediction) for facts, prediction in zip(texts.facts, texts.predictions, strict=True)]
         return np.array(rows, dtype=np.float64)
 
@@ -54,16 +55,16 @@ class EntityCoverage(Metric):
 
 
 def coverage(facts: Sequence[Sequence[str]], text: str) -> tuple[int, int]:
-    """How many different entities a text mentions, and of how many."""
+    """The number of different entities that a text mentions, and the number of all of them."""
     entities = {end for fact in facts for end in (fact[0], fact[-1])} - _MARKERS
-    said = Counter(words(text))
-    return sum(_mentioned(entity, said, text) for entity in entities), len(entities)
+    text_words = Counter(words(text))
+    return sum(_mentioned(entity, text_words, text) for entity in entities), len(entities)
 
 
-def _mentioned(entity: str, said: Counter[str], text: str) -> bool:
-    """By its words; letter by letter where it has none in ASCII, or its script no spaces between words."""
+def _mentioned(entity: str, text_words: Counter[str], text: str) -> bool:
+    """Whether a text has an entity's words; or its letters, without ASCII words or in a script without spaces."""
     forms = [form for form in _forms(entity) if form]
-    if any(Counter(form) <= said for form in forms):
+    if any(Counter(form) <= text_words for form in forms):
         return True
     return (not forms or unspaced(entity)) and _plain(entity).lower() in text.lower()
 
@@ -74,7 +75,7 @@ def _plain(entity: str) -> str:
 
 @lru_cache(maxsize=100_000)
 def _forms(entity: str) -> tuple[tuple[str, ...], ...]:
-    """The ways to say an entity, each a bag of words, of which all must occur."""
+    """The forms of an entity. Each is a bag of words, all of which must occur."""
     plain = _plain(entity)
     without_remark = re.sub(r"\([^)]*\)", " ", plain)
     forms = [_content(plain), _content(without_remark) or _content(plain)]
@@ -87,13 +88,13 @@ def _forms(entity: str) -> tuple[tuple[str, ...], ...]:
 
 
 def _content(text: str) -> tuple[str, ...]:
-    found = words(text)
-    return tuple(word for word in found if word not in _SMALL) or tuple(found)
+    all_words = words(text)
+    return tuple(word for word in all_words if word not in _SMALL) or tuple(all_words)
 
 
 @lru_cache(maxsize=100_000)
 def words(text: str) -> tuple[str, ...]:
-    """Words and numbers: ASCII, lower case, the genitive's s apart, numbers without separators and trailing zeros."""
+    """Words and numbers in ASCII and lower case, without the genitive's s, separators and trailing zeros of numbers."""
     plain = re.sub(r"(?<=\d),(?=\d{3})", "", re.sub("['\u2019]s\\b", " ", unidecode(text).lower()))
     return tuple(_number(word) for word in re.findall(r"\d+(?:\.\d+)?|[a-z]+|\d", re.sub(r"[_-]", " ", plain)))
 

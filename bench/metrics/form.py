@@ -1,4 +1,4 @@
-"""What predictions are like, whatever they say: empty, cut off, stuck, too long, or equal to a reference."""
+"""Metrics of the form of predictions: empty, truncated, repetitive, too long, or equal to a reference."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from bench.metrics.metric import Array, MeanOfSources, Metric
 from bench.metrics.texts import Texts
 from bench.metrics.words import spaced_words
 
-# A prediction in which some run of this many words occurs this often repeats itself. Of the 91,670 different references
-# of E2E, WebNLG and DART, 20 do.
+# A prediction repeats itself if a run of this many words occurs this often. Of the 91,670 different references of E2E,
+# WebNLG and DART, 20 do.
 REPEATED_WORDS = 4
 REPEATED_TIMES = 3
 
 
 class ExactMatch(MeanOfSources):
-    """Percentage of predictions that equal a reference, white space and, where the task ignores it, case aside."""
+    """Percentage of predictions that equal a reference, apart from white space and, if the task ignores it, case."""
 
     name = "exact_match"
     higher_is_better = True
@@ -38,7 +38,7 @@ class ExactMatch(MeanOfSources):
 
 
 class LengthRatio(Metric):
-    """Words of the predictions over words of the references that are closest in length; 1 is their length."""
+    """Words of the predictions divided by words of the references that are closest in length; 1 means equal length."""
 
     name = "length_ratio"
     higher_is_better = None
@@ -48,12 +48,12 @@ class LengthRatio(Metric):
         return f"words{_cut_by(texts)}|closest reference"
 
     def statistics(self, texts: Texts) -> Array:
-        """Words of prediction and reference."""
+        """The numbers of words of prediction and reference."""
         cut = spaced_words(texts.scoring)
         words = [len(cut(text)) for text in texts.prepared_predictions]
         closest = [
-            min((len(cut(text)) for text in some), key=lambda length: (abs(length - said), length))
-            for said, some in zip(words, texts.prepared_references, strict=True)
+            min((len(cut(text)) for text in some), key=lambda length: (abs(length - num_words), length))
+            for num_words, some in zip(words, texts.prepared_references, strict=True)
         ]
         return np.array([words, closest], dtype=np.float64).T
 
@@ -77,13 +77,13 @@ class EmptyRate(MeanOfSources):
 
 
 class TruncatedRate(MeanOfSources):
-    """Percentage of predictions that the length limit ended, not the model."""
+    """Percentage of predictions that ended at the length limit."""
 
     name = "truncated_rate"
     higher_is_better = False
 
     def absent(self, texts: Texts) -> str | None:
-        """Texts from a file do not tell how they ended."""
+        """For texts from a file it is unknown how they ended."""
         return "not known how these texts ended" if texts.truncated is None else None
 
     def signature(self, texts: Texts) -> str:
@@ -94,7 +94,7 @@ class TruncatedRate(MeanOfSources):
 
 
 class RepetitionRate(MeanOfSources):
-    """Percentage of predictions in which some run of words occurs again and again."""
+    """Percentage of predictions in which a run of words occurs several times."""
 
     name = "repetition_rate"
     higher_is_better = False
@@ -113,6 +113,6 @@ def _cut_by(texts: Texts) -> str:
 
 
 def repeats_itself(words: Sequence[str]) -> bool:
-    """Whether some run of words occurs as often as a text that is stuck repeats it."""
+    """Whether a run of words occurs so often that the text counts as repetitive."""
     runs = Counter(tuple(words[at : at + REPEATED_WORDS]) for at in range(len(words) - REPEATED_WORDS + 1))
     return max(runs.values(), default=0) >= REPEATED_TIMES

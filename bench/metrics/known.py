@@ -1,4 +1,4 @@
-"""Metrics by name: the built-in ones, imported when they are first asked for, and those of plugins."""
+"""Metrics by name: the built-in ones, imported when they are first used, and those of plugins."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from bench.metrics import METRICS
 from bench.metrics.metric import Metric
 
-# Classes of plugins that this process has loaded, by "module:Class". What reads results finds them here: it never
-# imports what a record names.
+# Classes of plugins that this process has loaded, by "module:Class". Code that reads results finds them here, because
+# it must not import a module that a record names.
 LOADED: dict[str, type[Metric]] = {}
 
 
@@ -53,7 +53,7 @@ def _built_in(target: str) -> type[Metric]:
 
 
 def class_problem(metric: type[Metric]) -> str | None:
-    """What is wrong with the attributes of a class, of which each is what reports rely on; None where nothing is."""
+    """What is wrong with the attributes of a class, on which reports rely; None if nothing is."""
     name = getattr(metric, "name", None)
     if not (isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9_]*", name)):
         return f"its name is {name!r}; it must be a text of small letters, digits and _, e.g. 'my_score'"

@@ -1,6 +1,6 @@
-"""Metrics by downloaded models: BERTScore, BLEURT, MAUVE. They are had where their packages and weights are.
+"""Metrics by downloaded models: BERTScore, BLEURT, MAUVE. They need their packages and weights.
 
-Nothing is downloaded for a score: the weights must be in the cache of the hub, or a folder that a variable names.
+Nothing is downloaded for a score: the weights must be in the cache of the hub, or in a folder that a variable names.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NEEDS = {
 
 
 def missing(name: str) -> str | None:
-    """What is not there for a metric to be had."""
+    """The package or weights that a metric lacks here; None if it lacks nothing."""
     variable, model, package = NEEDS[name]
     if importlib.util.find_spec(package) is None:
         return f"the package {package.replace('_', '-')} is not installed"
@@ -70,7 +70,7 @@ class BertScore(MeanOfSources):
 
 
 def _num_layers(folder: str) -> int:
-    """The layer that the authors chose for roberta-large; of another model, the last but a quarter."""
+    """The layer that the authors chose for roberta-large; for another model, three quarters of its layers."""
     layers = int(json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"])
     return 17 if layers == 24 else max(1, layers - layers // 4)
 
@@ -104,7 +104,7 @@ class Bleurt(MeanOfSources):
 
 
 class Mauve(NoFunctionOfSums):
-    """MAUVE (Pillutla et al. 2021), times 100: how close the distribution of predictions is to that of references."""
+    """MAUVE (Pillutla et al. 2021), times 100: the closeness of the distributions of predictions and references."""
 
     name = "mauve"
     higher_is_better = True
@@ -120,14 +120,14 @@ class Mauve(NoFunctionOfSums):
         folder = str(_weights(self.name))
 
         def over(sources: Sources) -> float:
-            found = package.compute_mauve(
+            result = package.compute_mauve(
                 p_text=[texts.references[index][0] for index in sources],
                 q_text=[texts.predictions[index] for index in sources],
                 featurize_model_name=folder,
                 max_text_length=256,
                 verbose=False,
             )
-            return 100.0 * float(found.mauve)
+            return 100.0 * float(result.mauve)
 
         return Measured(self.signature(texts), over, None)
 

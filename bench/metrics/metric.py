@@ -1,6 +1,6 @@
-"""What a metric is: a name, a direction, a signature, statistics of each source, a score of their sum.
+"""The base classes of metrics: a name, a direction, a signature, statistics of each source, a score of their sum.
 
-A metric of your own is a subclass of :class:`Metric`; the built-in ones are too.
+A metric of your own is a subclass of :class:`Metric`, like the built-in ones.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Score = Callable[[Array], Array]
 
 
 class MetricError(ValueError):
-    """A metric is unknown, cannot be had, or is not what a metric must be."""
+    """A metric is unknown, cannot be computed here, or breaks the contract of metrics. The message says which."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A metric of one system's predictions. What is costly was done once; parts of the sources add it up.
+    """A metric of one system's predictions. Costly work is done once; the score of some sources adds its results up.
 
     Args:
         signature: Tokeniser, case, references and library version.
@@ -43,21 +43,21 @@ class Measured:
 
 
 class Metric(ABC):
-    """A score of predictions: numbers of each source, added up over sources, and a function of the sums.
+    """A score of predictions: a function of statistics that are summed over sources.
 
     M sources, K statistics of a source, ... any leading dimensions (resamples, seeds).
 
-    Because a score is a function of sums, intervals and tests come with it: a resample of the sources is another sum.
-    The score of all sources is ``score(statistics(texts).sum(axis=0))``, that of each by itself
+    Intervals and tests of the score are computed from the same sums: a resample of the sources is another sum. The
+    score of all sources is ``score(statistics(texts).sum(axis=0))``, the scores of single ones are
     ``score(statistics(texts))``. A score that is the mean of one number for each source is a :class:`MeanOfSources`.
 
     Attributes:
-        name: Its key in sweeps and records: small letters, digits, ``_``.
+        name: The key of the metric in sweeps and records: small letters, digits, ``_``.
         higher_is_better: Direction; None where neither end is better, e.g. a length ratio.
-        best: Score of texts that equal their only reference; None where there is no such number for all texts.
-        adds_up: Whether a score is a function of sums; where it is not, ``measure`` is written anew, and differences
+        best: Score of texts that equal their only reference; None if it is not the same for all texts.
+        adds_up: Whether the score is a function of sums. If not, the class has its own ``measure``, and differences
             are tested over seeds alone.
-        is_mean: Whether it is the mean over sources of the scores of single ones.
+        is_mean: Whether the score is the mean of the scores of single sources.
         of_all_sources: Whether statistics of a source depend on the other sources, e.g. on how rare words are there.
         scoring: The settings of the task.
     """
@@ -73,26 +73,26 @@ class Metric(ABC):
         self.scoring = scoring
 
     def absent(self, texts: Texts) -> str | None:
-        """What is missing for this metric to be had (a package, weights, facts); None where all is there."""
+        """What the metric lacks here (a package, weights, facts) to be computed; None if it lacks nothing."""
         return None
 
     @abstractmethod
     def signature(self, texts: Texts) -> str:
-        """What tells this score from others of its name: tokeniser, case, references, library and its version."""
+        """Everything that changes the score: tokeniser, case, references, library and its version."""
 
     @abstractmethod
     def statistics(self, texts: Texts) -> Array:
-        """Numbers of each source, ``(M, K)``, that have a meaning when added up: matches, lengths, ..."""
+        """Numbers of each source, ``(M, K)``, whose sums have a meaning: matches, lengths, ..."""
 
     @abstractmethod
     def score(self, sums: Array) -> Array:
-        """Scores ``(...)`` of sums of statistics ``(..., K)``; of whatever sums, a finite number."""
+        """Scores ``(...)`` of sums of statistics ``(..., K)``: finite numbers, whatever the sums are."""
 
     def measure(self, texts: Texts) -> Measured:
-        """The score over any part of these texts, and of each.
+        """The score over any of these texts, and the score of each text.
 
         Raises:
-            MetricError: Statistics or scores have another shape than they must.
+            MetricError: Statistics or scores have a wrong shape.
         """
         rows = checked_statistics(self, texts)
 
@@ -109,7 +109,7 @@ class Metric(ABC):
 
 
 class MeanOfSources(Metric):
-    """A metric whose score is the mean over sources of one number for each."""
+    """A metric whose score is the mean of one number for each source."""
 
     is_mean = True
 
@@ -125,7 +125,7 @@ class MeanOfSources(Metric):
 
 
 class NoFunctionOfSums(Metric):
-    """A metric that has to look at all texts together."""
+    """A metric that needs all texts together."""
 
     adds_up = False
 
@@ -141,10 +141,10 @@ class NoFunctionOfSums(Metric):
 
 
 def checked_statistics(metric: Metric, texts: Texts) -> Array:
-    """Statistics of these texts.
+    """Statistics of these texts, checked.
 
     Raises:
-        MetricError: They are no table of numbers with one row for each source.
+        MetricError: The statistics are no table of numbers with one row for each source.
     """
     rows = np.asarray(metric.statistics(texts))
     if rows.ndim != 2 or len(rows) != len(texts) or not rows.shape[1] or rows.dtype.kind not in "biuf":
@@ -156,7 +156,7 @@ def checked_statistics(metric: Metric, texts: Texts) -> Array:
 
 
 def added_up(rows: Array, sources: Sources) -> Array:
-    """Sums ``(K,)`` of the rows at these positions, one after the other, so that they do not depend on the machine."""
+    """Sums ``(K,)`` of the rows at these positions, added in their order, so that no machine rounds differently."""
     return np.array([sum(column) for column in rows[list(sources)].T.tolist()], dtype=np.float64)
 
 

@@ -13,7 +13,7 @@ from bench.metrics.words import tokenizer
 
 ORDER = 5
 
-# A length of two thirds of the references' halves the score.
+# With two thirds of the references' length the score is halved.
 BETA = -math.log(0.5) / math.log(1.5) ** 2
 
 Ngram = tuple[str, ...]
@@ -21,20 +21,20 @@ Counts = Counter[Ngram]
 
 
 class Nist(NoFunctionOfSums):
-    """NIST-5: n-grams that match weigh what they tell, which is how rare they are among all references scored.
+    """NIST-5: a matching n-gram weighs its information, which is higher the rarer it is in the references scored.
 
-    Written here because no kept package gives the official number: nltk averages and penalises otherwise (its length
-    penalty takes the closest reference, its information counts no references that are equal). Follows pymteval.py of
-    tuetschek/e2e-metrics, which is mteval-v13a but for sources whose number of references differs: clipped counts over
-    all references, information over the references of the sources that are scored, average reference length. Of a
-    single source the information is still that of all sources.
+    It is written here because no maintained package gives the official number: nltk averages and penalises differently
+    (its length penalty takes the closest reference, its information skips equal references). It follows pymteval.py of
+    tuetschek/e2e-metrics, which equals mteval-v13a except for sources with different numbers of references: clipped
+    counts over all references, information over the references of the sources that are scored, average reference
+    length. The score of a single source uses the information of all sources.
     """
 
     name = "nist"
     higher_is_better = True
 
     def absent(self, texts: Texts) -> str | None:
-        """What a word tells is how rare it is, so that one word alone tells nothing."""
+        """The information of a word is its rarity, so that a single word has none."""
         words = {word for some in texts.prepared_references for text in some for word in text.lower().split()}
         return "the references have but one word, which tells nothing" if len(words) < 2 else None
 
@@ -47,8 +47,8 @@ class Nist(NoFunctionOfSums):
 
         @cache
         def words(text: str) -> tuple[str, ...]:
-            found = tuple(tokenize(text.lower() if texts.scoring.lowercase else text).split())
-            return found or ("",)  # as pymteval.py cuts an empty text
+            cut = tuple(tokenize(text.lower() if texts.scoring.lowercase else text).split())
+            return cut or ("",)  # as pymteval.py cuts an empty text
 
         predicted = [words(text) for text in texts.prepared_predictions]
         references = [[words(text) for text in some] for some in texts.prepared_references]
@@ -62,7 +62,7 @@ class Nist(NoFunctionOfSums):
 
 
 class _Row:
-    """What one source contributes."""
+    """The counts of one source."""
 
     def __init__(self, prediction: Sequence[str], references: Sequence[Sequence[str]]) -> None:
         most: Counts = Counter()
@@ -84,7 +84,7 @@ def _ngrams(words: Sequence[str]) -> Counts:
 
 
 class _Information(dict[Ngram, float]):
-    """n-gram to the bits that its last word tells, filled as it is asked for."""
+    """n-gram to the information of its last word in bits, computed when it is first needed."""
 
     def __init__(self, counts: Counts, num_words: int) -> None:
         super().__init__()
@@ -107,12 +107,12 @@ def _information(rows: Iterable[_Row]) -> _Information:
 
 
 def _score(rows: Sequence[_Row], information: _Information) -> float:
-    told = [0.0] * ORDER
+    bits_by_order = [0.0] * ORDER
     for row in rows:
         for ngram, hits in row.hits.items():
-            told[len(ngram) - 1] += information[ngram] * hits
+            bits_by_order[len(ngram) - 1] += information[ngram] * hits
     lengths = [sum(row.lengths[n] for row in rows) for n in range(ORDER)]
-    total = sum(bits / length for bits, length in zip(told, lengths, strict=True) if length > 0)
+    total = sum(bits / length for bits, length in zip(bits_by_order, lengths, strict=True) if length > 0)
     mean_length = sum(row.mean_reference_length for row in rows)
     ratio = lengths[0] / mean_length if mean_length else 1.0
     if ratio <= 0:

@@ -22,7 +22,7 @@ from bench.task import Scoring, TokenizerName
 
 
 class _OfSacrebleu(Metric):
-    """A metric of sacrebleu, which computes what is recorded; sums of the same statistics give intervals and tests."""
+    """A metric of sacrebleu. sacrebleu computes recorded scores; intervals and tests use sums of its statistics."""
 
     def __init__(self, scoring: Scoring) -> None:
         super().__init__(scoring)
@@ -31,18 +31,18 @@ class _OfSacrebleu(Metric):
 
     def signature(self, texts: Texts) -> str:
         metric, predictions, references = corpus_metric(self.name, texts)
-        _statistics(metric, [""] * len(texts), references)  # so that it knows how many references there are
+        _statistics(metric, [""] * len(texts), references)  # tells the metric the number of references
         return self._signature(metric, predictions, texts)
 
     def statistics(self, texts: Texts) -> Array:
         metric, predictions, references = corpus_metric(self.name, texts)
-        if references != self._references:  # Those of many trials are the same, and take most of the time.
+        if references != self._references:  # Many trials have the same references, which take most of the time.
             self._references, self._of_references = references, metric._cache_references(reference_streams(references))
         metric._ref_cache = self._of_references
         return np.array(metric._extract_corpus_statistics(list(predictions), None), dtype=np.float64)
 
     def measure(self, texts: Texts) -> Measured:
-        """The statistics of each sentence are taken once and added up."""
+        """See :meth:`Metric.measure`. The statistics of each source are computed once."""
         metric, predictions, references = corpus_metric(self.name, texts)
         statistics = _statistics(metric, predictions, references)
 
@@ -67,7 +67,7 @@ class Bleu(_OfSacrebleu):
     """Corpus BLEU-4 from 0 to 100.
 
     ``mteval`` equals pymteval.py of the official E2E script; ``multi-bleu`` equals multi-bleu.perl of WebNLG and DART.
-    Both give 0 where an order of n-grams has no match at all. Of a single source it is sacrebleu's sentence BLEU
+    Both give 0 if an order of n-grams has no match at all. The score of a single source is sacrebleu's sentence BLEU
     (effective order, exponential smoothing).
     """
 
@@ -90,7 +90,7 @@ class Bleu(_OfSacrebleu):
 
 
 class Chrf(_OfSacrebleu):
-    """Corpus chrF++ (word order 2) from 0 to 100, on texts as they are; chrF for scripts without spaces."""
+    """Corpus chrF++ (word order 2) from 0 to 100, on unprepared texts; chrF for scripts without spaces."""
 
     name = "chrf"
     higher_is_better = True
@@ -103,7 +103,7 @@ class Chrf(_OfSacrebleu):
 class Ter(_OfSacrebleu):
     """Corpus translation edit rate in percent, case-insensitive, as sacrebleu or tercom computes it.
 
-    Words stand between spaces, as in tercom; with another tokenizer than 13a, they are those that it cuts.
+    Words are separated by spaces, as in tercom; another tokenizer than 13a cuts words by its own rules.
     """
 
     name = "ter"
@@ -133,16 +133,16 @@ class RougeL(MeanOfSources):
 
 
 def with_effective_order(texts: Texts) -> float:
-    """BLEU over all sources without the orders of n-grams that no prediction is long enough for."""
+    """BLEU over all sources, without orders of n-grams for which every prediction is too short."""
     metric = BLEU(effective_order=True, **_bleu_settings(texts.scoring))
     references = reference_streams(bleu_references(texts.prepared_references, texts.scoring))
     return float(metric.corpus_score(list(texts.prepared_predictions), references).score)
 
 
 def rouge_l_f1(texts: Texts) -> list[float]:
-    """ROUGE-L F1 of the best reference in percent, of each source, by the package rouge-score (beta 1).
+    """ROUGE-L F1 of each source in percent, for its best reference, by the package rouge-score (beta 1).
 
-    Words are cut by :func:`bench.metrics.words.rouge_words`: the package's own rule knows a to z and digits alone.
+    :func:`bench.metrics.words.rouge_words` cuts words, because the package's own rule knows only a to z and digits.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -159,14 +159,14 @@ def _rouge_signature(scoring: Scoring) -> str:
 
 
 class _RougeTokenizer:
-    """Words in the form that rouge-score asks for."""
+    """A tokenizer with the interface of rouge-score."""
 
     def __init__(self, words: Callable[[str], list[str]]) -> None:
         self.tokenize = cache(words)
 
 
 class _TokenizedTER(QuickTER):
-    """TER over the words of a tokenizer of sacrebleu."""
+    """TER on words that a tokenizer of sacrebleu cuts."""
 
     def __init__(self, name: TokenizerName) -> None:
         super().__init__()
@@ -176,17 +176,17 @@ class _TokenizedTER(QuickTER):
 
 
 class _UnsmoothedBLEU(BLEU):
-    """No credit for an order of n-grams without a match."""
+    """BLEU that is 0 if an order of n-grams has no match."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(smooth_method="none", **settings)
 
 
 class _MtevalBLEU(_UnsmoothedBLEU):
-    """Counts words and n-grams as pymteval.py does.
+    """BLEU that counts words and n-grams as pymteval.py does.
 
-    There, an empty text is one word that matches nothing, and a text of n words has n - 3 n-grams of order 4, even if
-    that is negative.
+    That script takes an empty text for one word that matches nothing, and says that a text of n words has n - 3 n-grams
+    of order 4, even if that is negative.
     """
 
     def _compute_segment_statistics(self, hypothesis: str, ref_kwargs: dict[str, Any]) -> list[int]:
@@ -203,19 +203,19 @@ class _MtevalBLEU(_UnsmoothedBLEU):
 
 
 def reference_streams(references: Sequence[Sequence[str]]) -> Any:
-    """Transpose to sacrebleu's form; None where a source has fewer references than the longest list."""
+    """Transpose references to sacrebleu's form; None stands for a reference that a source does not have."""
     most = max(len(some) for some in references)
     return [[some[n] if n < len(some) else None for some in references] for n in range(most)]
 
 
 def _bleu_settings(scoring: Scoring) -> dict[str, Any]:
     name = "none" if scoring.bleu == "multi-bleu" else scoring.tokenize
-    tokenizer(name)  # says what is missing before sacrebleu downloads it
+    tokenizer(name)  # raises an error if a file is missing, which sacrebleu would download
     return {"lowercase": scoring.lowercase, "force": True, "tokenize": name}  # force: no advice about tokenised text
 
 
 def bleu_references(references: Sequence[Sequence[str]], scoring: Scoring) -> Sequence[Sequence[str]]:
-    """References as the script of a task reads them: multi-bleu.perl from files of as many lines."""
+    """References as a task's script reads them: multi-bleu.perl gets an empty reference for each that is missing."""
     if scoring.bleu != "multi-bleu":
         return references
     most = scoring.max_references or max(len(some) for some in references)
@@ -226,7 +226,7 @@ def corpus_metric(name: str, texts: Texts) -> tuple[Any, Sequence[str], Sequence
     """The metric of sacrebleu for a task, and the predictions and references that it takes.
 
     Raises:
-        KeyError: It is none of bleu, chrf, ter.
+        KeyError: The name is none of bleu, chrf, ter.
     """
     scoring = texts.scoring
     if name == "chrf":

@@ -10,7 +10,7 @@ _ALNUM = r"[^\W_]"
 _CLITIC = rf"{_APOSTROPHE}(?:s|m|d|re|ve|ll)\b"
 _DIGITS = r"(?:\d+(?:[.,:]\d+)*|\.\d+)(?:[-/]\d+(?:[.,:]\d+)*)*(?![^\W_]|[-/][^\W_])"
 
-# The order matters: what stands first is tried first.
+# The order matters: the first alternative that matches is taken.
 _TOKEN = re.compile(
     rf"""
       https?://\S+ | www\.\S+
@@ -30,16 +30,16 @@ _TOKEN = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _PUNCTUATION = frozenset("'`\".?!,:-;\u2018\u2019\u201c\u201d")
-# The scripts mean to drop brackets too, and miss them because their names are in lower case by then.
+# The scripts try to drop brackets, too, but look for their names in capital letters after lower-casing them.
 _NAMES = {"£": "#", "(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 
 
 def caption_words(text: str) -> tuple[str, ...]:
     """Lower-cased words without punctuation.
 
-    Written here because the original is Java. Compared with it (stanford-corenlp 3.4.1, ``-preserveLines -lowerCase``)
-    on the different references of E2E, 6 of 49,781 come out otherwise, on those of the paper form 3 of 49,775, on the
-    outputs of two systems none of 705; of WebNLG 694 of 25,127, of DART 366 of 16,762.
+    It is written here because the original is a Java program. Texts that the original (stanford-corenlp 3.4.1,
+    ``-preserveLines -lowerCase``) cuts differently: 6 of 49,781 different references of E2E, 3 of 49,775 of its paper
+    form, none of 705 outputs of two systems; 694 of 25,127 references of WebNLG, 366 of 16,762 of DART.
     """
     words: list[str] = []
     for match in _TOKEN.finditer(text):

@@ -1,4 +1,4 @@
-"""What makes scores of one system doubtful: whole sentences for reports and for people who score a file."""
+"""Remarks on doubtful scores of one system, as sentences for reports and for people who score a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.metrics.scripts import advice, misfit
 from bench.metrics.texts import Texts
 from bench.metrics.words import tokenizer
 
-# Shares of capitals or of spaced punctuation that differ by this much are of texts in different forms.
+# If shares of capitals or of spaced punctuation differ by this much, predictions and references have different forms.
 DIFFERENT_FORM = 0.5
 MARKS = ".,;:!?"
 ORDER = 4  # of the n-grams of BLEU
@@ -20,8 +20,8 @@ def remarks(texts: Texts, measured: Mapping[str, Measured]) -> list[str]:
     """One sentence for each doubt.
 
     Args:
-        texts: What was scored.
-        measured: The metrics that were had.
+        texts: The texts that were scored.
+        measured: The metrics that were computed.
     """
     return [
         *fit_of_tokenizer(texts),
@@ -33,22 +33,22 @@ def remarks(texts: Texts, measured: Mapping[str, Measured]) -> list[str]:
 
 
 def fit_of_tokenizer(texts: Texts) -> Iterator[str]:
-    """Whether the tokenizer fits the script of the references; official scripts cut words as they do."""
+    """A doubt if the tokenizer does not fit the script of the references. Official scripts cut words by own rules."""
     scoring = texts.scoring
     references = [text for some in texts.references for text in some]
-    if not scoring.own_script and (found := misfit(references, scoring.tokenize, tokenizer(scoring.tokenize))):
-        yield sentence(found)
+    if not scoring.own_script and (problem := misfit(references, scoring.tokenize, tokenizer(scoring.tokenize))):
+        yield sentence(problem)
 
 
 def advice_on_tokenizer(texts: Texts) -> Iterator[str]:
-    """Another tokenizer that would be better, where this one does no harm."""
+    """Advice on a better tokenizer, if the present one does no harm."""
     references = [text for some in texts.references for text in some]
-    if not texts.scoring.own_script and (found := advice(references, texts.scoring.tokenize)):
-        yield sentence(found)
+    if not texts.scoring.own_script and (better := advice(references, texts.scoring.tokenize)):
+        yield sentence(better)
 
 
 def sentence(text: str) -> str:
-    """With a capital letter and a full stop."""
+    """The text as a sentence, with a capital letter and a full stop."""
     return f"{text[0].upper()}{text[1:]}."
 
 
@@ -69,22 +69,22 @@ def _too_short_for_bleu(texts: Texts, measured: Mapping[str, Measured]) -> Itera
 
 
 def _other_form(texts: Texts, measured: Mapping[str, Measured]) -> Iterator[str]:
-    """Predictions in lower case or cut into words, where references are not, and the other way round."""
-    said = [text for text in texts.predictions if text.strip()]
-    told = [text for some in texts.references for text in some]
-    if not said:
+    """A doubt if only predictions, or only references, are in lower case or have spaces before punctuation."""
+    predictions = [text for text in texts.predictions if text.strip()]
+    references = [text for some in texts.references for text in some]
+    if not predictions:
         return
     for share, what, other, of_case in (
         (_capitals, "without capital letters", "have them", True),
         (_spaced_marks, "with spaces before punctuation", "have none there", False),
     ):
-        found, expected = share(said), share(told)
-        if found is None or expected is None or abs(found - expected) < DIFFERENT_FORM:
+        of_predictions, of_references = share(predictions), share(references)
+        if of_predictions is None or of_references is None or abs(of_predictions - of_references) < DIFFERENT_FORM:
             continue
         names = [name for name in _of_raw_texts(texts, of_case) if name in measured]
         if names:
             ours, theirs = ("predictions", "references")
-            if (found > expected) == of_case:
+            if (of_predictions > of_references) == of_case:
                 ours, theirs = theirs, ours
             yield (
                 f"The {ours} are {what} and the {theirs} {other}: {', '.join(names)} compare texts as they are, so "
@@ -93,7 +93,7 @@ def _other_form(texts: Texts, measured: Mapping[str, Measured]) -> Iterator[str]
 
 
 def _of_raw_texts(texts: Texts, of_case: bool) -> list[str]:
-    """Metrics that tell capitals, or spaces before punctuation, apart."""
+    """Metrics for which capitals, or spaces before punctuation, make a difference."""
     scoring = texts.scoring
     if of_case:
         whatever = ["chrf", "bertscore", "bleurt"] + ["exact_match"] * (not scoring.lowercase)
@@ -102,18 +102,18 @@ def _of_raw_texts(texts: Texts, of_case: bool) -> list[str]:
 
 
 def _capitals(texts: Sequence[str]) -> float | None:
-    """Share of texts with a capital letter, of those with letters that have one; None without any."""
+    """Share of texts with a capital letter among texts in scripts that have capitals; None if there are none."""
     with_case = [text for text in texts if text.lower() != text.upper()]
     return sum(text != text.lower() for text in with_case) / len(with_case) if with_case else None
 
 
 def _spaced_marks(texts: Sequence[str]) -> float | None:
-    """Share of texts with a space before a punctuation mark, of those with a mark; None without any."""
+    """Share of texts with a space before a punctuation mark among texts with a mark; None if there are none."""
     having = [text for text in texts if any(mark in text for mark in MARKS)]
     return sum(any(f" {mark}" in text for mark in MARKS) for text in having) / len(having) if having else None
 
 
 def _same(texts: Texts) -> Iterator[str]:
-    """Whether all sources got one text though they ask for different ones."""
+    """A doubt if all predictions are the same text although references differ."""
     if len(texts) > 1 and len(set(texts.predictions)) == 1 and len({some[0] for some in texts.references}) > 1:
         yield "All predictions are the same text." if texts.predictions[0].strip() else "All predictions are empty."

@@ -1,4 +1,4 @@
-"""All scores of one system: over all sources, over those of each tag, and of each source."""
+"""Computes all scores of one system: over all sources, over the sources of each tag, and of each source."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from bench.metrics.texts import Texts, prepare
 from bench.schema.record import NOT_ASKED_FOR, Scores
 from bench.task import Example, Scoring
 
-# What every task is scored by beside its official metrics, where it applies.
+# Every task is scored by these metrics, too, if they apply to it.
 ALWAYS = ("entity_coverage", "exact_match", "length_ratio", "empty_rate", "truncated_rate", "repetition_rate")
-# What costs a model of its own is had when it is asked for.
+# These need a model of their own, and are computed only if a sweep asks for them.
 LEARNED = ("bertscore", "bleurt", "mauve")
 # Above this loss, a perplexity has no meaning and soon no number.
 MEANINGLESS_LOSS = 50.0
 
 
 def check_names(names: Iterable[str], where: str | None = None, known: Iterable[str] = BUILT_IN) -> None:
-    """Metrics by name.
+    """Check names of metrics.
 
     Args:
-        names: What is asked for.
-        where: The key that asks.
-        known: What there is.
+        names: The names.
+        where: The key of the sweep file that has them.
+        known: All metrics.
 
     Raises:
-        MetricError: One is unknown; the message has close matches.
+        MetricError: A name is unknown. The message has close matches.
     """
     known = tuple(known)
     for name in names:
@@ -46,7 +46,7 @@ def check_names(names: Iterable[str], where: str | None = None, known: Iterable[
 
 
 def meant(name: str, known: Iterable[str]) -> str:
-    """The end of a message about a metric that is unknown: what may be meant, if anything is close."""
+    """The end of a message about an unknown metric: names that are close to it, if there are any."""
     spelt = {one.replace("_", ""): one for one in known}
     close = difflib.get_close_matches(re.sub(r"[^a-z0-9]", "", name.lower()), spelt, n=3)
     return f"; did you mean {' or '.join(repr(spelt[one]) for one in close)}?" if close else ""
@@ -58,11 +58,11 @@ class SystemScores:
 
     Args:
         measured: Metric to what was measured, official ones first.
-        absent: Metric to what is missing for it.
+        absent: Metric to the reason why it was not computed.
         tags: Of each source.
         scoring: The settings.
-        remarks: What makes the scores doubtful, in whole sentences.
-        known: Where metrics come from.
+        remarks: Sentences on doubtful scores.
+        known: All metrics by name.
     """
 
     measured: Mapping[str, Measured]
@@ -85,7 +85,7 @@ class SystemScores:
         }
 
     def scores(self) -> Scores:
-        """What goes into the record."""
+        """The scores for a record."""
         tags = sorted({tag for some in self.tags for tag in some})
         members = {tag: [n for n, some in enumerate(self.tags) if tag in some] for tag in tags}
         return Scores(
@@ -103,7 +103,7 @@ class SystemScores:
 
 
 def stored_scoring(scores: Scores) -> Scoring:
-    """The settings that a record's scores were taken with, to take them again from the stored predictions.
+    """The settings of a record's scores, with which the stored predictions can be scored again.
 
     Raises:
         MetricError: The record is older than these settings.
@@ -121,18 +121,18 @@ def score_examples(
     also: Sequence[str] = (),
     known: Known = BUILT_IN,
 ) -> SystemScores:
-    """Score predictions with a task's official metrics, those that every task has, and others that are asked for.
+    """Score predictions by a task's official metrics, the metrics of every task, and the metrics of ``also``.
 
     Args:
         examples: The sources, with references, facts and tags.
         predictions: One text for each.
         scoring: The task's settings.
         truncated: Whether a prediction ended at the length limit; None where that is not known.
-        also: Further metrics by name; one that cannot be had is an error.
-        known: Where metrics come from.
+        also: Names of further metrics.
+        known: All metrics by name.
 
     Raises:
-        MetricError: A metric of ``also`` is unknown or cannot be had.
+        MetricError: A metric of ``also`` is unknown or cannot be computed.
         ValueError: There is not one prediction for each source.
     """
     texts = prepare(
@@ -150,7 +150,7 @@ def score_examples(
 def measure(
     texts: Texts, also: Sequence[str] = (), known: Known = BUILT_IN
 ) -> tuple[dict[str, Measured], dict[str, str]]:
-    """The metrics that can be had, and what is missing for the others. See :func:`score_examples`."""
+    """The metrics that can be computed, and what the others lack. See :func:`score_examples`."""
     check_names((*texts.scoring.metrics, *also), known=known)
     measured: dict[str, Measured] = {}
     absent: dict[str, str] = {}
@@ -169,14 +169,14 @@ def measure(
 
 
 def with_perplexity(scores: Scores, loss: float, loss_references: int | None) -> Scores:
-    """Scores with the perplexity of the references: how surprised the model is by what people wrote.
+    """Add the perplexity of the references to scores.
 
-    It is per token of the model's own tokenizer, so that it compares methods on one model, not models.
+    The perplexity is per token of the model's own tokenizer, so that it compares methods on one model, not models.
 
     Args:
         scores: Of the predictions.
         loss: Mean loss per target token, in nats.
-        loss_references: References of a source that it was taken on; None is all.
+        loss_references: The number of references of each source that the loss is over; None: all.
     """
     if not loss < MEANINGLESS_LOSS:
         return scores

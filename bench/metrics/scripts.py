@@ -1,4 +1,4 @@
-"""Whether a tokenizer fits the script that references are written in, and which one does."""
+"""Checks whether a tokenizer fits the script of the references, and names one that does."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
-# Scripts without spaces between words, as Unicode begins the names of their letters.
+# Scripts without spaces between words: the first words of their letters' names in Unicode.
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 NAMES = {"CJK": "Chinese characters", "HIRAGANA": "Japanese kana", "KATAKANA": "Japanese kana", "MYANMAR": "Burmese"}
-# The scripts of which a tokenizer asks for some.
+# Tokenizers for particular scripts.
 MADE_FOR = {"zh": ("CJK",), "ja-mecab": ("CJK", "HIRAGANA", "KATAKANA"), "ko-mecab": ("HANGUL",)}
-# A word of more letters than this is no word in these scripts: Thai, with the longest, has four to five on average.
+# More letters than this are a phrase in these scripts: words of Thai, the longest, have four to five on average.
 LONGEST_WORD = 8
-SHARE = 0.2  # of letters or texts from which on a script or a mark is no exception
+SHARE = 0.2  # a script or mark in a smaller share of letters or texts is an exception
 
 
 def foreign(texts: Iterable[str]) -> bool:
-    """Whether most letters are other than Latin ones."""
+    """Whether most letters are not Latin."""
     letters = _letters(texts)
     return 2 * letters["LATIN"] < letters.total()
 
@@ -29,7 +29,7 @@ def unspaced(text: str) -> bool:
 
 
 def misfit(texts: Sequence[str], tokenize: str, cut: Callable[[str], str]) -> str | None:
-    """What is wrong with scoring references with a tokenizer, with the remedy; None where nothing is.
+    """Why a tokenizer does not fit references, with the remedy; None if it fits.
 
     Args:
         texts: References.
@@ -41,19 +41,19 @@ def misfit(texts: Sequence[str], tokenize: str, cut: Callable[[str], str]) -> st
     if not total:
         return None
     share = {script: count / total for script, count in letters.items()}
-    found = [script for script in UNSPACED if letters[script]]
-    if sum(share[script] for script in found) >= SHARE and _phrases_are_words(texts, cut):
-        main = max(found, key=lambda script: letters[script])
+    scripts = [script for script in UNSPACED if letters[script]]
+    if sum(share[script] for script in scripts) >= SHARE and _phrases_are_words(texts, cut):
+        main = max(scripts, key=lambda script: letters[script])
         return (
             f"the references are written in {NAMES.get(main, main.capitalize())}, without spaces between words, and "
             f"the tokenizer {tokenize} takes whole phrases for words, so that BLEU can be 0 for perfect texts and TER, "
             f"ROUGE-L and lengths count phrases; set task.tokenize: {_remedy(letters)}"
         )
-    asked = MADE_FOR.get(tokenize, ())
-    if asked and sum(share.get(script, 0.0) for script in asked) < SHARE / 4:
+    made_for = MADE_FOR.get(tokenize, ())
+    if made_for and sum(share.get(script, 0.0) for script in made_for) < SHARE / 4:
         main = max(letters, key=lambda script: letters[script])
         return (
-            f"the tokenizer {tokenize} is made for {NAMES.get(asked[0], asked[0].capitalize())}, of which the "
+            f"the tokenizer {tokenize} is made for {NAMES.get(made_for[0], made_for[0].capitalize())}, of which the "
             f"references have next to none: they are written in {NAMES.get(main, main.capitalize())}; set "
             f"task.tokenize: {_remedy(letters)}"
         )
@@ -61,7 +61,7 @@ def misfit(texts: Sequence[str], tokenize: str, cut: Callable[[str], str]) -> st
 
 
 def advice(texts: Sequence[str], tokenize: str) -> str | None:
-    """What would score references better, where the tokenizer does no harm; None where there is nothing to say.
+    """Advice on a better tokenizer for references, if the present one does no harm; None if there is no better one.
 
     Args:
         texts: References.
@@ -94,7 +94,7 @@ def _remedy(letters: Counter[str]) -> str:
 
 
 def _letters(texts: Iterable[str]) -> Counter[str]:
-    """Letters by script."""
+    """The number of letters of each script."""
     counts: Counter[str] = Counter()
     for letter, number in Counter(letter for text in texts for letter in text).items():
         if (script := _script(letter)) is not None:
@@ -104,7 +104,7 @@ def _letters(texts: Iterable[str]) -> Counter[str]:
 
 @lru_cache(maxsize=100_000)
 def _script(letter: str) -> str | None:
-    """The first word of a letter's Unicode name, which is its script; None of what is no letter."""
+    """The first word of a letter's Unicode name, which is its script; None for a character that is no letter."""
     if unicodedata.category(letter)[0] != "L":
         return None
     words = unicodedata.name(letter, "").replace("-", " ").split()
@@ -114,19 +114,19 @@ def _script(letter: str) -> str | None:
 
 
 def _phrases_are_words(texts: Iterable[str], cut: Callable[[str], str]) -> bool:
-    """Whether most letters of scripts without spaces stand in words that are too long to be words."""
+    """Whether most letters of scripts without spaces are in units that are too long for words."""
     long = short = 0
     for text in texts:
         for word in cut(text).split():
             size = sum(_script(letter) in UNSPACED for letter in word)
             long += size if size > LONGEST_WORD else 0
             short += size if size <= LONGEST_WORD else 0
-    # Short texts are short phrases, and where a text is one word, it is no word either.
+    # Units of short texts are short, too: if every text is a single unit, the units are phrases.
     return long > short or all(len(cut(text).split()) <= 1 for text in texts)
 
 
 def _foreign_marks(texts: Sequence[str]) -> list[str]:
-    """Punctuation beyond ASCII that stands on words, where many texts have it; the commonest first."""
+    """Punctuation beyond ASCII at the ends of words, the commonest first; empty if few texts have any."""
     marks: Counter[str] = Counter()
     having = 0
     for text in texts:

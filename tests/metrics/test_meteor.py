@@ -87,7 +87,7 @@ def test_every_kind_of_match(files: Path) -> None:
 def test_fewest_chunks_win(files: Path) -> None:
     said, told = ["a", "b", "a", "c"], ["a", "c"]
     found = align(said, told, resources(files))
-    assert [match.said_start for match in found.matches] == [2, 3]
+    assert [match.prediction_start for match in found.matches] == [2, 3]
     assert found.chunks == 1
 
 

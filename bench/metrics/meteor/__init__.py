@@ -1,4 +1,4 @@
-"""METEOR 1.5 for English, as the program of its authors scores; where its files are there."""
+"""METEOR 1.5 for English, with the scores of its authors' program. It needs the files of that program."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ from bench.metrics.penn_treebank import caption_words
 from bench.metrics.scripts import MADE_FOR, foreign
 from bench.metrics.texts import Texts
 
-# Of the program's task "rank" for English, its default (Denkowski & Lavie 2014, table 1).
+# The parameters of the program's task "rank" for English, its default (Denkowski & Lavie 2014, table 1).
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 WEIGHTS = (1.0, 0.6, 0.8, 0.6)  # of exact, stem, synonym and paraphrase matches
 
 Statistics = tuple[float, ...]
-"""Of prediction and reference: content words, function words, their weighted matches, all matched words; then chunks,
-of which a text that is matched whole and in order has none."""
+"""Five numbers of the prediction and the same of the reference: content words, function words, weighted matches of
+content words and of function words, matched words. Then the number of chunks, 0 if a text is matched whole and in
+order."""
 
 
 class Meteor(Metric):
-    """METEOR 1.5 from 0 to 100: against the best reference of each source, statistics added up over sources.
+    """METEOR 1.5 from 0 to 100: with the best reference of each source, statistics added up over sources.
 
-    Texts are cut by METEOR's own rules (``-norm``); for E2E, whose script hands it captions, as those are cut, without
-    punctuation.
+    METEOR's own rules cut the texts (``-norm``). For E2E, whose script calls METEOR as the captioning scripts do, their
+    rules cut the texts first and remove punctuation.
     """
 
     name = "meteor"
@@ -67,13 +68,13 @@ class Meteor(Metric):
             return meteor_words(" ".join(caption_words(text)) if captions else text, lexicon.prefixes)
 
         only = 1 if self.name in texts.scoring.single_reference else None
-        said = [words(text) for text in texts.prepared_predictions]
-        told = [[words(text) for text in some[:only]] for some in texts.prepared_references]
-        paraphrases = read_paraphrases(place, {*said, *(one for some in told for one in some)})
+        predictions = [words(text) for text in texts.prepared_predictions]
+        references = [[words(text) for text in some[:only]] for some in texts.prepared_references]
+        paraphrases = read_paraphrases(place, {*predictions, *(one for some in references for one in some)})
         resources = MeteorResources(lexicon, paraphrases)
         best = [
-            max((statistics(one, other, resources) for other in some), key=score)
-            for one, some in zip(said, told, strict=True)
+            max((statistics(prediction, reference, resources) for reference in some), key=score)
+            for prediction, some in zip(predictions, references, strict=True)
         ]
         return np.array(best, dtype=np.float64)
 
@@ -89,14 +90,14 @@ def _no_files() -> str:
     )
 
 
-def statistics(said: Sequence[str], told: Sequence[str], resources: MeteorResources) -> Statistics:
-    """What a score is made of, for a prediction and one reference."""
-    found = align(said, told, resources)
+def statistics(prediction: Sequence[str], reference: Sequence[str], resources: MeteorResources) -> Statistics:
+    """The statistics of the words of a prediction and one reference."""
+    alignment = align(prediction, reference, resources)
     function_words = resources.lexicon.function_words
     counts: list[float] = []
     for words, places in (
-        (said, [(m.said_start, m.said_length, m.module) for m in found.matches]),
-        (told, [(m.start, m.length, m.module) for m in found.matches]),
+        (prediction, [(m.prediction_start, m.prediction_length, m.module) for m in alignment.matches]),
+        (reference, [(m.start, m.length, m.module) for m in alignment.matches]),
     ):
         matched = [
             (words[at] in function_words, module) for start, size, module in places for at in range(start, start + size)
@@ -105,12 +106,12 @@ def statistics(said: Sequence[str], told: Sequence[str], resources: MeteorResour
         content = sum(WEIGHTS[module] for is_function, module in matched if not is_function)
         function = sum(WEIGHTS[module] for is_function, module in matched if is_function)
         counts += [len(words) - num_function, num_function, content, function, len(matched)]
-    whole = found.chunks == 1 and counts[4] == len(said) and counts[9] == len(told)
-    return (*counts, 0 if whole else found.chunks)
+    whole = alignment.chunks == 1 and counts[4] == len(prediction) and counts[9] == len(reference)
+    return (*counts, 0 if whole else alignment.chunks)
 
 
 def score(of: Statistics) -> float:
-    """The score from 0 to 1 (Denkowski & Lavie 2014, section 2), of one pair or of the sum of many."""
+    """The score from 0 to 1 (Denkowski & Lavie 2014, section 2) of one pair, or of the sum of many."""
     weighted = [
         DELTA * content + (1 - DELTA) * function
         for content, function in ((of[0], of[1]), (of[5], of[6]), (of[2], of[3]), (of[7], of[8]))

@@ -1,7 +1,7 @@
-"""What METEOR 1.5 knows of English: abbreviations, function words, stems, synonyms, paraphrases.
+"""The English resources of METEOR 1.5: abbreviations, function words, stems, synonyms, paraphrases.
 
-All of it is read from the files of the program, which are no part of Tuneoff: ``meteor-1.5.jar`` and
-``data/paraphrase-en.gz``, as the package pycocoevalcap and the archive of METEOR have them. No Java is needed.
+They are read from two files of the program, which are not part of Tuneoff: ``meteor-1.5.jar`` and
+``data/paraphrase-en.gz``. The package pycocoevalcap and the archive of METEOR have them. No Java is needed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PARAPHRASES = "data/paraphrase-en.gz"
 
 Phrase = tuple[str, ...]
 
-# Endings of nouns, verbs and adjectives, and what stands there in the base form; in this order, which is WordNet's.
+# Endings of nouns, verbs and adjectives, and the endings of their base forms, in WordNet's order.
 ENDINGS = (
     *(
         ("s", ""),
@@ -40,12 +40,12 @@ ENDINGS = (
 
 
 def folder() -> Path | None:
-    """The folder with the files of METEOR 1.5: of the variable ``TUNEOFF_METEOR``, else of pycocoevalcap; or None."""
+    """The folder with the files of METEOR 1.5: named by ``TUNEOFF_METEOR``, else of pycocoevalcap; None: neither."""
     if named := os.environ.get(FOLDER_VARIABLE):
         return _complete(Path(named).expanduser())
-    found = importlib.util.find_spec(PACKAGE)
-    places = (found.submodule_search_locations or ()) if found is not None else ()
-    return next((there for place in places if (there := _complete(Path(place) / "meteor")) is not None), None)
+    package = importlib.util.find_spec(PACKAGE)
+    places = (package.submodule_search_locations or ()) if package is not None else ()
+    return next((path for place in places if (path := _complete(Path(place) / "meteor")) is not None), None)
 
 
 def _complete(path: Path) -> Path | None:
@@ -54,10 +54,10 @@ def _complete(path: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class Lexicon:
-    """What does not depend on the texts that are scored."""
+    """The resources that do not depend on the texts that are scored."""
 
     prefixes: dict[str, bool]
-    """Abbreviations that keep their dot; true: before numbers alone."""
+    """Abbreviations that keep their dot, to whether they keep it only before numbers."""
     function_words: frozenset[str]
     bases: dict[str, list[str]]
     """Irregular forms to their base forms."""
@@ -65,7 +65,7 @@ class Lexicon:
 
 
 class MeteorResources:
-    """A lexicon, and those paraphrases that the texts at hand can use."""
+    """A lexicon, and the paraphrases that occur in the texts that are scored."""
 
     def __init__(self, lexicon: Lexicon, paraphrases: dict[Phrase, list[Phrase]]) -> None:
         from nltk.stem.snowball import EnglishStemmer
@@ -118,9 +118,9 @@ def read_lexicon(place: Path) -> Lexicon:
 
 
 def read_paraphrases(place: Path, texts: Iterable[Sequence[str]], longest: int = 7) -> dict[Phrase, list[Phrase]]:
-    """Phrases of these texts to their paraphrases that occur in these texts, in the order of the table.
+    """Phrases of these texts to their paraphrases in these texts, in the order of the table.
 
-    The table has millions of entries; what no text can use is not kept.
+    The table has millions of entries, so that all others are left out.
     """
     phrases = {
         " ".join(words[start : start + size]).encode()
@@ -128,9 +128,9 @@ def read_paraphrases(place: Path, texts: Iterable[Sequence[str]], longest: int =
         for size in range(1, longest + 1)
         for start in range(len(words) - size + 1)
     }
-    found: dict[Phrase, list[Phrase]] = {}
+    paraphrases: dict[Phrase, list[Phrase]] = {}
     with gzip.open(place / PARAPHRASES) as table:
         for _, phrase, paraphrase in zip(table, table, table, strict=True):
             if phrase[:-1] in phrases and paraphrase[:-1] in phrases:
-                found.setdefault(tuple(phrase.decode().split()), []).append(tuple(paraphrase.decode().split()))
-    return found
+                paraphrases.setdefault(tuple(phrase.decode().split()), []).append(tuple(paraphrase.decode().split()))
+    return paraphrases

@@ -1,6 +1,6 @@
-"""Words as METEOR cuts them: the Moses tokenizer, with dashes between words and dots in abbreviations taken out.
+"""Cuts words as METEOR does: by the Moses tokenizer, without dashes between words and dots in abbreviations.
 
-Source: Denkowski & Lavie 2014 (METEOR universal), section 2, and the program METEOR 1.5; this is its option ``-norm``.
+Source: Denkowski & Lavie 2014 (METEOR universal), section 2, and the option ``-norm`` of the program METEOR 1.5.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ ALPHA = (
     "\u0400-\u04ff\u0500-\u0527\ua640-\ua66e\ua67e-\ua697\u1d00-\u1d7f"
 )
 ALNUM = "0-9" + ALPHA
-# Stands for one dot of a run of dots, which is a word of its own, while single dots are looked at.
+# Replaces the dots of a run of dots, which is a word, while single dots are processed.
 DOT_OF_RUN = "\ue000"
 
-# What is replaced, in this order.
+# Replacements, in this order.
 RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -45,7 +45,7 @@ def meteor_words(text: str, prefixes: Mapping[str, bool]) -> tuple[str, ...]:
 
     Args:
         text: One line.
-        prefixes: Abbreviations that keep their dot, to whether they do so before numbers alone.
+        prefixes: Abbreviations that keep their dot, to whether they keep it only before numbers.
     """
     line = f" {text} "
     for pattern, replacement in RULES:
@@ -56,12 +56,12 @@ def meteor_words(text: str, prefixes: Mapping[str, bool]) -> tuple[str, ...]:
     return tuple(whole.replace(DOT_OF_RUN, ".").lower().split())
 
 
-def _run(found: re.Match[str]) -> str:
-    return f" {DOT_OF_RUN * len(found.group())} "
+def _run(dots: re.Match[str]) -> str:
+    return f" {DOT_OF_RUN * len(dots.group())} "
 
 
 def _without_dot(word: str, after: str, prefixes: Mapping[str, bool]) -> str:
-    """A word that may end with a dot: whether the dot goes, stays or stands alone."""
+    """The word with its final dot removed, kept or set apart."""
     if len(word) < 2 or not word.endswith("."):
         return word
     stem = word[:-1]
