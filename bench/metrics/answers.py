@@ -61,7 +61,7 @@ class Accuracy(MeanOfSources):
         if answer is None:
             raise ValueError(self.absent(texts))
         return [
-            100.0 * ((given := answer_of(text, answer)) is not None and given in {answer_of(ref, answer) for ref in refs})
+            100.0 * ((own := answer_of(text, answer)) is not None and own in {answer_of(one, answer) for one in refs})
             for text, refs in zip(texts.predictions, texts.references, strict=True)
         ]
 
