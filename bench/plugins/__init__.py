@@ -1,1 +1,1 @@
-"""Which class a name stands for, where its source is, and what settings it has."""
+"""Finds the class of a name, its source and its settings."""

@@ -1,4 +1,4 @@
-"""What a file or package of a folder offers: methods, tasks or metrics. Told by its imports; nothing is imported."""
+"""Recognises the methods, tasks and metrics in a folder by the imports of its files, without importing them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from bench.plugins.source import neighbours
 
 Kind = Literal["method", "task", "metric"]
 
-# What files import that are not what they import from: helpers of tasks and metrics.
+# Helpers: a file that imports one of these from bench.metrics need not be a metric.
 _NO_BASES = frozenset({"Array", "Measured", "MetricError", "Score", "Sources", "Texts"})
 _WORDS = re.compile(r"^\s*(?:from|import)\s+(bench\.(?:method|tasks?|metrics)\b|methods\b)", re.MULTILINE)
 
 
 def kinds_of(module: Path) -> frozenset[Kind]:
-    """The kinds of plugin that a module offers, by the base classes that it imports, or that its neighbours do.
+    """The kinds of plugin that a module offers, by the base classes that it or its neighbours import.
 
-    One that imports none of them is taken for a method, so that a listing tells what is wrong with it.
+    A module that imports none of them counts as a method, so that a listing shows what is wrong with it.
 
     Args:
         module: A file, or the folder of a package.
@@ -41,7 +41,7 @@ def _imported(path: Path) -> Iterator[Kind]:
     content = path.read_bytes()
     try:
         tree = ast.parse(content)
-    except (SyntaxError, ValueError):  # what is broken is still offered, so that its name tells what is wrong
+    except (SyntaxError, ValueError):  # a broken file is offered, too, so that a listing shows what is wrong with it
         for name in _WORDS.findall(content.decode("utf-8", errors="replace")):
             yield from _kind(name, None)
         return
@@ -58,7 +58,7 @@ def _imported(path: Path) -> Iterator[Kind]:
 
 
 def _kind(module: str, name: str | None) -> Iterator[Kind]:
-    """The kind whose base class an import gives, if it gives one; ``name`` is None for the module itself."""
+    """The kind whose base class is imported, if any; ``name`` is None if the module itself is imported."""
     top, _, rest = module.partition(".")
     part = rest.partition(".")[0]
     whole = name in (None, "*")

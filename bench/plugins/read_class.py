@@ -1,4 +1,4 @@
-"""What a listing tells of a class that Tuneoff ships, read from its source: to import a method takes torch."""
+"""Reads the description of a class that Tuneoff ships from its source, because importing a method imports torch."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ SOURCES = ("paper", "citation")
 
 
 def read_class(target: str) -> tuple[str, str] | None:
-    """The first line of a class's docstring, and its source; None where the file does not tell.
+    """The first line of a class's docstring, and its paper or citation; None if the file does not contain them.
 
-    A class with other bases than ``Method`` or ``Task`` may have inherited either.
+    A class with other bases than ``Method`` or ``Task`` may inherit either, so that it has to be imported.
     """
     module, _, name = target.partition(":")
-    found = importlib.util.find_spec(module)
-    if found is None or found.origin is None:
+    module_spec = importlib.util.find_spec(module)
+    if module_spec is None or module_spec.origin is None:
         return None
-    tree = ast.parse(Path(found.origin).read_bytes())
+    tree = ast.parse(Path(module_spec.origin).read_bytes())
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
@@ -30,7 +30,7 @@ def read_class(target: str) -> tuple[str, str] | None:
 
 
 def _source(node: ast.ClassDef) -> str | None:
-    """The value of the attribute with the source, empty where there is none; None where it is no plain text."""
+    """The value of the attribute with the paper or citation; empty without one; None if it is no plain text."""
     for statement in node.body:
         targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
         if any(isinstance(target, ast.Name) and target.id in SOURCES for target in targets):

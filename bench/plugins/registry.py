@@ -1,8 +1,8 @@
 """Name -> "module:Class" -> class, for methods, tasks and metrics.
 
 Names come from the table of built-ins, from the entry points of installed packages, and from the files of a folder. A
-text of the form ``module:Class`` stands for itself. What is broken or ambiguous is an error when it is asked for by
-name; it never keeps others from being listed or used.
+text of the form ``module:Class`` needs no lookup. A broken or ambiguous name raises an error when it is used; others
+can still be listed and used.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ class RegistryError(ValueError):
 
 @dataclass(frozen=True)
 class Offer:
-    """A name that something offers."""
+    """A name, the class that it stands for, and who offers it."""
 
     name: str
     target: str
-    """``module:Class``, or of a file in a folder ``module``, whose one class of the kind is meant."""
+    """``module:Class``; for a file in a folder ``module``, whose only class of the kind is meant."""
     origin: str
     """``tuneoff``, a distribution with its version, or a file."""
 
 
 def known(kind: Kind, plugins_dir: Path | None = None, asked: Collection[str] = ()) -> dict[str, list[Offer]]:
-    """All names with who offers them, built-in ones first; more than one offer is a clash. Imports no plugin.
+    """All names with their offers, built-in ones first. Several offers of a name are a clash. Imports no plugin.
 
     Args:
-        kind: Of what.
-        plugins_dir: A folder whose files are plugins too, each of the kinds that its imports tell.
-        asked: Names whose files are offers of this kind whatever they import.
+        kind: Methods, tasks or metrics.
+        plugins_dir: A folder whose files are plugins, too. Their imports tell their kinds.
+        asked: Names whose files are offers of this kind, whatever they import.
 
     Raises:
         PluginError: The folder cannot be used.
@@ -69,16 +69,16 @@ def known(kind: Kind, plugins_dir: Path | None = None, asked: Collection[str] = 
             for path in modules_in(plugins_dir.expanduser().resolve())
             if path.stem in asked or kind in kinds_of(path)
         ]
-    found: dict[str, list[Offer]] = {}
+    by_name: dict[str, list[Offer]] = {}
     for offer in offers:
-        rivals = found.setdefault(offer.name, [])
+        rivals = by_name.setdefault(offer.name, [])
         if offer.target not in {rival.target for rival in rivals}:  # the metadata of a package may be found twice
             rivals.append(offer)
-    return found
+    return by_name
 
 
 def table(kind: Kind) -> dict[str, str]:
-    """Names of what Tuneoff ships, and their ``module:Class``."""
+    """The names of the built-in classes of a kind, to their ``module:Class``."""
     if kind == "metric":
         from bench.metrics import METRICS  # imports numpy, which names of methods and tasks do not need
 
@@ -87,22 +87,22 @@ def table(kind: Kind) -> dict[str, str]:
 
 
 def targets(kind: Kind) -> dict[str, str]:
-    """Names of built-ins and installed packages and their ``module:Class``, without names that clash."""
+    """The names of built-in and installed classes, to their ``module:Class``, without names that clash."""
     return {name: offers[0].target for name, offers in known(kind).items() if len(offers) == 1}
 
 
 def resolve(kind: Kind, name: str, plugins_dir: Path | None = None) -> str:
-    """The ``module:Class`` of a name; a text of that form stands for itself.
+    """The ``module:Class`` of a name. A text of that form is returned as it is.
 
     Raises:
-        RegistryError: The name is unknown, or two offer it.
+        RegistryError: The name is unknown, or has several offers.
         PluginError: The folder cannot be used.
     """
     return resolve_all(kind, [name], plugins_dir)[name]
 
 
 def resolve_all(kind: Kind, names: Sequence[str], plugins_dir: Path | None = None) -> dict[str, str]:
-    """Several names as :func:`resolve` has them, with one look at what is installed."""
+    """The results of :func:`resolve` for several names. Installed packages are searched once."""
     offered = known(kind, plugins_dir, names)
     return {name: name if ":" in name else _resolved(kind, name, offered, plugins_dir) for name in names}
 
@@ -121,7 +121,7 @@ def _resolved(kind: Kind, name: str, offered: dict[str, list[Offer]], plugins_di
 
 
 def _base(kind: Kind) -> type[Any]:
-    """The class that all of a kind are subclasses of. That of methods imports torch, which names do not need."""
+    """The base class of a kind. That of methods imports torch, so that it is imported here and not above."""
     if kind == "task":
         return Task
     if kind == "metric":
@@ -137,7 +137,7 @@ def _only(kind: Kind, offers: list[Offer]) -> str:
     """The target of the one offer of a name.
 
     Raises:
-        RegistryError: There are several, or it is a file without exactly one class of the kind.
+        RegistryError: There are several offers, or the offer is a file without exactly one class of the kind.
     """
     if len(offers) > 1:
         rivals = " and by ".join(f"{offer.origin} ({offer.target})" for offer in offers)
@@ -152,7 +152,7 @@ def _only(kind: Kind, offers: list[Offer]) -> str:
 def _class_in_file(kind: Kind, offer: Offer) -> str:
     module = _import(kind, offer.target, offer.target)
     own = classes_in(kind, module)
-    # One that lacks something is what is meant where there is no other; loading it says what it lacks.
+    # If all classes are abstract, the abstract one is meant. Loading it says what it lacks.
     classes = [name for name, value in own.items() if not inspect.isabstract(value)] or list(own)
     if len(classes) != 1:
         count = ", ".join(classes) if classes else f"no subclass of {_base(kind).__name__}"
@@ -164,7 +164,7 @@ def _class_in_file(kind: Kind, offer: Offer) -> str:
 
 
 def classes_in(kind: Kind, module: ModuleType) -> dict[str, type[Any]]:
-    """The classes of a kind that a module, or a package, defines itself; without private ones."""
+    """The public classes of a kind that a module or package defines itself."""
     return {
         name: value
         for name, value in vars(module).items()
@@ -179,19 +179,19 @@ def load(kind: Kind, target: str) -> type[Any]:
     """The class behind ``module:Class``.
 
     Raises:
-        RegistryError: It cannot be imported, is of another kind, or lacks what all of its kind have.
+        RegistryError: The class cannot be imported, is of another kind, or lacks a method of its kind.
     """
-    found = class_of(kind, target)
-    if lacking := sorted(getattr(found, "__abstractmethods__", ())):
+    loaded = class_of(kind, target)
+    if lacking := sorted(getattr(loaded, "__abstractmethods__", ())):
         raise RegistryError(f"the {kind} {target!r} cannot be used: its class lacks {', '.join(lacking)}")
-    return found
+    return loaded
 
 
 def class_of(kind: Kind, target: str) -> type[Any]:
-    """The class behind ``module:Class``, whole or not: what a check of the contract looks at.
+    """The class behind ``module:Class``, which may be incomplete, for a check of the contract.
 
     Raises:
-        RegistryError: It cannot be imported or is of another kind.
+        RegistryError: The class cannot be imported or is of another kind.
     """
     module_name, _, class_name = target.partition(":")
     module = _import(kind, target, module_name)
@@ -200,10 +200,10 @@ def class_of(kind: Kind, target: str) -> type[Any]:
         classes = [name for name, value in vars(module).items() if isinstance(value, type) and issubclass(value, base)]
         has = f"it has {', '.join(classes)}" if classes else f"it has no subclass of {base.__name__}"
         raise RegistryError(f"the {kind} {target!r} cannot be loaded: {module_name} has no {class_name!r}; {has}")
-    found = getattr(module, class_name)
-    if not (isinstance(found, type) and issubclass(found, base)):
+    loaded = getattr(module, class_name)
+    if not (isinstance(loaded, type) and issubclass(loaded, base)):
         raise RegistryError(f"{target!r} is not a {kind}: it must be a subclass of {base.__name__}")
-    return found
+    return loaded
 
 
 def _import(kind: Kind, target: str, module_name: str) -> ModuleType:
@@ -219,7 +219,7 @@ def _import(kind: Kind, target: str, module_name: str) -> ModuleType:
 
 @dataclass(frozen=True)
 class Described:
-    """What a listing tells of a method, task or metric; ``problem`` says why it cannot be used."""
+    """A method, task or metric in a listing; ``problem`` says why it cannot be used."""
 
     name: str
     description: str
@@ -230,27 +230,27 @@ class Described:
 
 
 def describe(kind: Kind, plugins_dir: Path | None = None) -> list[Described]:
-    """All that is known of a kind, broken ones included, with the first line of their docstring and their source."""
-    found = []
+    """Describe all classes of a kind, including broken ones: the first line of the docstring, and the source."""
+    described = []
     for name, offers in known(kind, plugins_dir).items():
         origin = " and ".join(offer.origin for offer in offers)
         try:
             target = _only(kind, offers)
             if target in table(kind).values() and (read := read_class(target)) is not None:
-                found.append(Described(name, *read, target, origin))
+                described.append(Described(name, *read, target, origin))
                 continue
             loaded = load_metric(target, name) if kind == "metric" else load(kind, target)
         except RegistryError as error:
-            found.append(Described(name, "", "", offers[0].target, origin, str(error)))
+            described.append(Described(name, "", "", offers[0].target, origin, str(error)))
             continue
         source = getattr(loaded, "paper", "") or getattr(loaded, "citation", "")
-        found.append(Described(name, summary(loaded), source, target, origin))
-    return found
+        described.append(Described(name, summary(loaded), source, target, origin))
+    return described
 
 
-def summary(found: type[Any]) -> str:
+def summary(described: type[Any]) -> str:
     """The first line of a class's own docstring."""
-    return (found.__doc__ or "").strip().split("\n")[0]
+    return (described.__doc__ or "").strip().split("\n")[0]
 
 
 def load_method(target: str) -> type[Method]:
@@ -280,14 +280,14 @@ def make_task(spec: TaskSpec) -> Task:
 
 
 def load_metric(target: str, name: str | None = None) -> type[Metric]:
-    """A metric's class; see :func:`load`. What this process reports can be tested by it from now on.
+    """A metric's class; see :func:`load`. From now on this process can test differences in its scores.
 
     Args:
         target: ``module:Class``.
-        name: What it was asked for by; None for the class itself.
+        name: The name in the sweep; None if it names the class itself.
 
     Raises:
-        RegistryError: It cannot be had, is no sound metric, or calls itself otherwise.
+        RegistryError: The class cannot be loaded, is no sound metric, or has another name.
     """
     from bench.metrics.known import LOADED, class_problem
 
@@ -305,7 +305,7 @@ def load_metric(target: str, name: str | None = None) -> type[Metric]:
 
 
 def metrics_of(spec: TaskSpec) -> Known:
-    """The metrics that a task may be scored by: the built-in ones and those of plugins that it names."""
+    """The metrics of a task: the built-in ones, and those of plugins that the task names."""
     from bench.metrics.known import BUILT_IN as SHIPPED_METRICS
     from bench.metrics.known import KnownMetrics
 
@@ -315,9 +315,9 @@ def metrics_of(spec: TaskSpec) -> Known:
 
 
 def load_metrics(plugins_dir: Path | None = None) -> None:
-    """Load all metrics of plugins that are known here, so that what their records say can be tested.
+    """Load all metrics of plugins, so that differences in their scores can be tested.
 
-    What is broken is left out: where a report needs it, it says so.
+    Broken metrics are left out: a report that needs one says so.
 
     Raises:
         PluginError: The folder cannot be used.

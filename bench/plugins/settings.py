@@ -1,4 +1,4 @@
-"""Settings of a method or task, for people: names, types, defaults, meaning. Read from the pydantic class."""
+"""Lists the settings of a method or task for people: names, types, defaults, meaning, read from the pydantic class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "m
 
 @dataclass(frozen=True)
 class Setting:
-    """One field. Where ``required``, ``default`` has no meaning; ``example`` is a value to begin with."""
+    """One field. ``default`` has no meaning if ``required``; ``example`` is a value to begin with."""
 
     name: str
     type: str

@@ -1,6 +1,6 @@
-"""Where the code of a plugin lies: its files, their hash, and how it reaches the processes of a trial.
+"""Finds the files of a plugin, hashes them, and makes other processes find them.
 
-A plugin is any ``module:Class`` that Tuneoff does not ship. Nothing is imported here: files are found and read.
+A plugin is any ``module:Class`` that Tuneoff does not ship. Files are found and read, and no plugin is imported.
 Imports neither torch nor ray.
 """
 
@@ -19,7 +19,7 @@ from importlib.machinery import ModuleSpec
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
-# Travel with every trial, and have a fingerprint of their own.
+# These packages travel with every trial, and have a fingerprint of their own.
 SHIPPED = frozenset({"bench", "methods"})
 
 
@@ -29,10 +29,10 @@ class PluginError(ValueError):
 
 @dataclass(frozen=True)
 class PluginSource:
-    """The Python files that a plugin's module and its neighbours are made of."""
+    """The Python files of a plugin's module and of its neighbours."""
 
     folder: Path
-    """What has to be on ``sys.path``."""
+    """The folder that has to be on ``sys.path``."""
     tops: tuple[Path, ...]
     """Packages (folders) and single files in that folder: the plugin's own, and those of its imports that lie there."""
     origin: str
@@ -52,10 +52,10 @@ class PluginSource:
 
 
 def plugin_source(target: str) -> PluginSource | None:
-    """The source of a ``module:Class``; None for what Tuneoff ships.
+    """The source of a ``module:Class``; None for a class that Tuneoff ships.
 
-    A plugin in a folder of its own may import its neighbours there, which then belong to it. What lies in the
-    environment's site-packages is a distribution's business, and only the top-level module itself is the plugin.
+    A plugin in a folder of its own may import its neighbours there, which then belong to it. In the environment's
+    site-packages only the top-level module belongs to the plugin, because distributions install everything else.
 
     Raises:
         PluginError: There is no such module on this machine.
@@ -65,10 +65,10 @@ def plugin_source(target: str) -> PluginSource | None:
 
 
 def _plugin_source(name: str) -> PluginSource:
-    found = importlib.util.find_spec(name)
-    if found is None:
+    module_spec = importlib.util.find_spec(name)
+    if module_spec is None:
         raise PluginError(missing(name))
-    top = _location(found)
+    top = _location(module_spec)
     if top is None:
         raise PluginError(f"the module {name!r} is no Python file and no package, so its source cannot be told")
     folder = top.parent
@@ -86,18 +86,18 @@ def _distribution(name: str) -> str | None:
 
 
 def missing(name: str) -> str:
-    """What to do about a module that is not there."""
+    """A message about a module that is missing, with the remedy."""
     return (
         f"no module {name!r} can be found; install the package that has it, put its folder on PYTHONPATH, or give the "
         "folder of its file with --plugins-dir"
     )
 
 
-def _location(found: ModuleSpec) -> Path | None:
-    """The package folder or the file of a top-level module."""
-    if found.submodule_search_locations:
-        return Path(next(iter(found.submodule_search_locations))).resolve()
-    return Path(found.origin).resolve() if found.origin and found.origin.endswith(".py") else None
+def _location(module: ModuleSpec) -> Path | None:
+    """The package folder or the file of a top-level module; None if it has neither."""
+    if module.submodule_search_locations:
+        return Path(next(iter(module.submodule_search_locations))).resolve()
+    return Path(module.origin).resolve() if module.origin and module.origin.endswith(".py") else None
 
 
 def _is_site(folder: Path) -> bool:
@@ -116,7 +116,7 @@ def neighbours(top: Path) -> Iterator[Path]:
 
 
 def _imported(path: Path) -> set[str]:
-    """Top-level names that a file imports; nothing of a file that is no Python, whose import will say so."""
+    """Top-level names that a file imports; none if it is no Python, which its import will report."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
@@ -141,12 +141,12 @@ def use_folder(folder: Path) -> None:
         raise PluginError(f"--plugins-dir: there is no folder {str(folder)!r}")
     for path in modules_in(folder, every=True):
         name = path.stem
-        found = importlib.util.find_spec(name)
-        # The folder of a plugin project has the name of its plugin. To who stands beside, it is a package too, an empty
-        # one, which nobody misses.
-        itself = found is not None and found.origin is None and _location(found) == folder
-        if name in sys.stdlib_module_names or (found is not None and _location(found) != path and not itself):
-            where = f" ({found.origin})" if found is not None and found.origin else ""
+        other = importlib.util.find_spec(name)
+        # The folder of a plugin project has the name of its plugin. If its parent is on sys.path, Python takes the
+        # folder for an empty package, which may be hidden.
+        itself = other is not None and other.origin is None and _location(other) == folder
+        if name in sys.stdlib_module_names or (other is not None and _location(other) != path and not itself):
+            where = f" ({other.origin})" if other is not None and other.origin else ""
             raise PluginError(f"--plugins-dir: {path} would hide the module {name!r}{where}; give it another name")
     share([folder])
     if str(folder) not in sys.path:
@@ -155,7 +155,7 @@ def use_folder(folder: Path) -> None:
 
 
 def share(folders: Iterable[Path]) -> None:
-    """Have the processes that this one starts find the modules of these folders too."""
+    """Make the processes that this one starts find the modules of these folders, too."""
     before = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     added = [str(folder) for folder in dict.fromkeys(folders) if str(folder) not in before and not _is_site(folder)]
     if added:
@@ -163,16 +163,16 @@ def share(folders: Iterable[Path]) -> None:
 
 
 def modules_in(folder: Path, every: bool = False) -> list[Path]:
-    """Files and packages of a folder; unless ``every``, without private ones and tests, which are no plugins."""
-    found = [
+    """Modules and packages of a folder; unless ``every``, without private ones and tests, which are no plugins."""
+    modules = [
         path
         for path in sorted(folder.iterdir())
         if (path.suffix == ".py" and path.is_file()) or (path / "__init__.py").is_file()
     ]
-    return found if every else [path for path in found if not path.stem.startswith(("_", "test_", "conftest"))]
+    return modules if every else [path for path in modules if not path.stem.startswith(("_", "test_", "conftest"))]
 
 
 def sources_of(targets: Sequence[str]) -> list[PluginSource]:
-    """The plugins behind these targets, each once."""
-    found = [source for target in targets if (source := plugin_source(target)) is not None]
-    return list({source.tops: source for source in found}.values())
+    """The sources of the plugins among these targets, each once."""
+    sources = [source for target in targets if (source := plugin_source(target)) is not None]
+    return list({source.tops: source for source in sources}.values())
