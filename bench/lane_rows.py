@@ -1,7 +1,7 @@
-"""Lanes: trials that train in one pass over a frozen model, each on rows and with parameters of its own.
+"""Lanes: trials that train in one pass over a frozen model. Each has its own rows and parameters.
 
-All rows of a batch go through the model of the first lane. Where that model has a module with trained parameters, the
-modules of the other lanes at the same place lend theirs to the rows of their lanes.
+All rows of a batch go through the model of the first lane. A module of that model with trained parameters applies to
+the rows of each other lane the parameters of that lane's module at the same place.
 
 K active lanes, B rows of a batch.
 """
@@ -19,16 +19,16 @@ from torch import nn
 
 @dataclass
 class Lanes:
-    """Whose rows a forward pass has: as many for each active lane, lane by lane.
+    """The lanes whose rows are in a forward pass: equally many rows for each active lane, lane by lane.
 
-    While none is active, each model computes with its own parameters, as if there were no others.
+    While no lane is active, each model computes with its own parameters only.
     """
 
     active: tuple[int, ...] = ()
 
     @contextmanager
     def sharing(self, active: Sequence[int]) -> Iterator[None]:
-        """Rows are of these lanes within the block, which holds a forward pass and the backward pass through it."""
+        """Inside the block rows belong to these lanes. It has to contain a forward pass and its backward pass."""
         self.active = tuple(active)
         try:
             yield
@@ -45,11 +45,11 @@ class LaneModules:
 
 
 def join_lanes(models: Sequence[nn.Module], lanes: Lanes, *kinds: type[nn.Module]) -> None:
-    """Tell the modules of these classes in the first of several equally patched models about those of the others."""
+    """Give modules of these classes in the first of several equally patched models those of the other models."""
     for name, module in models[0].named_modules():
         if isinstance(module, kinds):
             joined = LaneModules(tuple(model.get_submodule(name) for model in models), lanes)
-            # Within a tuple the others are no parts of this module.
+            # In a tuple the modules of other models are not submodules of this one.
             object.__setattr__(module, "lane_modules", joined)
 
 
@@ -62,12 +62,12 @@ def lane_modules(module: Any) -> Sequence[Any]:
 
 
 def of_lanes(module: Any, part: Callable[[Any], torch.Tensor]) -> torch.Tensor:
-    """``(K, ...)``: what ``part`` is of the module of each active lane; ``(1, ...)`` where there are no lanes."""
+    """``(K, ...)``: the result of ``part`` for the module of each active lane; ``(1, ...)`` without lanes."""
     parts = [part(one) for one in lane_modules(module)]
     return parts[0][None] if len(parts) == 1 else torch.stack(parts)
 
 
 def for_rows(of_each_lane: torch.Tensor, rows: int) -> torch.Tensor:
-    """``(B, ...)``: each lane's part of ``(K, ...)`` for each of its rows. Not copied where K is 1."""
+    """Repeat each lane's part of ``(K, ...)`` for each of its rows: ``(B, ...)``. Nothing is copied if K is 1."""
     count = len(of_each_lane)
     return of_each_lane[:, None].expand(count, rows // count, *of_each_lane.shape[1:]).flatten(0, 1)

@@ -1,8 +1,8 @@
-"""Frozen linear layers whose weights are stored in four or eight bits, and are dequantised where they are multiplied.
+"""Frozen linear layers with weights in four or eight bits, which are dequantised for each multiplication.
 
-The layers of bitsandbytes compute otherwise in training than in evaluation: in four bits some repack their weights for
-a kernel without a gradient, in eight bits evaluation rounds activations too. This one has a single way, with a gradient
-for what goes in, so that what is trained is what is scored.
+The layers of bitsandbytes compute one function in training and another in evaluation: in four bits some repack their
+weights for a kernel without a gradient, in eight bits evaluation rounds activations, too. This layer computes the same
+function in both, with a gradient for its input.
 
 I and O input and output features of a linear layer.
 """
@@ -18,33 +18,34 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-# It looks for kernels on the hub when it is imported (by peft too), and warns that it has not found them.
+# When bitsandbytes is imported (peft imports it, too), it looks for kernels on the hub and warns that there are none.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 Quantization = Literal["nf4", "fp4", "int8"]
 BITS: Mapping[str, int] = {"nf4": 4, "fp4": 4, "int8": 8}
-# Weights that share a largest absolute value (Dettmers et al. 2023, section 3), and such values that share one where
-# they are quantised too.
+# So many weights share a largest absolute value (Dettmers et al. 2023, section 3). If these values are quantised, too,
+# so many of them share their own largest value.
 BLOCK, BLOCK_OF_STATISTICS = 64, 256
 
 
 class QuantizedLinear(nn.Linear):
     """``x W^T + b`` with a W that is stored in four or eight bits.
 
-    The weights lie packed, in a shape of which nothing else could take them for a matrix: ``(I O / 2, 1)`` in four bits
-    (two in a byte), ``(I O, 1)`` in eight.
+    The shape of the packed weights is no matrix, so that other code cannot use them as one: ``(I O / 2, 1)`` in four
+    bits (two in a byte), ``(I O, 1)`` in eight.
 
     Args:
         in_features: I.
         out_features: O.
         kind: How the weights are stored.
         packed: The weights, uint8 in four bits and int8 in eight.
-        statistics: What dequantises them. In four bits ``absmax`` of each block of weights; where that is quantised
-            too, with ``nested_absmax``, ``nested_code`` and ``offset``. In eight bits ``absmax`` of each row.
-        bias: ``(O,)`` or None; it stays as it is.
-        like: A tensor of the dtype that the layer takes and gives.
+        statistics: The tensors that dequantise the weights. In four bits ``absmax`` of each block of weights; if that
+            is quantised, too, also ``nested_absmax``, ``nested_code`` and ``offset``. In eight bits ``absmax`` of each
+            row.
+        bias: ``(O,)`` or None. It is not quantised.
+        like: A tensor with the dtype of the layer's inputs and outputs.
         multiplied_in: Dtype in which weights and inputs are multiplied; None is that of the inputs.
-        block: Weights of a block, in four bits.
+        block: The number of weights in a block, in four bits.
     """
 
     absmax: torch.Tensor
@@ -62,7 +63,7 @@ class QuantizedLinear(nn.Linear):
         multiplied_in: torch.dtype | None = None,
         block: int = BLOCK,
     ) -> None:
-        nn.Module.__init__(self)  # that of a linear layer would make a matrix
+        nn.Module.__init__(self)  # nn.Linear's own would make a matrix
         self.in_features, self.out_features = in_features, out_features
         self.kind, self.block, self.multiplied_in = kind, block, multiplied_in
         self.weight = nn.Parameter(packed, requires_grad=False)
@@ -83,7 +84,7 @@ class QuantizedLinear(nn.Linear):
         if self.kind == "int8":
             rows = self.weight.view(self.out_features, self.in_features).to(dtype, copy=True)
             return rows.mul_((self.absmax / 127)[:, None])
-        # The operators of bitsandbytes know three dtypes; what is in another one is dequantised in fp32.
+        # The operators of bitsandbytes know three dtypes. Weights for another dtype are dequantised in fp32.
         known = dtype if dtype in (torch.float32, torch.float16, torch.bfloat16) else torch.float32
         operators: Any = torch.ops.bitsandbytes
         absmax = self.absmax
@@ -99,9 +100,9 @@ class QuantizedLinear(nn.Linear):
 
     @property
     def _read_as(self) -> list[int]:
-        """A shape of as many elements whose rows hold whole blocks.
+        """A shape with the same number of elements whose rows hold whole blocks.
 
-        Where blocks go over the ends of rows, the kernel of bitsandbytes 0.50 for CPUs takes wrong scales.
+        If a block crosses the end of a row, the CPU kernel of bitsandbytes 0.50 applies wrong scales.
         """
         elements = self.in_features * self.out_features
         if self.in_features % self.block == 0:
@@ -112,7 +113,7 @@ class QuantizedLinear(nn.Linear):
         return f"{super().extra_repr()}, {self.kind}"
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantizedLinear:
-        """Statistics are moved and never cast: in another dtype they would stand for other weights."""
+        """Statistics are moved and never cast, because rounding them would change the weights."""
         statistics = {id(self._buffers[name]) for name in self._statistics}
 
         def moved(tensor: torch.Tensor) -> torch.Tensor:
@@ -124,7 +125,7 @@ class QuantizedLinear(nn.Linear):
 
 
 class _Multiplied(torch.autograd.Function):
-    """``x W^T + b``, which keeps neither x nor W for the backward pass: W is dequantised a second time."""
+    """``x W^T + b``. It keeps neither x nor W for the backward pass, which dequantises W a second time."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, bias: torch.Tensor | None, layer: QuantizedLinear) -> torch.Tensor:
@@ -143,22 +144,22 @@ class _Multiplied(torch.autograd.Function):
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLinear]]:
-    """Names and modules of the layers of a model whose weights are quantised."""
+    """Names and modules of a model's quantised layers."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, QuantizedLinear))
 
 
 def quantization_of(model: nn.Module) -> Quantization | None:
-    """How weights of a model are stored; None where none is quantised."""
+    """The format of a model's quantised weights; None if it has none."""
     return next((layer.kind for _, layer in quantized_layers(model)), None)
 
 
 def computes_like(module: nn.Module) -> torch.Tensor:
-    """A tensor of the dtype and on the device in which a module computes: what stands beside it has these too.
+    """A tensor with the dtype and on the device in which a module computes, for a module beside it.
 
-    Its weights do not tell where they are quantised.
+    Quantised weights do not have that dtype.
 
     Raises:
-        ValueError: The module holds nothing that computes.
+        ValueError: The module has no floating-point parameter.
     """
     for part in module.modules():
         if isinstance(part, QuantizedLinear):
@@ -170,7 +171,7 @@ def computes_like(module: nn.Module) -> torch.Tensor:
 
 
 def dequantize(model: nn.Module) -> list[str]:
-    """Put plain linear layers with the dequantised weights in place of quantised ones, wherever these lie.
+    """Replace all quantised layers of a model by plain linear layers with the dequantised weights.
 
     Returns:
         The names of the layers.
@@ -188,14 +189,14 @@ def dequantize(model: nn.Module) -> list[str]:
 
 
 def replace_layers(model: nn.Module, made_of: Callable[[str, nn.Module], nn.Module | None]) -> list[str]:
-    """Put other modules in place of some of a model's.
+    """Replace some of a model's modules.
 
     Args:
-        model: It is changed.
-        made_of: Of the name of a module and the module what takes its place; None leaves it.
+        model: It is changed in place.
+        made_of: Name and module to the new module; None keeps the module.
 
     Returns:
-        The names of those that were replaced.
+        The names of the replaced modules.
     """
     replaced = []
     for parent_name, parent in list(model.named_modules()):
@@ -208,13 +209,13 @@ def replace_layers(model: nn.Module, made_of: Callable[[str, nn.Module], nn.Modu
 
 
 def num_elements(model: nn.Module) -> int:
-    """Of all parameters; of packed weights those that they stand for."""
+    """The number of elements of all parameters. Packed weights count as many as they stand for."""
     packed = {id(layer.weight): layer.in_features * layer.out_features for _, layer in quantized_layers(model)}
     return sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())
 
 
 def packed_sizes(kind: Quantization, double: bool, in_features: int, out_features: int) -> dict[str, torch.Size]:
-    """Shapes of the packed weights (``weight``) and of what dequantises them, see :class:`QuantizedLinear`."""
+    """Shapes of the packed weights (``weight``) and of their statistics, see :class:`QuantizedLinear`."""
     assert kind in get_args(Quantization)
     elements = in_features * out_features
     if kind == "int8":

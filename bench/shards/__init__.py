@@ -1,1 +1,1 @@
-"""Frozen weights of which each rank holds a slice, and how they become whole for a while."""
+"""Frozen weights of which each rank holds a slice, and their temporary gathering."""

@@ -1,8 +1,8 @@
-"""Frozen weights of which each rank holds a slice: what stands in their place, and how they become whole for a while.
+"""Frozen weights of which each rank holds a slice. A stand-in replaces each weight, and a call gathers it for a while.
 
-A model whose weights lie in shards can be called. A layer's weights are whole while it computes, those of a block while
-that does, and memory holds no more than this beside the shards. Every rank has to call the same modules in the same
-order, since each call gathers.
+A model whose weights lie in shards can be called. The weights of a layer, or of a block, are gathered while it
+computes, so that memory holds the shards and the weights of one block. Every rank has to call the same modules in the
+same order, because each call is a collective operation.
 
 N elements of a parameter, R ranks.
 """
@@ -22,12 +22,12 @@ from torch import nn
 class Shard:
     """This rank's slice of a parameter, which is flattened, padded to a multiple of R and cut into R parts.
 
-    The parameter itself shows its shape, dtype and device; its values are not there (they read as not a number) but
-    within :func:`whole` and in the forward of the module that it belongs to.
+    The parameter itself has its shape, dtype and device, and reads as not a number. Its values are there only inside
+    :func:`whole` and in the forward of the module that it belongs to.
 
     Args:
-        values: The whole parameter, of which this rank's slice is read and nothing else.
-        device: Where the slice lies and is gathered.
+        values: The whole parameter. Only this rank's slice is read.
+        device: The device of the slice, and of the gathered parameter.
     """
 
     def __init__(self, values: torch.Tensor, device: torch.device) -> None:
@@ -39,12 +39,12 @@ class Shard:
         self._outside: Any = None
 
     def keep(self, values: torch.Tensor) -> None:
-        """Take this rank's slice of the whole."""
+        """Copy this rank's slice of the whole parameter."""
         mine = values.detach().reshape(-1)[self.rank * len(self.own) :][: len(self.own)]
         self.own[: len(mine)] = mine
 
     def whole(self) -> torch.Tensor:
-        """The parameter. A collective operation."""
+        """Gather the whole parameter. A collective operation."""
         if self.ranks == 1:
             flat = self.own
         else:
@@ -53,7 +53,7 @@ class Shard:
         return flat[: self.shape.numel()].view(self.shape)
 
     def enter(self, parameter: nn.Parameter) -> None:
-        """Make the parameter whole, until it was left as often as it was entered."""
+        """Gather the parameter's values, until :meth:`leave` was called as often as this."""
         self._users += 1
         if self._users == 1:
             # Decoding runs in inference mode, whose tensors could not be a parameter's.
@@ -62,7 +62,7 @@ class Shard:
                 parameter.data = self.whole().to(parameter.device)
 
     def leave(self, parameter: nn.Parameter, changed: bool) -> None:
-        """Undo :meth:`enter`; ``changed`` says that this rank's slice is to be taken anew."""
+        """Undo :meth:`enter`; with ``changed`` this rank's slice is copied from the values first."""
         self._users -= 1
         with torch.inference_mode(False), torch.no_grad():
             if changed:
@@ -72,18 +72,18 @@ class Shard:
 
 
 def shard_of(parameter: Any) -> Shard | None:
-    """The shard of a parameter; None of one that is whole."""
-    found: Shard | None = getattr(parameter, "shard", None)
-    return found
+    """The shard of a parameter; None if the parameter is whole."""
+    shard: Shard | None = getattr(parameter, "shard", None)
+    return shard
 
 
 def sharded(parameters: Iterable[Any]) -> list[Any]:
-    """Those of some parameters that lie in shards, each once."""
+    """The parameters among these that lie in shards, each once."""
     return list({id(parameter): parameter for parameter in parameters if shard_of(parameter) is not None}.values())
 
 
 def in_shards(values: torch.Tensor, device: torch.device) -> nn.Parameter:
-    """A frozen parameter that lies in shards. It looks like ``values`` and holds none of them."""
+    """A frozen parameter in shards, with shape and dtype of ``values``."""
     parameter = nn.Parameter(_stand_in(values.shape, values.dtype, torch.device("cpu")), requires_grad=False)
     parameter.shard = Shard(values, device)  # type: ignore[attr-defined]
     return parameter
@@ -91,11 +91,11 @@ def in_shards(values: torch.Tensor, device: torch.device) -> nn.Parameter:
 
 @contextmanager
 def whole(parameters: Iterable[Any], changed: bool = False) -> Iterator[None]:
-    """Whole parameters inside the block, also where they lie in shards. A collective operation there.
+    """Inside the block these parameters are whole. A collective operation if some lie in shards.
 
     Args:
-        parameters: All that are read; those that are whole anyway are left alone.
-        changed: What the block changes in them stays. All ranks have to change them alike.
+        parameters: The parameters that the block reads; those that are not in shards may be among them.
+        changed: Whether changes that the block makes are kept. All ranks have to make the same ones.
     """
     held = sharded(parameters)
     for parameter in held:
@@ -108,20 +108,20 @@ def whole(parameters: Iterable[Any], changed: bool = False) -> Iterator[None]:
 
 
 def gather_in_forward(model: nn.Module) -> None:
-    """Let the modules of a model with shards gather what they compute with, for the time of their forward.
+    """Make modules of a model with shards gather their weights during their forward.
 
-    A module that holds no blocks, and a block itself, may read every weight within it, in whatever way it does; what
-    holds blocks (a decoder) reads its own. To be called again once a method has put modules of its own into the model.
+    A block, and a module without blocks, gathers all weights inside it, so that it may read them in any way. A module
+    that holds blocks (a decoder) gathers only its own. Call this again after a method has put modules into the model.
     """
     stop_gathering(model)
     _gather(model, within_block=False)
 
 
 def _gather(module: nn.Module, within_block: bool) -> bool:
-    """Returns whether there are blocks in the module: the members of lists of modules, and not what lies in these."""
+    """Returns whether the module has blocks: the members of its outermost lists of modules."""
     are_blocks = isinstance(module, nn.ModuleList)
-    found = [_gather(child, within_block or are_blocks) for child in module.children()]
-    has_blocks = not within_block and (any(found) or (are_blocks and bool(found)))
+    children_have_blocks = [_gather(child, within_block or are_blocks) for child in module.children()]
+    has_blocks = not within_block and (any(children_have_blocks) or (are_blocks and bool(children_have_blocks)))
     if sharded(module.parameters(recurse=not has_blocks)):
         hooks = (
             module.register_forward_pre_hook(partial(_enter, not has_blocks)),
@@ -139,7 +139,7 @@ def stop_gathering(model: nn.Module) -> None:
 
 
 def place(model: nn.Module, device: torch.device) -> nn.Module:
-    """Bring a model to a device; of what lies in shards, what stands for it. The shards are there already."""
+    """Move a model to a device. Parameters in shards get new stand-ins there; their slices are there already."""
     held = sharded(model.parameters())
     if not held:
         return model.to(device)
@@ -155,17 +155,17 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def misread(model: nn.Module) -> str | None:
-    """The first tensor of a patched model that was made of weights which were not there; None if all is well."""
+    """The name of a tensor of a patched model that was made from a stand-in; None if there is none."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if shard_of(tensor) is None and bool(torch.isnan(tensor).any()):
             return name
         if shard_of(tensor) is not None and any(tensor.stride()):
-            return name  # given other values, of which the shards do not know
+            return name  # it has got other values, which its shard does not have
     return None
 
 
 def _stand_in(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A tensor of this shape in the memory of one element, which is not a number."""
+    """A tensor of this shape that is not a number everywhere and takes the memory of one element."""
     return torch.full((), float("nan"), dtype=dtype, device=device).expand(shape)
 
 
