@@ -11,7 +11,7 @@ __all__ = ["Verdict", "keeps_contract", "verdicts"]
 
 
 def __getattr__(name: str) -> Any:
-    """What methods are checked with, which imports torch: checks of metrics do without."""
+    """Import the checks of methods when they are first used: they import torch, which checks of metrics do not need."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from bench.conformance import method_verdicts

@@ -1,4 +1,4 @@
-"""Checks of the contract on what is none of a method's business: seeds, shared code, tokenizer and settings."""
+"""Checks that a method does not touch seeds, shared code, the tokenizer or settings of the process."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ DISTRIBUTED = (
 
 
 def use(subject: Subject, base: Any, tokenizer: Any) -> None:
-    """Everything that a trial does with a method, once: patch, steps, a look, a text, storing and loading."""
+    """Do once everything that a trial does with a method: patch, steps, evaluation, generation, storing, loading."""
     method = subject.method_class(subject.config, tokenizer)
     model = method.patch(base)
     batch = batch_of(model)
@@ -138,7 +138,7 @@ def check_leaves_shared_code(subject: Subject) -> None:
 def check_leaves_settings(subject: Subject) -> None:
     """The environment, default dtype, threads, warnings and the like are as they were."""
     with put_back(subject.base_model()):
-        use(subject, subject.base_model(), WordTokenizer())  # what it imports may settle in
+        use(subject, subject.base_model(), WordTokenizer())  # modules that it imports may change settings
     with put_back(subject.base_model()) as before:
         use(subject, subject.base_model(), WordTokenizer())
         what = before.changed_setting()

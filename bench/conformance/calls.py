@@ -1,4 +1,4 @@
-"""Checks of the contract on single calls: what logits may depend on, in every mode and at many lengths.
+"""Checks on what logits may depend on, in every mode and at many lengths.
 
 B batch, T tokens, V vocabulary.
 """
@@ -34,12 +34,12 @@ from bench.conformance.subject import (
 from bench.conformance.tiny_models import EOS, VOCABULARY
 from bench.models.architecture import Batch, Pair, accepted_inputs, architecture_of
 
-# Checkpointing recomputes layers one by one: fewer cases tell whether it differs.
+# Checkpointing recomputes layers one by one, so that fewer cases suffice for it.
 CALLED_IN_FULL: tuple[Mode, ...] = ("evaluation", "training")
 
 
 def check_logits_are_aligned(subject: Subject) -> None:
-    """Logits for exactly the tokens that went in, as exact as the base model's, with or without labels, kept intact."""
+    """Logits have the input's length and the base model's dtype, do not depend on labels, and are not overwritten."""
     base = subject.base_model()
     _, model = subject.patched(base=base)
     batch = batch_of(model)
@@ -99,7 +99,7 @@ def _require_logits_are_kept(model: Any, batch: Batch) -> None:
 
 
 def _other_tokens(batch: Batch) -> Batch:
-    """A batch of the same shape with other tokens, special ones kept."""
+    """A batch of the same shape with other tokens; special tokens stay."""
     inputs = {
         name: torch.where(tensor > EOS, 2 + (tensor + 11) % (VOCABULARY - 2), tensor) if "ids" in name else tensor
         for name, tensor in batch.inputs.items()
@@ -109,7 +109,7 @@ def _other_tokens(batch: Batch) -> Batch:
 
 
 def check_is_causal(subject: Subject) -> None:
-    """No token sees a later one, in training neither, whatever the length."""
+    """No token sees a later one, in evaluation and in training, at any length."""
     pair = Pair(PAIRS[0].source_ids, [50, 51, 52, 53])
     (long,) = pairs_of([(2, 98)], seed=3)
     for mode in MODES:
@@ -118,7 +118,7 @@ def check_is_causal(subject: Subject) -> None:
         _require_causal(mode, model, short_rows, together=False)
         _require_causal(mode, model, [long, _changed_from(long, 60)], together=False)
         if mode in CALLED_IN_FULL and not is_random(mode, model):
-            # In one batch rows would draw different numbers.
+            # One batch works only without dropout, which would differ between rows.
             cuts = (2, 14, 30, 47, 62, 90)
             _require_causal(mode, model, [long, *(_changed_from(long, cut) for cut in cuts)], together=True)
 
@@ -129,7 +129,7 @@ def _changed_from(pair: Pair, cut: int) -> Pair:
 
 
 def _require_causal(mode: Mode, model: Any, rows: Sequence[Pair], together: bool) -> None:
-    """Rows begin alike: up to where each leaves the first, it has the logits of the first."""
+    """Each row has the logits of the first row, up to the first token that differs."""
     ids = read_ids(batch_of(model, rows))
     batches = [rows] if together else [[row] for row in rows]
     logits = [row for batch in batches for row in logits_in(mode, model, batch_of(model, batch))]
@@ -151,7 +151,7 @@ def _require_causal(mode: Mode, model: Any, rows: Sequence[Pair], together: bool
 
 
 def check_padding_changes_nothing(subject: Subject) -> None:
-    """A pair alone and in a padded batch has the same logits, on every side where this kind of model may be padded."""
+    """A pair has the same logits alone and in a padded batch, with padding on every side that the model allows."""
     _, model = subject.patched()
     few, many = LONG_PAIRS[:2], [*PAIRS, *LONG_PAIRS[:3], *PAIRS[:2]]
     with torch.no_grad():
@@ -168,10 +168,7 @@ def check_padding_changes_nothing(subject: Subject) -> None:
 
 
 def check_rows_do_not_meet(subject: Subject) -> None:
-    """A row of a batch has the same logits whatever the other rows are, in training neither, with any number of rows.
-
-    What draws no random numbers computes for a row in training what it computes for the row alone in evaluation.
-    """
+    """The logits of a row do not depend on the other rows of the batch, in evaluation and in training."""
     cases = [pairs_of([(3, 4)] * rows, seed=rows) for rows in (2, 3, 4, 5, 8)]
     cases += [pairs_of([(20, 25)] * 2, seed=9), LONG_PAIRS]
     others = {id(case): pairs_of([(len(p.source_ids), len(p.target_ids)) for p in case], seed=77) for case in cases}
@@ -180,9 +177,9 @@ def check_rows_do_not_meet(subject: Subject) -> None:
         for case in cases if mode in CALLED_IN_FULL else (cases[1], cases[-1]):
             kept = 0 if len(case) % 2 else len(case) - 1
             replaced = [pair if row == kept else others[id(case)][row] for row, pair in enumerate(case)]
-            found, expected = (logits_in(mode, model, batch_of(model, pairs))[kept] for pairs in (replaced, case))
+            logits, expected = (logits_in(mode, model, batch_of(model, pairs))[kept] for pairs in (replaced, case))
             require_close(
-                found,
+                logits,
                 expected,
                 f"the other rows of a batch of {len(case)} changed the logits of a row (in {mode} mode)",
                 "each row by itself",
@@ -191,7 +188,7 @@ def check_rows_do_not_meet(subject: Subject) -> None:
 
 
 def check_training_computes_what_evaluation_does(subject: Subject) -> None:
-    """What draws no random numbers has the same logits in training, and with gradients enabled, as in evaluation."""
+    """Without random numbers, logits in training, and with gradients enabled, are those of evaluation."""
     _, model = subject.patched()
     batches = [batch_of(model, PAIRS), batch_of(model, LONG_PAIRS), batch_of(model, LONG_PAIRS[2:3])]
     expected = [logits_in("evaluation", model, batch) for batch in batches]
@@ -228,12 +225,12 @@ def check_training_computes_what_evaluation_does(subject: Subject) -> None:
 
 
 def _where_real(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """``(N, V)`` at the targets: what stands at padding is nobody's."""
+    """Logits ``(N, V)`` at the targets. Those at padding have no meaning."""
     return logits.flatten(0, 1)[batch.predicting]
 
 
 def check_evaluation_draws_nothing(subject: Subject) -> None:
-    """In evaluation the same call gives the same logits, whatever the random state."""
+    """In evaluation logits do not depend on the random state."""
     _, model = subject.patched()
     if is_random("evaluation", model):
         raise broken(
@@ -244,7 +241,7 @@ def check_evaluation_draws_nothing(subject: Subject) -> None:
 
 
 def check_calls_do_not_meet(subject: Subject) -> None:
-    """A call gives what it gives in a model that was never called before: nothing is kept from earlier calls."""
+    """A call gives the same logits as in a model that was not called before: nothing is kept from earlier calls."""
     _, model = subject.patched()
     first = batch_of(model)
     second = _other_tokens(first)
@@ -257,15 +254,15 @@ def check_calls_do_not_meet(subject: Subject) -> None:
         )
         _require_no_memory(logits_of(model, reused), expected_first)
         for name, tensor in second.inputs.items():
-            reused.inputs[name].copy_(tensor)  # the same tensors at the same place with other tokens in them
+            reused.inputs[name].copy_(tensor)  # the same tensors in memory, with other tokens
         _require_no_memory(logits_of(model, reused), expected_second)
         logits_of(model, batch_of(model, LONG_PAIRS))
         _require_no_memory(logits_of(model, first), expected_first)
 
 
-def _require_no_memory(found: torch.Tensor, expected: torch.Tensor) -> None:
+def _require_no_memory(logits: torch.Tensor, expected: torch.Tensor) -> None:
     require_close(
-        found,
+        logits,
         expected,
         "a call's logits depend on the calls before it",
         "those of a model that was not called before",
@@ -274,7 +271,7 @@ def _require_no_memory(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def check_models_do_not_meet(subject: Subject) -> None:
-    """Two patched models of one process are strangers: patching, calling or changing one leaves the other as it was."""
+    """Patching, calling or changing a model does not change another patched model of the same process."""
     _, model = subject.patched(seed=1)
     batch = batch_of(model)
     with torch.no_grad():
@@ -302,7 +299,7 @@ def check_models_do_not_meet(subject: Subject) -> None:
 
 
 def check_padding_token_does_not_matter(subject: Subject) -> None:
-    """Which token stands at padding changes nothing, and the padding token as part of a text is a token."""
+    """The id of the padding token changes no logits, and in a text it is a token like others."""
     _, model = subject.patched()
     pairs = [*PAIRS, Pair([0, 9, 0], [5, 0, 8]), Pair([4, 6, EOS], [7, EOS])]
     for mode in ("evaluation", "training"):
@@ -324,7 +321,7 @@ def check_padding_token_does_not_matter(subject: Subject) -> None:
 
 
 def check_mask_and_positions(subject: Subject) -> None:
-    """No mask means that all is real, no positions mean 0, 1, 2, ...; positions that are given count."""
+    """Without a mask all tokens are real; without positions they are 0, 1, 2, ...; given positions have an effect."""
     _, model = subject.patched()
     base = subject.base_model()
     (pair,) = pairs_of([(5, 20)], seed=4)
@@ -358,7 +355,7 @@ def _without(batch: Batch, names: Sequence[str]) -> Batch:
 
 
 def check_precisions(subject: Subject) -> None:
-    """In fp32 and bf16 the model trains, and its logits have the dtype of the base model's."""
+    """In fp32 and bf16 the model trains, and its logits have the base model's dtype."""
     for dtype in (torch.float32, torch.bfloat16):
         lower = replace(subject, dtype=dtype)
         method, model = lower.patched()

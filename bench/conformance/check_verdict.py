@@ -1,4 +1,4 @@
-"""What one check of a task or a metric found."""
+"""The result of one check of a task or a metric."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class CheckVerdict:
-    """Name of the check, and what came of it."""
+    """The result of one check, with the reason if it warns or fails."""
 
     check: str
     outcome: Literal["pass", "warn", "fail"]

@@ -1,4 +1,4 @@
-"""Checks of the contract on decoding: with a cache, with beams, and in the batched decoder.
+"""Checks on decoding: with a cache, with beams, and in the batched decoder.
 
 B batch, T tokens, V vocabulary.
 """
@@ -26,7 +26,7 @@ from bench.decode.beam_search import DecodingSettings
 from bench.models.architecture import Pair, accepted_inputs, architecture_of
 from methods.parts.cache_names import cache_of
 
-# Raw logits come from generate in fp32.
+# generate returns raw logits in fp32.
 ROUNDING_OF_GENERATE = 1e-4
 
 
@@ -63,7 +63,7 @@ def check_cache_changes_nothing(subject: Subject) -> None:
 
 
 def check_cached_logits(subject: Subject) -> None:
-    """Token by token with a cache, logits are those of the whole text in one call, alone and in padded batches."""
+    """Logits of tokens read one by one with a cache are those of the whole text in one call, also in padded batches."""
     _, model = subject.patched()
     long_target = [(3, 20)] if model.config.is_encoder_decoder else [(12, 6)]
     cases = [[(3, 4)], [*long_target, (4, 5)], [(28, 6), (2, 3), (15, 4)], [(62, 4), (5, 2), (33, 3), (1, 3), (9, 2)]]
@@ -83,7 +83,7 @@ def check_cached_logits(subject: Subject) -> None:
 
 
 def check_cache_holds_the_tokens(subject: Subject) -> None:
-    """The cache of a call is as long as its text, as the base model's is."""
+    """After a call the cache is as long as the base model's, which is the length of the text."""
     _, model = subject.patched()
     batch = batch_of(model, pairs_of([(5, 6)] * 2, seed=1))
     lengths = []
@@ -107,11 +107,11 @@ def check_beams_share_a_row(subject: Subject) -> None:
         return
     for beams in (1, 3):
         settings = DecodingSettings(ends=(EOS,), beams=beams, max_new_tokens=8)
-        found = batched.decode(model, [pair.source_ids for pair in PAIRS], settings)
+        hypotheses = batched.decode(model, [pair.source_ids for pair in PAIRS], settings)
         generated = _generated(model, PAIRS, beams, use_cache=True).sequences
         expected = architecture_of(model.config).new_tokens(generated, _sources(model, PAIRS))
-        for texts, tokens in zip(found, expected.tolist(), strict=True):
-            if texts[0].tokens != settings.until_end(tokens):
+        for (best, *_), tokens in zip(hypotheses, expected.tolist(), strict=True):
+            if best.tokens != settings.until_end(tokens):
                 raise broken(
                     f"the batched decoder finds another text than generate with {beams} beams",
                     "the same text",
@@ -132,7 +132,7 @@ def _generated(model: Any, pairs: Sequence[Pair], beams: int, use_cache: bool) -
 
 
 class _Forced:
-    """For one call of ``generate``: the next tokens are those of these texts."""
+    """Makes one call of ``generate`` choose the tokens of these texts."""
 
     def __init__(self, texts: torch.Tensor) -> None:
         self.texts = texts  # (B, T)
@@ -145,7 +145,7 @@ class _Forced:
 
 
 def _forced_logits(model: Any, pairs: Sequence[Pair]) -> torch.Tensor:
-    """``(N, V)``, what ``generate`` computes before each target token, one pair after the other."""
+    """The logits ``(N, V)`` of ``generate`` before each target token, one pair after the other."""
     longest = max(len(pair.target_ids) for pair in pairs)
     texts = torch.tensor([[*pair.target_ids, *[2] * (longest - len(pair.target_ids))] for pair in pairs])
     with torch.no_grad():

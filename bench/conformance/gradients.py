@@ -1,4 +1,4 @@
-"""Checks of the contract on losses and gradients: what the loop computes is what the model computes.
+"""Checks on losses and gradients: the training loop computes those of the whole model.
 
 N target tokens.
 """
@@ -28,7 +28,7 @@ from bench.method import trained_parameters
 from bench.models.architecture import Batch
 from bench.train.loss import TargetLoss
 
-# Of a finite difference in float64; a kink between both points spoils the wider ones.
+# Step sizes of a finite difference in float64. A kink between its two points spoils the larger ones.
 STEPS = (1e-5, 1e-6, 1e-7)
 TENSORS_AT_ONCE = 6
 
@@ -41,7 +41,7 @@ def check_loop_loss(subject: Subject) -> None:
         for pairs in (PAIRS, LONG_PAIRS[1:4]):
             batch = batch_of(model, pairs)
             model.train(mode == "training")
-            found = _loss_and_gradients(model, lambda batch=batch: in_loop.of(batch), method.trains)
+            actual = _loss_and_gradients(model, lambda batch=batch: in_loop.of(batch), method.trains)
             expected = _loss_and_gradients(model, lambda batch=batch: _plain_loss(model, batch), method.trains)
             model.eval()
             likely = (
@@ -50,7 +50,7 @@ def check_loop_loss(subject: Subject) -> None:
             )
             for name, wanted in expected.items():
                 require_close(
-                    found[name],
+                    actual[name],
                     wanted,
                     f"the loop's {name} is another than that of the whole logits (in {mode} mode)",
                     "the same",
@@ -69,16 +69,16 @@ def _loss_and_gradients(model: Any, loss_of: Any, trains: bool) -> dict[str, tor
     with seeded(3):
         loss = loss_of()
     gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True) if trained else ()
-    found = {
+    named_gradients = {
         f"gradient of {name}": gradient
         for name, gradient in zip(trained, gradients, strict=True)
         if gradient is not None
     }
-    return {**found, "loss": loss.detach()}
+    return {**named_gradients, "loss": loss.detach()}
 
 
 def check_every_tensor_gets_a_gradient(subject: Subject) -> None:
-    """After one backward pass every trained tensor has a gradient; moved off its start, one that is not all zero."""
+    """After one backward pass every trained tensor, moved from its start, has a gradient that is not all zero."""
     method, model = subject.patched()
     if not method.trains:
         return
@@ -95,7 +95,7 @@ def check_every_tensor_gets_a_gradient(subject: Subject) -> None:
 
 
 def check_trained_tensors_are_registered(subject: Subject) -> None:
-    """Everything that the loss has a gradient for is a parameter of the model: what is not is never stored or moved."""
+    """Every tensor with a gradient is a parameter of the model: other tensors are neither stored nor moved."""
     method, model = subject.patched()
     if not method.trains:
         return
@@ -114,7 +114,7 @@ def check_trained_tensors_are_registered(subject: Subject) -> None:
 
 
 def _leaves(root: Any) -> Iterator[torch.Tensor]:
-    """The tensors that a graph of autograd accumulates gradients for."""
+    """The tensors for which a graph of autograd accumulates gradients."""
     pending, seen = [root], set()
     while pending:
         node = pending.pop()
@@ -155,7 +155,7 @@ def check_gradients_are_derivatives(subject: Subject) -> None:
 
 @dataclass(frozen=True)
 class Line:
-    """A direction from where a trained tensor is, and how steep the loss is there by its gradient."""
+    """A direction from the value of a trained tensor, and the slope of the loss along it by the tensor's gradient."""
 
     name: str
     parameter: nn.Parameter
@@ -165,7 +165,7 @@ class Line:
 
     @classmethod
     def along(cls, name: str, parameter: nn.Parameter, gradient: torch.Tensor | None) -> Line:
-        """A random direction that leans to the gradient's."""
+        """A random direction, plus that of the gradient."""
         along = torch.zeros_like(parameter) if gradient is None else gradient
         with seeded(7):
             direction = torch.randn_like(parameter)
@@ -174,7 +174,7 @@ class Line:
 
 
 def _wrong(model: Any, batch: Batch, lines: Sequence[Line]) -> float | None:
-    """The finite difference along all these lines, unless it agrees with their slopes."""
+    """The finite difference along all these lines; None if it agrees with their slopes."""
     expected = sum(line.slope for line in lines)
     scale = max(abs(line.slope) for line in lines)
     for step in STEPS:
@@ -204,22 +204,22 @@ def _slope(model: Any, batch: Batch, lines: Sequence[Line], step: float) -> floa
 def check_gradient_checkpointing(subject: Subject) -> None:
     """Recomputing activations changes neither loss nor gradients."""
     for pairs in (PAIRS, LONG_PAIRS):
-        found: list[dict[str, torch.Tensor]] = []
+        results: list[dict[str, torch.Tensor]] = []
         for checkpointing in (False, True):
             method, model = subject.patched(checkpointing=checkpointing)
             if not method.trains:
                 return
             batch = batch_of(model.train(), pairs)
-            found.append(_loss_and_gradients(model, lambda batch=batch, model=model: _plain_loss(model, batch), True))
-        if found[0].keys() != found[1].keys():
+            results.append(_loss_and_gradients(model, lambda batch=batch, model=model: _plain_loss(model, batch), True))
+        if results[0].keys() != results[1].keys():
             raise broken(
                 "gradient checkpointing changed which tensors get a gradient",
                 "the same ones",
                 "a tensor reaches a layer by another way than its arguments or its parameters",
             )
-        for name, expected in found[0].items():
+        for name, expected in results[0].items():
             require_close(
-                found[1][name],
+                results[1][name],
                 expected,
                 f"gradient checkpointing changed the {name}",
                 "the same",

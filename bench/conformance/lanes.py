@@ -1,4 +1,4 @@
-"""A check of the contract on trials that share a pass: each computes and trains what it would alone.
+"""Checks that a trial in a fused pass computes and trains the same as alone.
 
 K lanes, B rows.
 """
@@ -36,7 +36,7 @@ LIKELY = (
 
 
 def check_lanes_do_not_meet(subject: Subject) -> None:
-    """Rows of several trials in one pass have the losses, and give the gradients, that each trial has alone."""
+    """In one pass with others, each trial has the losses and gradients that it has alone."""
     if not subject.method().fusable:
         return
     methods, models = _lanes(subject)
@@ -46,14 +46,14 @@ def check_lanes_do_not_meet(subject: Subject) -> None:
     try:
         methods[0].fuse(models, lanes)
     except MethodError:
-        return  # it says itself that it cannot
+        return  # the method refuses these models, which the contract allows
     for active in ((0, 1, 2), (0, 2), (1,), (2, 1)):
         with lanes.sharing(active):
-            found = _losses_and_gradients(
+            fused = _losses_and_gradients(
                 [models[lane] for lane in active], [ROWS_OF_LANES[a] for a in active], models[0]
             )
         for at, lane in enumerate(active):
-            _require_same(found[at], alone[lane], f"with lanes {', '.join(map(str, active))} in one pass")
+            _require_same(fused[at], alone[lane], f"with lanes {', '.join(map(str, active))} in one pass")
     for lane in range(LANES):
         (by_itself,) = _losses_and_gradients([models[lane]], [ROWS_OF_LANES[lane]])
         _require_same(by_itself, alone[lane], "fused, and then run by itself,")
@@ -74,11 +74,13 @@ def _lanes(subject: Subject) -> tuple[list[Method], list[Any]]:
     return methods, models
 
 
-Found = tuple[torch.Tensor, dict[str, torch.Tensor]]
+LossAndGradients = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
-def _losses_and_gradients(models: Sequence[Any], rows: Sequence[Sequence[Pair]], first: Any = None) -> list[Found]:
-    """Of each of these models the loss of its rows, which all go through ``first``, and the gradients."""
+def _losses_and_gradients(
+    models: Sequence[Any], rows: Sequence[Sequence[Pair]], first: Any = None
+) -> list[LossAndGradients]:
+    """The loss of each model's rows, and its gradients. All rows go through ``first``."""
     first = models[0] if first is None else first
     together = [pair for of_lane in rows for pair in of_lane]
     first.train()
@@ -94,11 +96,11 @@ def _losses_and_gradients(models: Sequence[Any], rows: Sequence[Sequence[Pair]],
     ]
 
 
-def _require_same(found: Found, expected: Found, when: str) -> None:
-    require_close(found[0], expected[0], f"{when} a trial has another loss", "the loss that it has alone", LIKELY)
-    for name, gradient in expected[1].items():
+def _require_same(fused: LossAndGradients, alone: LossAndGradients, when: str) -> None:
+    require_close(fused[0], alone[0], f"{when} a trial has another loss", "the loss that it has alone", LIKELY)
+    for name, gradient in alone[1].items():
         require_close(
-            found[1][name],
+            fused[1][name],
             gradient,
             f"{when} {name} has another gradient",
             "the gradient that it has alone",

@@ -1,4 +1,4 @@
-"""A check of the contract on coverage: layers that are equal in the base model are adapted alike.
+"""Checks the coverage of a method: layers that are equal in the base model are adapted alike.
 
 B batch, T tokens, D hidden size.
 """
@@ -16,7 +16,7 @@ from bench.conformance.subject import ContractError, Subject, batch_of, broken, 
 from bench.method import trained_parameters
 
 LAYERS = 4
-# A setting with one of these in its name chooses layers, so that others are left out on purpose.
+# A setting with one of these words in its name chooses layers, so that a method may leave out others.
 CHOICES = ("layer", "block")
 
 Part = tuple[str, tuple[int, ...]]
@@ -24,7 +24,7 @@ Part = tuple[str, tuple[int, ...]]
 
 
 def check_equal_layers_are_adapted_alike(subject: Subject) -> None:
-    """Of equal layers all are adapted in the same way or none is, unless a setting chooses some."""
+    """All equal layers are adapted in the same way, or none is, unless a setting chooses some."""
     if chooses_layers(subject.config):
         return
     base = subject.base_model(LAYERS)
@@ -62,13 +62,13 @@ def chooses_layers(config: Any) -> bool:
 
 
 def _stacks(base: nn.Module) -> dict[str, list[nn.Module]]:
-    """Lists of layers of one class each, by name; not those within others."""
-    found: dict[str, list[nn.Module]] = {}
+    """The outermost lists of layers, by name."""
+    stacks: dict[str, list[nn.Module]] = {}
     for name, module in base.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in found)
+        inside = any(name.startswith(f"{outer}.") for outer in stacks)
         if isinstance(module, nn.ModuleList) and not inside and len(module) == LAYERS:
-            found[name] = list(module)
-    return found
+            stacks[name] = list(module)
+    return stacks
 
 
 def _shapes_below(block: nn.Module) -> set[Part]:
@@ -76,13 +76,13 @@ def _shapes_below(block: nn.Module) -> set[Part]:
 
 
 def _what_is_trained(block: nn.Module, alike: set[Part], original: set[Part]) -> Counter[Part]:
-    """Names within the layer and shapes of what is trained there, without what only some layers of the base have."""
-    found = [(name, tuple(parameter.shape)) for name, parameter in trained_parameters(block)]
-    return Counter(each for each in found if each in alike or each not in original)
+    """Names and shapes of a layer's trained tensors, without those that only some layers of the base model have."""
+    trained = [(name, tuple(parameter.shape)) for name, parameter in trained_parameters(block)]
+    return Counter(part for part in trained if part in alike or part not in original)
 
 
 def _blocks_with_another_function(subject: Subject, model: Any, stacks: dict[str, list[nn.Module]]) -> dict[int, bool]:
-    """Whether each layer gives for its input another output than the base model's; absent where that cannot be told."""
+    """Whether each layer's output differs from the base model's for the same input; absent if that is unknown."""
     calls: dict[int, tuple[tuple[Any, ...], dict[str, Any], Any]] = {}
     blocks = [block for blocks in stacks.values() for block in blocks]
 
@@ -96,7 +96,7 @@ def _blocks_with_another_function(subject: Subject, model: Any, stacks: dict[str
         for hook in hooks:
             hook.remove()
     untouched = [block for blocks in _stacks(subject.base_model(LAYERS)).values() for block in blocks]
-    found: dict[int, bool] = {}
+    changed: dict[int, bool] = {}
     for block, plain in zip(blocks, untouched, strict=True):
         if id(block) not in calls:
             continue
@@ -104,10 +104,10 @@ def _blocks_with_another_function(subject: Subject, model: Any, stacks: dict[str
         try:
             with torch.no_grad(), seeded(5):
                 expected = plain(*args, **kwargs)
-            found[id(block)] = not torch.equal(_hidden(output), _hidden(expected))
+            changed[id(block)] = not torch.equal(_hidden(output), _hidden(expected))
         except Exception:  # noqa: BLE001
-            continue  # the base model's layer need not understand what this one was given
-    return found
+            continue  # the base model's layer may not take the arguments of this one
+    return changed
 
 
 def _hidden(output: Any) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""What every method must keep, as checks that run on tiny models. Tests and plugin authors use the same code.
+"""The contract of methods, as checks that run on tiny models. Tests and plugin authors use the same code.
 
 Each check takes a :class:`Subject` and raises :class:`ContractError` with the reason. Models are in float64, so that
-what must be equal is equal to rounding.
+equal functions give results that differ only by rounding.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The contract over all checks and families of tiny models: what ``tuneoff check-method`` and our tests run."""
+"""Runs all checks of the contract on families of tiny models, for ``tuneoff check-method`` and tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bench.method import Method, MethodError
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one check found on one family. A method that refuses a family in ``patch`` keeps the contract there."""
+    """The result of one check on one family. A method that refuses a family in ``patch`` keeps the contract there."""
 
     check: str
     family: str
@@ -33,17 +33,17 @@ def verdicts(
     dtype: torch.dtype = torch.float64,
     processes: int = 2,
 ) -> Iterator[Verdict]:
-    """Run every check on every family; a failure of one does not keep the others from running.
+    """Run every check on every family, also after failures.
 
-    What a check finds changed in the process is put back, and what the method prints goes to stderr.
+    Changes that a method makes to the process are undone, and its output goes to stderr.
 
     Args:
         method_class: The method.
         config: Its settings.
         families: Names of tiny models.
         dtype: Of the models.
-        processes: How many other processes compare what they make of the method; 0 leaves that check out. A class that
-            no other process can import is not checked there.
+        processes: The number of other processes whose models are compared; 0 leaves that check out. A class that no
+            other process can import is not checked there.
     """
     subjects = [Subject(method_class, config, family, dtype) for family in families]
     refusals = [_refusal(subject) for subject in subjects]
@@ -83,7 +83,7 @@ def _verdict(name: str, subject: Subject, refusal: str | None, check: Any) -> Ve
 
 
 def keeps_contract(found: Iterable[Verdict]) -> bool:
-    """No check failed, and at least one family was not refused."""
+    """Whether no check failed and at least one family was not refused."""
     outcomes = {verdict.outcome for verdict in found}
     return "fail" not in outcomes and "pass" in outcomes
 
@@ -95,6 +95,6 @@ def _refusal(subject: Subject) -> str | None:
             subject.patched()
         except MethodError as error:
             return str(error)
-        except (Exception, SystemExit):  # noqa: BLE001 - the checks run into it again, and tell
+        except (Exception, SystemExit):  # noqa: BLE001 - the checks meet the same error and report it
             return None
     return None

@@ -1,4 +1,4 @@
-"""What every metric must keep. ``tuneoff check-metric`` and our tests run these checks, over metrics of strangers too.
+"""The contract of metrics, as checks. ``tuneoff check-metric`` and tests run them, on metrics of plugins, too.
 
 Imports no torch, so that a metric is checked in a second or two.
 """
@@ -46,7 +46,7 @@ ODD = (
 
 @dataclass(frozen=True)
 class Sample:
-    """Sources that a metric is tried on.
+    """Sources on which a metric is tried.
 
     Attributes:
         name: For messages.
@@ -59,7 +59,7 @@ class Sample:
     scoring: Scoring = field(default_factory=Scoring)
 
     def texts(self, predictions: Sequence[str], alone: bool = False) -> Texts:
-        """These predictions; ``alone`` leaves each source one reference."""
+        """Texts with these predictions; with ``alone`` each source has only one reference."""
         references = [one.references[:1] if alone else one.references for one in self.examples]
         facts = [one.facts for one in self.examples]
         return prepare(predictions, references, self.scoring, facts, [False] * len(predictions))
@@ -74,7 +74,7 @@ class Sample:
 
     @property
     def damaged(self) -> dict[str, list[str]]:
-        """Worse predictions than perfect ones, by what was done to them."""
+        """Predictions that are worse than the references, by the kind of damage."""
         drawn = random.Random(1)
         words = [text.split() for text in self.perfect]
         return {
@@ -87,7 +87,7 @@ class Sample:
 
 
 def samples() -> list[Sample]:
-    """The task that ships with Tuneoff: with triples, with slots, with nothing but texts, and with answers in them."""
+    """Samples of the task that Tuneoff ships: with triples, with slots, with texts alone, and with answers in texts."""
     from bench.tasks.facts.task import Facts
 
     some = Facts(Facts.Config()).load("dev")[:SCORED]
@@ -105,7 +105,7 @@ def samples() -> list[Sample]:
 
 @dataclass(frozen=True)
 class Subject:
-    """A metric and what it is tried on."""
+    """A metric and the samples on which it is tried."""
 
     metric_class: type[Metric]
     all_samples: Sequence[Sample]
@@ -113,11 +113,11 @@ class Subject:
     settings: dict[str, Any] = field(
         default_factory=lambda: {name: read() for name, (read, _) in PROCESS_SETTINGS.items()}
     )
-    """Of the process, before the metric was first asked for anything."""
+    """The settings of the process before the metric was first used."""
 
     @cached_property
     def samples(self) -> list[Sample]:
-        """Those that the metric can score."""
+        """The samples that the metric can score."""
         return [one for one in self.all_samples if self.made(one).absent(one.texts(one.perfect)) is None]
 
     def made(self, sample: Sample) -> Metric:
@@ -133,13 +133,13 @@ class Subject:
 def verdicts(
     metric_class: type[Metric], more: Sequence[Sample] = (), processes: bool = True, offered_as: str | None = None
 ) -> Iterator[CheckVerdict]:
-    """Run every check; one that fails does not keep the others from running, unless there is nothing to score.
+    """Run every check, also after failures, unless there is nothing to score.
 
     Args:
         metric_class: The metric.
-        more: Sources that it is tried on beside the shipped ones, e.g. of its own task.
-        processes: Whether other processes compare what they make of it.
-        offered_as: The name of its file or entry point, which it has to have; None where it has none.
+        more: Further sources on which it is tried, e.g. of its own task.
+        processes: Whether scores of other processes are compared, too.
+        offered_as: The name of the metric's file or entry point, which must be its name; None if it has neither.
     """
     subject = Subject(metric_class, [*samples(), *more], offered_as)
     for name, check in CHECKS.items():
@@ -149,8 +149,8 @@ def verdicts(
             with redirect_stdout(sys.stderr):
                 remark = check(subject)
         except Exception as error:  # noqa: BLE001 - whatever a stranger's code raises is the reason of a failure
-            told = str(error) if isinstance(error, MetricError) else f"{type(error).__name__}: {error}"
-            yield CheckVerdict(name, "fail", told)
+            reason = str(error) if isinstance(error, MetricError) else f"{type(error).__name__}: {error}"
+            yield CheckVerdict(name, "fail", reason)
             if check in (_class_is_whole, _can_be_had):
                 return
         else:
@@ -172,23 +172,24 @@ def _class_is_whole(subject: Subject) -> None:
 def _can_be_had(subject: Subject) -> None:
     reasons = {}
     for sample in subject.all_samples:
-        found = subject.made(sample).absent(sample.texts(sample.perfect))
-        if found is not None and not (isinstance(found, str) and found.strip()):
-            raise MetricError(f"absent gives {found!r}; it must give None, or what is missing")
-        reasons[sample.name] = found
+        reason = subject.made(sample).absent(sample.texts(sample.perfect))
+        if reason is not None and not (isinstance(reason, str) and reason.strip()):
+            raise MetricError(f"absent gives {reason!r}; it must give None, or what is missing")
+        reasons[sample.name] = reason
     if not subject.samples:
-        told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise MetricError(f"nothing was checked, because it is absent everywhere ({told}); name data with --task")
+        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise MetricError(f"nothing was checked, because it is absent everywhere ({why}); name data with --task")
 
 
 def _has_a_signature(subject: Subject) -> None:
     for sample in subject.samples:
         metric = subject.made(sample)
-        found = [metric.signature(sample.texts(texts)) for texts in (sample.perfect, sample.perfect, sample.odd)]
-        if not all(isinstance(one, str) and one.strip() and len(one.splitlines()) == 1 for one in found):
-            raise MetricError(f"the signature is {found[0]!r}; it must be one line that says what makes up the score")
-        if len(set(found)) > 1:
-            raise MetricError(f"the signature changes with the predictions, {found[0]!r} and {found[-1]!r}")
+        signatures = [metric.signature(sample.texts(texts)) for texts in (sample.perfect, sample.perfect, sample.odd)]
+        first, *_, last = signatures
+        if not all(isinstance(one, str) and one.strip() and len(one.splitlines()) == 1 for one in signatures):
+            raise MetricError(f"the signature is {first!r}; it must be one line that says what makes up the score")
+        if len(set(signatures)) > 1:
+            raise MetricError(f"the signature changes with the predictions, {first!r} and {last!r}")
 
 
 def _statistics_are_a_table(subject: Subject) -> None:
@@ -205,7 +206,7 @@ def _statistics_are_a_table(subject: Subject) -> None:
 
 
 def _statistics_are_of_one_source(subject: Subject) -> None:
-    """Rows of a part are those of the whole, in whatever order."""
+    """The statistics of some sources, in any order, are their rows of the statistics of all sources."""
     if not subject.metric_class.adds_up:
         return
     for sample, metric, name, predictions in subject.variants():
@@ -226,7 +227,7 @@ def _statistics_are_of_one_source(subject: Subject) -> None:
 
 
 def _score_is_one_of_sums(subject: Subject) -> None:
-    """What is recorded is what tests and intervals are made of, for one sum and for many at once."""
+    """Recorded scores equal the scores of sums, which tests and intervals use, for one sum and for many at once."""
     for sample, metric, name, predictions in subject.variants():
         texts = sample.texts(predictions)
         measured = metric.measure(texts)
@@ -264,10 +265,10 @@ def _scores_are_finite(subject: Subject) -> None:
         measured = metric.measure(sample.texts(predictions))
         for place in range(len(predictions)):
             alone = measured.per_example[place] if measured.per_example is not None else 0.0
-            for found in (measured.over([place]), alone):
-                if not math.isfinite(found):
+            for score in (measured.over([place]), alone):
+                if not math.isfinite(score):
                     raise MetricError(
-                        f"the score of one source is {found} with {name}: {predictions[place][:40]!r} for "
+                        f"the score of one source is {score} with {name}: {predictions[place][:40]!r} for "
                         f"{sample.perfect[place][:40]!r}; of whatever texts, a score is a finite number"
                     )
 
@@ -275,32 +276,32 @@ def _scores_are_finite(subject: Subject) -> None:
 def _references_score_best(subject: Subject) -> str | None:
     best = subject.metric_class.best
     for sample in subject.samples:
-        found = _score(subject.made(sample), sample.texts(sample.perfect, alone=True))
+        score = _score(subject.made(sample), sample.texts(sample.perfect, alone=True))
         if best is not None:
-            _require_equal(found, float(best), "references scored against themselves do not score best")
+            _require_equal(score, float(best), "references scored against themselves do not score best")
     return None
 
 
 def _damage_is_told(subject: Subject) -> str | None:
-    """Whether direction and best fit what damage does to a score."""
+    """Damage makes scores worse by the metric's direction. A remark if it changes no score."""
     higher, best = subject.metric_class.higher_is_better, subject.metric_class.best
     if higher is None:
         return None
-    told = False
+    any_changed = False
     for sample in subject.samples:
         metric = subject.made(sample)
         perfect = _score(metric, sample.texts(sample.perfect, alone=True))
-        found = {name: _score(metric, sample.texts(texts, alone=True)) for name, texts in sample.damaged.items()}
-        changed = {name: value for name, value in found.items() if not _equal(value, perfect)}
+        scores = {name: _score(metric, sample.texts(texts, alone=True)) for name, texts in sample.damaged.items()}
+        changed = {name: value for name, value in scores.items() if not _equal(value, perfect)}
         better = {name: value for name, value in changed.items() if (value > perfect) == higher}
-        told |= bool(changed)
+        any_changed |= bool(changed)
         if better and (best is not None or len(better) == len(changed)):
             name, value = next(iter(better.items()))
             raise MetricError(
                 f"{name} in place of the references score {value:.6g}, the references {perfect:.6g}: with "
                 f"higher_is_better = {higher} the damaged texts are the better ones; is the direction wrong?"
             )
-    return None if told else "nothing that was done to the texts changes the score"
+    return None if any_changed else "nothing that was done to the texts changes the score"
 
 
 def _nothing_is_left_behind(subject: Subject) -> None:
@@ -315,7 +316,7 @@ def _nothing_is_left_behind(subject: Subject) -> None:
 
 @contextmanager
 def _left_behind(what: str, before: dict[str, Any]) -> Iterator[list[str]]:
-    """What a block changes of the process, which is put back; also what it has changed to the same before."""
+    """Yield a list that after the block names the settings and random states that it changed. They are restored."""
     changed: list[str] = []
     original = _random_states()
     for name, (read, put_back) in PROCESS_SETTINGS.items():
@@ -341,7 +342,7 @@ def _left_behind(what: str, before: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def _draw_anew() -> None:
-    """Random states that no seed of a metric leads to."""
+    """Set random states that no seed of a metric produces."""
     random.seed("tuneoff check-metric")
     np.random.seed(random.randrange(2**32))
     if (torch := sys.modules.get("torch")) is not None:
@@ -349,7 +350,7 @@ def _draw_anew() -> None:
 
 
 def _random_states() -> dict[str, tuple[Any, Callable[[Any], Any]]]:
-    found: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    states: dict[str, tuple[Any, Callable[[Any], Any]]] = {
         "Python (random)": (random.getstate(), random.setstate),
         "numpy (np.random)": (
             json.dumps(np.random.get_state(legacy=False), default=lambda value: value.tolist()),
@@ -358,11 +359,11 @@ def _random_states() -> dict[str, tuple[Any, Callable[[Any], Any]]]:
     }
     torch = sys.modules.get("torch")
     if torch is not None:
-        found["torch"] = (
+        states["torch"] = (
             tuple(torch.random.get_rng_state().tolist()),
             lambda state: torch.random.set_rng_state(torch.tensor(state, dtype=torch.uint8)),
         )
-    return found
+    return states
 
 
 def _input_stays(subject: Subject) -> None:
@@ -389,15 +390,15 @@ def _same_again(subject: Subject) -> None:
 
 
 def _same_in_other_processes(subject: Subject) -> str | None:
-    """A set or a hash in another order gives the same scores, on every machine and in every rank."""
-    found = subject.metric_class
-    if "<locals>" in found.__qualname__ or found.__module__ == "__main__":
+    """Scores do not depend on the hash seed of a process, which changes the order of sets."""
+    metric_class = subject.metric_class
+    if "<locals>" in metric_class.__qualname__ or metric_class.__module__ == "__main__":
         return "not checked: no other process can import the class"
     code = (
         "import sys\nsys.path[:] = sys.argv[3:]\nfrom bench.conformance import metric_checks\n"
         "metric_checks.print_fingerprint(*sys.argv[1:3])"
     )
-    command = [sys.executable, "-c", code, found.__module__, found.__qualname__, *sys.path]
+    command = [sys.executable, "-c", code, metric_class.__module__, metric_class.__qualname__, *sys.path]
     running = [
         subprocess.Popen(
             command,
@@ -408,11 +409,11 @@ def _same_in_other_processes(subject: Subject) -> str | None:
         )
         for seed in HASH_SEEDS
     ]
-    told = [process.communicate() for process in running]
-    for process, (_, errors) in zip(running, told, strict=True):
+    outputs = [process.communicate() for process in running]
+    for process, (_, errors) in zip(running, outputs, strict=True):
         if process.returncode:
             raise MetricError(f"another process cannot score: {errors.strip().splitlines()[-1:]}")
-    first, second = (json.loads(output.splitlines()[-1]) for output, _ in told)
+    first, second = (json.loads(output.splitlines()[-1]) for output, _ in outputs)
     if first != second:
         raise MetricError(
             f"scores depend on the hash seed of the process, say on the order of a set: {_differing(first, second)}"
@@ -421,14 +422,14 @@ def _same_in_other_processes(subject: Subject) -> str | None:
 
 
 def print_fingerprint(module: str, name: str) -> None:
-    """The scores of a class on the shipped samples, for a process that started this one."""
+    """Print the scores of a class on the shipped samples, for the process that started this one."""
     import importlib
 
-    found: Any = importlib.import_module(module)
+    metric_class: Any = importlib.import_module(module)
     for part in name.split("."):
-        found = getattr(found, part)
+        metric_class = getattr(metric_class, part)
     with redirect_stdout(sys.stderr):
-        scores = fingerprint(Subject(found, samples()))
+        scores = fingerprint(Subject(metric_class, samples()))
     print(json.dumps(scores))  # noqa: T201
 
 
@@ -463,9 +464,9 @@ def _equal(one: float, other: float) -> bool:
     return math.isclose(one, other, rel_tol=ROUNDING, abs_tol=ROUNDING)
 
 
-def _require_equal(found: float, expected: float, problem: str) -> None:
-    if not _equal(found, expected):
-        raise MetricError(f"{problem}: {found:.10g} instead of {expected:.10g}")
+def _require_equal(score: float, expected: float, problem: str) -> None:
+    if not _equal(score, expected):
+        raise MetricError(f"{problem}: {score:.10g} instead of {expected:.10g}")
 
 
 def _first(rows: Array, where: Any) -> str:

@@ -30,7 +30,7 @@ $name = "$name:$class_name"
 """
 
 _METHOD = '''\
-"""$class_name: a vector of its own is added to what every norm layer gives. Replace it with your method.
+"""$class_name: adds a trained vector to the output of every norm layer. Replace it with your method.
 
 D width of a norm layer.
 """
@@ -47,7 +47,7 @@ from bench.method import Method, MethodConfig, MethodError
 
 
 class Offset(nn.Module):
-    """Adds a trained vector ``(D,)``. Called as a module of its own, it works where ZeRO-3 cuts parameters up, too."""
+    """Adds a trained vector ``(D,)``. It is its own module, so that ZeRO-3 gathers the vector when it is called."""
 
     def __init__(self, like: torch.Tensor, std: float) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Offset(nn.Module):
 
 
 class $class_name(Method):
-    """A trained vector is added to the output of every norm layer."""
+    """Adds a trained vector to the output of every norm layer."""
 
     class Config(MethodConfig):
         """Settings, each with a type, a default and a meaning; 'tuneoff methods $name' shows them."""
@@ -68,7 +68,7 @@ class $class_name(Method):
     paper: ClassVar[str] = ""  # authors, year, identifier
 
     def patch(self, model: Any) -> nn.Module:
-        """Gets the base model frozen; what requires grad afterwards is trained."""
+        """The base model comes frozen; the tensors that require grad afterwards are trained."""
         norms = [module for module in model.modules() if "Norm" in type(module).__name__]
         if not norms:
             raise MethodError(f"{type(model).__name__} has no norm layer")
@@ -97,7 +97,7 @@ def test_contract(family: str) -> None:
 '''
 
 _METRIC = '''\
-"""$class_name: how many words of the reference a prediction says. Replace it with your metric."""
+"""$class_name: the share of the reference's words that a prediction contains. Replace it with your metric."""
 
 from __future__ import annotations
 
@@ -107,26 +107,26 @@ from bench.metrics import Array, Metric, Texts
 
 
 class $class_name(Metric):
-    """Percentage of the words of the first reference that the prediction says too."""
+    """Percentage of the words of the first reference that the prediction contains."""
 
     name = "$name"
     higher_is_better = True  # False where less is better, None where neither end is
     best = 100.0  # of texts that equal their reference; None where there is no such number
 
     def signature(self, texts: Texts) -> str:
-        """Whatever makes another score: how words are cut, versions of libraries."""
+        """Everything that changes the score: how words are cut, versions of libraries."""
         return "words between spaces, lower case|first reference|v1"
 
     def statistics(self, texts: Texts) -> Array:
-        """Of each source: words that are said, and words of the reference. They are added up over sources."""
+        """For each source: shared words, and words of the reference. They are added up over sources."""
         rows = []
         for prediction, references in zip(texts.predictions, texts.references, strict=True):
-            told = set(references[0].lower().split())
-            rows.append((len(told & set(prediction.lower().split())), len(told)))
+            words = set(references[0].lower().split())
+            rows.append((len(words & set(prediction.lower().split())), len(words)))
         return np.array(rows, dtype=np.float64)
 
     def score(self, sums: Array) -> Array:
-        """The score of sums of statistics; many at once, so that sums[..., 0] is the first statistic of each."""
+        """The scores of many sums of statistics at once; sums[..., 0] is the first statistic of each."""
         share: Array = 100.0 * sums[..., 0] / np.maximum(1.0, sums[..., 1])
         return share
 '''
@@ -154,7 +154,7 @@ def test_a_right_value() -> None:
 '''
 
 _TASK = '''\
-"""$class_name: where people live. Replace data and reading with those of your task."""
+"""$class_name: sentences on people's homes and hobbies. Replace its data, and the code that reads them, with yours."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ from bench.tasks.rows import read_json_lines
 
 
 class $class_name(Task):
-    """The facts about a person become a sentence."""
+    """Turns facts about a person into a sentence."""
 
     class Config(TaskConfig):
         """Settings beside the common ones, each with a type, a default and a meaning."""

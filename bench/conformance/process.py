@@ -1,6 +1,6 @@
-"""The contract across processes: another one, with another seed of Python's hashes, makes the same model of it all.
+"""Checks that a method makes the same model in another process, which has another seed of Python's hashes.
 
-Ranks and later sessions are such processes. They are started once for many methods, since they import torch anew.
+Ranks and later sessions are such processes. Each process is started once for many methods, because it imports torch.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def _class_of(module: str, name: str) -> Any:
 
 
 def check_is_the_same_in_another_process(subject: Subject) -> None:
-    """Another process with another hash seed starts from the same model, and makes the same of what was stored.
+    """A process with another hash seed patches the same model, and computes the same with a stored state.
 
-    What no other process can import is passed over; :func:`bench.conformance.verdicts` says so.
+    A class that no other process can import is skipped; :func:`bench.conformance.verdicts` reports it.
     """
     if not importable(subject.method_class):
         return
@@ -58,11 +58,11 @@ def check_is_the_same_in_another_process(subject: Subject) -> None:
 
 
 class OtherProcesses:
-    """Processes that patch the same models and load what was stored of them here.
+    """Processes that patch the same models and load the states that this process has stored.
 
     Args:
-        subjects: What to check; classes that are importable.
-        count: Of processes, each with another hash seed.
+        subjects: The methods and models. The classes must be importable.
+        count: The number of processes, each with another hash seed.
     """
 
     def __init__(self, subjects: Sequence[Subject], count: int = 2) -> None:
@@ -88,10 +88,10 @@ class OtherProcesses:
         }
 
     def check(self, subject: Subject) -> None:
-        """Compare what the other processes found with what was found here.
+        """Compare the results of the other processes with those of this one.
 
         Raises:
-            ContractError: It differs.
+            ContractError: They differ.
         """
         number = self._numbers.get(id(subject))
         if number is None:
@@ -124,7 +124,7 @@ def _description(subject: Subject) -> dict[str, Any]:
 
 
 def _start(subject: Subject) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Names in their order, and values, of what is trained and stored at the start under one seed."""
+    """Ordered names of the trained and stored tensors, and the stored values, after patch under one seed."""
     method, model = subject.patched(disturbed=False)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = [[names.get(id(each), "?") for each in group["params"]] for group in method.parameter_groups(model)]
@@ -137,7 +137,7 @@ def _start(subject: Subject) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 def _prepare(subject: Subject, path: Path) -> bool:
-    """Write the start, a trained state and its logits; False where that fails, which other checks tell."""
+    """Write the state after patch, a trained state and its logits; False if that fails, which other checks report."""
     try:
         facts, tensors = _start(subject)
         method, model = subject.patched(disturbed=False)
@@ -189,7 +189,7 @@ def _compare(
 
 
 def _run(folder: Path, seed: str) -> None:
-    """The other process: patch each subject, load what was stored of it, and write what came of it."""
+    """The program of the other process: patch each subject, load its stored state, and write the results."""
     for job in json.loads((folder / "jobs.json").read_text(encoding="utf-8")):
         out = folder / f"{job['number']}.{seed}"
         dtype = getattr(torch, job["dtype"])

@@ -1,4 +1,4 @@
-"""The settings of a process that code of strangers could change: how each is read and put back. Imports no torch."""
+"""The settings of a process that a plugin could change: how each is read and restored. Imports no torch."""
 
 from __future__ import annotations
 

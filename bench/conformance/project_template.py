@@ -1,4 +1,4 @@
-"""A plugin project to start from: a method, task or metric that works, its entry point and its test."""
+"""Writes a plugin project: a method, task or metric that works, its entry point and its test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def write_project(name: str, parent: Path, kind: Kind = "method") -> Path:
     """Write the project into ``parent/name``; returns that folder.
 
     Raises:
-        ConfigError: The name cannot be a module's, is taken, or the folder is there already.
+        ConfigError: The name is no name of a module, is taken, or the folder exists.
     """
     _require_free(name, kind)
     folder = parent / name

@@ -1,4 +1,4 @@
-"""A short training as the loop does it: its loss, the method's parameter groups and hooks, evaluations in between."""
+"""A short training like that of the loop: its loss, the method's parameter groups and hooks, and evaluations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Watch = Callable[[str, int], AbstractContextManager[None]]
 
 
 def unwatched(hook: str, step: int) -> AbstractContextManager[None]:
-    """Nobody looks at what a hook does."""
+    """A watch that does nothing."""
     return nullcontext()
 
 
@@ -41,13 +41,13 @@ def rehearse(
     """Train for a few steps of AdamW, and return the loss of each.
 
     Args:
-        method: Whose groups and hooks are used.
-        model: Patched with it; in evaluation mode afterwards.
-        steps: Whole ones.
-        watch: Is entered around every hook.
-        pairs: Of every step.
-        late_steps: Up to this step hooks alone are called afterwards, with the last gradients.
-        hide_gradients: Give hooks no gradients, as ZeRO does.
+        method: The method whose parameter groups and hooks are used.
+        model: Patched by the method. It is in evaluation mode afterwards.
+        steps: The number of steps.
+        watch: A context manager that is entered around every hook.
+        pairs: The batch of every step.
+        late_steps: After the steps, only hooks are called up to this step, with the last gradients.
+        hide_gradients: Whether hooks see no gradients, as under ZeRO.
     """
     groups = [
         {"params": list(group["params"]), "lr": 1e-2 * group.get("lr_scale", 1.0)}

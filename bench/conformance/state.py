@@ -1,4 +1,4 @@
-"""Checks of the contract on what is stored of a method, and on folding it into the base weights."""
+"""Checks on the stored state of a method, and on merging it into the base weights."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ STORED_TOO_LITTLE = (
 
 
 def check_state_reloads(subject: Subject) -> None:
-    """What is stored makes a freshly patched model give the same logits, whatever it started from or has computed."""
+    """A freshly patched model with a loaded state gives the same logits, whatever its start and its earlier calls."""
     states, expected = [], []
     for seed in (1, 3):
         method, model = subject.patched(disturbed=False, seed=seed)
         with torch.no_grad():
-            target_logits(model)  # what is computed before training must not outlive it
+            target_logits(model)  # values computed before training must not be used after it
         if method.trains:
             rehearse(method, model, steps=3, late_steps=LATE_STEPS)
         else:
@@ -50,9 +50,9 @@ def check_state_reloads(subject: Subject) -> None:
         fresh_method.load_adapter_state(fresh, state)
         for pairs, logits in zip((PAIRS, LONG_PAIRS), wanted, strict=True):
             with torch.no_grad():
-                found = target_logits(fresh, pairs)
+                reloaded = target_logits(fresh, pairs)
             require_close(
-                found,
+                reloaded,
                 logits,
                 "a reloaded state gives other logits than the model it was taken from",
                 "the same: what is scored is the stored state in a fresh base model",
@@ -68,21 +68,21 @@ def check_state_reloads(subject: Subject) -> None:
 
 
 def on_disk_and_back(method: Method, model: nn.Module) -> dict[str, torch.Tensor]:
-    """The stored state, through the format of the file that it is stored in."""
+    """The stored state, written in the format of its file and read again."""
     state = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in method.adapter_state(model).items()
     }
     return load(save(state)) if state else {}
 
 
-def _first_difference(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str | None:
-    if found.keys() != expected.keys():
-        return min(found.keys() ^ expected.keys())
-    return next((name for name, tensor in expected.items() if not torch.equal(found[name], tensor)), None)
+def _first_difference(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str | None:
+    if state.keys() != expected.keys():
+        return min(state.keys() ^ expected.keys())
+    return next((name for name, tensor in expected.items() if not torch.equal(state[name], tensor)), None)
 
 
 def check_state_is_the_methods_own(subject: Subject) -> None:
-    """The stored state has what is trained and none of the frozen base tensors, under the same names at all times."""
+    """The stored state has trained tensors, no frozen base tensors, and always the same names."""
     base = subject.base_model()
     frozen = [(name, tensor, tensor.detach().clone()) for name, tensor in tensors_of(base)]
     method, model = subject.patched(disturbed=False, base=base)
@@ -93,9 +93,9 @@ def check_state_is_the_methods_own(subject: Subject) -> None:
         expected = target_logits(model)
     state = method.adapter_state(model)
     with torch.no_grad():
-        found = target_logits(model)
+        logits = target_logits(model)
     require_close(
-        found, expected, "adapter_state changed the logits", "it to look and not to touch", "it edits tensors"
+        logits, expected, "adapter_state changed the logits", "it to look and not to touch", "it edits tensors"
     )
     after = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if before != after:
@@ -128,7 +128,7 @@ def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 def check_loading_is_strict(subject: Subject) -> None:
-    """Another set of names, or another shape, is refused; what is loaded is copied, in the dtype of the model."""
+    """Loading refuses other names or shapes, and copies tensors into the model's own, whose dtypes stay."""
     base = subject.base_model()
     frozen = [(name, tensor, tensor.detach().clone()) for name, tensor in tensors_of(base)]
     method, model = subject.patched(base=base)
@@ -177,7 +177,7 @@ def _require_refusal(subject: Subject, state: Mapping[str, torch.Tensor], what: 
     try:
         method.load_adapter_state(model, dict(state))
     except Exception:  # noqa: BLE001
-        return  # to refuse is right, in whatever words
+        return  # any error is a refusal
     raise broken(
         f"{what} is loaded without an error",
         "MethodError that names the tensor",
@@ -186,9 +186,9 @@ def _require_refusal(subject: Subject, state: Mapping[str, torch.Tensor], what: 
 
 
 def check_merging_changes_nothing(subject: Subject) -> None:
-    """Merged, a model that can be has the same logits; unmerged again, every bit is back.
+    """A mergeable method keeps the logits when it merges, and restores every bit when it unmerges.
 
-    Weights in four or eight bits may be refused instead.
+    It may refuse to merge into weights in four or eight bits.
     """
     base = subject.base_model()
     tensors = [tensor for _, tensor in tensors_of(base)]
@@ -248,7 +248,7 @@ def _require_unmerged(model: nn.Module, before: Mapping[str, torch.Tensor]) -> N
 
 
 def check_counts(subject: Subject) -> None:
-    """Trained and stored tensors can be counted, also on a model without weights."""
+    """Trained and stored tensors have the same names and shapes on a model without weights."""
     method, model = subject.patched()
     with torch.device("meta"):
         empty = FAMILIES[subject.family]().requires_grad_(False).eval()

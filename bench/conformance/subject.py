@@ -1,4 +1,4 @@
-"""What the checks of the contract look at: a method on a tiny model, batches of every kind, and what both give.
+"""Shared by the checks of methods: a method on a tiny model, batches of every kind, and their logits.
 
 B batch, T tokens, N target tokens, V vocabulary.
 """
@@ -40,7 +40,7 @@ class ContractError(AssertionError):
 
 
 def broken(found: str, expected: str, likely: str) -> ContractError:
-    """One line for the author of a method: what was found, what was expected, and the likely mistake."""
+    """A message for the author of a method: what is wrong, what is expected, and the likely mistake."""
     return ContractError(f"{found}; expected {expected}; likely {likely}")
 
 
@@ -64,7 +64,7 @@ class Subject:
     quantization: Quantization | None = None
 
     def base_model(self, layers: int | None = None) -> Any:
-        """The frozen model, the same every time. ``layers`` makes it deeper than its two."""
+        """A new copy of the frozen model, always with the same weights. ``layers`` replaces its two layers."""
         return copy.deepcopy(_pristine(self.family, self.dtype, layers, self.quantization))
 
     def method(self) -> Method:
@@ -73,7 +73,7 @@ class Subject:
     def patched(
         self, disturbed: bool = True, base: Any = None, seed: int = 1, checkpointing: bool = False
     ) -> tuple[Method, Any]:
-        """A freshly patched model. ``disturbed`` moves what is trained off its start, which may well be a no-op."""
+        """A freshly patched model. ``disturbed`` moves trained tensors, which at their start may have no effect."""
         method = self.method()
         with seeded(seed):
             model = method.patch(self.base_model() if base is None else base)
@@ -85,7 +85,7 @@ class Subject:
 
 
 def disturb(model: nn.Module) -> None:
-    """Move what is trained off its start."""
+    """Add random numbers to the trained tensors."""
     with torch.no_grad():
         for _, parameter in trained_parameters(model):
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -93,9 +93,9 @@ def disturb(model: nn.Module) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside the block the random states that a trial seeds begin at ``seed``; behind it they are as before.
+    """Inside the block the random states that a trial seeds begin at ``seed``; after it they are as before.
 
-    A trial does not seed numpy, which begins anywhere.
+    A trial does not seed numpy, which therefore gets a random seed.
     """
     python, of_numpy = random.getstate(), numpy.random.get_state()
     with torch.random.fork_rng(devices=[]):
@@ -110,9 +110,9 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class ExactFloat64(TorchFunctionMode):
-    """Inside the block nothing in float64 becomes float32.
+    """Inside the block no tensor in float64 becomes float32.
 
-    Norms and softmax of transformers compute in float32 whatever they are given, which no finite difference survives.
+    Norms and softmax of transformers compute in float32 for any input, which is too inexact for finite differences.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -131,7 +131,7 @@ _SOFTMAX = frozenset({nn.functional.softmax, torch.softmax, torch.Tensor.softmax
 
 
 def pairs_of(lengths: Sequence[tuple[int, int]], seed: int = 0) -> list[Pair]:
-    """Pairs of random tokens, none of them special, with these lengths of source and target."""
+    """Pairs of random tokens, without special ones, with these lengths of source and target."""
     generator = torch.Generator().manual_seed(seed)
 
     def ids(length: int) -> list[int]:
@@ -146,26 +146,26 @@ LONG_PAIRS = pairs_of(LONG_LENGTHS)
 
 
 def batch_of(model: Any, pairs: Sequence[Pair] = PAIRS, side: Side = "right", pad_token_id: int = 0) -> Batch:
-    """Pairs as training feeds them to this kind of model."""
+    """A batch of pairs as in training of this kind of model."""
     return architecture_of(model.config).batch(pairs, pad_token_id=pad_token_id, side=side)
 
 
 def logits_of(model: Any, batch: Batch, **kwargs: Any) -> torch.Tensor:
-    """Logits ``(B, T, V)``, for explicit positions, as training and scoring ask for them."""
+    """Logits ``(B, T, V)``, with explicit positions as in training and scoring."""
     logits: torch.Tensor = model(**accepted_inputs(model, batch.inputs), **kwargs).logits
     return logits
 
 
 def target_logits(model: Any, pairs: Sequence[Pair] = PAIRS, side: Side = "right", **kwargs: Any) -> torch.Tensor:
-    """Logits ``(N, V)`` where the target tokens of all pairs are predicted, one pair after the other."""
+    """Logits ``(N, V)`` at the positions that predict target tokens, one pair after the other."""
     batch = batch_of(model, pairs, side)
     return logits_of(model, batch, **kwargs).flatten(0, 1)[batch.predicting]
 
 
 def logits_in(mode: Mode, model: Any, batch: Batch, seed: int = 5, **kwargs: Any) -> torch.Tensor:
-    """Logits ``(B, T, V)`` in a mode, dropout drawn from ``seed``; the model is in evaluation mode afterwards.
+    """Logits ``(B, T, V)`` in a mode, with dropout from ``seed``. The model is in evaluation mode afterwards.
 
-    In the modes of training gradients are enabled, as the loop has it. For checkpointing the model has to have it on.
+    In the modes of training gradients are enabled, as in the loop. Checkpointing has to be on in the model already.
     """
     model.train(mode != "evaluation")
     try:
@@ -182,7 +182,7 @@ def is_random(mode: Mode, model: Any) -> bool:
 
 
 def read_ids(batch: Batch) -> torch.Tensor:
-    """Ids ``(B, T)`` of the tokens that logits are for: the decoder's, where there is an encoder."""
+    """Ids ``(B, T)`` of the tokens that have logits: those of the decoder if there is an encoder."""
     return batch.inputs.get("decoder_input_ids", batch.inputs["input_ids"])
 
 
@@ -192,13 +192,13 @@ def until_end(tokens: torch.Tensor) -> list[int]:
     return ids[: ids.index(EOS)] if EOS in ids else [token for token in ids if token != 0]
 
 
-def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference; not a number where either has one."""
-    return float((found - expected).abs().max()) if found.numel() else 0.0
+def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest absolute difference; NaN if either tensor has one."""
+    return float((actual - expected).abs().max()) if actual.numel() else 0.0
 
 
 def require_close(
-    found: torch.Tensor,
+    actual: torch.Tensor,
     expected: torch.Tensor,
     what: str,
     wanted: str,
@@ -206,20 +206,20 @@ def require_close(
     tolerance: float | None = None,
 ) -> None:
     """Raise :class:`ContractError` unless two tensors are equal to rounding."""
-    if found.shape != expected.shape:
-        raise broken(f"{what}: shape {tuple(found.shape)}", f"{wanted}, shape {tuple(expected.shape)}", likely)
-    allowed = TOLERANCES[found.dtype] if tolerance is None else tolerance
-    largest = difference(found, expected)
+    if actual.shape != expected.shape:
+        raise broken(f"{what}: shape {tuple(actual.shape)}", f"{wanted}, shape {tuple(expected.shape)}", likely)
+    allowed = TOLERANCES[actual.dtype] if tolerance is None else tolerance
+    largest = difference(actual, expected)
     if not largest <= allowed:
         raise broken(f"{what}: largest difference {largest:.3g}", f"{wanted} (allowed {allowed:g})", likely)
 
 
 def gradient_tolerance(expected: torch.Tensor) -> float:
-    """What rounding may move a gradient by, which grows with its largest element."""
+    """The rounding error allowed in a gradient, which grows with its largest element."""
     return 1e-6 * max(1.0, float(expected.abs().max()))
 
 
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names of all parameters and buffers with them."""
+    """Names and tensors of all parameters and buffers."""
     yield from model.named_parameters()
     yield from model.named_buffers()

@@ -1,4 +1,4 @@
-"""What of a process a method could change besides its model: taken, compared and put back."""
+"""Records, compares and restores the parts of a process that a method could change besides its model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bench.conformance.tiny_models import WordTokenizer
 from bench.models import architecture
 from bench.train import loss
 
-# The settings of a process: how each is read and put back.
+# The settings of a process, with the functions that read and restore each.
 SETTINGS: Settings = {
     **PROCESS_SETTINGS,
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
@@ -66,15 +66,15 @@ def _set_attention(flash: bool, efficient: bool, plain: bool) -> None:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Settings of the process, and what stands under each name in classes and modules that models share."""
+    """Settings of the process, and the contents of classes and modules that models share."""
 
     settings: dict[str, Any]
     classes: dict[type, dict[str, Any]]
     functions: dict[str, tuple[dict[Any, Any], dict[Any, Any]]]
-    """Name of a module or of a table in it to the live mapping and the functions, classes and hooks it held."""
+    """Name of a module, or of a table in it, to the live mapping and its recorded functions, classes and hooks."""
 
     def changed_code(self) -> str | None:
-        """What has been put in place of shared code since, in words."""
+        """The name of shared code that has been replaced since; None if there is none."""
         for owner, before in self.classes.items():
             now = vars(owner)
             for name in (*before, *(name for name in now if name not in before)):
@@ -89,7 +89,7 @@ class Surroundings:
         return None
 
     def changed_setting(self) -> str | None:
-        """Which setting has another value now."""
+        """The name of a setting that has another value now; None if there is none."""
         return next((name for name, value in self.settings.items() if SETTINGS[name][0]() != value), None)
 
     def restore(self) -> None:
@@ -100,9 +100,9 @@ class Surroundings:
         for owner, before in self.classes.items():
             for name in [name for name in vars(owner) if name not in before and name not in _PYTHONS_OWN]:
                 delattr(owner, name)
-            for name, found in before.items():
-                if vars(owner).get(name, _ABSENT) is not found and name not in _PYTHONS_OWN:
-                    setattr(owner, name, found)
+            for name, value in before.items():
+                if vars(owner).get(name, _ABSENT) is not value and name not in _PYTHONS_OWN:
+                    setattr(owner, name, value)
         for where, (live, before) in self.functions.items():
             if _is_hooks(where):
                 live.clear()
@@ -110,7 +110,7 @@ class Surroundings:
 
 
 _ABSENT = object()
-# What Python itself writes into a class, some of it when an object is first copied.
+# Attributes that Python itself writes into a class, some of them when an object is first copied.
 _PYTHONS_OWN = frozenset(
     {
         "__slotnames__",
@@ -186,7 +186,7 @@ def _code_in(live: dict[Any, Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:
 
 @contextmanager
 def put_back(model: nn.Module) -> Iterator[Surroundings]:
-    """Give the surroundings as they are, and put them back after the block, random states included."""
+    """Yield the present surroundings, and restore them and the random states after the block."""
     before = surroundings_of(model)
     torch_state, python, of_numpy = torch.random.get_rng_state(), random.getstate(), numpy.random.get_state()
     try:

@@ -1,4 +1,4 @@
-"""What every task must keep. ``tuneoff check-task`` and our tests run these checks, over tasks of strangers too."""
+"""The contract of tasks, as checks. ``tuneoff check-task`` and tests run them, on tasks of plugins, too."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from bench.schema.trial import ModelSpec
 from bench.task import SPLITS, Example, Task, TaskError
 from bench.tasks.splits import Splits, load_split
 
-# Scored against itself to see whether the official metrics can be had, and are what they should be; more would only
-# take longer.
+# So many references are scored against themselves, to check the official metrics. More would only take longer.
 SCORED = 20
 
 
 def verdicts(task: Task, model: ModelSpec | None = None, metrics: Known = BUILT_IN) -> Iterator[CheckVerdict]:
-    """Run every check; one that fails does not keep the others from running, unless the data cannot be loaded.
+    """Run every check, also after failures, unless the data cannot be loaded.
 
     Args:
         task: With its settings.
-        model: Whose tokens are tried on the references; None tries none.
-        metrics: Where its scores come from.
+        model: The base model whose tokens are tried on the references; None: no tokens are tried.
+        metrics: All metrics by name.
     """
     splits: Splits = {}
     for split in SPLITS:
@@ -114,7 +113,7 @@ def _sources_are_worded(__: Task, splits: Splits, _: Known) -> None:
 
 
 def _as_python_writes_it(text: str) -> bool:
-    """Whether a whole text is a list or dictionary of Python's, or what it calls nothing."""
+    """Whether a text is a list or dictionary in Python's notation, or its word for a missing value."""
     text = text.strip()
     if text in ("None", "nan", "NaT"):
         return True
@@ -143,10 +142,10 @@ def _official_scores_can_be_had(task: Task, splits: Splits, metrics: Known) -> N
     some = _some(splits)
     check_metrics(task, some, known=metrics)
     system = score_examples(some, [example.references[0] for example in some], task.scoring, known=metrics)
-    found = system.scores()
+    scores = system.scores()
     for name in ("empty_rate", "repetition_rate"):
-        if found.values[name] > 50:
-            raise TaskError(f"the references themselves have a {name} of {found.values[name]:.0f} %")
+        if scores.values[name] > 50:
+            raise TaskError(f"the references themselves have a {name} of {scores.values[name]:.0f} %")
 
 
 def _tokenizer_fits(task: Task, splits: Splits, _: Known) -> str:
@@ -158,8 +157,8 @@ def _tokenizer_fits(task: Task, splits: Splits, _: Known) -> str:
 
 def _references_score_best(task: Task, splits: Splits, metrics: Known) -> None:
     if why := imperfect(task, _some(splits), metrics):
-        told = "; ".join(f"{name} {reason}" for name, reason in why.items())
-        raise TaskError(f"references scored against themselves have {told}")
+        scores = "; ".join(f"{name} {reason}" for name, reason in why.items())
+        raise TaskError(f"references scored against themselves have {scores}")
 
 
 def _references_have_answers(task: Task, splits: Splits, _: Known) -> str:

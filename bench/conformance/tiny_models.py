@@ -1,4 +1,4 @@
-"""Tiny models with random weights, one of each family: what the contract is checked on. No weights are downloaded."""
+"""Tiny models with random weights, one of each family, for checks of the contract. No weights are downloaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LLAMA_LIKE: dict[str, Any] = {
 class WordTokenizer:
     """A tokenizer of the tiny models: words become ids by their length and first letter.
 
-    It has of a real one what methods ask for; what they change of it can be seen in its attributes.
+    It has those parts of a real tokenizer that methods use. Its attributes show what a method changes.
     """
 
     pad_token, eos_token, bos_token = "<pad>", "</s>", "</s>"
@@ -236,14 +236,15 @@ FAMILIES: dict[str, Callable[..., Any]] = {
 }
 
 CORE_FAMILIES = ("gpt2", "llama", "t5")
-"""Unlike enough that a method which serves these serves most: what is checked where checking all takes too long."""
+"""These families differ so much that a method that works on them works on most. They are checked where all take too
+long."""
 
 
 def tiny_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float64, layers: int | None = None) -> Any:
     """A frozen tiny model with random weights, in evaluation mode.
 
-    Weights are larger than an untrained model's, so that attention and norms matter. ``layers`` is how many of them
-    encoder and decoder have instead of two.
+    Weights are larger than an untrained model's, so that attention and norms have an effect. ``layers`` is the number
+    of layers of encoder and decoder; None: two.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)

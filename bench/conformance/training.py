@@ -1,4 +1,4 @@
-"""Checks of the contract on training: what moves, what stands still, what hooks and parameter groups may do."""
+"""Checks on training: which tensors it changes, and what hooks and parameter groups may do."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def check_only_declared_is_trained(subject: Subject) -> None:
 
 
 def _require_untouched(weights: dict[str, tuple[torch.Tensor, torch.Tensor]], model: nn.Module, when: str) -> None:
-    """The base model's own tensors are all still there, and have their values unless they are trained."""
+    """Check that the model still has all tensors of the base model, with their values unless they are trained."""
     present = {id(tensor) for _, tensor in tensors_of(model)}
     for name, (tensor, value) in weights.items():
         if id(tensor) not in present:
@@ -77,7 +77,7 @@ def _require_untouched(weights: dict[str, tuple[torch.Tensor, torch.Tensor]], mo
 
 
 def check_parameter_groups(subject: Subject) -> None:
-    """Every trained tensor is in one group, once, and nothing else is; groups say a rate above zero and no more."""
+    """Parameter groups hold every trained tensor once and nothing else, with no other key than a positive rate."""
     method, model = subject.patched()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     trained = {name for name, _ in trained_parameters(model)}
@@ -124,7 +124,7 @@ def check_parameter_groups(subject: Subject) -> None:
 
 
 def check_hooks(subject: Subject) -> None:
-    """Hooks leave alone what is not trained, and say so if they change what is (``adapts_in_training``)."""
+    """Hooks do not change frozen tensors; a method whose hooks change trained ones sets ``adapts_in_training``."""
     method, model = subject.patched()
     if not has_hooks(method):
         return
@@ -192,7 +192,7 @@ def _require_allowed(hook: str, before: dict[str, Any], after: dict[str, Any], a
 
 
 def _require_no_gradients_read(subject: Subject) -> None:
-    """Hooks that say they read no gradients do the same without any."""
+    """Check that hooks of a method without ``adapts_in_training`` do the same if gradients are hidden."""
     values = []
     for hide in (False, True):
         method, model = subject.patched()
@@ -217,7 +217,7 @@ def _require_no_gradients_read(subject: Subject) -> None:
 
 
 def check_declares_itself(subject: Subject) -> None:
-    """What the harness asks of a method before it trains has a plain answer, the same before patch and after."""
+    """The properties that describe a method are booleans, the same before and after patch."""
     method = subject.method()
     before = _declared(method)
     method, _ = subject.patched()
