@@ -28,25 +28,25 @@ def launcher_options(name: str, given: Mapping[str, Any]) -> LauncherOptions:
     """The options of the launcher of this name, checked.
 
     Args:
-        name: ``auto`` (Ray where it is installed or an address is given, else local), one of :data:`LAUNCHERS`, or any
-            ``module:Class`` that is a :class:`LauncherOptions`.
+        name: ``auto`` (Ray if it is installed or an address is given, else local), one of :data:`LAUNCHERS`, or the
+            ``module:Class`` of a :class:`LauncherOptions`.
         given: Options of the command line by name; None for an option that was not given.
 
     Raises:
         ConfigError: There is no such launcher, or an option has no effect or a wrong value.
     """
-    said = {option: value for option, value in given.items() if value is not None}
+    options = {option: value for option, value in given.items() if value is not None}
     if name == AUTO:
-        name = "ray" if importlib.util.find_spec("ray") is not None or "address" in said else "local"
+        name = "ray" if importlib.util.find_spec("ray") is not None or "address" in options else "local"
     options_class = _options_class(name)
-    for option, value in said.items():
+    for option, value in options.items():
         if option not in options_class.model_fields:
             own = ", ".join(options_class.model_fields)
             raise ConfigError(
                 f"--{option.replace('_', '-')} {value} has no effect with --launcher {name}; leave one of them out "
                 f"({name} takes {own or 'no options'}{_takers(option)})"
             )
-    return validated(options_class, said, f"--launcher {name}")
+    return validated(options_class, options, f"--launcher {name}")
 
 
 def make_launcher(options: LauncherOptions, outbox: Path, plugins: Sequence[PluginSource] = ()) -> Launcher:
@@ -54,8 +54,8 @@ def make_launcher(options: LauncherOptions, outbox: Path, plugins: Sequence[Plug
 
     Args:
         options: Of the launcher.
-        outbox: Where attempts wait for the store.
-        plugins: What ranks must be able to import besides ``bench`` and ``methods``.
+        outbox: The folder in which attempts wait for the store.
+        plugins: The plugins that ranks must be able to import.
 
     Raises:
         ConfigError: A package is missing, or a machine cannot be used.
@@ -74,15 +74,15 @@ def _options_class(name: str) -> type[LauncherOptions]:
         )
     module, _, class_name = LAUNCHERS.get(name, name).partition(":")
     try:
-        found = getattr(importlib.import_module(module), class_name)
+        options_class = getattr(importlib.import_module(module), class_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"--launcher {name}: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, LauncherOptions)):
+    if not (isinstance(options_class, type) and issubclass(options_class, LauncherOptions)):
         raise ConfigError(f"--launcher {name}: it is no bench.launch.launcher.LauncherOptions")
-    return found
+    return options_class
 
 
 def _takers(option: str) -> str:
-    """Which launchers have this option."""
+    """The end of a message: the launchers that have this option."""
     takers = [name for name in LAUNCHERS if option in _options_class(name).model_fields]
     return f"; it is one of --launcher {' and '.join(takers)}" if takers else ""

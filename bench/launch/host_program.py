@@ -206,7 +206,7 @@ def _candidates(name: str, networks: dict[str, list[str]]) -> Iterator[str]:
 
 
 def is_for_others(address: str) -> bool:
-    """Whether other machines could reach it."""
+    """Whether other machines could reach this address."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

@@ -127,24 +127,24 @@ class RemoteHost:
         Raises:
             HostLost: The host is gone, and all its messages have been returned.
         """
-        found: list[JsonDict] = []
+        messages: list[JsonDict] = []
         with contextlib.suppress(queue.Empty):
-            found.append(self._heard.get(timeout=seconds))
+            messages.append(self._heard.get(timeout=seconds))
             while True:
-                found.append(self._heard.get_nowait())
-        found = [message for message in found if message]
-        if not found and self._lost is not None:
+                messages.append(self._heard.get_nowait())
+        messages = [message for message in messages if message]
+        if not messages and self._lost is not None:
             raise self._loss()
         if time.monotonic() - self._last_heard > SILENCE_SECONDS:
             self._lose("node_lost", f"has said nothing for {SILENCE_SECONDS:g} s")
-        return found
+        return messages
 
     def end(self, attempt_id: str) -> bool:
         return bool(self._ask("end", attempt_id=attempt_id))
 
     def files(self, attempt_id: str) -> dict[str, int]:
-        found: dict[str, int] = self._ask("files", attempt_id=attempt_id)
-        return found
+        sizes: dict[str, int] = self._ask("files", attempt_id=attempt_id)
+        return sizes
 
     def read(self, attempt_id: str, name: str, offset: int) -> bytes:
         return base64.b64decode(self._ask("read", attempt_id=attempt_id, name=name, offset=offset))
@@ -153,8 +153,8 @@ class RemoteHost:
         self._ask("clear", attempt_id=attempt_id)
 
     def missing(self, paths: Sequence[str], modules: Sequence[str]) -> list[str]:
-        found: list[str] = self._ask("missing", paths=list(paths), modules=list(modules))
-        return found
+        missing: list[str] = self._ask("missing", paths=list(paths), modules=list(modules))
+        return missing
 
     def address(self) -> str:
         return str(self._ask("address"))
@@ -268,8 +268,8 @@ class RemoteHost:
         with self._log.open("rb") as log:
             log.seek(self._log_start)
             lines = printable(log.read().decode(errors="replace")).splitlines()
-        said = [line.strip() for line in lines if line.strip()][-LAST_LINES:]
-        return " | ".join(said) or "not a word on standard error"
+        last_lines = [line.strip() for line in lines if line.strip()][-LAST_LINES:]
+        return " | ".join(last_lines) or "not a word on standard error"
 
 
 SAME_CODE = "install the same version there, or run it from the folder that this one runs from (shared storage)"

@@ -45,7 +45,7 @@ RESTART_SECONDS = 1.0
 MAX_RESTART_SECONDS = 30.0
 SCONTROL_SECONDS = 30.0
 LOG_FOLDER = "hosts"
-# user@name:count, or an address of IPv6 in brackets. Nothing of it means anything to a shell or is taken for an option.
+# user@name:count, or an address of IPv6 in brackets. No part of it has a meaning for a shell or looks like an option.
 ENTRY = re.compile(
     r"(?P<name>(?:\w[\w.-]*@)?(?:\w[\w.-]*|\[(?=[^]]*:)[0-9A-Fa-f:.]+\]))(?::(?P<count>[1-9][0-9]*))?", re.ASCII
 )
@@ -163,7 +163,7 @@ class SshLauncher(HostLauncher):
             ConfigError: Some hosts do not start. The message names them.
         """
         opened: dict[str, RemoteHost] = {}
-        lacking = []
+        problems = []
         try:
             for name in self._listed:
                 opened[name] = self._open_host(name)
@@ -171,8 +171,8 @@ class SshLauncher(HostLauncher):
                 try:
                     self._welcome(name, host)
                 except (HostLost, ConfigError) as why:
-                    lacking.append(str(why))
-            _refuse(lacking)
+                    problems.append(str(why))
+            _refuse(problems)
         except BaseException:
             for host in opened.values():
                 host.hang_up()
@@ -290,7 +290,7 @@ class SshOptions(LauncherOptions):
         return [word.replace("{command}", shlex.join(program)) for word in words]
 
     def _listed(self) -> list[ListedHost]:
-        """The hosts that are named.
+        """The hosts of the options ``hosts`` or ``hosts_file``; none if neither is given.
 
         Raises:
             ConfigError: An entry is no host, or both options are given.
@@ -335,9 +335,9 @@ def host_program(python: str | None) -> list[str]:
     return ["env", f"PYTHONPATH={SOURCE_ROOT}", sys.executable, *module]
 
 
-def _refuse(lacking: Sequence[str]) -> None:
-    if lacking:
-        raise ConfigError("\n".join(lacking))
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def listed_hosts(entries: Sequence[str], where: str) -> list[ListedHost]:
@@ -346,17 +346,17 @@ def listed_hosts(entries: Sequence[str], where: str) -> list[ListedHost]:
     Raises:
         ConfigError: The list is empty, a host is named twice, or an entry is no host.
     """
-    found: dict[str, ListedHost] = {}
+    hosts: dict[str, ListedHost] = {}
     for entry in filter(None, map(str.strip, entries)):
-        if (read := ENTRY.fullmatch(entry)) is None:
+        if (parts := ENTRY.fullmatch(entry)) is None:
             raise ConfigError(f"{where}: {entry!r} is no host; expected a name, or name:count with a count from 1")
-        name, count = read["name"].replace("[", "").replace("]", ""), read["count"]
-        if name in found:
+        name, count = parts["name"].replace("[", "").replace("]", ""), parts["count"]
+        if name in hosts:
             raise ConfigError(f"{where}: {name} is named twice; write {name}:2 to use two of its GPUs or cores")
-        found[name] = ListedHost(name, None if count is None else int(count))
-    if not found:
+        hosts[name] = ListedHost(name, None if count is None else int(count))
+    if not hosts:
         raise ConfigError(f"{where}: names no host; expected e.g. a,b:4")
-    return list(found.values())
+    return list(hosts.values())
 
 
 def slurm_nodes() -> str:
@@ -374,7 +374,7 @@ def slurm_nodes() -> str:
 
 
 def slurm_hosts(nodes: str) -> list[str]:
-    """The names of such nodes.
+    """The names of the nodes that Slurm writes as ``a[1-3,7]``.
 
     Raises:
         ConfigError: ``scontrol`` fails.
@@ -383,6 +383,6 @@ def slurm_hosts(nodes: str) -> list[str]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SCONTROL_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or error
-        raise ConfigError(f"`{shlex.join(command)}` does not tell the nodes of this job: {said}") from error
+        reason = getattr(error, "stderr", None) or error
+        raise ConfigError(f"`{shlex.join(command)}` does not tell the nodes of this job: {reason}") from error
     return [host.name for host in listed_hosts(done.stdout.splitlines(), shlex.join(command))]
