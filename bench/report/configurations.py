@@ -1,4 +1,4 @@
-"""Trials that differ only in their seed, together: the rows of every table. And which of them may be compared."""
+"""Groups trials that differ only in their seed into configurations, the rows of every table, and compares them."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Configuration:
 
     results: tuple[TrialResult, ...]
     costs: tuple[TrialResult, ...] = ()  # of the stage cost: trials of the same class that ran alone, by repetition
-    counted_seeds: frozenset[int] | None = None  # that means are over; None: all that completed
-    intervals: Mapping[str, Estimate] = field(default_factory=dict)  # over seeds and sources, of scores that have one
-    label: str = ""  # what tells it from the other rows of its method in the same table
+    counted_seeds: frozenset[int] | None = None  # seeds that means are over; None: all completed ones
+    intervals: Mapping[str, Estimate] = field(default_factory=dict)  # over seeds and sources, by score
+    label: str = ""  # distinguishes it from the other rows of its method in the same table
     unsaid: tuple[str, ...] = ()  # keys of the sweep file in which these rows differ and that no label names
 
     @property
     def name(self) -> str:
-        """What it is called, which no other row of its table is."""
+        """The name of the row, which no other row of its table has."""
         return titled(self.method, self.label)
 
     @property
@@ -55,7 +55,7 @@ class Configuration:
 
     @cached_property
     def trains(self) -> bool:
-        """False for what comes out the same with every seed: the untouched base model, and what is loaded."""
+        """Whether seeds differ: not those of the untouched base model, nor those of loaded adapters and models."""
         return any(result.varies_over_seeds for result, _ in self.completed)
 
     def _counts(self, seed: int) -> bool:
@@ -63,9 +63,9 @@ class Configuration:
 
     @property
     def seeds(self) -> str:
-        """How many seeds are counted, and of how many if that differs."""
-        done, asked = len(self.counted), len(self.results)
-        return str(done) if done == asked else f"{done} of {asked}"
+        """The number of counted seeds, and of all seeds if that differs."""
+        num_counted, num_seeds = len(self.counted), len(self.results)
+        return str(num_counted) if num_counted == num_seeds else f"{num_counted} of {num_seeds}"
 
     def estimate(self, name: str) -> Estimate | None:
         """Mean and spread of a column over the counted seeds that have it."""
@@ -76,11 +76,11 @@ class Configuration:
 
     def mean(self, name: str) -> float | None:
         """Mean of a column over the counted seeds that have it."""
-        found = self.estimate(name)
-        return None if found is None else found.mean
+        estimated = self.estimate(name)
+        return None if estimated is None else estimated.mean
 
     def values(self, name: str) -> dict[int, float]:
-        """Counted seed to value of a column; repetition to value where the stage cost measured it."""
+        """Counted seed to value of a column; repetition to value if the stage cost has measured it."""
         column = column_or_score(name)
         if self.was_measured_alone(name):
             measured = [(result.spec.repetition, column.number(result)) for result in self.costs]
@@ -89,7 +89,7 @@ class Configuration:
         return {number: value for number, value in measured if value is not None}
 
     def was_measured_alone(self, name: str) -> bool:
-        """Whether a column comes from the stage cost; without trials of that stage, it comes from its own."""
+        """Whether the stage cost has measured a column. Without trials of that stage, it comes from final trials."""
         return bool(self.costs) and column_or_score(name).measured_alone
 
     @cached_property
@@ -123,16 +123,17 @@ class Comparison:
     def is_best(self, configuration: Configuration, column: Column) -> bool:
         """Whether no other configuration has a better mean; in the first metric, whether it is among the leaders.
 
-        None is best alone, among equals or without a direction; nor by a cost that was measured alone and lies within
-        the spread of another, or has none.
+        No configuration is best if there is only one, if all means are equal, or if the column has no direction. A cost
+        that was measured alone is not the best if repetitions overlap with those of another configuration, or if either
+        was not repeated.
         """
         if self.leaders and self.metrics and column.name == self.metrics[0].name:
             return configuration.name in self.leaders and len(self.leaders) < len(self.scored)
-        found = configuration.estimate(column.name)
-        if found is None or column.higher_is_better is None or len(self.scored) < 2:
+        mean = configuration.mean(column.name)
+        if mean is None or column.higher_is_better is None or len(self.scored) < 2:
             return False
         means = self._means(column)
-        if len(means) < 2 or found.mean != (max if column.higher_is_better else min)(means):
+        if len(means) < 2 or mean != (max if column.higher_is_better else min)(means):
             return False
         others = (
             other for other in self.configurations if other is not configuration and other.mean(column.name) is not None
@@ -140,13 +141,13 @@ class Comparison:
         return not any(_within_spread(configuration, other, column.name) for other in others)
 
     def _means(self, column: Column) -> set[float]:
-        """The different means of a column, each once: a table of thousands of rows asks for every row."""
+        """The different means of a column. They are kept, because each of thousands of rows needs them."""
         if column.name not in self._known_means:
             means = {
                 mean for configuration in self.configurations if (mean := configuration.mean(column.name)) is not None
             }
             if not column.varies_over_seeds:
-                means = {mean for mean in means if mean > 0}  # What trains nothing is no method with few parameters.
+                means = {mean for mean in means if mean > 0}  # A method that trains nothing is not the smallest one.
             self._known_means[column.name] = means
         return self._known_means[column.name]
 
@@ -161,7 +162,7 @@ class Comparison:
 
 
 def _within_spread(one: Configuration, other: Configuration, name: str) -> bool:
-    """Whether measurements alone do not tell two configurations apart: they overlap, or were not repeated."""
+    """Whether costs that were measured alone do not tell two configurations apart: they overlap, or are single."""
     if not (one.was_measured_alone(name) and other.was_measured_alone(name)):
         return False
     ones, others = one.values(name).values(), other.values(name).values()
@@ -171,34 +172,34 @@ def _within_spread(one: Configuration, other: Configuration, name: str) -> bool:
 
 
 def configurations(results: Iterable[TrialResult], costs: Costs | None = None) -> list[Configuration]:
-    """Records by everything but the seed, in order of method, label and seed; named by what differs in their table.
+    """Group records by everything but the seed, in order of method, label and seed, with labels for their table.
 
     Args:
         results: Final trials.
         costs: Class of configurations to the trials that measured its cost alone.
     """
-    found = list(results)
-    indifferent = untrained(found)
+    records = list(results)
+    indifferent = untrained(records)
     groups: dict[str, list[TrialResult]] = {}
-    answers: dict[str, str] = {}  # by what is the same for all seeds
-    for result in sorted(found, key=lambda result: (result.spec.method.name, result.spec.label, result.spec.seed)):
+    answers: dict[str, str] = {}  # specification without seed to key of the answer, which all seeds share
+    for result in sorted(records, key=lambda result: (result.spec.method.name, result.spec.label, result.spec.seed)):
         spec = result.spec
         if spec.without_seed not in answers:
             trains = spec.method.target not in indifferent
             answers[spec.without_seed] = answer_key(spec, trains, without=("seed",))
         groups.setdefault(answers[spec.without_seed], []).append(result)
     costs = costs or {}
-    called = row_labels(found)
+    labels = row_labels(records)
     made = []
     for members in groups.values():
-        spec, label = members[0].spec, called[members[0].trial_id]
+        spec, label = members[0].spec, labels[members[0].trial_id]
         measured = costs.get(cost_class(spec, spec.method.target not in indifferent), ())
         made.append(Configuration(tuple(_once(members)), tuple(measured), label=label.text, unsaid=label.unsaid))
     return made
 
 
 def _once(members: Sequence[TrialResult]) -> list[TrialResult]:
-    """One record for each seed: what trains nothing may have run again when training settings changed."""
+    """One record for each seed. A method that trains nothing may have several, with other settings of training."""
     by_seed: dict[int, TrialResult] = {}
     for result in members:
         if isinstance(by_seed.setdefault(result.spec.seed, result).outcome, Failed):
@@ -207,7 +208,7 @@ def _once(members: Sequence[TrialResult]) -> list[TrialResult]:
 
 
 def _by_table(made: Sequence[Configuration]) -> dict[tuple[str, str], list[int]]:
-    """Model and task to the places of their configurations."""
+    """Model and task, to the positions of their configurations."""
     tables: dict[tuple[str, str], list[int]] = {}
     for place, configuration in enumerate(made):
         spec = configuration.results[0].spec
@@ -234,14 +235,17 @@ def names(results: Sequence[TrialResult]) -> dict[str, str]:
 
 
 def over_common_seeds(members: Sequence[Configuration]) -> list[Configuration]:
-    """The same with means over the seeds that all completed, where these are enough; see :func:`common_seeds`."""
-    having = [
+    """The configurations with means over the seeds that all have completed, if these are enough.
+
+    See :func:`common_seeds`.
+    """
+    completed_seeds = [
         tuple(r.spec.seed for r, _ in configuration.completed)
         for configuration in members
         if configuration.completed and configuration.trains
     ]
-    common = common_seeds(having)
-    if common is None or all(len(seeds) == len(common) for seeds in having):
+    common = common_seeds(completed_seeds)
+    if common is None or all(len(seeds) == len(common) for seeds in completed_seeds):
         return list(members)
     return [
         replace(configuration, counted_seeds=frozenset(common)) if configuration.trains else configuration
@@ -249,26 +253,25 @@ def over_common_seeds(members: Sequence[Configuration]) -> list[Configuration]:
     ]
 
 
-def with_tests(comparison: Comparison, found: Significance | str | None) -> Comparison:
-    """The same with what tests found: intervals over seeds and sources, and the group that leads."""
-    if found is None or isinstance(found, str):
+def with_tests(comparison: Comparison, tests: Significance | str | None) -> Comparison:
+    """The comparison with results of tests: intervals over seeds and sources, and the group that leads."""
+    if tests is None or isinstance(tests, str):
         return comparison
     tested = [
-        replace(configuration, intervals={found.metric: found.estimates[configuration.name]})
-        if configuration.name in found.estimates
-        and len(found.estimates[configuration.name].values) == len(configuration.values(found.metric))
+        replace(configuration, intervals={tests.metric: tests.estimates[configuration.name]})
+        if configuration.name in tests.estimates
+        and len(tests.estimates[configuration.name].values) == len(configuration.values(tests.metric))
         else configuration
         for configuration in comparison.configurations
     ]
-    return replace(comparison, configurations=tuple(tested), leaders=found.leaders if found.conclusive else ())
+    return replace(comparison, configurations=tuple(tested), leaders=tests.leaders if tests.conclusive else ())
 
 
 def chosen_of_methods(members: Iterable[Configuration]) -> list[Configuration]:
-    """Of several configurations of a method, the one with the lowest dev loss; in the order that they come in.
+    """The configuration with the lowest dev loss of each method, in the order of ``members``.
 
-    What is loaded was chosen by whoever loads it, and stands for itself.
-
-    Not the one with the best test score: that would be tested as if it had been fixed beforehand.
+    It is not the one with the best test score, because tests would treat that as fixed beforehand. A loaded adapter or
+    model is always kept: whoever loads it has chosen it.
     """
     chosen: dict[str, Configuration] = {}
     members = list(members)
@@ -295,10 +298,10 @@ def _best_first(members: Sequence[Configuration]) -> tuple[Configuration, ...]:
     first = next(iter(metric_columns(result for configuration in members for result in configuration.results)), None)
 
     def rank(configuration: Configuration) -> tuple[int, float]:
-        found = configuration.estimate(first.name) if first is not None else None
-        if first is None or found is None:
+        mean = configuration.mean(first.name) if first is not None else None
+        if first is None or mean is None:
             return (1, 0.0)
-        return (0, -found.mean if first.higher_is_better else found.mean)
+        return (0, -mean if first.higher_is_better else mean)
 
     return tuple(sorted(members, key=rank))
 

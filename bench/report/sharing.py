@@ -1,6 +1,6 @@
-"""Records that take little memory: what is equal in many of them is there once, and curves are numbers, not objects.
+"""Makes records take little memory: records share equal parts, and curves are arrays of numbers instead of objects.
 
-Of five thousand trials nearly all settings, versions and signatures are the same; what differs are a few numbers.
+Five thousand trials have nearly all settings, versions and signatures in common, and differ in a few numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SpecT = TypeVar("SpecT", bound=Spec)
 
 
 class Curve(Sequence[PointT]):
-    """The points of a curve, each of which is made when it is asked for.
+    """The points of a curve. A point is made from the array of numbers when it is read.
 
     Args:
         kind: Of the points.
@@ -69,15 +69,16 @@ class Curve(Sequence[PointT]):
 
 
 def losses(curve: Sequence[TrainPoint] | Sequence[DevPoint]) -> Iterable[tuple[int, float]]:
-    """Step and loss of every point."""
+    """Step and loss of every point of any curve."""
     return curve.losses() if isinstance(curve, Curve) else [(point.step, point.loss) for point in curve]
 
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Without Python's collector, which would go through all records again and again while more are read.
+    """Inside the block Python's garbage collector is off.
 
-    That takes longer than reading them, and finds nothing: there is no circle in a record.
+    It would go through all records again and again while more are read, which takes longer than reading them. It would
+    find nothing, because records have no reference cycles.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -89,29 +90,29 @@ def uncollected() -> Iterator[None]:
 
 
 class _Pool:
-    """Values that were met before. Records are frozen, so that nobody can tell one that is shared from its own."""
+    """Values of earlier records, which later ones share. Records are frozen, so that sharing changes nothing."""
 
     def __init__(self) -> None:
         self._met: dict[object, Any] = {}
 
     def value(self, value: Any) -> Any:
-        """A value of JSON."""
+        """The first JSON value that equals this one."""
         return sys.intern(value) if isinstance(value, str) else self._met.setdefault(json.dumps(value), value)
 
     def spec(self, value: SpecT | None) -> SpecT | None:
-        """A part of a record that many have in common."""
+        """The first part of a record that equals this one."""
         if value is None:
             return None
         met: SpecT = self._met.setdefault((type(value), value.model_dump_json()), value)
         return met
 
     def seedless(self, spec: TrialSpec) -> TrialSpec:
-        """A trial whose parts are those of the first one that differs in nothing but its seed."""
+        """The trial with the parts of the first trial that differs from it only in its seed."""
         first: TrialSpec = self._met.setdefault((TrialSpec, spec.without_seed), spec)
         return self.slim(first, {"seed": spec.seed})
 
     def slim(self, value: SpecT, update: JsonDict) -> SpecT:
-        """The same with other fields; the names of those that were set are there once for all of its kind."""
+        """The value with other fields. Values share the set of names of their fields that were set."""
         fields = self._met.setdefault(frozenset(value.model_fields_set), value.model_fields_set)
         content = {name: getattr(value, name) for name in type(value).model_fields}
         made: Any = value.model_construct(_fields_set=fields, **content | update)
@@ -119,7 +120,7 @@ class _Pool:
 
 
 def shared(records: Iterable[TrialResult]) -> Iterator[TrialResult]:
-    """The same records, one by one, as they take least memory together."""
+    """The same records, one by one, with shared parts."""
     pool = _Pool()
     for record in records:
         update: JsonDict = {
