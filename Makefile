@@ -46,11 +46,11 @@ exhibits: $(STAMP)
 
 # Kills, stops, starves and cuts off sweeps on purpose, and prints what became of their trials.
 chaos: $(STAMP)
-	cd tests/programs && PYTHONPATH=../support ../../$(BIN)/python -m chaos
+	cd tests/programs && PYTHONPATH=..:../support ../../$(BIN)/python -m chaos
 
 # Measures what the harness itself costs; on a quiet machine, some minutes.
 overhead: $(STAMP)
-	cd tests/programs && PYTHONPATH=../support ../../$(BIN)/python -m overhead ../../results/overhead/report
+	cd tests/programs && PYTHONPATH=..:../support ../../$(BIN)/python -m overhead ../../results/overhead/report
 
 # How often equal methods are called different, and how often different ones are found; ten minutes of one core.
 false-calls: $(STAMP)
@@ -58,7 +58,7 @@ false-calls: $(STAMP)
 
 # Does every driver end as it should? 200 of them, on a busy machine on purpose; half an hour of two cores.
 exits: $(STAMP)
-	cd tests/programs && PYTHONPATH=../support ../../$(BIN)/python -m clean_exits ../../results/exits/report
+	cd tests/programs && PYTHONPATH=..:../support ../../$(BIN)/python -m clean_exits ../../results/exits/report
 
 # A trial across two network namespaces, whose cable is then cut. Exit code 3 of the script: no rights to make them.
 multihost: $(STAMP)
@@ -73,11 +73,11 @@ lint: $(STAMP)
 # Against peft, transformers and Ray Tune: docs/inside/performance.md. E2E=FOLDER has the data; otherwise they are downloaded.
 # RACE=... are further options, e.g. RACE='--part sweep --again'.
 race: $(STAMP)
-	PYTHONPATH=$(CURDIR)/tests/programs:$(CURDIR)/tests/support $(BIN)/python -m race $(if $(E2E),--e2e '$(E2E)') $(RACE)
+	PYTHONPATH=$(CURDIR)/tests/programs:$(CURDIR)/tests:$(CURDIR)/tests/support $(BIN)/python -m race $(if $(E2E),--e2e '$(E2E)') $(RACE)
 
 # Where the time of a training step and of a decoding step goes.
 profile: $(STAMP)
-	PYTHONPATH=$(CURDIR)/tests/programs:$(CURDIR)/tests/support $(BIN)/python -m race.profile $(if $(E2E),--e2e '$(E2E)')
+	PYTHONPATH=$(CURDIR)/tests/programs:$(CURDIR)/tests:$(CURDIR)/tests/support $(BIN)/python -m race.profile $(if $(E2E),--e2e '$(E2E)')
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
