@@ -15,7 +15,7 @@ PARALLEL_SCALE = 4.0
 
 
 class Adapters(Method):
-    """Small bottleneck networks are trained in every block: behind its parts, or beside its feed-forward part.
+    """Trains small bottleneck networks in every block: behind its parts, or beside its feed-forward part.
 
     Sources, by ``placement``:
 
@@ -25,11 +25,11 @@ class Adapters(Method):
     - ``parallel``: He et al. 2022, sections 3.3 and 4.6: beside the feed-forward part, from the same input, scaled by
       4, started like LoRA.
 
-    Deviations: in models that normalise before each part there is one order of adapter, residual and norm; Pfeiffer's
-    search over orders after the norm (in BERT) has no counterpart. The nonlinearity is ReLU in all placements by
-    default (Houlsby's code takes GELU). Dropout behind a part acts after the adapter. In the decoder of an
-    encoder-decoder model ``houlsby`` has an adapter behind cross-attention too. A mixture of experts, which none of
-    the papers has, gets one adapter for all of its experts, behind or beside what they put out together.
+    Deviations: in models that normalise before each part there is only one order of adapter, residual and norm, so that
+    Pfeiffer's search over orders (in BERT, which normalises after each part) has no counterpart. The nonlinearity is
+    ReLU in all placements by default (Houlsby's code uses GELU). Dropout behind a part acts after the adapter. In the
+    decoder of an encoder-decoder model ``houlsby`` has an adapter behind cross-attention, too. A mixture of experts,
+    which none of the papers has, gets one adapter for all of its experts, behind or beside their common output.
     """
 
     class Config(MethodConfig):

@@ -17,14 +17,14 @@ from methods.parts.weight_reads import uses_of
 
 
 class BitFit(Method):
-    """All biases are trained, and nothing else.
+    """Trains all biases, and nothing else.
 
     Source: Ben Zaken et al. 2022, section 3 (all bias terms of the transformer, those of the norms included).
 
-    Deviations: Llama and most later models have no biases. Their linear layers get some that start at zero, so that
-    step 0 is the base model; ``add_missing: false`` trains only what is there. Key projections get none: without rotary
-    positions, a bias on all keys cancels in the softmax. Nor do the layers of state-space parts: those clear padding
-    before they read it, and a bias would fill it again.
+    Deviations: Llama and most later models have no biases. Their linear layers get biases that start at zero, so that
+    step 0 is the base model; ``add_missing: false`` trains only existing biases. Key projections get none, because
+    without rotary positions a bias on all keys cancels in the softmax. Layers of state-space parts get none either:
+    these parts set padding to zero before they read it, and a bias would change that.
     """
 
     class Config(MethodConfig):
@@ -60,12 +60,12 @@ class BitFit(Method):
 
 
 def _added_biases(model: Any) -> list[nn.Parameter]:
-    """Biases of zeros for the linear layers that have none, but for key projections and state-space parts."""
+    """Give linear layers without a bias one of zeros, except key projections and state-space parts."""
     clear_padding = {id(inner) for module in model.modules() if is_state_space(module) for inner in module.modules()}
     added = []
     for layer in linear_layers(model):
-        known = layer.module.bias is not None or SEPARATE.get(layer.attribute) == "key"
-        if not known and id(layer.module) not in clear_padding:
+        needs_none = layer.module.bias is not None or SEPARATE.get(layer.attribute) == "key"
+        if not needs_none and id(layer.module) not in clear_padding:
             zeros = torch.zeros(layer.out_features, dtype=layer.like.dtype, device=layer.like.device)
             layer.module.bias = nn.Parameter(zeros)
             added.append(layer.module.bias)

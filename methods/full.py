@@ -10,7 +10,7 @@ from bench.method import Method, Range, SearchSpace, require_whole_weights
 
 
 class FullFineTuning(Method):
-    """Every weight of the base model is trained."""
+    """Trains every weight of the base model."""
 
     search_space: ClassVar[SearchSpace] = {"train.learning_rate": Range(low=1e-5, high=1e-3)}
 

@@ -30,7 +30,7 @@ from bench.method import (
 from methods.parts.transformer_parts import linear_layers_in
 from methods.parts.weight_reads import uses_of
 
-# Fields of peft's configurations that the bridge decides itself, or that say nothing about a method.
+# Fields of peft's configurations that this method sets itself, or that do not concern a method.
 OWN_FIELDS = frozenset(
     {
         "auto_mapping",
@@ -44,18 +44,18 @@ OWN_FIELDS = frozenset(
     }
 )
 
-# Types that cannot take part, whatever their settings.
+# Types that are refused with any settings.
 REFUSED = {
     "MULTITASK_PROMPT_TUNING": "it wants a task id with every example, which no task here has",
     "POLY": "it wants a task id with every example, which no task here has",
 }
 
-# Starts of LoRA that cannot be had, by the beginning of their name.
+# Refused starts of LoRA, by the beginning of their name.
 _DATA = "it needs data that a method does not get, and without them peft starts as by default"
 _BASE = "it changes base weights, which a method leaves as they are"
 REFUSED_STARTS = {"corda": _DATA, "eva": _DATA, "lora_ga": _DATA, "loftq": _DATA, "olora": _BASE, "pissa": _BASE}
 
-# Types that break the contract without an error, so that scores would not be those of what was trained.
+# Types that break the contract without an error, so that another function would be scored than was trained.
 PADDING_BREAKS = (
     "peft puts its virtual tokens in front of the padding and ignores positions, so that rows of a left-padded batch "
     "are decoded by another model than was trained; the method prompt_tuning does not"
@@ -69,7 +69,7 @@ BREAKS_CONTRACT = {
 }
 
 
-# Virtual tokens that peft stores as they are trained.
+# Types whose trained virtual tokens are stored by peft without a change.
 PLAIN_PROMPTS = ("PREFIX_TUNING", "PROMPT_TUNING")
 
 
@@ -78,13 +78,13 @@ class HfPeft(Method):
 
     Source: https://github.com/huggingface/peft, version 0.21; docs/methods/methods.md shows which keep the contract.
 
-    Deviations: adapters have the dtype of the model. AdaLoRA's regulariser enters the gradients and not the reported
-    loss, and importance is taken from gradients before they are clipped. Of prompt encoders everything that is trained
-    is stored, also what peft would fold away.
+    Deviations: adapters have the dtype of the model. AdaLoRA's regulariser changes the gradients and not the reported
+    loss, and importance is computed from gradients before they are clipped. All trained tensors of prompt encoders are
+    stored, also those that peft would drop after computing the prompt.
     """
 
     class Config(MethodConfig):
-        """The type; all further keys are fields of peft's configuration class for it."""
+        """The type. All other keys are fields of peft's configuration class for that type."""
 
         model_config = ConfigDict(extra="allow")
 
@@ -141,7 +141,7 @@ class HfPeft(Method):
         if config.is_prompt_learning:
             return PromptedModel(patched)
         if kind is not None:
-            # peft takes the dtype of what it adds from weights, and packed ones do not tell it.
+            # peft gives its tensors the dtype of the weights, which is wrong for packed weights.
             for tensor in (*patched.parameters(), *patched.buffers()):
                 if id(tensor) not in frozen and tensor.is_floating_point():
                     tensor.data = tensor.data.to(like.dtype)
@@ -176,7 +176,7 @@ class HfPeft(Method):
         self._gradients = {}
 
     def adapter_state(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """The trained tensors, and what a prompt encoder holds besides (CARTRIDGE freezes its first tokens)."""
+        """The trained tensors, and all other tensors of a prompt encoder (CARTRIDGE freezes its first tokens)."""
         return {name: parameter.detach() for name, parameter in _stored_parameters(model).items()}
 
     def load_adapter_state(self, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
@@ -198,15 +198,15 @@ class HfPeft(Method):
         if peft_model.active_peft_config.is_prompt_learning and self.config.peft_type not in PLAIN_PROMPTS:
             raise MethodError(f"of {self.config.peft_type} peft stores what its encoder makes, which it cannot undo")
         try:
-            found: Any = set_peft_model_state_dict(peft_model, dict(state))
+            loaded: Any = set_peft_model_state_dict(peft_model, dict(state))
         except (RuntimeError, KeyError, ValueError) as error:
             raise MethodError(" ".join(str(error).split())) from error
         if peft_model.active_peft_config.is_prompt_learning:
             return
         trained = {name for name, _ in trained_parameters(peft_model)}
-        if lacking := sorted(trained.intersection(found.missing_keys)):
+        if lacking := sorted(trained.intersection(loaded.missing_keys)):
             raise MethodError(f"its file lacks {len(lacking)} tensors, among them {lacking[0]!r}")
-        if extra := found.unexpected_keys:
+        if extra := loaded.unexpected_keys:
             raise MethodError(f"its file has {len(extra)} tensors without a place, among them {extra[0]!r}")
 
     def to_peft(self, model: Any) -> PeftAdapter:
@@ -234,9 +234,9 @@ def _stored_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def whole_targets(config: Any) -> Iterator[None]:
-    """Inside the block peft sees the weights of a layer that it adapts, also where ranks hold slices of them.
+    """Inside the block peft sees the weights of a layer that it adapts, even if ranks hold slices of them.
 
-    Some types start from the weights of what they adapt.
+    Some types compute their start from these weights.
     """
     from peft import PEFT_TYPE_TO_TUNER_MAPPING
 
@@ -261,14 +261,14 @@ def peft_config_classes() -> dict[str, Any]:
     """The configuration class of every type that the installed peft has."""
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    return {str(getattr(name, "value", name)): found for name, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    return {str(getattr(name, "value", name)): kind for name, kind in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 
 
 def peft_config(peft_type: str, settings: Mapping[str, Any] | None, task_type: str = "CAUSAL_LM") -> Any:
     """The configuration of peft for a type.
 
     Raises:
-        ValueError: The type cannot take part, a setting is unknown or has no effect, or peft refuses a value.
+        ValueError: The type is unknown or refused, a setting is unknown or has no effect, or peft refuses a value.
     """
     known = peft_config_classes()
     if peft_type not in known:
@@ -286,7 +286,7 @@ def peft_config(peft_type: str, settings: Mapping[str, Any] | None, task_type: s
         if start.startswith(refused):
             raise ValueError(f"init_lora_weights: {start} cannot be had here: {reason}")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # peft warns of settings that it is going to ignore
+        warnings.simplefilter("error")  # peft warns of settings that it ignores
         try:
             return known[peft_type](**settings, task_type=task_type)
         except Exception as error:
@@ -301,7 +301,7 @@ def _meant(name: str, known: Iterable[str]) -> str:
 def orthogonality_penalty(parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Mean distance of AdaLoRA's A and B from orthogonality (Zhang et al. 2023, section 3.1, as peft computes it).
 
-    peft adds it to the loss of a model that is given labels; the harness computes its losses itself.
+    peft adds it to the loss only if a model gets labels. The harness passes none, because it computes its own losses.
     """
     distances = []
     for name, parameter in parameters.items():
@@ -315,11 +315,11 @@ def orthogonality_penalty(parameters: Mapping[str, torch.Tensor]) -> torch.Tenso
 class PromptedModel(nn.Module):
     """A model of peft with virtual tokens in front, which returns logits for the real tokens only.
 
-    Where peft puts virtual tokens into the input, it returns P + T positions. Those of virtual tokens are dropped
-    before the output head, so that nothing behind it sees them.
+    If peft puts virtual tokens into the input, its model returns P + T positions. Those of virtual tokens are dropped
+    before the output head, so that no logits are computed for them.
 
     Args:
-        peft_model: What ``peft.get_peft_model`` returns for a prompt-learning type.
+        peft_model: The result of ``peft.get_peft_model`` for a prompt-learning type.
     """
 
     _supports_attention_backend: ClassVar[bool] = False
@@ -334,7 +334,7 @@ class PromptedModel(nn.Module):
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
-        except AttributeError:  # config, generate, ... of the model that this one stands for
+        except AttributeError:  # config, generate, ... of the model inside
             return getattr(super().__getattr__("peft_model"), name)
 
     def forward(

@@ -88,7 +88,7 @@ class ScaledExperts(AdaptedExperts):
         experts, in_features, _ = self.sizes("down_proj")
         like = base_experts.down_proj
         ones = torch.ones(experts, in_features, dtype=like.dtype, device=like.device)
-        self.down_proj_ia3_scale = nn.Parameter(ones)  # named by the matrix that reads what is scaled
+        self.down_proj_ia3_scale = nn.Parameter(ones)  # named after the matrix that reads the scaled activations
 
     def inner(self, expert: int, features: torch.Tensor) -> torch.Tensor:
         return features * self.down_proj_ia3_scale[expert]
@@ -101,7 +101,7 @@ def scaled(features: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def of_features(scale: torch.Tensor, layer: LinearWrapper, side: Literal["input", "output"]) -> torch.Tensor:
-    """Factors in a shape in which they multiply the weight ``(O, I)`` of a layer, or ``(I, O)`` of a ``Conv1D``."""
+    """Factors in a shape that can be multiplied by the weight ``(O, I)`` of a layer, or ``(I, O)`` of a ``Conv1D``."""
     is_column = (side == "output") != isinstance(layer.base_layer, Conv1D)
     return scale[:, None] if is_column else scale[None]
 
@@ -111,13 +111,13 @@ def _ones(size: int, like: torch.Tensor) -> nn.Parameter:
 
 
 class IA3(Method):
-    """Keys, values and inner feed-forward activations are multiplied by trained factors, which start at one.
+    """Multiplies keys, values and inner feed-forward activations by trained factors, which start at one.
 
-    Source: Liu et al. 2022, section 3.3. Cross-attention has factors of its own, as in the paper's T0.
+    Source: Liu et al. 2022, section 3.3. Cross-attention has its own factors, as in the paper's T0.
 
-    Deviations: each expert of a mixture, which the paper does not have, has factors of its own. (Hugging Face peft
-    scales the queries of GPT-2 as well, because they share a layer with keys and values, and for some families queries
-    in place of keys.)
+    Deviations: each expert of a mixture, which the paper does not have, has its own factors. (Hugging Face peft scales
+    the queries of GPT-2 as well, because they share a layer with keys and values, and for some families queries instead
+    of keys.)
     """
 
     paper: ClassVar[str] = "Liu et al. 2022, arXiv:2205.05638"
@@ -153,7 +153,7 @@ class IA3(Method):
         join_lanes(models, lanes, ScaledOutputLayer, ScaledInputLayer)
 
     def merged_weights(self, model: Any) -> dict[str, torch.Tensor]:
-        """Factors of outputs multiply rows of weights and biases, those of inputs columns of weights."""
+        """Weights and biases with their rows multiplied by factors of outputs, or columns by factors of inputs."""
         merged: dict[str, torch.Tensor] = {}
         for name, layer in model.named_modules():
             if isinstance(layer, ScaledOutputLayer):
@@ -163,12 +163,12 @@ class IA3(Method):
             elif isinstance(layer, ScaledInputLayer):
                 merged[f"{name}.weight"] = of_features(layer.ia3_scale, layer, "input") * layer.weight
             elif isinstance(layer, ScaledExperts):
-                scale, weight = layer.down_proj_ia3_scale, layer.base_experts.down_proj  # (E, F), and F is read
+                scale, weight = layer.down_proj_ia3_scale, layer.base_experts.down_proj  # scale (E, F), F: inputs
                 merged[f"{name}.down_proj"] = weight * (scale[:, :, None] if layer.transposed else scale[:, None])
         return {name: weight.detach() for name, weight in merged.items()}
 
     def to_peft(self, model: nn.Module) -> PeftAdapter:
-        """IA3, with factors of one for the parts of an output that are not scaled."""
+        """IA3 of peft, with factors of one for the parts of an output that are not scaled."""
         if any(isinstance(module, ScaledExperts) for module in model.modules()):
             raise MethodError("Hugging Face peft has no factors on the inner activations of experts")
         outputs = {name: layer for name, layer in model.named_modules() if isinstance(layer, ScaledOutputLayer)}

@@ -11,12 +11,12 @@ from methods.parts.blocks import norms
 
 
 class LayerNormTuning(Method):
-    """The scales of all norms are trained, with their shifts where they have any.
+    """Trains the scales of all norms, and their shifts if they have any.
 
     Source: Zhao et al. 2023, section 3 (the norms of the attention blocks), and for language models Qi et al. 2022,
     arXiv:2211.08682.
 
-    Deviations: the norm after the last block is trained too and, where a model has them, those of queries and keys.
+    Deviations: the norm after the last block is trained, too, and the norms of queries and keys if a model has them.
     """
 
     paper: ClassVar[str] = "Zhao et al. 2023, arXiv:2312.11420"

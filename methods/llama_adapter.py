@@ -1,4 +1,4 @@
-"""LLaMA-Adapter (Zhang et al. 2023): attention to trained prompts, let in by gates that start at zero.
+"""LLaMA-Adapter (Zhang et al. 2023): attention to trained prompts, through gates that start at zero.
 
 B batch, H heads, G key/value heads, T tokens in this call, P prompt tokens, D hidden size, C head channels.
 """
@@ -38,42 +38,42 @@ def gated_prompt_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """An attention function of transformers: what the layer would attend to, plus the gated prompt.
+    """An attention function of transformers that adds gated attention to a prompt to the layer's own attention.
 
     Args:
         module: The attention layer.
         query: ``(B, H, T, C)``, rotated where the model rotates.
         key: ``(B, G, S, C)``.
         value: ``(B, G, S, C)``.
-        attention_mask: As the layer's own function takes it.
-        gated_prompt: Handed down by the wrapper of the layer.
-        scaling: Of the scores; None is one over the root of C.
+        attention_mask: In the form of the layer's own function.
+        gated_prompt: The wrapper of the layer, which passes itself.
+        scaling: Factor of the scores; None is one over the root of C.
         kwargs: For the layer's own function.
 
     Raises:
-        RuntimeError: The layer does not hand keyword arguments down.
+        RuntimeError: The layer does not pass keyword arguments on to its attention function.
     """
     if gated_prompt is None:
         raise RuntimeError(f"{type(module).__name__} {module.layer_idx} does not hand keyword arguments down")
     output, weights = gated_prompt.attend(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     prompt_keys, prompt_values = gated_prompt.keys_values(query)  # (1, H, P, C)
     rows = (len(query), -1, -1, -1)
-    read = nn.functional.scaled_dot_product_attention(
+    prompt_output = nn.functional.scaled_dot_product_attention(
         query, prompt_keys.expand(rows), prompt_values.expand(rows), scale=scaling
     )
-    return output + (gated_prompt.gate.tanh()[:, None, None] * read).transpose(1, 2), weights
+    return output + (gated_prompt.gate.tanh()[:, None, None] * prompt_output).transpose(1, 2), weights
 
 
 class ZeroGatedAttentionLayer(nn.Module):
-    """An attention layer whose tokens also read a trained prompt, in a softmax of its own and through a gate per head.
+    """An attention layer whose tokens also read a trained prompt, with a separate softmax and a gate for each head.
 
     ``W_o [softmax(q k^T) v + tanh(g) softmax(q (W_k p)^T) W_v p]`` with the frozen projections of the layer. Prompt
     keys are not rotated. The gates start at zero, so that step 0 is the base model.
 
     Args:
         site: The layer and its place.
-        keys: Where the layer makes its keys.
-        values: Where the layer makes its values.
+        keys: The projection that makes the layer's keys.
+        values: The projection that makes the layer's values.
         num_prompt_tokens: P.
         width: D.
     """
@@ -93,7 +93,7 @@ class ZeroGatedAttentionLayer(nn.Module):
         self._projections = (keys, values)
         self._norms = tuple(_norm(layer, names) for names in (KEY_NORMS, VALUE_NORMS))
         self.attend = own_attention_function(layer)
-        layer.config = copy.copy(layer.config)  # of this layer only: masks are made as the model's configuration says
+        layer.config = copy.copy(layer.config)  # of this layer only, because masks follow the model's configuration
         layer.config._attn_implementation = ATTENTION
         beside = keys.layer.like
         like: Any = {"dtype": beside.dtype, "device": beside.device}
@@ -137,7 +137,7 @@ def _norm(layer: Any, names: Sequence[str]) -> Any:
 
 
 def query_heads(layer: Any) -> int:
-    """H of an attention layer: an encoder may have another number than its decoder, and then layers say theirs."""
+    """H of an attention layer. Layers have their own number if encoder and decoder differ."""
     heads: int = (
         getattr(layer, "num_heads", None) or getattr(layer, "n_heads", None) or layer.config.num_attention_heads
     )
@@ -145,10 +145,10 @@ def query_heads(layer: Any) -> int:
 
 
 def own_attention_function(layer: Any) -> Any:
-    """The function with which an attention layer attends.
+    """The attention function of an attention layer.
 
     Raises:
-        MethodError: It has none that could be exchanged.
+        MethodError: The layer has no function that could be replaced.
     """
     module = sys.modules[type(layer).__module__]
     functions = getattr(module, "ALL_ATTENTION_FUNCTIONS", None)
@@ -158,7 +158,7 @@ def own_attention_function(layer: Any) -> Any:
 
 
 def without_rotation(given: LayerInput) -> LayerInput:
-    """The same call at positions that rotate nothing: by what the first position has, sines are 0 and cosines 1."""
+    """The same call with a rotation by 0. Sines are recognised by the first position, at which they are 0."""
     if given.rotary is None:
         return given
 
@@ -173,7 +173,7 @@ def require_same(site: AttentionSite, own: KeysValues, layer: ZeroGatedAttention
     """Compare the keys and values of a text, without rotation, with those that the layer itself makes.
 
     Raises:
-        MethodError: They differ: the layer has more than projections and norms that are known.
+        MethodError: They differ, so that the layer has more than known projections and norms.
     """
     made = layer.project(states, own[0].shape[-1])
     for one, other in zip(made, own, strict=True):
@@ -189,11 +189,11 @@ class LlamaAdapter(Method):
 
     Source: Zhang et al. 2023, section 3.1 and 3.2, and OpenGVLab/LLaMA-Adapter, alpaca_finetuning_v1/llama/model.py
     (lines 84 to 121): 10 prompt tokens in the top 30 of 32 layers, keys and values by the frozen projections without
-    rotation, a softmax of their own, one gate for each head, tanh.
+    rotation, a separate softmax, one gate for each head, tanh.
 
-    Deviations: none for decoders. Of an encoder-decoder model the self-attention of the decoder reads prompts. Where a
-    model normalises its keys (Qwen3, Gemma 3), the prompt's are normalised too. (Hugging Face peft has one gate for all
-    heads and no tanh, and in GPT-2 adds what was read behind the output projection.)
+    Deviations: none for decoders. In an encoder-decoder model the self-attention of the decoder reads prompts. If a
+    model normalises its keys (Qwen3, Gemma 3), the prompt's keys are normalised, too. (Hugging Face peft has one gate
+    for all heads and no tanh, and in GPT-2 adds attention to the prompt after the output projection.)
     """
 
     class Config(MethodConfig):
@@ -242,9 +242,9 @@ class LlamaAdapter(Method):
         return module
 
     def _num_layers(self, count: int) -> int:
-        wanted: int | None = self.config.num_layers
-        if wanted is None:
+        num_layers: int | None = self.config.num_layers
+        if num_layers is None:
             return max(1, count - UNTOUCHED_LAYERS)
-        if wanted > count:
-            raise MethodError(f"num_layers: {wanted} is more than the {count} layers of this model")
-        return wanted
+        if num_layers > count:
+            raise MethodError(f"num_layers: {num_layers} is more than the {count} layers of this model")
+        return num_layers

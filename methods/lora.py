@@ -47,8 +47,8 @@ from methods.parts.weight_reads import uses_of
 class LoRALayer(LinearWrapper):
     """``base_layer(x) + scaling * B A dropout(x)``.
 
-    Of a joined layer, parts of the output can be adapted apart, each with an A and a B of its own: these are stacked
-    in ``lora_A`` ``(N R, I)`` and ``lora_B`` (rows of all parts, R). For a whole output N is 1.
+    Parts of the output of a joined layer can be adapted separately, each with its own A and B. They are stacked in
+    ``lora_A`` ``(N R, I)`` and ``lora_B`` (rows of all parts, R). N is 1 if the whole output is adapted.
 
     Args:
         base_layer: ``nn.Linear`` or ``Conv1D``; it stays frozen.
@@ -113,7 +113,7 @@ class LoRALayer(LinearWrapper):
         return blocks.new_zeros(self.out_features, blocks.shape[1]).index_copy(0, self.rows, blocks)
 
     def merge(self) -> None:
-        """Add the product to the base weight, so that the layer costs nothing extra. The weight itself is kept."""
+        """Add the product to the base weight, so that the layer has no extra cost. :meth:`unmerge` restores it."""
         if self._unmerged:
             return
         if (kind := quantization_of(self.base_layer)) is not None:
@@ -135,12 +135,12 @@ class LoRALayer(LinearWrapper):
 
 
 class LoRA(Method):
-    """A trained low-rank matrix is added to frozen linear layers; by default to queries and values.
+    """Adds a trained low-rank matrix to frozen linear layers; by default to those of queries and values.
 
     Source: Hu et al. 2021, section 4.1 (A random, B zero, scaled by alpha / rank) and table 11 (rank 4, alpha 32 on
-    queries and values for GPT-2). Where a model makes queries, keys and values in one linear layer (GPT-2's c_attn),
-    each adapted part of its output has an A and a B of its own, as in the authors' code. In multi-head latent attention
-    queries and values are what is made from the latent vectors.
+    queries and values for GPT-2). If a model makes queries, keys and values in one linear layer (GPT-2's c_attn), each
+    adapted part of its output has its own A and B, as in the authors' code. In multi-head latent attention the layers
+    that make queries and values from the latent vectors are adapted.
 
     Deviations: none in the function. The experts of a mixture, which the paper does not have, get an A and a B each.
     Dropout is off by default (table 11: 0.1 on E2E and WebNLG, 0 on DART).
@@ -176,14 +176,14 @@ class LoRA(Method):
     def patch(self, model: Any) -> nn.Module:
         rank, scaling, dropout = self.config.rank, self.config.alpha / self.config.rank, self.config.dropout
         targets, experts = self._targets(model), self._experts(model)
-        for name, _, _, found in experts:
-            require_known_experts(name, found)
+        for name, _, _, module in experts:
+            require_known_experts(name, module)
         for layer, parts in targets:
             layer.replace(LoRALayer(layer.module, layer.in_features, layer.out_features, parts, rank, scaling, dropout))
-        for _, parent, attribute, found in experts:
-            setattr(parent, attribute, LoRAExperts(found, rank, scaling, dropout))
-        module: nn.Module = model
-        return module
+        for _, parent, attribute, module in experts:
+            setattr(parent, attribute, LoRAExperts(module, rank, scaling, dropout))
+        patched: nn.Module = model
+        return patched
 
     @property
     def fusable(self) -> bool:
@@ -199,7 +199,7 @@ class LoRA(Method):
         return True
 
     def merge(self, model: nn.Module) -> None:
-        """Fold the trained matrices into the base weights, for decoding at the speed of the base model."""
+        """Add the trained matrices to the base weights, for decoding at the speed of the base model."""
         for layer in _lora_layers(model):
             layer.merge()
 
@@ -219,7 +219,7 @@ class LoRA(Method):
         return merged
 
     def to_peft(self, model: nn.Module) -> PeftAdapter:
-        """LoRA, with N R as the rank of a layer whose output has N parts: peft knows one product for a whole output."""
+        """LoRA of peft. A layer with N parts has rank N R there, because peft has one product for a whole output."""
         layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoRALayer)}
         if len(layers) < len(_lora_layers(model)):
             raise MethodError("Hugging Face peft lays out what it adds to experts otherwise, which is not exported yet")
@@ -243,7 +243,7 @@ class LoRA(Method):
         return PeftAdapter(config, state)
 
     def _targets(self, model: Any) -> list[tuple[LinearLayer, list[torch.Tensor] | None]]:
-        """Each linear layer to adapt, with the rows of each part; None where the whole output is one part."""
+        """Each linear layer to adapt, with the rows of each part; None if the whole output is one part."""
         targets: str | list[str] = self.config.target_modules
         if targets == "all_linear":
             return [(layer, None) for layer in linear_layers(model)]
@@ -264,7 +264,7 @@ class LoRA(Method):
         ]
 
     def _experts(self, model: Any) -> list[tuple[str, nn.Module, str, nn.Module]]:
-        """Name, parent, attribute and module of the experts to adapt, where their matrices are tensors."""
+        """Name, parent, attribute and module of the experts to adapt whose matrices are tensors."""
         targets: str | list[str] = self.config.target_modules
         return [
             (name, parent, attribute, module)
@@ -284,25 +284,25 @@ def _adaptable(model: Any) -> dict[str, LinearLayer]:
 
 
 def _named(target: str, model: Any) -> list[str]:
-    """Names of linear layers that are the target or end with it after a dot; none where it names experts.
+    """Names of linear layers that are the target or end with it after a dot; none if it names experts.
 
     Raises:
-        MethodError: There is none, or one in whose place nothing would have its part in the output.
+        MethodError: There is none, or adapting one would not change the output.
     """
     layers = _adaptable(model)
-    found = [name for name in layers if _is_named(name, [target])]
+    matches = [name for name in layers if _is_named(name, [target])]
     experts = [name for name, module in model.named_modules() if expert_tensors(module)]
-    if not found and not any(_is_named(name, [target]) for name in experts):
+    if not matches and not any(_is_named(name, [target]) for name in experts):
         known = sorted({layer.attribute for layer in layers.values()})
         raise MethodError(
             f"target_modules: no linear layer is named {target!r}; this model has {', '.join(known)}, and query, key, "
             "value mean these outputs of its attention layers"
         )
     uses = uses_of(model)
-    for name in found:
+    for name in matches:
         if (reason := uses.why_without_part(name)) is not None:
             raise MethodError(f"target_modules: {name} cannot be adapted: {reason}")
-    return found
+    return matches
 
 
 def _lora_layers(model: nn.Module) -> list[LoRALayer | LoRAExperts]:

@@ -16,14 +16,14 @@ from methods.parts.trained_prefix import PrefixConfig, TrainedPrefix
 
 
 class MixAndMatchAdapters(Method):
-    """A short prefix for attention, and a large scaled adapter beside every feed-forward part.
+    """Trains a short prefix for attention, and a large scaled adapter beside every feed-forward part.
 
     Source: He et al. 2022, section 4.6 and table 6 (MAM adapter: prefix of length 30, adapters with bottleneck 512 and
     scale 4), and the authors' exps/run_xsum.sh (reparametrisation with 800 hidden units, start of LoRA, no norm inside
     the adapters).
 
-    Deviations: the prefix starts from words by default, as in prefix_tuning, not at random. Token positions stay what
-    they are in the base model unless ``shift_positions`` is set.
+    Deviations: the prefix starts from words by default, as in prefix_tuning, and not at random. Token positions are
+    those of the base model unless ``shift_positions`` is set.
     """
 
     class Config(PrefixConfig):
@@ -54,9 +54,9 @@ class MixAndMatchAdapters(Method):
         return module
 
     def adapter_state(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """The trained tensors; of the prefix the keys and values that its MLP makes."""
+        """The trained tensors, with the keys and values that the prefix's MLP computes in place of the MLP."""
         return self.prefix.state(model)
 
     def load_adapter_state(self, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-        """Put a stored state into a freshly patched model; the prefix's MLP gives way to keys and values."""
+        """Put a stored state into a freshly patched model. Keys and values replace the prefix's MLP."""
         self.prefix.load(model, state)

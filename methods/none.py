@@ -1,4 +1,4 @@
-"""No tuning at all: the row that every other row is measured against."""
+"""No tuning: the base model's own scores, with which methods are compared."""
 
 from __future__ import annotations
 

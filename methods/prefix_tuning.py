@@ -21,24 +21,24 @@ class PrefixTuning(Method):
 
     Source: Li & Liang 2021, section 4. Three parametrisations:
 
-    - ``embedding``: trained prompt embeddings in front of the hidden states of every attention layer, sent through its
-      frozen key and value projections (PrefixTuningAttentionLayer); D parameters for a token and layer. The
+    - ``embedding``: trained prompt embeddings in front of the hidden states of every attention layer, whose frozen
+      projections make keys and values of them (PrefixTuningAttentionLayer); D parameters for a token and layer. The
       idea is the per-layer prompt of google-research/prompt-tuning (extended/train/per_layer.py).
     - ``key_value``: free keys and values for every layer, as P-tuning v2 (Liu et al. 2022); 2 H C parameters for a
       token and layer.
-    - ``mlp``: the same keys and values, made by an embedding and an MLP while training (Li & Liang's
-      reparametrisation). What is stored are the keys and values; the MLP is dropped.
+    - ``mlp``: the same keys and values, made by an embedding and an MLP in training (Li & Liang's reparametrisation).
+      The keys and values are stored; the MLP is dropped.
 
     In an encoder-decoder model the self-attention of the encoder, that of the decoder and the cross-attention each have
-    prefixes of their own, as in the authors' ``seq2seq/prefixTuning.py``; with ``mlp`` each of the three has an MLP.
+    their own prefixes, as in the authors' ``seq2seq/prefixTuning.py``; with ``mlp`` each of the three has an MLP.
 
-    Deviations from Li & Liang: ``embedding`` is the default parametrisation. Token positions stay what they are in the
-    base model unless ``shift_positions`` is set. With positions relative to one another (rotary, T5's bias) the prefix
-    stands right before the first token; learned absolute positions are added at the input only, so that there the
-    prefix has none. With ``mlp``, ``init: text`` and ``vocabulary`` set the last layer in closed form instead of
-    fitting the MLP by 500 steps of Adam, and ``text`` is the default also where data are plenty. A sliding window does
-    not end the reach of the prefix. Of a hybrid the layers with attention have prefixes. Layers that attend to the keys
-    of an earlier layer (Gemma 3n, Gemma 4) see the prefix of that one.
+    Deviations from Li & Liang: ``embedding`` is the default parametrisation. Token positions are those of the base
+    model unless ``shift_positions`` is set. With relative positions (rotary, T5's bias) the prefix is right before the
+    first token; with learned absolute positions, which are added at the input only, the prefix has no position. With
+    ``mlp``, ``init: text`` and ``vocabulary`` set the last layer in closed form instead of fitting the MLP by 500 steps
+    of Adam, and ``text`` is the default also for large data sets. Tokens see the prefix from beyond a sliding window.
+    In a hybrid model only layers with attention have prefixes. Layers that attend to the keys of an earlier layer
+    (Gemma 3n, Gemma 4) see the prefix of that layer.
     """
 
     class Config(PrefixConfig):
@@ -64,13 +64,13 @@ class PrefixTuning(Method):
         self.prefix.join_lanes(models, lanes)
 
     def adapter_state(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """The trained tensors; for ``mlp`` the keys and values that the MLP makes."""
+        """The trained tensors; with ``mlp`` the keys and values that the MLP computes."""
         return self.prefix.state(model)
 
     def load_adapter_state(self, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-        """Put a stored state into a freshly patched model; its MLP, if there is one, gives way to keys and values."""
+        """Put a stored state into a freshly patched model. Keys and values replace the MLP if there is one."""
         self.prefix.load(model, state)
 
     def to_peft(self, model: nn.Module) -> PeftAdapter:
-        """Keys and values of every layer, whatever the parametrisation."""
+        """PREFIX_TUNING of peft: the keys and values of every layer, in any parametrisation."""
         return prefix_for_peft(model, self.config, self.adapter_state(model))

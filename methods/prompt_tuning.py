@@ -45,7 +45,7 @@ class PromptedAttentionLayer(nn.Module):
     Args:
         base_attention_layer: An attention layer of transformers; it stays frozen.
         site: Its place.
-        window: How many tokens back it sees, itself among them, the prompt's like others; None for all.
+        window: The number of last tokens that a token sees, itself and prompt tokens included; None: all.
     """
 
     def __init__(self, base_attention_layer: nn.Module, site: AttentionSite, window: int | None) -> None:
@@ -62,13 +62,13 @@ class PromptedAttentionLayer(nn.Module):
         token_distances: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Any, ...]:
-        """What the base layer returns.
+        """Call the base layer, and return its outputs.
 
         Args:
             args: Of the base layer.
-            report_keys_values: Where to put the keys and values of the call.
-            prompt_keys_values: ``(K, H, P, C)`` twice for each layer, to attend to.
-            token_distances: ``(B, T)``, how far each token is from the first one behind the prompt.
+            report_keys_values: A list to which the keys and values of this call are added.
+            prompt_keys_values: The prompt's keys and values for each layer, ``(K, H, P, C)`` each.
+            token_distances: ``(B, T)``, the distance of each token from the first token after the prompt.
             kwargs: Of the base layer.
         """
         layer = self.site.layer
@@ -82,12 +82,12 @@ class PromptedAttentionLayer(nn.Module):
         visible = None
         if self.window is not None and token_distances is not None:
             count = keys_values[0].shape[2]
-            back = torch.arange(count, 0, -1, device=token_distances.device)  # (P,) from the first token behind it
+            back = torch.arange(count, 0, -1, device=token_distances.device)  # (P,) from the first token after it
             visible = token_distances[..., None] + back < self.window  # (B, T, P)
         return attend_with_prefix(self.site, keys_values, args, kwargs, visible=visible)
 
 
-# Not compiled: each layer, with an index of its own, would otherwise be compiled by itself.
+# It is not compiled, because each layer has another index and would be compiled separately.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _of_layer(prompt_keys_values: list[KeysValues], layer: Any) -> KeysValues:
     keys_values: KeysValues = prompt_keys_values[layer.layer_idx]
@@ -97,11 +97,11 @@ def _of_layer(prompt_keys_values: list[KeysValues], layer: Any) -> KeysValues:
 class PromptTuningDecoder(PromptEmbeddings):
     """A decoder whose tokens come after P trained embeddings.
 
-    The prompt comes first and is the same for every row, so its keys and values do not depend on the tokens. They are
-    computed once for the whole batch, from one sequence of P embeddings that runs through the frozen decoder, and every
-    attention layer puts them in front of its own. For the tokens this equals concatenating the prompt to the input
-    embeddings right before the first real token: the same positions, the same keys, the same values, to rounding.
-    Outputs and cache hold the tokens only.
+    The prompt comes first and is the same for every row, so that its keys and values do not depend on the tokens. They
+    are computed once for the whole batch, from one sequence of P embeddings that runs through the frozen decoder, and
+    every attention layer puts them in front of its own. The tokens get the same positions, keys and values, to
+    rounding, as if the prompt were inserted into the input embeddings right before the first real token. Outputs and
+    cache hold the tokens only.
     """
 
     def __init__(self, stack: Any, prompt: torch.Tensor) -> None:
@@ -132,7 +132,7 @@ class PromptTuningDecoder(PromptEmbeddings):
         )
 
     def reaches(self, sites: Sequence[AttentionSite]) -> bool:
-        """Whether every layer learns of the prompt: a decoder may keep keyword arguments from its attention layers."""
+        """Whether every layer gets the prompt. Some decoders do not pass keyword arguments on to attention layers."""
         on_meta = self.prompt_tokens.is_meta
         try:
             with torch.no_grad(), without_experts(self.stack) if on_meta else nullcontext():
@@ -141,11 +141,11 @@ class PromptTuningDecoder(PromptEmbeddings):
             return False
 
     def _prompt_keys_values(self) -> list[KeysValues]:
-        """``(K, H, P, C)`` twice for each layer."""
+        """The prompt's keys and values for each layer, ``(K, H, P, C)`` each."""
         keys_values: list[KeysValues] = []
         prompts = self.prompts()
         mask = torch.ones(1, 1, *[prompts.shape[1]] * 2, device="meta") if prompts.is_meta else None
-        # A pass of few tokens, in which every layer adds to a list, is not worth compiling.
+        # This pass has few tokens, and every layer adds to a list, so that compiling it does not pay.
         with without_checkpointing(self.stack), torch.compiler.set_stance("force_eager"):
             self.stack(
                 inputs_embeds=prompts,
@@ -158,7 +158,7 @@ class PromptTuningDecoder(PromptEmbeddings):
 
 
 def prompt_apart(model: Any, prompt: torch.Tensor) -> PromptTuningDecoder | None:
-    """What computes the prompt once for all rows; None if this model needs it in its rows."""
+    """A decoder that computes the prompt once for all rows; None if this model needs the prompt in every row."""
     sites, kept = attention_sites(model, required=False), cache_layers(model)
     if not keeps_prompt_apart(model, sites):
         return None
@@ -176,7 +176,7 @@ def prompt_apart(model: Any, prompt: torch.Tensor) -> PromptTuningDecoder | None
 
 @contextmanager
 def without_checkpointing(decoder: nn.Module) -> Iterator[None]:
-    """Switch gradient checkpointing off: keys and values that leave a block must not be recomputed apart from it."""
+    """Inside the block gradient checkpointing is off: keys and values that leave a block must not be recomputed."""
     layers: list[Any] = [module for module in decoder.modules() if getattr(module, "gradient_checkpointing", False)]
     for layer in layers:
         layer.gradient_checkpointing = False
@@ -188,16 +188,16 @@ def without_checkpointing(decoder: nn.Module) -> Iterator[None]:
 
 
 class PromptTuning(Method):
-    """Trained embeddings in front of the input embeddings, right before the first real token.
+    """Trains embeddings in front of the input embeddings, right before the first real token.
 
-    Source: Lester et al. 2021, section 2. In an encoder-decoder model, as theirs, the prompt stands at the encoder's
-    input; otherwise at the decoder's.
+    Source: Lester et al. 2021, section 2. In an encoder-decoder model, which the paper uses, the prompt is part of the
+    encoder's input; otherwise of the decoder's.
 
     Deviations: the prompt starts from words by default (section 3.2 draws it at random, from common vocabulary or from
-    class labels: ``init: uniform``, ``vocabulary``, ``labels``), because at 100 to 300 million parameters a random
-    start hardly trains. In decoders whose layers all attend to tokens, dropout inside the base model, where it has any,
-    acts once on the prompt instead of once for each row. Where each layer has an embedding of every token besides
-    (Gemma 3n, Gemma 4), those of the prompt are trained too.
+    class labels: ``init: uniform``, ``vocabulary``, ``labels``), because models of 100 to 300 million parameters hardly
+    train from a random start. In decoders whose layers all attend to tokens, dropout inside the base model acts once on
+    the prompt instead of once for each row. If each layer has its own embedding of every token (Gemma 3n, Gemma 4),
+    those of the prompt are trained, too.
     """
 
     class Config(PromptInitConfig):
@@ -228,18 +228,18 @@ class PromptTuning(Method):
     search_space: ClassVar[SearchSpace] = {"train.learning_rate": Range(low=3e-3, high=3e-1)}
 
     def patch(self, model: Any) -> nn.Module:
-        found = stacks(model)
-        decoder = found["decoder"]
-        if "encoder" not in found:
+        parts = stacks(model)
+        decoder = parts["decoder"]
+        if "encoder" not in parts:
             require_readable(model)
         ids = self._initial_token_ids(model)
         prompt = self._initial_prompt(model, ids)
-        if "encoder" in found:
+        if "encoder" in parts:
             if self.config.infix:
                 raise MethodError(f"infix is for decoders alone; {type(model).__name__} has an encoder")
-            encoder = PromptTuningEncoder(found["encoder"], prompt)
+            encoder = PromptTuningEncoder(parts["encoder"], prompt)
             decoder.register_forward_pre_hook(encoder.lengthen_source_mask, with_kwargs=True)
-            replace_module(model, found["encoder"], encoder)
+            replace_module(model, parts["encoder"], encoder)
         elif (apart := None if self.config.infix else prompt_apart(model, prompt)) is not None:
             replace_module(model, decoder, apart)
         else:
@@ -259,7 +259,7 @@ class PromptTuning(Method):
         join_lanes(models, lanes, PromptEmbeddings)
 
     def to_peft(self, model: nn.Module) -> PeftAdapter:
-        """Prompt tuning as it is: one matrix ``(P, D)``."""
+        """PROMPT_TUNING of peft: one matrix ``(P, D)``."""
         if self.config.infix:
             raise MethodError("infix: peft puts prompts in front of the source only; set infix: false to export")
         prompt, *others = self.adapter_state(model).values()
@@ -274,12 +274,12 @@ class PromptTuning(Method):
         return PeftAdapter(config, {"prompt_embeddings": prompt})
 
     def _initial_token_ids(self, model: Any) -> torch.Tensor:
-        """``(P,)``, the words to start from; zeros where the start is none."""
+        """``(P,)``, the tokens to start from; zeros if the prompt does not start from words."""
         weight = next(iter(stacks(model).values())).get_input_embeddings().weight
         return initial_token_ids(self.config, self.config.num_prompt_tokens, weight, self.tokenizer)
 
     def _initial_prompt(self, model: Any, ids: torch.Tensor) -> torch.Tensor:
-        """``(P, D)`` in the space of the input embeddings, after whatever scale the model gives them."""
+        """``(P, D)`` in the space of the input embeddings, with the model's own scaling of them."""
         embed = next(iter(stacks(model).values())).get_input_embeddings()
         with torch.no_grad():
             if self.config.init == "labels" and not embed.weight.is_meta:
@@ -293,7 +293,7 @@ class PromptTuning(Method):
         return prompt
 
     def _per_layer(self, decoder: Any, ids: torch.Tensor) -> torch.Tensor | None:
-        """``(P, layers, channels)``: those of the initial words, zeros where there are none; None in most models."""
+        """The layers' own embeddings ``(P, layers, channels)`` of the initial words, or zeros; None in most models."""
         with torch.no_grad():
             made = per_layer_inputs(decoder, ids[None])
         if made is None:

@@ -12,12 +12,12 @@ from methods.parts.blocks import block_modules
 
 
 class TopLayers(Method):
-    """All weights of the top blocks are trained, the rest stays frozen.
+    """Trains all weights of the top blocks, and nothing else.
 
-    Source: Li & Liang 2021, section 5.2 (FT-top2; 25.19 M parameters of GPT-2 medium: two blocks, neither the last norm
-    nor the output head).
+    Source: Li & Liang 2021, section 5.2 (FT-top2; 25.19 M parameters of GPT-2 medium: two blocks, without the last norm
+    and the output head).
 
-    Deviations: none for decoders. Of an encoder-decoder model these are the top blocks of the decoder.
+    Deviations: none for decoders. In an encoder-decoder model the top blocks of the decoder are trained.
     """
 
     class Config(MethodConfig):

@@ -1,6 +1,6 @@
-"""The tables of docs/methods/methods.md: methods with their settings, and what of Hugging Face peft keeps the contract.
+"""Writes the tables of docs/methods/methods.md: methods with their settings, and the types of peft with their checks.
 
-``python -m bench.tools.method_tables docs/methods/methods.md`` writes them anew between the page's markers.
+``python -m bench.tools.method_tables docs/methods/methods.md`` replaces the text between the page's markers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BRIDGE = "hf_peft"
 KEEPS = "keeps it"
 MARKER = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
-# For each type of peft, settings small enough for tiny models. What is not here has defaults that fit.
+# For each type of peft, settings small enough for tiny models. The defaults of all other types fit.
 PEFT_SETTINGS: dict[str, dict[str, Any]] = {
     "ADALORA": {"total_step": 10, "init_r": 4, "target_r": 2},
     "ADAMSS": {"r": 8, "num_subspaces": 2},
@@ -64,7 +64,7 @@ PEFT_SETTINGS: dict[str, dict[str, Any]] = {
     "WAVEFT": {"n_frequency": 50},
     "XLORA": {"hidden_size": 32, "adapters": {}},
 }
-# Types that find their modules themselves; all others are given the queries and values, in the words of each family.
+# Types that find their modules themselves. All others get queries and values, by their names in each family.
 OWN_TARGETS = frozenset({"ADAPTION_PROMPT", "IA3", "LN_TUNING", "SHADOW", "TRAINABLE_TOKENS"})
 TARGETS = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"], "t5": ["q", "v"]}
 # Types that refuse float64.
@@ -72,8 +72,8 @@ FLOAT32_ONLY = frozenset({"PSOFT"})
 
 
 def native_table() -> str:
-    """Every method of ours: what it is, its source, what it trains of GPT-2 medium by default, and its settings."""
-    rows = ["| method | what is trained | source | trained / stored of GPT-2 medium |", "|---|---|---|---|"]
+    """A table of Tuneoff's methods: description, source, sizes on GPT-2 medium by default; then their settings."""
+    rows = ["| method | what it does | source | trained / stored of GPT-2 medium |", "|---|---|---|---|"]
     sections = []
     for name, target in targets("method").items():
         method_class = load_method(target)
@@ -112,7 +112,7 @@ def peft_types() -> list[str]:
 
 
 def peft_table(types: Iterable[str]) -> str:
-    """Types of peft, family by family, and the reason wherever one does not keep the contract."""
+    """A table of the types of peft, by family, with the reason if one does not keep the contract."""
     rows = [f"| type | settings | {' | '.join(CORE_FAMILIES)} |", "|---|---|" + "---|" * len(CORE_FAMILIES)]
     reasons: dict[str, dict[str, list[str]]] = {}
     kept = dict.fromkeys(CORE_FAMILIES, 0)
@@ -120,10 +120,10 @@ def peft_table(types: Iterable[str]) -> str:
     for peft_type in types:
         cells = []
         for family in CORE_FAMILIES:
-            outcome, found = peft_outcome(peft_type, family)
+            outcome, family_reasons = peft_outcome(peft_type, family)
             cells.append(outcome)
             kept[family] += outcome == KEEPS
-            for reason in found:
+            for reason in family_reasons:
                 reasons.setdefault(reason, {}).setdefault(peft_type, []).append(family)
         settings = ", ".join(f"{key}: {value}" for key, value in PEFT_SETTINGS.get(peft_type, {}).items())
         rows.append(f"| `{peft_type}` | {settings or 'defaults'} | {' | '.join(cells)} |")
@@ -136,7 +136,7 @@ def peft_table(types: Iterable[str]) -> str:
 
 
 def peft_outcome(peft_type: str, family: str) -> tuple[str, list[str]]:
-    """A cell, and the reasons behind it."""
+    """The cell of a type and a family, and its reasons."""
     method_class = load_method(targets("method")[BRIDGE])
     try:
         config = method_class.Config(**peft_settings(peft_type, family))
@@ -151,7 +151,7 @@ def peft_outcome(peft_type: str, family: str) -> tuple[str, list[str]]:
 
 
 def peft_settings(peft_type: str, family: str) -> dict[str, Any]:
-    """What the bridge is given for a type on a tiny model."""
+    """The settings of ``hf_peft`` for a type on a tiny model."""
     from methods.hf_peft import BREAKS_CONTRACT, peft_config_classes
 
     settings = {"peft_type": peft_type, **PEFT_SETTINGS.get(peft_type, {})}
@@ -182,7 +182,7 @@ def _plain(reason: str) -> str:
 
 def renew(page: str, tables: dict[str, str]) -> str:
     """A page with these tables between its markers."""
-    return MARKER.sub(lambda found: f"{found[1]}\n{tables[found[2]]}\n\n{found[3]}", page)
+    return MARKER.sub(lambda match: f"{match[1]}\n{tables[match[2]]}\n\n{match[3]}", page)
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
-"""Keys and values that every token attends to, put in front of an attention layer's own. Shared by prefix and prompt.
+"""Puts keys and values that every token attends to in front of an attention layer's own. Shared by prefix and prompt.
 
-An attention layer of transformers hands its keys and values to the ``update`` of a cache and attends to what comes
-back. That is the seam used here: :class:`KeyValueCapture` reads the keys and values that a layer makes of given hidden
-states, :class:`PrefixedCache` shows a layer the prefix followed by what its real cache holds. The prefix therefore
-never lives in the real cache: beam search does not copy it, and training without a cache works the same way. It holds
-for every family that uses the cache interface, whatever its projections are called.
+An attention layer of transformers passes its keys and values to the ``update`` of a cache and attends to those that
+``update`` returns. This module uses that: :class:`KeyValueCapture` reads the keys and values that a layer makes of
+given hidden states, :class:`PrefixedCache` returns the prefix followed by the contents of the real cache. The prefix is
+never in the real cache, so that beam search does not copy it and training without a cache works in the same way. This
+works for every family that uses the cache interface, whatever the names of its projections.
 
 B batch, G prefixes (usually one for all rows, else one for each B / G consecutive rows), H key/value heads, T tokens in
 this call, S tokens attended to (cached and new), P prefix, C head channels.
@@ -30,12 +30,12 @@ KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
 class NotHandedDown(RuntimeError):
-    """A decoder does not hand keyword arguments down to its attention layers."""
+    """A decoder does not pass keyword arguments on to its attention layers."""
 
 
 @dataclass
 class KeyValueCapture:
-    """Stands in for a cache and keeps the keys and values of one attention layer."""
+    """Replaces a cache and records the keys and values of one attention layer."""
 
     captured: list[KeysValues] = field(default_factory=list)
 
@@ -49,15 +49,15 @@ class KeyValueCapture:
 
 @dataclass(frozen=True)
 class PrefixedCache:
-    """What an attention layer sees in place of its cache: the prefix, then the cached and the new tokens.
+    """The cache that an attention layer gets: the prefix, then the cached and the new tokens.
 
-    A cache that can show its tokens behind a prefix itself (``update_behind``, as bench/decode/cache.py can) is asked
-    to: then nothing is joined at every step of decoding.
+    A cache with ``update_behind`` (bench/decode/cache.py) puts the prefix in front itself, so that nothing is joined at
+    every step of decoding.
     """
 
     prefix: KeysValues  # (G, H, P, C) each
     cache: Any = None
-    columns: torch.Tensor | None = None  # (B,) before which column the prefix lies; None is in front
+    columns: torch.Tensor | None = None  # (B,) the column before which the prefix is inserted; None: in front
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *args: Any, **kwargs: Any) -> KeysValues:
         if self.columns is None and (update_behind := getattr(self.cache, "update_behind", None)) is not None:
@@ -68,7 +68,7 @@ class PrefixedCache:
         return prepended(self.prefix, keys, values, self.columns)
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
-        """Tokens before those of this call, the prefix among them: T5 counts its relative positions from here."""
+        """The number of tokens before this call, including the prefix. T5 counts its relative positions from it."""
         return self.prefix[0].shape[2] + (0 if self.cache is None else self.cache.get_seq_length(layer_idx))
 
     @property
@@ -78,7 +78,7 @@ class PrefixedCache:
 
 @dataclass(frozen=True)
 class PrefixedLayers:
-    """The ``layers`` of a cache, read by cross-attention once the encoder's keys and values are in it."""
+    """The ``layers`` of a cache, which cross-attention reads when the encoder's keys and values are in it."""
 
     prefix: KeysValues
     cache: Any
@@ -106,7 +106,7 @@ class PrefixedEncoderDecoderCache(EncoderDecoderCache):  # type: ignore[misc] # 
 
 
 def prefixed_cache(prefix: KeysValues, cache: Any, columns: torch.Tensor | None = None) -> Any:
-    """What a layer is shown instead of ``cache``, which may be None."""
+    """The cache that a layer gets instead of ``cache``, which may be None."""
     if isinstance(cache, EncoderDecoderCache):
         return PrefixedEncoderDecoderCache(prefix, cache)
     return PrefixedCache(prefix, cache, columns)
@@ -115,13 +115,13 @@ def prefixed_cache(prefix: KeysValues, cache: Any, columns: torch.Tensor | None 
 def prepended(
     prefix: KeysValues, keys: torch.Tensor, values: torch.Tensor, columns: torch.Tensor | None = None
 ) -> KeysValues:
-    """Keys and values with the prefix in front, or before these columns, in their dtype."""
+    """Keys and values with the prefix, in their dtype, in front of them or before these columns."""
     prefix_keys, prefix_values = (for_rows(part.to(keys.dtype), len(keys)) for part in prefix)
     return joined(prefix_keys, keys, columns), joined(prefix_values, values, columns)
 
 
 def joined(prefix: torch.Tensor, tokens: torch.Tensor, columns: torch.Tensor | None) -> torch.Tensor:
-    """``(B, H, P, C)`` and ``(B, H, S, C)`` as ``(B, H, P + S, C)``, the prefix in front or before columns ``(B,)``."""
+    """Join ``(B, H, P, C)`` and ``(B, H, S, C)`` to ``(B, H, P + S, C)``, the prefix in front or before ``columns``."""
     if columns is None:
         return torch.cat([prefix, tokens], dim=2)
     rows = columns.expand(len(tokens))
@@ -129,7 +129,7 @@ def joined(prefix: torch.Tensor, tokens: torch.Tensor, columns: torch.Tensor | N
 
 
 class KeptWhileDecoding:
-    """Keys and values that are computed once and kept between the steps of decoding, where nothing is trained."""
+    """Keeps computed keys and values between the steps of decoding, as long as nothing is trained."""
 
     def __init__(self, trained: Sequence[nn.Parameter]) -> None:
         self._trained = trained
@@ -137,7 +137,7 @@ class KeptWhileDecoding:
         self._versions: list[int] = []
 
     def get(self, module: nn.Module, compute: Callable[[], Any]) -> Any:
-        """What ``compute`` returns for ``module``; kept until a trained tensor changes or training goes on."""
+        """The result of ``compute`` for ``module``, kept until a trained tensor changes or training goes on."""
         if module.training or torch.is_grad_enabled() or tuple(lane_modules(module)) != (module,):
             self._kept = None
             return compute()
@@ -158,25 +158,24 @@ def prefix_mask(
 ) -> torch.Tensor | None:
     """The attention mask with ``num_prefix_tokens`` columns in front.
 
-    A missing mask is built wherever tokens must not see each other's future. This matters: with more keys than queries
-    and no mask, transformers' SDPA function takes the surplus for the empty end of a static cache and silently drops
-    the newest keys. Columns are added behind any sliding window, so that the prefix stays visible however far the text
-    goes.
+    A missing mask is built if tokens must not see later ones. Without it, transformers' SDPA function takes more keys
+    than queries for the empty end of a static cache, and silently drops the newest keys. Columns are added after any
+    sliding window is applied, so that the prefix is visible from every token of a long text.
 
     Args:
-        mask: What the model passed: None, ``(B, S)`` for flash attention, or ``(B, 1, T, S)`` boolean or additive.
+        mask: The model's mask: None, ``(B, S)`` for flash attention, or ``(B, 1, T, S)`` boolean or additive.
         num_prefix_tokens: P.
         hidden_states: ``(B, T, D)``, for T, device and dtype.
         cache: The layer's real cache, or None.
         layer: The attention layer, for its ``layer_idx`` and configuration.
-        visible: ``(B, T)`` boolean, the tokens that see the prefix, or ``(B, T, P)``, what each sees; None for all.
-        config: Where the layer has none.
+        visible: Boolean ``(B, T)``, whether a token sees the prefix, or ``(B, T, P)``, which parts it sees; None: all.
+        config: The configuration, if the layer has none.
 
     Returns:
-        The mask for ``P + S`` keys; None where all keys are seen or flash attention hides the future by itself.
+        The mask for ``P + S`` keys; None if all keys are seen or flash attention hides later tokens itself.
 
     Raises:
-        MethodError: Flash attention cannot express it.
+        MethodError: Flash attention has no such mask.
     """
     implementation = (config or layer.config)._attn_implementation
     if implementation.startswith("flash"):
@@ -206,15 +205,15 @@ def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def causal_mask(num_tokens: int, cache: Any, layer: Any, device: torch.device) -> torch.Tensor:
-    """Boolean ``(1, 1, T, S)``: token i of this call sees all that is cached and the call's tokens up to itself."""
+    """Boolean ``(1, 1, T, S)``: a token of this call sees all cached tokens, and those of the call up to itself."""
     num_keys, key_offset, query_offset = num_tokens, 0, 0
     if isinstance(cache, EncoderDecoderCache):
         cache = cache.self_attention_cache
     if cache is not None:
         num_keys, key_offset = cache.get_mask_sizes(num_tokens, layer.layer_idx)
-        # transformers below 5.18 keeps the number of tokens seen under the older name alone.
-        told = getattr(cache, "get_query_offset", cache.get_seq_length)
-        query_offset = told(layer.layer_idx)
+        # transformers before 5.18 has the number of cached tokens only under the older name.
+        num_cached = getattr(cache, "get_query_offset", cache.get_seq_length)
+        query_offset = num_cached(layer.layer_idx)
     queries = torch.arange(num_tokens, device=device)[:, None] + query_offset
     keys = torch.arange(num_keys, device=device)[None, :] + key_offset
     return (keys <= queries)[None, None]
@@ -227,14 +226,14 @@ def keys_values_of(
 
     Args:
         site: The layer.
-        states: What it makes them of.
-        rotary: Of the positions of the prompt, where the layer is given it.
-        others: What the layer takes besides, for one text of P tokens; see LayerInput.
+        states: The hidden states.
+        rotary: The rotation at the positions of the prompt, if the layer takes one.
+        others: Further arguments of the layer, for one text of P tokens; see LayerInput.
 
     Raises:
-        MethodError: The layer does not hand keys and values to its cache, once.
+        MethodError: The layer does not pass keys and values to its cache exactly once.
     """
-    if others and len(states) > 1:  # made for one row
+    if others and len(states) > 1:  # the further arguments are for one row
         each = [keys_values_of(site, row[None], rotary, others) for row in states]
         keys, values = (torch.cat(parts) for parts in zip(*each, strict=True))
         return keys, values
@@ -254,10 +253,10 @@ def keys_values_of(
 
 
 def made_keys_values(site: AttentionSite, given: LayerInput) -> KeysValues:
-    """What a layer makes of what reached it.
+    """The keys and values that a layer makes of its input.
 
     Raises:
-        MethodError: It cannot be called apart from its model, or hands other keys and values to its cache.
+        MethodError: The layer cannot be called outside of its model, or its keys and values have another form.
     """
     try:
         keys, values = keys_values_of(site, given.states[None], given.rotary, given.others)
@@ -277,15 +276,15 @@ def made_keys_values(site: AttentionSite, given: LayerInput) -> KeysValues:
 
 
 def fresh(others: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments with an empty dictionary in place of one that layers write to (the keys that Gemma's layers share)."""
+    """Arguments with a new dictionary instead of one that layers write to (the keys that Gemma's layers share)."""
     return {name: type(value)() if isinstance(value, UserDict) else value for name, value in others.items()}
 
 
 def require_reach(sites: Sequence[AttentionSite]) -> None:
-    """Refuse layers in which tokens could lose sight of the prompt.
+    """Refuse layers in which later tokens would not see the prompt.
 
     Raises:
-        MethodError: Flash attention applies a sliding window itself, to the prompt too.
+        MethodError: Flash attention applies a sliding window itself, also to the prompt.
     """
     for site in sites:
         if site.config._attn_implementation.startswith("flash") and sliding_window(site.layer) is not None:
@@ -311,7 +310,7 @@ def attend_with_prefix(
         args: Of the call.
         kwargs: Of the call.
         bias_source: The layer that makes the relative position bias, see :func:`prefix_bias`.
-        visible: ``(B, T)`` or ``(B, T, P)`` boolean, the tokens that see the prefix, or what each sees; None for all.
+        visible: See :func:`prefix_mask`.
     """
     call = site.named(args, kwargs)
     names, cache, count = site.names, call.get(site.names.cache), prefix[0].shape[2]
@@ -321,7 +320,7 @@ def attend_with_prefix(
         tokens_before = call[names.cache].get_seq_length(site.layer.layer_idx)
         call["position_bias"] = torch.cat([prefix_bias(bias, count, bias_source, tokens_before), bias], dim=-1)
     outputs: tuple[Any, ...] = site.layer(**call)
-    if names.has_position_bias:  # The layers that follow get it as they would without a prefix.
+    if names.has_position_bias:  # the layers that follow get the bias without the prefix's columns
         output, bias, *rest = outputs
         return output, bias[..., count:], *rest
     return outputs
@@ -330,7 +329,7 @@ def attend_with_prefix(
 def widen_mask(
     site: AttentionSite, call: dict[str, Any], num_prefix_tokens: int, visible: torch.Tensor | None = None
 ) -> torch.Tensor | None:
-    """Give mask and distances of a call columns for the prefix, in front or where this returns them to be.
+    """Add columns for the prefix to mask and distances of a call.
 
     Args:
         site: The layer.
@@ -339,11 +338,11 @@ def widen_mask(
         visible: ``(B, T)`` boolean, the tokens that see the prefix; None for all.
 
     Returns:
-        ``(B,)`` before which column of keys the prefix has to lie; None for in front of all.
+        ``(B,)``, the column of keys before which the prefix has to be inserted; None: in front of all keys.
     """
     names, hidden_states = site.names, call["hidden_states"]
     mask: Any = call.get(names.mask)
-    if visible is not None:  # Gemma 4 goes on with the last tokens only, where it wants no more logits
+    if visible is not None:  # Gemma 4 continues with the last tokens only if it needs logits for no others
         visible = visible[:, -hidden_states.shape[1] :]
     if counts_columns(site):
         columns = first_real_columns(mask)
@@ -358,13 +357,13 @@ def widen_mask(
 
 
 def prefix_bias(bias: torch.Tensor, num_prefix_tokens: int, source: Any, tokens_before: Any) -> torch.Tensor:
-    """Columns of T5's position bias for a prefix that stands right before the first token.
+    """Columns of T5's position bias for a prefix right before the first token.
 
     Args:
-        bias: ``(1, H, T, S)``, what the layer got.
+        bias: ``(1, H, T, S)``, the bias that the layer got.
         num_prefix_tokens: P.
-        source: The layer that holds the table of biases; None where there is none and biases are zero.
-        tokens_before: Tokens before those of this call, the prefix among them.
+        source: The layer that holds the table of biases; None if there is none, so that biases are zero.
+        tokens_before: The number of tokens before this call, including the prefix.
 
     Returns:
         ``(1, H, T, P)``.

@@ -1,7 +1,6 @@
-"""Where attention happens in a model of transformers: the layers, what each attends to, what reaches each.
+"""Finds the attention layers of a model of transformers, their kinds and their inputs. Shared by prefix and prompt.
 
-Everything is found by the conventions of transformers: an attention layer is a module named ...Attention that knows its
-layer_idx. Shared by prefix and prompt tuning.
+They are found by a convention of transformers: an attention layer is a module named ...Attention with a layer_idx.
 
 B batch, P prompt tokens, D hidden size, C head channels.
 """
@@ -29,10 +28,10 @@ Role = Literal["decoder", "encoder", "cross"]
 """Self-attention of a decoder, self-attention of an encoder, or a decoder's attention to the encoder's output."""
 
 
-# Layers whose boolean mask says what is hidden; elsewhere it says what is seen.
+# Layers whose boolean mask is true where a key is hidden; in other layers it is true where a key is seen.
 HIDING_MASKS = ("MptAttention",)
 
-# Arguments of attention layers that need no care of their own when a prompt is put in front.
+# Arguments of attention layers that are handled for every family when a prompt is put in front.
 KNOWN_ARGUMENTS = frozenset(
     (
         "hidden_states",
@@ -54,14 +53,14 @@ KNOWN_ARGUMENTS = frozenset(
 
 @dataclass(frozen=True)
 class CallNames:
-    """What an attention layer calls its arguments: T5 and GPT-NeoX have names of their own."""
+    """The names of an attention layer's arguments: T5 and GPT-NeoX have different ones."""
 
     mask: str
     cache: str
     has_position_bias: bool
-    """Whether it takes and returns T5's position bias."""
+    """Whether the layer takes and returns T5's position bias."""
     order: tuple[str, ...]
-    """All of them, as they may be given by place."""
+    """All arguments, in their order."""
     others: tuple[str, ...]
     """Arguments that few families have: residual and alibi (BLOOM), position_ids (GPT-J), position_bias (MPT), ..."""
 
@@ -79,7 +78,7 @@ class AttentionSite:
 
     @property
     def config(self) -> Any:
-        """Of the layer, or where it has none of its stack."""
+        """The configuration of the layer, or that of its stack if it has none."""
         return getattr(self.layer, "config", None) or self.stack.config
 
     @property
@@ -94,25 +93,25 @@ class AttentionSite:
 
     @property
     def reuses_keys(self) -> bool:
-        """Whether the layer makes no keys and values and attends to those of an earlier layer (Gemma 3n, Gemma 4)."""
+        """Whether the layer attends to keys and values of an earlier layer and makes none (Gemma 3n, Gemma 4)."""
         return bool(getattr(self.layer, "is_kv_shared_layer", False))
 
     def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a call by their names, whatever was given by place."""
+        """The arguments of a call by their names, also those that were passed by position."""
         return {**dict(zip(self.names.order, args, strict=False)), **kwargs}
 
     def replace(self, wrapper: nn.Module) -> None:
-        """Put ``wrapper`` where the layer is."""
+        """Put ``wrapper`` in the place of the layer."""
         setattr(self.parent, self.name, wrapper)
 
 
 @dataclass(frozen=True)
 class LayerInput:
-    """What an attention layer works on, for one sequence."""
+    """The input of an attention layer, for one sequence."""
 
-    states: torch.Tensor  # (P, D) what keys and values are made of: for cross-attention the encoder's output
-    rotary: Rotary | None  # (1, P, C) each, where keys are rotated by position
-    others: Mapping[str, Any] = field(default_factory=dict)  # what few families need besides, see CallNames
+    states: torch.Tensor  # (P, D) from which keys and values are made: for cross-attention the encoder's output
+    rotary: Rotary | None  # (1, P, C) each, if keys are rotated by position
+    others: Mapping[str, Any] = field(default_factory=dict)  # further arguments of few families, see CallNames
 
 
 def has_encoder(model: Any) -> bool:
@@ -128,16 +127,16 @@ def stacks(model: Any) -> dict[Literal["decoder", "encoder"], Any]:
 
 
 def _decoder(model: Any) -> Any:
-    """The headless model within a decoder; some say that they are their own, or name their head instead."""
-    found = model.get_decoder()
-    if found is not model and (not isinstance(found, nn.Linear)):
-        return found
+    """The headless model within a decoder. ``get_decoder`` of some models returns the model itself, or its head."""
+    decoder = model.get_decoder()
+    if decoder is not model and (not isinstance(decoder, nn.Linear)):
+        return decoder
     inside = [child for child in model.children() if isinstance(child, PreTrainedModel)]
-    return inside[0] if len(inside) == 1 else found
+    return inside[0] if len(inside) == 1 else decoder
 
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put ``new`` where ``old`` is in ``model``."""
+    """Replace ``old`` by ``new`` everywhere in ``model``."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if child is old:
@@ -145,16 +144,16 @@ def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 
 def attention_sites(model: Any, required: bool = True) -> list[AttentionSite]:
-    """Every attention layer: the encoder's first, each stack's in order of its layers.
+    """All attention layers: the encoder's first, in the order of each stack's layers.
 
-    Layers with a state in place of keys (linear attention, convolutions) are none.
+    Layers with a state instead of keys (linear attention, convolutions) are not among them.
 
     Raises:
-        MethodError: One is required, and the model has none that is known by the conventions of transformers.
+        MethodError: A layer is required, and the model has none that follows the conventions of transformers.
     """
     with_encoder = has_encoder(model)
     stateful = set() if with_encoder else _stateful_layers(model)
-    found = [
+    sites = [
         AttentionSite(_role(part, child, with_encoder), stack, parent, name, child, _call_names(child))
         for part, stack in stacks(model).items()
         for parent in stack.modules()
@@ -164,16 +163,16 @@ def attention_sites(model: Any, required: bool = True) -> list[AttentionSite]:
         and child.layer_idx not in stateful
         and (with_encoder or is_causal(child))
     ]
-    if required and not found:
+    if required and not sites:
         raise MethodError(
             f"{type(model).__name__} has no attention layer to patch: looked for modules named ...Attention that know "
             "their layer_idx, as the models of transformers do, and that keep keys and values of the tokens"
         )
-    return found
+    return sites
 
 
 def cache_layers(model: Any) -> list[Any]:
-    """For each layer what it keeps of the tokens, as a new cache of transformers has it.
+    """The layers of a new cache of transformers for this model, one for each layer of the model.
 
     Raises:
         MethodError: transformers cannot make a cache for this model.
@@ -186,7 +185,7 @@ def cache_layers(model: Any) -> list[Any]:
 
 
 def keeps_states_alone(model: Any) -> bool:
-    """Whether no layer of a model keeps keys of its tokens: each has a state in which they are summed up."""
+    """Whether every layer of a model keeps a state that sums up its tokens, and none keeps keys."""
     return len(_stateful_layers(model)) == len(cache_layers(model)) > 0
 
 
@@ -229,9 +228,9 @@ def uses_rotary_positions(model: nn.Module) -> bool:
 
 
 def looks_rotations_up(model: nn.Module) -> bool:
-    """Whether rotations are looked up in a table, which begins at position 0 (GPT-J, CodeGen).
+    """Whether rotations are read from a table, which begins at position 0 (GPT-J, CodeGen).
 
-    Attention layers look there themselves; since transformers 5.24 a module of GPT-J does it for all.
+    Attention layers read the table themselves; since transformers 5.24 a module of GPT-J does so for all layers.
     """
     return any(
         type(module).__name__.endswith(("Attention", "RotaryEmbedding"))
@@ -246,36 +245,36 @@ def uses_distance_bias(sites: Sequence[AttentionSite]) -> bool:
 
 
 def has_distance_bias(site: AttentionSite) -> bool:
-    """Whether an attention layer is of ALiBi's kind."""
+    """Whether an attention layer uses ALiBi."""
     if "alibi" in site.names.others:
         return bool(getattr(site.config, "alibi", True))  # Falcon has both kinds
     return "position_bias" in site.names.others and not site.names.has_position_bias
 
 
 def sliding_window(layer: Any) -> int | None:
-    """How far back an attention layer sees, None for all the way."""
+    """The number of last tokens that an attention layer sees; None: all tokens."""
     window: int | None = getattr(layer, "sliding_window", None)
     if not hasattr(layer, "sliding_window") and not getattr(layer.config, "layer_types", None):
-        window = getattr(layer.config, "sliding_window", None)  # Mistral's layers ask their configuration
+        window = getattr(layer.config, "sliding_window", None)  # Mistral's layers read it from their configuration
     return window
 
 
 def layer_inputs(
     model: Any, sites: list[AttentionSite], token_ids: torch.Tensor, first_position: int = 0, patched: bool = False
 ) -> list[LayerInput]:
-    """What reaches each of ``sites`` when the frozen model reads ``token_ids``.
+    """The input of each of ``sites`` when the frozen model reads ``token_ids``.
 
-    An encoder and its decoder both read them.
+    If there is an encoder, it and the decoder both read them.
 
     Args:
-        model: The base model, also without weights on the meta device.
-        sites: Layers of it.
+        model: The base model. It may be without weights, on the meta device.
+        sites: Layers of the model.
         token_ids: ``(P,)`` int64.
-        first_position: Of the first token; has no effect beside an encoder.
+        first_position: Position of the first token. It has no effect if there is an encoder.
         patched: Whether the layers may run for a prefix before they run for the text.
 
     Raises:
-        MethodError: The model cannot be read like this, or a layer is not reached, or several times.
+        MethodError: The model cannot be called like this, or a layer does not run exactly once.
     """
     inputs: dict[int, list[LayerInput]] = {id(site.layer): [] for site in sites}
 
@@ -340,8 +339,8 @@ def _read(model: Any, token_ids: torch.Tensor, first_position: int) -> None:
     if not token_ids.is_meta:
         reader(**arguments)
         return
-    # Masks are made by looking at values, and there are none. Most models take a 4-D mask as it is; those with ALiBi
-    # need a mask by tokens, and make theirs without looking where they get none and have a cache.
+    # Models compute masks from values, which do not exist on the meta device. Most models accept a 4-D mask. Those with
+    # ALiBi do not, but compute a mask without values if they get none and have a cache.
     masks: dict[str, Any] = {}
     if any(map(has_distance_bias, attention_sites(model, required=False))):
         arguments["use_cache"] = True
@@ -355,7 +354,7 @@ def _read(model: Any, token_ids: torch.Tensor, first_position: int) -> None:
 
 @contextmanager
 def without_experts(model: nn.Module) -> Iterator[None]:
-    """Experts hand on what they get inside the block: on the meta device nothing tells whom a token goes to."""
+    """Inside the block experts return their input, because on the meta device no values route tokens to experts."""
     experts: list[Any] = [module for module in model.modules() if type(module).__name__.endswith("Experts")]
     for module in experts:
         module.forward = lambda hidden_states, *_, **__: hidden_states
@@ -367,7 +366,7 @@ def without_experts(model: nn.Module) -> Iterator[None]:
 
 
 def chosen_sites(sites: list[AttentionSite], indices: list[int] | None) -> list[AttentionSite]:
-    """The sites of these layers, in every stack alike; negative indices count from the last layer, None is all.
+    """The sites of the layers with these indices, in each stack; negative indices count from the last, None is all.
 
     Raises:
         MethodError: A stack has no such layer.
@@ -380,13 +379,13 @@ def chosen_sites(sites: list[AttentionSite], indices: list[int] | None) -> list[
         count = max(site.layer.layer_idx for site in of_stack) + 1
         if wrong := [index for index in indices if not -count <= index < count]:
             raise MethodError(f"layers: {wrong[0]} is not among the {count} layers of {type(stack).__name__}")
-        wanted = {index % count for index in indices}
-        chosen.extend(site for site in of_stack if site.layer.layer_idx in wanted)
+        positive = {index % count for index in indices}
+        chosen.extend(site for site in of_stack if site.layer.layer_idx in positive)
     return chosen
 
 
 def shared_layer(site: AttentionSite, sites: Sequence[AttentionSite]) -> Any:
-    """The layer whose keys and values a site attends to that makes none: the last before it of its kind that does."""
+    """The layer whose keys and values a site without own ones attends to: the last of the same kind that makes them."""
     return next(
         (
             other.layer
@@ -398,7 +397,7 @@ def shared_layer(site: AttentionSite, sites: Sequence[AttentionSite]) -> Any:
 
 
 def bias_source(site: AttentionSite, sites: list[AttentionSite]) -> Any:
-    """The layer that makes the relative position bias which ``site`` shares; None where there is none (cross)."""
+    """The layer that makes the relative position bias which ``site`` shares; None if there is none (cross)."""
     return next(
         (
             other.layer

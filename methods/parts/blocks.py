@@ -1,8 +1,9 @@
-"""The blocks of a transformer: where attention and feed-forward parts read and write hidden states, and their norms.
+"""The blocks of a transformer: the layers that read and write hidden states in each part, and the norms.
 
-A block is an element of a list of modules that all hold norms and linear layers. Its feed-forward parts are what leads
-from hidden states to an inner width and back, outside of attention and of state-space layers, and is called so: by its
-name or class, or by its inner width, which the configuration names. Low-rank and gating side paths have the same shape.
+A block is an element of a list of modules that all hold norms and linear layers. Its feed-forward parts lead from
+hidden states to an inner width and back, outside of attention and state-space layers. Low-rank and gating side paths do
+so, too, so that a part also needs the name or class of a feed-forward part, or an inner width that the configuration
+names.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from methods.parts.transformer_parts import (
 )
 from methods.parts.weight_reads import uses_of
 
-# What the feed-forward parts of transformers and their layers are called, and what merely looks like one.
+# Names of feed-forward parts and their layers in transformers, and names of other parts of the same shape.
 FEED_FORWARD = re.compile(r"mlp|ffn|feed_?forward|\bff\b|\bfc_?\w*|dense|moe\b|experts?\b|\bwi\b|\bwo\b", re.IGNORECASE)
 NO_FEED_FORWARD = re.compile(r"laurel|altup|per_layer|adapter|router|\bgate\b", re.IGNORECASE)
-# What configurations call an inner width.
+# Names of inner widths in configurations.
 WIDTHS = re.compile(r"intermediate|ffn|n_inner|d_ff|feed_forward|mlp", re.IGNORECASE)
 
 
@@ -63,7 +64,7 @@ class Block:
     module: nn.Module
     width: int
     feed_forward: tuple[LinearFeedForward, ...]
-    """One part; of a mixture of experts each expert that is a module, and what is always used beside the others."""
+    """One part; in a mixture of experts each expert that is a module, and the expert that every token uses."""
     experts: tuple[ExpertTensors, ...]
 
     @property
@@ -74,14 +75,14 @@ class Block:
             MethodError: The block has no attention, or its last linear layer is not known.
         """
         inner = self.module.named_modules(prefix=self.name)
-        found = tuple(attention_output(child, name) for name, child in inner if is_attention(child))
-        if not found:
+        outputs = tuple(attention_output(child, name) for name, child in inner if is_attention(child))
+        if not outputs:
             raise MethodError(f"{self.name} ({type(self.module).__name__}) has no attention layer")
-        return found
+        return outputs
 
     @property
     def plain(self) -> LinearFeedForward | None:
-        """The feed-forward part where there is one of linear layers; None for a mixture of experts."""
+        """The feed-forward part if it consists of linear layers; None for a mixture of experts."""
         return self.feed_forward[0] if len(self.feed_forward) == 1 and not self.experts else None
 
     @property
@@ -89,7 +90,7 @@ class Block:
         """Parent and attribute of the module around all feed-forward parts.
 
         Raises:
-            MethodError: They lie in several modules, whose outputs the block itself adds up.
+            MethodError: They are in several modules, whose outputs the block itself adds up.
         """
         parts = [part.name for part in self.feed_forward] + [part.name for part in self.experts]
         names = [part.removeprefix(self.name).split(".")[1:] for part in parts]
@@ -97,7 +98,7 @@ class Block:
         while all(len(name) > depth and name[depth] == names[0][depth] for name in names):
             depth += 1
         if len(names) == 1:
-            depth = max(1, depth - 1)  # around the experts is what routes to them
+            depth = max(1, depth - 1)  # the parent of the experts contains the router
         if depth == 0:
             raise MethodError(
                 f"{self.name} ({type(self.module).__name__}) adds up several feed-forward parts itself "
@@ -107,13 +108,13 @@ class Block:
 
 
 def blocks(model: Any) -> list[Block]:
-    """All blocks in order of the model: of an encoder-decoder model the encoder's, then the decoder's.
+    """All blocks in order of the model: in an encoder-decoder model the encoder's, then the decoder's.
 
     Raises:
-        MethodError: There are none, or one whose feed-forward part is not known.
+        MethodError: There are no blocks, or the feed-forward part of one is unknown.
     """
-    found = described_blocks(model)
-    for block in found:
+    described = described_blocks(model)
+    for block in described:
         if not block.feed_forward and not block.experts:
             mixing = [inner for inner, _ in token_mixers(block.module, block.name)]
             others = [
@@ -126,11 +127,11 @@ def blocks(model: Any) -> list[Block]:
                 f"outside of attention and state-space layers ({', '.join(others) or 'none'}) do not lead from "
                 f"{block.width} features to an inner width and back, or are not called a feed-forward part"
             )
-    return found
+    return described
 
 
 def described_blocks(model: Any) -> list[Block]:
-    """All blocks with what is known of them: those without a known feed-forward part have none.
+    """All blocks. Those whose feed-forward part is unknown have none.
 
     Raises:
         MethodError: There are no blocks.
@@ -143,20 +144,20 @@ def block_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Names and modules of all blocks, in order of the model.
 
     Raises:
-        MethodError: There are none.
+        MethodError: There are no blocks.
     """
-    found: list[tuple[str, nn.ModuleList]] = []
+    stacks: list[tuple[str, nn.ModuleList]] = []
     for name, module in model.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer, _ in found)
+        inside = any(name.startswith(f"{outer}.") for outer, _ in stacks)
         if isinstance(module, nn.ModuleList) and not inside and len(module) and all(map(_is_block, module)):
-            found.append((name, module))
-    if not found:
+            stacks.append((name, module))
+    if not stacks:
         raise MethodError(
             f"{type(model).__name__} has no blocks: looked for a list of modules that all hold norms and linear layers"
         )
     return [
         (f"{list_name}.{index}" if list_name else str(index), module)
-        for list_name, modules in found
+        for list_name, modules in stacks
         for index, module in enumerate(modules)
     ]
 
@@ -167,7 +168,7 @@ def _is_block(module: nn.Module) -> bool:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module normalises, by its class."""
+    """Whether a module is a norm, by the name of its class."""
     return "norm" in type(module).__name__.lower() and not any(map(is_linear, module.modules()))
 
 
@@ -224,9 +225,9 @@ def _is_called_feed_forward(block: str, part: LinearFeedForward) -> bool:
     layers = [layer.attribute for layer in part.readers]
     if NO_FEED_FORWARD.search(own) or any(NO_FEED_FORWARD.search(attribute) for attribute in layers if not own):
         return False
-    # A part that lies in the block itself is called by its layers (BART), any other by its module.
-    named = " ".join(layers) if not own else f"{own.replace('.', ' ')} {type(part.module).__name__}"
-    return FEED_FORWARD.search(named) is not None
+    # The layers of a part that is the block itself have its name (BART); otherwise its module does.
+    names = " ".join(layers) if not own else f"{own.replace('.', ' ')} {type(part.module).__name__}"
+    return FEED_FORWARD.search(names) is not None
 
 
 def _widths(config: Mapping[str, Any]) -> Iterator[int]:
@@ -239,19 +240,19 @@ def _widths(config: Mapping[str, Any]) -> Iterator[int]:
 
 
 def norms(model: Any) -> list[tuple[str, nn.Module]]:
-    """Names and modules of all norms whose scale has a part in what the model computes, in order of the model.
+    """Names and modules of all norms whose scale changes the model's output, in order of the model.
 
     Raises:
-        MethodError: There is none.
+        MethodError: There are no norms.
     """
     uses = uses_of(model)
-    found = [
+    named_norms = [
         (name, module)
         for name, module in model.named_modules()
         if is_norm(module)
         and isinstance(getattr(module, "weight", None), nn.Parameter)
         and uses.has_part(f"{name}.weight")
     ]
-    if not found:
+    if not named_norms:
         raise MethodError(f"{type(model).__name__} has no norm: looked for modules named ...Norm that have a weight")
-    return found
+    return named_norms

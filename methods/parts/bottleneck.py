@@ -59,7 +59,7 @@ class SequentialAdapterLayer(LinearWrapper):
 
     Args:
         base_layer: ``nn.Linear`` or ``Conv1D``; it stays frozen.
-        adapter: Reads what the layer puts out.
+        adapter: Reads the layer's output.
         scale: Factor on the adapter's output.
     """
 
@@ -74,7 +74,7 @@ class SequentialAdapterLayer(LinearWrapper):
 
 
 class ParallelAdapterLayer(LinearWrapper):
-    """``base_layer(x) + scale * adapter(h)``, where h is what the first linear layer of the same part has read.
+    """``base_layer(x) + scale * adapter(h)``, where h is the input of the first linear layer of the same part.
 
     Args:
         base_layer: Last linear layer of the part that the adapter runs beside; it stays frozen.
@@ -102,14 +102,14 @@ class ParallelAdapterLayer(LinearWrapper):
 
 
 class MixtureAdapterLayer(nn.Module):
-    """A mixture of experts with one adapter for all: behind what they put out together, or beside them.
+    """A mixture of experts with one adapter for all experts, behind or beside the mixture.
 
     Args:
         base_module: The mixture with its router, ``(B, T, D)`` to ``(B, T, D)`` or to a tuple that begins with it; it
             stays frozen.
-        adapter: Reads what the mixture puts out, or what it has read.
+        adapter: Reads the output of the mixture, or its input.
         scale: Factor on the adapter's output.
-        beside: Whether the adapter reads what the mixture has read.
+        beside: Whether the adapter reads the input of the mixture.
     """
 
     def __init__(self, base_module: nn.Module, adapter: Bottleneck, scale: float, beside: bool) -> None:
@@ -137,7 +137,7 @@ def add_adapter_behind(block: Block, size: int, activation: Activation, scale: f
     """Put an adapter behind the feed-forward part of a block.
 
     Raises:
-        MethodError: The block adds several parts up itself.
+        MethodError: The block itself adds up the outputs of several parts.
     """
     if block.plain is not None:
         add_sequential_adapter(block.plain.writer, size, activation, scale, start)
@@ -149,7 +149,7 @@ def add_parallel_adapter(block: Block, size: int, activation: Activation, scale:
     """Put an adapter beside the feed-forward part of a block.
 
     Raises:
-        MethodError: The block adds several parts up itself.
+        MethodError: The block itself adds up the outputs of several parts.
     """
     if block.plain is None:
         _add_to_mixture(block, size, activation, scale, start, beside=True)

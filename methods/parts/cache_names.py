@@ -1,4 +1,4 @@
-"""What transformers calls the cache of a model: since 5.24 ``cache`` everywhere, before that one of three names."""
+"""The names of a model's cache in transformers: since 5.24 ``cache`` everywhere, before that one of three names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from packaging.version import Version
 STATES = "cache_params"  # of decoders that keep states and no keys, before 5.24
 CACHE = "cache" if Version(transformers.__version__) >= Version("5.24.dev0") else "past_key_values"
 CACHE_NAMES = tuple(dict.fromkeys((CACHE, "past_key_values", STATES)))
-# What decoders call a memory that is no cache of transformers: nothing tells how many tokens are in it.
+# Names of decoders' memories that are no cache of transformers and do not know how many tokens they hold.
 OTHER_MEMORIES = tuple(name for name in ("state", "mems", "cache", "past_buckets_states") if name != CACHE)
 
 

@@ -1,7 +1,7 @@
-"""What kind of decoder a base model has: what its layers keep between tokens, what it is called with, what it ignores.
+"""The kind of a base model's decoder: the memory of its layers, its arguments, and how it treats padding.
 
-A soft prompt stands in front of a text. So it works in decoders alone that hide later tokens from earlier ones, read
-embeddings in place of token ids, and give a text the same answer whatever padding is in front.
+A soft prompt precedes a text. It works only in decoders that hide later tokens from earlier ones, read embeddings
+instead of token ids, and compute the same for a text with any padding in front.
 
 B batch, T tokens.
 """
@@ -24,21 +24,21 @@ from methods.parts.cache_names import CACHE_NAMES, OTHER_MEMORIES
 KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionAndFullAttentionLayer)
 
 NUM_PADS = 3
-# Wrong tokens, positions or masks change hidden states by more than rounding does.
+# Relative differences by rounding are smaller. Those by wrong tokens, positions or masks are larger.
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}
 COARSE_TOLERANCE = 0.05
 
 
 def arguments_of(decoder: Any) -> frozenset[str]:
-    """Names of what the forward of a decoder takes."""
+    """The names of the arguments of a decoder's forward."""
     return frozenset(inspect.signature(decoder.forward).parameters)
 
 
 def cache_name(decoder: Any) -> str | None:
-    """What a decoder calls its cache; None if it takes none.
+    """The name of a decoder's cache argument; None if it takes no cache.
 
     Raises:
-        MethodError: It remembers tokens in a way of its own.
+        MethodError: The decoder has a memory that is no cache of transformers.
     """
     names = arguments_of(decoder)
     if own := names.intersection(OTHER_MEMORIES):
@@ -50,11 +50,11 @@ def cache_name(decoder: Any) -> str | None:
 
 
 def keeps_prompt_apart(model: Any, sites: Sequence[AttentionSite]) -> bool:
-    """Whether a prompt can be computed once for all rows and shown to attention as keys and values.
+    """Whether a prompt can be computed once for all rows and passed to attention layers as keys and values.
 
-    So it is where keys and values of attention layers are all that one token tells another. Not so with states or
-    convolutions, keys that layers share, attention in chunks, biases by distance, or layers that run several times; and
-    flash attention, which counts its window in keys, would take the prompt for nearer than it is.
+    It can if tokens influence later ones only by the keys and values of attention layers. It cannot with states or
+    convolutions, keys that layers share, attention in chunks, biases by distance, or layers that run several times. It
+    cannot with sliding windows in flash attention either, which counts the window in keys and not in positions.
     """
     kept, config = cache_layers(model), model.config.get_text_config(decoder=True)
     windows = any(type(layer) is DynamicSlidingWindowLayer for layer in kept)
@@ -74,7 +74,7 @@ def require_keys_and_values(model: Any, sites: Sequence[AttentionSite]) -> None:
     """Refuse attention layers that keep more of a token than one key and value of each head.
 
     Raises:
-        MethodError: A layer keeps what selects or compresses keys besides, which a prefix has no part in.
+        MethodError: A layer also keeps data that selects or compresses keys, which a prefix does not have.
     """
     if stacks(model).keys() != {"decoder"}:
         return
@@ -94,18 +94,18 @@ def require_keys_and_values(model: Any, sites: Sequence[AttentionSite]) -> None:
 
 
 def require_readable(model: Any, by_embeddings: bool = True) -> None:
-    """Refuse a decoder in which a soft prompt would silently be something else than words in front of a text.
+    """Refuse a decoder in which a soft prompt would silently not work like words in front of a text.
 
-    Short texts are read with the base model's own weights; without weights (on the meta device) only what the
-    decoder takes is looked at.
+    The decoder reads short texts with its own weights. Without weights (on the meta device) only its arguments are
+    checked.
 
     Args:
         model: A base model.
-        by_embeddings: Whether it is to read embeddings in place of token ids.
+        by_embeddings: Whether it has to read embeddings instead of token ids.
 
     Raises:
-        MethodError: It looks at later tokens, needs token ids besides their embeddings, counts padding in front as
-            text, answers otherwise with its cache, or cannot be called as decoders of transformers are.
+        MethodError: The decoder sees later tokens, needs token ids besides their embeddings, counts padding in front as
+            text, computes another function with its cache, or cannot be called like decoders of transformers.
     """
     decoder = stacks(model)["decoder"]
     name = type(model).__name__
@@ -116,7 +116,7 @@ def require_readable(model: Any, by_embeddings: bool = True) -> None:
     if embedding.weight.is_meta:
         return
     ids = torch.arange(2, 5, device=embedding.weight.device)[None] % len(embedding.weight)  # (1, 3)
-    # The harness gives positions to models that take them; some keep them from their decoder (Whisper).
+    # The harness passes positions to models that take them. Some do not pass them on to their decoder (Whisper).
     positions = "position_ids" in arguments_of(decoder) & arguments_of(model)
     with torch.no_grad(), _evaluating(decoder):
         try:
@@ -137,7 +137,7 @@ def require_readable(model: Any, by_embeddings: bool = True) -> None:
             f"in {name} tokens see later ones, so that it is no language model of this kind; models like BERT need "
             "is_decoder: true in their config.json"
         )
-    # In float64, which only tests use, eager attention of padding that sees nothing is not a number.
+    # In float64, which only tests use, eager attention of padding that sees no key is not a number.
     if not torch.isfinite(padded).all():
         return
     if not _alike(padded[:, NUM_PADS:], whole):
@@ -153,7 +153,7 @@ def require_readable(model: Any, by_embeddings: bool = True) -> None:
 
 
 def _continue(decoder: Any, ids: torch.Tensor, num_pads: int, takes_positions: bool) -> torch.Tensor | None:
-    """Hidden states ``(1, 1, D)`` of the last token, read behind the others in a cache; None if there is no cache."""
+    """Hidden states ``(1, 1, D)`` of the last token, read after the others with a cache; None if there is no cache."""
     name = cache_name(decoder)
     if name is None:
         return None
@@ -166,7 +166,7 @@ def _continue(decoder: Any, ids: torch.Tensor, num_pads: int, takes_positions: b
     ]
     if not takes_positions:
         steps = [{key: value for key, value in step.items() if key != "position_ids"} for step in steps]
-    if keeps_states_alone(decoder):  # States know of no padding any more, and generate passes no mask.
+    if keeps_states_alone(decoder):  # generate passes no mask, because states do not contain padding
         del steps[1]["attention_mask"]
     if (cache := decoder(**steps[0], use_cache=True).get(name)) is None:
         return None
@@ -194,27 +194,27 @@ def _read(
 
 
 def per_layer_inputs(decoder: Any, ids: torch.Tensor) -> torch.Tensor | None:
-    """``(B, T, layers, channels)``: what each layer is told of a token besides its embedding; None in most models.
+    """Each layer's own embedding of the tokens, ``(B, T, layers, channels)``; None in most models.
 
-    Gemma 3n and Gemma 4 have a second, wide embedding of which every layer reads a part.
+    Gemma 3n and Gemma 4 have a second, wide embedding, of which every layer reads a part.
     """
     if not getattr(decoder, "hidden_size_per_layer_input", None):
         return None
-    told = decoder.get_per_layer_inputs
-    # transformers 5.10 wants to be told that there are no embeddings to find the ids by.
-    besides = {"inputs_embeds": None} if "inputs_embeds" in inspect.signature(told).parameters else {}
-    found: torch.Tensor = told(ids, **besides)
-    return found
+    embed = decoder.get_per_layer_inputs
+    # transformers 5.10 requires inputs_embeds, from which it could find the ids.
+    others = {"inputs_embeds": None} if "inputs_embeds" in inspect.signature(embed).parameters else {}
+    per_layer: torch.Tensor = embed(ids, **others)
+    return per_layer
 
 
-def _alike(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    difference = (found.double() - expected.double()).norm() / expected.double().norm()
+def _alike(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    difference = (actual.double() - expected.double()).norm() / expected.double().norm()
     return bool(difference <= TOLERANCE.get(expected.dtype, COARSE_TOLERANCE))
 
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Dropout off inside the block."""
+    """Inside the block the module is in evaluation mode."""
     training = [part for part in module.modules() if part.training]
     module.eval()
     try:

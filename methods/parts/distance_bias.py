@@ -1,8 +1,8 @@
 """ALiBi (Press et al. 2022) with a prefix: scores fall with the distance of a key; the prefix is right before the text.
 
-Three families have three forms of it. BLOOM and Falcon count a key's distance from the first real token of its row and
-hand it to each layer; Falcon hands it down in the mask as well. MPT counts columns from the last key backwards, so that
-there the prefix has to lie between padding and text.
+Families differ in its form. BLOOM and Falcon count a key's distance from the first real token of its row and pass it to
+each layer; Falcon also adds it to the mask. MPT counts columns backwards from the last key, so that its prefix has to
+be between padding and text.
 
 B batch, H heads, T tokens in this call, S tokens attended to (cached and new), P prefix.
 """
@@ -19,7 +19,7 @@ from methods.parts.attention_sites import AttentionSite, has_distance_bias
 
 
 def counts_columns(site: AttentionSite) -> bool:
-    """Whether a layer takes a key's distance from its column (MPT)."""
+    """Whether a layer computes a key's distance from its column (MPT)."""
     return has_distance_bias(site) and "alibi" not in site.names.others
 
 
@@ -29,10 +29,10 @@ def first_real_columns(mask: torch.Tensor) -> torch.Tensor:
 
 
 def lengthen(site: AttentionSite, call: dict[str, Any], num_prefix_tokens: int) -> None:
-    """Give the prefix its distances, in the arguments of a call whose mask already has columns for it in front.
+    """Add the prefix's distances to the arguments of a call whose mask already has columns for the prefix in front.
 
     Args:
-        site: A layer that is handed its biases.
+        site: A layer that gets its biases as an argument.
         call: Arguments by name; ``alibi`` is ``(B H, 1, S)`` or ``(B, H, 1, S)``.
         num_prefix_tokens: P.
     """
@@ -44,7 +44,7 @@ def lengthen(site: AttentionSite, call: dict[str, Any], num_prefix_tokens: int) 
         columns = columns.repeat(len(alibi) // len(columns), 1, 1)
     else:
         columns = columns.expand(len(alibi), -1, -1, -1)
-        if (mask := call[site.names.mask]) is not None and mask.shape[1] > 1:  # one for each head: biases are in it
+        if (mask := call[site.names.mask]) is not None and mask.shape[1] > 1:  # a mask for each head contains biases
             scaled = (columns / math.sqrt(site.layer.head_dim)).to(mask.dtype)
             in_front = mask[..., :num_prefix_tokens] + scaled
             call[site.names.mask] = torch.cat([in_front, mask[..., num_prefix_tokens:]], dim=-1)

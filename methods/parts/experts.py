@@ -1,4 +1,4 @@
-"""The experts of a mixture whose matrices are tensors, not linear layers: usually one of three dimensions for all.
+"""The experts of a mixture whose matrices are tensors and not linear layers: usually one 3-D tensor for all experts.
 
 E experts, S tokens of a batch, D hidden size, F inner size, K experts for each token, I and O features that a matrix
 reads and writes.
@@ -25,10 +25,10 @@ def expert_tensors(module: nn.Module) -> list[str]:
 
 
 def require_known_experts(name: str, module: Any) -> None:
-    """Refuse experts that compute otherwise than :class:`AdaptedExperts` does.
+    """Refuse experts whose computation :class:`AdaptedExperts` does not know.
 
     Raises:
-        MethodError: Naming module and class.
+        MethodError: It is unknown. The message names module and class.
     """
     known = {"gate_up_proj", "up_proj", "down_proj"}
     computes = hasattr(module, "_apply_gate") or _is_sorted_by_expert(module)
@@ -40,19 +40,20 @@ def require_known_experts(name: str, module: Any) -> None:
 
 
 def _is_sorted_by_expert(module: nn.Module) -> bool:
-    """Whether the experts are given the tokens of each, one expert after the other, and no routing (Llama 4)."""
+    """Whether the experts get their tokens sorted by expert, and no routing (Llama 4)."""
     return len(inspect.signature(type(module).forward).parameters) == 2
 
 
 class AdaptedExperts(nn.Module):
-    """The experts of transformers with something trained within each; what, subclasses say.
+    """The experts of transformers with trained tensors inside each. Subclasses define them.
 
-    The forward pass is that of transformers' eager experts: each expert that is hit computes the tokens that are routed
-    to it. Its course depends on values, so that a step of it cannot be planned, and there is one small product more for
-    each expert where transformers may have one large product for all.
+    The forward pass is that of transformers' eager experts: each expert computes the tokens that are routed to it. The
+    computation depends on values, so that the plan cannot trace it. It has a small product for each expert where
+    transformers may have one large product for all.
 
-    Both this module and the experts within are called once in a pass and hold their parameters themselves, whatever
-    experts are hit: ZeRO-3 gathers parameters by the module that is called, on all ranks together.
+    In every pass both this module and the experts inside it are called once, whichever experts have tokens, and they
+    hold their parameters themselves. ZeRO-3 needs this, because it gathers the parameters of a called module on all
+    ranks together.
 
     Args:
         base_experts: They stay frozen.
@@ -79,16 +80,16 @@ class AdaptedExperts(nn.Module):
         return output if bias is None else output + bias[expert]
 
     def inner(self, expert: int, features: torch.Tensor) -> torch.Tensor:
-        """What is done to the inner features ``(S, F)`` of one expert; here nothing."""
+        """Change the inner features ``(S, F)`` of one expert. Here they stay."""
         return features
 
     def forward(self, hidden_states: torch.Tensor, *routing: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
-        """As the experts of transformers: hidden states, and for each token K experts and their weights ``(S, K)``."""
+        """Like the experts of transformers: takes hidden states, and K experts and weights ``(S, K)`` of each token."""
         output: torch.Tensor = self.base_experts(hidden_states, *routing, **named)
         return output
 
     def _compute(self, expert: int, x: torch.Tensor) -> torch.Tensor:
-        """``(S, D)`` to ``(S, D)`` by one expert."""
+        """The output ``(S, D)`` of one expert for ``(S, D)``."""
         base = self.base_experts
         features = self.project(self.up_name, expert, x)
         if self.up_name == "up_proj":
@@ -104,7 +105,7 @@ class AdaptedExperts(nn.Module):
         return output
 
     def _compute_all(self, hidden_states: torch.Tensor, *routing: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
-        """What the experts within compute instead of their own forward."""
+        """Replaces the forward of the experts inside."""
         num_experts = self.sizes("down_proj")[0]
         states = hidden_states.reshape(-1, hidden_states.shape[-1])  # (S, D)
         if self.sorted_by_expert:
@@ -113,7 +114,7 @@ class AdaptedExperts(nn.Module):
         chosen, weights = (*routing, *named.values())
         output = torch.zeros_like(states)
         for expert in sorted(set(chosen.flatten().tolist())):
-            if expert < num_experts:  # one more stands for no expert
+            if expert < num_experts:  # the number after the last expert means no expert
                 token, place = torch.where(chosen == expert)
                 computed = self._compute(expert, states[token]) * weights[token, place, None]
                 output = output.index_add(0, token, computed.to(output.dtype))

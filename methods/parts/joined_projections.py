@@ -1,7 +1,7 @@
-"""Which rows of an attention layer's linear layers are queries, keys and values.
+"""Finds the rows of an attention layer's linear layers that are queries, keys and values.
 
-Where one linear layer makes several of them, the code of the family says how its output is laid out; shapes alone do
-not. Each layout here is held to its family's model by a test that changes rows and sees what of attention changes.
+If one linear layer makes several of them, the layout of its output follows the code of the family, and shapes do not
+show it. A test checks each layout here with its family's model: it changes rows and looks at the effect on attention.
 
 H heads, G key/value heads, C head channels.
 """
@@ -52,7 +52,7 @@ def _gpt2(attention: Any, rows: torch.Tensor) -> Rows:
 
 
 def _grouped(attention: Any, rows: torch.Tensor) -> Rows:
-    """All queries (H C), then keys and values of fewer heads (G C each)."""
+    """All queries (H C), then keys and values of the key/value heads (G C each)."""
     size = attention.num_key_value_heads * attention.head_dim
     return dict(zip(ROLES, torch.split_with_sizes(rows, [len(rows) - 2 * size, size, size]), strict=True))
 
@@ -92,7 +92,7 @@ def _codegen(_: Any, rows: torch.Tensor) -> Rows:
     return {"query": parts[0].flatten(), "value": parts[1].flatten(), "key": parts[2].flatten()}
 
 
-# Class and attribute of a layer that makes several roles, to how its rows are laid out.
+# Class and attribute of a layer that makes several roles, to the layout of its rows.
 JOINED: Mapping[tuple[str, str], Callable[[Any, torch.Tensor], Rows]] = {
     ("GPT2Attention", "c_attn"): _gpt2,
     ("GPTBigCodeAttention", "c_attn"): _gpt_bigcode,
@@ -111,10 +111,10 @@ JOINED: Mapping[tuple[str, str], Callable[[Any, torch.Tensor], Rows]] = {
 
 
 def rows_by_role(attention: Any, attribute: str, num_rows: int) -> Rows:
-    """The rows of a linear layer's output that are queries, keys and values; empty where it makes none of them.
+    """The rows of a linear layer's output that are queries, keys and values; empty if it makes none of them.
 
     In multi-head latent attention (DeepSeek) these are the rows made from the latent vectors, and the part of the keys
-    that is rotated; rows of the latent vectors are neither.
+    that is rotated; rows that are latent vectors have no role.
 
     Args:
         attention: The attention layer.

@@ -1,4 +1,4 @@
-"""LoRA within the experts of a mixture whose matrices are tensors of three dimensions.
+"""LoRA inside the experts of a mixture whose matrices are 3-D tensors.
 
 E experts, S tokens, I and O features that a matrix reads and writes, R rank.
 """
@@ -15,11 +15,11 @@ from methods.parts.experts import AdaptedExperts, expert_tensors
 
 
 class LoRAExperts(AdaptedExperts):
-    """The experts of a mixture with ``scaling * B A dropout(x)`` added by each to what each of its matrices puts out.
+    """The experts of a mixture. Each adds ``scaling * B A dropout(x)`` to the output of each of its matrices.
 
     For each tensor of the experts there is a ``..._lora_A`` ``(E, R, I)`` and a ``..._lora_B`` ``(E, O, R)``. The
-    product is computed from the inputs of each expert and never as a matrix, so that nothing of it is lost in the
-    rounding of low-precision weights.
+    product is computed from the inputs of each expert and not added to the matrices, so that low-precision weights do
+    not round it.
 
     Args:
         base_experts: They stay frozen.
@@ -57,7 +57,7 @@ class LoRAExperts(AdaptedExperts):
         return getattr(self, f"{name}_lora_A"), getattr(self, f"{name}_lora_B")
 
     def merge(self) -> None:
-        """Add the products to the matrices, which are kept."""
+        """Add the products to the matrices. :meth:`unmerge` restores them."""
         if self._unmerged:
             return
         merged: dict[str, nn.Parameter] = {}

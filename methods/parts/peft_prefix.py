@@ -1,6 +1,6 @@
-"""A trained prefix in the terms of Hugging Face peft: keys and values of every layer, whatever they were made by.
+"""Converts a trained prefix into one of Hugging Face peft: the keys and values of every layer.
 
-peft puts them into the cache before the first token, so that tokens stand at P, P + 1, ... behind them.
+peft puts them into the cache before the first token, so that tokens have the positions P, P + 1, ...
 
 H key/value heads, P prompt tokens, C head channels, R rotated channels, N layers.
 """
@@ -29,15 +29,15 @@ from methods.parts.trained_prefix import PrefixConfig
 
 
 def prefix_for_peft(model: Any, config: PrefixConfig, state: Mapping[str, torch.Tensor]) -> PeftAdapter:
-    """PREFIX_TUNING of free keys and values that computes what a patched model does.
+    """PREFIX_TUNING of peft with free keys and values that compute the same as a patched model.
 
     Args:
         model: Patched, with its trained tensors.
-        config: Its settings.
-        state: What :meth:`methods.parts.trained_prefix.TrainedPrefix.state` gives for it.
+        config: The settings of the prefix.
+        state: The result of :meth:`methods.parts.trained_prefix.TrainedPrefix.state` for the model.
 
     Raises:
-        MethodError: peft cannot express these settings, or not in this model.
+        MethodError: peft has no counterpart of these settings, or not in this model.
     """
     require_counterpart(model, config)
     sites, prefixes = _prefixes(model, state)
@@ -64,10 +64,10 @@ def prefix_for_peft(model: Any, config: PrefixConfig, state: Mapping[str, torch.
 
 
 def require_counterpart(model: Any, config: PrefixConfig) -> None:
-    """Refuse what peft has no words for.
+    """Refuse settings and models for which peft has no counterpart.
 
     Raises:
-        MethodError: peft cannot express these settings, or not in this model.
+        MethodError: peft has no counterpart of these settings, or not in this model.
     """
     if has_encoder(model):
         raise MethodError("peft puts a prefix into the self-attention of the decoder alone; this model has three kinds")
@@ -81,7 +81,7 @@ def require_counterpart(model: Any, config: PrefixConfig) -> None:
 
 
 def _prefixes(model: nn.Module, state: Mapping[str, torch.Tensor]) -> tuple[list[AttentionSite], list[KeysValues]]:
-    """Every layer's place, and its keys and values, ``(1, H, P, C)`` each."""
+    """The site of every layer with a prefix, and its keys and values, ``(1, H, P, C)`` each."""
     sites, prefixes = [], []
     for name, layer in model.named_modules():
         if isinstance(layer, PrefixTuningAttentionLayer):
@@ -96,7 +96,7 @@ def _prefixes(model: nn.Module, state: Mapping[str, torch.Tensor]) -> tuple[list
 
 
 def _last_rotary(given: LayerInput) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine, ``(R,)`` each, of the last position that a layer was given."""
+    """Cosine and sine, ``(R,)`` each, of the last position in a layer's input."""
     if given.rotary is None:
         raise MethodError("some attention layers rotate their keys and others do not, which peft cannot express")
     cos, sin = given.rotary
@@ -104,12 +104,12 @@ def _last_rotary(given: LayerInput) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def moved_keys(keys: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Keys that were rotated for some positions, rotated on for positions that are P further.
+    """Rotate keys further, from their positions to those that are P larger.
 
     Args:
-        keys: ``(1, H, P, C)``.
-        cos: ``(R,)`` of the position P, as the model has it; R may be less than C.
-        sin: The same.
+        keys: ``(1, H, P, C)``, already rotated.
+        cos: ``(R,)``, the model's cosine of the position P; R may be less than C.
+        sin: ``(R,)``, the model's sine.
     """
     scaling = (cos.square() + sin.square()).sqrt()  # some models scale their tables
     cos, sin = cos / scaling, sin / scaling
@@ -120,7 +120,7 @@ def moved_keys(keys: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torc
 
 
 def _free_keys_values(prefixes: Sequence[KeysValues]) -> PeftAdapter:
-    """PREFIX_TUNING of keys and values that stand in the cache as they are.
+    """PREFIX_TUNING of peft with these keys and values.
 
     Raises:
         MethodError: Layers have prefixes of different shapes.

@@ -37,23 +37,23 @@ class PrefixTuningAttentionLayer(nn.Module):
     ``[W_k p; W_k x]`` and ``[W_v p; W_v x]`` with the layer's own frozen projections. Cross-attention makes its keys
     and values of the encoder's output: there the prompt is concatenated to that.
 
-    The path ``fused`` computes the prompt's keys and values once for the whole batch and shows them to the layer in
-    front of its own. It equals the literal path to rounding, without B copies of the prompt and without queries and
-    outputs for prompt positions of every row.
+    The path ``fused`` computes the prompt's keys and values once for the whole batch and puts them in front of the
+    layer's own. It equals the literal path to rounding, without B copies of the prompt and without queries and outputs
+    for prompt positions of every row.
 
-    On both paths the prompt stays out of the key/value cache.
+    On both paths the prompt is not in the key/value cache.
 
     Args:
         base_attention_layer: An attention layer of transformers; it stays frozen.
-        prompt_embeddings: ``nn.Embedding(P, D)`` in the space of what the layer makes keys and values of (after the
-            norm, if it comes first).
+        prompt_embeddings: ``nn.Embedding(P, D)`` in the space of the layer's hidden states (after a norm that precedes
+            it).
         prompt_tokens: ``(P,)`` int64, the rows of ``prompt_embeddings`` to use, in order.
         site: The place of ``base_attention_layer`` in its model.
         prompt_rotary: ``(cos, sin)``, each ``(1, P, C)``, or one complex tensor, for layers with rotary positions.
         bias_source: The layer that makes the relative position bias which this one shares, if there is one.
         path: ``fused`` or ``literal``.
-        infix: Whether only some tokens see the prompt, so that the call has to say which.
-        others: What the layer takes besides, for the prompt alone; see LayerInput.
+        infix: Whether only some tokens see the prompt, so that a call needs ``prompt_visible``.
+        others: Further arguments of the layer for the prompt; see LayerInput.
     """
 
     prompt_tokens: torch.Tensor
@@ -78,7 +78,7 @@ class PrefixTuningAttentionLayer(nn.Module):
         self.prompt_embeddings = prompt_embeddings
         self.site = site
         self.path = path
-        self._bias_source = (bias_source,)  # in a tuple, so that it is no part of this module
+        self._bias_source = (bias_source,)  # in a tuple, so that it is no submodule
         self.register_buffer("prompt_tokens", prompt_tokens, persistent=False)
         cos, sin = (*(prompt_rotary or ()), None, None)[:2]
         self.register_buffer("prompt_cos", cos, persistent=False)
@@ -90,7 +90,7 @@ class PrefixTuningAttentionLayer(nn.Module):
         self._kept = KeptWhileDecoding(list(prompt_embeddings.parameters()))
 
     def forward(self, *args: Any, prompt_visible: torch.Tensor | None = None, **kwargs: Any) -> tuple[Any, ...]:
-        """What the base layer returns. ``prompt_visible`` ``(B, T)`` says which tokens see the prompt, None is all."""
+        """Call the base layer, and return its outputs. ``prompt_visible`` ``(B, T)``: tokens that see the prompt."""
         require_visibility(self, prompt_visible)
         (bias_source,) = self._bias_source
         if self.path == "literal":
@@ -101,12 +101,12 @@ class PrefixTuningAttentionLayer(nn.Module):
         return attend_with_prefix(self.site, prefix, args, kwargs, bias_source, prompt_visible)
 
     def prompt_keys_values(self) -> KeysValues:
-        """What the layer makes of the prompt, ``(K, H, P, C)`` each."""
+        """The keys and values that the layer makes of the prompt, ``(K, H, P, C)`` each."""
         prompts = of_lanes(self, lambda layer: layer.prompt_embeddings(layer.prompt_tokens))  # (K, P, D)
         return keys_values_of(self.site, prompts, self._rotary(), self.others())
 
     def others(self) -> dict[str, Any]:
-        """What the layer takes besides, on the device of this module."""
+        """Further arguments of the layer, on the device of this module."""
         return {name: self._buffers.get(f"prompt_{name}", value) for name, value in self._others.items()}
 
     def _rotary(self) -> Rotary | None:
@@ -115,16 +115,16 @@ class PrefixTuningAttentionLayer(nn.Module):
 
 
 class SharedPrefixAttentionLayer(nn.Module):
-    """An attention layer that attends to the keys and values of an earlier one, and so to the prefix of that one.
+    """An attention layer that attends to the keys and values of an earlier layer, including that layer's prefix.
 
-    Gemma 3n and Gemma 4 have such layers. They make no keys, so that a prefix of their own would have no part in the
-    output; they are told of the columns only.
+    Gemma 3n and Gemma 4 have such layers. They make no keys, so that their own prefix would have no effect. Only their
+    mask gets columns for the prefix.
 
     Args:
         base_attention_layer: An attention layer of transformers; it stays frozen.
         site: The place of ``base_attention_layer`` in its model.
         num_prompt_tokens: P.
-        infix: Whether only some tokens see the prefix, so that the call has to say which.
+        infix: Whether only some tokens see the prefix, so that a call needs ``prompt_visible``.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class SharedPrefixAttentionLayer(nn.Module):
     def forward(
         self, *args: Any, prompt_visible: torch.Tensor | None = None, prefixes: Prefixes | None = None, **kwargs: Any
     ) -> tuple[Any, ...]:
-        """What the base layer returns; arguments as those of the other layers here."""
+        """Call the base layer, and return its outputs. It has the arguments of the other layers here."""
         require_visibility(self, prompt_visible)
         call = self.site.named(args, kwargs)
         if call.get(self.site.names.mask) is None:
@@ -153,7 +153,7 @@ class SharedPrefixAttentionLayer(nn.Module):
         if self.site.config._attn_implementation.startswith("flash"):
             return None
         layer = self.site.layer
-        # Before transformers 5.23 they were kept by the number of the layer that made them, since then by their kind.
+        # Before transformers 5.23 the key is the number of the layer that made them, since then the kind of layer.
         kept_under = getattr(layer, "kv_shared_layer_index", None)
         keys, _ = call["shared_kv_states"][layer.layer_type if kept_under is None else kept_under]
         num_tokens, num_keys = call["hidden_states"].shape[1], keys.shape[2] - self.num_prompt_tokens
@@ -167,13 +167,13 @@ class KeyValuePrefixAttentionLayer(nn.Module):
     Args:
         base_attention_layer: An attention layer of transformers; it stays frozen.
         site: The place of ``base_attention_layer`` in its model.
-        index: Which of the keys and values of its role are this layer's, where they are made elsewhere, see
-            :meth:`Reparametrization.serve`.
+        index: The position of this layer's keys and values among those of its role, if a :class:`Reparametrization`
+            makes them.
         bias_source: The layer that makes the relative position bias which this one shares, if there is one.
-        infix: Whether only some tokens see the prefix, so that the call has to say which.
+        infix: Whether only some tokens see the prefix, so that a call needs ``prompt_visible``.
     """
 
-    prefix_keys: nn.Parameter | None  # (H, P, C); None where the stack hands keys and values down
+    prefix_keys: nn.Parameter | None  # (H, P, C); None if a Reparametrization makes keys and values
     prefix_values: nn.Parameter | None
 
     def __init__(
@@ -189,13 +189,13 @@ class KeyValuePrefixAttentionLayer(nn.Module):
         self.base_attention_layer = base_attention_layer
         self.site = site
         self.index = index
-        self.made_by: tuple[Reparametrization, ...] = ()  # in a tuple, so that it is no part of this module
-        self._bias_source = (bias_source,)  # in a tuple, so that it is no part of this module
+        self.made_by: tuple[Reparametrization, ...] = ()  # in a tuple, so that it is no submodule
+        self._bias_source = (bias_source,)  # in a tuple, so that it is no submodule
         self.register_parameter("prefix_keys", None)
         self.register_parameter("prefix_values", None)
 
     def hold(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Make keys and values, each ``(H, P, C)``, parameters of this layer."""
+        """Make copies of keys and values, each ``(H, P, C)``, parameters of this layer."""
         self.prefix_keys, self.prefix_values = (nn.Parameter(part.detach().clone()) for part in (keys, values))
         self.made_by = ()
 
@@ -206,12 +206,12 @@ class KeyValuePrefixAttentionLayer(nn.Module):
         prefixes: Prefixes | None = None,
         **kwargs: Any,
     ) -> tuple[Any, ...]:
-        """What the base layer returns.
+        """Call the base layer, and return its outputs.
 
         Args:
             args: Of the base layer.
             prompt_visible: ``(B, T)`` boolean, the tokens that see the prefix; None is all.
-            prefixes: Keys and values for all layers, where they are not this layer's parameters.
+            prefixes: Keys and values for all layers, if they are not parameters of this layer.
             kwargs: Of the base layer.
         """
         require_visibility(self, prompt_visible)
@@ -221,19 +221,17 @@ class KeyValuePrefixAttentionLayer(nn.Module):
     def _keys_values(self, prefixes: Prefixes | None) -> KeysValues:
         if self.prefix_keys is not None and self.prefix_values is not None:
             return of_lanes(self, lambda layer: layer.prefix_keys), of_lanes(self, lambda layer: layer.prefix_values)
-        if (
-            prefixes is None
-        ):  # A decoder that keeps keyword arguments from its attention layers (BLOOM, MPT, GPT-J, ...)
+        if prefixes is None:  # some decoders pass no keyword arguments on to their layers (BLOOM, MPT, GPT-J, ...)
             (reparametrization,) = self.made_by
             return cast(KeysValues, reparametrization()[self.index])
         return prefixes[self.site.role][self.index]
 
 
 def require_visibility(layer: Any, prompt_visible: torch.Tensor | None) -> None:
-    """Notice a model that keeps from its attention layers which tokens see the prompt.
+    """Check that a layer with an infix gets the tokens that see it.
 
     Raises:
-        NotHandedDown: The layer is for an infix and was not told.
+        NotHandedDown: It does not: the model does not pass ``prompt_visible`` on.
     """
     if layer.infix and prompt_visible is None:
         raise NotHandedDown(
@@ -244,17 +242,17 @@ def require_visibility(layer: Any, prompt_visible: torch.Tensor | None) -> None:
 
 
 class Reparametrization(nn.Module):
-    """Li & Liang's MLP: an embedding per prompt token becomes the keys and values of all layers of one role.
+    """Li & Liang's MLP, which makes the keys and values of all layers of one role from an embedding per prompt token.
 
     Source: Li & Liang 2021, section 4.3, and their ``gpt2/train_control.py`` lines 106 to 111 (Embedding, Linear, Tanh,
     Linear).
 
     Args:
         num_prompt_tokens: P.
-        width: Of the embedding, D.
+        width: D, of the embedding.
         hidden: M.
         shapes: ``(H, C)`` of each layer's keys and values.
-        like: Device and dtype.
+        like: A tensor with the device and dtype of the parameters.
     """
 
     def __init__(
@@ -285,35 +283,35 @@ class Reparametrization(nn.Module):
         return keys_values
 
     def serve(self, stack: nn.Module, role: str, layers: Sequence[KeyValuePrefixAttentionLayer]) -> None:
-        """Become part of ``stack`` and hand the keys and values down to its layers of this role in every forward.
+        """Become a submodule of ``stack``, and pass keys and values to its layers of this role in every forward.
 
-        Where the stack keeps keyword arguments from its attention layers, these ask for themselves: the same keys and
-        values, made once for each layer.
+        If the stack does not pass keyword arguments on to its layers, each layer calls this module itself, so that the
+        same keys and values are computed once for each layer.
         """
         for layer in layers:
             layer.made_by = (self,)
 
-        def hand_down(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def pass_prefixes(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return args, {**kwargs, "prefixes": {**kwargs.get("prefixes", {}), role: self()}}
 
         stack.add_module(f"prefix_{role}", self)
         self.role = role
-        self._hook = stack.register_forward_pre_hook(hand_down, with_kwargs=True)
+        self._hook = stack.register_forward_pre_hook(pass_prefixes, with_kwargs=True)
 
     def retire(self, stack: nn.Module) -> None:
         """Undo :meth:`serve`."""
         self._hook.remove()
         delattr(stack, f"prefix_{self.role}")
 
-    def start_from(self, wanted: Sequence[KeysValues]) -> None:
-        """Change the last layer by as little as possible so that :meth:`forward` gives ``wanted``.
+    def start_from(self, targets: Sequence[KeysValues]) -> None:
+        """Change the last layer by as little as possible so that :meth:`forward` returns ``targets``.
 
-        The authors fit all of the MLP to the frozen model's keys and values by 500 steps of Adam
-        (``lowdata_init_train3``). This is the limit of fitting its last layer by gradient descent, in closed form and
-        exact to rounding as long as P is at most M.
+        The authors fit the whole MLP to the frozen model's keys and values by 500 steps of Adam
+        (``lowdata_init_train3``). The closed form used here is the limit of fitting the last layer by gradient descent.
+        It is exact to rounding as long as P is at most M.
         """
         with torch.no_grad():
-            flat = [part[0].transpose(0, 1).flatten(1) for pair in wanted for part in pair]  # (P, H C) each
+            flat = [part[0].transpose(0, 1).flatten(1) for pair in targets for part in pair]  # (P, H C) each
             hidden = self.mlp[:2](self.embedding(self.prompt_tokens)).double()  # (P, M)
             last: Any = self.mlp[2]
             missing = torch.cat(flat, dim=-1).double() - (hidden @ last.weight.double().T + last.bias.double())

@@ -1,7 +1,7 @@
-"""The specification of prefix tuning, to the letter: prompt embeddings concatenated in front of the hidden states.
+"""The specification of prefix tuning, literally: prompt embeddings are concatenated in front of the hidden states.
 
-Slower than :mod:`methods.parts.attention_prefix`, which has to equal it: every row of the batch carries a copy of the
-prompt, and queries and outputs are computed for prompt positions only to be cut off.
+It is slower than :mod:`methods.parts.attention_prefix`, which has to equal it: every row of the batch holds a copy of
+the prompt, and queries and outputs are computed for prompt positions and then cut off.
 
 B batch, H heads, T tokens in this call, S tokens attended to (cached and new), P prompt tokens, D hidden size.
 """
@@ -22,14 +22,14 @@ from methods.parts.attention_sites import AttentionSite, Rotary
 
 @dataclass(frozen=True)
 class PromptRowsCache:
-    """For a layer that computes the prompt's rows together with the tokens': only the tokens' reach the cache.
+    """The cache of a layer that computes keys of prompt and tokens together. Only those of tokens are cached.
 
-    Keys come as ``(B, H, P + T, C)``; the layer attends to ``(B, H, P + S, C)``.
+    The layer makes keys ``(B, H, P + T, C)`` and attends to ``(B, H, P + S, C)``.
     """
 
     num_prompt_tokens: int
     cache: Any
-    columns: torch.Tensor | None = None  # (B,) before which column of keys the prompt lies; None is in front
+    columns: torch.Tensor | None = None  # (B,) the column of keys before which the prompt is; None: in front
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *args: Any, **kwargs: Any) -> KeysValues:
         count = self.num_prompt_tokens
@@ -60,12 +60,12 @@ def attend_literally(
     Args:
         site: The layer and its role.
         prompt: ``(P, D)``.
-        rotary: Of the prompt, for layers that rotate keys by position.
+        rotary: The prompt's rotation, for layers that rotate keys by position.
         args: Of the call.
         kwargs: Of the call.
         bias_source: The layer that makes the relative position bias which this one shares, if there is one.
         visible: ``(B, T)`` boolean, the tokens that see the prefix; None for all.
-        others: What the layer takes besides, for the prompt alone; see LayerInput.
+        others: Further arguments of the layer for the prompt; see LayerInput.
     """
     call = site.named(args, kwargs)
     columns = widen_mask(site, call, len(prompt), visible)
@@ -100,7 +100,7 @@ def _self_attend(
         call["position_bias"] = torch.cat([rows, bias], dim=-2)  # (1, H, P + T, P + S)
     if (token_rotary := call.get("position_embeddings")) is not None:
         call["position_embeddings"] = _joined_rotary(rotary, token_rotary)
-    for name in names.others:  # such as positions and residuals, of which there is one for each token
+    for name in names.others:  # such as positions and residuals, which have an entry for each token
         if name != "alibi" and isinstance(call.get(name), torch.Tensor) and isinstance(others.get(name), torch.Tensor):
             call[name] = joined_by_token(others[name], call[name], count, hidden_states.shape[1])
     output, *rest = site.layer(hidden_states=torch.cat([prompt, hidden_states], dim=1), **call)
@@ -110,11 +110,11 @@ def _self_attend(
 
 
 def joined_by_token(prompt: torch.Tensor, tokens: torch.Tensor, num_prompt: int, num_tokens: int) -> torch.Tensor:
-    """The prompt's part of an argument in front of the tokens', along the axis that counts tokens, if there is one.
+    """Join an argument for the prompt and for the tokens along the axis of tokens, if it has one.
 
     Args:
-        prompt: Of one row.
-        tokens: Of all rows.
+        prompt: The argument for the prompt, of one row.
+        tokens: The argument for the tokens, of all rows.
         num_prompt: P.
         num_tokens: T.
     """
@@ -132,7 +132,7 @@ def _cross_attend(
     hidden_states: torch.Tensor,
     kwargs: dict[str, Any],
 ) -> tuple[Any, ...]:
-    """Keys and values are the encoder's output: the prompt goes in front of that, and no output is cut off."""
+    """Put the prompt in front of the encoder's output, from which keys and values are made. No output is cut off."""
     names, count = site.names, prompt.shape[1]
     # Without a cache the layer makes the keys and values of the encoder's output anew in every step.
     kwargs[names.cache] = None
@@ -151,16 +151,16 @@ def with_prompt_rows(
     columns: torch.Tensor | None = None,
     true_hides: bool = False,
 ) -> torch.Tensor | None:
-    """Add rows for the prompt's own queries, which see the prompt only; their outputs are cut off.
+    """Add rows for the prompt's own queries, which see only the prompt. Their outputs are cut off.
 
     Args:
         mask: ``(B, 1 or H, T, P + S)``, or for flash attention ``(B, P + S)`` or None, which need no rows.
         num_prompt_tokens: P.
-        columns: ``(B,)`` before which key the prompt lies; None is in front.
+        columns: ``(B,)`` the key before which the prompt is; None: in front.
         true_hides: Whether a boolean mask is true where a key is hidden.
 
     Returns:
-        ``(B, 1 or H, P + T, P + S)``, or the mask as it came.
+        ``(B, 1 or H, P + T, P + S)``, or a mask that needs no rows.
     """
     if mask is None or mask.dim() == 2:
         return mask

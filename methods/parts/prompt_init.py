@@ -1,4 +1,4 @@
-"""Where soft prompts start: token ids whose embeddings or activations become the initial prompt.
+"""The start of soft prompts: token ids whose embeddings or activations become the initial prompt.
 
 P prompt tokens, D hidden size.
 """
@@ -16,19 +16,19 @@ from bench.method import MethodConfig, MethodError
 
 DEFAULT_TEXT = "Write the facts as one short and fluent English text that mentions every one of them :"
 
-# Lester et al. 2021, section 3.2, draw from the 5,000 commonest tokens. A byte-pair vocabulary is ordered by merges,
-# so that its first entries stand for the commonest.
+# Lester et al. 2021, section 3.2, draw from the 5,000 commonest tokens. A byte-pair vocabulary is ordered by merges, so
+# that its first entries are taken for the commonest.
 COMMON_TOKENS = 5000
 
 DEFAULT_STD = 0.02
 
 
-# What each setting below belongs to.
+# The value of ``init`` with which each setting has an effect.
 INIT_OF_SETTING = {"init_text": "text", "init_std": "normal", "init_range": "uniform", "init_labels": "labels"}
 
 
 class PromptInitConfig(MethodConfig):
-    """Settings of where a soft prompt starts."""
+    """Settings of the start of a soft prompt."""
 
     init: Literal["text", "vocabulary", "normal"] = Field(
         "text",
@@ -49,7 +49,7 @@ class PromptInitConfig(MethodConfig):
 
 
 def normal_like(like: torch.Tensor, std: float | None) -> torch.Tensor:
-    """Normal with this standard deviation (None: 0.02), in the shape, dtype and on the device of ``like``."""
+    """Normal numbers with this standard deviation (None: 0.02), with shape, dtype and device of ``like``."""
     return torch.randn_like(like) * (std or DEFAULT_STD)
 
 
@@ -82,10 +82,10 @@ def common_token_ids(count: int, vocabulary_size: int, tokenizer: Any) -> torch.
 def initial_token_ids(config: PromptInitConfig, count: int, embedding: torch.Tensor, tokenizer: Any) -> torch.Tensor:
     """Token ids ``(count,)`` to start a prompt from, on the device of ``embedding`` ``(V, D)``.
 
-    On the meta device only shapes matter, and zeros are returned; so they are where the start is random.
+    They are zeros on the meta device, where only shapes matter, and if the start is random.
 
     Raises:
-        MethodError: The text or the vocabulary gives no such ids.
+        MethodError: The text has no tokens, the vocabulary is too small, or there is no tokenizer.
     """
     if embedding.is_meta or config.init not in ("text", "vocabulary"):
         return torch.zeros(count, dtype=torch.long, device=embedding.device)
@@ -110,7 +110,7 @@ def label_embeddings(labels: Sequence[str], count: int, embed: nn.Module, size: 
         tokenizer: Of the base model.
 
     Raises:
-        MethodError: There are more labels than prompt tokens, or a label without tokens.
+        MethodError: There are more labels than prompt tokens, or a label has no tokens.
     """
     if len(labels) > count:
         raise MethodError(f"init_labels: {len(labels)} labels do not fit into num_prompt_tokens: {count}")

@@ -1,8 +1,8 @@
-"""Prompt embeddings put among the input embeddings of every row, where what the prompt becomes depends on the row.
+"""Inserts prompt embeddings into the input embeddings of every row, if the prompt's activations depend on the row.
 
-So it is in an encoder, whose prompt sees the source, between source and target (infix), and in decoders of which not
-all layers attend to all tokens. Elsewhere a prompt in front of a decoder's text does not depend on the text:
-:mod:`methods.prompt_tuning` computes it once for all rows.
+They do in an encoder, whose prompt sees the source; between source and target (infix); and in decoders of which not all
+layers attend to all tokens. In other decoders the activations of a prompt in front of a text do not depend on the text,
+and :mod:`methods.prompt_tuning` computes them once for all rows.
 
 B batch, T tokens in this call, P prompt tokens, D hidden size, K trials that share the rows (1 unless they train in
 lanes).
@@ -24,7 +24,7 @@ from methods.parts.token_positions import required_source_lengths, token_positio
 
 
 class PromptEmbeddings(nn.Module):
-    """Stands for an encoder or decoder that reads trained embeddings among its tokens.
+    """Replaces an encoder or decoder, and makes it read trained embeddings among its tokens.
 
     Args:
         stack: The headless model, e.g. LlamaModel, GPT2Model or T5Stack; it stays frozen.
@@ -40,21 +40,21 @@ class PromptEmbeddings(nn.Module):
         self.register_buffer("prompt_tokens", torch.arange(len(prompt), device=prompt.device), persistent=False)
 
     def prompts(self) -> torch.Tensor:
-        """``(K, P, D)``."""
+        """The prompts of the active lanes, ``(K, P, D)``."""
         return of_lanes(self, lambda module: module.prompt_embeddings(module.prompt_tokens))
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
-        except AttributeError:  # config, embed_tokens, ... of the stack that this one stands for
+        except AttributeError:  # config, embed_tokens, ... of the stack inside
             return getattr(super().__getattr__("stack"), name)
 
 
 class PromptTuningEncoder(PromptEmbeddings):
-    """An encoder whose tokens come after P trained embeddings; its output is that much longer.
+    """An encoder that reads P trained embeddings before its tokens, so that its output is P longer.
 
-    The prompt stands right before the first real token of each row. Its outputs are part of the encoder's: the decoder
-    attends to them, so that the decoder's mask of the source has to be lengthened by :meth:`lengthened`.
+    The prompt is right before the first real token of each row. The decoder attends to its outputs, too, so that
+    :meth:`lengthened` has to lengthen the decoder's mask of the source.
     """
 
     def forward(
@@ -76,13 +76,13 @@ class PromptTuningEncoder(PromptEmbeddings):
         )
 
     def lengthened(self, attention_mask: torch.Tensor) -> torch.Tensor:
-        """``(B, P + T)`` of a mask ``(B, T)``."""
+        """The mask ``(B, P + T)`` for a mask ``(B, T)`` of the tokens."""
         return mask_with_prompt(attention_mask, len(self.prompt_tokens), num_left_pads(attention_mask))
 
     def lengthen_source_mask(
         self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        """Hook before the forward of the decoder that attends to this encoder's output."""
+        """A hook before the forward of the decoder that attends to this encoder's output."""
         if (mask := kwargs.get("encoder_attention_mask")) is not None:
             kwargs = {**kwargs, "encoder_attention_mask": self.lengthened(mask)}
         return args, kwargs
@@ -91,17 +91,17 @@ class PromptTuningEncoder(PromptEmbeddings):
 class PromptInRowsDecoder(PromptEmbeddings):
     """A decoder that reads P trained embeddings among the tokens of every row, as if they were words.
 
-    In front of the first real token, or, with ``infix``, right before the last source token, which predicts the target.
-    All layers see the prompt, those with a state or a convolution too. Outputs are for the tokens only; the prompt
-    stays in the cache.
+    They are right before the first real token, or, with ``infix``, right before the last source token, which predicts
+    the target. All layers see the prompt, also those with a state or a convolution. Outputs are for the tokens only;
+    the prompt stays in the cache.
 
     Source: Lester et al. 2021, section 2; with ``infix`` Li & Liang 2021, section 7.3, at the input alone.
 
     Args:
         stack: The headless model; it stays frozen.
         prompt: ``(P, D)`` initial embeddings.
-        per_layer: ``(P, layers, channels)`` what each layer is told of the prompt besides, in Gemma 3n and Gemma 4.
-        infix: Whether the prompt stands between source and target.
+        per_layer: ``(P, layers, channels)``, each layer's own embedding of the prompt, in Gemma 3n and Gemma 4.
+        infix: Whether the prompt is between source and target.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class PromptInRowsDecoder(PromptEmbeddings):
             positions = inserted(before + self.prompt_tokens, positions, at)
         if (per_layer := kwargs.get("per_layer_inputs")) is not None and inserting:
             kwargs["per_layer_inputs"] = inserted(for_rows(self._per_layer_prompts(), rows), per_layer, at)
-        kwargs.pop("logits_to_keep", None)  # Gemma 4 cuts hidden states by it, and would cut those of the prompt.
+        kwargs.pop("logits_to_keep", None)  # Gemma 4 would cut hidden states by it before the prompt's are removed
         if self._takes_positions:
             kwargs["position_ids"] = positions
         outputs = self.stack(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
@@ -159,20 +159,20 @@ class PromptInRowsDecoder(PromptEmbeddings):
         return "position_ids" in arguments_of(self.stack)
 
     def _real_tokens_before(self, rows: int, source_lengths: torch.Tensor | None) -> torch.Tensor:
-        """``(B, 1)``, how many real tokens stand before the prompt."""
+        """``(B, 1)``, the number of real tokens before the prompt."""
         if self.infix:
             return required_source_lengths(source_lengths)[:, None] - 1
         return self.prompt_tokens.new_zeros(rows, 1)
 
     def _per_layer_prompts(self) -> torch.Tensor:
-        """``(K, P, layers, channels)``."""
+        """The layers' own embeddings of the prompts, ``(K, P, layers, channels)``."""
         flat = of_lanes(self, lambda module: module.per_layer_embeddings(module.prompt_tokens))
         return flat.view(*flat.shape[:2], *(self.per_layer_shape or ()))
 
     def _mask_so_far(
         self, attention_mask: Any, rows: int, num_tokens: int, kwargs: dict[str, Any], before: torch.Tensor
     ) -> torch.Tensor:
-        """``(B, tokens so far)``: 1 at the real tokens, those of this call at the end, without the prompt."""
+        """``(B, tokens so far)``: 1 for real tokens, without the prompt; the tokens of this call are at the end."""
         if attention_mask is not None:
             if not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:
                 raise ValueError("a prompt in the rows needs a mask (B, tokens), as dynamic caches leave it")
@@ -180,7 +180,7 @@ class PromptInRowsDecoder(PromptEmbeddings):
         name = cache_name(self.stack)
         cache = None if name is None else kwargs.get(name)
         cached = num_cached(cache)
-        if cached is None:  # A model of states alone: it has seen the prompt, and its positions do not matter.
+        if cached is None:  # a model with states only: it has read the prompt, and positions do not matter
             if self.infix:
                 raise ValueError("a cache of states does not tell how many tokens it has seen; pass attention_mask")
             cached = len(self.prompt_tokens) + 1
@@ -190,7 +190,7 @@ class PromptInRowsDecoder(PromptEmbeddings):
 
 
 def num_cached(cache: Any) -> int | None:
-    """Tokens in a cache, the prompt's among them; None if it has seen some and holds states, which do not tell."""
+    """The number of tokens in a cache, including the prompt; None if it holds states of an unknown number of them."""
     if cache is None:
         return 0
     if any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
@@ -199,17 +199,17 @@ def num_cached(cache: Any) -> int | None:
 
 
 def num_left_pads(attention_mask: torch.Tensor) -> torch.Tensor:
-    """``(B,)``, how much padding stands in front of each row of a mask ``(B, T)``."""
+    """``(B,)``, the number of padding tokens in front of each row of a mask ``(B, T)``."""
     return (attention_mask.cumsum(-1) == 0).sum(-1)
 
 
 def mask_with_prompt(attention_mask: torch.Tensor, num_prompt_tokens: int, at: torch.Tensor) -> torch.Tensor:
-    """A mask ``(B, T)`` with room for the prompt at column ``at`` ``(B,)`` of each row: ``(B, T + P)``."""
+    """The mask ``(B, T + P)`` with the prompt inserted at column ``at`` ``(B,)`` of each row of ``(B, T)``."""
     return inserted(attention_mask.new_ones(len(attention_mask), num_prompt_tokens), attention_mask, at)
 
 
 def inserted(prompt: torch.Tensor, tokens: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-    """Each row's prompt put before column ``at`` of its tokens.
+    """Insert each row's prompt before column ``at`` of its tokens.
 
     Args:
         prompt: ``(B, P, ...)``.
@@ -227,7 +227,7 @@ def inserted(prompt: torch.Tensor, tokens: torch.Tensor, at: torch.Tensor) -> to
 
 
 def without(together: torch.Tensor, num_prompt_tokens: int, at: torch.Tensor) -> torch.Tensor:
-    """``(B, T, ...)``: the tokens of what :func:`inserted` put together."""
+    """The tokens ``(B, T, ...)`` in the result of :func:`inserted`."""
     columns = torch.arange(together.shape[1] - num_prompt_tokens, device=together.device)
     return _rows_at(together, columns + num_prompt_tokens * (columns >= at[:, None]))
 

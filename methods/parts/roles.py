@@ -1,4 +1,4 @@
-"""What each matrix of a model is for: one answer for all methods, and for what a record says of coverage."""
+"""Finds the role of each matrix of a model, for all methods and for the coverage in records."""
 
 from __future__ import annotations
 
@@ -33,50 +33,50 @@ class Site:
     """A place of a model that could be adapted: a module with its weight, or one tensor of experts."""
 
     kind: str
-    """What it is for: query, key, value (joined by an underscore where one layer makes several), attention_output,
-    latent, other_attention, feed_forward, expert, router, state_space, norm, embedding, head or other."""
+    """The role: query, key, value (joined by an underscore if one layer makes several), attention_output, latent,
+    other_attention, feed_forward, expert, router, state_space, norm, embedding, head or other."""
     name: str
     module: nn.Module
     tensor: str | None = None
-    """The name of the tensor in the module, where only that is meant."""
+    """The name of a single tensor of the module; None: the module."""
 
 
 def projections_in_every_block(model: Any, roles: Collection[str]) -> list[Projection]:
     """The projections of attention that have one of these roles.
 
     Raises:
-        MethodError: A block has none with a role that is asked for. Blocks without attention (state-space layers of a
-            hybrid) are such; adapting the others alone would be another method than was asked for.
+        MethodError: A block has no projection with one of the roles, for example a block without attention (state-space
+            layers of a hybrid). Adapting only the others would be another method.
     """
-    found = [projection for projection in attention_projections(model) if projection.role in roles]
+    projections = [projection for projection in attention_projections(model) if projection.role in roles]
     for name, block in block_modules(model):
         inner = {id(module) for module in block.modules()}
-        own = {projection.role for projection in found if id(projection.attention) in inner}
+        own = {projection.role for projection in projections if id(projection.attention) in inner}
         if any(getattr(module, "is_kv_shared_layer", False) for module in block.modules()):
-            own |= {"key", "value"}  # those of an earlier block, where they are adapted
+            own |= {"key", "value"}  # the block uses those of an earlier block, which are adapted there
         if missing := set(roles) - own:
             raise MethodError(
                 f"{name} ({type(block).__name__}) makes no {' and no '.join(sorted(missing))} that is known, so "
                 "that the method would change some blocks only; name the modules to adapt instead"
             )
-    return found
+    return projections
 
 
 def sites(model: Any) -> list[Site]:
-    """Every place of a base model that could be adapted, with what it is for, in order of the model."""
+    """Every place of a base model that could be adapted, with its role, in order of the model."""
     head = model.get_output_embeddings()
     embedding = model.get_input_embeddings()
     is_tied = head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", None)
     inside = _kinds_inside(model)
-    found: list[Site] = []
+    places: list[Site] = []
     for name, module in model.named_modules():
         if (module is head and is_tied) or not any(True for _ in module.parameters(recurse=False)):
             continue
         if tensors := expert_tensors(module):
-            found.extend(Site("expert", f"{name}.{tensor}", module, tensor) for tensor in tensors)
+            places.extend(Site("expert", f"{name}.{tensor}", module, tensor) for tensor in tensors)
         elif (kind := _kind(name, module, module is head, inside)) is not None:
-            found.append(Site(kind, name, module))
-    return found
+            places.append(Site(kind, name, module))
+    return places
 
 
 def whole_parts(model: Any) -> dict[str, list[nn.Module]]:
@@ -84,14 +84,14 @@ def whole_parts(model: Any) -> dict[str, list[nn.Module]]:
     mixtures = []
     for block in _described(model):
         if block.experts or len(block.feed_forward) > 1:
-            with contextlib.suppress(MethodError):  # a block that adds its parts up itself has no such module
+            with contextlib.suppress(MethodError):  # a block that adds up its parts itself has no such module
                 parent, attribute = block.mixture
                 mixtures.append(getattr(parent, attribute))
     return {"attention_layer": [module for module in model.modules() if is_attention(module)], "mixture": mixtures}
 
 
 def _kind(name: str, module: nn.Module, is_head: bool, inside: dict[int, str]) -> str | None:
-    """What a module with parameters of its own is for; None where it has no weight."""
+    """The role of a module that holds parameters itself; None if it has no weight."""
     if is_head:
         return "head"
     if id(module) in inside:
@@ -108,18 +108,18 @@ def _kind(name: str, module: nn.Module, is_head: bool, inside: dict[int, str]) -
 
 
 def _kinds_inside(model: Any) -> dict[int, str]:
-    """The kinds of linear layers and convolutions in attention, feed-forward and state-space parts, by module."""
-    found: dict[int, str] = {}
+    """The roles of linear layers and convolutions in attention, feed-forward and state-space parts, by id."""
+    kinds: dict[int, str] = {}
     for inner, module in model.named_modules():
         if is_attention(module):
             for layer in linear_layers_in(module, inner):
-                found[id(layer.module)] = _kind_in_attention(module, layer)
+                kinds[id(layer.module)] = _kind_in_attention(module, layer)
         elif is_state_space(module):
             inner_layers = (child for child in module.modules() if is_linear(child) or isinstance(child, nn.Conv1d))
-            found.update((id(child), "state_space") for child in inner_layers)
+            kinds.update((id(child), "state_space") for child in inner_layers)
     for layer in _feed_forward_layers(model):
-        found[id(layer.module)] = "expert" if EXPERT.search(layer.name) else "feed_forward"
-    return found
+        kinds[id(layer.module)] = "expert" if EXPERT.search(layer.name) else "feed_forward"
+    return kinds
 
 
 def _kind_in_attention(attention: nn.Module, layer: LinearLayer) -> str:
@@ -140,5 +140,5 @@ def _feed_forward_layers(model: Any) -> Iterator[LinearLayer]:
 def _described(model: Any) -> list[Block]:
     try:
         return described_blocks(model)
-    except MethodError:  # a model without blocks has no part of one
+    except MethodError:  # the model has no blocks
         return []

@@ -1,4 +1,4 @@
-"""Where tokens stand when a soft prompt takes up room beside them, and which of them see it.
+"""The positions of tokens beside a soft prompt, and the tokens that see the prompt.
 
 B batch, T tokens in this call, P prompt tokens.
 """
@@ -25,9 +25,9 @@ def token_positions(
     inputs_embeds: torch.Tensor | None = None,
     cache: Any = None,
 ) -> torch.Tensor:
-    """Positions ``(B or 1, T)`` of the tokens of a decoder's call, for callers that give none; padding does not count.
+    """Positions ``(B or 1, T)`` of the tokens of a decoder's call, if the caller gives none. Padding does not count.
 
-    Takes arguments as decoders of transformers do.
+    It takes the arguments of decoders of transformers.
     """
     if position_ids is not None:
         return position_ids
@@ -42,9 +42,9 @@ def token_positions(
 
 
 def _num_cached(past_key_values: Any, cache: Any) -> int:
-    """Tokens before those of this call; callers give the cache by one of its names (methods/parts/cache_names.py)."""
-    held = past_key_values if cache is None else cache
-    return 0 if held is None else int(held.get_seq_length())
+    """The number of tokens before this call. The cache has one of two names, see methods/parts/cache_names.py."""
+    given = past_key_values if cache is None else cache
+    return 0 if given is None else int(given.get_seq_length())
 
 
 POSITION_ARGUMENTS = tuple(inspect.signature(token_positions).parameters)
@@ -52,20 +52,20 @@ POSITION_ARGUMENTS = tuple(inspect.signature(token_positions).parameters)
 
 @dataclass(frozen=True)
 class PromptPlacement:
-    """Makes room for a prompt among the tokens of a decoder, as a hook before its forward.
+    """A hook before a decoder's forward that moves the positions of tokens to make room for a prompt.
 
-    In front of all tokens (``infix`` False), they move by P. Between source and target (``infix``), the prompt stands
-    right before the last source token, which predicts the first target token: tokens from there on see the prompt and
-    move by P, those before do neither. A prompt of keys that are rotated by position is rotated once, for positions -P
-    to -1; there the tokens of each row are counted from the last source token, so that the prompt stands next to it
-    however long the source is. Only distances matter to rotary positions.
+    Without ``infix`` the prompt is in front of all tokens, which move by P. With ``infix`` it is right before the last
+    source token, which predicts the first target token. Tokens from there on see the prompt and move by P; those before
+    do neither. Keys of a prompt that are rotated by position are rotated once, for positions -P to -1. The tokens of
+    each row are then counted from the last source token, so that the prompt is next to it for a source of any length.
+    This changes nothing else, because only distances matter to rotary positions.
 
     Source: Li & Liang 2021, section 7.3 (infix-tuning: ``[x; INFIX; y]``).
 
     Args:
         num_prompt_tokens: P.
         shift: Whether tokens move at all.
-        infix: Whether the prompt stands between source and target.
+        infix: Whether the prompt is between source and target.
         rotary: Whether positions are rotary.
     """
 
@@ -87,7 +87,7 @@ class PromptPlacement:
         given = {name: kwargs.get(name) for name in POSITION_ARGUMENTS[len(args) :]}
         positions = token_positions(*args, **given)
         if given.get("attention_mask", 0) is None:
-            # Without a mask transformers takes a gap between positions for the beginning of another text.
+            # Without a mask transformers takes a gap between positions for the start of another text.
             cached = _num_cached(given.get("past_key_values"), given.get("cache"))
             kwargs = {**kwargs, "attention_mask": positions.new_ones(len(positions), cached + positions.shape[1])}
         move = self.num_prompt_tokens if self.shift else 0
@@ -100,10 +100,10 @@ class PromptPlacement:
 
 
 def required_source_lengths(source_lengths: torch.Tensor | None) -> torch.Tensor:
-    """``(B,)``, the number of source tokens of each row.
+    """Check that the number of source tokens of each row, ``(B,)``, is given.
 
     Raises:
-        ValueError: They were not given.
+        ValueError: It is not.
     """
     if source_lengths is None:
         raise ValueError("a prompt between source and target needs source_lengths: how many source tokens each row has")
@@ -111,9 +111,9 @@ def required_source_lengths(source_lengths: torch.Tensor | None) -> torch.Tensor
 
 
 def accept_source_lengths(model: Any) -> None:
-    """Let the forward of ``model``, and with it ``generate``, take ``source_lengths`` ``(B,)``.
+    """Make the forward of ``model``, and thereby ``generate``, accept ``source_lengths`` ``(B,)``.
 
-    They travel to the decoder as a keyword argument; ``generate`` goes by the names in forward's signature.
+    The model passes them to the decoder as a keyword argument. ``generate`` reads the names in forward's signature.
     """
     forward = model.forward
 

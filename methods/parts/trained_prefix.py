@@ -91,16 +91,16 @@ class PrefixConfig(PromptInitConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Of the MLP."""
+        """The hidden size of the MLP."""
         return self.mlp_hidden_size or self.default_mlp_hidden_size
 
 
 class TrainedPrefix:
-    """A prefix for the attention layers of a model, as its settings ask for it.
+    """A prefix for the attention layers of a model.
 
     Args:
-        config: Settings.
-        tokenizer: Of the base model, for starts from words; None where only shapes matter.
+        config: The settings.
+        tokenizer: Of the base model, for starts from words; None if only shapes matter.
     """
 
     def __init__(self, config: PrefixConfig, tokenizer: Any) -> None:
@@ -137,11 +137,11 @@ class TrainedPrefix:
             self._require_handing_down(model)
 
     def join_lanes(self, models: Sequence[nn.Module], lanes: Lanes) -> None:
-        """Let each row of the first model see the prefix of its own lane."""
+        """Make each row of the first model see the prefix of its lane."""
         join_lanes(models, lanes, PrefixTuningAttentionLayer, KeyValuePrefixAttentionLayer, Reparametrization)
 
     def state(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """What is stored: all trained tensors of the model, and for ``mlp`` the keys and values in place of the MLP."""
+        """The state to store: all trained tensors of the model, but for ``mlp`` keys and values instead of the MLP."""
         modules = _reparametrizations(model)
         dropped = {id(parameter) for _, module in modules for parameter in module.parameters()}
         kept = {name: tensor.detach() for name, tensor in trained_parameters(model) if id(tensor) not in dropped}
@@ -153,7 +153,7 @@ class TrainedPrefix:
         return kept
 
     def load(self, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-        """Put a stored state into a freshly patched model; its MLP, if there is one, gives way to keys and values.
+        """Put a stored state into a freshly patched model. Keys and values replace the MLP if there is one.
 
         Raises:
             MethodError: Names or shapes differ from those of :meth:`state`.
@@ -199,10 +199,10 @@ class TrainedPrefix:
             )
 
     def _with_own_keys(self, sites: Sequence[AttentionSite]) -> list[AttentionSite]:
-        """Those of the chosen sites that make keys and values.
+        """The chosen sites that make keys and values.
 
         Raises:
-            MethodError: A layer was named that attends to the keys of another.
+            MethodError: The setting ``layers`` names a layer that attends to the keys of another.
         """
         own = [site for site in sites if not site.reuses_keys]
         if self.config.layers is not None and len(own) < len(sites):
@@ -214,7 +214,7 @@ class TrainedPrefix:
         return own
 
     def _patch_sharing(self, sites: Sequence[AttentionSite], chosen: Sequence[AttentionSite]) -> None:
-        """Tell layers that attend to the keys of a chosen one of its prefix."""
+        """Patch layers that attend to the keys of a layer with a prefix."""
         with_prefix = {id(site.layer) for site in chosen}
         for site in sites:
             if site.reuses_keys and id(shared_layer(site, sites)) in with_prefix:
@@ -222,10 +222,10 @@ class TrainedPrefix:
                 site.replace(SharedPrefixAttentionLayer(site.layer, site, count, self.config.infix))
 
     def _require_handing_down(self, model: Any) -> None:
-        """Read two tokens with what was patched.
+        """Check that the patched model passes keyword arguments on to its attention layers, by reading two tokens.
 
         Raises:
-            MethodError: The model keeps keyword arguments from its attention layers.
+            MethodError: It does not.
         """
         ids = torch.zeros(1, 2, dtype=torch.long, device=model.get_input_embeddings().weight.device)
         mask = torch.ones(1, 1, 2, 2, device="meta") if ids.is_meta else None
@@ -237,17 +237,18 @@ class TrainedPrefix:
             raise MethodError(str(error)) from error
 
     def _layer_inputs(self, model: Any, sites: list[AttentionSite]) -> list[LayerInput]:
-        """What each layer would get, were the initial words in front of the text."""
+        """The input that each layer would get if the initial words were in front of the text."""
         embedding = model.get_input_embeddings().weight
         ids = initial_token_ids(self.config, self.config.num_prompt_tokens, embedding, self.tokenizer)
-        # Where positions are rotary, the prompt stands right before the first token, which is at 0 unless tokens shift.
+        # With rotary positions the prompt is right before the first token, which is at 0 unless tokens shift.
         before = uses_rotary_positions(model) and (self.config.infix or not self.config.shift_positions)
-        read = layer_inputs(model, sites, ids)
+        from_zero = layer_inputs(model, sites, ids)
         if not before or looks_rotations_up(model):
-            return read
-        # Words are read where texts begin, as some models scale queries by position, and rotated to where they stand.
+            return from_zero
+        # Hidden states are those at positions from 0, because some models scale queries by position. Only the rotation
+        # is that of the prompt's positions.
         rotated = layer_inputs(model, sites, ids, first_position=-self.config.num_prompt_tokens)
-        return [replace(there, states=here.states) for here, there in zip(read, rotated, strict=True)]
+        return [replace(moved, states=read.states) for read, moved in zip(from_zero, rotated, strict=True)]
 
     def _patch_embeddings(
         self, sites: Sequence[AttentionSite], inputs: Sequence[LayerInput], sources: Sequence[Any]
@@ -318,7 +319,7 @@ def _key_value_layers(model: nn.Module) -> Iterator[tuple[str, KeyValuePrefixAtt
 
 
 def _reparametrizations(model: nn.Module) -> list[tuple[nn.Module, Reparametrization]]:
-    """Each with the stack that it is part of."""
+    """The stack and module of each reparametrisation."""
     return [
         (stack, module)
         for stack in model.modules()

@@ -1,8 +1,7 @@
-"""The linear layers of a transformer, and which of their outputs are queries, keys and values.
+"""Finds the linear layers of a transformer, and those that make queries, keys and values.
 
-Attention layers are found by the conventions of transformers: a module named ...Attention that holds linear layers.
-Whether a linear layer has a part in what the model computes is seen in a forward pass, see
-:mod:`methods.parts.weight_reads`.
+Attention layers are found by a convention of transformers: a module named ...Attention that holds linear layers. A
+forward pass shows whether a linear layer changes the model's output, see :mod:`methods.parts.weight_reads`.
 """
 
 from __future__ import annotations
@@ -44,13 +43,13 @@ class LinearLayer:
 
     @property
     def like(self) -> torch.Tensor:
-        """A tensor of the dtype and on the device in which the layer computes."""
+        """A tensor with the dtype and on the device in which the layer computes."""
         if not isinstance(self.module.weight, nn.Parameter):
             raise MethodError(f"{self.name}: its weight is no parameter, so it cannot be adapted")
         return computes_like(self.module)
 
     def replace(self, module: nn.Module) -> None:
-        """Put ``module`` in its place."""
+        """Put ``module`` in the place of the layer."""
         setattr(self.parent, self.attribute, module)
 
 
@@ -69,9 +68,9 @@ class Projection:
 
 
 class LinearWrapper(nn.Module):
-    """Base of what stands in a linear layer's place: the frozen layer lies within.
+    """Base class of modules that replace a linear layer and hold the frozen layer inside.
 
-    Models read ``weight`` and ``bias`` of their layers here and there, for a dtype or a shape, so both are handed on.
+    Some models read ``weight`` and ``bias`` of a layer, for a dtype or a shape, so that both are those of the layer.
 
     Args:
         base_layer: ``nn.Linear`` or ``Conv1D``.
@@ -93,20 +92,20 @@ class LinearWrapper(nn.Module):
 
 
 def linear_layers(model: Any) -> list[LinearLayer]:
-    """Every linear layer but the output head and those that are never called, in order of the model.
+    """Every linear layer except the output head and those without an effect, in order of the model.
 
     Raises:
-        MethodError: There is none.
+        MethodError: There are none.
     """
     head, uses = model.get_output_embeddings(), uses_of(model)
-    found = [
+    layers = [
         layer
         for layer in linear_layers_in(model)
         if layer.module is not head and uses.why_without_part(layer.name) is None
     ]
-    if not found:
+    if not layers:
         raise MethodError(f"{type(model).__name__} has no linear layer (nn.Linear or Conv1D) besides its output head")
-    return found
+    return layers
 
 
 def linear_layers_in(root: nn.Module, prefix: str = "") -> Iterator[LinearLayer]:
@@ -119,14 +118,14 @@ def linear_layers_in(root: nn.Module, prefix: str = "") -> Iterator[LinearLayer]
 
 
 def modules_with_parents(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
-    """Name, parent, attribute and module of everything below a module whose own name is ``prefix``, in order."""
+    """Name, parent, attribute and module of all modules below one whose own name is ``prefix``, in order."""
     for parent_name, parent in root.named_modules(prefix=prefix):
         for attribute, module in parent.named_children():
             yield f"{parent_name}.{attribute}" if parent_name else attribute, parent, attribute, module
 
 
 def is_attention(module: nn.Module) -> bool:
-    """Whether a module is an attention layer: named ...Attention, and holding linear layers itself."""
+    """Whether a module is an attention layer: its class is named ...Attention, and it holds linear layers itself."""
     return type(module).__name__.endswith("Attention") and any(map(is_linear, module.children()))
 
 
@@ -134,10 +133,9 @@ def attention_projections(model: Any) -> list[Projection]:
     """The projections to queries, keys and values of every attention layer (self and cross, encoder and decoder).
 
     Raises:
-        MethodError: The model has no attention layer, or one whose queries, keys or values are made in a way that is
-            not known.
+        MethodError: The model has no attention layer, or one that makes queries, keys or values in an unknown way.
     """
-    found: list[Projection] = []
+    projections: list[Projection] = []
     for name, attention in attention_modules(model):
         own = [
             Projection(attention, layer, role, rows)
@@ -153,15 +151,15 @@ def attention_projections(model: Any) -> list[Projection]:
                 f"{', '.join(SEPARATE)}, and the joined layers of {', '.join(sorted({owner for owner, _ in JOINED}))}. "
                 "Name the modules to adapt instead"
             )
-        found.extend(own)
-    return found
+        projections.extend(own)
+    return projections
 
 
 def attention_output(attention: nn.Module, name: str) -> LinearLayer:
     """The linear layer through which an attention layer called ``name`` writes hidden states.
 
     Raises:
-        MethodError: There is none that is known.
+        MethodError: No such layer is known.
     """
     for layer in linear_layers_in(attention, name):
         if layer.parent is attention and layer.attribute in OUTPUTS:
@@ -176,15 +174,15 @@ def attention_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Names and modules of all attention layers, in order of the model.
 
     Raises:
-        MethodError: There is none.
+        MethodError: There are none.
     """
-    found = [(name, module) for name, module in model.named_modules() if is_attention(module)]
-    if not found:
+    named_layers = [(name, module) for name, module in model.named_modules() if is_attention(module)]
+    if not named_layers:
         raise MethodError(
             f"{type(model).__name__} has no attention layer: looked for modules named ...Attention that hold linear "
             "layers, as the models of transformers do"
         )
-    yield from found
+    yield from named_layers
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -1,7 +1,7 @@
-"""Which modules a model really calls, and which weights of linear layers it reads past them.
+"""Finds the modules that a model calls, and weights of linear layers that it reads without calling the layer.
 
-Mamba, for instance, multiplies with ``dt_proj.weight`` itself: what stands in the place of ``dt_proj`` then has no part
-in the output. A forward pass over tensors without data shows it, whatever the code of the model looks like.
+Mamba, for instance, multiplies with ``dt_proj.weight`` itself, so that a module in the place of ``dt_proj`` would not
+change the output. A forward pass with tensors without data shows this for any model.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
-# More than the kernel of any convolution over tokens, so that no branch for short inputs is taken.
+# It is more than the kernel of any convolution over tokens, so that models take no branch for short inputs.
 NUM_TOKENS = 8
 
-# What models ask of values: of masks and positions, to take a shorter way where nothing is masked.
+# Models ask these of the values of masks and positions, to take a shorter way if nothing is masked.
 QUESTIONS = (torch.Tensor.__bool__, torch.Tensor.__contains__, torch.Tensor.item, torch.equal, torch.allclose)
 
-# Passes of the last models are remembered: the same structure is patched again and again.
+# The results for so many structures are kept, because models of the same structure are patched again and again.
 MOST_REMEMBERED = 64
 _remembered: OrderedDict[int, Uses] = OrderedDict()
 
 
 @dataclass(frozen=True)
 class Uses:
-    """What forward passes in training and in evaluation mode did with a model."""
+    """The modules and parameters that forward passes in training and in evaluation mode have used."""
 
     called: frozenset[str]
     """Names of the modules that were called."""
     used: frozenset[str]
-    """Names of the parameters that went into a computation."""
+    """Names of the parameters that a computation has used."""
     readers: Mapping[str, str]
-    """Linear layers whose weight went into a computation outside of their own forward, to the class that did it."""
+    """Linear layers whose weight was used outside of their own forward, to the class of the module that used it."""
     odd: frozenset[str]
-    """Linear layers that put out something else than one tensor: routers, in the main."""
+    """Linear layers whose output is not one tensor: mostly routers."""
     skipped: tuple[str, ...]
-    """Beginnings of the names of modules that were not observed: what lies within experts."""
+    """Beginnings of the names of modules that were not observed: those inside experts."""
     complete: bool
-    """Whether the passes reached the end: only then is a module that was not called known to have no part in them."""
+    """Whether the passes reached the end. Only then does a module that was not called have no effect for certain."""
 
     def why_without_part(self, name: str) -> str | None:
-        """Why what stands in this linear layer's place would have no part, or a wrong one; None if it has its part."""
+        """Why a module in the place of this linear layer would have no effect, or a wrong one; None if it has one."""
         if name in self.readers:
             return f"{self.readers[name]} reads its weight itself, past the layer"
         if name in self.odd:
@@ -55,19 +55,19 @@ class Uses:
         return None if called else "the model never calls it"
 
     def has_part(self, parameter: str) -> bool:
-        """Whether a parameter goes into a computation, as far as is known.
+        """Whether a computation uses a parameter, or may use it.
 
-        What a module that is called does with its parameters out of sight (in a kernel) is not known.
+        The passes do not show whether a called module uses its parameters in a kernel.
         """
         seen = parameter in self.used or parameter.rpartition(".")[0] in self.called
         return seen or not self.complete or parameter.startswith(self.skipped)
 
 
 def uses_of(model: Any) -> Uses:
-    """Run the model on a copy without data, once in training and once in evaluation mode.
+    """Run a copy of the model without data, once in training and once in evaluation mode.
 
-    Takes no memory worth the name, and some milliseconds a layer. A model whose course depends on values (which of its
-    experts are hit) cannot be run to the end so; what it did until then is told, see :attr:`Uses.complete`.
+    It takes nearly no memory, and some milliseconds for each layer. A model whose computation depends on values (which
+    experts get tokens) does not run to the end; the result then covers the part that ran, see :attr:`Uses.complete`.
     """
     structure = [(name, type(module)) for name, module in model.named_modules()]
     key = hash((str(model.config.to_dict()), tuple(structure)))
@@ -88,7 +88,7 @@ def _observed(model: Any) -> Uses:
         try:
             with watch, torch.no_grad():
                 empty(**_inputs(empty))
-        except Exception:  # noqa: BLE001 - its course depends on values; what it did so far counts
+        except Exception:  # noqa: BLE001 - the computation depends on values; the part that ran counts
             complete = False
     return Uses(
         called=frozenset(watch.called),
@@ -111,7 +111,7 @@ def _without_data(model: Any) -> Any:
 
 
 def _skip_experts(model: nn.Module) -> list[str]:
-    """Let experts give zeros: which of them are hit depends on values. Returns their names."""
+    """Make experts return zeros, because values route tokens to them. Returns their names."""
     skipped = []
     for name, module in model.named_modules():
         if _is_called_expert(module) and any(True for _ in module.parameters()):
@@ -129,7 +129,7 @@ def _is_called_expert(module: nn.Module) -> bool:
 
 
 def holds_expert_tensors(module: nn.Module) -> bool:
-    """Whether a module keeps the matrices of experts as tensors of its own, not in linear layers."""
+    """Whether a module keeps the matrices of experts as its own tensors, not in linear layers."""
     matrices = any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
     return matrices and _is_called_expert(module) and not isinstance(module, nn.Linear | Conv1D)
 
@@ -143,7 +143,7 @@ def _inputs(model: Any) -> dict[str, Any]:
 
 
 class _Watch(TorchFunctionMode):
-    """Sees every operation, and knows in which module it happens."""
+    """Records every operation with the module in which it happens."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -179,16 +179,16 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func in QUESTIONS:  # there are no values to answer from: nothing is padded, nothing packed, all alike
+        if func in QUESTIONS:  # there are no values; the answer means that nothing is padded or packed
             return True
-        found = func(*args, **(kwargs or {}))
-        if isinstance(found, torch.Tensor):  # a dtype or a shape is no part of the computation
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):  # reading a dtype or a shape does not count
             for value in _tensors([*args, *(kwargs or {}).values()]):
                 self.used.update(self._parameters.get(id(value), ()))
                 if id(value) in self._weights and not self._inside_its_owner(value):
                     reader = type(self._stack[-1]).__name__ if self._stack else "the model"
                     self.readers.update(dict.fromkeys(self._weights[id(value)], reader))
-        return found
+        return result
 
     def _inside_its_owner(self, weight: torch.Tensor) -> bool:
         return bool(self._stack) and any(weight is own for own in self._stack[-1].parameters(recurse=False))
