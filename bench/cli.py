@@ -1,4 +1,4 @@
-"""The command line: the composition root.
+"""The command line: puts all commands together.
 
 Exit codes: 0 all trials completed, 1 some failed or could not run, 2 bad input, 130 stopped.
 """
@@ -67,8 +67,8 @@ for command in (
     app.command()(command)
 
 
-def _tell_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(asked_for: bool) -> None:
+    if asked_for:
         typer.echo(f"tuneoff {installed_version('tuneoff') or '(not installed)'}")
         raise typer.Exit
 
@@ -76,7 +76,7 @@ def _tell_version(wanted: bool) -> None:
 @app.callback()
 def common(
     version: Annotated[
-        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="print the version and exit")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit")
     ] = False,
 ) -> None:
     """Compare ways of fine-tuning on the same model, data and budget, and believe the table."""
@@ -88,7 +88,7 @@ def main() -> NoReturn:
 
 
 def exit_code() -> int:
-    """Run the command. Whatever it raises becomes words on standard error and an exit code."""
+    """Run the command, and turn every error into a message on standard error and an exit code."""
     try:
         app()
     except SystemExit as leaving:
@@ -105,13 +105,13 @@ def exit_code() -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        return 1  # Whoever read our output has had enough.
+        return 1  # the reader of our output has closed it
     except OSError as error:
-        # The system refuses (disk full, no rights, storage gone). A list of our own lines would not help.
+        # The system refuses (disk full, no rights, storage gone), so that a traceback would not help.
         where = f"{error.filename}: " if error.filename is not None else ""
         _complain(f"{where}{error.strerror or error}. What was finished before is kept")
         return 1
-    except BaseException:  # noqa: BLE001 - an error of ours, shown whole
+    except BaseException:  # noqa: BLE001 - a fault of the program, shown with its traceback
         traceback.print_exc()
         return 1
     return 0

@@ -1,7 +1,7 @@
-"""The one module that authors of a method import.
+"""The only module of ``bench`` that a method imports.
 
-A method gets the base model *already frozen*, patches it, and names nothing else: not the loop, not the device, not
-the seed, not other ranks. Whatever requires grad after :meth:`Method.patch` is trained.
+A method gets the base model *already frozen* and patches it. It does not deal with the training loop, the device, the
+seed or other ranks. The tensors that require grad after :meth:`Method.patch` are trained.
 
 B batch, T tokens, V vocabulary.
 """
@@ -46,31 +46,31 @@ __all__ = [
 
 
 class MethodConfig(StrictNumbers):
-    """Base of a method's own settings: frozen, and an unknown key is an error."""
+    """Base class of a method's settings. They are frozen, and an unknown key is an error."""
 
 
 class MethodError(ValueError):
-    """A method cannot do what was asked of it with this model."""
+    """A method cannot be applied to this model, or its state cannot be loaded. The message says why."""
 
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """A trained adapter in the terms of Hugging Face peft; see :meth:`Method.to_peft`."""
+    """A trained adapter as configuration and tensors of Hugging Face peft; see :meth:`Method.to_peft`."""
 
     config: dict[str, Any]
-    """Fields of peft's configuration that differ from their defaults, ``peft_type`` among them."""
+    """Fields of peft's configuration that differ from their defaults, including ``peft_type``."""
     state: dict[str, torch.Tensor]
-    """Tensors under the names that peft stores them by."""
+    """Tensors under the names that peft stores."""
 
 
 class Method(ABC):
-    """How a frozen base model is patched and what of it is trained.
+    """Defines how a frozen base model is patched and which of its tensors are trained.
 
     The first line of the docstring is the description that ``tuneoff methods`` prints.
 
     Args:
         config: Validated settings.
-        tokenizer: Of the base model. ``None`` where a model is only counted (its weights are on the meta device).
+        tokenizer: Of the base model. ``None`` if only sizes are counted (weights are on the meta device).
     """
 
     class Config(MethodConfig):
@@ -83,9 +83,9 @@ class Method(ABC):
     """False only for the untouched base model."""
 
     search_space: ClassVar[SearchSpace] = {"train.learning_rate": Range(low=1e-5, high=1e-1)}
-    """What the tune stage of a sweep varies unless the sweep says otherwise: the learning rate first, then what matters
-    most of ``config.…`` and ``train.…``. Two decades around the usual learning rate are a sensible range; all methods
-    get the same budget, so that every further dimension has to be worth its share of it."""
+    """The settings that the tune stage of a sweep varies, unless the sweep names others: the learning rate first, then
+    the most important ones of ``config.…`` and ``train.…``. Two decades around the usual learning rate are a sensible
+    range. All methods get the same budget, so that every further setting leaves fewer trials for the others."""
 
     def __init__(self, config: Any, tokenizer: Any = None) -> None:
         self.config = config
@@ -95,14 +95,14 @@ class Method(ABC):
     def patch(self, model: Any) -> nn.Module:
         """Change ``model`` in place (or wrap it) and return it.
 
-        Under ZeRO 3 ranks hold slices of the weights. A parameter shows its shape, dtype and device all the same; its
-        values are there when its module is called, and within :func:`whole`.
+        Under ZeRO 3 ranks hold slices of the weights. A parameter still has its shape, dtype and device. Its values are
+        there only when its module is called, and within :func:`whole`.
 
-        The patched model still takes ``(input_ids, attention_mask, position_ids, labels)`` and returns logits for
-        exactly those tokens, shape ``(B, T, V)``; it still generates.
+        The patched model still takes ``(input_ids, attention_mask, position_ids, labels)``, returns logits for exactly
+        these tokens, shape ``(B, T, V)``, and can generate.
 
         Raises:
-            MethodError: It matched nothing in this model.
+            MethodError: The model has nothing that the method could patch.
         """
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
@@ -113,34 +113,34 @@ class Method(ABC):
     def adapts_in_training(self) -> bool:
         """Whether :meth:`before_step` or :meth:`after_step` reads gradients or changes trained tensors.
 
-        ZeRO 1 to 3 and bf16 keep both elsewhere: gradients would be missing, and a change silently undone by the next
-        step. A trial that asks for them is therefore refused before it starts.
+        ZeRO 1 to 3 and bf16 keep gradients and the optimiser's copies of tensors elsewhere: gradients would be missing,
+        and the next step would silently undo a change. A trial with both is therefore refused before it starts.
         """
         return False
 
     def before_step(self, model: nn.Module, step: int) -> None:  # noqa: B027 - most methods need none
-        """Hook before each optimiser step: ``grad`` is that of the global batch's mean loss, the same on all ranks."""
+        """Hook before each optimiser step. ``grad`` is that of the global batch's mean loss, the same on all ranks."""
 
     def after_step(self, model: nn.Module, step: int) -> None:  # noqa: B027 - most methods need none
         """Hook after each optimiser step, for methods that adapt during training. ``step`` counts from 1."""
 
     def adapter_state(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """What is stored and shipped; by default the trained tensors under their names."""
+        """The tensors to store; by default the trained tensors under their names."""
         return {name: parameter.detach() for name, parameter in trained_parameters(model)}
 
     def load_adapter_state(self, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
         """Put a stored state into a freshly patched model.
 
         Raises:
-            MethodError: Names or shapes differ from what this method stores.
+            MethodError: Names or shapes differ from those that this method stores.
         """
         copy_state(dict(trained_parameters(model)), state)
 
     def load_peft_state(self, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-        """Put tensors under the names that Hugging Face peft stores them by into a freshly patched model.
+        """Put a state with the names of Hugging Face peft into a freshly patched model.
 
         Raises:
-            MethodError: This method is none of peft's, or names or shapes differ.
+            MethodError: peft does not have this method, or names or shapes differ.
         """
         raise MethodError(f"{type(self).__name__} is no method of Hugging Face peft")
 
@@ -150,61 +150,62 @@ class Method(ABC):
         return False
 
     def fuse(self, models: Sequence[nn.Module], lanes: Lanes) -> None:
-        """Make the first model serve rows of several trials, each row with the parameters of its own trial.
+        """Make the first model compute rows of several trials, each row with the parameters of its own trial.
 
-        To be overridden together with :attr:`fusable`. It takes that rows do not meet within the frozen model, so that
-        each has the outputs, and each trial the gradients, that it would have without the others.
-        :func:`join_lanes` joins the modules that hold trained parameters, which then ask :func:`lane_modules` or
-        :func:`of_lanes` in their forward.
+        A class overrides it together with :attr:`fusable`. Rows must not influence each other inside the frozen model,
+        so that each row has the outputs, and each trial the gradients, that it would have without the others.
+        :func:`join_lanes` joins the modules that hold trained parameters. Their forward then calls
+        :func:`lane_modules` or :func:`of_lanes`.
 
         Args:
-            models: Patched with these settings, each with parameters of its own; the frozen ones are shared.
-            lanes: Says which models have rows in the forward passes to come.
+            models: Models that are patched with these settings. Each has its own trained parameters; the frozen ones
+                are shared.
+            lanes: Holds the lanes whose rows are in the following forward passes.
 
         Raises:
-            MethodError: This method cannot.
+            MethodError: This method cannot share passes.
         """
         raise MethodError(f"trials of {type(self).__name__} with these settings cannot share a forward pass")
 
     @property
     def mergeable(self) -> bool:
-        """Whether :meth:`merge` can fold what is trained, with these settings, into the base weights."""
+        """Whether :meth:`merge` can merge the trained tensors into the base weights, with these settings."""
         return False
 
     def merge(self, model: nn.Module) -> None:
-        """Fold what is trained into the base weights, so that the model decodes like the base model.
+        """Merge the trained tensors into the base weights, so that the model decodes as fast as the base model.
 
-        To be overridden together with :attr:`mergeable` and :meth:`unmerge`. The model computes the same function.
+        A class overrides it together with :attr:`mergeable` and :meth:`unmerge`. The model computes the same function.
 
         Raises:
-            MethodError: This method cannot.
+            MethodError: This method cannot be merged.
         """
         raise MethodError(f"{type(self).__name__} with these settings cannot be folded into the base weights")
 
     def unmerge(self, model: nn.Module) -> None:
-        """Undo :meth:`merge`; the base weights are bit-identical to what they were.
+        """Undo :meth:`merge`. The base weights are then bit-identical to those before it.
 
         Raises:
-            MethodError: This method cannot.
+            MethodError: This method cannot be merged.
         """
         raise MethodError(f"{type(self).__name__} with these settings cannot be folded into the base weights")
 
     def merged_weights(self, model: Any) -> Mapping[str, torch.Tensor]:
-        """What weights of the base model become with what is trained folded in, by their names there.
+        """The changed weights of the base model after merging, by their names in the base model.
 
-        By default the trained tensors under their own names, which is right where base weights are trained in their
-        places; a tensor that the base model has no place for cannot be merged.
+        By default these are the trained tensors under their own names, which is right for methods that train base
+        weights themselves. A tensor that the base model does not have cannot be merged.
 
         Args:
-            model: A patched model with its trained state, which is used up.
+            model: A patched model with its trained state. It cannot be used afterwards.
 
         Raises:
-            MethodError: This method cannot be folded into base weights.
+            MethodError: This method cannot be merged into base weights.
         """
         return {name: parameter.detach() for name, parameter in trained_parameters(model)}
 
     def to_peft(self, model: nn.Module) -> PeftAdapter:
-        """The same function in the terms of Hugging Face peft, for ``tuneoff export``. Imports no peft.
+        """The same function as an adapter of Hugging Face peft, for ``tuneoff export``. Imports no peft.
 
         Args:
             model: A patched model with its trained state.
@@ -219,11 +220,11 @@ def require_whole_weights(model: nn.Module, method: str) -> None:
     """Refuse a model whose weights are quantised, for a method that trains them.
 
     Args:
-        model: What the method would train, or what holds it.
-        method: What messages call the method.
+        model: The modules that the method would train, or a model around them.
+        method: The name of the method in the message.
 
     Raises:
-        MethodError: Some are.
+        MethodError: Some weights are quantised.
     """
     if (kind := quantization_of(model)) is not None:
         raise MethodError(
@@ -233,12 +234,12 @@ def require_whole_weights(model: nn.Module, method: str) -> None:
 
 
 def trained_parameters(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
-    """Names and parameters that require grad; a shared parameter counts once."""
+    """Names and parameters that require grad. A shared parameter occurs once."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 def copy_state(target: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
-    """Copy ``state`` into ``target``, strictly: the same names, the same shapes.
+    """Copy ``state`` into ``target``, which must have the same names and shapes.
 
     Raises:
         MethodError: They differ.

@@ -1,4 +1,4 @@
-"""The one module that authors of a task import: what a data set must provide."""
+"""The base class of tasks: everything that a data set must provide."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TokenizerName = Literal[
 
 
 class TaskError(ValueError):
-    """The data cannot be read or is not what the task says it is. The message names file and line."""
+    """The data cannot be read or break the rules of the task. The message names file and line."""
 
 
 @dataclass(frozen=True)
@@ -46,48 +46,48 @@ ANSWER_PATTERNS = ("last_number", "boxed", "choice")
 
 @dataclass(frozen=True)
 class Answer:
-    """Where a text has its answer, and how answers are compared. References are read in the same way."""
+    """How the answer of a text is found, and how answers are compared. References are read in the same way."""
 
     pattern: str
-    """One of :data:`ANSWER_PATTERNS`, or a regular expression, whose last match counts: its group, or the whole."""
+    """One of :data:`ANSWER_PATTERNS`, or a regular expression, of whose last match the group counts, or the whole."""
     normalise: Literal["number", "text"]
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """How a task is scored: its official metrics and the settings of its official script."""
+    """The official metrics of a task, and the settings of its official script."""
 
     metrics: tuple[str, ...] = ("bleu", "chrf", "ter", "rouge_l")
     """Names in ``bench.metrics.METRICS``, in the order in which results are shown."""
     lowercase: bool = False
     """Whether BLEU and NIST ignore case."""
     preparation: Literal["none", "webnlg", "webnlg_folded", "dart"] = "none"
-    """What is done to predictions and references first."""
+    """The preparation of predictions and references before they are scored."""
     max_references: int | None = None
-    """How many references of a source count for the metrics of the official script; None is all."""
+    """The number of references of a source that the official script uses; None is all."""
     single_reference: tuple[str, ...] = ()
-    """Metrics that the official script takes against the first reference alone."""
+    """Metrics for which the official script uses only the first reference."""
     tokenize: TokenizerName = "13a"
-    """How sacrebleu's BLEU cuts words. With another one than 13a, ROUGE-L, TER, lengths and repetitions go by its words
-    too, and chrF leaves words out where the tokenizer is one for scripts without spaces."""
+    """The tokenizer of sacrebleu's BLEU. With another one than 13a, ROUGE-L, TER, lengths and repetitions also use its
+    words, and chrF leaves words out if the tokenizer is for scripts without spaces."""
     bleu: Literal["sacrebleu", "mteval", "multi-bleu"] = "sacrebleu"
     """The script that BLEU equals: sacrebleu's own, with ``tokenize``; pymteval of E2E; multi-bleu.perl, on words that
-    preparation has split, with empty texts in place of references that a source lacks of ``max_references``."""
+    preparation has split, with an empty text for each reference that a source has less than ``max_references``."""
     ter: Literal["sacrebleu", "tercom"] = "sacrebleu"
     """The program that TER equals: sacrebleu, or tercom 7.25 as the scripts of WebNLG and DART call it."""
     rouge_l: Literal["f1", "coco"] = "f1"
-    """f1: of the package rouge-score; coco: recall weighs more (beta 1.2), words as the captioning scripts cut them."""
+    """f1: of the package rouge-score; coco: recall weighs more (beta 1.2), with words of the captioning scripts."""
     answer: Answer | None = None
-    """What accuracy is taken of; None: there is no such score."""
+    """How accuracy finds answers; None: there is no accuracy."""
 
     @property
     def own_script(self) -> bool:
-        """Whether an official script says how words are cut, so that ``tokenize`` has no say."""
+        """Whether an official script cuts words, so that ``tokenize`` has no effect."""
         return self.bleu != "sacrebleu" or self.ter != "sacrebleu" or self.preparation != "none"
 
 
 class AnswerConfig(StrictNumbers):
-    """Answers inside texts, of which ``accuracy`` is the share that is right."""
+    """Answers inside texts. The score ``accuracy`` is the percentage of right answers."""
 
     pattern: str = Field(
         description="where a text has its answer: last_number, boxed (TeX's \\boxed), choice (a letter from A to J), "
@@ -171,12 +171,12 @@ class Task(ABC):
 
     licence: ClassVar[str] = ""
     licence_note: ClassVar[str] = ""
-    """What the licence forbids, where it restricts use."""
+    """The restriction of use by the licence, if there is one."""
     citation: ClassVar[str] = ""
     scoring: Scoring = Scoring()
     stop: tuple[str, ...] = ()
-    """Strings that end a prediction and are no part of it, unless a sweep sets ``decode.stop``. With none, texts may
-    have several lines and end at the end tokens of the model. Data-to-text ends at a line break."""
+    """Strings that end a prediction and do not belong to it, unless a sweep sets ``decode.stop``. Without any, texts
+    may have several lines and end at the end tokens of the model. Data-to-text ends at a line break."""
 
     def __init__(self, config: Any) -> None:
         """A task with its settings.
@@ -193,26 +193,26 @@ class Task(ABC):
                 )
             self.scoring = replace(self.scoring, tokenize=config.tokenize)
         if config.answer is not None:
-            told: AnswerConfig = config.answer
-            normalise = told.normalise or ("number" if told.pattern == "last_number" else "text")
+            answer: AnswerConfig = config.answer
+            normalise = answer.normalise or ("number" if answer.pattern == "last_number" else "text")
             metrics = tuple(dict.fromkeys(("accuracy", *self.scoring.metrics)))
-            self.scoring = replace(self.scoring, metrics=metrics, answer=Answer(told.pattern, normalise))
+            self.scoring = replace(self.scoring, metrics=metrics, answer=Answer(answer.pattern, normalise))
 
     @classmethod
     def pinned(cls, config: Any) -> Any:
-        """The settings with what may move tomorrow, e.g. a branch, as what it stands for now: asked before any trial.
+        """The settings with moving names, e.g. a branch, replaced by what they mean now. Called before any trial.
 
         Raises:
-            TaskError: That cannot be known.
+            TaskError: The meaning of a name cannot be found out.
         """
         return config
 
     @abstractmethod
     def data_files(self) -> Mapping[Split, str]:
-        """Path or URL of each split that there is.
+        """Path or URL of each split that exists.
 
         Raises:
-            TaskError: A file that must be there is not.
+            TaskError: A required file is missing.
         """
 
     @abstractmethod
@@ -220,15 +220,15 @@ class Task(ABC):
         """All examples of a split, references grouped by source.
 
         Raises:
-            TaskError: Naming file and line.
+            TaskError: The data are malformed. The message names file and line.
         """
 
     def skipped(self, split: Split) -> Mapping[str, int]:
-        """What :meth:`load` left out of a split when it was last called, by reason: references, whole entries."""
+        """The number of references and entries that the last call of :meth:`load` for a split left out, by reason."""
         return {}
 
     def data_sha256(self) -> str | None:
-        """Hash of the data files, which stands for their paths in a trial's identity; None if they are remote."""
+        """Hash of the data files, which replaces their paths in a trial's identity; None if they are remote."""
         files = self.data_files()
         if any("://" in location for location in files.values()):
             return None
@@ -238,7 +238,7 @@ class Task(ABC):
         return digest.hexdigest()
 
     def checksums(self, splits: Sequence[Split]) -> dict[str, str]:
-        """Name and sha256 of each file that these splits were read from, for the record; none of remote data."""
+        """Name and sha256 of each file of these splits, for the record; none for remote data."""
         files = {Path(location) for split, location in self.data_files().items() if split in splits}
         return {path.name: sha256_of(path) for path in sorted(files) if path.is_file()}
 

@@ -1,4 +1,4 @@
-"""Values of Arrow's columns as Python has them, but for numbers that Python's float would lengthen."""
+"""Converts values of Arrow's columns to Python without lengthening short floats."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 
 def exact(value: Any, kind: Any) -> Any:
-    """A value of ``to_pylist`` of the Arrow type ``kind``; its short floats keep the digits that they were meant with.
+    """A value of ``to_pylist`` of the Arrow type ``kind``, with short floats in their shortest notation.
 
-    The 32-bit 0.1 is 0.10000000149011612 as a 64-bit float, which nobody wrote.
+    The 32-bit 0.1 would be 0.10000000149011612 as a 64-bit float.
     """
     from pyarrow import types
 
@@ -25,7 +25,7 @@ def exact(value: Any, kind: Any) -> Any:
 
 
 def _shortest(value: float, dtype: Any) -> float:
-    """The 64-bit float with the fewest digits that means the same short float."""
+    """The 64-bit float with the fewest digits that rounds to this short float."""
     return float(str(dtype(value)))
 
 

@@ -1,4 +1,4 @@
-"""What the published benchmarks have in common: files from a folder or their public source, and known counts."""
+"""Base class of published benchmarks: files from a folder or their public source, and known counts."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from bench.task import SPLITS, Example, Split, Task, TaskConfig, TaskError
 from bench.tasks.rows import is_remote, local_copy
 from bench.tasks.values import Facts
 
-# The one source in how many that stays in dev when dev stands in for train as well.
+# One source in so many stays in the dev split when the dev split also serves as the train split.
 DEV_SHARE = 5
 
 Linearisation = Literal["plain", "li_liang", "hu"]
 
-# What surrounds the source in the two papers; {bos} is the tokenizer's beginning token. Source: language_modeling.py of
+# The templates of the two papers; {bos} is the tokenizer's beginning token. Sources: language_modeling.py of
 # XiangLi1999/PrefixTuning (LineByLineData2TextTextDataset), gpt2_encode.py of microsoft/LoRA. Li & Liang end the target
 # with " " and the end token, here it ends with the end token alone.
 TEMPLATES: dict[str, str] = {"li_liang": " {source} {bos}", "hu": "{source}{bos}"}
@@ -30,17 +30,17 @@ TEMPLATES: dict[str, str] = {"li_liang": " {source} {bos}", "hu": "{source}{bos}
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """One split's file: the names it may have in a folder, the first that exists being read, and its public place."""
+    """One split's file: its possible names in a folder, of which the first that exists is read, and its public URL."""
 
     names: tuple[str, ...]
     url: str | None = None
     sha256: str | None = None
-    """Of the bytes behind the URL; None where none is known beforehand, so that counts alone vouch for them."""
+    """Of the file at the URL; None if it is unknown, so that only the counts are checked."""
 
 
 @dataclass(frozen=True)
 class PublishedCounts:
-    """What the publication says a split holds; None where it says nothing."""
+    """The published counts of a split; None if a number is not published."""
 
     entries: int | None
     references: int
@@ -49,7 +49,7 @@ class PublishedCounts:
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a file, before its source is worded."""
+    """One entry of a file, before its facts become a source text."""
 
     facts: Facts
     references: tuple[str, ...]
@@ -84,7 +84,7 @@ class PublishedConfig(TaskConfig):
 
 
 class PublishedTask(Task):
-    """A benchmark with known files and counts. Subclasses say how to read a file and how to word its facts."""
+    """A benchmark with known files and counts. Subclasses read files and turn facts into text."""
 
     config: PublishedConfig
     stop = ("\n",)
@@ -95,7 +95,7 @@ class PublishedTask(Task):
 
     @abstractmethod
     def files(self) -> Mapping[Split, PublishedFile]:
-        """The files of the form that the settings ask for."""
+        """The files of the form in the settings."""
 
     @abstractmethod
     def published(self) -> Mapping[Split, PublishedCounts]:
@@ -103,10 +103,10 @@ class PublishedTask(Task):
 
     @abstractmethod
     def read(self, location: str, sha256: str | None, split: Split) -> Iterable[Entry]:
-        """Entries of one file, in order; entries without any reference left are yielded too.
+        """Entries of one file, in order, including those that have no reference left.
 
         Raises:
-            TaskError: Naming file and line.
+            TaskError: The file is malformed. The message names file and line.
         """
 
     @abstractmethod
@@ -114,7 +114,7 @@ class PublishedTask(Task):
         """The source text for these facts."""
 
     def examples(self, entries: Iterable[Entry], split: Split) -> list[Example]:
-        """One example for each entry that has a reference: entries are kept apart, as the official scripts do."""
+        """One example for each entry that has a reference. Equal entries stay separate, as in the official scripts."""
         return [
             Example(entry.id or f"{split}-{n}", entry.facts, self.word(entry.facts), entry.references, entry.tags)
             for n, entry in enumerate(entries)
@@ -122,31 +122,31 @@ class PublishedTask(Task):
         ]
 
     def data_files(self) -> Mapping[Split, str]:
-        """Path or URL of each split that there is."""
-        found: dict[Split, str] = {}
+        """Path or URL of each split that exists."""
+        locations: dict[Split, str] = {}
         for split in SPLITS:
             file = self.files()[self._split_read_for(split)]
             location = self._find(file)
             if location is not None:
-                found[split] = location
-        return found
+                locations[split] = location
+        return locations
 
     def load(self, split: Split) -> list[Example]:
-        read = self._split_read_for(split)
-        file = self.files()[read]
+        source_split = self._split_read_for(split)
+        file = self.files()[source_split]
         location = self._find(file)
         if location is None:
             raise TaskError(self._missing(split, file))
-        entries = list(self.read(location, file.sha256 if is_remote(location) else None, read))
+        entries = list(self.read(location, file.sha256 if is_remote(location) else None, source_split))
         skipped = sum((Counter(entry.skipped) for entry in entries), Counter[str]())
         if bare := sum(not entry.references for entry in entries):
             skipped["entries left without a reference"] = bare
         self._skipped[split] = dict(skipped)
-        examples = self.examples(entries, read)
+        examples = self.examples(entries, source_split)
         if not examples:
             raise TaskError(f"{location}: no examples")
         if self.config.check_counts:
-            self._check_counts(location, read, entries, examples)
+            self._check_counts(location, source_split, entries, examples)
         if self.config.train_split == "dev" and split != "test":
             examples = [example for example in examples if _stays_in_dev(example.source) == (split == "dev")]
         return examples
@@ -155,7 +155,7 @@ class PublishedTask(Task):
         return self._skipped.get(split, {})
 
     def data_sha256(self) -> str | None:
-        """Hash over the hashes of the files; those of the public source are known, unless one of them is not."""
+        """Hash over the hashes of the files, which are known for most public ones; None if one is unknown."""
         digest = hashlib.sha256()
         for split, location in self.data_files().items():
             expected = self.files()[self._split_read_for(split)].sha256
@@ -165,7 +165,7 @@ class PublishedTask(Task):
         return digest.hexdigest()
 
     def checksums(self, splits: Sequence[Split]) -> dict[str, str]:
-        """Name and sha256 of each file or folder that these splits were read from, downloaded ones too."""
+        """Name and sha256 of each file or folder of these splits, including downloaded ones."""
         locations = {location for split, location in self.data_files().items() if split in splits}
         return {location.rpartition("/")[2]: _hash(location) for location in sorted(locations)}
 
@@ -193,14 +193,14 @@ class PublishedTask(Task):
         if expected.entries is not None:
             checks.append(("sources", self.count_sources(entries), expected.entries))
         checks += [(f"sources tagged {tag}", tags[tag], number) for tag, number in expected.tags.items()]
-        wrong = [f"{found:,} {what}, published {number:,}" for what, found, number in checks if found != number]
+        wrong = [f"{count:,} {what}, published {number:,}" for what, count, number in checks if count != number]
         if wrong:
             raise TaskError(
                 f"{location}: {'; '.join(wrong)}. Where the difference is meant, set task.check_counts: false"
             )
 
     def count_sources(self, entries: Iterable[Entry]) -> int:
-        """Sources as the publication counts them: its entries."""
+        """The number of sources as the publication counts them: all entries."""
         return len(list(entries))
 
 
@@ -220,12 +220,12 @@ class GroupedTask(PublishedTask):
         ]
 
     def count_sources(self, entries: Iterable[Entry]) -> int:
-        """Sources as the publication counts them: different meaning representations."""
+        """The number of sources as the publication counts them: different meaning representations."""
         return len({entry.facts for entry in entries})
 
 
 def _stays_in_dev(source: str) -> bool:
-    """Decided by the source's own text, so that equal sources stay together and no seed is involved."""
+    """Whether a source stays in dev. Its text decides, so that equal sources stay together and no seed is needed."""
     return int(hashlib.sha256(source.encode()).hexdigest()[:8], 16) % DEV_SHARE == 0
 
 

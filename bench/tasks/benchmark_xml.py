@@ -1,4 +1,4 @@
-"""The XML that WebNLG and DART come in: entries with triples and lexicalisations."""
+"""Reads the XML of WebNLG and DART: entries with triples and lexicalisations."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class XmlEntry:
     line: int
     triples: list[tuple[str, ...]] = field(default_factory=list)
     texts: list[tuple[str, str]] = field(default_factory=list)
-    """Pairs of comment (``good``, or where the text comes from) and text."""
+    """Pairs of comment (``good``, or the origin of the text) and text."""
 
 
 def read_entries(text: str, where: str) -> list[XmlEntry]:
     """All entries of a benchmark file, in order.
 
     Raises:
-        TaskError: It is not XML, is cut off, or a triple does not have three parts; the message names the line.
+        TaskError: The text is no XML, is cut off, or a triple does not have three parts. The message names the line.
     """
     reader = _Reader(where)
     try:
@@ -37,7 +37,7 @@ def read_entries(text: str, where: str) -> list[XmlEntry]:
 
 
 class _Reader:
-    """Collects entries while expat, which knows line numbers, walks the file."""
+    """Collects entries while expat, which knows line numbers, parses the file."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -48,7 +48,7 @@ class _Reader:
         self.parser.StartElementHandler = self._start
         self.parser.EndElementHandler = self._end
         self.parser.CharacterDataHandler = self._characters
-        # Benchmark files declare no entities. One that does is no benchmark file, and may be made to explode.
+        # Benchmark files declare no entities. Another file could, to make the parser fill the memory.
         self.parser.EntityDeclHandler = self._entity
 
     def _here(self) -> str:

@@ -34,10 +34,10 @@ COUNTS: dict[Split, PublishedCounts] = {
 
 
 class Dart(PublishedTask):
-    """DART: one to seven triples of open domains into a sentence, a large part of it from WebNLG and E2E.
+    """DART: one to seven triples of open domains into a sentence; a large part of the data is from WebNLG and E2E.
 
-    An entry is an example, as in the official scripts: the test split says 938 sets of triples more than once. One of
-    its 12,552 texts is empty; it is left out and counted. Tags: where the texts come from, and the number of triples.
+    An entry is an example, as in the official scripts: 938 sets of triples occur more than once in the test split. One
+    of its 12,552 texts is empty; it is left out and counted. Tags: the origin of the texts, and the number of triples.
     """
 
     class Config(PublishedConfig):
@@ -45,8 +45,8 @@ class Dart(PublishedTask):
 
     licence: ClassVar[str] = "MIT"
     citation: ClassVar[str] = "Nan et al. 2021, DART: open-domain structured data record to text generation, NAACL"
-    # multi-bleu.perl on the three published reference files, which are split and in lower case; prepare_files.py of the
-    # official script hands all three to METEOR and tercom too (the authors' release of 2020-07-03 and later).
+    # multi-bleu.perl on the three published reference files, which are split and in lower case. prepare_files.py of the
+    # official script passes all three to METEOR and tercom, too (the authors' release of 2020-07-03 and later).
     scoring = Scoring(
         metrics=("bleu", "meteor", "ter", "chrf", "rouge_l", "entity_coverage"),
         preparation="dart",
@@ -64,8 +64,8 @@ class Dart(PublishedTask):
     def read(self, location: str, sha256: str | None, split: Split) -> Iterator[Entry]:
         text = read_text(location, sha256)
         if text.lstrip().startswith("<"):
-            for number, found in enumerate(read_entries(text, location), start=1):
-                yield _entry(f"{split}-{number}", tuple(found.triples), found.texts)
+            for number, entry in enumerate(read_entries(text, location), start=1):
+                yield _entry(f"{split}-{number}", tuple(entry.triples), entry.texts)
             return
         for number, (line, record) in enumerate(read_json_array(text, location), start=1):
             where = f"{location}: line {line}"

@@ -92,7 +92,7 @@ PAPER_SLOTS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "fami
 class E2E(GroupedTask):
     """E2E NLG: short restaurant descriptions from three to eight slots.
 
-    The form ``paper`` is what Li & Liang 2021 and Hu et al. 2021 trained on and scored against: sources and texts are
+    Li & Liang 2021 and Hu et al. 2021 trained on the form ``paper`` and scored against it: sources and texts are
     tokenised, which raises BLEU by about one point, so that scores of the two forms must not be compared.
     """
 
@@ -143,16 +143,16 @@ def slots(meaning_representation: str, where: str) -> Facts:
     """Slot and value pairs of ``name[Alimentum], area[city centre]``.
 
     Raises:
-        TaskError: It has another form.
+        TaskError: The text has another form.
     """
-    found = re.findall(r"([^,\[\]][^\[\]]*)\[([^\]]*)\](?:, |$)", meaning_representation)
-    if not found or ", ".join(f"{slot}[{value}]" for slot, value in found) != meaning_representation.strip():
+    pairs = re.findall(r"([^,\[\]][^\[\]]*)\[([^\]]*)\](?:, |$)", meaning_representation)
+    if not pairs or ", ".join(f"{slot}[{value}]" for slot, value in pairs) != meaning_representation.strip():
         raise TaskError(f"{where}: expected 'slot[value], slot[value]', got {meaning_representation[:200]!r}")
-    return tuple((slot.strip(), value) for slot, value in found)
+    return tuple((slot.strip(), value) for slot, value in pairs)
 
 
 def tokenised_value(value: str) -> str:
-    """A slot's value as the files of the papers have it: ``£20-25`` is ``£ 20 - 25``."""
+    """A slot's value in the form of the papers' files: ``£20-25`` is ``£ 20 - 25``."""
     return re.sub(r"(?<=\d)-(?=\d)", " - ", value.replace("£", "£ "))
 
 

@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes: packed, or of another format than the one it is read as."""
+"""Recognises packed files, and files of another format, by their first bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from bench.task import TaskError
 
-# What packed files may be called, beside the name that a task asks for.
+# Endings that the name of a packed file may have after the name that a task looks for.
 PACKED_ENDINGS = (".gz", ".bz2", ".zst", ".xz")
 
 
@@ -41,10 +41,10 @@ FOREIGN = {
 
 
 def unpacked(content: bytes, where: str) -> bytes:
-    """The bytes themselves, or what gzip, bzip2, Zstandard or xz has packed.
+    """The content of a file, unpacked if it is packed by gzip, bzip2, Zstandard or xz.
 
     Raises:
-        TaskError: They are damaged.
+        TaskError: The packed data are damaged.
     """
     unpack = next((unpack for start, unpack in PACKED.items() if content.startswith(start)), None)
     if unpack is None:
@@ -56,10 +56,10 @@ def unpacked(content: bytes, where: str) -> bytes:
 
 
 def refuse_foreign(content: bytes, where: str) -> None:
-    """Refuse what is no text, by its name.
+    """Refuse files of known formats that are no UTF-8 text.
 
     Raises:
-        TaskError: Saying what it is, and what to do.
+        TaskError: The file is one. The message names the format and the remedy.
     """
     for start, what in FOREIGN.items():
         if content.startswith(start):

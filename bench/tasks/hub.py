@@ -48,7 +48,7 @@ class Hub(RecordTask):
 
     @classmethod
     def pinned(cls, config: Hub.Config) -> Hub.Config:
-        """The revision as the commit that it is at now."""
+        """The settings with the present commit of the revision."""
         if Path(config.path).expanduser().is_dir():
             return config
         try:
@@ -58,11 +58,11 @@ class Hub(RecordTask):
         return config.model_copy(update={"revision": commit})
 
     def data_files(self) -> Mapping[Split, str]:
-        """Nothing: ``datasets`` finds the files."""
+        """No files, because ``datasets`` finds them."""
         return {}
 
     def data_sha256(self) -> str | None:
-        """Of the files of a folder; of a data set on the hub, of its name and commit, which stand for its bytes."""
+        """Hash over the files of a folder, or over name and commit of a data set on the hub, which fix its content."""
         folder = Path(self.config.path).expanduser()
         digest = hashlib.sha256()
         if folder.is_dir():
@@ -91,7 +91,7 @@ class Hub(RecordTask):
         for column in self.columns:
             if column not in rows.column_names:
                 raise TaskError(f"{where}: no column {column!r}; the columns are {', '.join(rows.column_names)}")
-        # Columns that nobody asked for may hold pictures and sounds, which would be decoded.
+        # Other columns may hold pictures and sounds, which would be decoded.
         rows = rows.select_columns(list(self.columns))
         kinds = {name: rows.features.arrow_schema.field(name).type for name in self.columns}
         short = {name: kind for name, kind in kinds.items() if has_short_floats(kind)}
@@ -109,7 +109,7 @@ class Hub(RecordTask):
 
 
 def _with_class_names(value: Any, feature: Any) -> Any:
-    """A value in which each number of a class is the name of that class; a class that is not known is missing."""
+    """The value with the names of classes in place of their numbers; None for an unknown class."""
     import datasets
 
     if isinstance(feature, datasets.ClassLabel):

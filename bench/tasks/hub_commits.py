@@ -1,6 +1,7 @@
-"""What a name on the Hugging Face hub stands for now: the commit that a branch or tag is at.
+"""Finds the present commit of a branch or tag on the Hugging Face hub.
 
-A branch moves. What is compared names the commit that it was at before the first trial, and is loaded by that.
+A branch may move during a sweep. Before the first trial it is replaced by its commit, by which every trial loads data
+and models.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HubError(ValueError):
-    """Nobody can say which commit is meant. The message says what to do."""
+    """The commit of a revision cannot be found out. The message says what to do."""
 
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit of a repository of the hub, and who said that it is meant."""
+    """A commit of a repository of the hub, and the source that named it."""
 
     sha: str
     source: Literal["given", "hub", "cache"]
@@ -33,18 +34,18 @@ class Commit:
 
 @functools.cache
 def commit_of(name: str, revision: str | None, kind: RepoType) -> Commit:
-    """The commit that a revision of a repository is at now; asked once in a process.
+    """The present commit of a revision of a repository. A process asks once for each.
 
-    The hub is asked. Where it cannot be reached, or must not be (``HF_HUB_OFFLINE``), its local cache remembers what
-    the revision was when it was last downloaded.
+    The hub is asked. If it cannot be reached, or must not be (``HF_HUB_OFFLINE``), the local cache has the commit at
+    which the revision was last downloaded.
 
     Args:
         name: E.g. ``meta-llama/Llama-3.2-1B``.
-        revision: Branch, tag or commit; None is the hub's main. A whole commit stands for itself.
-        kind: Of repository.
+        revision: Branch, tag or commit; None is the hub's main. A complete commit is returned as it is.
+        kind: The kind of repository.
 
     Raises:
-        HubError: There is no such repository or revision, or neither hub nor cache can tell.
+        HubError: There is no such repository or revision, or neither hub nor cache knows the commit.
     """
     wanted = revision or DEFAULT_BRANCH
     if _COMMIT.fullmatch(wanted):
@@ -77,7 +78,7 @@ def commit_of(name: str, revision: str | None, kind: RepoType) -> Commit:
 
 
 def cached_commit(name: str, revision: str, kind: RepoType) -> str | None:
-    """The commit that a revision was at when it was last downloaded to this machine."""
+    """The commit of a revision when it was last downloaded to this machine; None if it was not."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 

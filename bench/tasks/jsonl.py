@@ -36,13 +36,13 @@ class JsonLines(FileTask):
             yield Record(f"{location}: line {number}", values)
 
     def example(self, record: Record, default_id: str, left_out: Counter[str]) -> Example | None:
-        found = super().example(record, default_id, left_out)
-        if found is None:
+        example = super().example(record, default_id, left_out)
+        if example is None:
             return None
         has_tags = not self.config.tags and not is_missing(record.values.get("tags"))
         return replace(
-            found,
-            id=(self.text(record, "id", record.values.get("id")) if self.config.id is None else None) or found.id,
-            facts=found.facts if is_missing(record.values.get("facts")) else self.facts(record, "facts", left_out),
-            tags=tuple(self.tags(record, "tags")) if has_tags else found.tags,
+            example,
+            id=(self.text(record, "id", record.values.get("id")) if self.config.id is None else None) or example.id,
+            facts=example.facts if is_missing(record.values.get("facts")) else self.facts(record, "facts", left_out),
+            tags=tuple(self.tags(record, "tags")) if has_tags else example.tags,
         )

@@ -1,4 +1,4 @@
-"""Your own data: records from any kind of file into examples, by a mapping of columns or a template."""
+"""Your own data: turns records from any kind of file into examples, by names of columns or a template."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ from bench.tasks.values import (
     text_of,
 )
 
-# What stands between the parts of a template; a part whose columns are all empty is left out.
+# Separates the parts of a template. A part whose columns are all empty is left out.
 PART_SEPARATOR = " | "
 
-# A tag that a row lacks; those behind it keep their places.
+# Replaces a tag that a row lacks, so that the following tags keep their positions.
 NO_TAG = "untagged"
 
-# Keys whose order is known: files that sort them by alphabet would say a triple backwards.
+# The order of these keys is fixed, because files that sort keys by alphabet would reverse a triple.
 TRIPLE_KEYS = ("subject", "property", "predicate", "relation", "object")
 
-# What is left out of the data, as it is counted.
+# Reasons for which data are left out, and counted.
 EMPTY_REFERENCES = "empty references"
 WITHOUT_REFERENCE = "rows without a reference"
 WITHOUT_SOURCE = "rows without a source"
 FACTS_WITHOUT_VALUE = "facts without a value"
 
-# Of a single file that is to be divided, the shares of dev and test, in percent.
+# The shares of dev and test when a single file is divided, in percent.
 DEV_PERCENT = 10
 TEST_PERCENT = 10
 
 
 class Record(NamedTuple):
-    """One row of a file, and where it is, for messages."""
+    """One row of a file, and its place for messages."""
 
     where: str
     values: Mapping[str, Any]
 
 
 class RecordConfig(TaskConfig):
-    """How the columns of records become sources and references."""
+    """Settings that say which columns of records become sources and references."""
 
     source: str = Field(
         "source",
@@ -85,9 +85,9 @@ class RecordConfig(TaskConfig):
 
 
 class RecordTask(Task):
-    """A task over records. Subclasses say where they come from.
+    """A task whose data are records. Subclasses read them.
 
-    Records with the same source are one example with all their references. What is empty is left out and counted.
+    Records with the same source are one example with all their references. Empty values are left out and counted.
     """
 
     config: RecordConfig
@@ -103,11 +103,11 @@ class RecordTask(Task):
         """The records of a split.
 
         Raises:
-            TaskError: They cannot be read; the message names file and line.
+            TaskError: They cannot be read. The message names file and line.
         """
 
     def belongs(self, source: str | None, split: Split) -> bool:
-        """Whether a record among those of a split is part of it; None where the source is empty."""
+        """Whether a record that was read for a split belongs to it; ``source`` is None if it is empty."""
         return True
 
     @property
@@ -133,7 +133,7 @@ class RecordTask(Task):
                 references = (*earlier.references, *example.references)
                 example = Example(earlier.id, earlier.facts, earlier.source, references, earlier.tags)
             grouped[example.source] = example
-        if first is not None and unseen:  # A row may lack some, but not every row the same one.
+        if first is not None and unseen:  # a row may lack a column, but not all rows the same one
             raise _no_column(first, next(column for column in self.columns if column in unseen))
         self._left_out[split] = left_out
         return list(grouped.values())
@@ -142,15 +142,15 @@ class RecordTask(Task):
         return dict(self._left_out.get(split, {}))
 
     def example(self, record: Record, default_id: str, left_out: Counter[str]) -> Example | None:
-        """The example that a record makes, or None where its source is empty. It may have no references.
+        """The example of a record; None if its source is empty. It may have no references.
 
         Args:
             record: One row.
-            default_id: Where the row has none of its own.
-            left_out: What is left out of it is counted here.
+            default_id: The id of the example if the row has none.
+            left_out: The numbers of values that are left out are added to it.
 
         Raises:
-            TaskError: A column does not hold what it should.
+            TaskError: A column holds values of a wrong kind.
         """
         source, facts = self._source(record, left_out)
         if not source.strip():
@@ -166,10 +166,10 @@ class RecordTask(Task):
         )
 
     def text(self, record: Record, column: str, value: Any) -> str | None:
-        """The value of a column as text; None where it is missing.
+        """The value of a column as text; None if it is missing.
 
         Raises:
-            TaskError: Its type has no text.
+            TaskError: Values of its type have no text.
         """
         if is_missing(value):
             return None
@@ -179,10 +179,10 @@ class RecordTask(Task):
             raise _of_column(record, column, error) from error
 
     def tags(self, record: Record, column: str) -> list[str]:
-        """The tags in a column: one, or those of a list.
+        """The tags in a column, which holds one tag or a list of tags.
 
         Raises:
-            TaskError: There is no such column, or it holds what has no text.
+            TaskError: There is no such column, or it holds a value without a text.
         """
         value = _cell(record, column)
         if not isinstance(value, list | tuple):
@@ -200,15 +200,15 @@ class RecordTask(Task):
         """
         value = record.values[column]
         try:
-            found, missing = facts_of(value, self._order_for(value))
+            facts, missing = facts_of(value, self._order_for(value))
         except CellError as error:
             raise _of_column(record, column, error) from error
         if missing:
             left_out[FACTS_WITHOUT_VALUE] += missing
-        return found
+        return facts
 
     def _kept(self, record: Record, default_id: str, split: Split, left_out: Counter[str]) -> Example | None:
-        """The example of a record that belongs to the split and has a reference."""
+        """The example of a record; None if it does not belong to the split or has no reference."""
         own: Counter[str] = Counter()
         example = self.example(record, default_id, own)
         if not self.belongs(None if example is None else example.source, split):
@@ -233,16 +233,16 @@ class RecordTask(Task):
         return self.text(record, column, value) or "", facts
 
     def _filled(self, record: Record, left_out: Counter[str]) -> tuple[str, Facts]:
-        """The template with the row's cells, without the parts of which all cells are missing."""
+        """The template filled with the row's cells, without parts whose cells are all missing."""
         columns = template_columns(self.config.source)
-        found = {column: self.text(record, column, record.values.get(column)) for column in columns}
-        facts = tuple((column, text) for column, text in found.items() if text is not None)
-        if len(facts) < len(found):
-            left_out[FACTS_WITHOUT_VALUE] += len(found) - len(facts)
+        texts = {column: self.text(record, column, record.values.get(column)) for column in columns}
+        facts = tuple((column, text) for column, text in texts.items() if text is not None)
+        if len(facts) < len(texts):
+            left_out[FACTS_WITHOUT_VALUE] += len(texts) - len(facts)
         if not facts:
             return "", ()
-        cells = {column: text or "" for column, text in found.items()}
-        if len(facts) == len(found):
+        cells = {column: text or "" for column, text in texts.items()}
+        if len(facts) == len(texts):
             return self.config.source.format_map(cells), facts
         parts = [part for part in _parts(self.config.source) if _has_something(part, cells)]
         return PART_SEPARATOR.join(parts).format_map(cells).strip(), facts
@@ -260,27 +260,27 @@ class RecordTask(Task):
                     raise _of_column(record, column, error) from error
 
     def _order_for(self, value: Any) -> KeyOrder:
-        """The order of keys, which is looked for only where there are any."""
+        """The order of keys for a value. The data are searched for it only if the value has keys."""
         return self._key_order if holds_records(value) else KeyOrder(self.config.keys)
 
     @functools.cached_property
     def _key_order(self) -> KeyOrder:
-        """The keys that the settings name, those of triples, then those of the source's columns as they come first.
+        """The keys in the settings, those of triples, then those of the source's columns in order of occurrence.
 
-        The first split that has any decides for all, so that a source reads the same wherever it stands.
+        The first split with keys decides for all splits, so that equal sources have the same text in each.
         """
         columns = template_columns(self.config.source) or [self.config.source]
         for split in SPLITS:
-            found: dict[str, None] = {}
+            keys: dict[str, None] = {}
             try:
                 for record in self.records(split):
-                    found.update(
+                    keys.update(
                         dict.fromkeys(key for name in columns for key in keys_in_order(record.values.get(name)))
                     )
             except TaskError:
-                continue  # Whoever loads that split hears of it.
-            if found:
-                return KeyOrder(tuple(dict.fromkeys((*self.config.keys, *TRIPLE_KEYS, *found))))
+                continue  # loading that split raises the error
+            if keys:
+                return KeyOrder(tuple(dict.fromkeys((*self.config.keys, *TRIPLE_KEYS, *keys))))
         return KeyOrder(self.config.keys)
 
 
@@ -288,21 +288,21 @@ class FileTask(RecordTask):
     """Records from files: one for each split in a folder, or a single one that is divided."""
 
     endings: ClassVar[tuple[str, ...]] = ()
-    """What the names of such files end with; each stands in for the others."""
+    """The endings of such files' names. A file may have any of them."""
 
     @abstractmethod
     def read(self, location: str) -> Iterator[Record]:
         """The records of one file."""
 
     def records(self, split: Split) -> Iterator[Record]:
-        """Those of the split's file, or of the single one, see :meth:`belongs`."""
+        """The records of the split's file, or of the single file, see :meth:`belongs`."""
         files = self.data_files()
         if split not in files:
             raise TaskError(f"task.path: the {split} split is not there: no file {str(self._path(split))!r}")
         return self.read(files[split])
 
     def belongs(self, source: str | None, split: Split) -> bool:
-        """Of a single file, a source belongs to one split; what has none is told with the training split."""
+        """Each source of a single file belongs to one split. Records without a source count for the training split."""
         return not self._is_single or split == ("train" if source is None else share_of(source))
 
     def load(self, split: Split) -> list[Example]:
@@ -313,17 +313,17 @@ class FileTask(RecordTask):
         return examples
 
     def data_files(self) -> Mapping[Split, str]:
-        found = {split: str(path) for split in SPLITS if (path := self._path(split)).is_file()}
-        if not found:
+        files = {split: str(path) for split in SPLITS if (path := self._path(split)).is_file()}
+        if not files:
             raise TaskError(f"task.path: the train split is not there: no file {str(self._path('train'))!r}")
-        return found
+        return files
 
     @property
     def _is_single(self) -> bool:
         return Path(str(self._setting("path"))).expanduser().is_file()
 
     def _path(self, split: Split) -> Path:
-        """The split's file: of the name that the settings give it, of another ending of its format, or packed."""
+        """The split's file: with the name in the settings, with another ending of its format, or packed."""
         root = Path(str(self._setting("path"))).expanduser()
         if self._is_single:
             return root
@@ -339,16 +339,16 @@ class FileTask(RecordTask):
 
 
 def share_of(source: str) -> Split:
-    """The split that a source of an undivided file falls to, decided by its text so that no seed is involved."""
+    """The split of a source of a single file. Its text decides, so that no seed is needed."""
     percent = int(hashlib.sha256(source.encode()).hexdigest()[:8], 16) % 100
     return "test" if percent < TEST_PERCENT else "dev" if percent < TEST_PERCENT + DEV_PERCENT else "train"
 
 
 def template_columns(source: str) -> list[str]:
-    """The columns that a template names; none where it is the name of a column.
+    """The columns that a template names; none if the text is the name of a column.
 
     Raises:
-        ValueError: Its braces do not match, or a place is not the name of a column.
+        ValueError: Braces do not match, or hold something else than the name of a column.
     """
     parts = list(string.Formatter().parse(source))
     columns = [name for _, name, _, _ in parts if name is not None]
@@ -359,10 +359,10 @@ def template_columns(source: str) -> list[str]:
 
 
 def _reference(value: Any, cell: Any) -> str:
-    """A single value of a cell with references as text.
+    """The text of one value of a cell with references.
 
     Raises:
-        CellError: It has none.
+        CellError: The value has no text.
     """
     refuse_conversation(cell)
     if isinstance(value, Mapping | list | tuple):
@@ -371,7 +371,7 @@ def _reference(value: Any, cell: Any) -> str:
 
 
 def _parts(template: str) -> list[str]:
-    """A template, cut where a bar stands between its parts and not in the name of a column."""
+    """The parts of a template between bars. A bar in the name of a column does not separate parts."""
     parts = template.split(PART_SEPARATOR)
     try:
         named = [column for part in parts for column in template_columns(part)]
@@ -381,7 +381,7 @@ def _parts(template: str) -> list[str]:
 
 
 def _has_something(part: str, cells: Mapping[str, str]) -> bool:
-    """Whether a part of a template has no places, or one that is filled."""
+    """Whether a part of a template has no columns, or one with a value."""
     columns = template_columns(part)
     return not columns or any(cells[column] for column in columns)
 
@@ -392,9 +392,9 @@ def _names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
     return (columns,) if isinstance(columns, str) else tuple(columns)
 
 
-def told_left_out(found: Mapping[str, int]) -> str:
-    """What follows a message that nothing remains: what was left out, if anything was."""
-    return f"; left out: {', '.join(f'{number:,} {what}' for what, number in found.items())}" if found else ""
+def told_left_out(counts: Mapping[str, int]) -> str:
+    """The end of a message that no examples remain: the numbers of values that were left out, if any."""
+    return f"; left out: {', '.join(f'{number:,} {what}' for what, number in counts.items())}" if counts else ""
 
 
 def _cell(record: Record, column: str) -> Any:

@@ -1,4 +1,4 @@
-"""Data files into numbered rows. A malformed file is one error that names it and the line."""
+"""Reads data files into numbered rows. A malformed file raises an error that names file and line."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from bench.schema.digests import sha256_of
 from bench.task import TaskError
 from bench.tasks.file_forms import refuse_foreign, unpacked
 
-# What may stand between the cells of a table that does not say; the first under which the header has the columns.
+# Possible delimiters of a table. The first one with which the header has the columns is used.
 DELIMITERS = (",", ";", "\t", "|")
 NAMES_OF_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 def is_remote(location: str) -> bool:
-    """Whether it is a URL rather than a path."""
+    """Whether a location is a URL and not a path."""
     return "://" in location
 
 
 @functools.cache
 def local_copy(location: str, sha256: str | None = None) -> Path:
-    """The file itself, or the copy of a URL in the cache of ``datasets``, where it is downloaded once.
+    """The path of a file. A URL is downloaded once, to the cache of ``datasets``.
 
     Args:
         location: Path or URL.
-        sha256: What the bytes behind a URL hash to; None where no checksum is known beforehand.
+        sha256: The checksum of the file at a URL; None if it is unknown.
 
     Raises:
-        TaskError: It is not there, cannot be downloaded, or has other bytes.
+        TaskError: The file cannot be downloaded, or has another checksum.
     """
     if not is_remote(location):
         return Path(location)
     import datasets
 
     datasets.disable_progress_bars()
-    # Addresses name a revision, so that a copy is good for ever and needs no network.
+    # The URLs name a revision, so that a copy never gets old, and the server need not be asked again.
     how = datasets.DownloadConfig(cache_dir=datasets.config.DOWNLOADED_DATASETS_PATH, use_etag=False)
     try:
         path = Path(datasets.DownloadManager(download_config=how).download(location))
@@ -50,16 +50,16 @@ def local_copy(location: str, sha256: str | None = None) -> Path:
         raise TaskError(
             f"{location}: cannot be downloaded: {error}. Without a network, set task.path to a folder with the files"
         ) from error
-    if sha256 is not None and (found := sha256_of(path)) != sha256:
-        raise TaskError(f"{location}: its sha256 is {found}, expected {sha256}; the download is damaged or has changed")
+    if sha256 is not None and (own := sha256_of(path)) != sha256:
+        raise TaskError(f"{location}: its sha256 is {own}, expected {sha256}; the download is damaged or has changed")
     return path
 
 
 def read_text(location: str, sha256: str | None = None) -> str:
-    """The text of a file or URL in UTF-8, packed by gzip, bzip2, Zstandard or xz, or plain.
+    """The text of a file or URL in UTF-8. It may be packed by gzip, bzip2, Zstandard or xz.
 
     Raises:
-        TaskError: It cannot be read, or is in another encoding; the message names the first line that shows it.
+        TaskError: It cannot be read, or has another encoding. The message names the first line that shows it.
     """
     try:
         content = local_copy(location, sha256).read_bytes()
@@ -74,21 +74,21 @@ def decoded(content: bytes, where: str) -> str:
     """Bytes as UTF-8 text, without a byte order mark.
 
     Raises:
-        TaskError: They are in another encoding.
+        TaskError: The bytes have another encoding.
     """
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        found = content[error.start : error.start + 1].hex()
+        wrong_byte = content[error.start : error.start + 1].hex()
         raise TaskError(
-            f"{where}: line {line}: not UTF-8: byte 0x{found} ({error.reason}); convert the file, e.g. from "
+            f"{where}: line {line}: not UTF-8: byte 0x{wrong_byte} ({error.reason}); convert the file, e.g. from "
             "Windows-1252, which covers Latin-1: iconv -f WINDOWS-1252 -t UTF-8"
         ) from error
 
 
 def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
-    r"""Line numbers from 1 and lines. Only ``\n`` ends a line: texts may hold other separators that Unicode knows."""
+    r"""Line numbers from 1 and lines. Only ``\n`` ends a line, because texts may hold other separators of Unicode."""
     lines = text.split("\n")
     if lines and not lines[-1]:
         lines.pop()
@@ -99,23 +99,23 @@ def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
 def read_csv(
     location: str, columns: Sequence[str], sha256: str | None = None, delimiter: str | None = ","
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """Number of the line that a row begins on, and the row, of a table with a header and these columns at least.
+    """The rows of a table with a header, each with the number of its first line.
 
     Args:
         location: Path or URL.
-        columns: That must be there.
+        columns: Columns that the table must have.
         sha256: See :func:`local_copy`.
-        delimiter: Between cells. None: the first of :data:`DELIMITERS` under which the header has the columns, unless
-            the file begins with a line such as ``sep=;``, as Excel writes it.
+        delimiter: Between cells. None: the first of :data:`DELIMITERS` with which the header has the columns, unless
+            the file begins with a line such as ``sep=;``, which Excel writes.
 
     Raises:
-        TaskError: It cannot be read, a column is missing, or a row has another number of fields than the header; the
-            message names delimiter or format where that may be the cause.
+        TaskError: It cannot be read, a column is missing, or a row has another number of fields than the header. The
+            message names the delimiter or the format if they may be the cause.
     """
     text = read_text(location, sha256)
     skipped = 0
-    if delimiter is None and (said := re.match(r"sep=(.)\r?\n", text)):
-        delimiter, skipped, text = said[1], 1, text[said.end() :]
+    if delimiter is None and (first_line := re.match(r"sep=(.)\r?\n", text)):
+        delimiter, skipped, text = first_line[1], 1, text[first_line.end() :]
     elif delimiter is None:
         delimiter = _delimiter(text, columns)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a cell may be as long as the file
@@ -148,7 +148,7 @@ def read_csv(
 
 
 def _delimiter(text: str, columns: Sequence[str]) -> str:
-    """The delimiter under which the header has all columns; failing that, the one that makes most cells of it."""
+    """The delimiter with which the header has all columns; if there is none, the one that gives it most cells."""
     line = next(iter(io.StringIO(text)), "")
     headers = {delimiter: [name.strip() for name in _cells(line, delimiter)] for delimiter in DELIMITERS}
     fitting = (delimiter for delimiter, header in headers.items() if columns and set(columns) <= set(header))
@@ -163,10 +163,10 @@ def _cells(line: str, delimiter: str) -> list[str]:
 
 
 def read_json_lines(location: str, sha256: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and object of every line that is not blank, or of every element where the file is one array.
+    """Line number and object of every line that is not blank, or of every element if the file is one array.
 
     Raises:
-        TaskError: A line or an element is not a JSON object.
+        TaskError: A line or an element is no JSON object.
     """
     text = read_text(location, sha256)
     start = _skip_space(text, 0)
@@ -183,7 +183,7 @@ def read_json_lines(location: str, sha256: str | None = None) -> Iterator[tuple[
 
 
 def _why_no_json_lines(text: str) -> str:
-    """What the file is instead, where that can be told."""
+    """The end of a message that names the file's real form, if it is recognised."""
     if text.lstrip()[:1] not in "{[":
         return ". It looks like a table: read it with the task csv"
     try:
@@ -197,7 +197,7 @@ def read_json_array(text: str, where: str, start: int = 0) -> Iterator[tuple[int
     """Line number and object of every element of the JSON array that begins at ``start``.
 
     Raises:
-        TaskError: It is not an array of objects; what is malformed or cut off is named by the line it begins on.
+        TaskError: The text is no array of objects. The message names the first line of a malformed element.
     """
     decoder = json.JSONDecoder()
     breaks = [match.start() for match in re.finditer("\n", text)]
@@ -236,7 +236,7 @@ def _json(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise TaskError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets within brackets
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, deeply nested brackets
         raise TaskError(f"{where}: JSON that cannot be read: {error}") from error
 
 

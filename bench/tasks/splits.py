@@ -1,6 +1,6 @@
-"""The splits of a task as a trial uses them: loaded, checked, subsets drawn. What is odd about them is counted.
+"""Loads and checks the splits of a task, draws subsets for trials, and counts oddities such as repeated sources.
 
-Imports no torch: the command line reads data with this too.
+Imports no torch, because the command line reads data with this module, too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def load_split(task: Task, split: Split) -> list[Example]:
     """All examples of a split.
 
     Raises:
-        TaskError: The data is malformed, there is none, or two examples have the same id.
+        TaskError: The data are malformed, the split is empty, or two examples have the same id.
     """
     examples = task.load(split)
     if not examples:
@@ -29,20 +29,20 @@ def load_split(task: Task, split: Split) -> list[Example]:
     return examples
 
 
-def load_splits(task: Task, wanted: Sequence[Split] = SPLITS) -> Splits:
-    """The examples that a trial uses of these splits; those of the train split are pairs with a single reference.
+def load_splits(task: Task, splits: Sequence[Split] = SPLITS) -> Splits:
+    """The examples that a trial uses of these splits. Those of the train split are pairs with a single reference.
 
     Raises:
-        TaskError: The data is malformed or too small for the subsets asked for.
+        TaskError: The data are malformed, or too small for the subsets in the task's settings.
     """
-    return {split: drawn_examples(task, split) for split in wanted}
+    return {split: drawn_examples(task, split) for split in splits}
 
 
 def drawn_examples(task: Task, split: Split) -> list[Example]:
-    """What a trial uses of a split: all of it, or the subset that the task's settings ask for.
+    """The examples that a trial uses of a split: all, or the subset in the task's settings.
 
     Raises:
-        TaskError: The data is malformed, or too small for the subset.
+        TaskError: The data are malformed, or too small for the subset.
     """
     config, examples = task.config, load_split(task, split)
     if split == "train":
@@ -75,7 +75,7 @@ def subset(examples: Sequence[Example], size: int | None, seed: int, split: str)
 
 
 def _shares(sizes: Mapping[tuple[str, ...], int], total: int) -> dict[tuple[str, ...], int]:
-    """How many of ``total`` fall to each stratum: whole parts first, then the largest remainders."""
+    """The share of each stratum in ``total``: whole parts first, then the largest remainders."""
     everything = sum(sizes.values())
     exact = {name: total * size / everything for name, size in sizes.items()}
     shares = {name: int(share) for name, share in exact.items()}
@@ -95,7 +95,7 @@ def training_examples(examples: Sequence[Example], size: int | None, seed: int) 
     return subset(single, size, seed, "train")
 
 
-# What a reader of scores has to know of each oddity, behind its number.
+# A sentence about each oddity for readers of scores. It follows the number.
 TOLD_ODDITIES = {
     "test_sources_in_train": "test sources are in the training data too: their scores may be remembered",
     "dev_sources_in_train": "dev sources are in the training data too: what is chosen on them may be overfitted",
@@ -106,25 +106,25 @@ TOLD_ODDITIES = {
 
 
 def oddities(splits: Mapping[Split, Sequence[Example]]) -> dict[str, int]:
-    """What a reader of scores should know: sources of one split that are in another too, and those that occur twice."""
+    """The numbers of sources that are in two splits, or more than once in a split. Readers of scores should know."""
     return oddities_of({split: list(map(content_of, examples)) for split, examples in splits.items()})
 
 
 def oddities_of(contents: Mapping[Split, Sequence[str | bytes]]) -> dict[str, int]:
-    """As :func:`oddities`, of what :func:`content_of` says of each source, or of hashes of that."""
-    found: dict[str, int] = {}
+    """Like :func:`oddities`, for the results of :func:`content_of` for each source, or for their hashes."""
+    counts: dict[str, int] = {}
     for split, of_split in contents.items():
         if split != "train":
-            found[f"{split}_sources_in_train"] = _shared(of_split, contents.get("train", []))
-            found[f"repeated_{split}_sources"] = len(of_split) - len(set(of_split))
+            counts[f"{split}_sources_in_train"] = _shared(of_split, contents.get("train", []))
+            counts[f"repeated_{split}_sources"] = len(of_split) - len(set(of_split))
     if "test" in contents and "dev" in contents:
-        found["test_sources_in_dev"] = _shared(contents["test"], contents["dev"])
-    return found
+        counts["test_sources_in_dev"] = _shared(contents["test"], contents["dev"])
+    return counts
 
 
-def told_oddities(found: Mapping[str, int]) -> list[str]:
-    """A sentence without its full stop for each oddity that there is."""
-    return [f"{found[name]:,} {told}" for name, told in TOLD_ODDITIES.items() if found.get(name)]
+def told_oddities(counts: Mapping[str, int]) -> list[str]:
+    """A sentence without a full stop for each oddity that occurs."""
+    return [f"{counts[name]:,} {sentence}" for name, sentence in TOLD_ODDITIES.items() if counts.get(name)]
 
 
 def _shared(contents: Iterable[str | bytes], others: Iterable[str | bytes]) -> int:
@@ -133,14 +133,14 @@ def _shared(contents: Iterable[str | bytes], others: Iterable[str | bytes]) -> i
 
 
 def content_of(example: Example) -> str:
-    """Equal for sources that say the same: by facts, whatever their order; by words where there are none."""
+    """A text that is equal for sources with the same facts in any order; without facts, with the same words."""
     return repr(sorted(set(example.facts))) if example.facts else " ".join(example.source.split())
 
 
 def told_left_out(left_out: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """For each split of which something was left out, what and how much."""
+    """A text for each split from which something was left out, with kinds and numbers."""
     return [
-        f"{split}: {', '.join(f'{number:,} {what}' for what, number in found.items())}"
-        for split, found in left_out.items()
-        if found
+        f"{split}: {', '.join(f'{number:,} {what}' for what, number in counts.items())}"
+        for split, counts in left_out.items()
+        if counts
     ]

@@ -1,4 +1,4 @@
-"""Any data in CSV or Parquet."""
+"""The tasks csv and parquet: any data in CSV or Parquet."""
 
 from __future__ import annotations
 

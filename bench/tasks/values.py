@@ -1,6 +1,6 @@
-"""What a cell of a table or a value of a record is as text: one rule for each type, tabled in docs/use/tasks.md.
+"""Turns cells of tables and values of records into text, by one rule for each type, see docs/use/tasks.md.
 
-Whatever has no rule is an error, so that no object of Python ever stands in a prompt as Python writes it.
+A type without a rule is an error, so that Python's own notation of an object never gets into a prompt.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ Facts = tuple[tuple[str, ...], ...]
 # Between these magnitudes a number is written without an exponent.
 SMALLEST_PLAIN, LARGEST_PLAIN = 1e-9, 1e16
 
-# The keys of a turn in the two forms that conversations are stored in, and who speaks.
+# The keys of a turn in the two usual formats of conversations, and the possible speakers.
 TURNS = (("role", "content"), ("from", "value"))
 SPEAKERS = {"system", "developer", "user", "human", "assistant", "gpt", "model", "bot", "tool", "function"}
 _WRITTEN_TURN = re.compile(rf"""["'](?:role|from)["']\s*:\s*["'](?:{"|".join(sorted(SPEAKERS))})["']""")
 
 
 class CellError(ValueError):
-    """A value has no text, or must not be made one. The message says what it is, and not where."""
+    """A value has no text, or must not become text. The message describes the value and not its place."""
 
 
 @dataclass(frozen=True)
 class KeyOrder:
-    """The order in which the keys of records are read, whatever order a file has them in.
+    """The order in which the keys of records are read, which may differ from their order in the file.
 
-    Keys that it does not know come last, by alphabet.
+    Unknown keys come last, by alphabet.
     """
 
     known: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ ALPHABET = KeyOrder()
 
 
 def keys_in_order(value: Any) -> Iterator[str]:
-    """The keys of all records within a value, as they stand there; some may come twice."""
+    """The keys of all records inside a value, in their order; a key may occur more than once."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield str(key)
@@ -64,12 +64,12 @@ def keys_in_order(value: Any) -> Iterator[str]:
 
 
 def holds_records(value: Any) -> bool:
-    """Whether there is a record in a value, so that an order of keys matters."""
+    """Whether a value contains a record, so that the order of keys matters."""
     return next(keys_in_order(value), None) is not None
 
 
 def is_missing(value: Any) -> bool:
-    """Nothing, not a number, no time, a text of spaces, or a list or record in which all is missing."""
+    """Whether a value is None, NaN, NaT, a blank text, or a list or record of missing values."""
     if value is None:
         return True
     if isinstance(value, str):
@@ -84,7 +84,7 @@ def is_missing(value: Any) -> bool:
 
 
 def text_of(value: Any, order: KeyOrder = ALPHABET) -> str:
-    """A value that is not missing as text.
+    """The text of a value that is not missing.
 
     Raises:
         CellError: There is no rule for its type, or it is a conversation.
@@ -120,7 +120,7 @@ def _simple_text(value: Any) -> str:
 
 
 def _number(value: float) -> str:
-    """The fewest digits that mean this number; none behind the point where it is whole."""
+    """The fewest digits that denote this number, without a decimal point if it is whole."""
     if value.is_integer() and abs(value) < LARGEST_PLAIN:
         return str(int(value))
     if SMALLEST_PLAIN <= abs(value) < LARGEST_PLAIN:
@@ -129,12 +129,12 @@ def _number(value: float) -> str:
 
 
 def facts_of(value: Any, order: KeyOrder = ALPHABET) -> tuple[Facts, int]:
-    """The facts of a record or of a list, and how many were left out because a part of them is missing.
+    """The facts of a record or a list, and the number of facts that were left out because a part is missing.
 
-    A record makes a fact of each key and its value; within records and lists of lists the key stands in front of each
-    fact. A list makes a fact of each list and record in it, of a record its values alone: ``subject``, ``property`` and
-    ``object`` are a triple. A record of lists of one length, as ``datasets`` gives a sequence of structs, is read as
-    the list of records that it stands for.
+    Each key of a record and its value are a fact; if the value is a record or a list of lists, the key precedes each of
+    its facts. Each list and record in a list is a fact; of a record only the values count, so that ``subject``,
+    ``property`` and ``object`` are a triple. A record of lists of one length, the form in which ``datasets`` returns a
+    sequence of structs, is read as a list of records.
 
     Raises:
         CellError: A part has no text, or it is a conversation.
@@ -176,7 +176,7 @@ def _facts_of_record(record: Mapping[Any, Any], order: KeyOrder) -> tuple[Facts,
 
 
 def _turned(record: Mapping[Any, Any]) -> list[dict[Any, Any]] | None:
-    """The records that a record of at least two lists of one length stands for; None where it is another one."""
+    """The list of records for a record of at least two lists of one length; None for other records."""
     columns = list(record.values())
     if len(columns) < 2 or not all(isinstance(column, list | tuple) for column in columns):
         return None
@@ -186,22 +186,22 @@ def _turned(record: Mapping[Any, Any]) -> list[dict[Any, Any]] | None:
 
 
 def refuse_conversation(value: Any) -> None:
-    """Refuse turns of a chat, in either form, as a list of records, turned inside out, or written as JSON.
+    """Refuse the turns of a chat, as a list of records, a record of lists, or JSON text.
 
     Raises:
-        CellError: As one source they would hold the answer.
+        CellError: The value is a conversation, which as one source would hold the answer.
     """
     if isinstance(value, str):
         start = value[:500].lstrip()
-        if start.startswith("[") and (found := _WRITTEN_TURN.search(start)) is not None:
-            raise CellError(_conversation(found.group()))
+        if start.startswith("[") and (turn_match := _WRITTEN_TURN.search(start)) is not None:
+            raise CellError(_conversation(turn_match.group()))
         return
     if not isinstance(value, Mapping | list | tuple):
         return
     turns = (_turned(value) or []) if isinstance(value, Mapping) else value
-    for speaker, said in TURNS:
+    for speaker, text in TURNS:
         if turns and all(
-            isinstance(turn, Mapping) and speaker in turn and said in turn and str(turn[speaker]).lower() in SPEAKERS
+            isinstance(turn, Mapping) and speaker in turn and text in turn and str(turn[speaker]).lower() in SPEAKERS
             for turn in turns
         ):
             raise CellError(_conversation(", ".join(dict.fromkeys(str(turn[speaker]) for turn in turns))))

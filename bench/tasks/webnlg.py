@@ -41,11 +41,10 @@ SEEN |= {"University", "WrittenWork"}
 
 
 class WebNLG(PublishedTask):
-    """WebNLG 2017: one to seven DBpedia triples into a text, half of the test split in categories not trained on.
+    """WebNLG 2017: one to seven DBpedia triples into a text; half of the test split is in categories not trained on.
 
-    An entry is an example, as in the official scripts. Of the texts those with the comment ``good`` are kept, as Li &
-    Liang 2021 and Hu et al. 2021 did; the others are counted. Tags: ``seen`` or ``unseen``, the category, the number of
-    triples.
+    An entry is an example, as in the official scripts. Texts with the comment ``good`` are kept, as by Li & Liang 2021
+    and Hu et al. 2021; the others are counted. Tags: ``seen`` or ``unseen``, the category, the number of triples.
     """
 
     class Config(PublishedConfig):
@@ -105,9 +104,9 @@ class WebNLG(PublishedTask):
         else:
             for name, text in _xml_files(location, split):
                 stem = Path(name).stem
-                for found in read_entries(text, f"{location}: {name}" if name else location):
-                    entry_id = f"test/{found.id}" if split == "test" else f"{split}/{stem}/{found.id}"
-                    yield _entry(entry_id, found.category, tuple(found.triples), found.texts)
+                for entry in read_entries(text, f"{location}: {name}" if name else location):
+                    entry_id = f"test/{entry.id}" if split == "test" else f"{split}/{stem}/{entry.id}"
+                    yield _entry(entry_id, entry.category, tuple(entry.triples), entry.texts)
 
     def word(self, facts: Facts) -> str:
         if self.config.linearisation == "plain":
@@ -142,16 +141,16 @@ def _xml_files(location: str, split: Split) -> Iterator[tuple[str, str]]:
     """Name and text of each XML file of a split, in a folder or an archive, sorted by name."""
     path = local_copy(location)
 
-    def wanted(name: str) -> bool:
+    def is_data(name: str) -> bool:
         return name.endswith(".xml") and (split != "test" or name.endswith("testdata_with_lex.xml"))
 
     if path.is_dir():
-        for file in sorted(file for file in path.rglob("*.xml") if wanted(file.name)):
+        for file in sorted(file for file in path.rglob("*.xml") if is_data(file.name)):
             yield str(file.relative_to(path)), decoded(file.read_bytes(), str(file))
         return
     try:
         with tarfile.open(path) as archive:
-            members = [member for member in archive.getmembers() if f"/{split}/" in member.name and wanted(member.name)]
+            members = [file for file in archive.getmembers() if f"/{split}/" in file.name and is_data(file.name)]
             for member in sorted(members, key=lambda member: member.name):
                 content = archive.extractfile(member)
                 if content is not None:

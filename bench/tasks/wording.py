@@ -1,4 +1,4 @@
-"""Names of knowledge bases as people would say them."""
+"""Turns names of knowledge bases into words."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ DATA = Path(__file__).parent / "data"
 class Facts(Task):
     """One to four true facts about countries, elements, books, planets, ... in one short text.
 
-    A part of the test split uses relations that never occur in training; it is tagged ``unseen``. No fact of the dev or
+    A part of the test split has relations that never occur in training, and the tag ``unseen``. No fact of the dev or
     test split occurs in training.
     """
 
