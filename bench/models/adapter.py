@@ -1,7 +1,7 @@
 """Stores a trained adapter in ``adapter.safetensors`` and ``adapter.json``, and loads it into its base model.
 
-The two files are all that an adapter needs to leave the house: tensors under the names that its method gives them, and
-which method, base model, template and decoding they belong to.
+The files are complete: they hold the tensors under the names that the method gives them, and name the method, base
+model, template and decoding that belong to them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CARD_FILE = "adapter.json"
 
 
 class AdapterCard(Spec):
-    """``adapter.json``. Fields with defaults came after the first such files."""
+    """``adapter.json``. Fields with defaults are missing in the oldest files."""
 
     method: MethodSpec
     model: ModelSpec
@@ -112,11 +112,11 @@ class Restored:
     architecture: Architecture
 
     def fresh_base(self) -> Any:
-        """The base model once more, in fp32, as it was before it was adapted."""
+        """A new copy of the base model, in fp32, not adapted."""
         return base_model(self.base, self.card.precision, exact=True)
 
     def source_ids(self, source: str) -> list[int]:
-        """What the model reads for a source, by the template that it was trained with."""
+        """The tokens that the model reads for a source, by the template of its training."""
         limit = {} if self.card.max_source_tokens is None else {"max_source_tokens": self.card.max_source_tokens}
         config = TaskConfig(template=self.card.template, **limit)
         beginning_token = self.card.model.beginning_token
@@ -133,15 +133,15 @@ def restore(folder: Path, device: torch.device, model_path: str | None = None, e
     """Load the base model, patch it, and put the stored tensors in.
 
     Args:
-        folder: With both files.
-        device: Where the model goes.
-        model_path: Of the base model, if it lies elsewhere than where it was trained.
-        exact: Computes in fp32 whatever the precision of the training, so that no stored tensor is rounded.
+        folder: The folder of the adapter.
+        device: The device of the model.
+        model_path: Path of the base model, if it is not where it was in training.
+        exact: Whether to compute in fp32 at any precision of the training, so that no stored tensor is rounded.
 
     Raises:
         AdapterError: There is no adapter, it is damaged, or the base model is not the one it was trained on.
         ModelError: The base model cannot be loaded.
-        RegistryError: The method cannot.
+        RegistryError: The method cannot be loaded.
     """
     card = read_card(folder)
     elsewhere = {"path": model_path, "revision": None, "commit": None}

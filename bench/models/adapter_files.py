@@ -1,4 +1,4 @@
-"""The files of an adapter's tensors: one, or several with an index where one would be large, as transformers has them.
+"""The files of an adapter's tensors: one, or several with an index if one would be large, as in transformers.
 
 ``adapter.safetensors``; or ``adapter-00001-of-00003.safetensors``, ... and ``adapter.safetensors.index.json``.
 """
@@ -21,19 +21,19 @@ TENSORS_FILE = "adapter.safetensors"
 INDEX_FILE = f"{TENSORS_FILE}.index.json"
 LARGEST_FILE_BYTES = 2**30
 BYTES = torch.finfo(torch.float32).bits // 8
-# Of safetensors: the length of the header in front of it, and a multiple of which data begins at.
+# The format of safetensors: bytes that hold the length of the header, and the alignment of the data.
 LENGTH_BYTES, ALIGNMENT = 8, 8
 
 
 class AdapterError(ValueError):
-    """A folder holds no adapter, or not one that can be used here. The message says what to do."""
+    """A folder holds no adapter that can be used here. The message says what to do."""
 
 
 def tensors_files(folder: Path) -> list[Path]:
-    """Where the tensors of an adapter lie, in order of names; none where the folder has none.
+    """The files with the tensors of an adapter, in order of names; none if the folder has none.
 
     Raises:
-        AdapterError: The index cannot be read, or names files that are not there.
+        AdapterError: The index cannot be read, or names files that are missing.
     """
     if (folder / TENSORS_FILE).is_file():
         return [folder / TENSORS_FILE]
@@ -50,7 +50,7 @@ def tensors_files(folder: Path) -> list[Path]:
 
 
 def tensors_sha256(files: Sequence[Path]) -> str:
-    """Hash of the tensors of an adapter: that of their file, or one over those of all files."""
+    """Hash of the tensors of an adapter: the hash of their file, or a hash over the hashes of all files."""
     hashes = [sha256_of(path) for path in files]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
@@ -61,7 +61,7 @@ def tensors_bytes(files: Sequence[Path]) -> int:
 
 
 def read_tensors(files: Sequence[Path], shapes_only: bool = False) -> dict[str, torch.Tensor]:
-    """The tensors in these files; or tensors of their shapes without data.
+    """The tensors in these files. With ``shapes_only`` they have no data.
 
     Raises:
         AdapterError: A file is damaged.
@@ -84,14 +84,14 @@ def _tensors_of(path: Path, shapes_only: bool) -> Iterator[tuple[str, torch.Tens
 
 
 class StreamedState(Mapping[str, torch.Tensor]):
-    """A state that is never in memory as a whole: rank 0 has it in files, in fp32, and tells the others of them.
+    """A state that is never in memory as a whole: rank 0 has it in files, in fp32, and sends it to other ranks.
 
-    Writing and reading are collective: every rank asks for the same tensors in the same order.
+    Writing and reading are collective operations: every rank asks for the same tensors in the same order.
 
     Args:
-        folder: For the files, of rank 0; on other ranks it may be anywhere.
-        shapes: Of the tensors, in the order in which they are written.
-        device: On which ranks send each other tensors.
+        folder: The folder of the files, which only rank 0 uses.
+        shapes: Shapes of the tensors, in the order in which they are written.
+        device: The device on which ranks send each other tensors.
     """
 
     def __init__(self, folder: Path, shapes: Mapping[str, torch.Size], device: torch.device) -> None:
@@ -120,7 +120,7 @@ class StreamedState(Mapping[str, torch.Tensor]):
         return tensor
 
     def write(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
-        """Write all tensors, which come in the order of the shapes, in place of what was written before."""
+        """Write all tensors, in the order of the shapes, and replace those that were written before."""
         file: IO[bytes] | None = None
         last = None
         for name, tensor in tensors:
@@ -137,7 +137,7 @@ class StreamedState(Mapping[str, torch.Tensor]):
             file.close()
 
     def move_into(self, folder: Path) -> None:
-        """Put the files of rank 0 into another folder of the same disk, with an index if there are several."""
+        """Move the files of rank 0 to another folder of the same disk, with an index if there are several."""
         files = sorted(set(self._file_of.values()))
         for path in files:
             path.rename(folder / path.name)
@@ -150,7 +150,7 @@ class StreamedState(Mapping[str, torch.Tensor]):
             (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def _begun(self, path: Path) -> IO[bytes]:
-        """A file with the header of safetensors, for the tensors that lie in it."""
+        """A new file with the header of safetensors for its tensors."""
         header: dict[str, Any] = {}
         end = 0
         for name, shape in self._shapes.items():
@@ -165,7 +165,7 @@ class StreamedState(Mapping[str, torch.Tensor]):
 
 
 def _parts(shapes: Mapping[str, torch.Size]) -> Iterator[list[str]]:
-    """Names in files of at most so many bytes, but for a tensor that is larger by itself."""
+    """The names in each file. A file has a limited size, unless a single tensor is larger."""
     part: list[str] = []
     size = 0
     for name, shape in shapes.items():

@@ -1,7 +1,7 @@
 """Kinds of base models: source and target are one sequence, or the inputs of an encoder and a decoder.
 
-The kind of a model decides how a pair becomes a batch, what generation is given and which of its output is new. Nothing
-else in the harness asks.
+The kind of a model decides how pairs become a batch, and what the inputs and the new tokens of generation are. The rest
+of the harness is the same for all kinds.
 
 B batch, T tokens, S source tokens, N target tokens of the batch.
 """
@@ -19,16 +19,16 @@ import torch
 from bench.method import positions_of
 
 Side = Literal["left", "right"]
-SpecialTokens = tuple[list[int], list[int]]  # those before a text, and those after it
+SpecialTokens = tuple[list[int], list[int]]  # the special tokens before a text, and those after it
 
 
 class ArchitectureError(ValueError):
-    """A base model lacks what its kind needs."""
+    """The configuration of a base model lacks a setting that its kind needs."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One source with one reference, in tokens; the target ends with the end token."""
+    """One source with one reference, in tokens. The target ends with the end token."""
 
     source_ids: list[int]
     target_ids: list[int]
@@ -65,29 +65,29 @@ class Architecture(ABC):
     """The text between a source and a target."""
 
     target_continues_source: ClassVar[bool]
-    """Whether a target's tokens are those by which source and target are longer than the source."""
+    """Whether a target's tokens are the tokens of the joined text after those of the source."""
 
     @abstractmethod
     def source_of(self, own: list[int], around: SpecialTokens, beginning_token: bool) -> list[int]:
-        """What the model reads for a text.
+        """The tokens that the model reads for a text.
 
         Args:
-            own: What the tokenizer's own call makes of the text.
-            around: What of it are special tokens.
-            beginning_token: Whether those before the text are read.
+            own: The tokens of the text by the tokenizer's own call.
+            around: The special tokens among them.
+            beginning_token: Whether the model reads the special tokens before the text.
         """
 
     @abstractmethod
     def whole_target(self, ids: list[int], around: SpecialTokens, end: int) -> list[int]:
-        """A target with the special tokens that the model knows around one; it ends with the end token."""
+        """A target with the special tokens around it that the model knows. It ends with the end token."""
 
     @abstractmethod
     def batch(self, pairs: Sequence[Pair], pad_token_id: int, side: Side = "right") -> Batch:
-        """Pairs, padded on this side to the longest."""
+        """A batch of pairs, padded on this side to the longest."""
 
     @abstractmethod
     def padded_tokens(self, pairs: Sequence[Pair]) -> int:
-        """Tokens of such a batch, padding included."""
+        """The number of tokens in the batch of these pairs, padding included."""
 
     @abstractmethod
     def generation_inputs(self, sources: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
@@ -95,12 +95,12 @@ class Architecture(ABC):
 
     @property
     def generation_settings(self) -> dict[str, int]:
-        """What the configuration of ``generate`` has to say of this kind of model."""
+        """The settings of ``generate`` that this kind of model needs."""
         return {}
 
     @abstractmethod
     def new_tokens(self, output: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The generated part ``(B, G)`` of what ``generate`` returned for ``inputs``."""
+        """The generated part ``(B, G)`` of the output of ``generate`` for ``inputs``."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class DecoderOnly(Architecture):
     target_continues_source = True
 
     def source_of(self, own: list[int], around: SpecialTokens, beginning_token: bool) -> list[int]:
-        """Without tokens that the tokenizer puts after a text, because the target follows; no token is there twice."""
+        """See the base class. Tokens after the text are left out, because the target follows; none occurs twice."""
         before, after = around
         text = own[len(before) : len(own) - len(after)]
         return text if not beginning_token or text[: len(before)] == before else [*before, *text]
@@ -152,7 +152,7 @@ class DecoderOnly(Architecture):
 class EncoderDecoder(Architecture):
     """The encoder reads the source, the decoder writes the target, e.g. T5, BART.
 
-    Sources and targets carry the special tokens that the tokenizer puts around a text. Padding stands on the right:
+    Sources and targets have the special tokens that the tokenizer puts around a text. Padding is on the right, because
     learned absolute positions count it.
     """
 
@@ -214,8 +214,8 @@ def architecture_of(config: Any) -> Architecture:
 def takes_source_lengths(model: Any) -> bool:
     """Whether the model's forward takes ``source_lengths`` ``(B,)``.
 
-    A decoder does not see where a source ends and the target begins. A method that needs to know patches the model so
-    that its forward, and with it ``generate``, takes them.
+    A decoder does not know where the source ends. A method that needs this patches the model so that its forward, and
+    thereby ``generate``, accepts these lengths.
     """
     return "source_lengths" in inspect.signature(model.forward).parameters
 
@@ -246,10 +246,10 @@ def plain_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def special_tokens_around(tokenizer: Any) -> SpecialTokens:
-    """What the tokenizer puts before and after a text, e.g. nothing and ``</s>`` (T5), ``<s>`` and ``</s>`` (BART).
+    """The special tokens before and after a text, e.g. none and ``</s>`` (T5), ``<s>`` and ``</s>`` (BART).
 
     Raises:
-        ArchitectureError: It makes other tokens of a text with special tokens around than without.
+        ArchitectureError: The tokens of a text with special tokens around it differ from those without.
     """
     plain, full = plain_ids(tokenizer, "text"), tokenizer("text", add_special_tokens=True)["input_ids"]
     for start in range(len(full) - len(plain) + 1):

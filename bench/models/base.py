@@ -38,7 +38,7 @@ from bench.schema.trial import JsonDict, ModelSpec
 from bench.shards.slices import gather_in_forward
 from bench.store.files import new_folder
 
-# With what bench.models.model_files says of files, so that readers of models need one module.
+# Names of bench.models.model_files are exported, too, so that users of models import one module.
 __all__ = [
     "ABOUT_ATTENTION",
     "EMBEDDED",
@@ -65,12 +65,12 @@ __all__ = [
     "weights_sha256",
 ]
 
-# Words in what transformers says when a model has no attention of the kind that is asked for.
+# Words in transformers' messages about a model that does not have a kind of attention.
 ABOUT_ATTENTION = ("attention implementation", "attn_implementation", "flash attention", "flashattention", "flash_attn")
 
 
 def model_source(spec: ModelSpec) -> str:
-    """What transformers loads: a local folder, checked and if need be converted first, or a hub id.
+    """The path that transformers loads: a local folder, checked and converted if necessary, or a hub id.
 
     Raises:
         ModelError: The folder is no model folder, or the embedded model's package is missing.
@@ -82,12 +82,12 @@ def model_source(spec: ModelSpec) -> str:
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
-    """The tokenizer. A padding token that is missing, or that the embedding has no row for, becomes the end token.
+    """The tokenizer. If its padding token is missing, or without a row in the embedding, it becomes the end token.
 
-    The attention mask hides it; the embedding is asked for it all the same.
+    The attention mask hides padding, but the embedding still looks it up.
 
     Raises:
-        ModelError: There is none, or it has no end token that the model knows.
+        ModelError: There is no tokenizer, or it has no end token that the model knows.
     """
     from transformers import AutoTokenizer
 
@@ -120,14 +120,14 @@ def load_model(
     """The base model on the CPU, all weights frozen, in evaluation mode.
 
     Args:
-        spec: Which model.
-        dtype: Of its weights.
-        dropout: Within the model, once it trains; None is what its configuration says.
-        shards_on: Where this rank's slices of the weights lie, if it is to hold no more than these, see
-            :mod:`bench.shards.slices`; the process group has to be there. None loads the whole model.
+        spec: The model.
+        dtype: Dtype of its weights.
+        dropout: Probability inside the model in training; None is that of its configuration.
+        shards_on: The device of this rank's slices of the weights, if it holds nothing else of them, see
+            :mod:`bench.shards.slices`. This needs a process group. None loads the whole model.
 
     Raises:
-        ModelError: It cannot be loaded, or has no dropout to set.
+        ModelError: The model cannot be loaded, or has no dropout to set.
     """
     import transformers
 
@@ -160,12 +160,12 @@ def load_model(
 
 
 def _storage(spec: ModelSpec) -> Storage | None:
-    """How linear layers are stored, if bitsandbytes quantises them or has quantised them in the checkpoint."""
+    """The format of linear layers, if bitsandbytes quantises them or has quantised them in the checkpoint."""
     return storage_of(spec, load_config(spec))
 
 
 def quantization_config(spec: ModelSpec) -> Any:
-    """What transformers is told of a model that is quantised as it is loaded; None of any other."""
+    """The quantisation settings of transformers for a model that is quantised in loading; None for other models."""
     return _told_of(spec, _storage(spec))
 
 
@@ -176,13 +176,13 @@ def _told_of(spec: ModelSpec, storage: Storage | None) -> Any:
 
 
 def stored_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
-    """Bytes of the weights of a base model with all that dequantises them, from its configuration alone."""
+    """Bytes of a base model's weights and of the statistics that dequantise them, from its configuration alone."""
     empty = empty_model(spec, dtype)
     return sum(tensor.numel() * tensor.element_size() for tensor in (*empty.parameters(), *empty.buffers()))
 
 
 def _unusable(spec: ModelSpec, error: Exception) -> ModelError:
-    """What to say of a base model that transformers refuses to make: which key is at fault, and what would be right."""
+    """The error for a base model that transformers refuses to make. It names the wrong key, and what would be right."""
     reason = str(error)
     if (method := quantized_by(load_config(spec))) is not None:
         return ModelError(
@@ -201,9 +201,9 @@ def _unusable(spec: ModelSpec, error: Exception) -> ModelError:
 
 
 def _dropout_settings(spec: ModelSpec, dropout: float | None) -> dict[str, float]:
-    """The probabilities of dropout in the model's configuration, whatever its family calls them, set to one value.
+    """The model's settings of dropout, by any name, set to one value; none if ``dropout`` is None.
 
-    LayerDrop is another thing, and the dropout of classifiers has no part in a language model. None sets nothing.
+    LayerDrop is not among them, nor is the dropout of classifiers, which a language model does not use.
     """
     if dropout is None:
         return {}
@@ -214,7 +214,7 @@ def _dropout_settings(spec: ModelSpec, dropout: float | None) -> dict[str, float
 
 
 def _dropouts(spec: ModelSpec) -> dict[str, float]:
-    """The probabilities of dropout in the model's configuration, whatever its family calls them."""
+    """The probabilities of dropout in the model's configuration, by the names of its family."""
     return {
         name: value
         for name, value in load_config(spec).to_dict().items()
@@ -223,7 +223,7 @@ def _dropouts(spec: ModelSpec) -> dict[str, float]:
 
 
 def _padding_settings(spec: ModelSpec) -> dict[str, None]:
-    """No padding token where the configuration names one that the embedding has no row for: torch would refuse it."""
+    """Remove a padding token that the embedding has no row for from the configuration, because torch refuses it."""
     config = load_config(spec)
     padding, rows = getattr(config, "pad_token_id", None), vocabulary_size(config)
     outside = isinstance(padding, int) and rows is not None and not 0 <= padding < rows
@@ -231,7 +231,7 @@ def _padding_settings(spec: ModelSpec) -> dict[str, None]:
 
 
 def has_dropout(spec: ModelSpec, dropout: float | None) -> bool:
-    """Whether anything is dropped within the model once it trains, see :func:`load_model`."""
+    """Whether the model has dropout in training, see :func:`load_model`."""
     if dropout is not None:
         return dropout > 0
     of_classifiers = ("classif", "summary")
@@ -244,13 +244,13 @@ def empty_model(
     """The base model without weights, frozen. Converts nothing.
 
     Args:
-        spec: Which model.
-        dtype: Of its weights.
+        spec: The model.
+        dtype: Dtype of its weights.
         dropout: As in :func:`load_model`.
-        device: The meta device is enough to count parameters; another one is for a mode of fake tensors.
+        device: The meta device suffices to count parameters; another one is for a mode of fake tensors.
 
     Raises:
-        ModelError: transformers refuses to make it: a kind of attention that the model does not have, for instance.
+        ModelError: transformers refuses to make it, for example with a kind of attention that the model does not have.
     """
     import transformers
 
@@ -288,7 +288,7 @@ def load_config(spec: ModelSpec) -> Any:
 
 
 def load_generation_config(spec: ModelSpec) -> Any:
-    """What the base model's ``generation_config.json`` says; None where there is none."""
+    """The base model's ``generation_config.json``; None if there is none."""
     from transformers import GenerationConfig
 
     try:
@@ -298,10 +298,10 @@ def load_generation_config(spec: ModelSpec) -> Any:
 
 
 def architecture(spec: ModelSpec) -> Architecture:
-    """Whether the base model is a decoder alone or an encoder with a decoder.
+    """The kind of the base model: a decoder, or an encoder with a decoder.
 
     Raises:
-        ModelError: Its configuration cannot be read or does not say enough.
+        ModelError: The configuration cannot be read, or lacks a setting.
     """
     try:
         return architecture_of(load_config(spec))
@@ -312,8 +312,8 @@ def architecture(spec: ModelSpec) -> Architecture:
 def embedded_model() -> Path:
     """Folder of the embedded model, converted from GGUF to safetensors (fp32) once for each user.
 
-    The conversion takes some ten seconds and happens in a temporary folder that is renamed at the end. Of two processes
-    that race, one wins and both get its folder.
+    The conversion takes about ten seconds, in a temporary folder that is renamed at the end. If two processes convert
+    at the same time, both get the folder of the first one that ends.
     """
     target = embedded_folder()
     if target.is_dir():
@@ -323,7 +323,7 @@ def embedded_model() -> Path:
     package = embedded_package()
     noise = io.StringIO()  # progress bars that would break the caller's display; errors are exceptions
     with (
-        contextlib.suppress(FileExistsError),  # Another process that was quicker has made the same folder.
+        contextlib.suppress(FileExistsError),  # another process was quicker and has made the same folder
         new_folder(target) as partial,
         contextlib.redirect_stdout(noise),
         contextlib.redirect_stderr(noise),

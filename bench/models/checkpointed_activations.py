@@ -1,4 +1,4 @@
-"""Activations that are computed a second time in the backward pass, which takes time and saves memory."""
+"""Activation checkpointing: activations are computed again in the backward pass, which saves memory and takes time."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 
 def compute_activations_twice(model: Any, **settings: Any) -> None:
-    """Turn activation checkpointing on. Before transformers 5.18 it was called gradient checkpointing.
+    """Switch activation checkpointing on. Before transformers 5.18 its name was gradient checkpointing.
 
     Args:
-        model: Of transformers.
-        settings: Of ``torch.utils.checkpoint``; reentrant checkpoints, which need an input with a gradient, are off.
+        model: A model of transformers.
+        settings: Settings of ``torch.utils.checkpoint``. Reentrant checkpoints, whose input needs a gradient, are off.
     """
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False, **settings})

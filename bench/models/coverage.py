@@ -1,7 +1,7 @@
 """Measures how much of a model a method adapts: for each kind of layer, adapted places of all that could be.
 
-Found from outside, so that it holds for plugins as well: a place is adapted if its own weights are trained, or if
-trained parameters stand in it or right around it.
+It is measured without the method's help, so that it holds for plugins as well: a place is adapted if its own weights
+are trained, or if a module inside it or right around it has trained parameters.
 """
 
 from __future__ import annotations
@@ -20,10 +20,7 @@ Coverage = dict[str, tuple[int, int]]
 
 
 def patch_and_count(method: Method, model: Any) -> tuple[Any, ParameterCounts]:
-    """A base model as the method patches it, with what it trains and how much of the model that reaches.
-
-    To be called before an engine shards the model.
-    """
+    """Patch a base model, and count its parameters and coverage. Call it before an engine shards the model."""
     base = BaseModel(model)
     patched = method.patch(model)
     counts = count_parameters(method, patched)
@@ -34,7 +31,7 @@ class BaseModel:
     """The places of a base model, listed before a method patches it.
 
     Args:
-        model: Not patched yet.
+        model: The base model, before a method patches it.
     """
 
     def __init__(self, model: Any) -> None:
@@ -44,24 +41,24 @@ class BaseModel:
         self.modules = {id(module): module for module in model.modules()}
 
     def coverage(self, patched: nn.Module) -> Coverage:
-        """For each kind of layer how many places are adapted, of how many.
+        """For each kind of layer the number of adapted places, and of all places.
 
         Args:
             patched: The same model after a method has patched it.
         """
         parents = {id(child): parent for parent in patched.modules() for child in parent.children()}
-        found: Coverage = {}
+        coverage: Coverage = {}
         for site in self.sites:
             names = list(self._trained_at(site.module, parents))
-            _count(found, site.kind, names if site.tensor is None else _of_tensor(names, site, self.sites))
+            _count(coverage, site.kind, names if site.tensor is None else _of_tensor(names, site, self.sites))
         for kind, modules in self.parts.items():
             around = [any(True for _ in self._trained_around(module, parents)) for module in modules]
-            if any(around):  # said of the methods that adapt a part as a whole, such as prefixes
-                found[kind] = (sum(around), len(around))
-        return found
+            if any(around):  # counted only for methods that adapt a part as a whole, such as prefixes
+                coverage[kind] = (sum(around), len(around))
+        return coverage
 
     def _trained_at(self, module: nn.Module, parents: Mapping[int, nn.Module]) -> Iterator[str]:
-        """Names of what is trained in a module, in what was put into it, and in what was put around it."""
+        """Names of the trained parameters of a module, and of modules that were put into it or around it."""
         yield from self._trained_in(module)
         yield from self._trained_around(module, parents)
 
@@ -80,12 +77,12 @@ class BaseModel:
                 yield from self._trained_in(child, f"{prefix}{name}.")
 
 
-def _count(found: Coverage, kind: str, trained: Sequence[str]) -> None:
-    adapted, number = found.get(kind, (0, 0))
-    found[kind] = (adapted + bool(trained), number + 1)
+def _count(coverage: Coverage, kind: str, trained: Sequence[str]) -> None:
+    adapted, number = coverage.get(kind, (0, 0))
+    coverage[kind] = (adapted + bool(trained), number + 1)
 
 
 def _of_tensor(names: Sequence[str], site: Site, every: Sequence[Site]) -> list[str]:
-    """Of the names of what is trained at a module, those that are for one of its tensors: that name it, or none."""
+    """The names of trained parameters at a module that belong to one of its tensors: they contain its name, or none."""
     tensors = [str(other.tensor) for other in every if other.module is site.module]
     return [name for name in names if str(site.tensor) in name or not any(tensor in name for tensor in tensors)]

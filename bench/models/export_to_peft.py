@@ -1,6 +1,6 @@
 """Exports a trained adapter as a folder for other libraries. Logits are compared before the folder gets its name.
 
-What was trained in bf16 is exported as its fp32 masters, and compared in fp32.
+An adapter that was trained in bf16 is exported with its fp32 masters, and compared in fp32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bench.models.logit_probe import TOLERANCE, LogitProbe
 from bench.models.peft_folder import PEFT_TENSORS_FILE
 from bench.store.files import new_folder
 
-# Beside an adapter of peft: how the base model is loaded, which peft's own configuration has no place for.
+# The file beside an adapter of peft with the settings that load the base model, which peft's configuration lacks.
 QUANTIZATION_FILE = "quantization_config.json"
 
 
@@ -28,18 +28,18 @@ def export_to_peft(folder: Path, destination: Path, model_path: str | None = Non
     """Write ``destination`` so that ``peft.PeftModel.from_pretrained(base_model, destination)`` gives the same logits.
 
     Args:
-        folder: An adapter's, see :func:`bench.models.adapter.read_card`.
-        destination: A folder that is not there yet.
-        model_path: Of the base model, if it lies elsewhere than where it was trained.
+        folder: The folder of an adapter, see :func:`bench.models.adapter.read_card`.
+        destination: A folder that does not exist.
+        model_path: Path of the base model, if it is not where it was in training.
 
     Returns:
         Largest difference of logits on the probe, as a fraction of the largest logit.
 
-    Of a quantised base model, ``quantization_config.json`` says how it is to be loaded: what is in it is for
+    ``quantization_config.json`` has the settings that load a quantised base model, as arguments of
     ``BitsAndBytesConfig`` of transformers.
 
     Raises:
-        AdapterError: There is no adapter, the destination is there, or peft computes something else.
+        AdapterError: There is no adapter, the destination exists, or peft computes another function.
         MethodError: peft has no such method, or not with these settings.
     """
 
@@ -59,20 +59,20 @@ def exported(
     reader: str,
     write: Callable[[Restored, Path], Callable[[], Any]],
 ) -> float:
-    """Have a folder written, load what was written, and hold it against the adapted model.
+    """Write a folder, load it, and compare it with the adapted model.
 
     Args:
-        folder: An adapter's.
-        destination: A folder that is not there yet; a wrong one never exists.
-        model_path: Of the base model, if it lies elsewhere than where it was trained.
-        reader: Who loads the folder, for messages.
-        write: Is given the adapted model, which it may use up, and the folder; returns what loads the folder.
+        folder: The folder of an adapter.
+        destination: A folder that does not exist. It gets its name only after the comparison.
+        model_path: Path of the base model, if it is not where it was in training.
+        reader: The library that loads the folder, for messages.
+        write: Takes the adapted model, which is not used afterwards, and the folder. Returns a function that loads it.
 
     Returns:
         Largest difference of logits, as a fraction of the largest.
 
     Raises:
-        AdapterError: There is no adapter, the destination is there, or something else comes back.
+        AdapterError: There is no adapter, the destination exists, or the loaded model computes another function.
     """
     if destination.exists():
         raise AdapterError(f"{destination} is there already; choose another folder with --into, or remove it")
@@ -105,8 +105,8 @@ def _write_peft(folder: Path, adapter: PeftAdapter, restored: Restored) -> None:
     config.save_pretrained(str(folder))
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state.items()}
     save_file(state, folder / PEFT_TENSORS_FILE)
-    if (told := base.quantization_config(restored.base)) is not None:
-        told.to_json_file(folder / QUANTIZATION_FILE)
+    if (quantization := base.quantization_config(restored.base)) is not None:
+        quantization.to_json_file(folder / QUANTIZATION_FILE)
 
 
 def export_merged(folder: Path, destination: Path, model_path: str | None = None) -> float:
@@ -115,16 +115,16 @@ def export_merged(folder: Path, destination: Path, model_path: str | None = None
     Tokenizer and generation settings are those of the base model.
 
     Args:
-        folder: An adapter's.
-        destination: A folder that is not there yet.
-        model_path: Of the base model, if it lies elsewhere than where it was trained.
+        folder: The folder of an adapter.
+        destination: A folder that does not exist.
+        model_path: Path of the base model, if it is not where it was in training.
 
     Returns:
         Largest difference of logits on the probe, as a fraction of the largest logit.
 
     Raises:
-        AdapterError: There is no adapter, the destination is there, or the folder computes something else.
-        MethodError: What the method trains has no place in a plain model.
+        AdapterError: There is no adapter, the destination exists, or the loaded model computes another function.
+        MethodError: A plain model has no place for the trained tensors.
     """
 
     def write(restored: Restored, partial: Path) -> Callable[[], Any]:

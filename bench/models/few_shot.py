@@ -18,23 +18,24 @@ PLACES = ("{source}", "{bos}")
 
 
 def with_examples(trial: TrialSpec, shots: int) -> TrialSpec:
-    """The same trial with pairs of its training data in the template, drawn by its seed.
+    """The trial with pairs of its training data in the template, drawn by its seed.
 
-    Pairs are drawn of what methods train on, one for a source, none of a source that is also a dev or test source. Each
-    is written as the model would see it in training, and an empty line follows. The limit on the length of a source
-    grows by the tokens that are put before it.
+    Pairs are drawn from the training data of methods: at most one for each source, and none whose source is also a dev
+    or test source. Each has the form that the model would see in training, and an empty line after it. The limit on the
+    length of a source grows by the tokens of these pairs.
 
     Raises:
-        ConfigError: There are fewer pairs.
+        ConfigError: There are fewer than ``shots`` pairs.
         TaskError: The data cannot be read.
     """
     task = make_task(trial.task)
     splits = load_splits(task)
-    taken = {content_of(example) for split in ("dev", "test") for example in splits[split]}
+    evaluated = {content_of(example) for split in ("dev", "test") for example in splits[split]}
     fit: dict[str, Example] = {}
     for example in splits["train"]:
         text = example.source + example.references[0]
-        if content_of(example) not in taken and example.references[0].strip() and not any(p in text for p in PLACES):
+        may_be_shown = bool(example.references[0].strip()) and not any(place in text for place in PLACES)
+        if content_of(example) not in evaluated and may_be_shown:
             fit.setdefault(content_of(example), example)
     if shots > len(fit):
         raise ConfigError(
@@ -48,14 +49,14 @@ def with_examples(trial: TrialSpec, shots: int) -> TrialSpec:
         return " ".join(reference.split()) if one_line else reference.strip()
 
     template, between = task.config.template, tokens.architecture.before_target or " "
-    shown = "".join(
+    pairs_text = "".join(
         f"{template.replace('{source}', example.source)}{between}{written(example.references[0])}\n\n"
         for example in chosen
     )
     config = {
         **trial.task.config,
-        "template": shown + template,
-        "max_source_tokens": task.config.max_source_tokens + len(plain_ids(tokens.tokenizer, shown)),
+        "template": pairs_text + template,
+        "max_source_tokens": task.config.max_source_tokens + len(plain_ids(tokens.tokenizer, pairs_text)),
     }
     return trial.model_copy(
         update={

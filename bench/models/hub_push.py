@@ -11,14 +11,14 @@ class PushError(ValueError):
 
 
 class HubRepository:
-    """A repository that this user may write to, seen before there is anything to write.
+    """A repository that this user may write to, checked before the export begins.
 
     Args:
         name: ``owner/name``.
-        api: Of huggingface_hub; None makes one, which talks to ``HF_ENDPOINT``.
+        api: Client of huggingface_hub; None makes one for ``HF_ENDPOINT``.
 
     Raises:
-        PushError: The name cannot be one, nobody is logged in, the hub refuses the token or cannot be reached.
+        PushError: The name is invalid, nobody is logged in, the hub refuses the token or cannot be reached.
     """
 
     def __init__(self, name: str, api: Any = None) -> None:
@@ -42,13 +42,13 @@ class HubRepository:
         self._asked("the hub does not take the token", lambda: self._api.whoami())
 
     def upload(self, folder: Path) -> str:
-        """Make the repository if need be, which then is private, and put the folder's files there.
+        """Upload the folder's files. The repository is created as a private one if it does not exist.
 
         Returns:
-            Its address.
+            The address of the repository.
 
         Raises:
-            PushError: The hub refuses it. The folder stays.
+            PushError: The hub refuses the upload. The folder stays.
         """
         what = f"{folder} is written and was not uploaded"
         url = self._asked(

@@ -19,13 +19,13 @@ PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 def use_lean_modules(model: Any) -> None:
-    """Replace modules of a base model by equals that keep less for the backward pass.
+    """Replace modules of a base model by equal ones that keep fewer tensors for the backward pass.
 
     GPT-2's GELU, eight operations in Python, becomes one kernel of the same formula: ``gelu_new`` and the tanh
     approximation of torch are the same function (Hendrycks & Gimpel 2016, section 2), equal to rounding in value and
-    gradient. The kernel keeps its input, the operations keep four tensors of that size.
+    gradient. The kernel keeps its input; the operations keep four tensors of that size.
 
-    The gated MLPs of Llama and of all families that compute the same keep two tensors instead of three, see
+    The gated MLPs of Llama, and of all families with the same function, keep two tensors instead of three, see
     :class:`GatedSiLU`.
     """
     from transformers.activations import NewGELUActivation
@@ -41,30 +41,31 @@ def use_lean_modules(model: Any) -> None:
 class GatedSiLU(torch.autograd.Function):
     """``silu(gate) * up`` (Shazeer 2020, section 2), which keeps its two inputs and computes ``silu(gate)`` again.
 
-    The two operations by themselves keep ``silu(gate)`` too, a third tensor of the MLP's width.
+    The two separate operations also keep ``silu(gate)``, a third tensor of the MLP's width.
     """
 
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        """Gate and up of the same shape, which the result has too."""
+        """``silu(gate) * up``, for gate and up of the same shape."""
         ctx.save_for_backward(gate, up)
         return nn.functional.silu(gate).mul_(up)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The gradients that autograd finds for the two operations, by the same kernels."""
+        """The gradients of autograd for the two operations, by the same kernels."""
         gate, up = ctx.saved_tensors
         of_gate: torch.Tensor = torch.ops.aten.silu_backward(gradient * up, gate)
         return of_gate, nn.functional.silu(gate).mul_(gradient)
 
 
 def is_gated_silu(module: nn.Module) -> bool:
-    """Whether a module computes the MLP of Llama with SiLU, ``down(silu(gate(x)) * up(x))``, and no more.
+    """Whether a module computes the MLP of Llama with SiLU, ``down(silu(gate(x)) * up(x))``, and nothing else.
 
-    transformers repeats that MLP in the file of every family that has it. So the structure makes a candidate: layers of
-    these names, SiLU, nothing else. A copy of it in small, with the module's own ``forward`` and settings, has to prove
-    it on random rows, large ones among them; what clamps, scales, drops or reads past a layer does not.
+    transformers repeats that MLP in the file of every family that has it. A module with layers of these names, SiLU and
+    nothing else is a candidate. A small copy with the module's own ``forward`` and settings then has to compute the
+    formula on random rows, including large ones. Modules that clamp, scale, drop, or read a weight without calling its
+    layer fail this test.
     """
     from transformers.activations import SiLUActivation
 
@@ -89,19 +90,19 @@ def _computes_the_formula(module: nn.Module) -> bool:
             small.train(training)
             calls.clear()
             try:
-                found = type(module).forward(small, rows)
+                output = type(module).forward(small, rows)
             except Exception:  # noqa: BLE001 - the code of strangers, which may look at anything
                 return False
-            if set(calls.values()) != {1} or len(calls) != 4 or not isinstance(found, torch.Tensor):
+            if set(calls.values()) != {1} or len(calls) != 4 or not isinstance(output, torch.Tensor):
                 return False
             expected = small.down_proj(nn.functional.silu(small.gate_proj(rows)) * small.up_proj(rows))
-            if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-12, atol=1e-12):
+            if output.shape != expected.shape or not torch.allclose(output, expected, rtol=1e-12, atol=1e-12):
                 return False
     return True
 
 
 def _in_small(module: nn.Module) -> Any:
-    """A module with the same class, settings and activation, and with small random layers in fp64 on the CPU."""
+    """A module of the same class, settings and activation, with small random layers in fp64 on the CPU."""
     small = copy.copy(module)
     small.__dict__ = {**module.__dict__, "_modules": dict(module._modules), "_forward_hooks": OrderedDict()}
     generator = torch.Generator().manual_seed(1)

@@ -1,7 +1,7 @@
-"""What was trained before, as a trial finds it: an adapter of ours, one of Hugging Face peft, or a whole model.
+"""Loads trained adapters and models for trials: an adapter of Tuneoff or of Hugging Face peft, or a whole model.
 
-The driver recognises it and holds the shapes of its tensors against the base model before anything starts; ranks load
-it, if it still is what the driver saw.
+Before any trial starts, the driver recognises the form and compares the shapes of its tensors with the base model. A
+rank loads the files only if their hash is still the same.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def recognise(path: Path, name: str | None = None) -> LoadedSpec:
     """Describe the adapter or model at a path, which is a folder or the file with an adapter's tensors.
 
     Args:
-        path: Of it.
-        name: What its row is called. None: a trial's row by the trial's id, another one by the name of its folder and a
-            piece of the hash, since many folders have the same name.
+        path: A folder, or the file with an adapter's tensors.
+        name: The name of its row. None: the trial's id for the adapter of a trial; else the name of the folder and a
+            part of the hash, because many folders have the same name.
 
     Raises:
-        AdapterError: Nothing that could be loaded.
+        AdapterError: The path holds nothing that could be loaded.
         ModelError: A model folder without weights in safetensors.
     """
     folder = path.parent if path.is_file() else path
@@ -79,7 +79,7 @@ def require_fit(loaded: LoadedSpec, method: MethodSpec, model: ModelSpec) -> Non
     """Compare names and shapes of the loaded tensors with the patched base model, without weights.
 
     Raises:
-        AdapterError: The file is damaged, or its tensors are not those that belong there.
+        AdapterError: The file is damaged, or its tensors are not those of this method and model.
         MethodError: The method does not fit the model.
     """
     if loaded.form == "model":
@@ -98,18 +98,18 @@ def load_into(method: Method, model: Any, loaded: LoadedSpec) -> None:
     """Put a loaded adapter into a patched model. The weights of a whole model are there already.
 
     Raises:
-        AdapterError: It is not what the driver saw, or damaged.
-        MethodError: Names or shapes differ from what the method stores.
+        AdapterError: The files have changed since the driver has read them, or are damaged.
+        MethodError: Names or shapes differ from those that the method stores.
     """
-    found = _model_sha256(Path(loaded.path)) if loaded.form == "model" else tensors_sha256(_tensors_files(loaded))
-    if found != loaded.sha256:
+    sha256 = _model_sha256(Path(loaded.path)) if loaded.form == "model" else tensors_sha256(_tensors_files(loaded))
+    if sha256 != loaded.sha256:
         raise AdapterError(f"{loaded.path}: it has changed since the command was given, or is another one on this node")
     if loaded.form != "model":
         _put(method, model, loaded, read_tensors(_tensors_files(loaded)))
 
 
 def size_of(loaded: LoadedSpec) -> int:
-    """Bytes on disk of the tensors of an adapter; 0 of a whole model, which has none."""
+    """Bytes on disk of the tensors of an adapter; 0 for a whole model, which has no adapter."""
     return 0 if loaded.form == "model" else tensors_bytes(_tensors_files(loaded))
 
 
@@ -126,19 +126,19 @@ def _tensors_files(loaded: LoadedSpec) -> list[Path]:
 
 
 def _model_sha256(folder: Path) -> str:
-    found = base.weights_sha256(ModelSpec(path=str(folder.absolute())))
-    if found is None:
+    sha256 = base.weights_sha256(ModelSpec(path=str(folder.absolute())))
+    if sha256 is None:
         raise AdapterError(f"{folder}: not a model folder")
-    return found
+    return sha256
 
 
 def _require_same_shapes(loaded: LoadedSpec, model: ModelSpec) -> None:
-    """A whole model has all tensors of the base model, in their shapes; what it has besides is its own."""
+    """Check that a whole model has all tensors of the base model, in their shapes. It may have others, too."""
     own = ModelSpec(path=loaded.path, attention=model.attention, trust_remote_code=model.trust_remote_code)
-    found = {name: tuple(tensor.shape) for name, tensor in base.empty_model(own).named_parameters()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in base.empty_model(own).named_parameters()}
     for name, tensor in base.empty_model(model).named_parameters():
-        if found.get(name) != (shape := tuple(tensor.shape)):
-            has = f"has it in the shape {found[name]}" if name in found else "does not have it"
+        if shapes.get(name) != (shape := tuple(tensor.shape)):
+            has = f"has it in the shape {shapes[name]}" if name in shapes else "does not have it"
             raise AdapterError(
                 f"{loaded.path}: not {model.path!r} tuned: that has {name} in the shape {shape}, and this model {has}; "
                 "a model of another make is compared in a sweep of its own, with the method none"

@@ -15,7 +15,7 @@ TOLERANCE = 1e-4
 
 
 class LogitProbe:
-    """The logits of an adapted model, taken as it is now, to be held against those of others.
+    """The present logits of an adapted model, for comparison with those of other models.
 
     Args:
         restored: The adapted model, on the CPU.
@@ -33,11 +33,11 @@ class LogitProbe:
         """Largest difference of logits, as a fraction of the largest logit."""
         largest, difference = 0.0, 0.0
         for inputs, expected in zip(self._inputs, self._expected, strict=True):
-            found = _logits(model, inputs)
-            if found.shape[1] > expected.shape[1]:  # peft's prompt tuning keeps the positions of the prompt
-                found = found[:, found.shape[1] - expected.shape[1] :]
+            logits = _logits(model, inputs)
+            if logits.shape[1] > expected.shape[1]:  # peft's prompt tuning keeps the positions of the prompt
+                logits = logits[:, logits.shape[1] - expected.shape[1] :]
             largest = max(largest, float(expected.abs().max()))
-            difference = max(difference, float((expected - found).abs().max()))
+            difference = max(difference, float((expected - logits).abs().max()))
         return difference / largest
 
 

@@ -13,17 +13,17 @@ from bench.method import trained_parameters
 
 
 class Masters:
-    """An fp32 copy of each trained tensor, to which an optimiser is turned.
+    """Fp32 copies of the trained tensors, which the optimiser steps in their place.
 
-    The model goes on to compute with its own bf16 tensors. Their gradients are added to those of the masters as soon as
-    they are there, in fp32, so that micro-batches and ranks are summed in fp32. After each step of the optimiser the
-    tensors become the rounded masters.
+    The model still computes with its own bf16 tensors. As soon as one of them has a gradient, it is added to that of
+    the master in fp32, so that micro-batches and ranks are summed in fp32. After each step of the optimiser the tensors
+    are set to the rounded masters.
 
-    DeepSpeed does the same under ZeRO 1 to 3. Without ZeRO its optimiser for bf16 takes a first step, on gradients that
-    are zero, as it is made, and adds up gradients in bf16.
+    DeepSpeed does the same under ZeRO 1 to 3. Without ZeRO its optimiser for bf16 makes a step on gradients of zero
+    when it is created, and adds up gradients in bf16.
 
     Args:
-        optimizer: Over the trained tensors; it has not stepped yet.
+        optimizer: The optimiser of the trained tensors, before its first step.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -63,9 +63,9 @@ def _hand_on(parameter: torch.Tensor) -> None:
 
 @contextmanager
 def exact(model: nn.Module) -> Iterator[None]:
-    """Inside the block what a model trains in bf16 is in fp32: the masters. A collective operation under ZeRO.
+    """Inside the block tensors that a model trains in bf16 are their fp32 masters. A collective operation under ZeRO.
 
-    Under ZeRO 3 parameters have to be gathered. A model that trains in fp32 is left as it is.
+    Under ZeRO 3 the caller has to gather the parameters. Nothing changes in a model that trains in fp32.
     """
     rounded = [(parameter, parameter.data) for _, parameter in trained_parameters(model)]
     try:
@@ -80,7 +80,7 @@ def exact(model: nn.Module) -> Iterator[None]:
 
 
 def exact_value(parameter: nn.Parameter) -> torch.Tensor:
-    """Of a trained tensor: its fp32 master, or itself where it is trained in fp32. Collective under ZeRO."""
+    """The fp32 master of a trained tensor, or the tensor itself if it is trained in fp32. Collective under ZeRO."""
     return _master_of(parameter) if parameter.dtype == torch.bfloat16 else parameter.detach()
 
 
@@ -101,7 +101,7 @@ def _master_of(parameter: nn.Parameter) -> torch.Tensor:
 
 
 def compute_in(dtype: torch.dtype, model: nn.Module) -> None:
-    """Have a model compute with what it trains in this dtype, in which its base weights are."""
+    """Convert the trained tensors of a model to the dtype of its base weights."""
     for _, parameter in trained_parameters(model):
         if parameter.dtype != dtype and parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)

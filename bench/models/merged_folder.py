@@ -1,4 +1,4 @@
-"""A base model with what was trained folded in, written as the model folder that transformers loads."""
+"""Writes a base model with the adapter merged into its weights as a folder that transformers loads."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ BIAS_SETTINGS = ("attention_bias", "mlp_bias", "use_bias", "add_bias_linear")
 
 
 def write_merged(folder: Path, restored: Restored) -> None:
-    """Write weights, configuration, generation settings and tokenizer. The adapted model is used up.
+    """Write weights, configuration, generation settings and tokenizer. The adapted model cannot be used afterwards.
 
-    Where the base model is quantised, what is trained is added to its dequantised weights.
+    If the base model is quantised, the adapter is merged into its dequantised weights.
 
     Raises:
-        MethodError: What the method trains has no place in a plain model.
+        MethodError: A plain model has no place for the trained tensors.
     """
     dequantize(restored.model)
     weights = dict(restored.method.merged_weights(restored.model))
@@ -38,7 +38,7 @@ def write_merged(folder: Path, restored: Restored) -> None:
     places = dict(model.named_parameters(remove_duplicate=False))
     copy_state({name: places[name] for name in weights}, weights)
     generation = model.generation_config
-    # What transformers thinks of the base model's settings (sampling ones without do_sample) is no reason to refuse.
+    # transformers refuses some settings of base models (sampling settings without do_sample), which must not fail here.
     model.generation_config = type(generation)()
     model.save_pretrained(folder)
     generation.to_json_file(folder / "generation_config.json")
@@ -46,14 +46,14 @@ def write_merged(folder: Path, restored: Restored) -> None:
 
 
 def _with_whole_weights(base: Any, dequantized: Sequence[str]) -> tuple[Any, set[str]]:
-    """A base model whose layers are of the classes that its family has, where some were quantised.
+    """A base model whose layers have the classes of its family, after some were quantised.
 
     Args:
-        base: With plain linear layers in place of the quantised ones.
-        dequantized: Their names.
+        base: The model with plain linear layers in place of the quantised ones.
+        dequantized: The names of these layers.
 
     Returns:
-        The model, and the weights that its family has the other way round (GPT-2) than a linear layer.
+        The model, and the names of weights that are transposed in its family (GPT-2).
     """
     if not dequantized:
         return base, set()
@@ -65,7 +65,7 @@ def _with_whole_weights(base: Any, dequantized: Sequence[str]) -> tuple[Any, set
 
 
 def _with_places_for(names: Iterable[str], base: Any, restored: Restored) -> Any:
-    """A base model that has a parameter of each of these names; biases that it lacks are switched on, at zero."""
+    """A base model that has parameters of these names. Biases that it lacks are switched on, at zero."""
     method = type(restored.method).__name__
     known = dict(base.named_parameters(remove_duplicate=False))
     if not (added := sorted(set(names) - known.keys())):
@@ -91,7 +91,7 @@ def _with_places_for(names: Iterable[str], base: Any, restored: Restored) -> Any
 
 
 def _write_tokenizer(folder: Path, spec: ModelSpec) -> None:
-    """As it is: for training, a padding token may have been chosen that is none of its own."""
+    """Write the original tokenizer, because training may have given it another padding token."""
     from transformers import AutoTokenizer
 
     source = models.model_source(spec)

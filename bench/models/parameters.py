@@ -1,4 +1,4 @@
-"""How many parameters a method trains, stores and has in total."""
+"""Counts the parameters that a method trains and stores, and those of the whole model."""
 
 from __future__ import annotations
 

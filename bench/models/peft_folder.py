@@ -1,4 +1,4 @@
-"""An adapter's folder as Hugging Face peft saves it, in the terms of the method that stands for peft."""
+"""Reads an adapter's folder of Hugging Face peft as settings of the method ``hf_peft``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def peft_settings(folder: Path) -> JsonDict:
     """Read ``adapter_config.json``.
 
     Raises:
-        AdapterError: It is no configuration of peft.
+        AdapterError: The file is no configuration of peft.
     """
     path = folder / PEFT_CONFIG_FILE
     try:
@@ -31,12 +31,12 @@ def peft_settings(folder: Path) -> JsonDict:
 
 
 def bridge_settings(settings: JsonDict, decode_batch_size: int) -> JsonDict:
-    """Settings of the method hf_peft that patch a model as this configuration says: what differs from peft's defaults.
+    """Settings of the method hf_peft that equal a configuration of peft: those that differ from peft's defaults.
 
     Args:
-        settings: Of :func:`peft_settings`.
-        decode_batch_size: Sources that are decoded together. Some types of peft only keep the contract of methods where
-            nothing is padded.
+        settings: The result of :func:`peft_settings`.
+        decode_batch_size: The number of sources that are decoded together. Some types of peft keep the contract of
+            methods only without padding.
 
     Raises:
         ConfigError: Sources would be padded, or the type breaks the contract in other ways.

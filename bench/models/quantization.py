@@ -1,4 +1,4 @@
-"""Base models in four or eight bits: what transformers and bitsandbytes are told, and what is made of their layers."""
+"""Base models in four or eight bits: settings for transformers and bitsandbytes, and replacement of their layers."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Storage:
-    """How bitsandbytes stores the linear layers of a base model."""
+    """The format in which bitsandbytes stores the linear layers of a base model."""
 
     kind: Quantization
     double: bool = False
-    multiplied_in: torch.dtype | None = None  # None: what comes in
-    in_checkpoint: bool = False  # whether the checkpoint is quantised, and not what is made of it in memory
+    multiplied_in: torch.dtype | None = None  # None: the dtype of the inputs
+    in_checkpoint: bool = False  # True: the checkpoint is quantised; False: weights are quantised in loading
 
 
 def storage_of(spec: ModelSpec, config: Any) -> Storage | None:
-    """How bitsandbytes stores the linear layers of a model; None where it does not.
+    """The format in which bitsandbytes stores the linear layers of a model; None if it does not.
 
     Args:
-        spec: Which model.
-        config: Its configuration, of transformers.
+        spec: The model.
+        config: The model's configuration of transformers.
 
     Raises:
-        ModelError: bitsandbytes is not installed, or the checkpoint is quantised otherwise than is asked for.
+        ModelError: bitsandbytes is not installed, or the checkpoint has another quantisation than the sweep says.
     """
     stored = _of_checkpoint(getattr(config, "quantization_config", None))
     method = quantized_by(config)
@@ -56,24 +56,24 @@ def storage_of(spec: ModelSpec, config: Any) -> Storage | None:
 
 
 def quantized_by(config: Any) -> str | None:
-    """What has quantised a checkpoint, as its configuration says: ``nf4`` of bitsandbytes, or a name such as gptq."""
+    """The quantisation of a checkpoint, by its configuration: ``nf4`` of bitsandbytes, or a name such as gptq."""
     return quantization_named(_as_dict(getattr(config, "quantization_config", None)) or None)
 
 
-def _of_checkpoint(told: Any) -> Storage | None:
-    settings = _as_dict(told)
+def _of_checkpoint(quantization: Any) -> Storage | None:
+    settings = _as_dict(quantization)
     kind = quantization_named(settings or None)
     if kind not in BITS or settings.get("quant_method") != "bitsandbytes":
         return None
     return Storage(cast(Quantization, kind), bool(settings.get("bnb_4bit_use_double_quant")), in_checkpoint=True)
 
 
-def _as_dict(told: Any) -> JsonDict:
-    return dict(told if isinstance(told, dict) else told.to_dict()) if told is not None else {}
+def _as_dict(settings: Any) -> JsonDict:
+    return dict(settings if isinstance(settings, dict) else settings.to_dict()) if settings is not None else {}
 
 
 def require_bitsandbytes(kind: str) -> None:
-    """See that what quantises is installed.
+    """Check that bitsandbytes is installed.
 
     Raises:
         ModelError: It is not.
@@ -87,11 +87,11 @@ def require_bitsandbytes(kind: str) -> None:
 
 
 def bitsandbytes_config(storage: Storage, skipped: list[str] | None = None) -> Any:
-    """What transformers is told of a model that is quantised as it is loaded.
+    """The settings of transformers for a model that is quantised in loading.
 
     Args:
-        storage: How.
-        skipped: Names of layers that stay as they are; None leaves that to transformers, for those who load the model
+        storage: The format.
+        skipped: Names of layers that are not quantised; None: transformers decides, when users load the model
             elsewhere.
     """
     from transformers import BitsAndBytesConfig
@@ -108,10 +108,10 @@ def bitsandbytes_config(storage: Storage, skipped: list[str] | None = None) -> A
 
 
 def skipped_layers(empty: Any) -> list[str]:
-    """Names of the linear layers that stay as they are.
+    """Names of the linear layers that are not quantised.
 
-    The output head and what is tied to it, as transformers has it; and layers whose weight a model reads itself, past
-    the layer, which packed weights do not allow.
+    They are the output head and layers tied to it, as in transformers, and layers whose weight a model reads without
+    calling the layer, which is impossible with packed weights.
 
     Args:
         empty: The model without weights, not quantised.
@@ -123,14 +123,14 @@ def skipped_layers(empty: Any) -> list[str]:
 
 
 def use_quantized_layers(model: Any, storage: Storage, dtype: torch.dtype) -> None:
-    """Put our layers in place of those that bitsandbytes made, with the same packed weights.
+    """Replace the layers of bitsandbytes by those of Tuneoff, with the same packed weights.
 
-    The model then looks to transformers like any other, which is what it computes like.
+    Transformers then treats the model like one that is not quantised.
 
     Args:
-        model: As transformers loaded it.
-        storage: How.
-        dtype: In which the model computes.
+        model: A model that transformers has loaded.
+        storage: The format.
+        dtype: The dtype in which the model computes.
     """
     from bitsandbytes import nn as layers
 
@@ -162,19 +162,19 @@ def _ours(layer: Any, storage: Storage, dtype: torch.dtype) -> QuantizedLinear:
 
 
 def _statistics(state: Any) -> dict[str, torch.Tensor]:
-    """Of a quantisation state of bitsandbytes."""
-    found = {"absmax": state.absmax}
+    """The statistics of a quantisation state of bitsandbytes."""
+    statistics = {"absmax": state.absmax}
     if state.nested:
-        found |= {"nested_absmax": state.state2.absmax, "nested_code": state.state2.code, "offset": state.offset}
-    return found
+        statistics |= {"nested_absmax": state.state2.absmax, "nested_code": state.state2.code, "offset": state.offset}
+    return statistics
 
 
 def quantize(model: Any, storage: Storage) -> None:
-    """Quantise the layers of a model that lies in memory whole, or that has no data (on the meta device).
+    """Quantise the layers of a model that is in memory as a whole, or has no data (on the meta device).
 
     Args:
-        model: Not patched, not quantised.
-        storage: How.
+        model: A model that is neither patched nor quantised.
+        storage: The format.
     """
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.quantizers_utils import should_convert_module
@@ -192,7 +192,7 @@ def quantize(model: Any, storage: Storage) -> None:
 
 
 def quantized_layer(weight: torch.Tensor, bias: nn.Parameter | None, storage: Storage) -> QuantizedLinear:
-    """A linear layer with these weights ``(O, I)``, quantised; without data where they have none."""
+    """A quantised linear layer for the weights ``(O, I)``; without data if they have none."""
     out_features, in_features = weight.shape
     parts = _packed(weight, storage)
     packed = parts.pop("weight")
@@ -200,7 +200,7 @@ def quantized_layer(weight: torch.Tensor, bias: nn.Parameter | None, storage: St
 
 
 def _packed(weight: torch.Tensor, storage: Storage) -> dict[str, torch.Tensor]:
-    """The packed weights (``weight``) and what dequantises them; without data where the weights have none."""
+    """The packed weights (``weight``) and their statistics; without data if the weights have none."""
     from bitsandbytes import functional
 
     if weight.is_meta:

@@ -1,7 +1,7 @@
-"""Reading a base model so that each rank keeps its slices of the weights and never holds the model.
+"""Reads a base model so that each rank keeps its slices of the weights and never holds the whole model.
 
-transformers reads files, renames and converts tensors and puts them into a model one after the other. What it puts
-there is cut as it comes. Its own way for ZeRO 3 (``HfDeepSpeedConfig``) merges all files on rank 0 first.
+transformers reads files, renames and converts tensors, and puts them into a model one after the other. Each tensor is
+cut when it is put there. transformers' own way for ZeRO 3 (``HfDeepSpeedConfig``) first merges all files on rank 0.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from torch import nn
 from bench.models.model_files import ModelError
 from bench.shards.slices import in_shards, shard_of
 
-# By which transformers is told to convert no tensor before its turn: otherwise threads run ahead.
+# The variable that makes transformers convert one tensor at a time. Otherwise threads convert many in advance.
 ONE_BY_ONE = "HF_DEACTIVATE_ASYNC_LOAD"
 
 
 @contextmanager
 def keeping_slices(device: torch.device) -> Iterator[None]:
-    """Inside the block ``from_pretrained`` puts parameters in shards into the models that it makes.
+    """Inside the block ``from_pretrained`` makes models whose parameters are in shards.
 
-    ``transformers.core_model_loading.set_param_for_module`` is no public name; a test notices if it goes.
+    ``transformers.core_model_loading.set_param_for_module`` is no public name. A test notices if it disappears.
 
     Args:
-        device: Where slices lie.
+        device: The device of the slices.
     """
     from transformers import core_model_loading
 
@@ -59,10 +59,10 @@ def keeping_slices(device: torch.device) -> Iterator[None]:
 
 
 class MappedFiles:
-    """The files that this process has mapped into its memory when it asks for the first time.
+    """The files that this process has mapped into its memory at the first call.
 
-    What was read of them stays in its memory until they are unmapped, after the last tensor: as much again as the
-    slices. Linux lets go of it before. Elsewhere nothing happens.
+    The parts that were read stay in memory until the files are unmapped after the last tensor, which takes as much
+    memory as the slices. Linux can release them earlier. On other systems nothing happens.
     """
 
     @functools.cached_property
@@ -74,7 +74,7 @@ class MappedFiles:
         return [(int(start, 16), int(end, 16)) for start, end in places]
 
     def forget(self, tensor: torch.Tensor) -> None:
-        """Let go of the pages of a tensor that lies in a file and will not be read again, nor was ever changed."""
+        """Release the memory of a tensor in a mapped file that was not changed and will not be read again."""
         start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
         if any(first <= start and end <= last for first, last in self._ranges):
             start, end = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
@@ -84,13 +84,13 @@ class MappedFiles:
 
 
 def require_all_in_shards(model: nn.Module, missing: Sequence[str], path: str) -> None:
-    """See that every weight came from the files.
+    """Check that every weight is in the files.
 
-    transformers draws at random what files lack, each rank for itself, and a model of slices of different models would
-    be none of them.
+    transformers draws missing weights at random, with different numbers on each rank, so that the slices of the ranks
+    would belong to different models.
 
     Raises:
-        ModelError: Naming a weight that did not come.
+        ModelError: A weight is missing. The message names it.
     """
     whole = [
         name

@@ -1,4 +1,4 @@
-"""Attention of query heads that share keys and values, without a copy of those for every head.
+"""Attention of query heads that share keys and values, without copying these for every head.
 
 B rows, G key/value heads, H query heads, T tokens in this call, L positions attended to, C head channels.
 """
@@ -30,19 +30,19 @@ def shared_heads_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention in which query heads that share keys read them once.
 
-    Where there is a mask and more than one query token, transformers' own function copies keys and values for every
-    query head of a group, and the copies are kept for the backward pass.
+    With a mask and more than one query token, transformers' own function copies keys and values for every query head of
+    a group, and the copies are kept for the backward pass.
 
     Args:
         module: The attention layer.
         query: ``(B, H, T, C)``.
         key: ``(B, G, L, C)``.
         value: ``(B, G, L, C)``.
-        attention_mask: ``(B or 1, 1, T, L)``. None, which means causal, and masks of single heads are left to
-            transformers.
+        attention_mask: ``(B or 1, 1, T, L)``. With None, which means causal, and with masks for each head, the function
+            of transformers is called.
         dropout: 0 outside training.
-        scaling: Of the scores; None is ``C ** -0.5``.
-        kwargs: For transformers. Attention with a bias or a cap on its scores is left to it.
+        scaling: Factor of the scores; None is ``C ** -0.5``.
+        kwargs: Other arguments. With a bias or a cap on scores, the function of transformers is called.
 
     Returns:
         ``(B, T, H, C)``.
@@ -53,7 +53,7 @@ def shared_heads_attention(
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
         )
         return outputs
-    if query.device.type == "cpu":  # Its kernel groups heads itself. Those of GPUs do where there is no mask.
+    if query.device.type == "cpu":  # the CPU kernel groups heads itself, those of GPUs only without a mask
         output = nn.functional.scaled_dot_product_attention(
             query, key, value, attention_mask, dropout, scale=scaling, enable_gqa=True
         )
@@ -70,7 +70,7 @@ def heads_as_rows(
     dropout: float,
     scaling: float | None,
 ) -> torch.Tensor:
-    """Attention, ``(B, H, T, C)``, in which the heads of a group are H / G times as many tokens of one head."""
+    """Attention ``(B, H, T, C)`` that treats the heads of a group as one head with H / G times as many tokens."""
     rows, heads, tokens, channels = query.shape
     groups = heads // key.shape[1]
     output = nn.functional.scaled_dot_product_attention(
@@ -90,7 +90,7 @@ AttentionMaskInterface.register(SHARED_HEADS_ATTENTION, sdpa_mask)
 
 @contextmanager
 def sharing_heads(*models: nn.Module) -> Iterator[None]:
-    """Use :func:`shared_heads_attention` inside the block wherever a layer uses transformers' SDPA."""
+    """Inside the block layers that use transformers' SDPA use :func:`shared_heads_attention`."""
     configs: list[Any] = [
         module.config for model in models for module in model.modules() if _attention_of(module) == "sdpa"
     ]

@@ -1,7 +1,7 @@
-"""One split of a task in tokens, with its examples and with the facts that a record states.
+"""One split of a task in tokens, with its examples and with the data facts of a record.
 
-Everything lies in Arrow's flat columns, in memory or mapped from a file (:mod:`bench.models.token_cache`), so that
-200,000 pairs take the room of their tokens.
+Everything is in flat columns of Arrow, in memory or mapped from a file (:mod:`bench.models.token_cache`), so that
+200,000 pairs take little more memory than their tokens.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Made = TypeVar("Made")
 
 
 class _MadeWhenAsked(Sequence[Made]):
-    """Elements that are made when they are asked for."""
+    """A sequence that makes an element when it is read."""
 
     @abstractmethod
     def made(self, at: int) -> Made:
-        """The element at this place, from 0."""
+        """The element at this position, from 0."""
 
     @overload
     def __getitem__(self, index: int) -> Made: ...
@@ -51,7 +51,7 @@ class _MadeWhenAsked(Sequence[Made]):
 
 
 class Pairs(_MadeWhenAsked[Pair]):
-    """Pairs of tokens that are made when they are asked for.
+    """Pairs of tokens, each of which is made when it is read.
 
     Args:
         batch: Columns ``source_ids`` and ``target_ids``, each a large list of int32 without nulls.
@@ -75,7 +75,7 @@ class Pairs(_MadeWhenAsked[Pair]):
 
 
 class StoredExamples(_MadeWhenAsked[Example]):
-    """Examples that are made when they are asked for.
+    """Examples, each of which is made when it is read.
 
     Args:
         batch: A column for each field of :class:`bench.task.Example`, and others.
@@ -86,7 +86,7 @@ class StoredExamples(_MadeWhenAsked[Example]):
 
     @property
     def reference_counts(self) -> list[int]:
-        """How many references each example has."""
+        """The number of references of each example."""
         counts: list[int] = numpy.diff(self._batch.column("references").offsets.to_numpy()).tolist()
         return counts
 
@@ -112,8 +112,8 @@ class SplitData:
 
     Attributes:
         pairs_batch: See :class:`Pairs`.
-        examples_batch: See :class:`StoredExamples`. Also ``content``, by which splits are compared, and ``source_ids``,
-            what the model reads.
+        examples_batch: See :class:`StoredExamples`. It also has ``content``, by which splits are compared, and
+            ``source_ids``, the tokens that the model reads.
         told: Counts and checksums for the record.
     """
 
@@ -128,11 +128,11 @@ class SplitData:
 
     @property
     def examples(self) -> StoredExamples:
-        """The examples themselves; those of the training split have one reference each."""
+        """The examples. Those of the training split have one reference each."""
         return StoredExamples(self.examples_batch)
 
     def sources(self) -> list[tuple[int, ...]]:
-        """What the model reads for each example."""
+        """The tokens that the model reads for each example."""
         return [tuple(ids) for ids in self.examples_batch.column("source_ids").to_pylist()]
 
 
@@ -140,11 +140,11 @@ def tokenised(spec: TaskSpec, task: Task, split: Split, tokens: Tokenization) ->
     """Read a split and tokenise it.
 
     Raises:
-        TaskError: The data cannot be read, or are not those that the sweep began with.
+        TaskError: The data cannot be read, or have changed since the sweep was started.
     """
-    if spec.data_sha256 is not None and (found := task.data_sha256()) != spec.data_sha256:
+    if spec.data_sha256 is not None and (sha256 := task.data_sha256()) != spec.data_sha256:
         raise TaskError(
-            f"task {spec.name}: the data have changed since the sweep was started: their hash is {found}, it was "
+            f"task {spec.name}: the data have changed since the sweep was started: their hash is {sha256}, it was "
             f"{spec.data_sha256}; start the command again, and the trials of now are others"
         )
     examples = drawn_examples(task, split)
@@ -188,7 +188,7 @@ def told_of(splits: Mapping[Split, SplitData]) -> JsonDict:
 
 
 class _Lists:
-    """A column of lists of token ids, as it grows."""
+    """A growing column of lists of token ids."""
 
     def __init__(self) -> None:
         self.offsets, self.ids = array("q", [0]), array("i")

@@ -1,7 +1,7 @@
-"""Where a generated text ends: which tokens end it, and what of the decoded text counts.
+"""The end of a generated text: finds the tokens that end it, and cuts the decoded text there.
 
-A text ends at an end token of the model or at the first of the stop strings (``decode.stop``), whichever method
-generates it. Those of data-to-text are a line break.
+A text ends at an end token of the model or at the first of the stop strings (``decode.stop``), for all methods. The
+stop string of data-to-text is a line break.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from bench.models.architecture import vocabulary_size
 
 
 def end_token_ids(tokenizer: Any, config: Any, generation_config: Any) -> frozenset[int]:
-    """The end tokens that a checkpoint names, wherever it does, as far as the model can say them.
+    """All end tokens that the files of a checkpoint name and that the model can generate.
 
-    Chat models end a turn by another token than a text, and say so in ``generation_config`` alone.
+    Chat models end a turn by another token than a text, and name it only in ``generation_config``.
 
     Args:
         tokenizer: Of the model.
         config: Of the model.
-        generation_config: Of the model; None where it has none.
+        generation_config: Of the model; None if it has none.
     """
     named = (tokenizer, config.get_text_config(decoder=True), config, generation_config)
-    found = {end for where in named for end in _ids(getattr(where, "eos_token_id", None))}
+    ends = {end for where in named for end in _ids(getattr(where, "eos_token_id", None))}
     size = vocabulary_size(config)
-    return frozenset(end for end in found if end >= 0 and (size is None or end < size))
+    return frozenset(end for end in ends if end >= 0 and (size is None or end < size))
 
 
 @functools.lru_cache(maxsize=4)
 def token_texts(tokenizer: Any, vocabulary: int | None = None) -> tuple[tuple[int, str], ...]:
-    r"""Each token with what it adds to a text, e.g. ``\n``, ``.\n`` and of the byte token ``<0x0A>`` again ``\n``.
+    r"""Each token with the text that it adds, e.g. ``\n``, ``.\n``, and ``\n`` again for the byte token ``<0x0A>``.
 
-    What counts is what a token decodes to between other tokens. Many tokenizers turn the line break of an input into a
-    space, so that the token which they make of it says nothing.
+    A token's text is its decoded text between other tokens. Encoding a text would not find it, because many tokenizers
+    turn the line break of an input into a space.
 
     Args:
         tokenizer: Of the model.
-        vocabulary: Tokens from this id on are left out: the model cannot say them.
+        vocabulary: Tokens from this id on are left out, because the model cannot generate them.
     """
     ids = [token for token in set(tokenizer.get_vocab().values()) if vocabulary is None or token < vocabulary]
     anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
@@ -56,7 +56,7 @@ def token_texts(tokenizer: Any, vocabulary: int | None = None) -> tuple[tuple[in
 
 @functools.lru_cache(maxsize=16)
 def stop_token_ids(tokenizer: Any, stops: tuple[str, ...], vocabulary: int | None = None) -> frozenset[int]:
-    """The tokens that bring a whole stop string into a text."""
+    """The tokens whose text contains a whole stop string."""
     texts = token_texts(tokenizer, vocabulary) if stops else ()
     return frozenset(token for token, text in texts if any(stop in text for stop in stops))
 
@@ -76,15 +76,15 @@ def first_stop(text: str, stops: Sequence[str]) -> str | None:
 def until_stop(text: str, stops: Sequence[str]) -> str:
     r"""The text up to its first stop string, without white space around it.
 
-    Nothing else ends it: with ``\n``, for one, other separators that Unicode knows (U+2028, U+0085, form feeds, ...)
-    are part of a text.
+    Nothing else ends it: with ``\n``, for example, other separators of Unicode (U+2028, U+0085, form feeds, ...) are
+    part of a text.
     """
     stop = first_stop(text, stops)
     return (text if stop is None else text.partition(stop)[0]).strip()
 
 
 def text_of(tokenizer: Any, tokens: Sequence[int]) -> str:
-    """What tokens say, special ones left out."""
+    """The text of tokens, without special tokens."""
     return str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 

@@ -1,7 +1,8 @@
-"""Splits in tokens, kept on disk: what one process of a node has tokenised, the others map into memory.
+"""A cache on disk of tokenised splits: one process of a node tokenises a split, and the others map it into memory.
 
-An entry is a folder that a rename makes, named by a hash of all that its tokens depend on. One that is damaged is made
-anew. Where nothing can be kept, every process makes its own, and says so in one line.
+An entry is a folder, named by a hash of everything that its tokens depend on. It gets its name only when it is
+complete. A damaged entry is made again. If nothing can be stored, every process tokenises by itself, and reports that
+in one line.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from bench.schema.trial import JsonDict, TaskSpec
 from bench.store.files import new_folder
 from bench.task import Split, Task
 
-# Of the folder: another place, or "off".
+# The variable with another folder, or "off".
 VARIABLE = "TUNEOFF_TOKEN_CACHE"
-# What all entries may take; those that were used longest ago go first, and the newest stays whatever its size.
+# The limit for all entries together. Those that were used longest ago are removed first; the newest always stays.
 MOST_BYTES = 10 * 2**30
 # Unfinished entries of processes that died, and locks of entries that are gone, are removed after so long.
 LEFTOVER_SECONDS = 24 * 3600.0
-# Whoever waits so long for another process to tokenise does it itself.
+# A process that has waited so long for another one to tokenise does it itself.
 LOCK_SECONDS = 3600.0
 
 TABLES = ("pairs", "examples")
@@ -42,7 +43,7 @@ TOLD_FILE = "told.json"
 
 
 def cache_folder() -> Path | None:
-    """Where entries lie; None where nobody wants them."""
+    """The folder of the entries; None if the cache is off."""
     override = os.environ.get(VARIABLE)
     if override == "off":
         return None
@@ -50,14 +51,14 @@ def cache_folder() -> Path | None:
 
 
 def read_split(spec: TaskSpec, task: Task, split: Split, tokens: Tokenization, say: Callable[[str], None]) -> SplitData:
-    """A split in tokens, from the cache, into which it goes if it was not there.
+    """A split in tokens, from the cache. If it is not there, it is tokenised and stored.
 
     Args:
-        spec: Of the task.
-        task: The task itself.
-        split: Which split.
-        tokens: How texts become tokens.
-        say: Told, in one line, why nothing is kept.
+        spec: Specification of the task.
+        task: The task.
+        split: The split.
+        tokens: Turns texts into tokens.
+        say: Called with a line that says why nothing is stored, if so.
 
     Raises:
         TaskError: The data cannot be read, or have changed since the sweep was started.
@@ -73,12 +74,12 @@ def read_split(spec: TaskSpec, task: Task, split: Split, tokens: Tokenization, s
     entry = folder / f"{split}-{digest[:32]}"
     made: SplitData | None = None
     try:
-        if (found := _opened(entry)) is not None:
-            return found
+        if (stored := _opened(entry)) is not None:
+            return stored
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(_lock_of(entry), timeout=LOCK_SECONDS):
-            if (found := _opened(entry)) is not None:
-                return found
+            if (stored := _opened(entry)) is not None:
+                return stored
             _remove(entry)
             made = tokenised(spec, task, split, tokens)
             _store(entry, made, key)
@@ -93,7 +94,7 @@ def read_split(spec: TaskSpec, task: Task, split: Split, tokens: Tokenization, s
 
 
 def _key(spec: TaskSpec, task: Task, split: Split, tokens: Tokenization) -> JsonDict | None:
-    """All that the tokens depend on; None where there is no telling."""
+    """Everything that the tokens depend on; None if it is unknown."""
     data = spec.data_sha256 or task.checksums([split])
     tokenizer = _fingerprint(tokens.tokenizer)
     if not data or tokenizer is None:
@@ -115,7 +116,7 @@ def _key(spec: TaskSpec, task: Task, split: Split, tokens: Tokenization) -> Json
 
 
 def _fingerprint(tokenizer: Any) -> str | None:
-    """Hash of a tokenizer's content, wherever its files lie; None where it has none that can be hashed."""
+    """Hash of a tokenizer's content, in any folder; None if its content cannot be hashed."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
@@ -132,7 +133,7 @@ def _fingerprint(tokenizer: Any) -> str | None:
 
 
 def _store(entry: Path, data: SplitData, key: JsonDict) -> None:
-    """Write an entry so that it is there whole or not at all."""
+    """Write an entry, completely or not at all."""
     with new_folder(entry) as partial:
         for name, batch in zip(TABLES, (data.pairs_batch, data.examples_batch), strict=True):
             _write_table(partial / f"{name}.arrow", batch)
@@ -143,7 +144,7 @@ def _store(entry: Path, data: SplitData, key: JsonDict) -> None:
 
 
 def _opened(entry: Path) -> SplitData | None:
-    """An entry, mapped into memory; None where there is none, or a damaged one."""
+    """An entry, mapped into memory; None if there is none, or if it is damaged."""
     try:
         content = json.loads((entry / TOLD_FILE).read_text(encoding="utf-8"))
         if any(sha256_of(entry / name) != sha256 for name, sha256 in content["files"].items()):
@@ -171,7 +172,7 @@ def _mapped_table(path: Path) -> Any:
 
 
 def _make_room(folder: Path, newest: Path) -> None:
-    """Remove what was used longest ago until the rest fits, and what dead processes left."""
+    """Remove the entries that were used longest ago until the rest fits, and files of processes that died."""
     now = time.time()
     used: list[tuple[float, int, Path]] = []
     for path in folder.iterdir():
@@ -193,7 +194,7 @@ def _make_room(folder: Path, newest: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Take away a file or an entry. A process that has it mapped keeps what it has mapped."""
+    """Remove a file or an entry. A process that has mapped it can still read it."""
     if path.is_dir():
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         path.rename(aside / path.name)

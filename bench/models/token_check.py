@@ -1,7 +1,7 @@
-"""Whether a base model can say what a task wants, found out before anything trains: its tokenizer, tried on references.
+"""Checks on references, before anything trains, whether a base model's tokenizer can produce the texts of a task.
 
-What no text of a model can reach would otherwise look like a bad method: a tokenizer that knows no capitals, a
-reference that holds what ends a text, tokens that the embedding has no row for.
+Texts that the model cannot generate would otherwise look like the fault of a method: a tokenizer may have no capitals,
+a reference may contain a string that ends texts, or the embedding may lack rows for tokens.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHOWN_SCORES = ("bleu", "chrf")
 
 @dataclass(frozen=True)
 class TokenFinding:
-    """What one check found. A problem keeps a sweep from starting: nothing that came of it would mean anything."""
+    """The result of one check. A problem keeps a sweep from starting, because its results would be meaningless."""
 
     check: str
     outcome: Literal["pass", "warning", "problem"]
@@ -41,7 +41,7 @@ class TokenFinding:
 
 @dataclass(frozen=True)
 class Tried:
-    """A reference, its tokens behind its source, and what these tokens say."""
+    """A reference, its tokens after its source, and the text of these tokens."""
 
     example: Example  # with this reference alone
     source_ids: Sequence[int]
@@ -55,7 +55,7 @@ class Tried:
 
     @property
     def comes_back(self) -> bool:
-        """Whether the text is the reference, white space apart. What follows a stop string is another matter."""
+        """Whether the text equals the reference up to its first stop string, apart from white space."""
         return self.said.split() == until_stop(self.reference, self.stop).split()
 
 
@@ -82,7 +82,7 @@ def try_references(tokens: Tokenization, splits: Mapping[Split, Sequence[Example
 
 
 def _reference_counts(examples: Sequence[Example]) -> list[int]:
-    """How many references each example has; what is stored need not be read for that."""
+    """The number of references of each example. Stored examples are not read for it."""
     if isinstance(examples, StoredExamples):
         return examples.reference_counts
     return [len(example.references) for example in examples]
@@ -91,14 +91,14 @@ def _reference_counts(examples: Sequence[Example]) -> list[int]:
 def lost_references(
     tokens: Tokenization, splits: Mapping[Split, Sequence[Example]], stop: Sequence[str]
 ) -> dict[str, int]:
-    """For a record: how many of the references tried no text can equal; empty if all come back from their tokens."""
+    """For a record: the number of tried references that their tokens do not reproduce; empty if there are none."""
     tried = try_references(tokens, splits, stop)
     lost = sum(not one.comes_back for one in tried)
     return {"references_tried": len(tried), "references_lost": lost} if lost else {}
 
 
 def check_key(decode: DecodeSpec) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """What :func:`check_tokens` looks at of the settings of decoding."""
+    """The settings of decoding that :func:`check_tokens` uses."""
     return tuple(decode.banned_token_ids), tuple(decode.stop)
 
 
@@ -108,13 +108,13 @@ def check_tokens(
     """Every check of a model's tokens on a task's references.
 
     Args:
-        model: The base model; its weights are not loaded.
+        model: The base model. Its weights are not loaded.
         task: The task.
-        splits: Its examples.
-        decode: What ends a text, and the tokens that are never generated; None: as the task has it.
+        splits: The examples of the task.
+        decode: Stop strings, and the tokens that are never generated; None: those of the task.
 
     Raises:
-        ModelError: The tokenizer or the configuration cannot be had.
+        ModelError: The tokenizer or the configuration cannot be loaded.
     """
     tokens = tokenization(model, task.config)
     config = base.load_config(model)
@@ -229,7 +229,7 @@ def _given_back(tokens: Tokenization, tried: Sequence[Tried], scoring: Scoring) 
 
 
 def _weight(hit: Sequence[Tried], tried: Sequence[Tried]) -> Literal["warning", "problem"]:
-    """What most references share says that the sweep is wrong; what few have, that the data are as data are."""
+    """A problem if most references are affected, because the sweep is then wrong; else a warning about some data."""
     return "problem" if 2 * len(hit) > len(tried) else "warning"
 
 

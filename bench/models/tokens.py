@@ -1,4 +1,4 @@
-"""From examples to tokens."""
+"""Turns examples into tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.task import Example, TaskConfig
 
 @dataclass
 class Tokenization:
-    """Turns examples into tokens, and counts what had to be cut."""
+    """Turns examples into tokens, and counts those that had to be cut."""
 
     tokenizer: Any
     config: TaskConfig
@@ -28,7 +28,7 @@ class Tokenization:
 
     @property
     def template(self) -> str:
-        """The template with this tokenizer's beginning token; its end token where it has none, as GPT-2 has it."""
+        """The template with this tokenizer's beginning token, or with its end token if it has none, as in GPT-2."""
         if "{bos}" not in self.config.template:
             return self.config.template
         return self.config.template.replace("{bos}", self.tokenizer.bos_token or self.tokenizer.eos_token)
@@ -39,19 +39,19 @@ class Tokenization:
         return WholeTexts(self.tokenizer, self.architecture, self.beginning_token)
 
     def source(self, example: Example) -> list[int]:
-        """What the model reads for an example."""
+        """The tokens that the model reads for an example."""
         return self.source_ids(example.source)
 
     def source_ids(self, source: str) -> list[int]:
-        """What the model reads. A source that is too long is cut inside the template, never the template itself."""
+        """The tokens that the model reads. A source that is too long is cut inside the template, which is never cut."""
         return self._read(source)[1]
 
     def target(self, source: str, reference: str) -> list[int]:
-        """The reference behind its source, and the end token."""
+        """The tokens of the reference after its source, and the end token."""
         return self._target(*self._read(source), reference)
 
     def behind_source(self, source: str, reference: str) -> tuple[list[int], list[int]]:
-        """What the model reads, and the reference behind it without special tokens; the reference is not cut."""
+        """The tokens that the model reads, and those of the reference after it, not cut and without special tokens."""
         text, ids = self._read(source)
         return ids, self.texts.target(text, ids, reference)
 
@@ -99,10 +99,10 @@ class Tokenization:
 
 
 def tokenization(model: ModelSpec, config: TaskConfig) -> Tokenization:
-    """Of a trial's model and task.
+    """The tokenisation of a trial's model and task.
 
     Raises:
-        ModelError: Tokenizer or configuration cannot be had.
+        ModelError: Tokenizer or configuration cannot be loaded.
     """
     rows = vocabulary_size(base.load_config(model))
     return Tokenization(base.load_tokenizer(model), config, base.architecture(model), model.beginning_token, rows)

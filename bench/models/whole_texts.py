@@ -1,7 +1,7 @@
-"""Whole texts into tokens, as the tokenizer's own call makes them.
+"""Turns whole texts into tokens, with the tokenizer's own call.
 
-A tokenizer that is shown the pieces of a text one by one gives other tokens than for the whole: SentencePiece puts a
-lone ``▁`` in front of each piece, and no token reaches over a seam. So a text is never cut before it is tokenised.
+A tokenizer makes other tokens of the pieces of a text than of the whole: SentencePiece puts a lone ``▁`` in front of
+each piece, and no token crosses the seam of two pieces. Therefore a text is never cut before it is tokenised.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 from bench.models.architecture import Architecture, SpecialTokens, plain_ids, special_tokens_around
 
-# In front of a target whose beginning the tokenizer would join with the end of its source; the first that it leaves
-# alone is taken.
+# Texts to put in front of a target if the tokenizer joins the beginning of the target with the end of its source. The
+# first one that it does not join is used.
 ANCHORS = ("\n", "a", ".", ":")
 
 
 @dataclass(frozen=True)
 class WholeTexts:
-    """Tokens of sources, and of targets behind them.
+    """Tokens of sources, and of targets after them.
 
     Args:
         tokenizer: Of the model.
@@ -35,30 +35,30 @@ class WholeTexts:
 
     @cached_property
     def around(self) -> SpecialTokens:
-        """What the tokenizer puts around a text."""
+        """The special tokens around a text."""
         return special_tokens_around(self.tokenizer)
 
     @cached_property
     def around_targets(self) -> SpecialTokens:
-        """What it puts around a target; some tokenizers mark it with another language."""
+        """The special tokens around a target, which some tokenizers mark with another language."""
         return special_tokens_around(self._of_targets)
 
     def source(self, text: str) -> list[int]:
-        """What the model reads."""
+        """The tokens that the model reads for a text."""
         own: list[int] = self.tokenizer(text, add_special_tokens=True)["input_ids"]
         return self.architecture.source_of(own, self.around, self.beginning_token)
 
     def target(self, source: str, source_ids: Sequence[int], reference: str) -> list[int]:
-        """What the model is to write, without special tokens.
+        """The tokens that the model has to write, without special tokens.
 
-        Behind a source these are the tokens by which the whole text is longer than its source. Where they cannot be
-        told apart, because the tokenizer joins both at the seam, the target is tokenised behind another text
-        (:data:`ANCHORS`): what is trained must begin with what is read when texts are generated.
+        After a source they are the tokens of the joined text after those of the source. If the tokenizer joins source
+        and target at the seam, so that this is impossible, the target is tokenised after another text
+        (:data:`ANCHORS`). The tokens of the source stay as they are, because generation reads them as well.
 
         Args:
             source: The text that the model reads.
-            source_ids: Its tokens.
-            reference: The text that it is to write.
+            source_ids: The tokens of the source.
+            reference: The text that the model has to write.
         """
         if not self.architecture.target_continues_source:
             return plain_ids(self._of_targets, reference)
@@ -73,12 +73,12 @@ class WholeTexts:
         return plain_ids(self.tokenizer, continuation)
 
     def cut(self, text: str, kept: int, limit: int) -> str:
-        """The longest beginning of a text that has at most ``limit`` tokens, special ones apart.
+        """The longest beginning of a text that has at most ``limit`` tokens, not counting special ones.
 
         Args:
-            text: Of more tokens.
-            kept: Of so many characters nothing is cut off.
-            limit: In tokens.
+            text: A text with more tokens.
+            kept: So many characters at the beginning are never cut off.
+            limit: The number of tokens.
         """
         lengths = range(kept, len(text) + 1)
         if getattr(self.tokenizer, "is_fast", False):
@@ -94,7 +94,7 @@ class WholeTexts:
 
     @cached_property
     def _of_targets(self) -> Any:
-        """A tokenizer of targets: with Marian of other pieces than of sources, with mBART between other marks."""
+        """The tokenizer of targets. That of Marian has other pieces than for sources, that of mBART other marks."""
         tokenizer = self.tokenizer
         if not hasattr(tokenizer, "_switch_to_target_mode") or getattr(tokenizer, "tgt_lang", "") is None:
             return tokenizer
