@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 E2E ?= $(wildcard ../shared/data/e2e)
 
-.PHONY: exhibits quickstart test test-all test-lowest test-newest test-html chaos exits multihost overhead race false-calls profile docs lint format
+.PHONY: measure exhibits quickstart test test-all test-lowest test-newest test-html chaos exits multihost overhead race false-calls profile docs lint format
 
 quickstart: $(STAMP)
 	$(BIN)/tuneoff run configs/quickstart.yaml
@@ -39,6 +39,10 @@ test-html: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m bench.tools.method_tables docs/methods/methods.md
 	$(BIN)/python -m bench.commands.sweep_reference docs/use/sweep.md
+
+# What only a GPU can show, in ten minutes on one or more; DEVICE=cpu tries a CPU. Writes results/measure-<device>/.
+measure: $(STAMP)
+	$(BIN)/tuneoff doctor --measure $(if $(DEVICE),--device $(DEVICE))
 
 # What readers are shown of results: copies reports into results/exhibits/, with a picture of each page. NAMES=... names some.
 exhibits: $(STAMP)

@@ -113,8 +113,8 @@ class Method(ABC):
     def adapts_in_training(self) -> bool:
         """Whether :meth:`before_step` or :meth:`after_step` reads gradients or changes trained tensors.
 
-        ZeRO 1 to 3 and bf16 keep gradients and the optimiser's copies of tensors elsewhere: gradients would be missing,
-        and the next step would silently undo a change. A trial with both is therefore refused before it starts.
+        ZeRO 1 to 3, bf16 and fp16 keep gradients and the optimiser's copies of tensors elsewhere: gradients would be
+        missing, and the next step would silently undo a change. A trial with both is refused before it starts.
         """
         return False
 

@@ -18,6 +18,7 @@ from bench.schema.validation import ConfigError
 
 if TYPE_CHECKING:
     from bench.doctor.finding import Finding
+    from bench.tools.self_check.verdicts import Shown
 
 STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
@@ -37,12 +38,25 @@ def doctor(
     ] = None,
     results: ResultsDir = Path("results"),
     plugins_dir: PluginsDir = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="instead run small trials on this machine's device; table in RESULTS/measure-<device>"
+        ),
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="of --measure: auto (the default), cuda or cpu")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Look whether trials can run here, and on a cluster. Exit code 1 if there is a problem; warnings leave it 0."""
     from bench.doctor.finding import worst
     from bench.launch.cluster_access import parse_address
 
+    if measure:
+        if sweep_file is not None or address is not None:
+            raise ConfigError("--measure looks at this machine alone; leave SWEEP.yaml and --address out")
+        raise typer.Exit(0 if _measured(device or "auto", results, as_json) else 1)
+    if device is not None:
+        raise ConfigError("--device has no effect without --measure")
     if settings and sweep_file is None:
         raise ConfigError("--set has no effect without SWEEP.yaml; name the file, or leave it out")
     if address not in (None, "auto"):
@@ -60,6 +74,27 @@ def doctor(
         counts = {status: sum(finding.status == status for finding in found) for status in STYLES}
         console.print(", ".join(f"{number} {status}" for status, number in counts.items()), highlight=False)
     raise typer.Exit(1 if worst(found) == "problem" else 0)
+
+
+def _measured(device: str, results: Path, as_json: bool) -> bool:
+    """Run the self-check and print what it shows. Returns whether all is as it should be."""
+    from bench.tools.self_check.page import folder_name, kind_of
+    from bench.tools.self_check.page import measure as run_trials
+
+    kind = kind_of(device)
+    folder = results / folder_name(kind)
+
+    def tell(line: Shown) -> None:
+        if not as_json:
+            style = "red" if line.is_bad else "yellow" if line.verdict == "not tried" else "green"
+            console.print(Text.assemble((f"{line.verdict:14} ", style), f"{line.what}: {line.found}"), soft_wrap=True)
+
+    fine = run_trials(kind, folder, tell)
+    if as_json:
+        console.print_json((folder / "measure.json").read_text(encoding="utf-8"))
+    else:
+        console.print(f"written: {folder / 'measure.md'} and measure.json", highlight=False)
+    return fine
 
 
 def _findings(address: str | None, results: Path) -> Iterator[Finding]:

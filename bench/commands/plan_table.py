@@ -68,6 +68,7 @@ def plan_document(sweep: str, trials: Sequence[PlannedTrial], device: Device, fo
                 "parameters": trial.parameters.model_dump(),
                 "predicted": None if trial.forecast is None else trial.forecast.model_dump(),
                 "phase_memory_bytes": trial.phases,
+                "taken_bytes": trial.taken_bytes,
                 "fits": trial.fits,
                 "too_large": trial.too_large,
                 "remedies": trial.remedies,
@@ -115,8 +116,11 @@ def _memory(trial: PlannedTrial, device: Device) -> list[str]:
         lines.append(f"training: {parts}")
     if trial.phases:
         lines.append("phases: " + ", ".join(f"{phase} {size(count)}" for phase, count in trial.phases.items()))
+    if trial.phases and trial.taken_bytes:
+        lines.append(f"in each phase besides: {size(trial.taken_bytes)} for the device's context and messages")
     if trial.too_large:
         named = ", ".join(f"{phase} ({size(trial.phases[phase])})" for phase in trial.too_large)
-        lines.append(f"does not fit into {size(round(MOST_USED_FRACTION * device.memory_bytes))}: {named}")
+        limit = round(MOST_USED_FRACTION * device.memory_bytes) - trial.taken_bytes
+        lines.append(f"does not fit into {size(limit)}: {named}")
         lines += ["would fit with " * (not remedy.startswith("nothing")) + remedy for remedy in trial.remedies]
     return lines

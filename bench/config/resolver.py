@@ -110,7 +110,7 @@ class RegistryResolver:
         asked = f"zero_stage: {resources.zero_stage}, precision: {resources.precision}"
         raise ConfigError(
             f"{where}.resources: {asked}: {method.name} with these settings reads gradients and changes trained "
-            "tensors between steps, which ZeRO 1 to 3 and bf16 would silently undo; set zero_stage: 0 and "
+            "tensors between steps, which ZeRO 1 to 3, bf16 and fp16 would silently undo; set zero_stage: 0 and "
             "precision: fp32"
         )
 

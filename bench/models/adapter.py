@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field, ValidationError, field_validator
@@ -30,7 +30,7 @@ from bench.models.architecture import Architecture
 from bench.models.masters import compute_in
 from bench.models.tokens import Tokenization
 from bench.plugins.registry import make_method
-from bench.schema.trial import DecodeSpec, MethodSpec, ModelSpec, Spec, TrialSpec
+from bench.schema.trial import DecodeSpec, MethodSpec, ModelSpec, Precision, Spec, TrialSpec
 from bench.task import TaskConfig
 
 CARD_FILE = "adapter.json"
@@ -44,7 +44,7 @@ class AdapterCard(Spec):
     template: str = Field(description="what the model reads before it writes; {bos} is its beginning token")
     max_source_tokens: int | None = Field(None, description="longer sources were cut at the end; None: not recorded")
     decode: DecodeSpec = Field(DecodeSpec(), description="how its trial generated")
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     trial_id: str | None = None
     tuneoff_version: str | None = None
 
@@ -64,7 +64,7 @@ def save_adapter(folder: Path, spec: TrialSpec, task: TaskConfig, state: Mapping
     from safetensors.torch import save_file
 
     if isinstance(state, StreamedState):
-        state.move_into(folder)
+        state.put_into(folder)
     else:
         save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, folder / TENSORS_FILE)
     card = AdapterCard(
@@ -123,8 +123,8 @@ class Restored:
         return Tokenization(self.tokenizer, config, self.architecture, beginning_token).source_ids(source)
 
 
-def base_model(spec: ModelSpec, precision: Literal["fp32", "bf16"], exact: bool = False) -> Any:
-    """The base model of an adapter. ``exact``: in fp32, with weights rounded to bf16 if it was trained in bf16."""
+def base_model(spec: ModelSpec, precision: Precision, exact: bool = False) -> Any:
+    """The base model of an adapter. ``exact``: in fp32, with weights rounded as they were when it was trained."""
     model = models.load_model(spec, models.weights_dtype(precision))
     return model.float() if exact else model
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -95,22 +97,22 @@ class StreamedState(Mapping[str, torch.Tensor]):
     """
 
     def __init__(self, folder: Path, shapes: Mapping[str, torch.Size], device: torch.device) -> None:
-        self._folder, self._shapes, self._device = folder, dict(shapes), device
+        self.folder, self.shapes, self._device = folder, dict(shapes), device
         self._is_first = dist.get_rank() == 0
-        parts = list(_parts(self._shapes))
+        parts = list(_parts(self.shapes))
         names = [TENSORS_FILE] if len(parts) == 1 else [_part_name(number, len(parts)) for number in range(len(parts))]
         self._file_of = {name: folder / file for file, part in zip(names, parts, strict=True) for name in part}
 
     def __len__(self) -> int:
-        return len(self._shapes)
+        return len(self.shapes)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
+        return iter(self.shapes)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         from safetensors import safe_open
 
-        shape = self._shapes[name]
+        shape = self.shapes[name]
         if self._is_first:
             with safe_open(self._file_of[name], framework="pt") as file:
                 tensor: torch.Tensor = file.get_tensor(name).to(self._device)
@@ -120,7 +122,9 @@ class StreamedState(Mapping[str, torch.Tensor]):
         return tensor
 
     def write(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
-        """Write all tensors, in the order of the shapes, and replace those that were written before."""
+        """Write all tensors, in the order of the shapes."""
+        if self._is_first:
+            self.folder.mkdir(parents=True, exist_ok=True)
         file: IO[bytes] | None = None
         last = None
         for name, tensor in tensors:
@@ -136,24 +140,31 @@ class StreamedState(Mapping[str, torch.Tensor]):
         if file is not None:
             file.close()
 
-    def move_into(self, folder: Path) -> None:
-        """Move the files of rank 0 to another folder of the same disk, with an index if there are several."""
+    def put_into(self, folder: Path) -> None:
+        """Let the files of rank 0 be in another folder too, with an index if there are several."""
         files = sorted(set(self._file_of.values()))
         for path in files:
-            path.rename(folder / path.name)
-        self._file_of = {name: folder / path.name for name, path in self._file_of.items()}
+            try:
+                os.link(path, folder / path.name)
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(path, folder / path.name)
         if len(files) > 1:
             index: dict[str, Any] = {
-                "metadata": {"total_size": sum(BYTES * shape.numel() for shape in self._shapes.values())},
+                "metadata": {"total_size": sum(BYTES * shape.numel() for shape in self.shapes.values())},
                 "weight_map": {name: path.name for name, path in self._file_of.items()},
             }
             (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def remove(self) -> None:
+        """Remove the files, which nothing names any longer."""
+        if self._is_first:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _begun(self, path: Path) -> IO[bytes]:
         """A new file with the header of safetensors for its tensors."""
         header: dict[str, Any] = {}
         end = 0
-        for name, shape in self._shapes.items():
+        for name, shape in self.shapes.items():
             if self._file_of[name] == path:
                 start, end = end, end + BYTES * shape.numel()
                 header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}

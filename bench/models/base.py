@@ -6,7 +6,7 @@ import contextlib
 import io
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -34,7 +34,7 @@ from bench.models.quantization import (
     use_quantized_layers,
 )
 from bench.models.sharded_loading import keeping_slices, require_all_in_shards
-from bench.schema.trial import JsonDict, ModelSpec
+from bench.schema.trial import JsonDict, ModelSpec, Precision
 from bench.shards.slices import gather_in_forward
 from bench.store.files import new_folder
 
@@ -109,9 +109,12 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     return tokenizer
 
 
-def weights_dtype(precision: Literal["fp32", "bf16"]) -> torch.dtype:
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def weights_dtype(precision: Precision) -> torch.dtype:
     """The dtype of a base model's weights at a precision of ``resources.precision``."""
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    return DTYPES[precision]
 
 
 def load_model(

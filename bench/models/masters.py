@@ -1,4 +1,7 @@
-"""Masters: fp32 copies of tensors that are trained in bf16. The optimiser steps them, and an adapter stores them."""
+"""Masters: fp32 copies of what is trained in half precision. The optimiser steps them, and an adapter stores them.
+
+Half precision is bf16 or fp16.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,18 @@ from torch import nn
 
 from bench.method import trained_parameters
 
+HALF = (torch.bfloat16, torch.float16)
+
 
 class Masters:
     """Fp32 copies of the trained tensors, which the optimiser steps in their place.
 
-    The model still computes with its own bf16 tensors. As soon as one of them has a gradient, it is added to that of
-    the master in fp32, so that micro-batches and ranks are summed in fp32. After each step of the optimiser the tensors
-    are set to the rounded masters.
+    The model still computes with its own tensors. As soon as one of them has a gradient, it is added to that of the
+    master in fp32, so that micro-batches and ranks are summed in fp32. After each step of the optimiser the tensors are
+    set to the rounded masters.
 
     DeepSpeed does the same under ZeRO 1 to 3. Without ZeRO its optimiser for bf16 makes a step on gradients of zero
-    when it is created, and adds up gradients in bf16.
+    when it is created, and both that and the one for fp16 add up gradients in half precision.
 
     Args:
         optimizer: The optimiser of the trained tensors, before its first step.
@@ -63,14 +68,15 @@ def _hand_on(parameter: torch.Tensor) -> None:
 
 @contextmanager
 def exact(model: nn.Module) -> Iterator[None]:
-    """Inside the block tensors that a model trains in bf16 are their fp32 masters. A collective operation under ZeRO.
+    """Inside the block tensors that a model trains in half precision are their fp32 masters.
 
-    Under ZeRO 3 the caller has to gather the parameters. Nothing changes in a model that trains in fp32.
+    A collective operation under ZeRO. Under ZeRO 3 the caller has to gather the parameters. Nothing changes in a model
+    that trains in fp32.
     """
     rounded = [(parameter, parameter.data) for _, parameter in trained_parameters(model)]
     try:
         for parameter, data in rounded:
-            if data.dtype == torch.bfloat16:
+            if data.dtype in HALF:
                 _replace(parameter, exact_value(parameter))
         yield
     finally:
@@ -81,7 +87,7 @@ def exact(model: nn.Module) -> Iterator[None]:
 
 def exact_value(parameter: nn.Parameter) -> torch.Tensor:
     """The fp32 master of a trained tensor, or the tensor itself if it is trained in fp32. Collective under ZeRO."""
-    return _master_of(parameter) if parameter.dtype == torch.bfloat16 else parameter.detach()
+    return _master_of(parameter) if parameter.dtype in HALF else parameter.detach()
 
 
 def _replace(parameter: nn.Parameter, data: torch.Tensor) -> None:
@@ -96,7 +102,9 @@ def _master_of(parameter: nn.Parameter) -> torch.Tensor:
 
     whole: torch.Tensor | None = safe_get_full_fp32_param(parameter)
     if whole is None:
-        raise RuntimeError(f"a trained tensor of shape {tuple(parameter.shape)} in bf16 has no fp32 master")
+        raise RuntimeError(
+            f"a trained tensor of shape {tuple(parameter.shape)} in {parameter.dtype} has no fp32 master"
+        )
     return whole.detach()
 
 

@@ -13,7 +13,7 @@ from bench.schema.record import Forecast
 from bench.schema.trial import ModelSpec, ResourceSpec, TrialSpec
 from bench.train.lane import LARGE_BYTES
 
-# Adam keeps two moments in fp32; there is a copy of the trained parameters in fp32 where training is in bf16, and under
+# Adam keeps two moments in fp32; there is a copy of the trained parameters in fp32 where training is in less, and under
 # ZeRO in any case.
 ADAM_BYTES, COPY_BYTES = 8, 4
 # Of an element of a gradient that is added up over micro-batches and ranks, and of what is stored.
@@ -28,6 +28,8 @@ PROCESS_BYTES = 70 * 2**20
 HEAP_FRACTION = 0.3
 # An optimiser step reads and writes parameter, gradient and two moments once.
 ADAM_TRAFFIC_BYTES = 28
+# What the cores that belong to one GPU read and write of the host's memory: an assumption.
+HOST_BYTES_PER_SECOND = 2e10
 # A hypothesis is longer than the mean target before the last of a batch has ended.
 LONGEST_OVER_MEAN = 1.5
 
@@ -81,13 +83,15 @@ def phase_memory(spec: TrialSpec, work: Workload, costs: StepCosts, on_cpu: bool
     held, layer = float(trace.weight_bytes), 0.0
     if in_shards := _in_shards(spec):
         held, layer = held / spec.resources.ranks, float(trace.largest_layer_bytes)
+    hosted = _hosted(spec, on_cpu)
     process = float(PROCESS_BYTES) if on_cpu else 0.0
     stored = _kept_bytes(spec, costs) if on_cpu else 0.0
     training = training_memory(spec, work, costs, on_cpu)
     lasting = sum(training.get(part, 0) for part in ("weights", "buffers", "kept state")) + _optimizer_bytes(
         spec, costs
     )
-    copies = _copies_bytes(spec, costs)
+    lasting -= _optimizer_bytes(spec, costs) if "optimizer" in hosted else 0.0
+    copies = 0.0 if "optimizer" in hosted else _copies_bytes(spec, costs)
     gathered = float(trace.gradient_bytes) if in_shards and stored else 0.0
     evaluating = _evaluation_bytes(spec, work, costs)
     phases = {
@@ -129,9 +133,11 @@ def _evaluation_bytes(spec: TrialSpec, work: Workload, costs: StepCosts) -> floa
 def training_memory(spec: TrialSpec, work: Workload, costs: StepCosts, on_cpu: bool) -> dict[str, int]:
     """Bytes on one rank at the peak of training, by part.
 
-    In bf16, too, gradients are added up and states are stored in fp32. Under stage 0 DeepSpeed reduces the gradients of
-    several ranks through a flat copy; under stages 1 and 2 through a bucket that is always there. Stage 3 gathers layer
-    by layer what it has shared out, and its buckets are no larger than a layer.
+    What is offloaded is in the memory of the host, which is that of the device on a CPU.
+
+    In bf16 and fp16, too, gradients are added up and states are stored in fp32. Under stage 0 DeepSpeed reduces the
+    gradients of several ranks through a flat copy; under stages 1 and 2 through a bucket that is always there. Stage 3
+    gathers layer by layer what it has shared out, and its buckets are no larger than a layer.
     """
     resources, trace = spec.resources, costs.large
     summed = float(SUMMED_BYTES * trace.trained_elements)
@@ -148,6 +154,13 @@ def training_memory(spec: TrialSpec, work: Workload, costs: StepCosts, on_cpu: b
     if resources.zero_stage == 3:
         parts["weights"] = trace.weight_bytes / resources.ranks + trace.largest_layer_bytes
         parts["buffers"] = min(parts["buffers"], float(trace.largest_layer_bytes))
+    hosted = _hosted(spec, on_cpu)
+    if "optimizer" in hosted:
+        parts["optimizer"] = 0.0
+        if resources.zero_stage >= 2:
+            parts["gradients"] = 0.0  # go there as they arise
+    if "parameters" in hosted:
+        parts["weights"] = float(trace.largest_layer_bytes)
     if on_cpu and work.evaluations > 1:
         # The best state so far is kept in host memory, which on a CPU is the memory that is measured.
         parts["kept state"] = _kept_bytes(spec, costs)
@@ -205,6 +218,13 @@ def _in_shards(spec: TrialSpec) -> bool:
     return spec.resources.zero_stage == 3 and spec.resources.ranks > 1 and spec.model.stored_in is None
 
 
+def _hosted(spec: TrialSpec, on_cpu: bool) -> frozenset[str]:
+    """What of a trial lies in the memory of the host while it trains, and not in the device's."""
+    offload = spec.resources.offload
+    told = {} if offload is None or on_cpu else offload.model_dump(exclude_none=True)
+    return frozenset(told)
+
+
 def _kept_bytes(spec: TrialSpec, costs: StepCosts) -> float:
     """Of a stored state in memory."""
     size = float(SUMMED_BYTES * costs.large.stored_elements)
@@ -213,7 +233,7 @@ def _kept_bytes(spec: TrialSpec, costs: StepCosts) -> float:
 
 def _has_copies(resources: ResourceSpec) -> bool:
     """Whether there are fp32 copies of what is trained."""
-    return resources.zero_stage > 0 or resources.precision == "bf16"
+    return resources.zero_stage > 0 or resources.precision != "fp32"
 
 
 def _copies_bytes(spec: TrialSpec, costs: StepCosts) -> float:
@@ -271,7 +291,44 @@ def _step_seconds(spec: TrialSpec, work: Workload, costs: StepCosts, flops: floa
     """Mean of an optimiser step."""
     passes = passes_seconds(spec, costs, flops / (work.steps * spec.resources.ranks), work.accumulation, device)
     traffic = ADAM_TRAFFIC_BYTES * costs.large.trained_elements / _shared_by(spec.resources) / device.bytes_per_second
-    return passes + traffic + device.step_seconds
+    gathering, reducing = _message_bytes(spec, work, costs)
+    gathering_seconds = gathering / device.link_bytes_per_second
+    # DeepSpeed gathers the next layer while a GPU computes one (bench.train.deepspeed_engine).
+    passes = max(passes, gathering_seconds) if device.kind == "cuda" else passes + gathering_seconds
+    messages = reducing / device.link_bytes_per_second
+    return passes + messages + traffic + _hosting_seconds(spec, work, costs, device) + device.step_seconds
+
+
+def _message_bytes(spec: TrialSpec, work: Workload, costs: StepCosts) -> tuple[float, float]:
+    """What a rank sends in an optimiser step, and receives as much: to gather weights, and to add up gradients.
+
+    Rings of R ranks send (R - 1) / R of a tensor to gather it or to reduce it to shares, twice that to add it up
+    everywhere. Stage 3 gathers each weight for the forward pass and again for the backward pass, and for the forward
+    pass that checkpointed activations make within it.
+    """
+    resources, trace = spec.resources, costs.large
+    share = (resources.ranks - 1) / resources.ranks
+    gradients = float(SUMMED_BYTES * trace.trained_elements)
+    if resources.zero_stage == 3:
+        times = work.accumulation * (3 if spec.train.gradient_checkpointing else 2)
+        return share * times * trace.weight_bytes, share * work.accumulation * gradients
+    passes = work.accumulation if resources.zero_stage == 2 else 1
+    updated = trace.gradient_bytes if resources.zero_stage else gradients
+    return 0.0, share * (passes * gradients + updated)
+
+
+def _hosting_seconds(spec: TrialSpec, work: Workload, costs: StepCosts, device: Device) -> float:
+    """Of an optimiser step, for what lies in the host's memory: its way, and the step that the host's CPU makes."""
+    hosted, trace = _hosted(spec, device.kind == "cpu"), costs.large
+    moved = 0.0
+    if "parameters" in hosted:
+        moved += 2 * work.accumulation * trace.weight_bytes / _shared_by(spec.resources)
+    seconds = 0.0
+    if "optimizer" in hosted:
+        own = trace.trained_elements / _shared_by(spec.resources)
+        moved += SUMMED_BYTES * own + trace.gradient_bytes / _shared_by(spec.resources)
+        seconds = ADAM_TRAFFIC_BYTES * own / HOST_BYTES_PER_SECOND
+    return seconds + moved / device.host_bytes_per_second
 
 
 def _rate(spec: TrialSpec, device: Device) -> float:

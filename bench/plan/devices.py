@@ -15,6 +15,10 @@ import torch
 from bench.measure.provenance import cpu_name
 
 GIB = 2**30
+# Of every process that computes on a GPU: the driver's context and the kernels that torch loads. Of one that exchanges
+# messages besides: the buffers of NCCL, 4 MiB for each of up to 32 channels, both ways and for two protocols. Both are
+# assumptions for torch 2.13 on recent GPUs; `tuneoff doctor --measure` says what they are on yours.
+CONTEXT_BYTES, MESSAGE_BYTES = 600 * 2**20, 512 * 2**20
 
 
 @dataclass(frozen=True)
@@ -35,26 +39,42 @@ class Device:
     kernel_seconds: float = 15e-6
     step_seconds: float = 3e-3  # of the DeepSpeed engine, whatever the model
     start_seconds: float = 20.0  # processes, imports, weights
+    link_bytes_per_second: float = 1e9  # to and from another rank of the same machine, each way; gloo's on CPUs
+    host_bytes_per_second: float = 25e9  # to and from the host's memory, each way: PCIe 4 or 5, in practice
+
+    def taken_bytes(self, ranks: int) -> int:
+        """Of its memory what is no tensor: the context, and buffers for messages if a trial has several ranks."""
+        if self.kind != "cuda":
+            return 0
+        return CONTEXT_BYTES + (MESSAGE_BYTES if ranks > 1 else 0)
 
 
-def _gpu(name: str, bf16: float, fp32: float, terabytes_per_second: float, gibibytes: int, source: str) -> Device:
-    peak = {"bf16": bf16 * 1e12, "fp32": fp32 * 1e12}
-    return Device(name, "cuda", peak, terabytes_per_second * 1e12, gibibytes * GIB, source)
+def _gpu(
+    name: str, bf16: float, fp32: float, terabytes_per_second: float, gibibytes: int, link: float, source: str
+) -> Device:
+    peak = {"bf16": bf16 * 1e12, "fp16": bf16 * 1e12, "fp32": fp32 * 1e12}
+    bandwidth = terabytes_per_second * 1e12
+    return Device(
+        name, "cuda", peak, bandwidth, gibibytes * GIB, source, link_bytes_per_second=LINK_EFFICIENCY * link * 1e9
+    )
 
 
-# Teraflops in bf16 with fp32 accumulation and in plain fp32 (TF32 is off by default in PyTorch), terabytes per second,
-# GiB.
+# The share of a link's rate that collective operations on large messages reach: an assumption, as `efficiency` is.
+LINK_EFFICIENCY = 0.7
+
+# Teraflops in bf16 or fp16 with fp32 accumulation and in plain fp32 (TF32 is off by default in PyTorch), terabytes per
+# second, GiB, gigabytes per second to a neighbour each way (NVLink, or PCIe where there is none).
 DEVICES = {
     device.name: device
     for device in (
-        _gpu("h200", 989, 67, 4.8, 141, "NVIDIA H200 data sheet, SXM"),
-        _gpu("h100", 989, 67, 3.35, 80, "NVIDIA H100 data sheet, SXM5"),
-        _gpu("a100-80gb", 312, 19.5, 2.04, 80, "NVIDIA A100 data sheet, SXM4 80 GB"),
-        _gpu("a100-40gb", 312, 19.5, 1.56, 40, "NVIDIA A100 data sheet, SXM4 40 GB"),
-        _gpu("l40s", 362, 91.6, 0.864, 48, "NVIDIA L40S data sheet"),
-        _gpu("l4", 121, 30.3, 0.3, 24, "NVIDIA L4 data sheet"),
-        _gpu("a10g", 70, 35, 0.6, 24, "AWS G5 and NVIDIA A10 data sheets"),
-        _gpu("rtx4090", 165, 82.6, 1.01, 24, "NVIDIA Ada GPU architecture white paper"),
+        _gpu("h200", 989, 67, 4.8, 141, 450, "NVIDIA H200 data sheet, SXM"),
+        _gpu("h100", 989, 67, 3.35, 80, 450, "NVIDIA H100 data sheet, SXM5"),
+        _gpu("a100-80gb", 312, 19.5, 2.04, 80, 300, "NVIDIA A100 data sheet, SXM4 80 GB"),
+        _gpu("a100-40gb", 312, 19.5, 1.56, 40, 300, "NVIDIA A100 data sheet, SXM4 40 GB"),
+        _gpu("l40s", 362, 91.6, 0.864, 48, 32, "NVIDIA L40S data sheet"),
+        _gpu("l4", 121, 30.3, 0.3, 24, 32, "NVIDIA L4 data sheet"),
+        _gpu("a10g", 70, 35, 0.6, 24, 32, "AWS G5 and NVIDIA A10 data sheets"),
+        _gpu("rtx4090", 165, 82.6, 1.01, 24, 32, "NVIDIA Ada GPU architecture white paper"),
     )
 }
 
@@ -93,7 +113,7 @@ def measured_cpu(threads: int) -> Device:
     return Device(
         name=cpu_name(),
         kind="cpu",
-        flops_per_second={"fp32": flops, "bf16": flops},
+        flops_per_second={"fp32": flops, "bf16": flops, "fp16": flops},
         bytes_per_second=bandwidth,
         memory_bytes=psutil.virtual_memory().total,
         source="measured here",

@@ -36,6 +36,7 @@ class PlannedTrial:
     forecast: Forecast | None  # None where nothing is trained, or nothing can be said
     remark: str = ""  # why nothing can be said
     phases: Mapping[str, int] = field(default_factory=dict)  # phase to bytes on one rank at its peak
+    taken_bytes: int = 0  # of the device's memory by what is no tensor, in every phase
     too_large: tuple[str, ...] = ()  # phases that do not fit, the largest first
     remedies: tuple[str, ...] = ()  # settings under which all would
 
@@ -139,12 +140,13 @@ def _planned(spec: TrialSpec, device: Device) -> PlannedTrial:
         except TraceError as error:
             remark = str(error)
     phases = _phases(spec, parameters, forecast, device)
-    limit = MOST_USED_FRACTION * device.memory_bytes
+    taken = device.taken_bytes(spec.resources.ranks)
+    limit = MOST_USED_FRACTION * device.memory_bytes - taken
     too_large = tuple(sorted((phase for phase, size in phases.items() if size > limit), key=lambda one: -phases[one]))
     found: tuple[str, ...] = ()
     if too_large:
         found = tuple(remedies(spec, lambda changed: _peak(changed, parameters, device), device))
-    return PlannedTrial(spec, parameters, forecast, remark, phases, too_large, found)
+    return PlannedTrial(spec, parameters, forecast, remark, phases, taken, too_large, found)
 
 
 def _phases(spec: TrialSpec, parameters: ParameterCounts, forecast: Forecast | None, device: Device) -> dict[str, int]:
@@ -157,9 +159,9 @@ def _phases(spec: TrialSpec, parameters: ParameterCounts, forecast: Forecast | N
 
 
 def _peak(spec: TrialSpec, parameters: ParameterCounts, device: Device) -> int:
-    """Bytes at the peak of the largest phase."""
+    """Bytes at the peak of the largest phase, with what is no tensor."""
     forecast = forecast_of(spec, planned_work(spec), device, device.name) if parameters.trained else None
-    return max(_phases(spec, parameters, forecast, device).values())
+    return max(_phases(spec, parameters, forecast, device).values()) + device.taken_bytes(spec.resources.ranks)
 
 
 def planned_work(spec: TrialSpec) -> Workload:

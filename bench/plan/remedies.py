@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 from bench.plan.devices import Device
 from bench.plan.trace import TraceError
-from bench.schema.trial import JsonDict, TrialSpec
+from bench.schema.trial import JsonDict, OffloadSpec, TrialSpec
 from bench.schema.validation import ConfigError, check_batches
 
-# The rest of the memory is for the driver's context, workspaces of libraries and gaps of the allocator.
+# The rest of the memory is for workspaces of libraries and gaps of the allocator.
 MOST_USED_FRACTION = 0.9
 MOST_RANKS = 8
 
@@ -17,7 +17,8 @@ MOST_RANKS = 8
 def remedies(spec: TrialSpec, peak_bytes: Callable[[TrialSpec], int], device: Device) -> Iterator[str]:
     """Settings under which the trial would fit, the mildest of each kind first; what is left if none would.
 
-    A smaller micro-batch costs launches, checkpointing a second forward pass, ZeRO devices and messages.
+    A smaller micro-batch costs launches, checkpointing a second forward pass, ZeRO devices and messages, offloading
+    traffic to the host's memory.
 
     Args:
         spec: A trial that does not fit.
@@ -30,9 +31,10 @@ def remedies(spec: TrialSpec, peak_bytes: Callable[[TrialSpec], int], device: De
     # What takes too much in two phases needs two settings.
     for base, beside in ((spec, ""), (lean, ", decode.batch_size: 1")):
         found = False
-        for kind in (_smaller_micro_batches, _smaller_decode_batches, _checkpointing, _zero):
-            if found and kind is _zero:
-                return  # One device is enough.
+        kinds = [_smaller_micro_batches, _smaller_decode_batches, _checkpointing, _zero]
+        for kind in kinds if device.kind == "cpu" else [*kinds, _offloading]:
+            if found and kind in (_zero, _offloading):
+                return  # One device is enough, or the devices are.
             for changed, text in kind(base):
                 try:
                     peak = peak_bytes(changed)
@@ -86,6 +88,23 @@ def _zero(spec: TrialSpec) -> Iterator[tuple[TrialSpec, str]]:
                     extra = ", train.micro_batch_size: 1, train.gradient_checkpointing: true" if train is lean else ""
                     yield changed, f"resources.ranks: {ranks}, resources.zero_stage: {stage}{extra}"
             ranks *= 2
+
+
+def _offloading(spec: TrialSpec) -> Iterator[tuple[TrialSpec, str]]:
+    """With what ZeRO 3 has cut in the host's memory while it is not needed, on as many ranks as it has or on all."""
+    if spec.resources.offload is not None:
+        return
+    lean: JsonDict = {"micro_batch_size": 1, "gradient_checkpointing": True}
+    for ranks in sorted({max(2, spec.resources.ranks), MOST_RANKS}):
+        for offload in (OffloadSpec(optimizer="cpu"), OffloadSpec(optimizer="cpu", parameters="cpu")):
+            resources = {"ranks": ranks, "zero_stage": 3, "offload": offload}
+            if (changed := _changed(spec, lean, resources)) is not None:
+                moved = ", ".join(f"{what}: cpu" for what in offload.model_dump(exclude_none=True))
+                yield (
+                    changed,
+                    f"resources.ranks: {ranks}, resources.zero_stage: 3, resources.offload: {{{moved}}}, "
+                    "train.micro_batch_size: 1, train.gradient_checkpointing: true",
+                )
 
 
 def _changed(spec: TrialSpec, train: JsonDict | None = None, resources: JsonDict | None = None) -> TrialSpec | None:

@@ -16,7 +16,7 @@ FAMILIAR: dict[str, str] = {
     "eval_steps": "train.evaluate_every_steps",
     "evaluation_strategy": "train.evaluate_every_steps",
     "eval_strategy": "train.evaluate_every_steps",
-    "fp16": "resources.precision (fp32 or bf16)",
+    "fp16": "resources.precision: fp16",
     "generation_max_length": "decode.max_new_tokens",
     "generation_num_beams": "decode.beams",
     "gradient_accumulation_steps": "train.micro_batch_size (accumulates batch_size / (ranks x micro_batch_size))",

@@ -32,6 +32,7 @@ JsonDict = dict[str, Any]
 # tune chooses settings by the dev split, final takes the test scores, cost measures time and memory. A trial of a sweep
 # without stages is a final one.
 Stage = Literal["tune", "final", "cost"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 # Raised when a hashed field comes to mean something else, or answers change for another reason, so that old records are
 # not mistaken for new ones.
@@ -241,13 +242,22 @@ class DecodeSpec(Settings):
         return self
 
 
+def _no_nvme(value: Any) -> Any:
+    if value == "nvme":
+        raise ValueError(
+            "nvme is not offered: DeepSpeed writes to it by its operator async_io, which needs libaio and a compiler "
+            "on every node, and nothing here could try it; set cpu"
+        )
+    return value
+
+
 class OffloadSpec(Settings):
     """What lies in the memory of the host while it is not needed on the device."""
 
-    optimizer: Literal["cpu"] | None = Field(
+    optimizer: Annotated[Literal["cpu"] | None, BeforeValidator(_no_nvme)] = Field(
         None, description="moments and fp32 copies of what is trained, which are updated there; needs ZeRO 1 to 3"
     )
-    parameters: Literal["cpu"] | None = Field(
+    parameters: Annotated[Literal["cpu"] | None, BeforeValidator(_no_nvme)] = Field(
         None, description="weights that are not being computed with; needs ZeRO 3"
     )
 
@@ -267,8 +277,10 @@ class ResourceSpec(Settings):
     zero_stage: Literal[0, 1, 2, 3] = Field(
         0, description="what DeepSpeed divides over ranks: 1 optimiser states, 2 also gradients, 3 also parameters"
     )
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="bf16: base model and computation in bf16; what is trained and its moments stay fp32"
+    precision: Precision = Field(
+        "fp32",
+        description="bf16, fp16: base model and computation in it; what is trained and its moments stay fp32. fp16 "
+        "scales losses, and skips steps whose gradients overflow",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is cuda where there is a GPU, else cpu")
     cpus_per_rank: PositiveInt | None = Field(None, description="None: all cores of the machine, shared by the ranks")
@@ -302,7 +314,7 @@ class ResourceSpec(Settings):
     timeout_seconds: PositiveFloat | None = Field(None, description="wall time of a trial, start-up included")
     hang_seconds: PositiveFloat = Field(120.0, description="a rank that gives no sign of life for so long is replaced")
     checkpoint_every_steps: PositiveInt | None = Field(
-        None, description="a retry continues from the last checkpoint; needs ZeRO 0 and fp32. None: from the start"
+        None, description="a retry continues from the last checkpoint. None: from the start"
     )
 
     @model_validator(mode="after")
@@ -341,15 +353,6 @@ class ResourceSpec(Settings):
             raise ValueError("compile needs zero_stage below 3, which gathers weights within layers; leave one out")
         if self.compile and self.fuse != "off":
             raise ValueError(f"compile needs fuse: off (it is {self.fuse}); leave one out")
-        return self
-
-    @model_validator(mode="after")
-    def _continuable(self) -> ResourceSpec:
-        if self.checkpoint_every_steps is not None and (self.zero_stage or self.precision != "fp32"):
-            raise ValueError(
-                f"checkpoint_every_steps needs zero_stage: 0 (it is {self.zero_stage}) and precision: fp32 (it is "
-                f"{self.precision}): ZeRO and bf16 keep what is trained in pieces of their own; leave it out"
-            )
         return self
 
 

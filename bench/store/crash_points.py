@@ -15,6 +15,8 @@ CrashPoint = Literal[
     "start.before_journal",  # the attempt has an id, and nobody knows
     "start.after_journal",  # the journal knows, no process does
     "rank.before_report",  # trained, decoded and scored, but not written down
+    "rank.after_step",  # of the last rank; within a training
+    "rank.within_checkpoint",  # the pieces of all ranks are written, the file that names them is not
     "rank.after_checkpoint",  # within a training, which its retry continues
     "rank.after_report",  # in the outbox, and the driver does not know yet
     "commit.before_files",

@@ -173,11 +173,16 @@ class Store:
         return result
 
     def drop_checkpoints(self, trial_id: str) -> None:
-        """Remove the checkpoints of a trial that has its record. Those that were set aside as damaged stay."""
+        """Remove the checkpoints of a trial that has its record. Those that were set aside as damaged stay.
+
+        What lies beside them in folders, pickles among it, goes with them.
+        """
         folder = checkpoints_beside(self.outbox, trial_id)
         with contextlib.suppress(OSError):  # There are none, or a damaged one stays.
-            for path in _files_in(folder):
-                if path.suffix != ".damaged":
+            for path in list(folder.iterdir()):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.suffix != ".damaged":
                     path.unlink(missing_ok=True)
             folder.rmdir()
             folder.parent.rmdir()

@@ -3,6 +3,9 @@
 A checkpoint is one safetensors file. Its tensors are what is trained, the optimiser's moments, the best state so far
 and the random states of all ranks; its header holds counters, curves and the seal as JSON. Nothing is pickled. The
 file's name holds the step and the hash of its bytes, so that a torn or damaged file is recognised.
+
+Under ZeRO 1 to 3 DeepSpeed writes what is trained and the moments to files of its own, one or two for each rank, which
+are pickles. The sealed file is written after them and holds their hashes. They are opened only if these are right.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import math
 import platform
 import random
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +27,7 @@ import torch.distributed as dist
 from torch import nn
 
 from bench.method import copy_state, trained_parameters
+from bench.schema.digests import sha256_of
 from bench.schema.trial import JsonDict
 from bench.store.crash_points import reached
 from bench.store.files import PARTIAL_SUFFIX, write_atomically
@@ -33,7 +38,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 class CheckpointError(RuntimeError):
-    """There is no folder for checkpoints."""
+    """There is no folder for checkpoints, or an engine does not take its own back."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,13 @@ class Checkpoints:
     seal: JsonDict
 
     def of_data(self, order: Sequence[Sequence[int]]) -> Checkpoints:
-        """The same checkpoints with the order of the training data in their seal."""
+        """The same checkpoints with the order of the training data, and the number of ranks it is for, in their seal.
+
+        Each rank has a random state, and under ZeRO a piece of what is trained. What so many ranks have written is
+        nothing that another number of them could continue to the bit.
+        """
         sha256 = hashlib.sha256(json.dumps(order).encode()).hexdigest()
-        return replace(self, seal={**self.seal, "order of the data": sha256})
+        return replace(self, seal={**self.seal, "order of the data": sha256, "number of ranks": dist.get_world_size()})
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, whole or not at all, and remove earlier ones.
@@ -83,10 +92,23 @@ class Checkpoints:
             for step, earlier in self._found():
                 if step < checkpoint.step:
                     earlier.unlink(missing_ok=True)
+            self._remove_folders_but(checkpoint.facts)
         except OSError as error:
             print(f"no checkpoint after step {checkpoint.step}: {error}", flush=True)  # noqa: T201 - into the log
             return
         reached("rank.after_checkpoint")
+
+    def _remove_folders_but(self, facts: JsonDict) -> None:
+        """Remove what earlier checkpoints, or attempts that were killed before theirs was whole, have left."""
+        kept = {name.partition("/")[0] for name in facts.get("files", {})}
+        for path in self.folder.iterdir():
+            if path.is_dir() and path.name not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def hashes_below(self, *names: str) -> dict[str, str]:
+        """Hashes of all files in these folders, by their paths below that of the checkpoints."""
+        paths = sorted(path for name in names for path in (self.folder / name).rglob("*") if path.is_file())
+        return {path.relative_to(self.folder).as_posix(): sha256_of(path) for path in paths}
 
     def latest(self, device: torch.device) -> Checkpoint | None:
         """The last intact checkpoint with this seal, on every rank; None if there is none. A collective operation.
@@ -115,11 +137,22 @@ class Checkpoints:
             elif (made_by := _facts(data)["seal"]) != self.seal:
                 other = sorted(key for key, value in self.seal.items() if made_by.get(key) != value)
                 path.unlink(missing_ok=True)
-                print(f"{path} was made with another {', '.join(other)}; removed", flush=True)  # noqa: T201
+                print(  # noqa: T201
+                    f"{path} was made with another {', '.join(other)}; removed, training starts from zero", flush=True
+                )
+            elif damaged := self._damaged(_facts(data)):
+                path.replace(path.with_name(f"{path.name}.damaged"))
+                print(f"{self.folder / damaged} of {path} is damaged or missing; set aside", flush=True)  # noqa: T201
             else:
                 print(f"training continues from {path}", flush=True)  # noqa: T201
                 return data
         return b""
+
+    def _damaged(self, facts: JsonDict) -> str | None:
+        """The first file beside a checkpoint that is not what it was, or was not there."""
+        expected: dict[str, str] = facts.get("files", {})
+        found = self.hashes_below(*{name.partition("/")[0] for name in expected})
+        return next((name for name in sorted({*expected, *found}) if expected.get(name) != found.get(name)), None)
 
     def _found(self) -> list[tuple[int, Path]]:
         names = [(NAME.fullmatch(path.name), path) for path in self.folder.iterdir()]
@@ -131,20 +164,30 @@ def taken(
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     device: torch.device,
+    by_engine: bool,
 ) -> tuple[Tensors, JsonDict]:
-    """All that the next step depends on, below ZeRO 1 and in fp32. A collective operation.
+    """All that the next step depends on. A collective operation: ranks send their random states.
+
+    Args:
+        model: Patched.
+        optimizer: Of what is trained.
+        scheduler: Of its learning rate.
+        device: Of the model.
+        by_engine: Whether DeepSpeed keeps what is trained and the moments, so that they are left out.
 
     Returns:
         Tensors on the CPU, and values of JSON.
     """
-    tensors = {f"trained/{name}": _copy(parameter) for name, parameter in trained_parameters(model)}
+    tensors: Tensors = {}
     numbers: dict[str, JsonDict] = {}
-    for index, entries in optimizer.state_dict()["state"].items():
-        for key, value in entries.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"optimizer/{index}/{key}"] = _copy(value)
-            else:
-                numbers.setdefault(str(index), {})[key] = value
+    if not by_engine:
+        tensors = {f"trained/{name}": _copy(tensor) for name, tensor in _exact(model).items()}
+        for index, entries in optimizer.state_dict()["state"].items():
+            for key, value in entries.items():
+                if isinstance(value, torch.Tensor):
+                    tensors[f"optimizer/{index}/{key}"] = _copy(value)
+                else:
+                    numbers.setdefault(str(index), {})[key] = value
     for kind, state in _random_states(device).items():
         shares = [torch.empty_like(state, device=device) for _ in range(dist.get_world_size())]
         dist.all_gather(shares, state.to(device))
@@ -163,9 +206,21 @@ def put_back(
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     device: torch.device,
+    by_engine: bool,
 ) -> None:
-    """Restore a checkpoint, so that the next step is the one after it."""
-    copy_state(dict(trained_parameters(model)), checkpoint.part("trained"))
+    """Have the next step be the one after the checkpoint; arguments as those of :func:`taken`."""
+    if not by_engine:
+        _put_back_trained(checkpoint, model, optimizer)
+    scheduler.load_state_dict(checkpoint.facts["schedule"])
+    _set_random_states(checkpoint.part("random"), dist.get_rank(), device)
+
+
+def _put_back_trained(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    exact = _exact(model)
+    copy_state(exact, checkpoint.part("trained"))
+    with torch.no_grad():
+        for name, parameter in trained_parameters(model):
+            parameter.copy_(exact[name])
     fresh = optimizer.state_dict()
     states: dict[int, JsonDict] = {int(index): dict(kept) for index, kept in checkpoint.facts["optimizer"].items()}
     for name, tensor in checkpoint.part("optimizer").items():
@@ -176,8 +231,11 @@ def put_back(
         for group, rate in zip(fresh["param_groups"], checkpoint.facts["learning_rates"], strict=True)
     ]
     optimizer.load_state_dict({"state": states, "param_groups": groups})
-    scheduler.load_state_dict(checkpoint.facts["schedule"])
-    _set_random_states(checkpoint.part("random"), dist.get_rank(), device)
+
+
+def _exact(model: nn.Module) -> Tensors:
+    """What is trained, as its fp32 masters where it has any."""
+    return {name: getattr(parameter, "fp32_master", parameter) for name, parameter in trained_parameters(model)}
 
 
 def _random_states(device: torch.device) -> Tensors:

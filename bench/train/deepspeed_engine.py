@@ -10,7 +10,8 @@ from torch import nn
 
 from bench.method import trained_parameters
 from bench.models.masters import Masters
-from bench.schema.trial import JsonDict, ResourceSpec, TrainSpec
+from bench.schema.trial import JsonDict, Precision, ResourceSpec, TrainSpec
+from bench.train.loss_scale import LossScale, fp16_config
 from bench.train.zero3 import Regathering, hand_over_shards, largest_layer
 
 # Elements of a parameter that ZeRO 3 need not cut, whatever the model: to gather 64 KiB costs time and saves nothing.
@@ -56,15 +57,18 @@ def make_engine(
 ) -> Any:
     """A DeepSpeed engine that trains what requires grad in ``loss``. The process group has to be there.
 
-    In bf16 the optimiser steps fp32 masters, DeepSpeed's under ZeRO 1 to 3 and :class:`Masters` without.
+    In bf16 and fp16 the optimiser steps fp32 masters, DeepSpeed's under ZeRO 1 to 3 and :class:`Masters` without.
 
     Raises:
-        EngineError: The optimiser has stepped as the engine was made, or the engine would round frozen weights.
+        EngineError: The optimiser has stepped as the engine was made, the engine would round frozen weights, or it
+            cannot compute in fp16 on this device.
     """
     import deepspeed
 
-    if resources.precision == "bf16" and resources.zero_stage == 3:
-        require_nothing_to_round(loss)
+    if resources.precision != "fp32" and resources.zero_stage == 3:
+        require_nothing_to_round(loss, resources.precision)
+    if resources.precision == "fp16" and resources.zero_stage:
+        require_fp16(device)
 
     parameters = [parameter for _, parameter in trained_parameters(loss)]
     if has_own_masters(resources):
@@ -98,6 +102,8 @@ def make_engine(
         require_no_state(stepping, f"DeepSpeed's engine for {resources.precision} and ZeRO {resources.zero_stage}")
     if resources.ranks == 1 and resources.zero_stage == 0:
         engine.enable_backward_allreduce = False  # There is nobody to reduce with; gloo takes its time all the same.
+    if resources.precision == "fp16" and has_own_masters(resources):
+        engine.torch_autocast_z0_gradscaler = LossScale(optimizer)
     return engine
 
 
@@ -117,8 +123,23 @@ def require_no_state(optimizer: torch.optim.Optimizer, engine: str) -> None:
         )
 
 
-def require_nothing_to_round(model: nn.Module) -> None:
-    """See that no frozen weight is more exact than bf16, in which ZeRO 3 would hold it, and no other stage.
+def require_fp16(device: torch.device) -> None:
+    """See that DeepSpeed takes fp16 on a device, which it asks for units that multiply in it.
+
+    Raises:
+        EngineError: It does not.
+    """
+    from deepspeed.accelerator import get_accelerator
+
+    if not get_accelerator().is_fp16_supported():
+        raise EngineError(
+            f"resources.precision: fp16 under ZeRO 1 to 3 needs a {device.type} that multiplies in fp16 (a CPU with "
+            "AVX512-FP16), which this one does not; set precision: bf16 or fp32, or zero_stage: 0"
+        )
+
+
+def require_nothing_to_round(model: nn.Module, precision: Precision) -> None:
+    """See that no frozen weight is more exact than the precision in which ZeRO 3 would hold it, and no other stage.
 
     Raises:
         EngineError: Naming the first that is; transformers keeps routers and gates of some families in fp32.
@@ -130,14 +151,15 @@ def require_nothing_to_round(model: nn.Module) -> None:
     ]
     if exact:
         raise EngineError(
-            f"resources.zero_stage: 3 with bf16 would round {len(exact)} frozen weights that the model keeps in fp32, "
-            f"among them {exact[0]}, so that it would train beside another model than is scored; set a stage below 3"
+            f"resources.zero_stage: 3 with {precision} would round {len(exact)} frozen weights that the model keeps in "
+            f"fp32, among them {exact[0]}, so that it would train beside another model than is scored; set a stage "
+            "below 3"
         )
 
 
 def has_own_masters(resources: ResourceSpec) -> bool:
     """Whether :class:`Masters` keeps what is trained in fp32, because DeepSpeed does not or not well."""
-    return resources.precision == "bf16" and resources.zero_stage == 0
+    return resources.precision != "fp32" and resources.zero_stage == 0
 
 
 def clips_before_step(train: TrainSpec, resources: ResourceSpec) -> bool:
@@ -152,8 +174,8 @@ def clips_before_step(train: TrainSpec, resources: ResourceSpec) -> bool:
 def deepspeed_config(train: TrainSpec, resources: ResourceSpec, micro_batch_size: int, num_trained: int) -> JsonDict:
     """DeepSpeed's configuration, complete: nothing is left to "auto".
 
-    In bf16 gradients are added up in fp32, over micro-batches and over ranks. Otherwise the number of either would
-    change more than the order of a sum.
+    In bf16 and fp16 gradients are added up in fp32, over micro-batches and over ranks. Otherwise the number of either
+    would change more than the order of a sum.
 
     What ``resources.deepspeed`` says is added; it cannot name what other settings decide.
 
@@ -161,14 +183,15 @@ def deepspeed_config(train: TrainSpec, resources: ResourceSpec, micro_batch_size
     thousand.
     """
     bucket = min(max(num_trained, 2**16), 500_000_000)
-    in_bf16 = resources.precision == "bf16" and not has_own_masters(resources)
-    summed_in_fp32 = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"} if in_bf16 else {}
+    half = None if resources.precision == "fp32" or has_own_masters(resources) else resources.precision
+    summed_in_fp32 = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"} if half else {}
     own: JsonDict = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": train.batch_size // (micro_batch_size * resources.ranks),
         "train_batch_size": train.batch_size,
         "gradient_clipping": 0.0 if clips_before_step(train, resources) else train.max_grad_norm,
-        "bf16": {"enabled": in_bf16},
+        "bf16": {"enabled": half == "bf16"},
+        "fp16": fp16_config(half == "fp16"),
         **summed_in_fp32,
         "zero_optimization": {
             "stage": resources.zero_stage,

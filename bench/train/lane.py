@@ -57,6 +57,7 @@ class Lane:
     progress: Callable[[JsonDict], None]
     stop_after_steps: int | None = None
     state_folder: Path | None = None  # where rank 0 keeps a state that is too large for memory
+    states_stay: bool = field(default=False, init=False)  # until the checkpoint that may name them is removed
     order: list[list[int]] = field(default_factory=list, init=False)  # indices of the pairs of each step
     best: DevPoint | None = field(default=None, init=False)
     state: Mapping[str, torch.Tensor] = field(default_factory=dict, init=False)
@@ -157,7 +158,7 @@ class Lane:
         point = DevPoint(step=step, loss=loss)
         self.dev_curve.append(point)
         if self.best is None or loss < self.best.loss:
-            self.best, self.state = point, self._state_now()
+            self.best, self.state = point, self._state_now(step)
 
     def trained(self, cost: TrainCost) -> Trained:
         """What training leaves behind, at its end."""
@@ -165,33 +166,44 @@ class Lane:
             raise RuntimeError("training ended without an evaluation")
         return Trained(self.state, self.best, self.train_curve, self.dev_curve, cost)
 
-    def checkpoint(self, step: int, device: torch.device) -> Checkpoint:
-        """All that the next step depends on. The order of the data follows from the trial. A collective operation."""
-        tensors, facts = taken(self.model, self.optimizer, self.scheduler, device)
-        tensors |= {f"best/{name}": tensor for name, tensor in self.state.items()}
+    def checkpoint(self, step: int, device: torch.device, by_engine: bool) -> Checkpoint:
+        """All that the next step depends on, but for what DeepSpeed keeps; a collective operation.
+
+        The order of the data follows from the trial.
+        """
+        tensors, facts = taken(self.model, self.optimizer, self.scheduler, device, by_engine)
+        if isinstance(self.state, StreamedState):
+            shapes = {name: list(shape) for name, shape in self.state.shapes.items()}
+            facts["best_files"] = {"folder": self.state.folder.name, "shapes": shapes}
+        else:
+            tensors |= {f"best/{name}": tensor for name, tensor in self.state.items()}
         facts["best"] = self.best.model_dump() if self.best else None
         facts["train_curve"] = [point.model_dump() for point in self.train_curve]
         facts["dev_curve"] = [point.model_dump() for point in self.dev_curve]
         facts["continued_after_steps"] = self.continued_after_steps
         return Checkpoint(step, tensors, facts)
 
-    def continue_from(self, found: Checkpoint, device: torch.device) -> None:
-        """Have the next step be the one after a checkpoint."""
-        put_back(found, self.model, self.optimizer, self.scheduler, device)
+    def continue_from(self, found: Checkpoint, device: torch.device, by_engine: bool) -> None:
+        """Have the next step be the one after a checkpoint, which DeepSpeed has taken up already."""
+        put_back(found, self.model, self.optimizer, self.scheduler, device, by_engine)
         self.train_curve = [TrainPoint.model_validate(point) for point in found.facts["train_curve"]]
         self.dev_curve = [DevPoint.model_validate(point) for point in found.facts["dev_curve"]]
         if found.facts["best"] is not None:
             self.best, self.state = DevPoint.model_validate(found.facts["best"]), found.part("best")
+        if (files := found.facts.get("best_files")) is not None and self.state_folder is not None:
+            shapes = {name: torch.Size(shape) for name, shape in files["shapes"].items()}
+            self.state = StreamedState(self.state_folder / files["folder"], shapes, device)
         self.continued_after_steps = [*found.facts["continued_after_steps"], found.step]
 
-    def _state_now(self) -> Mapping[str, torch.Tensor]:
-        """What the method stores, in memory or, where ranks hold slices of much, in files."""
+    def _state_now(self, step: int) -> Mapping[str, torch.Tensor]:
+        """What the method stores, in memory or, where ranks hold slices of much, in files of this step."""
         shapes = large_shapes(self.method, self.model) if self.state_folder is not None else None
         if shapes is None or self.state_folder is None:
             return gathered_state(self.method, self.model)
-        self.state_folder.mkdir(exist_ok=True)
-        state = StreamedState(self.state_folder, shapes, self.device)
+        state = StreamedState(self.state_folder / f"state-{step:08d}", shapes, self.device)
         state.write(gathered_one_by_one(self.model))
+        if isinstance(self.state, StreamedState) and not self.states_stay:
+            self.state.remove()
         return state
 
     def _diverge(self, step: int, why: str) -> None:

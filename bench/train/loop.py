@@ -20,13 +20,16 @@ from bench.models.checkpointed_activations import compute_activations_twice
 from bench.models.shared_heads import sharing_heads
 from bench.schema.record import TrainCost
 from bench.schema.trial import ResourceSpec
+from bench.store.crash_points import reached
 from bench.train.checkpoint import Checkpoints
 from bench.train.compiled import Compiler, compiled_layers
 from bench.train.deepspeed_engine import make_engine
+from bench.train.engine_checkpoint import folder_of, load_engine, save_engine
 from bench.train.fused_engine import FusedEngine
 from bench.train.gradient_watch import GradientWatch
 from bench.train.lane import Diverged, Lane, Trained, num_targets
 from bench.train.loss import TargetLoss
+from bench.train.loss_scale import is_exhausted, own_scale
 from bench.train.order import micro_batches
 from bench.train.zero3 import free
 
@@ -54,7 +57,7 @@ class Training:
     device: torch.device
     pad_token_id: int
     meter: PhaseMeter
-    checkpoints: Checkpoints | None = None  # of a single trial, below ZeRO 1 and in fp32
+    checkpoints: Checkpoints | None = None  # of a single trial
     shared_rows: Lanes = field(default_factory=Lanes, init=False)
     compiler: Compiler = field(default_factory=Compiler, init=False)
     compiling_steps: set[int] = field(default_factory=set, init=False)
@@ -80,7 +83,7 @@ class Training:
             engine = self._engine()
             for lane in self.lanes:
                 lane.watch = GradientWatch(lane.method, lane.model, self.device)
-            step = self._continued()
+            step = self._continued(engine)
             clock = StepClock(self.device)
         with self.meter.phase("train"):
             engine.train()
@@ -88,6 +91,8 @@ class Training:
             while running := [number for number, lane in enumerate(self.lanes) if step < lane.steps]:
                 step += 1
                 self._step(engine, running, pairs, step)
+                if self.rank == self.resources.ranks - 1:
+                    reached("rank.after_step")
                 clock.tick()
                 if self.compiler.worked():
                     self.compiling_steps.add(step)
@@ -105,7 +110,7 @@ class Training:
                     clock.resume()
                 if saving:
                     with self.meter.phase("checkpoint"):
-                        self._save(step)
+                        self._save(engine, step)
                     clock.resume()
         results = [
             lane.diverged or lane.trained(self._cost(lane, clock.durations(), pairs, int(engine.skipped_steps)))
@@ -123,21 +128,45 @@ class Training:
         train = self.lanes[0].train
         return train.micro_batch_size or train.batch_size // self.resources.ranks
 
-    def _continued(self) -> int:
-        """Continue from the last checkpoint. Returns its step; 0 if there is no checkpoint."""
+    @property
+    def _kept_by_engine(self) -> bool:
+        """Whether DeepSpeed alone has what is trained and the moments, in pieces."""
+        return self.resources.zero_stage > 0
+
+    def _continued(self, engine: Any) -> int:
+        """Take up the last checkpoint. Returns the steps that were made before it; 0 where there is none."""
         if self.checkpoints is not None:
             (lane,) = self.lanes
             self.checkpoints = self.checkpoints.of_data(lane.order)
-            if (checkpoint := self.checkpoints.latest(self.device)) is not None:
-                lane.continue_from(checkpoint, self.device)
+            if lane.state_folder is not None:
+                lane.state_folder, lane.states_stay = self.checkpoints.folder, True
+            if (found := self.checkpoints.latest(self.device)) is not None:
+                if self._kept_by_engine:
+                    load_engine(engine, self.checkpoints.folder, found.step)
+                lane.continue_from(found, self.device, self._kept_by_engine)
+                if (scale := own_scale(engine)) is not None:
+                    scale.load_state_dict(found.facts["loss_scale"])
+                    engine.skipped_steps = found.facts["skipped_steps"]
         return self.lanes[0].done
 
     def _saves_after(self, step: int) -> bool:
         return self.checkpoints is not None and step < self.lanes[0].steps and step % self.checkpoints.every_steps == 0
 
-    def _save(self, step: int) -> None:
-        checkpoint = self.lanes[0].checkpoint(step, self.device)
-        if self.rank == 0 and self.checkpoints is not None:
+    def _save(self, engine: Any, step: int) -> None:
+        if self.checkpoints is None:
+            return
+        if self._kept_by_engine:
+            save_engine(engine, self.checkpoints.folder, step)
+        checkpoint = self.lanes[0].checkpoint(step, self.device, self._kept_by_engine)
+        if (scale := own_scale(engine)) is not None:
+            checkpoint.facts.update(loss_scale=scale.state_dict(), skipped_steps=engine.skipped_steps)
+        if self.rank == 0:
+            beside = [folder_of(step)] if self._kept_by_engine else []
+            if (best := checkpoint.facts.get("best_files")) is not None:
+                beside.append(best["folder"])
+            if beside:
+                checkpoint.facts["files"] = self.checkpoints.hashes_below(*beside)
+                reached("rank.within_checkpoint")
             self.checkpoints.save(checkpoint)
 
     def _engine(self) -> Any:
@@ -174,12 +203,20 @@ class Training:
                     lane.gradients_came(step)
                     lane.method.before_step(lane.model, step)
             engine.step()
-            if engine.skipped_steps:
-                raise Diverged(f"the gradient of step {step} is not finite")
+            self._require_finite(engine, step)
             totals.append(losses.detach())
         for at, lane in enumerate(lanes):
             total = torch.stack([losses[at] for losses in totals]).sum()
             lane.stepped(step, total / num_targets(chosen[at]), learning_rates[at])
+
+    def _require_finite(self, engine: Any, step: int) -> None:
+        """A step is skipped where gradients are not finite. In fp16 that is how the scale of losses is found."""
+        if not engine.skipped_steps:
+            return
+        if self.resources.precision != "fp16":
+            raise Diverged(f"the gradient of step {step} is not finite")
+        if is_exhausted(engine):
+            raise Diverged(f"the gradient of step {step} is not finite at any scale of the loss")
 
     def _micro_batches(self, batch: Sequence[int]) -> list[Sequence[int]]:
         return micro_batches(batch, self.rank, self.resources.ranks, self.micro_batch_size)

@@ -108,10 +108,6 @@ def test_the_identity_ignores_what_does_not_change_the_answer(tmp_path: Path, ti
         (("steps: 6", "steps: 6, epochs: 2"), "set either steps or epochs, not both"),
         (("seeds: [0, 1]", "resources: {ranks: 3}"), "batch_size: 4 is not a multiple of ranks 3"),
         (("seeds: [0, 1]", "decode: {length_penalty: 0.8}"), "length_penalty has no effect with beams: 1"),
-        (
-            ("seeds: [0, 1]", "resources: {checkpoint_every_steps: 2, zero_stage: 1}"),
-            r"needs zero_stage: 0 \(it is 1\)",
-        ),
         (("seeds: [0, 1]", "grid: {seeds: [1]}"), "grid: 'seeds' is not a key that can vary"),
         (("seeds: [0, 1]", "grid: {train.steps: []}"), "an empty list asks for no trial"),
         (("seeds: [0, 1]", "name: again"), "the key 'name' occurs twice"),

@@ -45,6 +45,9 @@ NATIVE = [name for name in targets("method") if name not in ("none", "hf_peft")]
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Traces of other runs must not be found."""
     monkeypatch.setenv("TUNEOFF_CACHE", str(tmp_path / "cache"))
+    # Tiny models need less than what a GPU takes for itself.
+    monkeypatch.setattr("bench.plan.devices.CONTEXT_BYTES", 0)
+    monkeypatch.setattr("bench.plan.devices.MESSAGE_BYTES", 0)
     step_costs_module._step_costs.cache_clear()
     return tmp_path / "cache"
 
@@ -336,6 +339,56 @@ def test_fit_is_that_of_the_largest_phase_which_is_named(trial: Callable[..., Tr
     assert "does not fit into" in text and ": decode (" in text
     assert "would fit with decode.batch_size: " in text
     assert "phases: load" in text
+
+
+def test_what_a_gpu_takes_for_itself_is_no_room_for_a_trial(
+    trial: Callable[..., TrialSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = trial("lora", zero_stage=2, ranks=2)
+    needed = max(phases(spec).values())
+    assert plan([spec], small(H100, needed + 1000))[0].fits
+    for taken in ("CONTEXT_BYTES", "MESSAGE_BYTES"):
+        monkeypatch.setattr(f"bench.plan.devices.{taken}", 2000)
+        (told,) = plan([spec], small(H100, needed + 1000))
+        assert not told.fits
+    assert told.taken_bytes == 4000
+    assert plan([trial("lora")], H100)[0].taken_bytes == 2000, "one rank sends no messages"
+    assert plan([spec], replace(H100, kind="cpu"))[0].taken_bytes == 0
+
+
+def test_what_is_offloaded_is_off_the_device_and_takes_time(trial: Callable[..., TrialSpec]) -> None:
+    plain = trial("full", zero_stage=3, ranks=2)
+    optimizer = trial("full", zero_stage=3, ranks=2, offload={"optimizer": "cpu"})
+    both = trial("full", zero_stage=3, ranks=2, offload={"optimizer": "cpu", "parameters": "cpu"})
+    layer = step_costs(plain, planned_work(plain)).large.largest_layer_bytes
+    assert {"optimizer", "gradients"} <= memory(plain).keys()
+    assert not {"optimizer", "gradients"} & memory(optimizer).keys()
+    assert memory(both)["weights"] == layer < memory(optimizer)["weights"]
+    assert memory(both, on_cpu=True) == memory(plain, on_cpu=True), "there the host's memory is the device's"
+    seconds = [forecast_of(spec, planned_work(spec), H100, "x").step_seconds or 0 for spec in (plain, optimizer, both)]
+    assert seconds[0] < seconds[1] < seconds[2]
+    for phase in ("validate", "gather"):
+        assert phases(optimizer)[phase] < phases(plain)[phase]
+
+
+def test_messages_take_time_by_what_is_sent(trial: Callable[..., TrialSpec]) -> None:
+    """A ring of R ranks sends (R - 1) / R of a tensor to gather it, and twice that to add it up on all of them."""
+    slow = replace(H100, link_bytes_per_second=1.0, kernel_seconds=0.0, step_seconds=0.0, kind="cpu")
+
+    def seconds(device: Device, **resources: Any) -> float:
+        spec = trial("full", train={"micro_batch_size": 1}, **resources)
+        return forecast_of(spec, planned_work(spec), device, "x").step_seconds or 0.0
+
+    def sent(**resources: Any) -> float:
+        return seconds(slow, **resources) - seconds(replace(slow, link_bytes_per_second=1e30), **resources)
+
+    trace = step_costs(trial("full"), planned_work(trial("full"))).large
+    gradients = 4 * trace.trained_elements
+    assert sent(ranks=1) == 0
+    assert sent(ranks=2) == pytest.approx(gradients)
+    assert sent(ranks=4) == pytest.approx(1.5 * gradients)
+    assert sent(ranks=2, zero_stage=2) == pytest.approx(0.5 * (2 * gradients + gradients)), "two passes, then weights"
+    assert sent(ranks=2, zero_stage=3) == pytest.approx(0.5 * 2 * (2 * trace.weight_bytes + gradients))
 
 
 def test_what_trains_nothing_has_to_fit_too(trial: Callable[..., TrialSpec]) -> None:

@@ -158,7 +158,7 @@ def trained_and_stored(folder: Path, rank: int) -> dict[str, Any]:
     )
     (folder / "adapter").mkdir(exist_ok=True)
     if rank == 0:
-        trained.state.move_into(folder / "adapter")
+        trained.state.put_into(folder / "adapter")
     fresh = method.patch(in_shards(folder / "llama"))
     method.load_adapter_state(fresh, trained.state)
     place(fresh, CPU)

@@ -28,6 +28,7 @@ from bench.train.deepspeed_engine import deepspeed_config
         ({"offload": {"optimizer": "cpu"}}, r"offload.optimizer needs zero_stage: 1, 2 or 3 \(it is 0\)"),
         ({"offload": {"parameters": "cpu"}, "zero_stage": 2}, r"offload.parameters needs zero_stage: 3 \(it is 2\)"),
         ({"offload": {}, "zero_stage": 3}, "offload names nothing"),
+        ({"offload": {"optimizer": "nvme"}, "zero_stage": 3}, "nvme is not offered: .* async_io, which needs libaio"),
     ],
 )
 def test_what_cannot_be_is_said(resources: dict[str, Any], said: str) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from bench.measure.phases import PhaseMeter
 from bench.models.architecture import Architecture, architecture_of
 from bench.rank.context import RankContext, join_process_group
-from bench.schema.trial import ResourceSpec
+from bench.schema.trial import Precision, ResourceSpec
 from bench.train.checkpoint import Checkpoints
 from bench.train.lane import Lane
 from bench.train.loop import Training
@@ -30,12 +31,14 @@ def training_alone(
     architecture: Architecture | None = None,
     checkpoints: Checkpoints | None = None,
     compile: bool = False,
+    zero_stage: Literal[0, 1, 2, 3] = 0,
+    precision: Precision = "fp32",
 ) -> Training:
     """A training on one rank; without an architecture, of the models that the lanes train."""
     return Training(
         lanes=lanes,
         architecture=architecture or architecture_of(lanes[0].model.config),
-        resources=ResourceSpec(compile=compile),
+        resources=ResourceSpec(compile=compile, zero_stage=zero_stage, precision=precision),
         rank=0,
         device=device,
         pad_token_id=pad_token_id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from bench.config.load import expand, load_sweep
 from bench.config.resolver import RegistryResolver
 from bench.conformance.tiny_models import WordTokenizer, tiny_gpt2
 from bench.driver.fusable import why_alone
+from bench.measure.provenance import cpu_flags
 from bench.models.architecture import Pair
+from bench.models.base import weights_dtype
 from bench.plugins.registry import load_method, targets
 from bench.report.caveats import caveats
 from bench.report.rows import row
@@ -44,10 +47,12 @@ def train(
     checkpoints: Checkpoints | None,
     die_after: int | None = None,
     optimizer: str = "adamw",
+    zero_stage: Any = 0,
+    precision: Any = "fp32",
 ) -> Trained:
     """Nine steps with warm-up, decay, clipping, two micro-batches a step, dropout, and a dev loss every three steps."""
     torch.manual_seed(7)
-    model = tiny_model_with_dropout()
+    model = tiny_model_with_dropout().to(weights_dtype(precision))
     method_class = load_method(targets("method")[name])
     method = method_class(method_class.Config(**SETTINGS[name]), WordTokenizer())
     patched = method.patch(model)
@@ -68,7 +73,8 @@ def train(
         }
     )
     lane = Lane(method, patched, settings, seed=0, progress=lambda event: None)
-    (trained,) = training_alone([lane], checkpoints=checkpoints).run(pairs(), pairs()[:5])
+    training = training_alone([lane], checkpoints=checkpoints, zero_stage=zero_stage, precision=precision)
+    (trained,) = training.run(pairs(), pairs()[:5])
     assert isinstance(trained, Trained)
     return trained
 
@@ -143,6 +149,62 @@ def test_continued_twice_equals_in_one_go(
     assert_same(continued, whole)
 
 
+@pytest.mark.parametrize(
+    ("zero_stage", "precision"),
+    [
+        *((0, "bf16"), (0, "fp16"), (1, "bf16"), (2, "fp32"), (3, "fp32"), (3, "bf16")),
+        pytest.param(2, "fp16", marks=pytest.mark.skipif("avx512_fp16" not in cpu_flags(), reason="no units for fp16")),
+    ],
+)
+def test_every_stage_and_precision_continues_to_the_bit(
+    one_rank: None, tmp_path: Path, zero_stage: int, precision: str
+) -> None:
+    settings: dict[str, Any] = {"zero_stage": zero_stage, "precision": precision}
+    folder = tmp_path / "checkpoints"
+    with pytest.raises(Interrupted):
+        train("lora", places(folder), 5, **settings)
+    continued = train("lora", places(folder), **settings)
+    assert continued.cost.continued_after_steps == [4]
+    assert_same(continued, train("lora", None, **settings))
+    assert sorted(path.name[:13] for path in folder.iterdir()) == [
+        *(["engine-000000"] if zero_stage else []),
+        "step-00000008",
+    ]
+
+
+def test_another_number_of_ranks_starts_from_zero_and_says_so(
+    one_rank: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_data = Checkpoints.of_data
+
+    def of_two_ranks(checkpoints: Checkpoints, order: Any) -> Checkpoints:
+        sealed = of_data(checkpoints, order)
+        assert sealed.seal["number of ranks"] == 1
+        return replace(sealed, seal={**sealed.seal, "number of ranks": 2})
+
+    with monkeypatch.context() as patches:
+        patches.setattr(Checkpoints, "of_data", of_two_ranks)
+        with pytest.raises(Interrupted):
+            train("lora", places(tmp_path / "checkpoints"), 5, zero_stage=2)
+    again = train("lora", places(tmp_path / "checkpoints", every_steps=100), zero_stage=2)
+    told = capsys.readouterr().out
+    assert "was made with another number of ranks; removed, training starts from zero" in told
+    assert again.cost.continued_after_steps == []
+
+
+def test_a_changed_file_of_the_engine_is_not_opened(
+    one_rank: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "checkpoints"
+    with pytest.raises(Interrupted):
+        train("lora", places(folder), 5, zero_stage=2)
+    changed = next((folder / "engine-00000004").iterdir())
+    changed.write_bytes(b"no pickle")
+    again = train("lora", places(folder, every_steps=100), zero_stage=2)
+    assert f"{changed} of " in capsys.readouterr().out
+    assert again.cost.continued_after_steps == []
+
+
 def test_making_checkpoints_changes_nothing_and_leaves_the_last(one_rank: None, tmp_path: Path) -> None:
     assert_same(train("lora", places(tmp_path / "checkpoints")), train("lora", None))
     assert [path.name[:13] for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000008"]
@@ -186,7 +248,7 @@ def test_a_checkpoint_of_other_sources_or_data_is_not_continued(
         patches.setattr(f"{__name__}.pairs", lambda: fewer)
         with pytest.raises(Interrupted):
             train("lora", places(tmp_path / "checkpoints"), 5)
-    assert "was made with another order of the data; removed" in capsys.readouterr().out
+    assert "was made with another order of the data; removed, training starts from zero" in capsys.readouterr().out
     with pytest.raises(Interrupted):
         train("lora", places(tmp_path / "checkpoints"), 3)
     other = train("lora", places(tmp_path / "checkpoints", seal={**SEAL, "code": "c"}))
@@ -221,10 +283,12 @@ def test_checkpoints_outlive_a_driver_and_go_when_the_record_is_there(tmp_path: 
     folder = checkpoints_beside(store.outbox, spec.trial_id)
     for name in ("a.safetensors", "b.safetensors.damaged", ".c.partial"):
         (folder / name).touch()
+    (folder / "engine-00000002").mkdir()
+    (folder / "engine-00000002" / "pieces.pt").touch()
     with store.locked():
         recover(store)
         assert not store.outbox.exists()
-        assert len(list(folder.iterdir())) == 3, "the retry continues from them"
+        assert len(list(folder.iterdir())) == 4, "the retry continues from them"
         store.commit(record(spec, completed()), [])
     assert [path.name for path in folder.iterdir()] == ["b.safetensors.damaged"]
 
@@ -269,7 +333,7 @@ def test_a_killed_rank_continues_until_the_trial_is_done(
         "methods": [{"name": "lora", "config": {"dropout": 0.1}}],
         "train": {"steps": 6, "batch_size": 4, "learning_rate": 1e-3},
         "decode": {"max_new_tokens": 4},
-        "resources": {"ranks": 2, "cpus_per_rank": 1},
+        "resources": {"ranks": 2, "cpus_per_rank": 1, "zero_stage": 3},
     }
     with_checkpoints = {**plain, "resources": {**plain["resources"], "checkpoint_every_steps": 2}}
     records: list[Completed] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from one_rank import CPU
 from torch import nn
 
 from bench.measure.phases import PhaseMeter
+from bench.measure.provenance import cpu_flags
 from bench.models.architecture import Pair, architecture_of
 from bench.models.base import load_model, weights_dtype
 from bench.schema.trial import ModelSpec, ResourceSpec, TrainSpec
-from bench.train.deepspeed_engine import EngineError, require_no_state, require_nothing_to_round
-from bench.train.lane import Diverged, Lane
+from bench.train.deepspeed_engine import EngineError, require_fp16, require_no_state, require_nothing_to_round
+from bench.train.lane import Diverged, Lane, Trained
 from bench.train.loop import Training
+from bench.train.loss_scale import LossScale
 from methods.full import FullFineTuning
 
 PAIRS = [Pair([5, 6, 7], [8, 9, 1]), Pair([5, 6], [8, 1]), Pair([7, 5, 9], [6, 1]), Pair([9, 8], [5, 6, 1])]
@@ -95,7 +98,92 @@ def test_a_gradient_that_is_not_finite_is_a_divergence_under_every_stage(
 
 def test_stage_three_rounds_no_weight_that_the_model_keeps_exact() -> None:
     model = nn.Sequential(nn.Linear(2, 2, dtype=torch.bfloat16), nn.Linear(2, 2))
-    require_nothing_to_round(model)
+    require_nothing_to_round(model, "bf16")
     model.requires_grad_(False)
     with pytest.raises(EngineError, match=r"would round 2 frozen weights .* among them 1\.weight"):
-        require_nothing_to_round(model)
+        require_nothing_to_round(model, "bf16")
+
+
+def in_fp16(stage: int) -> Any:
+    """A stage in fp16; DeepSpeed refuses to compute in it where the processor has no units for it."""
+    lacking = "avx512_fp16" not in cpu_flags()
+    return pytest.param(stage, marks=pytest.mark.skipif(bool(stage) and lacking, reason="no units for fp16"))
+
+
+@pytest.mark.parametrize("stage", [in_fp16(stage) for stage in range(4)])
+def test_fp16_trains_what_fp32_trains_from_a_scale_that_fits(
+    stage: int, tiny_models: dict[str, Path], one_rank: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.train.loss_scale.FIRST_POWER", 8)
+    settings = {"steps": 4, "micro_batch_size": 2, "adam_epsilon": 1e-4, "max_grad_norm": 1.0}
+    found = {
+        precision: training_of(tiny_models["gpt2"], stage, precision, **settings).run(PAIRS, PAIRS)[0]
+        for precision in ("fp32", "fp16")
+    }
+    trained, plain = found["fp16"], found["fp32"]
+    assert isinstance(trained, Trained) and isinstance(plain, Trained)
+    assert trained.cost.skipped_steps == 0
+    losses = [[point.loss for point in one.train_curve] for one in (trained, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+    assert losses[0] != losses[1]
+    assert {tensor.dtype for tensor in trained.state.values()} == {torch.float32}, "masters are stored"
+    moved = [float((trained.state[name] - plain.state[name]).abs().max()) for name in plain.state]
+    assert max(moved) < 1e-2
+
+
+@pytest.mark.parametrize("stage", [in_fp16(stage) for stage in range(4)])
+def test_steps_that_overflow_in_fp16_are_skipped_and_counted(
+    stage: int, tiny_models: dict[str, Path], one_rank: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scale is halved until gradients fit; meanwhile neither what is trained nor the schedule moves."""
+    monkeypatch.setattr("bench.train.loss_scale.FIRST_POWER", 24)
+    training = training_of(tiny_models["gpt2"], stage, "fp16", steps=12, warmup_steps=4, evaluate_every_steps=1)
+    (trained,) = training.run(PAIRS, PAIRS)
+    assert isinstance(trained, Trained)
+    skipped = trained.cost.skipped_steps
+    assert 3 <= skipped < 12
+    rates = [point.learning_rate for point in trained.train_curve]
+    assert len(set(rates[: skipped + 1])) == 1 < len(set(rates)), "skipped steps are the first ones"
+    losses = [point.loss for point in trained.dev_curve]
+    assert len(set(losses[:skipped])) == 1
+    assert losses[-1] < losses[0]
+
+
+def test_a_scale_follows_overflows_and_their_absence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.train.loss_scale.WINDOW", 2)
+    parameter = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    scale = LossScale(optimizer)
+    scales = []
+    for slope in (1.0, float("inf"), float("nan"), 1.0, 1.0, 1.0, 1.0):
+        scales.append(scale.loss_scale)
+        optimizer.zero_grad()
+        scale.scale((parameter * slope).sum()).backward()
+        scale.step(optimizer)
+        scale.update()
+    assert scales == [2.0**power for power in (16, 16, 15, 14, 14, 14, 15)]
+    assert parameter.tolist() == [-5.0, -5.0], "the scale is no part of a step, and two are skipped"
+    other = LossScale(torch.optim.SGD([parameter], lr=1.0))
+    other.load_state_dict(json.loads(json.dumps(scale.state_dict())))
+    assert other.state_dict() == scale.state_dict()
+
+
+@pytest.mark.parametrize("stage", [in_fp16(stage) for stage in (0, 2)])
+def test_gradients_that_fit_at_no_scale_are_a_divergence(
+    stage: int, tiny_models: dict[str, Path], one_rank: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.train.loss_scale.FIRST_POWER", 2)
+    training = training_of(tiny_models["gpt2"], stage, "fp16", steps=20)
+    (lane,) = training.lanes
+    head = lane.model.get_output_embeddings()
+    head.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(Diverged, match="step 2 is not finite at any scale"):
+        training.run(PAIRS, PAIRS)
+
+
+def test_fp16_under_zero_without_units_for_it_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda _: False)
+    with pytest.raises(EngineError, match="set precision: bf16 or fp32, or zero_stage: 0"):
+        require_fp16(CPU)

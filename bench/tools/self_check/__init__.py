@@ -1,0 +1,1 @@
+"""``tuneoff doctor --measure``: what only a device itself can show, tried by small trials on it."""
