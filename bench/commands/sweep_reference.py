@@ -14,7 +14,7 @@ from bench.config.load import SHORT_FORMS
 from bench.plugins.registry import load_method, load_task, targets
 from bench.plugins.settings import Setting, settings_of
 from bench.schema.sweep import CostStageSpec, FinalStageSpec, HalvingSpec, MethodEntry, StagesSpec, Sweep, TuneSpec
-from bench.schema.trial import DecodeSpec, JsonDict, ModelSpec, OffloadSpec, ResourceSpec, TrainSpec
+from bench.schema.trial import DecodeSpec, EvaluationSpec, JsonDict, ModelSpec, OffloadSpec, ResourceSpec, TrainSpec
 from bench.task import TaskConfig
 
 # Keys that the driver fills in itself.
@@ -47,6 +47,7 @@ def sections() -> Iterator[Section]:
         ("task", TaskConfig),
         ("train", TrainSpec),
         ("decode", DecodeSpec),
+        ("evaluations", EvaluationSpec),
         ("resources", ResourceSpec),
         ("resources.offload", OffloadSpec),
         ("methods[]", MethodEntry),

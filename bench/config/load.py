@@ -18,6 +18,7 @@ from bench.schema.strict_yaml import YamlError, parse_yaml
 from bench.schema.sweep import MethodEntry, Sweep
 from bench.schema.trial import (
     DecodeSpec,
+    EvaluationSpec,
     JsonDict,
     MethodSpec,
     ModelSpec,
@@ -46,6 +47,8 @@ class Resolver(Protocol):
     def trains(self, method: MethodSpec) -> bool: ...
 
     def search_space(self, method: MethodSpec) -> SearchSpace: ...
+
+    def evaluation(self, spec: EvaluationSpec, where: str) -> EvaluationSpec: ...
 
     def check_resources(self, method: MethodSpec, resources: ResourceSpec, where: str) -> None: ...
 
@@ -203,6 +206,14 @@ def configure(
     if "stop" not in parts["decode"]:
         parts["decode"]["stop"] = list(resolver.stop(parts["task"]["name"], task_config))
     model = resolver.model(validated(ModelSpec, parts["model"], "model"))
+    evaluations = [
+        resolver.evaluation(evaluation, f"evaluations.{number}") for number, evaluation in enumerate(sweep.evaluations)
+    ]
+    if evaluations and resources.zero_stage == 3:
+        raise ConfigError(
+            f"{where}.resources.zero_stage: 3 cannot be had with evaluations, which need the whole model on one rank; "
+            "set a lower zero_stage, or leave evaluations out"
+        )
     label = ",".join(f"{key.split('.', 1)[1]}={value}" for key, value in {**shared, **own}.items())
     return TrialSpec(
         method=method,
@@ -213,4 +224,5 @@ def configure(
         resources=resources,
         seed=0,
         label=label,
+        evaluations=evaluations,
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bench.config.lm_eval_tasks import resolved_evaluation
 from bench.config.resolved_methods import Resolved, ResolvedMethods
 from bench.metrics import METRICS
 from bench.models import model_files
@@ -28,7 +29,7 @@ from bench.plugins.registry import (
 from bench.plugins.source import plugin_source
 from bench.report.columns import COLUMNS
 from bench.schema.search_space import SearchSpace
-from bench.schema.trial import JsonDict, MethodSpec, MetricSpec, ModelSpec, ResourceSpec, TaskSpec
+from bench.schema.trial import EvaluationSpec, JsonDict, MethodSpec, MetricSpec, ModelSpec, ResourceSpec, TaskSpec
 from bench.schema.validation import ConfigError, validated
 from bench.task import Task, TaskError
 from bench.tasks.hub_commits import HubError, commit_of
@@ -78,6 +79,10 @@ class RegistryResolver:
     def model(self, spec: ModelSpec) -> ModelSpec:
         """A model whose folder, if it is one, is complete, or whose commit on the hub is known."""
         return _model(spec)
+
+    def evaluation(self, spec: EvaluationSpec, where: str) -> EvaluationSpec:
+        """An evaluation whose task the lm-evaluation-harness knows, with the version of both."""
+        return resolved_evaluation(spec, where)
 
     def trains(self, method: MethodSpec) -> bool:
         """Whether the method trains anything; the untouched base model does not."""

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import platform
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from bench.train.lane import Diverged
 
 # A rank that waits longer than this for another one in a collective operation gives up.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+# How often a rank looks whether another one has done something that may take hours.
+WAIT_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,12 @@ def share_json(context: RankContext, key: str, value: JsonDict) -> list[JsonDict
     """Exchange a value with all ranks through the store, as JSON. Returns the values in order of ranks."""
     context.store.set(f"{key}/{context.rank}", json.dumps(value))
     return [json.loads(context.store.get(f"{key}/{rank}")) for rank in range(context.ranks)]
+
+
+def wait_for(context: RankContext, key: str) -> None:
+    """Wait until a rank has set a key in the store, however long that takes. The launcher ends ranks of a dead one."""
+    while not context.store.check([key]):
+        time.sleep(WAIT_SECONDS)
 
 
 def failure(error: Exception, phase: str | None, rank: int) -> Failed:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from bench.decode.generate import decode_cost, generate
+from bench.decode.lm_evaluation import evaluate
 from bench.decode.merged import MOST_SOURCES, decode_both_ways, over_ranks
 from bench.measure.phases import PhaseMeter
 from bench.method import Method, quantization_of
@@ -18,15 +19,18 @@ from bench.metrics.scoring import score_examples, with_perplexity
 from bench.models.architecture import Pair
 from bench.models.tokens import Tokenization
 from bench.plugins.registry import metrics_of
-from bench.rank.context import RankContext, in_shards, share_json
+from bench.rank.context import RankContext, in_shards, share_json, wait_for
 from bench.rank.data import TrialData
 from bench.rank.stored import require_what_was_trained
 from bench.schema.record import DecodeCost, DevPoint, MergedDecode, Scores
 from bench.schema.trial import JsonDict, TrialSpec
-from bench.store.predictions import write_predictions
+from bench.store.predictions import write_predictions, write_samples
 from bench.task import Example, Task
 from bench.train.loop import mean_losses
 from bench.train.loss import TargetLoss
+
+# Set in the store of the ranks once rank 0 has asked all questions of the evaluations.
+EVALUATED = "evaluated"
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,20 @@ class Scoring:
                 loss = dev_loss if test_loss is None else test_loss
                 examples = list(data.splits[split].examples)
                 scores = self._scores(data.task, examples, predictions, truncated, loss)
+        if self.spec.evaluations and self.spec.stage == "final":
+            with self.meter.phase("evaluate"):
+                scores = self._evaluated(model, tokens, scores)
         return Scored(stored_dev_loss, test_loss, cost, merged_decode, scores)
+
+    def _evaluated(self, model: Any, tokens: Tokenization, scores: Scores | None) -> Scores | None:
+        """The scores with those of further tasks behind them. Rank 0 asks the model; the others wait for it."""
+        if scores is None:
+            wait_for(self.context, EVALUATED)
+            return None
+        evaluated = evaluate(model, tokens.tokenizer, self.spec.evaluations, self.spec.decode.batch_size)
+        write_samples(self.context.outbox, evaluated.samples)
+        self.context.store.set(EVALUATED, "")
+        return evaluated.beside(scores)
 
     def _mean_loss(self, model: Any, pairs: Sequence[Pair], tokens: Tokenization) -> float:
         loss, pad_token_id = TargetLoss(model).eval(), tokens.tokenizer.pad_token_id

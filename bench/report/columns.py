@@ -367,7 +367,8 @@ def title(metric: str, signature: str = "") -> str:
     """A metric's name as papers write it; chrF++ without its words is chrF."""
     if metric == "chrf" and "nw:0" in signature.split("|"):
         return "chrF"
-    return METRIC_TITLES.get(metric, metric.replace("_", " "))
+    # Of a score on another task, ``task/metric``, the name stays, so that people find the task again.
+    return METRIC_TITLES.get(metric, metric if "/" in metric else metric.replace("_", " "))
 
 
 @cache

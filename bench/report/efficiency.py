@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from bench.report.column import ABSENT, Column, Shown
 from bench.report.columns import MERGED_DECODE, columns_of
@@ -30,6 +30,8 @@ class Efficiency:
     full_gain_fraction: float | None  # of the gain of full fine-tuning
     decode_time_over_base: float | None  # seconds per new token, as a multiple of the base model's
     merged_decode_time_over_unmerged: float | None  # likewise, of the same model before it was merged
+    # Of further tasks, by score: the gain over the base model, negative where it has forgotten.
+    gains_elsewhere: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def efficiencies(comparison: Comparison) -> list[Efficiency]:
@@ -50,9 +52,17 @@ def efficiencies(comparison: Comparison) -> list[Efficiency]:
                 _mean(by_method.get(BASE), "decode_tokens_per_second"), _mean(configuration, "decode_tokens_per_second")
             ),
             merged_decode_time_over_unmerged=_mean(configuration, MERGED_DECODE.name),
+            gains_elsewhere={
+                score.name: _gain(configuration, by_method.get(BASE), score) for score in _scores_elsewhere(comparison)
+            },
         )
         for configuration in best
     ]
+
+
+def _scores_elsewhere(comparison: Comparison) -> list[Column]:
+    """The scores on tasks of the sweep's evaluations: ``task/metric``, with a direction."""
+    return [score for score in comparison.metrics if "/" in score.name and score.higher_is_better is not None]
 
 
 def _mean(configuration: Configuration | None, name: str) -> float | None:
@@ -83,12 +93,14 @@ def efficiency_table(comparison: Comparison) -> tuple[list[str], list[list[str]]
     rows = efficiencies(comparison)
     if not rows:
         return None
-    columns = [column for column in _columns(comparison.metrics[0]) if any(map(column.text, rows))]
+    columns = [column for column in _columns(comparison) if any(map(column.text, rows))]
     heading = ["method", *(column.title for column in columns)]
     return heading, [[row.configuration.name, *(column.text(row) or ABSENT for column in columns)] for row in rows]
 
 
-def _columns(metric: Column) -> list[EfficiencyColumn]:
+def _columns(comparison: Comparison) -> list[EfficiencyColumn]:
+    metric = comparison.metrics[0]
+
     def of_cell(column: Column) -> Callable[[Efficiency], str | None]:
         def text(row: Efficiency) -> str | None:
             value = _mean(row.configuration, column.name)
@@ -99,10 +111,17 @@ def _columns(metric: Column) -> list[EfficiencyColumn]:
     def of_row(value_of: Callable[[Efficiency], float | None], show: str) -> Callable[[Efficiency], str | None]:
         return lambda row: None if (value := value_of(row)) is None else show.format(value)
 
+    def elsewhere(score: str) -> Callable[[Efficiency], float | None]:
+        return lambda row: row.gains_elsewhere.get(score)
+
     return [
         EfficiencyColumn(metric.title, of_row(lambda row: row.score, f"{{:,.{metric.decimals}f}}")),
         EfficiencyColumn("gain over base", of_row(lambda row: row.gain, f"{{:+,.{metric.decimals}f}}")),
         EfficiencyColumn("share of full's gain", of_row(lambda row: row.full_gain_fraction, "{:.0%}")),
+        *(
+            EfficiencyColumn(f"{score.title} over base", of_row(elsewhere(score.name), f"{{:+,.{score.decimals}f}}"))
+            for score in _scores_elsewhere(comparison)
+        ),
         *(EfficiencyColumn(one.summary_title or one.title, of_cell(one)) for one in columns_of(Shown.SUMMARY)),
         EfficiencyColumn("decode time, x base", of_row(lambda row: row.decode_time_over_base, "{:.2f}")),
         EfficiencyColumn(MERGED_DECODE.title, of_row(lambda row: row.merged_decode_time_over_unmerged, "{:.2f}")),
@@ -112,6 +131,9 @@ def _columns(metric: Column) -> list[EfficiencyColumn]:
 def efficiency_document(rows: Iterable[Efficiency]) -> list[JsonDict]:
     """The rows for report.json, unrounded. A reader finds further values of a configuration there by its name."""
     return [
-        {"cell": row.configuration.name, **{key: value for key, value in vars(row).items() if key != "configuration"}}
+        {
+            "cell": row.configuration.name,
+            **{key: value for key, value in vars(row).items() if key != "configuration" and value != {}},
+        }
         for row in rows
     ]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from bench.schema.search_space import SearchSpace
-from bench.schema.trial import DecodeSpec, JsonDict, ModelSpec, ResourceSpec, Settings, TrainSpec
+from bench.schema.trial import DecodeSpec, EvaluationSpec, JsonDict, ModelSpec, ResourceSpec, Settings, TrainSpec
 
 
 class HalvingSpec(Settings):
@@ -125,6 +125,10 @@ class Sweep(Settings):
     seeds: list[int] = Field([0], min_length=1, description="each trains every method once, in sweeps without stages")
     grid: dict[str, list[Any]] = Field(
         default_factory=dict, description="dotted key (task.x, train.x, decode.x, ...) to values, for every method"
+    )
+    evaluations: list[EvaluationSpec] = Field(
+        default_factory=list,
+        description="tasks of the lm-evaluation-harness that final trials are scored on besides their own; keys below",
     )
     published: list[str] = Field(
         default_factory=list,

@@ -394,6 +394,20 @@ class LoadedSpec(Spec):
     name: str = Field(description="what its row is called")
 
 
+class EvaluationSpec(Settings):
+    """A task of the lm-evaluation-harness that a final trial's model is scored on besides the sweep's own task."""
+
+    lm_eval: str = Field(min_length=1, description="name of a task or group of the lm-evaluation-harness")
+    num_fewshot: NonNegativeInt | None = Field(None, description="examples before a question; None: what the task says")
+    limit: PositiveInt | None = Field(None, description="the first so many questions of each task; None: all")
+    include_path: str | None = Field(None, description="a folder with YAML files of tasks of your own")
+    apply_chat_template: bool = Field(False, description="whether questions are put as the turn of a user")
+    lm_eval_version: str | None = Field(None, description="of the package; filled in when the sweep is read")
+    config_sha256: str | None = Field(
+        None, description="of the task's YAML and, under include_path, of the files beside it; filled in likewise"
+    )
+
+
 class FewShotSpec(Spec):
     """Training pairs that the task's template shows before the source."""
 
@@ -422,6 +436,9 @@ class TrialSpec(Spec):
     loaded: LoadedSpec | None = Field(None, description="what is scored as it is; None: what this trial trains")
     few_shot: FewShotSpec | None = Field(
         None, description="what the task's template shows; None: nothing but the source"
+    )
+    evaluations: list[EvaluationSpec] = Field(
+        default_factory=list, description="final: tasks of the lm-evaluation-harness that the model is scored on too"
     )
 
     @property
@@ -502,6 +519,12 @@ class TrialSpec(Spec):
         else:  # However it was trained, it comes out the same.
             content["loaded"] = {"sha256": self.loaded.sha256}
             del content["train"]
+        if self.stage != "final" or not self.evaluations:
+            del content["evaluations"]
+        else:
+            for evaluation in content["evaluations"]:
+                if evaluation["config_sha256"]:
+                    del evaluation["include_path"]
         if self.few_shot is None:
             del content["few_shot"]
         else:  # The seed says which pairs these are, so that trials of several seeds differ in nothing else.
@@ -561,6 +584,7 @@ class TrialSpec(Spec):
     def local_paths(self) -> list[Path]:
         """Model and data that lie on this machine, or on storage that others share."""
         named = [self.model.path, self.task.config.get("path"), self.loaded.path if self.loaded else None]
+        named += [evaluation.include_path for evaluation in self.evaluations]
         return [Path(name) for name in named if isinstance(name, str) and Path(name).exists()]
 
     def with_absolute_paths(self) -> TrialSpec:
@@ -575,7 +599,14 @@ class TrialSpec(Spec):
         if loaded is not None:
             loaded = loaded.model_copy(update={"path": str(Path(loaded.path).absolute())})
         task = self.task.model_copy(update={"config": config})
-        return self.model_copy(update={"model": model, "task": task, "loaded": loaded})
+        evaluations = [
+            evaluation.model_copy(update={"include_path": str(Path(evaluation.include_path).absolute())})
+            if evaluation.include_path in found
+            else evaluation
+            for evaluation in self.evaluations
+        ]
+        update = {"model": model, "task": task, "loaded": loaded, "evaluations": evaluations}
+        return self.model_copy(update=update)
 
     @property
     def measured(self) -> TrialSpec:

@@ -13,6 +13,7 @@ from bench.schema.trial import JsonDict
 from bench.task import Example
 
 WRITTEN_FILE = "predictions.jsonl"
+SAMPLES_FILE = "evaluations.jsonl"
 KEPT_FILE = f"{WRITTEN_FILE}.gz"  # as the store packs it
 
 
@@ -49,6 +50,12 @@ def write_predictions(
         for example, prediction, cut, own in zip(examples, predictions, truncated, scores, strict=True)
     ]
     (folder / WRITTEN_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_samples(folder: Path, samples: Sequence[JsonDict]) -> None:
+    """Write the answers to an evaluation's questions into the outbox, a row for each, as the package logs them."""
+    lines = [json.dumps(sample, ensure_ascii=False) for sample in samples]
+    (folder / SAMPLES_FILE).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def has_predictions(root: Path, trial_id: str) -> bool:

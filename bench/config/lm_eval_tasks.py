@@ -1,0 +1,82 @@
+"""Finds the tasks of the lm-evaluation-harness that a sweep names, before any trial starts.
+
+The package is an optional one: ``pip install 'tuneoff[lm-eval]'``. It is imported only by sweeps that name such tasks.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bench.schema.digests import sha256_of, sha256_of_json
+from bench.schema.trial import EvaluationSpec
+from bench.schema.validation import ConfigError
+
+PACKAGE = "lm_eval"
+
+
+@functools.cache
+def resolved_evaluation(spec: EvaluationSpec, where: str) -> EvaluationSpec:
+    """The evaluation with the version of the package and the hash of its task.
+
+    Args:
+        spec: As the sweep has it.
+        where: What messages call it.
+
+    Raises:
+        ConfigError: The package is missing, the folder is not there, or no task or group has the name.
+    """
+    try:
+        installed = version(PACKAGE)
+    except PackageNotFoundError as error:
+        raise ConfigError(
+            f"{where}.lm_eval: {spec.lm_eval!r} needs the package lm-eval, which is not installed; pip install "
+            "'tuneoff[lm-eval]'"
+        ) from error
+    if spec.include_path is not None and not Path(spec.include_path).is_dir():
+        raise ConfigError(f"{where}.include_path: there is no folder {spec.include_path!r}")
+    entry = _entry(spec, where)
+    files = {} if spec.include_path is None else _hashes(Path(spec.include_path), entry.yaml_path)
+    told = {"config": _printable(entry.cfg), "files": files}
+    return spec.model_copy(update={"lm_eval_version": installed, "config_sha256": sha256_of_json(told)})
+
+
+def _entry(spec: EvaluationSpec, where: str) -> Any:
+    """The entry of the package's index. Tasks in a folder of the user's own come before those of the package."""
+    own = {} if spec.include_path is None else task_index(spec.include_path, include_defaults=False)
+    if spec.lm_eval in own:
+        return own[spec.lm_eval]
+    known = task_index(spec.include_path, include_defaults=True)
+    if spec.lm_eval in known:
+        return known[spec.lm_eval]
+    close = difflib.get_close_matches(spec.lm_eval, known, n=3)
+    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "; lm-eval ls tasks lists them"
+    raise ConfigError(f"{where}.lm_eval: lm-eval has no task or group {spec.lm_eval!r}{hint}")
+
+
+@functools.cache
+def task_index(include_path: str | None, *, include_defaults: bool) -> dict[str, Any]:
+    """Name of each task or group to its entry, whose ``cfg`` is its YAML. To read all of the package takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    index: dict[str, Any] = TaskManager(include_path=include_path, include_defaults=include_defaults).task_index
+    return index
+
+
+def _hashes(folder: Path, yaml_path: Path | None) -> dict[str, str]:
+    """Hashes of the files beside a task's YAML, which may hold its data and its functions."""
+    beside = folder if yaml_path is None or not yaml_path.is_relative_to(folder) else yaml_path.parent
+    files = (path for path in beside.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(beside).as_posix(): sha256_of(path) for path in sorted(files)}
+
+
+def _printable(config: Any) -> Any:
+    """A task's YAML as JSON has it; functions by their names."""
+    if isinstance(config, dict):
+        return {str(key): _printable(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [_printable(value) for value in config]
+    return config if isinstance(config, str | int | float | bool | None) else getattr(config, "__name__", str(config))
