@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 E2E ?= $(wildcard ../shared/data/e2e)
 
-.PHONY: measure exhibits quickstart test test-all test-lowest test-newest test-html chaos exits multihost overhead race false-calls profile docs lint format
+.PHONY: measure exhibits quickstart test test-all test-lowest test-newest test-html chaos exits multihost overhead race false-calls mutants profile docs lint format
 
 quickstart: $(STAMP)
 	$(BIN)/tuneoff run configs/quickstart.yaml
@@ -59,6 +59,12 @@ overhead: $(STAMP)
 # How often equal methods are called different, and how often different ones are found; ten minutes of one core.
 false-calls: $(STAMP)
 	cd tests/programs && OMP_NUM_THREADS=1 ../../$(BIN)/python -m false_calls ../../results/false_calls/report
+
+# Would the tests notice a small fault? docs/inside/mutants.md. MUTANTS=... names packages and further options, e.g.
+# MUTANTS='statistics --sample 0'; all packages take more than an hour of one core.
+mutants: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mutants]'
+	PYTHONPATH=$(CURDIR)/tests/programs $(BIN)/python -m mutants $(MUTANTS)
 
 # Does every driver end as it should? 200 of them, on a busy machine on purpose; half an hour of two cores.
 exits: $(STAMP)

@@ -89,6 +89,16 @@ def test_a_lost_launch_is_lost_for_all_and_made_again_one_by_one(store: Store) -
     assert [result.fused for result in records(store, *specs)] == [None] * 3
 
 
+def test_a_trial_that_an_earlier_driver_lost_is_tried_again_alone(store: Store) -> None:
+    launcher, specs = FakeLauncher(store.outbox), [trial(seed=seed) for seed in range(3)]
+    store.log("lost", trial_id=specs[0].trial_id, attempt="x", reason="driver_lost")
+    schedule(store, launcher).run(specs)
+    assert launcher.launched == [specs[0].trial_id, specs[1].trial_id]
+    first, second, third = records(store, *specs)
+    assert (first.fused, first.attempt.number, first.attempt.earlier_reasons) == (None, 2, ["driver_lost"])
+    assert second.fused is not None and second.fused.trials == [third.trial_id]
+
+
 def test_only_the_trial_that_is_meant_is_cancelled(store: Store) -> None:
     launcher, specs = FakeLauncher(store.outbox), [trial(seed=seed) for seed in range(3)]
     launcher.hangs = {specs[0].trial_id}

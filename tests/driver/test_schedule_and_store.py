@@ -19,6 +19,7 @@ from bench.store.files import write_atomically
 from bench.store.outbox import new_attempt, open_attempt, write_report
 from bench.store.records import CorruptRecordError, Store, StoreError
 from bench.store.recover import recover
+from bench.store.requests import ANSWER_SUFFIX, REQUESTS_FOLDER, Answer, CancelRequest
 from bench.store.retry import RetryPolicy
 
 
@@ -36,6 +37,7 @@ def test_every_trial_gets_a_record_with_hashed_files(store: Store) -> None:
     packed = (store.trials / result.trial_id / "predictions.jsonl.gz").read_bytes()
     assert gzip.decompress(packed) == b'{"id": "a"}\n'
     assert result.files == {"predictions.jsonl.gz": hashlib.sha256(packed).hexdigest()}
+    assert list(store.outbox.iterdir()) == [], "what has its record waits no more"
 
 
 def test_trials_run_at_once_where_there_is_room(store: Store) -> None:
@@ -149,6 +151,27 @@ def test_a_trial_that_takes_long_to_stop_is_told_once(store: Store) -> None:
     launcher.hangs.add(spec.trial_id)
     run(store, launcher, spec)
     assert launcher.stops == 1
+
+
+def test_what_is_cancelled_is_not_tried_again_however_it_ends(store: Store) -> None:
+    class Killed(FakeLauncher):
+        def stop(self, trial_id: str, reason: StopReason) -> None:
+            self.end(self.running[trial_id], failed("worker_lost"))
+
+    def ask(run: Running) -> None:
+        folder = store.root / REQUESTS_FOLDER
+        folder.mkdir()
+        (folder / "all.json").write_text(CancelRequest(trial_id=None).model_dump_json())
+
+    launcher, runs, waits = Killed(store.outbox), trial(seed=1, timeout_seconds=20.0), trial(seed=2)
+    launcher.hangs.add(runs.trial_id)
+    launcher.on_launch = ask
+    run(store, launcher, runs, waits)
+    assert launcher.launched == [runs.trial_id]
+    outcomes = [store.read(spec.trial_id).outcome for spec in (runs, waits)]  # type: ignore[union-attr]
+    assert [outcome.reason for outcome in outcomes if isinstance(outcome, Failed)] == ["worker_lost", "cancelled"]
+    answer = (store.root / REQUESTS_FOLDER / f"all{ANSWER_SUFFIX}").read_text()
+    assert Answer.model_validate_json(answer).cancelled == 2
 
 
 def test_smaller_trials_overtake_a_larger_one_eight_times(store: Store) -> None:

@@ -332,3 +332,34 @@ def test_a_plan_tells_what_is_known_before_anything_has_run(make: Callable[..., 
         "final: 7 trials on the test split, with the settings chosen",
         "cost: at most 9 trials, one after the other, 3 of each class in turns",
     ]
+
+
+def test_what_is_to_come_is_what_a_budget_has_left_and_the_later_stages(make: Callable[..., Driver]) -> None:
+    driver = make()
+    stages, rounds = Stages(driver.sweep, RegistryResolver()), driver.run()
+
+    def counts(past: int, used: float = 0.0) -> list[int]:
+        return [len(later.specs) for later in stages.to_come(rounds[:past], lambda: used)]
+
+    assert counts(0) == []
+    assert counts(1) == [4, 7, *[1] * 9], "two searches of six trials have asked for eight"
+    assert counts(4) == [1] * 9, "the final trials run now"
+    assert counts(6) == [1] * 7
+    assert not any(later.seconds for later in stages.to_come(rounds[:1], lambda: 0.0))
+
+
+def test_what_is_to_come_of_searches_that_cut_or_are_paid_in_seconds(make: Callable[..., Driver]) -> None:
+    driver = make(SWEEP.replace("{trials: 6}", "{trials: 12, halving: {factor: 3}}"), name="halved")
+    stages = Stages(driver.sweep, RegistryResolver())
+    known = [spec for spec in stages.known_trials() if spec.stage == "tune"]
+    assert {spec.stop_after_steps for spec in known} == {3}, "all begin with the first rung"
+    rest, *_ = stages.to_come([Round("tune", tuple(known))], lambda: 0.0)
+    assert len(rest.specs) == round(2 * 12 - len(known) * 3 / 27)
+    assert [spec.method.name for spec in rest.specs[:3]] == ["full", "prefix_tuning", "full"], "searches take turns"
+    assert {spec.stop_after_steps for spec in rest.specs} == {None}
+    driver = make(SWEEP.replace("{trials: 6}", "{device_seconds: 105, sampler: tpe}"), name="paid")
+    stages = Stages(driver.sweep, RegistryResolver())
+    first = Round("tune", tuple(spec for spec in stages.known_trials() if spec.stage == "tune"))
+    for used, left in ((0.0, 105.0), (60.0, 75.0), (300.0, 0.0)):
+        rest, *_ = stages.to_come([first], lambda used=used: used)  # type: ignore[misc]
+        assert (len(rest.specs), rest.seconds) == (1, left)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import statistics
+from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
+from predicted import write_sweep
 from scipy import stats
 
 from bench.metrics.metric import mean, with_values
 from bench.statistics.differences import Difference, PairedTests, SeedStatistics
 from bench.statistics.estimates import estimate
-from bench.statistics.significance import smallest_found
+from bench.statistics.groups import letters
+from bench.statistics.outliers import outlying_seeds
+from bench.statistics.significance import significance, smallest_found
 
 
 def test_the_deviation_of_seeds_is_that_of_a_sample() -> None:
@@ -30,6 +35,40 @@ def test_an_interval_over_seeds_is_that_of_a_t_distribution() -> None:
     assert found.standard_deviation == pytest.approx(statistics.stdev(values))
     expected = stats.t.ppf(0.975, 3) * statistics.stdev(values) / 2
     assert found.half_width == pytest.approx(expected)
+
+
+def test_a_single_value_has_no_interval() -> None:
+    found = estimate([15.0])
+    assert (found.low, found.high, found.half_width) == (15.0, 15.0, None)
+
+
+def test_more_groups_than_letters_get_a_number() -> None:
+    names = [f"method {number:02}" for number in range(28)]
+    found = list(letters(names, combinations(names, 2)).values())
+    assert (found[:2], found[25:]) == (["a", "b"], ["z", "a2", "b2"])
+
+
+def test_far_is_six_robust_deviations_from_the_median() -> None:
+    """Distances from the median of 51 are 1, 2, 3 and that of the last; the median distance of 2 makes 17.8 far."""
+    scores = {0: 50.0, 1: 51.0, 2: 48.0, 3: 53.0}
+    assert outlying_seeds({"a": {**scores, 4: 51.0 + 18.0}}) == {"a": [4]}
+    assert outlying_seeds({"a": {**scores, 4: 51.0 + 17.5}}) == {}
+
+
+def test_six_distances_tell_how_far_seeds_spread_and_five_do_not() -> None:
+    """Of few, a tenth of the median is the least that counts as far; of six or more, a hundredth."""
+    near = {seed: 60.0 + seed / 100 for seed in range(6)}
+    assert outlying_seeds({"a": {**near, 6: 61.0}}) == {"a": [6]}
+    few = {seed: near[seed] for seed in range(4)}
+    assert outlying_seeds({"a": {**few, 6: 61.0}}) == {}
+    assert outlying_seeds({"two": {0: 60.0, 1: 60.0}, "a": {**few, 6: 61.0}}) == {}, "two seeds are not counted"
+
+
+def test_the_largest_difference_comes_first(tmp_path: Path) -> None:
+    configurations = write_sweep(tmp_path / "demo", {"none": 0.2, "full": 0.85, "lora": 0.6})
+    found = significance(tmp_path / "demo", configurations, "bleu", higher_is_better=True)
+    assert found is not None
+    assert next((one.first, one.second) for one in found.differences) == ("full", "none")
 
 
 @pytest.mark.parametrize(("seeds", "quantile"), [(3, 1.060660), (6, 0.919544)])

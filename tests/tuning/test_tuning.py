@@ -16,6 +16,7 @@ from bench.tuning.search import (
     Search,
     Told,
     best,
+    beyond_border,
     cut,
     first_settings,
     grid,
@@ -209,3 +210,15 @@ def test_halving_asks_more_for_the_same_budget() -> None:
     assert halved.cost(halved.first_asks) <= 8 < halved.cost(halved.first_asks + 1)
     # 9 asks for 3 of 27 steps, 3 for 9 steps, 1 to the end, and one audit of the 6 and of the 2 that were cut.
     assert halved.cost(9) == pytest.approx(9 * 3 / 27 + 3 * 9 / 27 + 1 + 1 + 1)
+
+
+def test_a_linear_range_begins_at_its_low_end() -> None:
+    space: SearchSpace = {RATE: Range(low=2.0, high=6.0, log=False)}
+    assert grid(space, 3) == [{RATE: 2.0}, {RATE: 4.0}, {RATE: 6.0}]
+
+
+def test_one_value_shows_no_border() -> None:
+    so_far = told((1e-2, 1.0))
+    assert beyond_border(search(trials=9), [one.ask for one in so_far], so_far[0]) is None
+    so_far = told((1e-3, 2.0), (1e-2, 1.0))
+    assert beyond_border(search(trials=9), [one.ask for one in so_far], so_far[1]) is not None

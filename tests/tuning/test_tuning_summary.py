@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,19 @@ def test_what_was_tried_used_and_chosen() -> None:
         "the time until a failure says nothing"
     )
     assert tuning.audit is None
+
+
+def test_scores_that_are_better_when_higher_keep_their_sign() -> None:
+    outcomes: dict[float, Outcome] = {
+        1e-4: probed(3.0, dev_bleu=20.0),
+        1e-3: probed(2.0, dev_bleu=30.0),
+        1e-2: DIVERGED,
+    }
+    searched, records = rows(outcomes)
+    by_bleu = searched.search.model_copy(update={"tune": TuneSpec(trials=5, metric="bleu")})
+    (tuning,) = tunings([replace(searched, search=by_bleu)], records)
+    assert [one.value for one in tuning.tried] == [20.0, 30.0, None]
+    assert tuning.chosen is not None and tuning.chosen.settings == {RATE: 1e-3}
 
 
 def test_an_unfinished_search_tells_what_it_has() -> None:

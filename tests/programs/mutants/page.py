@@ -1,0 +1,117 @@
+"""docs/inside/mutants.md, from the outcomes of all packages."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mutants.targets import TARGETS
+
+AIM = 0.85
+COLUMNS = (
+    *("package", "modules", "tests", "possible", "of each module"),
+    *("tried", "killed", "survived", "equivalent", "score", "day", "revision"),
+)
+EQUIVALENT = Path(__file__).resolve().parent / "equivalent.toml"
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The outcomes of a package."""
+
+    name: str
+    day: str
+    revision: str
+    sample: int  # at most so many of each module; 0: all
+    possible: int
+    killed: int
+    equivalent: int
+    survived: Sequence[Mapping[str, Any]]  # and is no equivalent
+
+    @property
+    def score(self) -> float:
+        """Share of those killed that are no equivalents."""
+        return self.killed / max(1, self.killed + len(self.survived))
+
+
+def counted(name: str, tried: Mapping[str, Any]) -> Counted:
+    """Count what a package's file holds."""
+    listed = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8")).get("equivalent", [])
+    judged = {(one["at"], one["from"], one["to"]) for one in listed}
+    alive = [one for one in tried["tried"] if one["outcome"] in ("survived", "not reached")]
+    survived = [one for one in alive if (f"{one['file']}:{one['function']}", one["before"], one["after"]) not in judged]
+    return Counted(
+        name=name,
+        day=tried["day"],
+        revision=tried["revision"],
+        sample=tried["sample"],
+        possible=tried["possible"],
+        killed=len(tried["tried"]) - len(alive),
+        equivalent=len(alive) - len(survived),
+        survived=survived,
+    )
+
+
+def page(packages: Sequence[Counted], seed: int) -> str:
+    """The page."""
+    lines = [
+        "# Would the tests notice?",
+        "",
+        "    make mutants                                # all packages, which takes an hour of one core",
+        "    make mutants MUTANTS='statistics --sample 0'   # all faults of one package",
+        "    make mutants MUTANTS='--only survivors'        # once more what survived",
+        "",
+        "puts small faults (mutants) into the code, one at a time, and runs the tests of the package that reach",
+        "its line: the other side of a comparison's border or its contrary, the other of two operators, numbers one",
+        "off, a condition's contrary, a loop that does nothing, an exception that nobody catches, a statement left out",
+        "(`tests/programs/mutants/mutations.py`; cosmic-ray makes all but the last). A mutant is killed if a test",
+        "fails or does not end.",
+        "",
+        f"What is tried is a sample, so many of each module as the table says, drawn by seed {seed}. Equivalent are",
+        "those that nobody could notice, or that change only the words of a message; each has its reason in",
+        "`tests/programs/mutants/equivalent.toml`. The score is killed / (tried - equivalent);",
+        f"the aim is {AIM:.0%} of each package. Tests that take longer than 20 s do not count.",
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        f"|---|---|---|{'---:|' * 7}---|---|",
+    ]
+    for one in packages:
+        target = TARGETS[one.name]
+        tried = one.killed + len(one.survived) + one.equivalent
+        counts = (one.possible, one.sample or "all", tried, one.killed, len(one.survived), one.equivalent)
+        cells = (
+            one.name,
+            _code(target.modules),
+            _code(target.tests),
+            *counts,
+            f"{one.score:.0%}",
+            one.day,
+            one.revision,
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines += [
+        "",
+        "What has no row has not been tried yet. What survived at these revisions, and a test is welcome for,",
+        "unless one has come since:",
+    ]
+    for one in packages:
+        if one.survived:
+            lines += ["", f"**{one.name}**", ""]
+            lines += [
+                f"- `{left['file']}`, `{left['function']}`: {_quoted(left['before'])} → {_quoted(left['after'])}"
+                for left in one.survived
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def _code(names: Sequence[str]) -> str:
+    files = dict.fromkeys(name.partition("::")[0] for name in names)
+    return "<br>".join(f"`{file}`" for file in files)
+
+
+def _quoted(text: str) -> str:
+    short = text if len(text) <= 90 else f"{text[:87]}..."
+    return f"``{short}``" if "`" in short else f"`{short}`"

@@ -1,0 +1,112 @@
+"""Which modules get faults, and which tests have to notice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A package, or the part of it that numbers and behaviour depend on."""
+
+    name: str
+    modules: tuple[str, ...]  # files, or folders with all their files
+    tests: tuple[str, ...]  # quick ones that run in one process
+    imports: tuple[str, ...] = ()  # large libraries, imported once
+
+    @property
+    def files(self) -> Iterator[str]:
+        """The files, relative to the repository."""
+        for module in self.modules:
+            path = ROOT / module
+            for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+                yield str(file.relative_to(ROOT))
+
+
+_TORCH = ("torch", "transformers", "deepspeed")
+TARGETS = {
+    target.name: target
+    for target in (
+        Target(
+            "schedule",
+            ("bench/driver/schedule.py", "bench/driver/stages.py", "bench/store/retry.py"),
+            (
+                "tests/driver/test_schedule_and_store.py",
+                *(
+                    f"tests/driver/test_fused_sweeps.py::test_{name}"
+                    for name in (
+                        "trials_share_launches_and_each_has_its_record",
+                        "work_is_left_for_every_machine",
+                        "what_fails_in_company_is_tried_again_alone",
+                        "a_lost_launch_is_lost_for_all_and_made_again_one_by_one",
+                        "a_trial_that_an_earlier_driver_lost_is_tried_again_alone",
+                        "only_the_trial_that_is_meant_is_cancelled",
+                    )
+                ),
+                "tests/driver/test_stages.py",
+                "tests/store/test_retry.py",
+            ),
+            ("pydantic", "rich.console", "scipy.special"),
+        ),
+        Target(
+            "store",
+            ("bench/store",),
+            ("tests/store", "tests/driver/test_schedule_and_store.py"),
+            ("pydantic", "rich.console", "scipy.special"),
+        ),
+        Target(
+            "statistics",
+            ("bench/statistics",),
+            ("tests/statistics", "tests/metrics/test_answers.py::test_one_seed_of_right_and_wrong_is_tested_exactly"),
+            ("scipy.stats", "sacrebleu", "pandas"),
+        ),
+        Target(
+            "tuning",
+            ("bench/tuning",),
+            ("tests/tuning", "tests/driver/test_stages.py"),
+            ("scipy.special", "optuna", "matplotlib.figure"),
+        ),
+        Target("metrics", ("bench/metrics",), ("tests/metrics",), ("sacrebleu", "nltk", "scipy.special")),
+        Target(
+            "loss",
+            ("bench/train/loss.py", "bench/train/optimizer.py", "bench/train/order.py"),
+            (
+                *(
+                    f"tests/train/test_training_levers.py::test_{name}"
+                    for name in (
+                        "the_chunked_loss_is_the_loss",
+                        "labels_are_smoothed_in_training_only",
+                        "half_precision_sums_in_fp32",
+                        "logits_exist_for_targets_only_and_a_chunk_at_a_time",
+                        "a_loss_is_backpropagated_once",
+                        "what_is_no_plain_output_projection_is_left_alone",
+                        "an_engine_sees_what_is_trained_and_nothing_else",
+                    )
+                ),
+                "tests/train/test_optimize.py",
+                "tests/models/test_data_and_tasks.py",
+            ),
+            _TORCH,
+        ),
+        Target("decode", ("bench/decode",), ("tests/decode",), _TORCH),
+        Target(
+            "prefix",
+            (
+                "methods/prefix_tuning.py",
+                "methods/parts/attention_prefix.py",
+                "methods/parts/prefix_layers.py",
+                "methods/parts/prefix_literal.py",
+                "methods/parts/trained_prefix.py",
+            ),
+            (
+                "tests/methods/test_prefix_numerics.py",
+                "tests/methods/test_prefix_paths.py",
+            ),
+            _TORCH,
+        ),
+    )
+}
