@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+DEVICE ?= auto
 E2E ?= $(wildcard ../shared/data/e2e)
 
 .PHONY: measure exhibits quickstart test test-all test-lowest test-newest test-html chaos exits multihost overhead race false-calls mutants profile docs lint format
@@ -42,7 +43,7 @@ docs: $(STAMP)
 
 # What only a GPU can show, in ten minutes on one or more; DEVICE=cpu tries a CPU. Writes results/measure-<device>/.
 measure: $(STAMP)
-	$(BIN)/tuneoff doctor --measure $(if $(DEVICE),--device $(DEVICE))
+	$(BIN)/tuneoff doctor --measure --device $(DEVICE)
 
 # What readers are shown of results: copies reports into results/exhibits/, with a picture of each page. NAMES=... names some.
 exhibits: $(STAMP)

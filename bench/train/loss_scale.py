@@ -61,7 +61,8 @@ class LossScale:
         gradients = [each.grad for group in groups for each in group["params"] if each.grad is not None]
         optimizer.overflow = not all(bool(gradient.isfinite().all()) for gradient in gradients)
         if not optimizer.overflow:
-            torch._foreach_mul_(gradients, 1 / self._scaler.loss_scale)
+            for gradient in gradients:
+                gradient.mul_(1 / self._scaler.loss_scale)
             optimizer.step()
 
     def update(self) -> None:

@@ -52,7 +52,9 @@ def test_no_optimiser_has_state_before_the_first_step(
     (lane,) = training.lanes
     lane.begin(PAIRS, CPU)
     before = {name: tensor.detach().float().clone() for name, tensor in lane.model.named_parameters()}
+    random_state = torch.get_rng_state()
     engine = training._engine()
+    assert torch.equal(torch.get_rng_state(), random_state), "dropout is the same under every stage"
     assert not lane.optimizer.state
     if stage < 3:
         for name, tensor in lane.model.named_parameters():
