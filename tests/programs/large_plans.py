@@ -81,7 +81,9 @@ def make_task(folder: Path) -> None:
 
 def rows_of(name: str, folder: Path) -> Iterator[str]:
     """Lines of the table of one model."""
+    import torch
     from conftest import save_tokenizer
+    from safetensors.torch import save_file
     from transformers import AutoConfig
 
     from bench.config.resolver import RegistryResolver
@@ -99,6 +101,7 @@ def rows_of(name: str, folder: Path) -> Iterator[str]:
         "pad_token_id": tokenizer.pad_token_id,
     }
     AutoConfig.for_model(kind, tie_word_embeddings=False, **settings, **ids).save_pretrained(model)
+    save_file({"nothing": torch.zeros(1)}, model / "model.safetensors")  # a model folder has weights; plans read none
     resolver = RegistryResolver()
     task = {"path": str(folder / "task"), "max_source_tokens": SOURCE_TOKENS, "max_target_tokens": TARGET_TOKENS}
     for told, (method, quantization, stage) in WAYS.items():
