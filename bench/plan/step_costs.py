@@ -25,8 +25,8 @@ ROUNDING = 8
 class StepCosts:
     """FLOPs and transient bytes of one micro-batch of given size.
 
-    Logits grow with the target tokens, attention with tokens times length, everything else with tokens, over a
-    constant (what prompts cost however long the texts are).
+    Logits grow with the target tokens as far as they are not computed in chunks, attention with tokens times length,
+    everything else with tokens, over a constant (what prompts cost however long the texts are).
     """
 
     small: StepTrace
@@ -45,8 +45,9 @@ class StepCosts:
         return per_target * micro.target_tokens + attention * micro.padded_tokens + other
 
     def logits_bytes(self, micro: MicroBatch) -> float:
-        """At the peak of the step."""
-        return self.large.logits_bytes / self.large.target_tokens * micro.target_tokens
+        """At the peak of the step: chunks of logits have one size, and a trained head has a gradient of its own."""
+        small, large = ((trace.target_tokens, trace.logits_bytes) for trace in (self.small, self.large))
+        return max(0.0, _line(small, large, micro.target_tokens))
 
     def activation_bytes(self, micro: MicroBatch) -> float:
         """All else at the peak of the step, but for gradients of parameters."""

@@ -89,15 +89,13 @@ def make_engine(
         shown = Regathering(loss)
     else:
         shown = TrainedOnly(loss, parameters)
-    # Under ZeRO 3 the engine draws random numbers as it is made. Dropout is to be that of every other stage.
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        engine, *_ = deepspeed.initialize(
-            model=shown,
-            model_parameters=parameters,
-            optimizer=optimizer,
-            lr_scheduler=scheduler,
-            config=config,
-        )
+    engine, *_ = deepspeed.initialize(
+        model=shown,
+        model_parameters=parameters,
+        optimizer=optimizer,
+        lr_scheduler=scheduler,
+        config=config,
+    )
     if isinstance(shown, Regathering):
         shown.watch()
     for stepping in (optimizer, engine.basic_optimizer):

@@ -37,7 +37,7 @@ class TargetLoss(nn.Module):
         super().__init__()
         self.model = model
         self.label_smoothing = label_smoothing
-        self._chunked = chunked
+        self._chunked, self._tried = chunked, False
 
     def forward(
         self,
@@ -51,7 +51,9 @@ class TargetLoss(nn.Module):
         smoothing = self.label_smoothing if self.training else 0.0
         head = self.model.get_output_embeddings()
         if self._chunked and is_plain_linear(head):
+            random_states = None if self._tried else RandomStates(predicting.device)
             hidden_states = self._in_front_of(head, inputs, predicting)
+            self._tried = True
             if hidden_states is not None:
                 losses = [
                     chunked_nll(hidden, head.weight, head.bias, targets, smoothing, LOGITS_PER_CHUNK)
@@ -61,6 +63,8 @@ class TargetLoss(nn.Module):
                 ]
                 return torch.stack(losses) if shares else losses[0]
             self._chunked = False
+            if random_states is not None:
+                random_states.restore()  # the same dropout once more: under ZeRO 3 nothing is tried
         logits = at_least_fp32(self._behind(head, inputs, predicting))
         losses = [
             nn.functional.cross_entropy(of_part, targets, label_smoothing=smoothing, reduction="sum")
@@ -108,6 +112,21 @@ class TargetLoss(nn.Module):
         """The loss of a batch, for callers without an engine."""
         loss: torch.Tensor = self(**vars(batch))
         return loss
+
+
+class RandomStates:
+    """What random numbers of the CPU and of a device come next."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._cpu = torch.get_rng_state()
+        self._own = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def restore(self) -> None:
+        """Have the same ones come again."""
+        torch.set_rng_state(self._cpu)
+        if self._own is not None:
+            torch.cuda.set_rng_state(self._own, self._device)
 
 
 def is_plain_linear(head: nn.Module) -> bool:

@@ -189,3 +189,45 @@ def test_fp16_under_zero_without_units_for_it_is_one_error(monkeypatch: pytest.M
     monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda _: False)
     with pytest.raises(EngineError, match="set precision: bf16 or fp32, or zero_stage: 0"):
         require_fp16(CPU)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_dropout_is_the_same_under_every_stage_where_logits_have_a_bias(stage: int, one_rank: None) -> None:
+    """BART adds one, which the first batch shows: that must not cost random numbers."""
+    losses = [bart_losses(number) for number in (0, stage)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def bart_losses(stage: Any) -> list[float]:
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    sizes = {f"{part}_{what}": 2 for part in ("encoder", "decoder") for what in ("layers", "attention_heads")}
+    config = BartConfig(
+        vocab_size=40,
+        d_model=32,
+        max_position_embeddings=64,
+        dropout=0.1,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=1,
+        decoder_start_token_id=1,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        **sizes,
+    )
+    torch.manual_seed(0)
+    method = FullFineTuning(FullFineTuning.Config())
+    model = method.patch(BartForConditionalGeneration(config))
+    spec = TrainSpec(learning_rate=1e-2, steps=2, batch_size=4, schedule="constant", adam_epsilon=1e-4)
+    training = Training(
+        lanes=[Lane(method, model, spec, 0, lambda event: None)],
+        architecture=architecture_of(model.config),
+        resources=ResourceSpec(zero_stage=stage),
+        rank=0,
+        device=CPU,
+        pad_token_id=0,
+        meter=PhaseMeter(CPU),
+    )
+    (trained,) = training.run(PAIRS, PAIRS)
+    assert isinstance(trained, Trained)
+    return [point.loss for point in trained.train_curve]
