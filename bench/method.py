@@ -9,7 +9,7 @@ B batch, T tokens, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -82,6 +82,9 @@ class Method(ABC):
     trains: ClassVar[bool] = True
     """False only for the untouched base model."""
 
+    estimates_gradients: ClassVar[bool] = False
+    """True where gradients are on purpose no derivatives of the loss, as where DoRA takes a length for a constant."""
+
     search_space: ClassVar[SearchSpace] = {"train.learning_rate": Range(low=1e-5, high=1e-1)}
     """The settings that the tune stage of a sweep varies, unless the sweep names others: the learning rate first, then
     the most important ones of ``config.…`` and ``train.…``. Two decades around the usual learning rate are a sensible
@@ -103,6 +106,25 @@ class Method(ABC):
 
         Raises:
             MethodError: The model has nothing that the method could patch.
+        """
+
+    @property
+    def start_examples(self) -> int:
+        """How many training examples :meth:`start_from` looks at; 0: none, and it is not called."""
+        return 0
+
+    def start_from(self, model: nn.Module, losses: Sequence[Callable[[], torch.Tensor]]) -> None:  # noqa: B027
+        """Choose where training starts from training examples, before the first step.
+
+        For starts that need activations or gradients. Nothing else of the contract changes: the base weights stay as
+        they are, the same tensors are trained as before, and a freshly patched model with the stored state needs no
+        examples. The model is in evaluation mode, and no gradient is kept unless the method enables them. All ranks
+        start as rank 0 does.
+
+        Args:
+            model: Patched, before its first step.
+            losses: One for each example, which runs the model on that example alone, without padding, and returns the
+                mean loss of its target tokens.
         """
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:

@@ -50,10 +50,16 @@ REFUSED = {
     "POLY": "it wants a task id with every example, which no task here has",
 }
 
-# Refused starts of LoRA, by the beginning of their name.
-_DATA = "it needs data that a method does not get, and without them peft starts as by default"
-_BASE = "it changes base weights, which a method leaves as they are"
-REFUSED_STARTS = {"corda": _DATA, "eva": _DATA, "lora_ga": _DATA, "loftq": _DATA, "olora": _BASE, "pissa": _BASE}
+# Starts of LoRA that cannot be had, by the beginning of their name.
+_DATA = (
+    "it needs data that peft does not get here, and without them it starts as by default; the method {} does get them"
+)
+_BASE = "it changes base weights, which a method leaves as they are; the method {} starts so and leaves them"
+REFUSED_STARTS = {
+    **{name: _DATA.format(name) for name in ("corda", "eva", "lora_ga")},
+    **{name: _BASE.format(name) for name in ("olora", "pissa")},
+    "loftq": "it needs the weights from before they were quantised, which are not there any more",
+}
 
 # Types that break the contract without an error, so that another function would be scored than was trained.
 PADDING_BREAKS = (

@@ -22,12 +22,13 @@ from bench.schema.trial import (
     JsonDict,
     MethodSpec,
     ModelSpec,
+    OptimizerSpec,
     ResourceSpec,
     TaskSpec,
     TrainSpec,
     TrialSpec,
 )
-from bench.schema.validation import ConfigError, check_batches, check_optimizer, validated
+from bench.schema.validation import ConfigError, check_batches, validated
 
 # A bare text in place of these mappings stands for this key of theirs.
 SHORT_FORMS = {"model": "path", "task": "name"}
@@ -51,6 +52,10 @@ class Resolver(Protocol):
     def evaluation(self, spec: EvaluationSpec, where: str) -> EvaluationSpec: ...
 
     def check_resources(self, method: MethodSpec, resources: ResourceSpec, where: str) -> None: ...
+
+    def optimizer(
+        self, train: TrainSpec, resources: ResourceSpec, where: str
+    ) -> tuple[TrainSpec, OptimizerSpec | None]: ...
 
 
 def load_sweep(path: Path, settings: Sequence[str] = ()) -> Sweep:
@@ -196,7 +201,7 @@ def configure(
     train = validated(TrainSpec, parts["train"], f"{where}.train")
     resources = validated(ResourceSpec, parts["resources"], f"{where}.resources")
     check_batches(train, resources, where)
-    check_optimizer(train, resources, where)
+    train, optimizer = resolver.optimizer(train, resources, where)
     task_config = {key: value for key, value in parts["task"].items() if key != "name"}
     if "name" not in parts["task"]:
         raise ConfigError("task.name is missing: say which task, e.g. 'task: facts'")
@@ -220,6 +225,7 @@ def configure(
         model=model,
         task=task,
         train=train,
+        optimizer=optimizer,
         decode=validated(DecodeSpec, parts["decode"], "decode"),
         resources=resources,
         seed=0,

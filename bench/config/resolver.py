@@ -7,7 +7,7 @@ import functools
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -15,10 +15,12 @@ from bench.config.lm_eval_tasks import resolved_evaluation
 from bench.config.resolved_methods import Resolved, ResolvedMethods
 from bench.metrics import METRICS
 from bench.models import model_files
+from bench.optimizers import OPTIMIZERS
 from bench.plugins.registry import (
     RegistryError,
     load_method,
     load_metric,
+    load_optimizer,
     load_task,
     make_method,
     make_task,
@@ -26,14 +28,29 @@ from bench.plugins.registry import (
     resolve,
     resolve_all,
 )
-from bench.plugins.source import plugin_source
+from bench.plugins.source import PluginError, plugin_source
 from bench.report.columns import COLUMNS
 from bench.schema.search_space import SearchSpace
-from bench.schema.trial import EvaluationSpec, JsonDict, MethodSpec, MetricSpec, ModelSpec, ResourceSpec, TaskSpec
+from bench.schema.trial import (
+    EvaluationSpec,
+    JsonDict,
+    MethodSpec,
+    MetricSpec,
+    ModelSpec,
+    OptimizerSpec,
+    ResourceSpec,
+    TaskSpec,
+    TrainSpec,
+)
 from bench.schema.validation import ConfigError, validated
 from bench.task import Task, TaskError
 from bench.tasks.hub_commits import HubError, commit_of
 
+if TYPE_CHECKING:
+    from bench.optimizers.optimizer import Optimizer
+
+# Packages of optimisers whose version a record has, so that their source need not be hashed nor sent to other machines.
+VERSIONED = frozenset({"bench", "bitsandbytes", "deepspeed", "torch", "transformers"})
 # Names that scores may not have: results.csv and searches have them for something else.
 RESERVED = frozenset({"dev_loss", "reference_perplexity", *(column.name for column in COLUMNS)})
 
@@ -119,6 +136,40 @@ class RegistryResolver:
             "precision: fp32"
         )
 
+    def optimizer(
+        self, train: TrainSpec, resources: ResourceSpec, where: str
+    ) -> tuple[TrainSpec, OptimizerSpec | None]:
+        """The optimiser of ``train``, under the name by which ranks find it; and whose it is, if it is not Tuneoff's.
+
+        Raises:
+            ConfigError: It cannot be had, not with these options, or not with these resources.
+        """
+        place = f"{where}.train.optimizer"
+        if train.optimizer == "adamw" and not train.optimizer_options:
+            return train, None  # without importing torch
+        from bench.optimizers.optimizer import OptimizerError
+
+        try:
+            target = resolve("optimizer", train.optimizer, self.plugins_dir)
+            found = train if train.optimizer in OPTIMIZERS else train.model_copy(update={"optimizer": target})
+            kind = load_optimizer(found.optimizer)
+            _check_placement(kind, found, resources, place)
+            _check_optimizer(target, found.model_dump_json())
+        except (RegistryError, PluginError) as error:
+            raise ConfigError(f"{place}: {error}") from error
+        except OptimizerError as error:
+            told = str(error)
+            told = (
+                f"{where}.train.{told}"
+                if told.startswith("optimizer_options.")
+                else f"{place}: {train.optimizer} {told}"
+            )
+            raise ConfigError(told) from error
+        if target.partition(":")[0].partition(".")[0] in VERSIONED:
+            return found, None
+        whose = self._whose(target)
+        return found, OptimizerSpec(name=train.optimizer, target=target, **whose) if whose else None
+
     def _adapts_in_training(self, method: MethodSpec) -> bool:
         config, resolved = self._said.get(_said_key(method), (None, None))
         if resolved is not None and resolved.adapts_in_training is not None:
@@ -129,6 +180,33 @@ class RegistryResolver:
             self._said[_said_key(method)] = config, resolved
             self._kept.add(method.target, config, resolved)
         return adapts
+
+
+def _check_placement(kind: type[Optimizer], train: TrainSpec, resources: ResourceSpec, where: str) -> None:
+    """An optimiser is not asked for what it cannot.
+
+    Raises:
+        ConfigError: It would be.
+    """
+    if (why := kind.needs_zero_0()) is not None and resources.zero_stage:
+        raise ConfigError(
+            f"{where}: {train.optimizer} {why}; set resources.zero_stage: 0 (it is {resources.zero_stage}), or use "
+            "adamw"
+        )
+    if not kind.scales_rate and train.schedule != "constant":
+        raise ConfigError(
+            f"{where}: {train.optimizer} needs no schedule; set train.schedule: constant (it is {train.schedule})"
+        )
+    if not kind.checkpoints and resources.checkpoint_every_steps is not None:
+        raise ConfigError(
+            f"{where}: {train.optimizer} keeps what no checkpoint holds; leave resources.checkpoint_every_steps out"
+        )
+
+
+@functools.cache
+def _check_optimizer(target: str, train: str) -> None:
+    """Once for all trials with the same settings."""
+    load_optimizer(target)(TrainSpec.model_validate_json(train)).check()
 
 
 def _check_deepspeed(resources: ResourceSpec, where: str) -> None:

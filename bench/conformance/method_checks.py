@@ -44,6 +44,7 @@ from bench.conformance.lanes import check_lanes_do_not_meet
 from bench.conformance.layers import check_equal_layers_are_adapted_alike
 from bench.conformance.process import CHECK as PROCESS_CHECK
 from bench.conformance.process import check_is_the_same_in_another_process
+from bench.conformance.starts import check_start_from_examples
 from bench.conformance.state import (
     check_counts,
     check_loading_is_strict,
@@ -87,6 +88,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "gradients are derivatives": check_gradients_are_derivatives,
     "gradient checkpointing": check_gradient_checkpointing,
     "equal layers are adapted alike": check_equal_layers_are_adapted_alike,
+    "start from examples": check_start_from_examples,
     "state reloads": check_state_reloads,
     "state is the method's own": check_state_is_the_methods_own,
     "loading is strict": check_loading_is_strict,

@@ -315,7 +315,7 @@ def _rungs(train: TrainSpec, halving: HalvingSpec | None, where: str) -> tuple[i
         return train.steps, []
     if train.steps is None:
         raise ConfigError(f"{where}: halving counts in steps; set train.steps instead of epochs")
-    first_cut = halving.first_cut_steps or max(3 * train.warmup_steps, math.ceil(train.steps / 9))
+    first_cut = halving.first_cut_steps or max(3 * train.warmup_steps_of(train.steps), math.ceil(train.steps / 9))
     rungs: list[int] = []
     steps = math.ceil(train.steps / halving.factor)
     while steps >= first_cut and (not rungs or steps < rungs[0]):

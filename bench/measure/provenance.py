@@ -24,6 +24,7 @@ ANSWERING = (
     "bench/method.py",
     "bench/metrics",
     "bench/models",
+    "bench/optimizers",
     "bench/plugins",
     "bench/quantized",
     "bench/rank",

@@ -66,6 +66,14 @@ def _hand_on(parameter: torch.Tensor) -> None:
         master.grad += gradient
 
 
+@torch.no_grad()
+def round_masters(model: nn.Module) -> None:
+    """Have a model compute with its masters as they are now, if :class:`Masters` keeps any."""
+    for _, parameter in trained_parameters(model):
+        if (master := getattr(parameter, "fp32_master", None)) is not None:
+            parameter.copy_(master)
+
+
 @contextmanager
 def exact(model: nn.Module) -> Iterator[None]:
     """Inside the block tensors that a model trains in half precision are their fp32 masters.

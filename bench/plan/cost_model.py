@@ -13,9 +13,8 @@ from bench.schema.record import Forecast
 from bench.schema.trial import ModelSpec, ResourceSpec, TrialSpec
 from bench.train.lane import LARGE_BYTES
 
-# Adam keeps two moments in fp32; there is a copy of the trained parameters in fp32 where training is in less, and under
-# ZeRO in any case.
-ADAM_BYTES, COPY_BYTES = 8, 4
+# There is a copy of the trained parameters in fp32 where training is in bf16, and under ZeRO in any case.
+COPY_BYTES = 4
 # Of an element of a gradient that is added up over micro-batches and ranks, and of what is stored.
 SUMMED_BYTES = 4
 # DeepSpeed's limit on elements of a bucket, as bench.train.loop sets it.
@@ -26,10 +25,10 @@ PROCESS_BYTES = 70 * 2**20
 # On a CPU: what glibc keeps of freed blocks between those in use, as a share of what comes and goes within a step.
 # Trials of LoRA and full fine-tuning on 135M parameters kept 12 to 43 %.
 HEAP_FRACTION = 0.3
-# An optimiser step reads and writes parameter, gradient and two moments once.
-ADAM_TRAFFIC_BYTES = 28
 # What the cores that belong to one GPU read and write of the host's memory: an assumption.
 HOST_BYTES_PER_SECOND = 2e10
+# An optimiser step reads a gradient and reads and writes a parameter, beside what the optimiser keeps of it.
+STEP_TRAFFIC_BYTES = 12
 # A hypothesis is longer than the mean target before the last of a batch has ended.
 LONGEST_OVER_MEAN = 1.5
 
@@ -209,9 +208,7 @@ def _transient(
 def _optimizer_bytes(spec: TrialSpec, costs: StepCosts) -> float:
     resources, trace = spec.resources, costs.large
     copy = COPY_BYTES if _has_copies(resources) else 0
-    if spec.train.optimizer == "adafactor":
-        return 4.0 * trace.factored_elements + copy * trace.trained_elements
-    return (ADAM_BYTES + copy) * trace.trained_elements / _shared_by(resources)
+    return (trace.state_bytes + copy * trace.trained_elements) / _shared_by(resources)
 
 
 def _in_shards(spec: TrialSpec) -> bool:
@@ -290,13 +287,18 @@ def passes_seconds(spec: TrialSpec, costs: StepCosts, flops: float, passes: int,
 def _step_seconds(spec: TrialSpec, work: Workload, costs: StepCosts, flops: float, device: Device) -> float:
     """Mean of an optimiser step."""
     passes = passes_seconds(spec, costs, flops / (work.steps * spec.resources.ranks), work.accumulation, device)
-    traffic = ADAM_TRAFFIC_BYTES * costs.large.trained_elements / _shared_by(spec.resources) / device.bytes_per_second
+    traffic = _step_traffic(costs) / _shared_by(spec.resources) / device.bytes_per_second
     gathering, reducing = _message_bytes(spec, work, costs)
     gathering_seconds = gathering / device.link_bytes_per_second
     # DeepSpeed gathers the next layer while a GPU computes one (bench.train.deepspeed_engine).
     passes = max(passes, gathering_seconds) if device.kind == "cuda" else passes + gathering_seconds
     messages = reducing / device.link_bytes_per_second
     return passes + messages + traffic + _hosting_seconds(spec, work, costs, device) + device.step_seconds
+
+
+def _step_traffic(costs: StepCosts) -> float:
+    """Bytes that an optimiser step reads and writes."""
+    return STEP_TRAFFIC_BYTES * costs.large.trained_elements + 2 * costs.large.state_bytes
 
 
 def _message_bytes(spec: TrialSpec, work: Workload, costs: StepCosts) -> tuple[float, float]:
@@ -327,7 +329,7 @@ def _hosting_seconds(spec: TrialSpec, work: Workload, costs: StepCosts, device: 
     if "optimizer" in hosted:
         own = trace.trained_elements / _shared_by(spec.resources)
         moved += SUMMED_BYTES * own + trace.gradient_bytes / _shared_by(spec.resources)
-        seconds = ADAM_TRAFFIC_BYTES * own / HOST_BYTES_PER_SECOND
+        seconds = _step_traffic(costs) / _shared_by(spec.resources) / HOST_BYTES_PER_SECOND
     return seconds + moved / device.host_bytes_per_second
 
 

@@ -63,7 +63,7 @@ def _outline(work: Workload, counts: ParameterCounts) -> StepCosts:
         trained_elements=max(1, counts.trained),
         stored_elements=counts.stored,
         gradient_bytes=4 * counts.trained,
-        factored_elements=0,
+        state_bytes=8.0 * counts.trained,
         weight_bytes=4 * counts.total,
         largest_layer_bytes=0,
     )

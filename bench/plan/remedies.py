@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from bench.plan.devices import Device
 from bench.plan.trace import TraceError
+from bench.plugins.registry import load_optimizer
 from bench.schema.trial import JsonDict, OffloadSpec, TrialSpec
 from bench.schema.validation import ConfigError, check_batches
 
@@ -109,7 +110,7 @@ def _offloading(spec: TrialSpec) -> Iterator[tuple[TrialSpec, str]]:
 
 def _changed(spec: TrialSpec, train: JsonDict | None = None, resources: JsonDict | None = None) -> TrialSpec | None:
     """The trial with other settings; None if they are not valid."""
-    if (resources or {}).get("zero_stage") and spec.train.optimizer == "adafactor":
+    if (resources or {}).get("zero_stage") and load_optimizer(spec.train.optimizer).needs_zero_0():
         return None
     changed = spec.model_copy(
         update={

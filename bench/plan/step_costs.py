@@ -91,6 +91,8 @@ def step_costs(spec: TrialSpec, work: Workload) -> StepCosts:
             gradient_checkpointing=train.gradient_checkpointing,
             label_smoothing=train.label_smoothing,
             dropout=train.dropout,
+            optimizer=train.optimizer,
+            optimizer_options=train.optimizer_options,
         ),
         "resources": ResourceSpec(precision=resources.precision),
         "decode": DecodeSpec(),
@@ -110,11 +112,13 @@ def _step_costs(spec_json: str, rows: int, source: int, target: int) -> StepCost
     what = [
         *(spec.method.target, spec.method.config, spec.model.model_dump(), str(dtype), rows, source, target),
         *(spec.train.gradient_checkpointing, spec.train.label_smoothing, spec.train.dropout),
+        *(spec.train.optimizer, spec.train.optimizer_options),
         *(sources_sha256(*ANSWERING, "bench/plan"), version("torch"), version("transformers")),
     ]
     digest = sha256_of_json(what)
     path = base.cache_path() / "traces" / f"{digest}.json"
-    shipped = spec.method.target.startswith("methods.")  # The hash of our sources says nothing about a plugin's.
+    # The hash of our sources says nothing about a plugin's.
+    shipped = spec.method.target.startswith("methods.") and spec.optimizer is None
     if shipped and path.is_file():
         return StepCosts(*(StepTrace(**trace) for trace in json.loads(path.read_text(encoding="utf-8"))))
     tracer = StepTracer(spec.method, spec.model, spec.train, dtype)

@@ -9,7 +9,6 @@ B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -28,7 +27,7 @@ from bench.models import base
 from bench.models.architecture import Pair
 from bench.models.checkpointed_activations import compute_activations_twice
 from bench.models.shared_heads import sharing_heads
-from bench.plugins.registry import make_method
+from bench.plugins.registry import load_optimizer, make_method
 from bench.schema.trial import MethodSpec, ModelSpec, TrainSpec
 from bench.train.loss import TargetLoss
 from bench.train.zero3 import largest_layer
@@ -65,7 +64,7 @@ class StepTrace:
     trained_elements: int
     stored_elements: int
     gradient_bytes: int  # of all trained parameters
-    factored_elements: int  # rows and columns of trained matrices, all elements of the rest: what Adafactor keeps
+    state_bytes: float  # what the optimiser keeps of all trained parameters
     weight_bytes: int  # parameters and buffers, trained or not
     largest_layer_bytes: int  # of what ZeRO 3 gathers at a time
 
@@ -80,7 +79,7 @@ class StepTracer:
     Args:
         method: What to patch.
         model: What is patched.
-        train: For checkpointing, label smoothing, dropout.
+        train: For checkpointing, label smoothing, dropout, the optimiser.
         dtype: Of the weights.
     """
 
@@ -92,6 +91,7 @@ class StepTracer:
             patching = make_method(method)
             patched: Any = patching.patch(base.empty_model(model, dtype, train.dropout))
             self._stored_elements = sum(tensor.numel() for tensor in patching.adapter_state(patched).values())
+            self._state_bytes = load_optimizer(train.optimizer)(train).state_bytes(patched)
         with self._tracing():
             _materialise(patched)
             if train.gradient_checkpointing:
@@ -131,7 +131,7 @@ class StepTracer:
             logits_bytes=follower.logits_at_peak,
             trained_elements=sum(parameter.numel() for parameter in trained),
             stored_elements=self._stored_elements,
-            factored_elements=sum(_factored(parameter.shape) for parameter in trained),
+            state_bytes=self._state_bytes,
             gradient_bytes=sum(parameter.numel() * parameter.element_size() for parameter in trained),
             weight_bytes=sum(sizes.values()),
             largest_layer_bytes=largest_layer(self.model) * next(self.model.parameters()).element_size(),
@@ -144,13 +144,6 @@ class StepTracer:
                 yield
         except Exception as error:  # A plugin may do whatever it likes with tensors that hold nothing.
             raise TraceError(f"the step of method {self._name!r} cannot be traced without data: {error}") from error
-
-
-def _factored(shape: Sequence[int]) -> int:
-    """Elements of Adafactor's second moment: those of a row and a column of every matrix (section 3 of the paper)."""
-    if len(shape) < 2:
-        return math.prod(shape)
-    return math.prod(shape[:-2]) * (shape[-2] + shape[-1])
 
 
 def _materialise(model: Any) -> None:

@@ -1,4 +1,4 @@
-"""Recognises the methods, tasks and metrics in a folder by the imports of its files, without importing them."""
+"""Recognises methods, tasks, metrics and optimisers in a folder by the imports of its files, without importing them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Literal
 
 from bench.plugins.source import neighbours
 
-Kind = Literal["method", "task", "metric"]
+Kind = Literal["method", "task", "metric", "optimizer"]
 
-# Helpers: a file that imports one of these from bench.metrics need not be a metric.
-_NO_BASES = frozenset({"Array", "Measured", "MetricError", "Score", "Sources", "Texts"})
-_WORDS = re.compile(r"^\s*(?:from|import)\s+(bench\.(?:method|tasks?|metrics)\b|methods\b)", re.MULTILINE)
+# Helpers: a file that imports one of these from bench.metrics or bench.optimizers need not be a metric or an optimiser.
+_NO_BASES = frozenset({"Array", "Measured", "MetricError", "OptimizerError", "Score", "Sources", "Texts"})
+_WORDS = re.compile(r"^\s*(?:from|import)\s+(bench\.(?:method|tasks?|metrics|optimizers)\b|methods\b)", re.MULTILINE)
 
 
 def kinds_of(module: Path) -> frozenset[Kind]:
@@ -68,6 +68,8 @@ def _kind(module: str, name: str | None) -> Iterator[Kind]:
         yield "task"
     elif top == "bench" and part == "metrics" and (name is None or whole or _is_base(name)):
         yield "metric"
+    elif top == "bench" and part == "optimizers" and (name is None or whole or _is_base(name)):
+        yield "optimizer"
 
 
 def _is_base(name: str) -> bool:

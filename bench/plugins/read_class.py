@@ -25,7 +25,11 @@ def read_class(target: str) -> tuple[str, str] | None:
             bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
             lines = (ast.get_docstring(node) or "").split("\n")
             source = _source(node)
-            return (lines[0], source) if bases in (["Method"], ["Task"]) and source is not None else None
+            return (
+                (lines[0], source)
+                if bases in (["Method"], ["Task"], ["LoRAFamily"], ["StartedLoRA"]) and source is not None
+                else None
+            )
     return None
 
 

@@ -1,4 +1,4 @@
-"""Name -> "module:Class" -> class, for methods, tasks and metrics.
+"""Name -> "module:Class" -> class, for methods, tasks, metrics and optimisers.
 
 Names come from the table of built-ins, from the entry points of installed packages, and from the files of a folder. A
 text of the form ``module:Class`` needs no lookup. A broken or ambiguous name raises an error when it is used; others
@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
+from bench.optimizers import OPTIMIZERS
 from bench.plugins.offers import Kind, kinds_of
 from bench.plugins.read_class import read_class
 from bench.plugins.source import missing, modules_in, use_folder
@@ -29,8 +30,14 @@ if TYPE_CHECKING:
     from bench.method import Method
     from bench.metrics import Metric
     from bench.metrics.known import Known
+    from bench.optimizers.optimizer import Optimizer
 
-GROUPS: dict[Kind, str] = {"method": "tuneoff.methods", "task": "tuneoff.tasks", "metric": "tuneoff.metrics"}
+GROUPS: dict[Kind, str] = {
+    "method": "tuneoff.methods",
+    "task": "tuneoff.tasks",
+    "metric": "tuneoff.metrics",
+    "optimizer": "tuneoff.optimizers",
+}
 BUILT_IN = "tuneoff"
 
 
@@ -83,7 +90,7 @@ def table(kind: Kind) -> dict[str, str]:
         from bench.metrics import METRICS  # imports numpy, which names of methods and tasks do not need
 
         return METRICS
-    return METHODS if kind == "method" else TASKS
+    return {"method": METHODS, "task": TASKS, "optimizer": OPTIMIZERS}[kind]
 
 
 def targets(kind: Kind) -> dict[str, str]:
@@ -128,6 +135,10 @@ def _base(kind: Kind) -> type[Any]:
         from bench.metrics import Metric
 
         return Metric
+    if kind == "optimizer":
+        from bench.optimizers.optimizer import Optimizer
+
+        return Optimizer
     from bench.method import Method
 
     return Method
@@ -262,6 +273,24 @@ def make_method(spec: MethodSpec, tokenizer: Any = None) -> Method:
     """The method of a specification, with its settings; see :func:`load`."""
     method_class = load_method(spec.target)
     return method_class(method_class.Config(**spec.config), tokenizer)
+
+
+def load_optimizer(name: str) -> type[Optimizer]:
+    """The class of an optimiser, by one of Tuneoff's names or by ``module:Class``, which may also be one of torch's.
+
+    Raises:
+        RegistryError: It cannot be imported, or is none.
+    """
+    target = OPTIMIZERS.get(name, name)
+    module_name, _, class_name = target.partition(":")
+    found = getattr(_import("optimizer", target, module_name), class_name, None)
+    from torch.optim import Optimizer as OptimizerOfTorch
+
+    if isinstance(found, type) and issubclass(found, OptimizerOfTorch):
+        from bench.optimizers.optimizer import of_torch
+
+        return of_torch(found)
+    return cast("type[Optimizer]", load("optimizer", target))
 
 
 def load_task(target: str) -> type[Task]:

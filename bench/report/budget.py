@@ -61,14 +61,23 @@ def _unless_default(part: Literal["train", "decode"], name: str) -> Callable[[Tr
     return of
 
 
+def _warmup(train: TrainSpec) -> str:
+    return f"{train.warmup_fraction:.3g} of all" if train.warmup_fraction else str(train.warmup_steps)
+
+
+def _optimizer(train: TrainSpec) -> str:
+    told = ", ".join(f"{name}={value}" for name, value in train.optimizer_options.items())
+    return f"{train.optimizer} ({told})" if told else train.optimizer
+
+
 SETTINGS: tuple[Setting, ...] = (
     Setting("steps", _steps),
     Setting("epochs", _epochs),
     Setting("batch size", lambda spec, _: str(spec.train.batch_size)),
     Setting("learning rate", lambda spec, _: f"{spec.train.learning_rate:g}"),
     Setting("schedule", lambda spec, _: spec.train.schedule),
-    Setting("warm-up steps", lambda spec, _: str(spec.train.warmup_steps)),
-    Setting("optimiser", lambda spec, _: spec.train.optimizer),
+    Setting("warm-up steps", lambda spec, _: _warmup(spec.train)),
+    Setting("optimiser", lambda spec, _: _optimizer(spec.train)),
     Setting("weight decay", lambda spec, _: f"{spec.train.weight_decay:g}"),
     *(
         Setting(name.replace("_", " "), _unless_default("train", name))

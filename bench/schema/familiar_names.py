@@ -37,6 +37,7 @@ FAMILIAR: dict[str, str] = {
     "num_train_epochs": "train.epochs",
     "num_virtual_tokens": "config.num_prompt_tokens of the methods prefix_tuning and prompt_tuning",
     "optim": "train.optimizer",
+    "optim_args": "train.optimizer_options",
     "output_dir": "name, and --results of the command",
     "peft_type": "the name of a method, or config.peft_type of the method hf_peft",
     "per_device_eval_batch_size": "decode.batch_size",
@@ -49,6 +50,7 @@ FAMILIAR: dict[str, str] = {
     "task_type": "nothing: the model says what it is",
     "torch_dtype": "resources.precision",
     "train_batch_size": "train.batch_size",
+    "warmup_ratio": "train.warmup_fraction",
 }
 
 

@@ -6,6 +6,7 @@ Field names carry their unit; ``None`` appears only where absence has a meaning.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 import sys
 from collections.abc import Mapping
@@ -41,6 +42,7 @@ IDENTITY_VERSION = 2
 LENGTH_FIELDS = ("train.steps", "train.epochs", "train.evaluate_every_steps")
 # Settings that came after ids of this version had been given. They count where they are not what was done before.
 LATER_SETTINGS: dict[str, dict[str, Any]] = {
+    "train": {"warmup_fraction": 0.0, "decay_fraction": 0.1, "optimizer_options": {}},
     "decode": {"stop": ["\n"]},
     "task": {"plugin_metrics": []},
     "task.config": {"answer": None},
@@ -54,6 +56,8 @@ LATER_SETTINGS: dict[str, dict[str, Any]] = {
 }
 # Of what a trial takes, what its answer depends on; the rest is placement.
 ANSWERING_RESOURCES = {"ranks", "zero_stage", "precision", "compile", "deepspeed", "offload"}
+# Optimisers that have a mean of gradients and of their squares, as train.adam_... say.
+OF_ADAMS_FAMILY = frozenset({"adamw", "adamw_8bit", "galore", "muon", "schedule_free"})
 # Of a repository of the Hugging Face hub that is named without a revision.
 DEFAULT_BRANCH = "main"
 
@@ -154,17 +158,33 @@ class TrainSpec(Settings):
     micro_batch_size: PositiveInt | None = Field(
         None, description="sequences per forward pass of one rank; None takes the rank's whole share at once"
     )
-    schedule: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="the learning rate after the warm-up; linear and cosine end at 0"
+    schedule: Literal["linear", "cosine", "constant", "inverse_sqrt", "wsd"] = Field(
+        "linear",
+        description="the learning rate after the warm-up; linear and cosine end at 0; inverse_sqrt falls with the root "
+        "of the step (without a warm-up as after one of 10,000 steps); wsd (warm-up, stable, decay) is constant until "
+        "it falls by a cosine to 0, over decay_fraction. All as in transformers",
+    )
+    decay_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.1, description="with schedule: wsd; of all steps, rounded up, those of the decay at the end"
     )
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="over which the learning rate rises linearly")
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="the same as a share of all steps, rounded up; at most one of the two is set"
+    )
     warmup_start: Literal["zero", "first_step"] = Field(
         "zero",
         description="the first learning rate of a warm-up. zero: 0, as in transformers; first_step: 1/warmup_steps of "
         "the full one",
     )
-    optimizer: Literal["adamw", "adafactor"] = Field(
-        "adamw", description="adafactor: as Lester et al. 2021, without parameter scaling; needs ZeRO 0"
+    optimizer: Annotated[str, Field(min_length=1)] = Field(
+        "adamw",
+        description="adamw, adafactor (as Lester et al. 2021, without parameter scaling), adamw_8bit, lion, muon, "
+        "schedule_free, galore, the name of a plugin, or module:Class, also of torch's, such as torch.optim:NAdam; "
+        "`tuneoff optimizers` lists them. What needs whole matrices needs ZeRO 0",
+    )
+    optimizer_options: JsonDict = Field(
+        default={},
+        description="further arguments of the optimiser's class, such as {betas: [0.95, 0.98]} of lion",
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled, as in AdamW")
     weight_decay_on: Literal["weights", "all"] = Field(
@@ -201,13 +221,29 @@ class TrainSpec(Settings):
     @model_validator(mode="after")
     def _effective(self) -> TrainSpec:
         for name in ("adam_beta1", "adam_beta2", "adam_epsilon"):
-            default = type(self).model_fields[name].default
-            if self.optimizer != "adamw" and getattr(self, name) != default:
+            if self.optimizer not in OF_ADAMS_FAMILY and self._differs(name):
                 raise ValueError(f"{name} has no effect with optimizer: {self.optimizer}; leave it out")
-        for name, needed in (("warmup_start", "warmup_steps"), ("weight_decay_on", "weight_decay")):
-            if getattr(self, name) != type(self).model_fields[name].default and not getattr(self, needed):
-                raise ValueError(f"{name} has no effect with {needed}: 0; leave it out")
+        if self.warmup_steps and self.warmup_fraction:
+            raise ValueError("set either warmup_steps or warmup_fraction, not both")
+        if self._differs("warmup_start") and not (self.warmup_steps or self.warmup_fraction):
+            raise ValueError("warmup_start has no effect with warmup_steps: 0; leave it out")
+        if self._differs("weight_decay_on") and not self.weight_decay:
+            raise ValueError("weight_decay_on has no effect with weight_decay: 0; leave it out")
+        if self._differs("decay_fraction") and self.schedule != "wsd":
+            raise ValueError(f"decay_fraction has no effect with schedule: {self.schedule}; leave it out")
+        if self.schedule == "wsd" and self.warmup_fraction + self.decay_fraction > 1:
+            raise ValueError(
+                f"warmup_fraction: {self.warmup_fraction:g} and decay_fraction: {self.decay_fraction:g} are more than "
+                "all steps together; make one smaller"
+            )
         return self
+
+    def _differs(self, name: str) -> bool:
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
+
+    def warmup_steps_of(self, steps: int) -> int:
+        """Steps of the warm-up of a training of so many steps."""
+        return self.warmup_steps or math.ceil(self.warmup_fraction * steps)
 
 
 class DecodeSpec(Settings):
@@ -383,6 +419,10 @@ class MethodSpec(ResolvedSpec):
     """A method: the class that patches the model."""
 
 
+class OptimizerSpec(ResolvedSpec):
+    """An optimiser of a plugin: the class that makes it."""
+
+
 class LoadedSpec(Spec):
     """What a trial scores instead of training: something that was trained before."""
 
@@ -426,6 +466,9 @@ class TrialSpec(Spec):
     decode: DecodeSpec
     resources: ResourceSpec
     seed: int
+    optimizer: OptimizerSpec | None = Field(
+        None, description="set by the driver: the class of train.optimizer, where Tuneoff does not ship it"
+    )
     label: str = Field("", description="short settings of the method for people, e.g. 'num_prompt_tokens=10'")
     stage: Stage = "final"
     stop_after_steps: PositiveInt | None = Field(
@@ -442,12 +485,15 @@ class TrialSpec(Spec):
     )
 
     @property
-    def resolved(self) -> tuple[tuple[Literal["method", "task", "metric"], ResolvedSpec], ...]:
-        """All that names of the sweep stand for, with its kind: method, task, and metrics of plugins."""
+    def resolved(self) -> tuple[tuple[Literal["method", "task", "metric", "optimizer"], ResolvedSpec], ...]:
+        """All that names of the sweep stand for, with its kind: method, task, and metrics and optimiser of plugins."""
         metrics: tuple[tuple[Literal["metric"], ResolvedSpec], ...] = tuple(
             ("metric", metric) for metric in self.task.plugin_metrics
         )
-        return (("method", self.method), ("task", self.task), *metrics)
+        optimizers: tuple[tuple[Literal["optimizer"], ResolvedSpec], ...] = (
+            () if self.optimizer is None else (("optimizer", self.optimizer),)
+        )
+        return (("method", self.method), ("task", self.task), *metrics, *optimizers)
 
     @property
     def scored_model(self) -> ModelSpec:
@@ -490,6 +536,10 @@ class TrialSpec(Spec):
             del content[part]["origin"]
         for metric in content["task"]["plugin_metrics"]:
             del metric["origin"]
+        if self.optimizer is None:
+            del content["optimizer"]
+        else:
+            del content["optimizer"]["origin"]
         content["task"]["config"].pop("check_counts", None)
         for part, later in LATER_SETTINGS.items():
             place = functools.reduce(operator.getitem, part.split("."), content)
@@ -525,6 +575,7 @@ class TrialSpec(Spec):
             for evaluation in content["evaluations"]:
                 if evaluation["config_sha256"]:
                     del evaluation["include_path"]
+            content.pop("optimizer", None)
         if self.few_shot is None:
             del content["few_shot"]
         else:  # The seed says which pairs these are, so that trials of several seeds differ in nothing else.

@@ -34,19 +34,6 @@ def check_batches(train: TrainSpec, resources: ResourceSpec, where: str) -> None
         )
 
 
-def check_optimizer(train: TrainSpec, resources: ResourceSpec, where: str) -> None:
-    """Adafactor looks at whole matrices, which ZeRO cuts up and flattens.
-
-    Raises:
-        ConfigError: They are asked for together.
-    """
-    if train.optimizer == "adafactor" and resources.zero_stage:
-        raise ConfigError(
-            f"{where}.train.optimizer: adafactor needs whole matrices; set resources.zero_stage: 0 (it is "
-            f"{resources.zero_stage}), or use adamw"
-        )
-
-
 def validated(model: type[SpecT], raw: Any, where: str) -> SpecT:
     """``raw`` as a ``model``.
 

@@ -186,6 +186,8 @@ def taken(
             for key, value in entries.items():
                 if isinstance(value, torch.Tensor):
                     tensors[f"optimizer/{index}/{key}"] = _copy(value)
+                elif isinstance(value, dict):  # bitsandbytes keeps what is quantised together
+                    tensors |= {f"optimizer/{index}/{key}/{part}": _copy(tensor) for part, tensor in value.items()}
                 else:
                     numbers.setdefault(str(index), {})[key] = value
     for kind, state in _random_states(device).items():
@@ -194,7 +196,10 @@ def taken(
         tensors |= {f"random/{rank}/{kind}": _copy(share) for rank, share in enumerate(shares)}
     facts: JsonDict = {
         "optimizer": numbers,
-        "learning_rates": [float(group["lr"]) for group in optimizer.param_groups],
+        "groups": [
+            {key: value for key, value in group.items() if isinstance(value, bool | int | float | str)}
+            for group in optimizer.param_groups
+        ],
         "schedule": scheduler.state_dict(),
     }
     return tensors, facts
@@ -224,11 +229,14 @@ def _put_back_trained(checkpoint: Checkpoint, model: nn.Module, optimizer: torch
     fresh = optimizer.state_dict()
     states: dict[int, JsonDict] = {int(index): dict(kept) for index, kept in checkpoint.facts["optimizer"].items()}
     for name, tensor in checkpoint.part("optimizer").items():
-        index, _, key = name.partition("/")
-        states.setdefault(int(index), {})[key] = tensor
+        index, key, *within = name.split("/")
+        state = states.setdefault(int(index), {})
+        if within:
+            state.setdefault(key, {})[within[0]] = tensor
+        else:
+            state[key] = tensor
     groups = [
-        {**group, "lr": rate}
-        for group, rate in zip(fresh["param_groups"], checkpoint.facts["learning_rates"], strict=True)
+        {**group, **numbers} for group, numbers in zip(fresh["param_groups"], checkpoint.facts["groups"], strict=True)
     ]
     optimizer.load_state_dict({"state": states, "param_groups": groups})
 

@@ -81,6 +81,8 @@ def make_engine(
         optimizer.register_step_pre_hook(clip)
     num_trained = sum(parameter.numel() for parameter in parameters)
     config = deepspeed_config(train, resources, micro_batch_size, num_trained)
+    if resources.zero_stage and not isinstance(optimizer, torch.optim.AdamW):
+        config["zero_allow_untested_optimizer"] = True  # bench.optimizers says which must not be cut up
     shown: nn.Module
     if resources.zero_stage == 3:
         asked = resources.deepspeed.get("zero_optimization", {})

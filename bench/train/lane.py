@@ -15,7 +15,8 @@ from torch import nn
 from bench.method import Method, trained_parameters
 from bench.models.adapter_files import BYTES, StreamedState
 from bench.models.architecture import Pair
-from bench.models.masters import exact, exact_value
+from bench.models.masters import exact, exact_value, round_masters
+from bench.optimizers.averaged import scored_weights
 from bench.schema.record import DevPoint, TrainCost, TrainPoint
 from bench.schema.trial import JsonDict, TrainSpec
 from bench.shards.slices import place
@@ -159,6 +160,19 @@ class Lane:
         self.dev_curve.append(point)
         if self.best is None or loss < self.best.loss:
             self.best, self.state = point, self._state_now(step)
+
+    @contextlib.contextmanager
+    def scored_weights(self) -> Iterator[None]:
+        """Inside the block the model has the weights that are validated and stored: those that are trained, or others.
+
+        Some optimisers take gradients at one point and score another one, such as the average of all steps.
+        """
+        with scored_weights(self.optimizer) as others:
+            if others:
+                round_masters(self.model)
+            yield
+        if others:
+            round_masters(self.model)
 
     def trained(self, cost: TrainCost) -> Trained:
         """What training leaves behind, at its end."""

@@ -6,7 +6,7 @@ It names no method. K lanes, one for each trial.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from bench.schema.trial import ResourceSpec
 from bench.store.crash_points import reached
 from bench.train.checkpoint import Checkpoints
 from bench.train.compiled import Compiler, compiled_layers
+from bench.train.data_start import start_from_examples
 from bench.train.deepspeed_engine import make_engine
 from bench.train.engine_checkpoint import folder_of, load_engine, save_engine
 from bench.train.fused_engine import FusedEngine
@@ -80,6 +81,7 @@ class Training:
         with self.meter.phase("initialise"):
             for lane in self.lanes:
                 lane.begin(pairs, self.device)
+                start_from_examples(lane.method, lane.model, pairs, lane.seed, self.architecture, self.device)
             engine = self._engine()
             for lane in self.lanes:
                 lane.watch = GradientWatch(lane.method, lane.model, self.device)
@@ -230,6 +232,12 @@ class Training:
 
     def _validate(self, engine: Any, evaluating: Sequence[int], dev_pairs: Sequence[Pair], step: int) -> None:
         engine.eval()
+        with ExitStack() as scored:
+            for number in evaluating:
+                scored.enter_context(self.lanes[number].scored_weights())
+            self._validate_scored(engine, evaluating, dev_pairs, step)
+
+    def _validate_scored(self, engine: Any, evaluating: Sequence[int], dev_pairs: Sequence[Pair], step: int) -> None:
         with self.shared_rows.sharing(evaluating):
             losses = mean_losses(
                 lambda chosen: self._losses(engine, [chosen] * len(evaluating)),

@@ -9,15 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from bench.plugins.registry import load_optimizer
 from bench.schema.trial import TrainSpec
 
 
 def make_optimizer(train: TrainSpec, model: nn.Module, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
     """The optimiser that a sweep asks for, with the parameter groups of a method.
-
-    Adafactor (Shazeer & Stern 2018, arXiv:1804.04235) takes the learning rate as it is, without scaling it by the size
-    of the parameter, as Lester et al. 2021 use it; decay exponent 0.8, update clipping at 1.0 and no first moment are
-    the paper's.
 
     Args:
         train: Settings.
@@ -30,23 +27,7 @@ def make_optimizer(train: TrainSpec, model: nn.Module, groups: Sequence[dict[str
         for group in groups
         for part, weight_decay in _parted(group["params"], decaying, train.weight_decay)
     ]
-    if train.optimizer == "adafactor":
-        from transformers.optimization import Adafactor
-
-        optimizer: torch.optim.Optimizer = Adafactor(
-            scaled,
-            lr=train.learning_rate,
-            scale_parameter=False,
-            relative_step=False,
-        )
-        return optimizer
-    return torch.optim.AdamW(
-        scaled,
-        lr=train.learning_rate,
-        betas=(train.adam_beta1, train.adam_beta2),
-        eps=train.adam_epsilon,
-        fused=True,
-    )
+    return load_optimizer(train.optimizer)(train).make(scaled, model)
 
 
 # Weight decay spares parameters with such names, as ``Trainer.get_decay_parameter_names`` of transformers does.
@@ -75,15 +56,35 @@ def _parted(
     return [part for part in parts if part[0]]
 
 
+# Of the schedule inverse_sqrt without a warm-up, as in transformers.
+TIMESCALE_STEPS = 10_000
+
+
 def learning_rate_factor(train: TrainSpec, steps: int) -> Callable[[int], float]:
-    """A function from the index of a step, from 0, to the factor of its learning rate."""
+    """A function from the index of a step, from 0, to the factor of its learning rate.
+
+    The schedules are those of ``transformers.get_scheduler``; of ``warmup_stable_decay`` the decay is by a cosine.
+    """
+    warmup = train.warmup_steps_of(steps)
+    decay = math.ceil(train.decay_fraction * steps)
 
     def factor(step: int) -> float:
-        if step < train.warmup_steps:
-            return (step + (train.warmup_start == "first_step")) / train.warmup_steps
-        if train.schedule == "constant":
-            return 1.0
-        progress = (step - train.warmup_steps) / max(1, steps - train.warmup_steps)
-        return 1.0 - progress if train.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+        if step < warmup:
+            return (step + (train.warmup_start == "first_step")) / warmup
+        match train.schedule:
+            case "constant":
+                return 1.0
+            case "inverse_sqrt":
+                timescale = warmup or TIMESCALE_STEPS
+                return math.sqrt(timescale / (step + timescale - warmup))
+            case "wsd":
+                return _cosine(max(0.0, (step - (steps - decay)) / decay))
+        progress = (step - warmup) / max(1, steps - warmup)
+        return 1.0 - progress if train.schedule == "linear" else _cosine(progress)
 
     return factor
+
+
+def _cosine(progress: float) -> float:
+    """Half a wave from 1 to 0."""
+    return 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -36,6 +36,10 @@ OF_VARIANTS = (
 # Of these, on the core families that a method does not take all checks on.
 OF_OTHER_FAMILIES = ("causal", "padding changes nothing", "cached logits", "gradient checkpointing", "state reloads")
 
+# Relatives of LoRA share its layer and its code: on them `make test` runs what can differ.
+RELATIVES = ("rslora", "lora_plus", "lora_fa", "dora", "pissa", "olora", "eva", "corda", "lora_ga")
+OF_RELATIVES = ("start from examples", "only what is declared is trained", "state reloads", "merging changes nothing")
+
 # Settings beside the defaults, and the families that they are for.
 VARIANTS: list[tuple[str, dict[str, Any], Iterable[str]]] = [
     ("prefix_tuning", {"path": "literal"}, FAMILIES),
@@ -84,7 +88,9 @@ OFTEN = [
         for number, (name, _, _) in enumerate(DEFAULTS)
         for family in FAMILIES
         for check in IN_PROCESS
-        if (family in CORE_FAMILIES and (name in SOFT_PROMPTS or family == CORE_FAMILIES[number % len(CORE_FAMILIES)]))
+        if (name not in RELATIVES or (check in OF_RELATIVES and family in CORE_FAMILIES))
+        if (name in RELATIVES)
+        or (family in CORE_FAMILIES and (name in SOFT_PROMPTS or family == CORE_FAMILIES[number % len(CORE_FAMILIES)]))
         or (check in OF_VARIANTS and name in SOFT_PROMPTS)
         or (check in OF_OTHER_FAMILIES and family in CORE_FAMILIES)
     ),

@@ -67,9 +67,10 @@ def train(
             "warmup_steps": 2,
             "weight_decay": 0.01,
             "max_grad_norm": 0.5,
-            "schedule": "cosine",
+            "schedule": "constant" if optimizer == "schedule_free" else "cosine",
             "evaluate_every_steps": 3,
             "optimizer": optimizer,
+            "optimizer_options": {"min_8bit_size": 16} if optimizer == "adamw_8bit" else {},
         }
     )
     lane = Lane(method, patched, settings, seed=0, progress=lambda event: None)
@@ -127,6 +128,9 @@ def places(folder: Path, every_steps: int = 2, seal: dict[str, Any] | None = Non
     [
         ("lora", "adamw", "before"),
         ("lora", "adafactor", "after"),
+        ("lora", "muon", "after"),
+        ("lora", "schedule_free", "after"),
+        ("lora", "adamw_8bit", "after"),
         ("prefix_tuning", "adamw", "before"),
         ("prefix_tuning", "adamw", "after"),
     ],

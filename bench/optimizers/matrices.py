@@ -1,0 +1,197 @@
+"""Optimisers that look at whole matrices, and are refused under ZeRO 1 to 3, which cut tensors up and flatten them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from bench.optimizers.elementwise import adam_arguments
+from bench.optimizers.optimizer import ADAM_SETTINGS, OWN_SETTINGS, Optimizer, trained
+
+
+class Adafactor(Optimizer):
+    """Adafactor as Lester et al. 2021 use it: second moments by rows and columns, no parameter scaling.
+
+    Source: Shazeer & Stern 2018, algorithm 4: decay exponent 0.8, update clipping at 1.0 and no first moment, by
+    transformers. The learning rate is taken as it is, without scaling it by the size of the parameter.
+    """
+
+    paper: ClassVar[str] = "Shazeer & Stern 2018, arXiv:1804.04235"
+    whole_matrices: ClassVar[bool] = True
+    own_settings: ClassVar[Mapping[str, str]] = {
+        **OWN_SETTINGS,
+        "scale_parameter": "nothing: the learning rate is taken as it is",
+        "relative_step": "train.schedule",
+        "warmup_init": "train.warmup_steps",
+    }
+
+    @classmethod
+    def torch_class(cls) -> type[torch.optim.Optimizer]:
+        from transformers.optimization import Adafactor as AdafactorOfTransformers
+
+        return AdafactorOfTransformers  # type: ignore[no-any-return]
+
+    def arguments(self) -> dict[str, Any]:
+        return {"scale_parameter": False, "relative_step": False, **super().arguments()}
+
+    def state_bytes(self, model: nn.Module) -> float:
+        first = self.train.optimizer_options.get("beta1") is not None
+        return sum(4.0 * (_factored(part.shape) + first * part.numel()) for part in trained(model))
+
+
+class Muon(Optimizer):
+    """Muon of torch for the matrices within the model, AdamW for embeddings, the output head and all else.
+
+    Source: Jordan et al. 2024, and Liu et al. 2025 for the size of a step: by default ``adjust_lr_fn:
+    match_rms_adamw``, so that one learning rate suits both parts. Matrices of adapters count as matrices.
+
+    Deviations: torch's own default of ``adjust_lr_fn`` is ``original``, which wants a learning rate of its own.
+    """
+
+    paper: ClassVar[str] = "Jordan et al. 2024, kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv:2502.16982"
+    whole_matrices: ClassVar[bool] = True
+    own_settings: ClassVar[Mapping[str, str]] = {
+        **OWN_SETTINGS,
+        "betas": ADAM_SETTINGS["betas"],  # of the rest
+    }
+
+    @classmethod
+    def torch_class(cls) -> type[torch.optim.Optimizer]:
+        return torch.optim.Muon
+
+    def arguments(self) -> dict[str, Any]:
+        return {"adjust_lr_fn": "match_rms_adamw", **super().arguments()}
+
+    def make(self, groups: Sequence[dict[str, Any]], model: nn.Module) -> torch.optim.Optimizer:
+        matrices, rest = parted(groups, hidden_matrices(model))
+        rate = self.train.learning_rate
+        parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            parts.append(torch.optim.Muon(matrices, lr=rate, **self.arguments()))
+        if rest:
+            parts.append(torch.optim.AdamW(rest, lr=rate, fused=True, **adam_arguments(self)))
+        return Together(parts)
+
+    def state_bytes(self, model: nn.Module) -> float:
+        matrices = hidden_matrices(model)
+        return sum((4.0 if part in matrices else 8.0) * part.numel() for part in trained(model))
+
+
+class GaLore(Optimizer):
+    """AdamW whose moments are of gradients projected to a few directions of each matrix, chosen anew every so often.
+
+    Source: Zhao et al. 2024, algorithm 2, by the authors' package. Options are ``rank`` (128), ``update_proj_gap``
+    (200 steps), ``scale`` (0.25) and ``proj_type`` (std), for the matrices within the model; embeddings, the output
+    head and all else have AdamW's full moments. It is meant for the method ``full``.
+
+    Deviations: none. A checkpoint cannot hold its projections.
+    """
+
+    paper: ClassVar[str] = "Zhao et al. 2024, arXiv:2403.03507"
+    package: ClassVar[str | None] = "galore-torch"
+    extra: ClassVar[str | None] = "optimizers"
+    whole_matrices: ClassVar[bool] = True
+    checkpoints: ClassVar[bool] = False
+    own_settings: ClassVar[Mapping[str, str]] = {
+        **OWN_SETTINGS,
+        **ADAM_SETTINGS,
+        "no_deprecation_warning": "nothing: it warns of itself",
+    }
+
+    @classmethod
+    def torch_class(cls) -> type[torch.optim.Optimizer]:
+        from galore_torch import GaLoreAdamW
+
+        return GaLoreAdamW  # type: ignore[no-any-return]
+
+    @classmethod
+    def further_options(cls) -> Mapping[str, Any]:
+        return {"rank": 128, "update_proj_gap": 200, "scale": 0.25, "proj_type": "std"}
+
+    def _projection(self) -> dict[str, Any]:
+        options = self.train.optimizer_options
+        return {name: options.get(name, default) for name, default in self.further_options().items()}
+
+    def arguments(self) -> dict[str, Any]:
+        own = {name: value for name, value in super().arguments().items() if name not in self.further_options()}
+        return {**adam_arguments(self), "no_deprecation_warning": True, **own}
+
+    def make(self, groups: Sequence[dict[str, Any]], model: nn.Module) -> torch.optim.Optimizer:
+        matrices, rest = parted(groups, hidden_matrices(model))
+        projected = [{**group, **self._projection()} for group in matrices]
+        return super().make([*projected, *rest], model)
+
+    def state_bytes(self, model: nn.Module) -> float:
+        matrices = hidden_matrices(model)
+        return sum(
+            4.0 * self._projected(*part.shape) if part in matrices else 8.0 * part.numel() for part in trained(model)
+        )
+
+    def _projected(self, rows: int, columns: int) -> int:
+        """Elements of two moments and a projection of the shorter side, with ``proj_type: std``."""
+        rank: int = min(self._projection()["rank"], rows, columns)
+        return rank * (2 * max(rows, columns) + min(rows, columns))
+
+
+class Together(torch.optim.Optimizer):
+    """Several optimisers that step as one, each with its own groups of parameters.
+
+    Groups and state are shared with the parts, so that schedules, masters and checkpoints reach both.
+
+    Args:
+        parts: At least one.
+    """
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        self._parts = list(parts)
+        self._sizes = [len(part.param_groups) for part in parts]
+        super().__init__([dict(group) for part in parts for group in part.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        at = 0
+        for part, size in zip(self._parts, self._sizes, strict=True):
+            part.param_groups, part.state = self.param_groups[at : at + size], self.state
+            at += size
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None if closure is None else closure()
+        for part in self._parts:
+            part.step()
+        return loss
+
+
+def hidden_matrices(model: Any) -> set[nn.Parameter]:
+    """The trained matrices of a model but those of embeddings and of the output head."""
+    beside = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is not None:
+        beside.add(head.weight)
+    return {parameter for parameter in trained(model) if parameter.ndim == 2} - beside
+
+
+def parted(
+    groups: Sequence[dict[str, Any]], chosen: set[nn.Parameter]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Groups of what is chosen, and of the rest; without empty ones."""
+    both = [
+        [{**group, "params": [part for part in group["params"] if (part in chosen) is wanted]} for group in groups]
+        for wanted in (True, False)
+    ]
+    within, beside = ([group for group in of_one if group["params"]] for of_one in both)
+    return within, beside
+
+
+def _factored(shape: Sequence[int]) -> int:
+    """Elements of Adafactor's second moment: those of a row and a column of every matrix (section 3 of the paper)."""
+    if len(shape) < 2:
+        return math.prod(shape)
+    return math.prod(shape[:-2]) * (shape[-2] + shape[-1])

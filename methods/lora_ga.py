@@ -1,0 +1,76 @@
+"""LoRA-GA (Wang et al. 2024): LoRA that starts along the gradient of the weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import nn
+
+from methods.parts.layer_inputs import lora_layers
+from methods.parts.lora_family import FactorConfig, StartedLoRA, require_rank, svd_factors
+
+
+class GradientLoRA(StartedLoRA):
+    """LoRA whose A and B start from singular vectors of the gradient of the weight on training examples.
+
+    Source: Wang et al. 2024, section 3.2, in the form of peft (``direction: ArB2r``, ``scale: stable``): A is the first
+    R right vectors, B the next R left ones times their values and out_features^(1/4) / sqrt(gamma). The base weight
+    stays as it is: the product of the start, which is stored, is taken off what the layer puts out.
+
+    Deviations: singular values are exact, and gradients are taken without dropout. As in peft B is scaled by the
+    singular values; the paper's own code scales A and B by constants alone.
+    """
+
+    class Config(FactorConfig):
+        """Settings of LoRA-GA."""
+
+        gamma: PositiveFloat = Field(16.0, description="the larger, the smaller B starts")
+        examples: PositiveInt = Field(
+            64, description="training examples whose gradients are averaged before the first step"
+        )
+
+    paper: ClassVar[str] = "Wang et al. 2024, arXiv:2407.05000"
+
+    @property
+    def start_examples(self) -> int:
+        return int(self.config.examples)
+
+    def begin(self, name: str, layer: Any) -> None:
+        if not layer.lora_A.is_meta:
+            for weight in layer.weights_of_parts():
+                require_rank(2 * self.config.rank, weight.shape, name)
+        layer.remember_start()
+
+    def start_from(self, model: nn.Module, losses: Sequence[Callable[[], torch.Tensor]]) -> None:
+        layers = lora_layers(model)
+        weights = {name: layer.base_layer.weight for name, layer in layers.items()}
+        totals: dict[str, torch.Tensor] = {}
+        with self.whole_base(*layers.values()), _requiring_grad(list(weights.values())), torch.enable_grad():
+            for loss in losses:
+                for name, gradient in zip(weights, torch.autograd.grad(loss(), list(weights.values())), strict=True):
+                    gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+                    totals[name] = totals[name] + gradient if name in totals else gradient
+        rank = self.config.rank
+        for name, layer in layers.items():
+            factors = []
+            scale = layer.base_layer.weight.shape[0] ** 0.25 / self.config.gamma**0.5
+            for gradient in layer.rows_of_parts(totals.pop(name) / len(losses)):
+                left, values, right = svd_factors(gradient, 2 * rank, name)
+                factors.append((right[:rank], scale * left[:, rank:] * values[rank:]))
+            layer.start_from(factors)
+
+
+@contextmanager
+def _requiring_grad(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Inside the block frozen weights require grad."""
+    for weight in weights:
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(False)
