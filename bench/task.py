@@ -11,13 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from bench.schema.digests import sha256_of
 from bench.schema.strict_numbers import StrictNumbers
 
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+
+# The template that is the tokenizer's own.
+CHAT = "chat"
 
 # The tokenizers of sacrebleu. spm is its older name for flores101.
 TokenizerName = Literal[
@@ -27,6 +30,10 @@ TokenizerName = Literal[
 
 class TaskError(ValueError):
     """The data cannot be read or break the rules of the task. The message names file and line."""
+
+
+Turn = tuple[str, str]
+"""Who speaks, ``system``, ``user`` or ``assistant``, and what is said."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,10 @@ class Example:
     references: tuple[str, ...]
     tags: tuple[str, ...] = ()
     """From coarse to fine, e.g. ``("unseen", "Artist", "2 triples")``. The first two divide the data into strata."""
+    choices: tuple[str, ...] = ()
+    """Labels of this source, of which one is chosen. Those that are the same for all are a setting of the task."""
+    turns: tuple[Turn, ...] = ()
+    """The conversation that the source stands for, up to the turn that is wanted; empty: it is a user's turn."""
 
 
 ANSWER_PATTERNS = ("last_number", "boxed", "choice")
@@ -51,6 +62,16 @@ class Answer:
     pattern: str
     """One of :data:`ANSWER_PATTERNS`, or a regular expression, of whose last match the group counts, or the whole."""
     normalise: Literal["number", "text"]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What predictions are chosen from, and how: part of what a score means."""
+
+    labels: tuple[str, ...]
+    """The same for every source; none where each source has its own."""
+    likelihood: Literal["whole", "token"]
+    prior: str | tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -79,11 +100,18 @@ class Scoring:
     """f1: of the package rouge-score; coco: recall weighs more (beta 1.2), with words of the captioning scripts."""
     answer: Answer | None = None
     """How accuracy finds answers; None: there is no accuracy."""
+    choices: Choices | None = None
+    """What predictions were chosen from; None: they are texts that were written."""
 
     @property
     def own_script(self) -> bool:
         """Whether an official script cuts words, so that ``tokenize`` has no effect."""
         return self.bleu != "sacrebleu" or self.ter != "sacrebleu" or self.preparation != "none"
+
+    @property
+    def cuts_words(self) -> bool:
+        """Whether scores depend on how ``tokenize`` cuts words: neither an official script's, nor those of labels."""
+        return self.choices is None and not self.own_script
 
 
 class AnswerConfig(StrictNumbers):
@@ -117,6 +145,58 @@ class AnswerConfig(StrictNumbers):
         return pattern
 
 
+def _also_in_short(schema: dict[str, Any]) -> None:
+    """Choices may be a list of labels, or the name of a column."""
+    labels = {"type": "array", "items": {"type": ["string", "boolean", "integer"]}}
+    schema["anyOf"] = [*schema["anyOf"], labels, {"type": "string"}]
+
+
+class ChoicesConfig(StrictNumbers):
+    """Labels, of which the likeliest is the prediction."""
+
+    labels: tuple[str, ...] = Field((), description="the labels, the same for every source")
+    column: str | None = Field(None, description="in place of labels: the column with a list of each source's own")
+    likelihood: Literal["whole", "token"] = Field(
+        "whole",
+        description="how likely a label is: the product over its tokens (whole), or their geometric mean (token), "
+        "which does not favour short labels",
+    )
+    prior: Literal["none", "uniform", "training"] | dict[str, PositiveFloat] = Field(
+        "none",
+        description="how likely labels are before the source is read. none: as the model has it; else the model's own, "
+        "its likelihoods behind the template without a source, is divided out, and this one takes its place: uniform, "
+        "the shares of the training data (training), or {label: share}",
+    )
+    reference: Literal["text", "place", "letter"] = Field(
+        "text", description="what references say: a label itself, its place from 0 on, or its letter from A on"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ChoicesConfig:
+        if bool(self.labels) == (self.column is not None):
+            raise ValueError("say either labels or column")
+        if self.labels:
+            require_choices(self.labels)
+        elif self.prior not in ("none", "uniform"):
+            raise ValueError(
+                f"prior: {self.prior!r} needs labels that are the same for every source; set uniform or none"
+            )
+        if isinstance(self.prior, dict) and set(self.prior) != set(self.labels):
+            raise ValueError(f"prior: it has shares of {sorted(self.prior)}, and the labels are {sorted(self.labels)}")
+        return self
+
+
+def require_choices(labels: Sequence[str]) -> None:
+    """Check that there is something to choose from.
+
+    Raises:
+        ValueError: There are fewer than two labels, an empty one, or one twice.
+    """
+    plain = [" ".join(label.split()) for label in labels]
+    if len(plain) < 2 or not all(plain) or len(set(plain)) < len(plain):
+        raise ValueError(f"choices are two or more different texts, got {list(labels)!r}")
+
+
 class TaskConfig(StrictNumbers):
     """Settings that every task has."""
 
@@ -145,19 +225,58 @@ class TaskConfig(StrictNumbers):
         description="where texts have their answers, e.g. {pattern: last_number}: gives the score accuracy, ahead of "
         "the scores of texts",
     )
+    choices: ChoicesConfig | None = Field(
+        None,
+        description="labels of which the likeliest is the prediction, and nothing is written: [negative, positive], "
+        "the name of a column with a list of each source's own, or {labels or column, likelihood, prior, reference}",
+        json_schema_extra=_also_in_short,
+    )
     template: str = Field(
         "Data: {source}\nText:",
-        description="what the model reads before it writes; {bos} is the tokenizer's beginning token",
+        description="what the model reads before it writes; {bos} is the tokenizer's beginning token. chat: the chat "
+        "template of the tokenizer, with the source as a user's turn",
+    )
+    system_prompt: str | None = Field(
+        None,
+        description="with template: chat, what the system says in conversations where it says nothing; null: nothing, "
+        "or what the chat template has it say",
+    )
+    system_in: Literal["system", "user"] = Field(
+        "system",
+        description="with template: chat, whose turn has the words of the system: its own, or the first of the user, "
+        "for chat templates without system turns",
+    )
+    chat_options: dict[str, Any] = Field(
+        default={}, description="with template: chat, further variables of the chat template: {enable_thinking: false}"
     )
     max_source_tokens: PositiveInt = Field(384, description="longer sources are cut at the end, and counted")
     max_target_tokens: PositiveInt = Field(128, description="longer references are cut at the end, and counted")
 
+    @field_validator("choices", mode="before")
+    @classmethod
+    def _in_full(cls, told: Any) -> Any:
+        """A list stands for labels, a text for a column; what YAML takes for numbers or truth values are texts."""
+        if isinstance(told, str):
+            return {"column": told}
+        found = {"labels": told} if isinstance(told, list | tuple) else told
+        if isinstance(found, dict) and isinstance(found.get("labels"), list | tuple):
+            texts = [str(one).lower() if isinstance(one, bool | int) else one for one in found["labels"]]
+            return {**found, "labels": texts}
+        return found
+
     @field_validator("template")
     @classmethod
     def _has_source(cls, template: str) -> str:
-        if "{source}" not in template:
-            raise ValueError("a template has the place {source}")
+        if template != CHAT and "{source}" not in template:
+            raise ValueError("a template has the place {source}, or is the word chat")
         return template
+
+    @model_validator(mode="after")
+    def _chat_settings_have_effect(self) -> TaskConfig:
+        for name in ("system_prompt", "system_in", "chat_options"):
+            if self.template != CHAT and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect without template: chat; leave it out")
+        return self
 
 
 class Task(ABC):
@@ -174,6 +293,8 @@ class Task(ABC):
     """The restriction of use by the licence, if there is one."""
     citation: ClassVar[str] = ""
     scoring: Scoring = Scoring()
+    has_columns: ClassVar[bool] = False
+    """Whether its data have columns that a setting may name."""
     stop: tuple[str, ...] = ()
     """Strings that end a prediction and do not belong to it, unless a sweep sets ``decode.stop``. Without any, texts
     may have several lines and end at the end tokens of the model. Data-to-text ends at a line break."""
@@ -182,7 +303,8 @@ class Task(ABC):
         """A task with its settings.
 
         Raises:
-            TaskError: ``tokenize`` is set, and the official script of this task cuts words itself.
+            TaskError: A setting has no effect: ``tokenize``, where an official script cuts words itself; ``answer``
+                beside ``choices``; a column, where data have none.
         """
         self.config = config
         if config.tokenize is not None:
@@ -197,6 +319,23 @@ class Task(ABC):
             normalise = answer.normalise or ("number" if answer.pattern == "last_number" else "text")
             metrics = tuple(dict.fromkeys(("accuracy", *self.scoring.metrics)))
             self.scoring = replace(self.scoring, metrics=metrics, answer=Answer(answer.pattern, normalise))
+        if config.choices is not None:
+            self._chooses(config.choices)
+
+    def _chooses(self, told: ChoicesConfig) -> None:
+        for unused in ("answer", "tokenize"):
+            if getattr(self.config, unused) is not None:
+                raise TaskError(
+                    f"task.{unused} has no effect with task.choices, whose predictions are labels; leave it out"
+                )
+        if told.column is not None and not self.has_columns:
+            raise TaskError(
+                f"task.choices.column: {told.column!r}: the data of {type(self).__name__} have no columns; give labels"
+            )
+        prior = tuple(told.prior.items()) if isinstance(told.prior, dict) else told.prior
+        metrics = ("accuracy", "macro_f1", "matthews") if told.labels else ("accuracy",)
+        self.scoring = Scoring(metrics=metrics, choices=Choices(told.labels, told.likelihood, prior))
+        self.stop = ()
 
     @classmethod
     def pinned(cls, config: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.models.architecture import Architecture
 from bench.models.tokens import Tokenization
-from bench.task import SPLITS, Example, Split, Task, TaskError
+from bench.task import CHAT, SPLITS, Example, Split, Task, TaskError
 from bench.tasks.splits import load_split, oddities
 
 NUM_EXAMPLES = 3
@@ -103,10 +103,12 @@ def lengths(tokens: Tokenization, examples: Sequence[Example]) -> dict[str, Leng
 def as_the_model_sees(example: Example, task: Task, tokens: Tokenization | None) -> tuple[str, str]:
     """The text that the model reads and the one that it is to write: with special tokens where there is a tokenizer."""
     if tokens is None:
-        return task.config.template.replace("{source}", example.source), example.references[0]
+        template = task.config.template
+        source = example.source if template == CHAT else template.replace("{source}", example.source)
+        return source, example.references[0]
+    (pair,) = tokens.pairs([example], 1)
     read, written = (
-        tokens.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        for ids in (tokens.source(example), tokens.target(example.source, example.references[0]))
+        tokens.tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (pair.source_ids, pair.target_ids)
     )
     return read, written
 

@@ -28,7 +28,7 @@ from bench.schema.trial import (
     TrainSpec,
     TrialSpec,
 )
-from bench.schema.validation import ConfigError, check_batches, validated
+from bench.schema.validation import ConfigError, check_batches, refuse_decoding, validated
 
 # A bare text in place of these mappings stands for this key of theirs.
 SHORT_FORMS = {"model": "path", "task": "name"}
@@ -210,6 +210,9 @@ def configure(
     task = resolver.task(parts["task"]["name"], task_config)
     if "stop" not in parts["decode"]:
         parts["decode"]["stop"] = list(resolver.stop(parts["task"]["name"], task_config))
+    decode = validated(DecodeSpec, parts["decode"], "decode")
+    if task.config.get("choices") is not None:
+        refuse_decoding(decode)
     model = resolver.model(validated(ModelSpec, parts["model"], "model"))
     evaluations = [
         resolver.evaluation(evaluation, f"evaluations.{number}") for number, evaluation in enumerate(sweep.evaluations)
@@ -226,7 +229,7 @@ def configure(
         task=task,
         train=train,
         optimizer=optimizer,
-        decode=validated(DecodeSpec, parts["decode"], "decode"),
+        decode=decode,
         resources=resources,
         seed=0,
         label=label,

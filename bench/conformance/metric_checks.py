@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +25,7 @@ from bench.conformance.process_settings import PROCESS_SETTINGS
 from bench.metrics.known import class_problem
 from bench.metrics.metric import Array, Measured, Metric, MetricError, checked_statistics
 from bench.metrics.texts import Texts, prepare
-from bench.task import Answer, Example, Scoring
+from bench.task import Answer, Choices, Example, Scoring
 
 ROUNDING = 1e-9
 SCORED = 16  # sources of a sample; more would only take longer
@@ -87,7 +87,7 @@ class Sample:
 
 
 def samples() -> list[Sample]:
-    """Samples of the task that Tuneoff ships: with triples, with slots, with texts alone, and with answers in texts."""
+    """Samples of the task facts: with triples, with slots, with texts alone, with answers in texts, and with labels."""
     from bench.tasks.facts.task import Facts
 
     some = Facts(Facts.Config()).load("dev")[:SCORED]
@@ -100,7 +100,10 @@ def samples() -> list[Sample]:
     ]
     answered = Scoring(answer=Answer("last_number", "number"))
     shipped = [Sample("facts", some), Sample("slots", slots), Sample("texts", plain)]
-    return [*shipped, Sample("answers", answers, answered)]
+    labels = ("a text on one entity", "a text on some entities", "a text on many entities")
+    labelled = [replace(one, references=(labels[place % 3],)) for place, one in enumerate(plain)]
+    chosen = Scoring(choices=Choices(labels, "whole", "none"))
+    return [*shipped, Sample("answers", answers, answered), Sample("labels", labelled, chosen)]
 
 
 @dataclass(frozen=True)

@@ -92,14 +92,14 @@ def _read(trial: TrialSpec, say: Callable[[str], None]) -> tuple[Task, Examples,
         The task, its examples, and what a record says of the data.
 
     Raises:
-        ConfigError: The embedding has no row for one of the tokens.
+        ConfigError: The embedding has no row for one of the tokens, or the chat template cannot render the data.
     """
     task = make_task(trial.task)
     tokens = tokenization(trial.scored_model, task.config)
     try:
         splits = {split: read_split(trial.task, task, split, tokens, say) for split in trial.splits}
     except base.ModelError as error:
-        raise ConfigError(f"{trial.scored_model.path}: tokens fit the embedding: {error}") from error
+        raise ConfigError(f"{trial.scored_model.path}: {error}") from error
     return task, {split: data.examples for split, data in splits.items()}, told_of(splits)
 
 

@@ -32,6 +32,8 @@ METRICS: dict[str, str] = {
     "entity_coverage": "bench.metrics.entities:EntityCoverage",
     "exact_match": "bench.metrics.form:ExactMatch",
     "accuracy": "bench.metrics.answers:Accuracy",
+    "macro_f1": "bench.metrics.choices:MacroF1",
+    "matthews": "bench.metrics.choices:Matthews",
     "length_ratio": "bench.metrics.form:LengthRatio",
     "empty_rate": "bench.metrics.form:EmptyRate",
     "truncated_rate": "bench.metrics.form:TruncatedRate",

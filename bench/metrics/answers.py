@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
 
+from bench.metrics import choices
 from bench.metrics.metric import MeanOfSources
 from bench.metrics.texts import Texts
 from bench.task import ANSWER_PATTERNS, Answer, Example
@@ -38,7 +39,7 @@ _FRACTION = re.compile(r"([-+]?)\\[dt]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s
 class Accuracy(MeanOfSources):
     """Percentage of predictions with the answer of a reference. The task's setting ``answer`` says how it is found.
 
-    A prediction without an answer is wrong.
+    A prediction without an answer is wrong. Where labels are chosen (``choices``), they are the answers.
     """
 
     name = "accuracy"
@@ -46,17 +47,23 @@ class Accuracy(MeanOfSources):
     best = 100.0
 
     def absent(self, texts: Texts) -> str | None:
+        if texts.scoring.choices is not None:
+            return None
         if texts.scoring.answer is None:
-            return "the task has no setting 'answer', which says where a text has its answer"
+            return "the task has no setting 'answer', which says where a text has its answer, and no 'choices'"
         if not any(answer_of(text, texts.scoring.answer) for some in texts.references for text in some):
             return f"no reference has an answer by the pattern {texts.scoring.answer.pattern!r}"
         return None
 
     def signature(self, texts: Texts) -> str:
+        if texts.scoring.choices is not None:
+            return choices.signature(texts)
         answer = texts.scoring.answer
         return "no answer" if answer is None else f"answer:{answer.pattern!r}|{answer.normalise}|any reference|v1"
 
     def values(self, texts: Texts) -> list[float]:
+        if texts.scoring.choices is not None:
+            return [100.0 * hit for hit in choices.right(texts)]
         answer = texts.scoring.answer
         if answer is None:
             raise ValueError(self.absent(texts))

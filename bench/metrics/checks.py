@@ -13,7 +13,7 @@ from bench.metrics.answers import without_answer
 from bench.metrics.known import BUILT_IN, Known
 from bench.metrics.metric import Metric, MetricError
 from bench.metrics.remarks import advice_on_tokenizer, fit_of_tokenizer
-from bench.metrics.scoring import ALWAYS, check_names, measure
+from bench.metrics.scoring import always, check_names, measure
 from bench.metrics.texts import Texts, prepare
 from bench.metrics.words import missing
 from bench.task import Example, Scoring, Split, Task
@@ -132,7 +132,7 @@ def answers_missing(task: Task, splits: Mapping[Split, Sequence[Example]]) -> li
 
 def choosable(task: Task, known: Known = BUILT_IN) -> tuple[str, ...]:
     """The scores by which settings can be chosen: all scores of the task that have a direction."""
-    names = dict.fromkeys((*task.scoring.metrics, *ALWAYS, *task.config.metrics))
+    names = dict.fromkeys((*task.scoring.metrics, *always(task.scoring), *task.config.metrics))
     return (*(name for name in names if known[name].higher_is_better is not None), PERPLEXITY)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from bench.metrics import overlap
+from bench.metrics import choices, overlap
 from bench.metrics.metric import Measured
 from bench.metrics.scripts import advice, misfit
 from bench.metrics.texts import Texts
@@ -23,6 +23,8 @@ def remarks(texts: Texts, measured: Mapping[str, Measured]) -> list[str]:
         texts: The texts that were scored.
         measured: The metrics that were computed.
     """
+    if texts.scoring.choices is not None:
+        return [*_same(texts), *choices.doubts(texts)]
     return [
         *fit_of_tokenizer(texts),
         *advice_on_tokenizer(texts),
@@ -36,14 +38,14 @@ def fit_of_tokenizer(texts: Texts) -> Iterator[str]:
     """A doubt if the tokenizer does not fit the script of the references. Official scripts cut words by own rules."""
     scoring = texts.scoring
     references = [text for some in texts.references for text in some]
-    if not scoring.own_script and (problem := misfit(references, scoring.tokenize, tokenizer(scoring.tokenize))):
+    if scoring.cuts_words and (problem := misfit(references, scoring.tokenize, tokenizer(scoring.tokenize))):
         yield sentence(problem)
 
 
 def advice_on_tokenizer(texts: Texts) -> Iterator[str]:
     """Advice on a better tokenizer, if the present one does no harm."""
     references = [text for some in texts.references for text in some]
-    if not texts.scoring.own_script and (better := advice(references, texts.scoring.tokenize)):
+    if texts.scoring.cuts_words and (better := advice(references, texts.scoring.tokenize)):
         yield sentence(better)
 
 

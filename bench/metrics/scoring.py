@@ -26,6 +26,11 @@ LEARNED = ("bertscore", "bleurt", "mauve")
 MEANINGLESS_LOSS = 50.0
 
 
+def always(scoring: Scoring) -> tuple[str, ...]:
+    """What texts are scored by beside a task's official metrics; labels that were chosen are no texts."""
+    return ALWAYS if scoring.choices is None else ()
+
+
 def check_names(names: Iterable[str], where: str | None = None, known: Iterable[str] = BUILT_IN) -> None:
     """Check names of metrics.
 
@@ -154,7 +159,7 @@ def measure(
     check_names((*texts.scoring.metrics, *also), known=known)
     measured: dict[str, Measured] = {}
     absent: dict[str, str] = {}
-    for name in dict.fromkeys((*texts.scoring.metrics, *ALWAYS, *also, *LEARNED)):
+    for name in dict.fromkeys((*texts.scoring.metrics, *always(texts.scoring), *also, *LEARNED)):
         metric = known[name](texts.scoring)
         lacking = metric.absent(texts)
         if lacking is None and (name not in LEARNED or name in also):

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, ValidationError, field_validator
@@ -30,8 +30,8 @@ from bench.models.architecture import Architecture
 from bench.models.masters import compute_in
 from bench.models.tokens import Tokenization
 from bench.plugins.registry import make_method
-from bench.schema.trial import DecodeSpec, MethodSpec, ModelSpec, Precision, Spec, TrialSpec
-from bench.task import TaskConfig
+from bench.schema.trial import DecodeSpec, JsonDict, MethodSpec, ModelSpec, Precision, Spec, TrialSpec
+from bench.task import Example, TaskConfig
 
 CARD_FILE = "adapter.json"
 
@@ -42,6 +42,9 @@ class AdapterCard(Spec):
     method: MethodSpec
     model: ModelSpec
     template: str = Field(description="what the model reads before it writes; {bos} is its beginning token")
+    system_prompt: str | None = Field(None, description="with the template chat; see the task's setting")
+    system_in: Literal["system", "user"] = "system"
+    chat_options: JsonDict = Field(default={})
     max_source_tokens: int | None = Field(None, description="longer sources were cut at the end; None: not recorded")
     decode: DecodeSpec = Field(DecodeSpec(), description="how its trial generated")
     precision: Precision = "fp32"
@@ -71,6 +74,9 @@ def save_adapter(folder: Path, spec: TrialSpec, task: TaskConfig, state: Mapping
         method=spec.method,
         model=spec.model,
         template=task.template,
+        system_prompt=task.system_prompt,
+        system_in=task.system_in,
+        chat_options=task.chat_options,
         max_source_tokens=task.max_source_tokens,
         decode=spec.decode,
         precision=spec.resources.precision,
@@ -118,9 +124,11 @@ class Restored:
     def source_ids(self, source: str) -> list[int]:
         """The tokens that the model reads for a source, by the template of its training."""
         limit = {} if self.card.max_source_tokens is None else {"max_source_tokens": self.card.max_source_tokens}
-        config = TaskConfig(template=self.card.template, **limit)
-        beginning_token = self.card.model.beginning_token
-        return Tokenization(self.tokenizer, config, self.architecture, beginning_token).source_ids(source)
+        card = self.card
+        chat = {"system_prompt": card.system_prompt, "system_in": card.system_in, "chat_options": card.chat_options}
+        config = TaskConfig(template=card.template, **chat, **limit)
+        tokens = Tokenization(self.tokenizer, config, self.architecture, card.model.beginning_token)
+        return tokens.source(Example("", (), source, ()))
 
 
 def base_model(spec: ModelSpec, precision: Precision, exact: bool = False) -> Any:

@@ -82,6 +82,10 @@ class Architecture(ABC):
         """A target with the special tokens around it that the model knows. It ends with the end token."""
 
     @abstractmethod
+    def open_target(self, ids: list[int], around: SpecialTokens) -> list[int]:
+        """A target of which nothing says where it ends, e.g. a label."""
+
+    @abstractmethod
     def batch(self, pairs: Sequence[Pair], pad_token_id: int, side: Side = "right") -> Batch:
         """A batch of pairs, padded on this side to the longest."""
 
@@ -120,6 +124,9 @@ class DecoderOnly(Architecture):
 
     def whole_target(self, ids: list[int], around: SpecialTokens, end: int) -> list[int]:
         return [*ids, end]
+
+    def open_target(self, ids: list[int], around: SpecialTokens) -> list[int]:
+        return ids
 
     def batch(self, pairs: Sequence[Pair], pad_token_id: int, side: Side = "right") -> Batch:
         input_ids, attention_mask = padded([pair.source_ids + pair.target_ids for pair in pairs], pad_token_id, side)
@@ -170,6 +177,9 @@ class EncoderDecoder(Architecture):
         before, after = around
         whole = [*before, *ids, *after]
         return whole if whole[-1:] == [end] else [*whole, end]
+
+    def open_target(self, ids: list[int], around: SpecialTokens) -> list[int]:
+        return [*around[0], *ids]
 
     def batch(self, pairs: Sequence[Pair], pad_token_id: int, side: Side = "right") -> Batch:
         if side not in self.padding_sides:

@@ -10,7 +10,7 @@ from bench.models.tokens import tokenization
 from bench.plugins.registry import make_task
 from bench.schema.trial import FewShotSpec, TrialSpec
 from bench.schema.validation import ConfigError
-from bench.task import Example
+from bench.task import CHAT, Example
 from bench.tasks.splits import content_of, load_splits
 
 # Placeholders of templates. A pair whose text has one cannot be shown.
@@ -29,6 +29,10 @@ def with_examples(trial: TrialSpec, shots: int) -> TrialSpec:
         TaskError: The data cannot be read.
     """
     task = make_task(trial.task)
+    if task.config.template == CHAT:
+        raise ConfigError(
+            f"--shots {shots}: pairs cannot be shown in a chat template; name a template, or leave it out"
+        )
     splits = load_splits(task)
     evaluated = {content_of(example) for split in ("dev", "test") for example in splits[split]}
     fit: dict[str, Example] = {}

@@ -102,8 +102,9 @@ class StoredExamples(_MadeWhenAsked[Example]):
 
     def _rows(self, start: int, count: int) -> Iterator[Example]:
         for row in self._batch.slice(start, count).to_pylist():
-            facts, references, tags = tuple(map(tuple, row["facts"])), tuple(row["references"]), tuple(row["tags"])
-            yield Example(row["id"], facts, row["source"], references, tags)
+            facts, turns = (tuple(map(tuple, row[name])) for name in ("facts", "turns"))
+            references, tags, choices = (tuple(row[name]) for name in ("references", "tags", "choices"))
+            yield Example(row["id"], facts, row["source"], references, tags, choices, turns)
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ def tokenised(spec: TaskSpec, task: Task, split: Split, tokens: Tokenization) ->
     told = {
         "truncated_sources": tokens.truncated_sources,
         "truncated_targets": tokens.truncated_targets,
+        "left_out_turns": tokens.left_out_turns,
         "left_out": dict(task.skipped(split)),
         "files": task.checksums([split]),
     }
@@ -175,12 +177,14 @@ def tokenised(spec: TaskSpec, task: Task, split: Split, tokens: Tokenization) ->
 
 def told_of(splits: Mapping[Split, SplitData]) -> JsonDict:
     """The facts of a record about its data: counts, oddities, truncations, omissions, and checksums of files."""
+    left_out = sum(data.told["left_out_turns"] for data in splits.values())
     contents = {split: data.examples_batch.column("content").to_pylist() for split, data in splits.items()}
     return {
         **({"train_pairs": len(splits["train"].pairs)} if "train" in splits else {}),
         **{f"{split}_sources": len(data.examples) for split, data in splits.items() if split != "train"},
         "truncated_sources": sum(data.told["truncated_sources"] for data in splits.values()),
         "truncated_targets": sum(data.told["truncated_targets"] for data in splits.values()),
+        **({"left_out_turns": left_out} if left_out else {}),
         **oddities_of(contents),
         "left_out": {split: data.told["left_out"] for split, data in splits.items() if data.told["left_out"]},
         "files": {name: sha256 for data in splits.values() for name, sha256 in data.told["files"].items()},
@@ -217,6 +221,8 @@ def _examples_batch(examples: Sequence[Example], sources: _Lists) -> Any:
             "source": pyarrow.array([example.source for example in examples], text),
             "references": pyarrow.array([example.references for example in examples], texts),
             "tags": pyarrow.array([example.tags for example in examples], texts),
+            "choices": pyarrow.array([example.choices for example in examples], texts),
+            "turns": pyarrow.array([example.turns for example in examples], pyarrow.large_list(texts)),
             "content": pyarrow.array(content, pyarrow.binary(16)),
             "source_ids": sources.column(),
         }

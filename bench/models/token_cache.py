@@ -102,12 +102,13 @@ def _key(spec: TaskSpec, task: Task, split: Split, tokens: Tokenization) -> Json
     config = dict(spec.config)
     if spec.data_sha256:
         config.pop("path", None)
-    counted = {"tokenizer", "config", "truncated_sources", "truncated_targets"}
+    left = {"tokenizer", "config"}  # in the key by their content
+    how = [part.name for part in fields(tokens) if part.init and part.name not in left]
     return {
         "split": split,
         "data": data,
         "task": {"target": spec.target, "source_sha256": spec.source_sha256, "config": config},
-        "how": {part.name: repr(getattr(tokens, part.name)) for part in fields(tokens) if part.name not in counted},
+        "how": {name: repr(getattr(tokens, name)) for name in how},
         "tokenizer": tokenizer,
         # Whatever of our code reads and tokenises is in this hash: no number that somebody has to remember to raise.
         "code": code_sha256(),
@@ -128,7 +129,14 @@ def _fingerprint(tokenizer: Any) -> str | None:
         for name, value in tokenizer.init_kwargs.items()
         if isinstance(value, str | int | float | bool | None) and "path" not in name and "file" not in name
     }
-    parts = [type(tokenizer).__qualname__, content, settings, tokenizer.bos_token, tokenizer.eos_token]
+    parts = [
+        type(tokenizer).__qualname__,
+        content,
+        settings,
+        tokenizer.bos_token,
+        tokenizer.eos_token,
+        getattr(tokenizer, "chat_template", None),
+    ]
     return sha256_of_json(parts)
 
 

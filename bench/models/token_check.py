@@ -75,7 +75,7 @@ def try_references(tokens: Tokenization, splits: Mapping[Split, Sequence[Example
         number = bisect.bisect_right(ends[part], place - starts[part])
         example = parts[part][number]
         reference = example.references[place - starts[part] - ends[part][number]]
-        source_ids, ids = tokens.behind_source(example.source, reference)
+        source_ids, ids = tokens.behind_source(example, reference)
         said = until_stop(text_of(tokens.tokenizer, ids), stop)
         tried.append(Tried(replace(example, references=(reference,)), source_ids, ids, said, stop))
     return tried
@@ -92,6 +92,8 @@ def lost_references(
     tokens: Tokenization, splits: Mapping[Split, Sequence[Example]], stop: Sequence[str]
 ) -> dict[str, int]:
     """For a record: the number of tried references that their tokens do not reproduce; empty if there are none."""
+    if tokens.config.choices is not None:  # Labels are not written.
+        return {}
     tried = try_references(tokens, splits, stop)
     lost = sum(not one.comes_back for one in tried)
     return {"references_tried": len(tried), "references_lost": lost} if lost else {}
@@ -122,12 +124,16 @@ def check_tokens(
     tried = try_references(tokens, splits, stop)
     ends = end_token_ids(tokens.tokenizer, config, base.load_generation_config(model))
     rows = vocabulary_size(config)
-    checks = {
-        "beginning token": _beginning(tokens),
-        "tokens fit the embedding": _rows(tokens, tried, rows, banned),
+    of_labels = {"choices are told apart": _told_apart(tokens, tried)}
+    of_texts = {
         "no reference holds what ends a text": _ends(tokens, tried, ends),
         "no reference holds a banned token": _banned(tried, banned),
         "tokens give the references back": _given_back(tokens, tried, task.scoring),
+    }
+    checks = {
+        "beginning token": _beginning(tokens),
+        "tokens fit the embedding": _rows(tokens, tried, rows, banned),
+        **(of_texts if task.config.choices is None else of_labels),
     }
     found = []
     for check, findings in checks.items():
@@ -166,6 +172,17 @@ def _rows(tokens: Tokenization, tried: Sequence[Tried], rows: int | None, banned
             "problem",
             f"decode.banned_token_ids: {outside} are no tokens of this model, which has {rows:,}",
             "leave them out, or name the ids of this model's tokenizer",
+        )
+
+
+def _told_apart(tokens: Tokenization, tried: Sequence[Tried]) -> Findings:
+    known = {one.example.choices for one in tried}
+    if found := next(filter(None, map(tokens.same_choices, sorted(known))), None):
+        yield (
+            "problem",
+            f"the tokenizer makes the same tokens of the choices {found[0]!r} and {found[1]!r}, of which one is as "
+            "likely as the other",
+            "give them other names (task.choices), or take a model whose tokenizer tells them apart",
         )
 
 

@@ -43,13 +43,36 @@ class WholeTexts:
         """The special tokens around a target, which some tokenizers mark with another language."""
         return special_tokens_around(self._of_targets)
 
-    def source(self, text: str) -> list[int]:
-        """The tokens that the model reads for a text."""
+    def source(self, text: str, rendered: bool = False) -> list[int]:
+        """What the model reads.
+
+        Args:
+            text: The whole of it.
+            rendered: A chat template has written its special tokens, so that none is put in front of it.
+        """
+        if rendered:
+            return self._rendered(text)
         own: list[int] = self.tokenizer(text, add_special_tokens=True)["input_ids"]
         return self.architecture.source_of(own, self.around, self.beginning_token)
 
-    def target(self, source: str, source_ids: Sequence[int], reference: str) -> list[int]:
-        """The tokens that the model has to write, without special tokens.
+    def _rendered(self, text: str) -> list[int]:
+        ids = plain_ids(self.tokenizer, text)
+        before, after = self.around
+        if before and ids[: len(before)] == before and not self.beginning_token:
+            ids = ids[len(before) :]
+        if self.architecture.target_continues_source or (after and ids[-len(after) :] == after):
+            return ids
+        return [*ids, *after]
+
+    def target(
+        self,
+        source: str,
+        source_ids: Sequence[int],
+        reference: str,
+        between: str | None = None,
+        rendered: bool = False,
+    ) -> list[int]:
+        """What the model is to write, without special tokens.
 
         After a source they are the tokens of the joined text after those of the source. If the tokenizer joins source
         and target at the seam, so that this is impossible, the target is tokenised after another text
@@ -59,11 +82,13 @@ class WholeTexts:
             source: The text that the model reads.
             source_ids: The tokens of the source.
             reference: The text that the model has to write.
+            between: The text between both; None: as this kind of model has it.
+            rendered: See :meth:`source`.
         """
         if not self.architecture.target_continues_source:
             return plain_ids(self._of_targets, reference)
-        continuation = self.architecture.before_target + reference
-        whole = self.source(source + continuation)
+        continuation = (self.architecture.before_target if between is None else between) + reference
+        whole = self.source(source + continuation, rendered)
         if whole[: len(source_ids)] == source_ids and len(whole) > len(source_ids):
             return whole[len(source_ids) :]
         for anchor in ANCHORS:

@@ -338,11 +338,12 @@ def _rate(spec: TrialSpec, device: Device) -> float:
 
 
 def _evaluation_seconds(spec: TrialSpec, work: Workload, costs: StepCosts, device: Device) -> float:
-    """Dev loss at every evaluation, and decoding token by token."""
+    """Dev loss at every evaluation, and decoding token by token, or choices as the dev loss is taken."""
     trace = costs.large
     per_token = trace.forward_fraction * trace.flops / trace.padded_tokens
     kernels = trace.kernels * trace.forward_fraction * device.kernel_seconds
-    dev = work.evaluations * work.dev_tokens * per_token / _rate(spec, device) / spec.resources.ranks
+    read_tokens = work.evaluations * work.dev_tokens + work.chosen_tokens
+    dev = read_tokens * per_token / _rate(spec, device) / spec.resources.ranks
     decode = spec.decode
     batches = -(-work.decoded_sources // (decode.batch_size * spec.resources.ranks))
     rows = min(decode.batch_size, work.decoded_sources) * decode.beams

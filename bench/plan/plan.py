@@ -166,9 +166,9 @@ def _peak(spec: TrialSpec, parameters: ParameterCounts, device: Device) -> int:
 
 def planned_work(spec: TrialSpec) -> Workload:
     """The sizes of a trial's work."""
-    pairs, num_sources = _pairs(spec.task.model_dump_json(), spec.model, spec.splits)
+    pairs, num_sources, choices = _pairs(spec.task.model_dump_json(), spec.model, spec.splits)
     decoded = num_sources.get(spec.scored_split, 0) if spec.scored_split else 0
-    return workload(spec, _architecture(spec.model), pairs, decoded)
+    return workload(spec, _architecture(spec.model), pairs, decoded, choices)
 
 
 @functools.lru_cache(maxsize=8)
@@ -179,7 +179,8 @@ def _architecture(model: ModelSpec) -> Architecture:
 @functools.lru_cache(maxsize=8)
 def _pairs(
     task_json: str, model: ModelSpec, wanted: tuple[Split, ...]
-) -> tuple[dict[Split, list[Pair]], dict[Split, int]]:
+) -> tuple[dict[Split, list[Pair]], dict[Split, int], int]:
+    """Pairs and the number of sources by split, and the number of choices of a source."""
     task = make_task(TaskSpec.model_validate_json(task_json))
     splits = load_splits(task, wanted)
     tokens = tokenization(model, task.config)
@@ -189,7 +190,8 @@ def _pairs(
         references = None if split == "train" else task.config.loss_references
         sample = tokens.pairs(examples[::step], references)
         found[split] = [sample[at % len(sample)] for at in range(len(sample) * step)] if step > 1 else sample
-    return found, {split: len(examples) for split, examples in splits.items()}
+    choices = max(len(example.choices) for examples in splits.values() for example in examples)
+    return found, {split: len(examples) for split, examples in splits.items()}, choices
 
 
 def planned_parameters(method: MethodSpec, model: ModelSpec) -> ParameterCounts:

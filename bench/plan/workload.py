@@ -37,10 +37,15 @@ class Workload:
     dev_tokens: int  # of all dev pairs together
     evaluations: int
     decoded_sources: int
+    chosen_tokens: float = 0.0  # of all choices with their sources, where labels are chosen and nothing is written
 
 
 def workload(
-    spec: TrialSpec, architecture: Architecture, pairs: Mapping[Split, Sequence[Pair]], decoded_sources: int
+    spec: TrialSpec,
+    architecture: Architecture,
+    pairs: Mapping[Split, Sequence[Pair]],
+    decoded_sources: int,
+    choices: int = 0,
 ) -> Workload:
     """The work of a trial, batch by batch as it will be trained.
 
@@ -49,6 +54,7 @@ def workload(
         architecture: Of its base model, which pads.
         pairs: By split, in tokens.
         decoded_sources: Sources that are decoded at the end.
+        choices: Of a source; 0: texts are written.
     """
     train, ranks = spec.train, spec.resources.ranks
     chosen = pairs["train"]
@@ -63,13 +69,16 @@ def workload(
                 members = [chosen[index] for index in micro]
                 targets = sum(len(pair.target_ids) for pair in members)
                 found.append(MicroBatch(len(members), architecture.padded_tokens(members), targets))
+    source_tokens = sum(len(pair.source_ids) for pair in chosen) / len(chosen)
+    target_tokens = sum(len(pair.target_ids) for pair in chosen) / len(chosen)
     return Workload(
         steps=len(order),
         accumulation=train.batch_size // (micro_batch_size * ranks),
         micro_batches=tuple(found),
-        source_tokens=sum(len(pair.source_ids) for pair in chosen) / len(chosen),
-        target_tokens=sum(len(pair.target_ids) for pair in chosen) / len(chosen),
+        source_tokens=source_tokens,
+        target_tokens=target_tokens,
         dev_tokens=sum(pair.num_tokens for pair in pairs["dev"]),
         evaluations=-(-len(order) // (train.evaluate_every_steps or len(order))),
-        decoded_sources=decoded_sources,
+        decoded_sources=0 if choices else decoded_sources,
+        chosen_tokens=decoded_sources * choices * (source_tokens + target_tokens),
     )

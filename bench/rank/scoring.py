@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ import torch
 from bench.decode.generate import decode_cost, generate
 from bench.decode.lm_evaluation import evaluate
 from bench.decode.merged import MOST_SOURCES, decode_both_ways, over_ranks
-from bench.measure.phases import PhaseMeter
+from bench.measure.phases import PhaseMeter, synchronize
 from bench.method import Method, quantization_of
 from bench.metrics.scoring import score_examples, with_perplexity
 from bench.models.architecture import Pair
 from bench.models.tokens import Tokenization
 from bench.plugins.registry import metrics_of
+from bench.rank.choosing import Chooser, Likelihoods, shares_of
 from bench.rank.context import RankContext, in_shards, share_json, wait_for
 from bench.rank.data import TrialData
 from bench.rank.stored import require_what_was_trained
@@ -65,7 +67,7 @@ class Scoring:
     def score(
         self, method: Method, model: Any, data: TrialData, split: Literal["dev", "test"], best: DevPoint | None
     ) -> Scored:
-        """Take losses, decode the sources of a split, and score the texts.
+        """Take losses, decode the sources of a split or choose their labels, and score the texts.
 
         Args:
             method: Of the trial.
@@ -86,10 +88,16 @@ class Scoring:
             if "test" in pairs:
                 test_loss = self._mean_loss(model, pairs["test"], tokens)
         sources = data.splits[split].sources()
+        chooses = data.task.config.choices is not None
+        likelihoods: list[Likelihoods] | None = None
         with self.meter.phase("decode"):
-            predictions, truncated, cost = self._predictions(model, tokens, sources)
+            if chooses:
+                predictions, likelihoods, cost = self._choices(model, data, split)
+                truncated = [False] * len(predictions)
+            else:
+                predictions, truncated, cost = self._predictions(model, tokens, sources)
         merged_decode: MergedDecode | None = None
-        if method.mergeable and self.compares_merged and quantization_of(model) is None:
+        if method.mergeable and self.compares_merged and not chooses and quantization_of(model) is None:
             with self.meter.phase("compare_merged"):
                 merged_decode = self._merged_decode(method, model, tokens, sources)
         scores: Scores | None = None
@@ -98,7 +106,7 @@ class Scoring:
                 dev_loss = stored_dev_loss if best is None else best.loss
                 loss = dev_loss if test_loss is None else test_loss
                 examples = list(data.splits[split].examples)
-                scores = self._scores(data.task, examples, predictions, truncated, loss)
+                scores = self._scores(data.task, examples, predictions, truncated, loss, likelihoods)
         if self.spec.evaluations and self.spec.stage == "final":
             with self.meter.phase("evaluate"):
                 scores = self._evaluated(model, tokens, scores)
@@ -156,6 +164,21 @@ class Scoring:
         positions = [unique[source] for source in sources]
         return [texts[position] for position in positions], [position in truncated for position in positions], cost
 
+    def _choices(
+        self, model: Any, data: TrialData, split: Literal["dev", "test"]
+    ) -> tuple[list[str], list[Likelihoods], DecodeCost]:
+        """The likeliest choice for each source, the likelihoods of all, and what they cost."""
+        chooser = Chooser(model, data.tokens, self.context, self.device, self.spec.decode.batch_size)
+        synchronize(self.device)
+        started = time.perf_counter()
+        chosen = chooser.choose(list(data.splits[split].examples), shares_of(data))
+        synchronize(self.device)
+        seconds = time.perf_counter() - started
+        cost = decode_cost(
+            sources=len(chosen.labels), new_tokens=chosen.target_tokens, seconds=seconds, engine="likelihood"
+        )
+        return chosen.labels, chosen.likelihoods, cost
+
     def _merged_decode(
         self, method: Method, model: Any, tokens: Tokenization, sources: Sequence[tuple[int, ...]]
     ) -> MergedDecode | None:
@@ -185,10 +208,11 @@ class Scoring:
         predictions: Sequence[str],
         truncated: Sequence[bool],
         loss: float,
+        likelihoods: Sequence[Likelihoods] | None,
     ) -> Scores:
         system = score_examples(
             examples, predictions, task.scoring, truncated, task.config.metrics, metrics_of(self.spec.task)
         )
         of_sources = [system.of_source(index) for index in range(len(examples))]
-        write_predictions(self.context.outbox, examples, predictions, truncated, of_sources)
+        write_predictions(self.context.outbox, examples, predictions, truncated, of_sources, likelihoods)
         return with_perplexity(system.scores(), loss, task.config.loss_references)

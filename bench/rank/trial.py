@@ -227,8 +227,9 @@ class _Trial:
         forecast: Forecast | None = None
         if trained is not None and self.alone:
             with self.meter.phase("plan"):  # after all measurements, because it takes memory itself
-                num_decoded = len(data.splits[spec.scored_split].examples) if spec.scored_split else 0
-                forecast = self._forecast(data.tokens.architecture, data.pairs, num_decoded)
+                decoded = data.splits[spec.scored_split].examples if spec.scored_split else []
+                choices = len(decoded[0].choices) if decoded else 0
+                forecast = self._forecast(data.tokens.architecture, data.pairs, len(decoded), choices)
         return self._outcome(data, trained, scored, ranks, forecast, counts, adapter_bytes)
 
     def _outcome(
@@ -333,7 +334,7 @@ class _Trial:
         return [RankCost.model_validate(share) for share in shares]
 
     def _forecast(
-        self, architecture: Architecture, pairs: Mapping[Split, Sequence[Pair]], num_decoded: int
+        self, architecture: Architecture, pairs: Mapping[Split, Sequence[Pair]], num_decoded: int, choices: int
     ) -> Forecast | None:
         """The forecast of the planner; None if the method cannot be traced."""
         # The planner is imported late, because its imports take memory that would be measured.
@@ -345,7 +346,7 @@ class _Trial:
         name = device_name(self.device)
         device = known_gpu(name) if self.device.type == "cuda" else measured_cpu(self.context.threads)
         try:
-            return forecast_of(self.spec, workload(self.spec, architecture, pairs, num_decoded), device, name)
+            return forecast_of(self.spec, workload(self.spec, architecture, pairs, num_decoded, choices), device, name)
         except TraceError:
             return None
         except Exception:  # noqa: BLE001 - a trial that has finished must not fail for the lack of a forecast

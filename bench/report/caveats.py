@@ -196,6 +196,8 @@ def _data(done: Finished, _: Sequence[Configuration]) -> Iterator[str]:
     for key, what in (("truncated_sources", "sources"), ("truncated_targets", "references")):
         if cut := max(int(outcome.data.get(key) or 0) for _, outcome in done):
             yield f"{cut} {what} were longer than the limit and were cut."
+    if turns := max(int(outcome.data.get("left_out_turns") or 0) for _, outcome in done):
+        yield f"{turns} turns were left out of the midst of conversations that were longer than the limit."
     if lost := max(int(outcome.data.get("references_lost") or 0) for _, outcome in done):
         tried = max(int(outcome.data.get("references_tried") or 0) for _, outcome in done)
         yield (

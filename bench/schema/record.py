@@ -124,7 +124,7 @@ class TrainCost(Spec):
     )
 
 
-DecodeEngine = Literal["batched", "transformers"]
+DecodeEngine = Literal["batched", "transformers", "likelihood"]
 
 
 class DecodeCost(Spec):
@@ -135,7 +135,9 @@ class DecodeCost(Spec):
     tokens_per_second: float | None
     seconds: float
     engine: DecodeEngine | None = Field(
-        None, description="who searched: our batched decoder, or generate of transformers; None: before 2026-11-25"
+        None,
+        description="who searched: our batched decoder, or generate of transformers; likelihood: nothing was written, "
+        "but the tokens of choices were scored; None: before 2026-11-25",
     )
 
 

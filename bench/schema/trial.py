@@ -45,7 +45,13 @@ LATER_SETTINGS: dict[str, dict[str, Any]] = {
     "train": {"warmup_fraction": 0.0, "decay_fraction": 0.1, "optimizer_options": {}},
     "decode": {"stop": ["\n"]},
     "task": {"plugin_metrics": []},
-    "task.config": {"answer": None},
+    "task.config": {
+        "answer": None,
+        "choices": None,
+        "system_prompt": None,
+        "system_in": "system",
+        "chat_options": {},
+    },
     "model": {
         "quantization": None,
         "double_quantization": False,

@@ -34,6 +34,21 @@ def check_batches(train: TrainSpec, resources: ResourceSpec, where: str) -> None
         )
 
 
+def refuse_decoding(decode: DecodeSpec) -> None:
+    """Where labels are chosen nothing is written, so that settings of decoding change nothing.
+
+    Raises:
+        ConfigError: One is set.
+    """
+    for name, field in DecodeSpec.model_fields.items():
+        value = getattr(decode, name)
+        if name != "batch_size" and value != field.default and not (name == "stop" and not value):
+            raise ConfigError(
+                f"decode.{name}: {value!r} has no effect with choices, of which the likeliest is taken and nothing "
+                "is written; leave it out (batch_size counts choices there)"
+            )
+
+
 def validated(model: type[SpecT], raw: Any, where: str) -> SpecT:
     """``raw`` as a ``model``.
 

@@ -23,6 +23,7 @@ def write_predictions(
     predictions: Sequence[str],
     truncated: Sequence[bool],
     scores: Sequence[Mapping[str, float]],
+    likelihoods: Sequence[Mapping[str, float]] | None = None,
 ) -> None:
     """Write the predictions of a trial into the outbox, in the order of the sources.
 
@@ -32,7 +33,9 @@ def write_predictions(
         predictions: A text for each.
         truncated: Whether the length limit ended it.
         scores: Of each prediction by itself.
+        likelihoods: Of the choices of each source, where predictions were chosen.
     """
+    chosen = [{}] * len(examples) if likelihoods is None else [{"log_likelihoods": dict(one)} for one in likelihoods]
     lines = [
         json.dumps(
             {
@@ -44,10 +47,11 @@ def write_predictions(
                 "facts": example.facts,
                 "truncated": cut,
                 "scores": own,
+                **more,
             },
             ensure_ascii=False,
         )
-        for example, prediction, cut, own in zip(examples, predictions, truncated, scores, strict=True)
+        for example, prediction, cut, own, more in zip(examples, predictions, truncated, scores, chosen, strict=True)
     ]
     (folder / WRITTEN_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -8,6 +8,7 @@ import string
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -92,6 +93,7 @@ class RecordTask(Task):
 
     config: RecordConfig
     licence: ClassVar[str] = "yours"
+    has_columns = True
     stop = ("\n",)
 
     def __init__(self, config: RecordConfig) -> None:
@@ -115,11 +117,18 @@ class RecordTask(Task):
         """The columns that the settings name, each once."""
         config = self.config
         source = template_columns(config.source) or [config.source]
-        named = [*source, *_names(config.references), *_names(config.id), *_names(config.tags)]
+        choices = None if config.choices is None else config.choices.column
+        named = [
+            *source,
+            *names_of(config.references),
+            *names_of(config.id),
+            *names_of(config.tags),
+            *names_of(choices),
+        ]
         return tuple(dict.fromkeys(named))
 
     def load(self, split: Split) -> list[Example]:
-        grouped: dict[str, Example] = {}
+        grouped: dict[tuple[str, tuple[str, ...]], Example] = {}
         left_out: Counter[str] = Counter()
         unseen, first = set(template_columns(self.config.source)), None
         for number, record in enumerate(self.records(split), start=1):
@@ -128,12 +137,11 @@ class RecordTask(Task):
             example = self._kept(record, f"{split}-{number}", split, left_out)
             if example is None:
                 continue
-            earlier = grouped.get(example.source)
-            if earlier is not None:
-                references = (*earlier.references, *example.references)
-                example = Example(earlier.id, earlier.facts, earlier.source, references, earlier.tags)
-            grouped[example.source] = example
-        if first is not None and unseen:  # a row may lack a column, but not all rows the same one
+            asked = example.source, example.choices
+            if (earlier := grouped.get(asked)) is not None:
+                example = replace(earlier, references=(*earlier.references, *example.references))
+            grouped[asked] = example
+        if first is not None and unseen:  # A row may lack some, but not every row the same one.
             raise _no_column(first, next(column for column in self.columns if column in unseen))
         self._left_out[split] = left_out
         return list(grouped.values())
@@ -156,13 +164,14 @@ class RecordTask(Task):
         if not source.strip():
             left_out[WITHOUT_SOURCE] += 1
             return None
-        own_id = None if self.config.id is None else self.text(record, self.config.id, _cell(record, self.config.id))
+        own_id = None if self.config.id is None else self.text(record, self.config.id, cell(record, self.config.id))
         return Example(
             id=own_id or default_id,
             facts=facts,
             source=source,
             references=tuple(self._references(record, left_out)),
-            tags=tuple(tag for column in _names(self.config.tags) for tag in self.tags(record, column)),
+            tags=tuple(tag for column in names_of(self.config.tags) for tag in self.tags(record, column)),
+            choices=self._choices(record),
         )
 
     def text(self, record: Record, column: str, value: Any) -> str | None:
@@ -176,7 +185,7 @@ class RecordTask(Task):
         try:
             return text_of(value, self._order_for(value))
         except CellError as error:
-            raise _of_column(record, column, error) from error
+            raise of_column(record, column, error) from error
 
     def tags(self, record: Record, column: str) -> list[str]:
         """The tags in a column, which holds one tag or a list of tags.
@@ -184,13 +193,13 @@ class RecordTask(Task):
         Raises:
             TaskError: There is no such column, or it holds a value without a text.
         """
-        value = _cell(record, column)
+        value = cell(record, column)
         if not isinstance(value, list | tuple):
             return [self.text(record, column, value) or NO_TAG]
         try:
             return [NO_TAG if is_missing(tag) else text_of(tag) for tag in value]
         except CellError as error:
-            raise _of_column(record, column, error) from error
+            raise of_column(record, column, error) from error
 
     def facts(self, record: Record, column: str, left_out: Counter[str]) -> Facts:
         """The facts in a column.
@@ -202,7 +211,7 @@ class RecordTask(Task):
         try:
             facts, missing = facts_of(value, self._order_for(value))
         except CellError as error:
-            raise _of_column(record, column, error) from error
+            raise of_column(record, column, error) from error
         if missing:
             left_out[FACTS_WITHOUT_VALUE] += missing
         return facts
@@ -223,7 +232,7 @@ class RecordTask(Task):
         if template_columns(self.config.source):
             return self._filled(record, left_out)
         column = self.config.source
-        value = _cell(record, column)
+        value = cell(record, column)
         if is_missing(value):
             return "", ()
         has_facts = isinstance(value, Mapping) or (
@@ -248,8 +257,8 @@ class RecordTask(Task):
         return PART_SEPARATOR.join(parts).format_map(cells).strip(), facts
 
     def _references(self, record: Record, left_out: Counter[str]) -> Iterator[str]:
-        for column in _names(self.config.references):
-            value = _cell(record, column)
+        for column in names_of(self.config.references):
+            value = cell(record, column)
             for text in value if isinstance(value, list | tuple) and value else [value]:
                 if is_missing(text):
                     left_out[EMPTY_REFERENCES] += 1
@@ -257,7 +266,24 @@ class RecordTask(Task):
                 try:
                     yield _reference(text, value)
                 except CellError as error:
-                    raise _of_column(record, column, error) from error
+                    raise of_column(record, column, error) from error
+
+    def _choices(self, record: Record) -> tuple[str, ...]:
+        """The labels of a record, where each has its own.
+
+        Raises:
+            TaskError: There is no such column, or no list of texts in it.
+        """
+        told = self.config.choices
+        if told is None or told.column is None:
+            return ()
+        value = cell(record, told.column)
+        if not isinstance(value, list | tuple):
+            raise TaskError(f"{record.where}: {told.column!r} must hold a list of choices, got {value!r}")
+        try:
+            return tuple(text_of(one) for one in value)
+        except CellError as error:
+            raise of_column(record, told.column, error) from error
 
     def _order_for(self, value: Any) -> KeyOrder:
         """The order of keys for a value. The data are searched for it only if the value has keys."""
@@ -284,7 +310,7 @@ class RecordTask(Task):
         return KeyOrder(self.config.keys)
 
 
-class FileTask(RecordTask):
+class SplitFiles(Task):
     """Records from files: one for each split in a folder, or a single one that is divided."""
 
     endings: ClassVar[tuple[str, ...]] = ()
@@ -305,12 +331,15 @@ class FileTask(RecordTask):
         """Each source of a single file belongs to one split. Records without a source count for the training split."""
         return not self._is_single or split == ("train" if source is None else share_of(source))
 
-    def load(self, split: Split) -> list[Example]:
-        examples = super().load(split)
+    def require_some(self, examples: Sequence[Example], split: Split) -> None:
+        """Check that a split has examples.
+
+        Raises:
+            TaskError: It has none; the message says what was left out.
+        """
         if not examples:
             what = f", whose {split} split is one source in ten" if self._is_single and split != "train" else ""
             raise TaskError(f"{self.data_files()[split]}: no examples{what}{told_left_out(self.skipped(split))}")
-        return examples
 
     def data_files(self) -> Mapping[Split, str]:
         files = {split: str(path) for split in SPLITS if (path := self._path(split)).is_file()}
@@ -336,6 +365,15 @@ class FileTask(RecordTask):
 
     def _setting(self, name: str) -> Any:
         return getattr(self.config, name)
+
+
+class FileTask(SplitFiles, RecordTask):
+    """Records from files, into examples by a mapping of columns."""
+
+    def load(self, split: Split) -> list[Example]:
+        examples = super().load(split)
+        self.require_some(examples, split)
+        return examples
 
 
 def share_of(source: str) -> Split:
@@ -386,7 +424,8 @@ def _has_something(part: str, cells: Mapping[str, str]) -> bool:
     return not columns or any(cells[column] for column in columns)
 
 
-def _names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
+def names_of(columns: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Columns that a setting names, of which it may name one, several or none."""
     if columns is None:
         return ()
     return (columns,) if isinstance(columns, str) else tuple(columns)
@@ -397,7 +436,12 @@ def told_left_out(counts: Mapping[str, int]) -> str:
     return f"; left out: {', '.join(f'{number:,} {what}' for what, number in counts.items())}" if counts else ""
 
 
-def _cell(record: Record, column: str) -> Any:
+def cell(record: Record, column: str) -> Any:
+    """The value of a column.
+
+    Raises:
+        TaskError: There is no such column.
+    """
     if column not in record.values:
         raise _no_column(record, column)
     return record.values[column]
@@ -407,5 +451,6 @@ def _no_column(record: Record, column: str) -> TaskError:
     return TaskError(f"{record.where}: no column {column!r}; the columns are {', '.join(record.values)}")
 
 
-def _of_column(record: Record, column: str, error: CellError) -> TaskError:
+def of_column(record: Record, column: str, error: CellError) -> TaskError:
+    """What is wrong with a value, and where it is."""
     return TaskError(f"{record.where}: {column!r} {error}")

@@ -8,8 +8,10 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from bench.task import SPLITS, Example, Split, Task, TaskError
+from bench.tasks.choices import with_choices
 
 Splits = dict[Split, list[Example]]
 
@@ -20,7 +22,7 @@ def load_split(task: Task, split: Split) -> list[Example]:
     Raises:
         TaskError: The data are malformed, the split is empty, or two examples have the same id.
     """
-    examples = task.load(split)
+    examples = with_choices(task, split, task.load(split))
     if not examples:
         raise TaskError(f"task {type(task).__name__}: the {split} split is empty")
     twice = next((name for name, count in Counter(example.id for example in examples).items() if count > 1), None)
@@ -88,7 +90,7 @@ def _shares(sizes: Mapping[tuple[str, ...], int], total: int) -> dict[tuple[str,
 def training_examples(examples: Sequence[Example], size: int | None, seed: int) -> list[Example]:
     """Training pairs, each an example with a single reference, drawn as :func:`subset` does."""
     single = [
-        Example(f"{example.id}/{number}", example.facts, example.source, (reference,), example.tags)
+        replace(example, id=f"{example.id}/{number}", references=(reference,))
         for example in examples
         for number, reference in enumerate(example.references)
     ]
@@ -133,8 +135,12 @@ def _shared(contents: Iterable[str | bytes], others: Iterable[str | bytes]) -> i
 
 
 def content_of(example: Example) -> str:
-    """A text that is equal for sources with the same facts in any order; without facts, with the same words."""
-    return repr(sorted(set(example.facts))) if example.facts else " ".join(example.source.split())
+    """A text that is equal for sources with the same facts in any order; without facts, with the same words.
+
+    The labels to choose from are part of a source.
+    """
+    said = repr(sorted(set(example.facts))) if example.facts else " ".join(example.source.split())
+    return f"{said}\n{example.choices!r}" if example.choices else said
 
 
 def told_left_out(left_out: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pydantic import Field, field_validator
 
@@ -57,23 +57,32 @@ class Parquet(FileTask):
         test: str = Field("test.parquet", description="file of the test split, within path")
 
     def read(self, location: str) -> Iterator[Record]:
-        from pyarrow import ArrowException, parquet
+        return read_parquet(location, self.columns)
 
-        number = 0
-        try:
-            with parquet.ParquetFile(location) as file:
-                schema = file.schema_arrow
-                for column in self.columns:
-                    if column not in schema.names:
-                        known = ", ".join(schema.names)
-                        raise TaskError(f"{location}: no column {column!r}; the columns are {known}")
-                kinds = {name: schema.field(name).type for name in self.columns}
-                short = {name: kind for name, kind in kinds.items() if has_short_floats(kind)}
-                for batch in file.iter_batches(columns=list(self.columns)):
-                    for values in batch.to_pylist():
-                        number += 1
-                        corrected = {name: exact(values[name], kind) for name, kind in short.items()}
-                        yield Record(f"{location}: row {number}", {**values, **corrected})
-        except (ArrowException, OSError, UnicodeDecodeError) as error:
-            hint = "; CSV and JSON lines are read with the tasks csv and jsonl"
-            raise TaskError(f"{location}: cannot be read as Parquet: {error}{hint}") from error
+
+def read_parquet(location: str, columns: Sequence[str]) -> Iterator[Record]:
+    """These columns of a Parquet file.
+
+    Raises:
+        TaskError: It cannot be read, or lacks one.
+    """
+    from pyarrow import ArrowException, parquet
+
+    number = 0
+    try:
+        with parquet.ParquetFile(location) as file:
+            schema = file.schema_arrow
+            for column in columns:
+                if column not in schema.names:
+                    known = ", ".join(schema.names)
+                    raise TaskError(f"{location}: no column {column!r}; the columns are {known}")
+            kinds = {name: schema.field(name).type for name in columns}
+            short = {name: kind for name, kind in kinds.items() if has_short_floats(kind)}
+            for batch in file.iter_batches(columns=list(columns)):
+                for values in batch.to_pylist():
+                    number += 1
+                    corrected = {name: exact(values[name], kind) for name, kind in short.items()}
+                    yield Record(f"{location}: row {number}", {**values, **corrected})
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
+        hint = "; CSV and JSON lines are read with the tasks csv and jsonl"
+        raise TaskError(f"{location}: cannot be read as Parquet: {error}{hint}") from error

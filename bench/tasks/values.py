@@ -209,6 +209,7 @@ def refuse_conversation(value: Any) -> None:
 
 def _conversation(turns: str) -> str:
     return (
-        f"is a conversation ({turns}), which as one text would hold the answer. Conversations are not read: make two "
-        "columns of it, one with what is asked, for 'source', and one with the answer, for 'references'"
+        f"is a conversation ({turns}), which as one text would hold the answer. The task chat reads conversations "
+        "(name: chat, messages: COLUMN); or make two columns of it, one with what is asked, for 'source', and one with "
+        "the answer, for 'references'"
     )

@@ -6,9 +6,6 @@ committed files with what the builder makes. The vocabulary of the YAML files is
 
 from __future__ import annotations
 
-import argparse
-import gzip
-import hashlib
 import itertools
 import json
 import random
@@ -19,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from bench.tools import shipped_rows
+from bench.tools.shipped_rows import write_or_check
 
 HERE = Path(__file__).resolve().parents[1] / "tasks" / "facts"
 COUNTS = {"train": 2400, "dev": 300, "test": 400}
@@ -106,8 +106,7 @@ class Unit:
 
 def seeded(*parts: object) -> random.Random:
     """Returns a generator that depends on nothing but the given parts."""
-    digest = hashlib.sha256("/".join(["tuneoff facts 1", *map(str, parts)]).encode()).hexdigest()
-    return random.Random(int(digest, 16))
+    return shipped_rows.seeded("tuneoff facts 1", *parts)
 
 
 def _read_cell(kb: Knowledge, cell: str) -> str:
@@ -448,20 +447,7 @@ def build() -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Writes or checks the data files and returns the exit code."""
-    parser = argparse.ArgumentParser(description="Build the facts data-to-text set.")
-    parser.add_argument("--check", action="store_true", help="only compare the committed files with a fresh build")
-    check = parser.parse_args(argv).check
-    for split, text in build().items():
-        path = HERE / "data" / f"{split}.jsonl.gz"
-        if not check:
-            # No file name and no time in the header, so that equal rows give equal bytes.
-            with path.open("wb") as raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed:
-                packed.write(text.encode("utf-8"))
-        elif not path.is_file() or gzip.decompress(path.read_bytes()).decode("utf-8") != text:
-            sys.stderr.write(f"{path.name} is not what the builder makes: run python -m bench.tools.build_facts\n")
-            return 1
-        sys.stdout.write(f"{path.name}: {text.count(chr(10))} rows, {len(text.encode('utf-8'))} bytes of text\n")
-    return 0
+    return write_or_check(HERE / "data", build(), "bench.tools.build_facts", argv)
 
 
 if __name__ == "__main__":

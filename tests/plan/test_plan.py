@@ -192,7 +192,7 @@ def test_a_forecast_that_breaks_does_not_break_the_trial(
     spec = trial()
     rank = worker._Trial(spec, SimpleNamespace(threads=1), torch.device("cpu"), None)  # type: ignore[arg-type]
     monkeypatch.setattr("bench.plan.workload.workload", lambda *_: 1 / 0)
-    assert rank._forecast(base.architecture(spec.model), {}, 0) is None
+    assert rank._forecast(base.architecture(spec.model), {}, 0, 0) is None
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 

@@ -1,0 +1,137 @@
+"""Conversations in JSON lines or Parquet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, PositiveInt
+
+from bench.task import CHAT, Example, Split, TaskConfig, TaskError, Turn
+from bench.tasks.conversations import Reply, Said, replies_in, said_in
+from bench.tasks.file_forms import PACKED_ENDINGS
+from bench.tasks.records import NO_TAG, Record, SplitFiles, cell, names_of, of_column
+from bench.tasks.rows import read_json_lines
+from bench.tasks.tables import read_parquet
+from bench.tasks.values import CellError, is_missing, text_of
+
+# What is left out of the data, as it is counted.
+WITHOUT_REPLY = "conversations without a turn of the assistant to learn"
+EMPTY_REPLIES = "empty turns of the assistant"
+
+
+class Chat(SplitFiles):
+    """Conversations, in JSON lines or Parquet: turns of the assistant are written behind all that was said before.
+
+    A column holds a list of turns with ``role`` and ``content``, or ``from`` and ``value`` (ShareGPT). Each turn of the
+    assistant is an example of its own, read and written in the chat template of the model's tokenizer.
+    """
+
+    class Config(TaskConfig):
+        """Settings of the task chat."""
+
+        path: str = Field(description="folder with a file for each split, or one file that is divided 80 : 10 : 10")
+        train: str = Field("train.jsonl", description="file of the training split, within path; .parquet too")
+        dev: str = Field("dev.jsonl", description="file of the dev split, within path")
+        test: str = Field("test.jsonl", description="file of the test split, within path")
+        messages: str = Field("messages", description="column with the turns; conversations in ShareGPT's files")
+        turns: Literal["all", "last"] = Field(
+            "all", description="which turns of the assistant are learned and scored; all before them are read"
+        )
+        id: str | None = Field(None, description="column with an id; None numbers the conversations")
+        tags: str | tuple[str, ...] = Field((), description="column or columns with tags, from coarse to fine")
+        template: str = Field(CHAT, description=TaskConfig.model_fields["template"].description)
+        max_source_tokens: PositiveInt = Field(
+            1024,
+            description="of longer conversations turns behind the first exchange are left out, the oldest first, and "
+            "counted; what the user said last is cut only where nothing else is left",
+        )
+        max_target_tokens: PositiveInt = Field(512, description="longer turns are cut at the end, and counted")
+
+    config: Config
+    licence: ClassVar[str] = "yours"
+    endings = (".jsonl", ".json", ".ndjson", ".parquet")
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        if config.template != CHAT:
+            raise TaskError(f"task.template: conversations are read in the chat template; got {config.template!r}")
+        self._left_out: dict[Split, Counter[str]] = {}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the settings name, each once."""
+        config = self.config
+        return tuple(dict.fromkeys([config.messages, *names_of(config.id), *names_of(config.tags)]))
+
+    def read(self, location: str) -> Iterator[Record]:
+        plain = location
+        for packed in PACKED_ENDINGS:
+            plain = plain.removesuffix(packed)
+        if Path(plain).suffix == ".parquet":
+            yield from read_parquet(location, self.columns)
+            return
+        for number, values in read_json_lines(location):
+            yield Record(f"{location}: line {number}", values)
+
+    def load(self, split: Split) -> list[Example]:
+        found: dict[tuple[Turn, ...], Example] = {}
+        left_out: Counter[str] = Counter()
+        for number, record in enumerate(self.records(split), start=1):
+            said = self._said(record)
+            asked = next((text for role, text, _ in said if role == "user"), None)
+            # All turns of a conversation are in one split.
+            if not self.belongs(asked, split):
+                continue
+            for example in self._examples(record, said, f"{split}-{number}", left_out):
+                if (earlier := found.get(example.turns)) is not None:
+                    example = replace(earlier, references=(*earlier.references, *example.references))
+                found[example.turns] = example
+        self._left_out[split] = left_out
+        examples = list(found.values())
+        self.require_some(examples, split)
+        return examples
+
+    def skipped(self, split: Split) -> Mapping[str, int]:
+        return dict(self._left_out.get(split, {}))
+
+    def _said(self, record: Record) -> list[Said]:
+        column = self.config.messages
+        if not is_missing(record.values.get("tools")):
+            raise TaskError(f"{record.where}: has tools, and conversations with tools are not supported; leave it out")
+        try:
+            return said_in(cell(record, column))
+        except CellError as error:
+            raise of_column(record, column, error) from error
+
+    def _examples(self, record: Record, said: list[Said], default_id: str, left_out: Counter[str]) -> Iterator[Example]:
+        replies = list(replies_in(said))
+        chosen = list(enumerate(replies, start=1))[-1 if self.config.turns == "last" else 0 :]
+        chosen = [(number, reply) for number, reply in chosen if self._is_whole(reply, left_out)]
+        if not chosen:
+            left_out[WITHOUT_REPLY] += 1
+        name = default_id if self.config.id is None else self._text(record, self.config.id) or default_id
+        tags = tuple(self._text(record, column) or NO_TAG for column in names_of(self.config.tags))
+        for number, reply in chosen:
+            yield Example(
+                id=name if self.config.turns == "last" else f"{name}.{number}",
+                facts=(),
+                source="\n".join(f"{role}: {text}" for role, text in reply.history),
+                references=(reply.text,),
+                tags=tags,
+                turns=reply.history,
+            )
+
+    def _is_whole(self, reply: Reply, left_out: Counter[str]) -> bool:
+        left_out.update([EMPTY_REPLIES] if not reply.text.strip() else [])
+        return bool(reply.text.strip())
+
+    def _text(self, record: Record, column: str) -> str | None:
+        value: Any = cell(record, column)
+        try:
+            return None if is_missing(value) else text_of(value)
+        except CellError as error:
+            raise of_column(record, column, error) from error

@@ -1,0 +1,1 @@
+"""The task requests with its data."""

@@ -1,0 +1,1 @@
+"""The task word_problems with its data."""
