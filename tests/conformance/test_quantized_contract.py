@@ -14,8 +14,13 @@ from bench.method import MethodError
 from bench.plugins.registry import load_method, targets
 
 KINDS = ("nf4", "int8")
-# Train weights of the base model.
-REFUSE = ("full", "top_layers")
+# Methods that need the weights of the base model as they are, with a part of what they say.
+WHOLE_WEIGHTS = {
+    **dict.fromkeys(("full", "top_layers"), "which are stored in {} here and have no gradient"),
+    **dict.fromkeys(("pissa", "olora", "corda", "lora_ga"), "stored in {} cannot be taken apart for a start"),
+    "dora": "needs the lengths of rows of weights, which are stored in {} here",
+}
+REFUSE = tuple(WHOLE_WEIGHTS)
 # What packed weights can break most easily.
 OFTEN = (
     "precisions",
@@ -45,8 +50,8 @@ def test_contract(name: str, family: str, kind: str, check: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", REFUSE)
-def test_what_trains_weights_of_the_base_model_refuses(name: str, kind: str) -> None:
-    with pytest.raises(MethodError, match=re.escape(f"which are stored in {kind} here and have no gradient")):
+def test_what_needs_whole_weights_refuses(name: str, kind: str) -> None:
+    with pytest.raises(MethodError, match=re.escape(WHOLE_WEIGHTS[name].format(kind))):
         subject(name, {}, "llama", kind).patched()
 
 
