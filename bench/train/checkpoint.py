@@ -1,7 +1,7 @@
 """Checkpoints of a training, from which a retry continues a lost attempt bit for bit.
 
-A checkpoint is one safetensors file. Its tensors are what is trained, the optimiser's moments, the best state so far
-and the random states of all ranks; its header holds counters, curves and the seal as JSON. Nothing is pickled. The
+A checkpoint is one safetensors file. It holds the trained tensors, the optimiser's moments, the best state so far and
+the random states of all ranks. Its header holds counters, curves and the seal as JSON. Nothing is pickled. The
 file's name holds the step and the hash of its bytes, so that a torn or damaged file is recognised.
 
 Under ZeRO 1 to 3 DeepSpeed writes what is trained and the moments to files of its own, one or two for each rank, which
@@ -166,14 +166,14 @@ def taken(
     device: torch.device,
     by_engine: bool,
 ) -> tuple[Tensors, JsonDict]:
-    """All that the next step depends on. A collective operation: ranks send their random states.
+    """Everything that the next step depends on. A collective operation: ranks send their random states.
 
     Args:
         model: Patched.
-        optimizer: Of what is trained.
+        optimizer: Of the trained tensors.
         scheduler: Of its learning rate.
         device: Of the model.
-        by_engine: Whether DeepSpeed keeps what is trained and the moments, so that they are left out.
+        by_engine: Whether DeepSpeed keeps the trained tensors and the moments, so that they are left out.
 
     Returns:
         Tensors on the CPU, and values of JSON.

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine around a loss: its configuration, and what it is shown of the model."""
+"""The DeepSpeed engine around a loss: its configuration, and the part of the model that it sees."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from bench.schema.trial import JsonDict, Precision, ResourceSpec, TrainSpec
 from bench.train.loss_scale import LossScale, fp16_config
 from bench.train.zero3 import Regathering, hand_over_shards, largest_layer
 
-# Elements of a parameter that ZeRO 3 need not cut, whatever the model: to gather 64 KiB costs time and saves nothing.
+# ZeRO 3 does not cut parameters with fewer elements, in any model: gathering 64 KiB costs time and saves no memory.
 WHOLE_ANYWAY = 2**14
 
 
 class EngineError(RuntimeError):
-    """DeepSpeed does something else than training what it was given."""
+    """DeepSpeed would train another function than the one that it was given. The message says why."""
 
 
 class TrainedOnly(nn.Module):
     """A loss whose frozen parameters and modules an engine does not see.
 
-    DeepSpeed walks all modules of what it trains three times a step. Frozen weights need nothing from it below ZeRO-3,
-    which alone cuts them into shards.
+    DeepSpeed iterates over all modules three times in each step. It need not see frozen weights below ZeRO-3, which
+    alone cuts them into shards.
 
     Args:
         whole: Any module.
-        trained: What an optimiser steps: its trained parameters, or their masters.
+        trained: The tensors that the optimiser steps: the trained parameters, or their masters.
     """
 
     def __init__(self, whole: nn.Module, trained: Sequence[nn.Parameter]) -> None:
         super().__init__()
         self.trained = nn.ParameterList(trained)
-        self._whole = (whole,)  # A tuple hides it from the walk.
+        self._whole = (whole,)  # in a tuple, so that it is no submodule
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._whole[0](*args, **kwargs)
@@ -55,13 +55,13 @@ def make_engine(
     micro_batch_size: int,
     device: torch.device,
 ) -> Any:
-    """A DeepSpeed engine that trains what requires grad in ``loss``. The process group has to be there.
+    """A DeepSpeed engine that trains the tensors of ``loss`` that require grad. It needs a process group.
 
     In bf16 and fp16 the optimiser steps fp32 masters, DeepSpeed's under ZeRO 1 to 3 and :class:`Masters` without.
 
     Raises:
-        EngineError: The optimiser has stepped as the engine was made, the engine would round frozen weights, or it
-            cannot compute in fp16 on this device.
+        EngineError: Making the engine has stepped the optimiser, the engine would round frozen weights, or it cannot
+            compute in fp16 on this device.
     """
     import deepspeed
 
@@ -83,40 +83,40 @@ def make_engine(
     config = deepspeed_config(train, resources, micro_batch_size, num_trained)
     if resources.zero_stage and not isinstance(optimizer, torch.optim.AdamW):
         config["zero_allow_untested_optimizer"] = True  # bench.optimizers says which must not be cut up
-    shown: nn.Module
+    visible: nn.Module
     if resources.zero_stage == 3:
-        asked = resources.deepspeed.get("zero_optimization", {})
-        config["zero_optimization"] |= {**of_zero3(num_trained, largest_layer(loss), device), **asked}
+        own_keys = resources.deepspeed.get("zero_optimization", {})
+        config["zero_optimization"] |= {**of_zero3(num_trained, largest_layer(loss), device), **own_keys}
         hand_over_shards(loss, config, device)
-        shown = Regathering(loss)
+        visible = Regathering(loss)
     else:
-        shown = TrainedOnly(loss, parameters)
+        visible = TrainedOnly(loss, parameters)
     engine, *_ = deepspeed.initialize(
-        model=shown,
+        model=visible,
         model_parameters=parameters,
         optimizer=optimizer,
         lr_scheduler=scheduler,
         config=config,
     )
-    if isinstance(shown, Regathering):
-        shown.watch()
+    if isinstance(visible, Regathering):
+        visible.watch()
     for stepping in (optimizer, engine.basic_optimizer):
         require_no_state(stepping, f"DeepSpeed's engine for {resources.precision} and ZeRO {resources.zero_stage}")
     if resources.ranks == 1 and resources.zero_stage == 0:
-        engine.enable_backward_allreduce = False  # There is nobody to reduce with; gloo takes its time all the same.
+        engine.enable_backward_allreduce = False  # with one rank gloo would take time for nothing
     if resources.precision == "fp16" and has_own_masters(resources):
         engine.torch_autocast_z0_gradscaler = LossScale(optimizer)
     return engine
 
 
 def require_no_state(optimizer: torch.optim.Optimizer, engine: str) -> None:
-    """See that nobody has stepped an optimiser before the first step.
+    """Check that an optimiser has made no step before the first one.
 
-    A step on gradients that are zero would count as Adam's first, whose correction of the moments it takes away, and
+    A step on gradients of zero would count as Adam's first, so that the correction of the moments would be wrong, and
     would decay weights once more.
 
     Raises:
-        EngineError: It holds state.
+        EngineError: The optimiser has a state.
     """
     if held := sorted({key for state in optimizer.state.values() for key in state}):
         raise EngineError(
@@ -126,7 +126,7 @@ def require_no_state(optimizer: torch.optim.Optimizer, engine: str) -> None:
 
 
 def require_fp16(device: torch.device) -> None:
-    """See that DeepSpeed takes fp16 on a device, which it asks for units that multiply in it.
+    """Check that DeepSpeed takes fp16 on a device. It requires units that multiply in fp16.
 
     Raises:
         EngineError: It does not.
@@ -141,10 +141,10 @@ def require_fp16(device: torch.device) -> None:
 
 
 def require_nothing_to_round(model: nn.Module, precision: Precision) -> None:
-    """See that no frozen weight is more exact than the precision in which ZeRO 3 would hold it, and no other stage.
+    """Check that no frozen weight is more exact than the precision to which ZeRO 3, unlike other stages, rounds it.
 
     Raises:
-        EngineError: Naming the first that is; transformers keeps routers and gates of some families in fp32.
+        EngineError: A weight is. The message names it. transformers keeps routers and gates of some families in fp32.
     """
     exact = [
         name
@@ -160,29 +160,29 @@ def require_nothing_to_round(model: nn.Module, precision: Precision) -> None:
 
 
 def has_own_masters(resources: ResourceSpec) -> bool:
-    """Whether :class:`Masters` keeps what is trained in fp32, because DeepSpeed does not or not well."""
+    """Whether :class:`Masters` keeps trained tensors in fp32, because DeepSpeed does not, or not well."""
     return resources.precision != "fp32" and resources.zero_stage == 0
 
 
 def clips_before_step(train: TrainSpec, resources: ResourceSpec) -> bool:
     """Whether gradients are clipped by torch, all tensors at once.
 
-    Where every rank holds the whole gradient, in fp32, that is the same as DeepSpeed's clipping, which takes tensors
-    one by one and then reduces the norm over ranks that all have it.
+    If every rank holds the whole gradient in fp32, the result equals DeepSpeed's clipping, which handles tensors one by
+    one and reduces the norm over ranks although all ranks have it.
     """
     return train.max_grad_norm > 0 and resources.zero_stage == 0
 
 
 def deepspeed_config(train: TrainSpec, resources: ResourceSpec, micro_batch_size: int, num_trained: int) -> JsonDict:
-    """DeepSpeed's configuration, complete: nothing is left to "auto".
+    """DeepSpeed's complete configuration, without any "auto".
 
     In bf16 and fp16 gradients are added up in fp32, over micro-batches and over ranks. Otherwise the number of either
     would change more than the order of a sum.
 
-    What ``resources.deepspeed`` says is added; it cannot name what other settings decide.
+    The keys of ``resources.deepspeed`` are added. They cannot be keys that other settings decide.
 
-    Buckets are sized by what is trained. DeepSpeed's default of 5e8 elements would reserve 2 GB for an adapter of a few
-    thousand.
+    The size of buckets follows from the number of trained elements. DeepSpeed's default of 5e8 elements would reserve
+    2 GB for an adapter of a few thousand.
     """
     bucket = min(max(num_trained, 2**16), 500_000_000)
     half = None if resources.precision == "fp32" or has_own_masters(resources) else resources.precision
@@ -201,7 +201,7 @@ def deepspeed_config(train: TrainSpec, resources: ResourceSpec, micro_batch_size
             "allgather_bucket_size": bucket,
             **_offloaded(resources),
         },
-        # What is offloaded is stepped by the optimiser that steps everything else, so that answers stay the same.
+        # The same optimiser steps tensors with and without offloading, so that answers are the same.
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
     }
@@ -211,24 +211,24 @@ def deepspeed_config(train: TrainSpec, resources: ResourceSpec, micro_batch_size
 
 
 def _offloaded(resources: ResourceSpec) -> JsonDict:
-    """What of DeepSpeed's keys of ZeRO puts things into the host's memory."""
+    """DeepSpeed's keys that put tensors into the host's memory."""
     offload = resources.offload
     if offload is None:
         return {}
-    wanted = {"offload_optimizer": offload.optimizer, "offload_param": offload.parameters}
-    return {key: {"device": device} for key, device in wanted.items() if device is not None}
+    devices = {"offload_optimizer": offload.optimizer, "offload_param": offload.parameters}
+    return {key: {"device": device} for key, device in devices.items() if device is not None}
 
 
 def of_zero3(num_trained: int, layer: int, device: torch.device) -> JsonDict:
-    """Of DeepSpeed's configuration, what says how much ZeRO 3 gathers at a time: about a layer.
+    """DeepSpeed's keys for the number of elements that ZeRO 3 gathers at a time: about one layer.
 
-    Its own defaults of 1e9 elements gather a small model once and never cut it again. The optimiser steps as many
-    elements at a time. What weighs less than a hundredth of a layer (norms, adapters), or next to nothing, stays whole.
+    DeepSpeed's defaults of 1e9 elements gather a small model once and never cut it again. The optimiser steps the same
+    number of elements at a time. Tensors of less than a hundredth of a layer (norms, adapters) stay whole.
 
     Args:
-        num_trained: Elements.
-        layer: Elements of the largest layer.
-        device: On a GPU the next layer is gathered while one computes; on CPUs both would take the same cores.
+        num_trained: The number of trained elements.
+        layer: The number of elements of the largest layer.
+        device: On a GPU the next layer is gathered while one computes. On CPUs both would take the same cores.
     """
     overlaps = device.type == "cuda"
     return {

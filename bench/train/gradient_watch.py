@@ -1,4 +1,4 @@
-"""Checks that everything that counts as trained is trained, by the first gradients of every tensor, on every engine."""
+"""Checks by the first gradients that every tensor that counts as trained is trained, on every engine."""
 
 from __future__ import annotations
 

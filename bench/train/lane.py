@@ -1,4 +1,4 @@
-"""One trial's part in a training loop: what it trains, in which order, how far it is and what came of it."""
+"""One trial's part in a training loop: its trained tensors, order of data, progress and results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bench.train.gradient_watch import GradientWatch
 from bench.train.optimizer import learning_rate_factor, make_optimizer
 from bench.train.order import num_steps, training_order
 
-# A state that ZeRO 3 has cut into slices goes through memory as a whole up to so many bytes, else tensor by tensor.
+# A state that ZeRO 3 has cut into slices is gathered as a whole up to so many bytes, and else tensor by tensor.
 LARGE_BYTES = 2**26
 
 
@@ -35,7 +35,7 @@ class Diverged(ArithmeticError):
 
 @dataclass
 class Trained:
-    """What training leaves behind."""
+    """The result of training."""
 
     state: Mapping[str, torch.Tensor]
     best: DevPoint
@@ -46,9 +46,9 @@ class Trained:
 
 @dataclass(eq=False)
 class Lane:
-    """A trial with the optimiser, schedule, order of data, curves and best state that are its own.
+    """A trial with its optimiser, schedule, order of data, curves and best state.
 
-    ``stop_after_steps`` ends it there, on the schedule and in the order of the full length.
+    It ends after ``stop_after_steps``, with the schedule and the order of the full length.
     """
 
     method: Method
@@ -84,21 +84,21 @@ class Lane:
 
     @property
     def done(self) -> int:
-        """Steps that earlier attempts have made."""
+        """The number of steps that earlier attempts have made."""
         return self.continued_after_steps[-1] if self.continued_after_steps else 0
 
     @property
     def steps(self) -> int:
-        """Of this trial; fewer than were planned once it has diverged."""
+        """The number of steps of this trial; fewer than planned if it has diverged."""
         return len(self.order)
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step, of the first group of parameters."""
+        """The learning rate of the next step for the first group of parameters."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def divisor(self, batch: Sequence[Pair]) -> int:
-        """What the summed loss of a step's batch is divided by before its gradient is taken."""
+        """The number by which the summed loss of a step's batch is divided before its gradient is computed."""
         return num_targets(batch) if self.train.loss_reduction == "token_mean" else len(batch)
 
     def evaluates_after(self, step: int) -> bool:
@@ -106,7 +106,7 @@ class Lane:
         return step == self.steps or step % (self.train.evaluate_every_steps or self.steps) == 0
 
     def require_graph(self, loss: torch.Tensor) -> None:
-        """See that a loss depends on what is trained, before its gradient is taken.
+        """Check that a loss depends on a trained tensor, before its gradient is computed.
 
         Raises:
             MethodError: It does not.
@@ -115,21 +115,21 @@ class Lane:
             self.watch.require_graph(loss)
 
     def gradients_came(self, step: int) -> None:
-        """See that what is trained gets gradients, before the optimiser steps. Collective in the first steps.
+        """Check that trained tensors have gradients, before the optimiser steps. Collective in the first steps.
 
         Raises:
-            MethodError: Some of it does not.
+            MethodError: Some trained tensors have none.
         """
         if self.watch is not None:
             self.watch.after_backward(self.learning_rate, last=step == self.steps)
 
     def stepped(self, step: int, loss: torch.Tensor, learning_rate: float) -> None:
-        """A step was made. ``loss`` is this rank's part of the batch's mean loss."""
+        """Record a step. ``loss`` is this rank's part of the batch's mean loss."""
         self.method.after_step(self.model, step)
         self._pending.append((loss, learning_rate))
 
     def report(self, pairs: Sequence[Pair], durations: Sequence[float]) -> None:
-        """Check the losses since the last report and tell of them. ``durations`` are the seconds of all steps."""
+        """Check and report the losses since the last report. ``durations`` are the seconds of all steps."""
         losses = torch.stack([loss for loss, _ in self._pending])
         dist.all_reduce(losses)
         seconds, tokens, step = sum(durations[-len(losses) :]), 0, len(self.train_curve)
@@ -152,7 +152,7 @@ class Lane:
         self._pending.clear()
 
     def evaluated(self, step: int, loss: float) -> None:
-        """The dev loss after this step is known; the state with the lowest is kept."""
+        """Record the dev loss after this step, and keep the state with the lowest one."""
         if not math.isfinite(loss):
             self._diverge(step, f"the dev loss after step {step} is {loss}")
             return
@@ -175,15 +175,15 @@ class Lane:
             round_masters(self.model)
 
     def trained(self, cost: TrainCost) -> Trained:
-        """What training leaves behind, at its end."""
+        """The result at the end of training."""
         if self.best is None:
             raise RuntimeError("training ended without an evaluation")
         return Trained(self.state, self.best, self.train_curve, self.dev_curve, cost)
 
     def checkpoint(self, step: int, device: torch.device, by_engine: bool) -> Checkpoint:
-        """All that the next step depends on, but for what DeepSpeed keeps; a collective operation.
+        """Everything that the next step depends on, except DeepSpeed's own files. A collective operation.
 
-        The order of the data follows from the trial.
+        The order of the data is not in it: it follows from the trial.
         """
         tensors, facts = taken(self.model, self.optimizer, self.scheduler, device, by_engine)
         if isinstance(self.state, StreamedState):
@@ -197,20 +197,20 @@ class Lane:
         facts["continued_after_steps"] = self.continued_after_steps
         return Checkpoint(step, tensors, facts)
 
-    def continue_from(self, found: Checkpoint, device: torch.device, by_engine: bool) -> None:
-        """Have the next step be the one after a checkpoint, which DeepSpeed has taken up already."""
-        put_back(found, self.model, self.optimizer, self.scheduler, device, by_engine)
-        self.train_curve = [TrainPoint.model_validate(point) for point in found.facts["train_curve"]]
-        self.dev_curve = [DevPoint.model_validate(point) for point in found.facts["dev_curve"]]
-        if found.facts["best"] is not None:
-            self.best, self.state = DevPoint.model_validate(found.facts["best"]), found.part("best")
-        if (files := found.facts.get("best_files")) is not None and self.state_folder is not None:
+    def continue_from(self, checkpoint: Checkpoint, device: torch.device, by_engine: bool) -> None:
+        """Restore a checkpoint whose DeepSpeed files are loaded, so that the next step is the one after it."""
+        put_back(checkpoint, self.model, self.optimizer, self.scheduler, device, by_engine)
+        self.train_curve = [TrainPoint.model_validate(point) for point in checkpoint.facts["train_curve"]]
+        self.dev_curve = [DevPoint.model_validate(point) for point in checkpoint.facts["dev_curve"]]
+        if checkpoint.facts["best"] is not None:
+            self.best, self.state = DevPoint.model_validate(checkpoint.facts["best"]), checkpoint.part("best")
+        if (files := checkpoint.facts.get("best_files")) is not None and self.state_folder is not None:
             shapes = {name: torch.Size(shape) for name, shape in files["shapes"].items()}
             self.state = StreamedState(self.state_folder / files["folder"], shapes, device)
-        self.continued_after_steps = [*found.facts["continued_after_steps"], found.step]
+        self.continued_after_steps = [*checkpoint.facts["continued_after_steps"], checkpoint.step]
 
     def _state_now(self, step: int) -> Mapping[str, torch.Tensor]:
-        """What the method stores, in memory or, where ranks hold slices of much, in files of this step."""
+        """The tensors that the method stores, in memory, or in files of this step if ranks hold slices of much."""
         shapes = large_shapes(self.method, self.model) if self.state_folder is not None else None
         if shapes is None or self.state_folder is None:
             return gathered_state(self.method, self.model)
@@ -226,13 +226,13 @@ class Lane:
 
 
 def num_targets(pairs: Sequence[Pair]) -> int:
-    """Target tokens of some pairs."""
+    """The number of target tokens of these pairs."""
     return sum(len(pair.target_ids) for pair in pairs)
 
 
 @contextlib.contextmanager
 def gathered(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Whole parameters inside the block, also where ZeRO-3 has cut them into shards."""
+    """Inside the block these parameters are whole, even if ZeRO-3 has cut them into shards."""
     if not any(hasattr(parameter, "ds_id") for parameter in parameters):
         yield
         return
@@ -243,13 +243,13 @@ def gathered(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 def gathered_state(method: Method, model: nn.Module) -> dict[str, torch.Tensor]:
-    """A copy on the CPU of what the method stores, of fp32 masters where there are any.
+    """A copy on the CPU of the tensors that the method stores, from fp32 masters if there are any.
 
     A collective operation under ZeRO.
     """
     stored = method.adapter_state(model).keys()
-    wanted = [found for name, found in model.named_parameters() if found.requires_grad or name in stored]
-    with gathered(wanted), exact(model):
+    parameters = [tensor for name, tensor in model.named_parameters() if tensor.requires_grad or name in stored]
+    with gathered(parameters), exact(model):
         return {
             name: tensor.detach().to("cpu", copy=True).contiguous()
             for name, tensor in method.adapter_state(model).items()
@@ -257,9 +257,9 @@ def gathered_state(method: Method, model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def large_shapes(method: Method, model: nn.Module) -> dict[str, torch.Size] | None:
-    """Shapes of what is stored, where ZeRO 3 has cut it and it is large; None elsewhere.
+    """Shapes of the stored tensors, if ZeRO 3 has cut them and they are large; else None.
 
-    A method that makes what it stores of what it trains gets all of that at once.
+    It is also None for a method that computes stored tensors from trained ones, because that needs all of them at once.
     """
     trained = dict(trained_parameters(model))
     shapes = {name: getattr(parameter, "ds_shape", None) for name, parameter in trained.items()}
@@ -270,7 +270,7 @@ def large_shapes(method: Method, model: nn.Module) -> dict[str, torch.Size] | No
 
 
 def gathered_one_by_one(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and values of what is trained, of fp32 masters where there are any. Collective, tensor by tensor."""
+    """Names and values of trained tensors, from fp32 masters if there are any. Collective, tensor by tensor."""
     for name, parameter in trained_parameters(model):
         with gathered([parameter]):
             yield name, exact_value(parameter)

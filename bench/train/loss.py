@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from bench.models.architecture import Batch, accepted_inputs
 
-# How many logits exist at a time: 32 MiB in fp32, whatever the sizes of batch and vocabulary.
+# So many logits exist at a time: 32 MiB in fp32, for any size of batch and vocabulary.
 LOGITS_PER_CHUNK = 2**23
 
 
@@ -22,10 +22,10 @@ class TargetLoss(nn.Module):
     """Negative log-likelihood, summed over the target tokens of a batch.
 
     Logits are computed only at the positions that predict a target token: the input of the output projection is reduced
-    to these rows, whatever the model does around it.
+    to these rows.
 
-    If the output projection is a plain linear layer and its output the model's, which the first batch shows, the model
-    stops in front of it and :func:`chunked_nll` computes the loss.
+    If the output projection is a plain linear layer whose output is the model's (which the first batch shows), the
+    model stops before it and :func:`chunked_nll` computes the loss.
 
     Args:
         model: A patched language model.
@@ -46,7 +46,7 @@ class TargetLoss(nn.Module):
         target_ids: torch.Tensor,
         shares: Sequence[int] = (),
     ) -> torch.Tensor:
-        """The sum over all target tokens; with ``shares`` of K lanes, ``(K,)`` sums over so many tokens each."""
+        """The sum over all target tokens. With the ``shares`` of K lanes, ``(K,)`` sums over so many tokens each."""
         parts: list[int] = list(shares) or [len(target_ids)]
         smoothing = self.label_smoothing if self.training else 0.0
         head = self.model.get_output_embeddings()
@@ -75,22 +75,22 @@ class TargetLoss(nn.Module):
     def _in_front_of(
         self, head: nn.Module, inputs: dict[str, torch.Tensor], predicting: torch.Tensor
     ) -> torch.Tensor | None:
-        """What the output projection is given ``(N, D)``; None where its output is not yet the model's logits.
+        """The input ``(N, D)`` of the output projection; None if its output is not the model's logits.
 
-        BART, for one, adds a bias to them.
+        BART, for example, adds a bias to it.
         """
-        taken: list[torch.Tensor] = []
-        output: list[torch.Tensor] = []
+        head_inputs: list[torch.Tensor] = []
+        head_outputs: list[torch.Tensor] = []
 
         def take(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            taken.append(args[0].flatten(0, 1)[predicting])  # (B, T, D) to (N, D)
-            return (taken[0][:0], *args[1:])
+            head_inputs.append(args[0].flatten(0, 1)[predicting])  # (B, T, D) to (N, D)
+            return (head_inputs[0][:0], *args[1:])
 
-        def keep(_: nn.Module, args: tuple[torch.Tensor, ...], made: torch.Tensor) -> None:
-            output.append(made)
+        def keep(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            head_outputs.append(output)
 
         logits = self._logits(inputs, head.register_forward_pre_hook(take), head.register_forward_hook(keep))
-        return taken[0] if logits is output[0] else None
+        return head_inputs[0] if logits is head_outputs[0] else None
 
     def _behind(self, head: nn.Module, inputs: dict[str, torch.Tensor], predicting: torch.Tensor) -> torch.Tensor:
         """The logits ``(N, V)``."""
@@ -148,8 +148,8 @@ def chunked_nll(
 ) -> torch.Tensor:
     """Cross-entropy of a linear layer's output, summed, with no more than so many logits at a time.
 
-    Gradients are computed in the forward pass, while the logits of a chunk are there. The backward pass needs ``(N,
-    D)`` of them, and ``(V, D)`` if the layer is trained. No gradient of a frozen weight is computed.
+    Gradients are computed in the forward pass, while the logits of a chunk exist. The backward pass keeps ``(N, D)`` of
+    them, and ``(V, D)`` if the layer is trained. No gradient of a frozen weight is computed.
 
     Args:
         hidden_states: ``(N, D)``.

@@ -18,7 +18,7 @@ def make_optimizer(train: TrainSpec, model: nn.Module, groups: Sequence[dict[str
 
     Args:
         train: Settings.
-        model: Names and kinds of its layers say which parameters weight decay spares.
+        model: The names and kinds of its layers decide which parameters have no weight decay.
         groups: As :meth:`bench.method.Method.parameter_groups` gives them; ``lr_scale`` multiplies the learning rate.
     """
     decaying = _decaying(train, model)

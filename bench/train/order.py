@@ -1,4 +1,4 @@
-"""Which pairs each step trains on, in which order, and which of them a rank takes. Deterministic in its arguments."""
+"""Assigns pairs to steps and ranks. The result depends only on the arguments."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from bench.schema.trial import TrainSpec
 
-# So many batches are sorted by length before they are cut, which leaves next to no padding and keeps the order of
-# training random.
+# The pairs of so many batches are sorted by length together before they are divided into batches. That needs nearly no
+# padding and keeps the order of training random.
 WINDOW_BATCHES = 50
 
 

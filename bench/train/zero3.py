@@ -1,6 +1,6 @@
-"""What ZeRO 3 needs besides its engine: shards handed over, layers measured, weights gathered once more, memory freed.
+"""Prepares a model for ZeRO 3: passes shards to DeepSpeed, measures layers, gathers weights again, frees memory.
 
-The names of DeepSpeed that are used here are no public ones; tests/rank/test_in_shards.py notices if they go.
+The names of DeepSpeed in this module are not public. tests/rank/test_in_shards.py notices if they disappear.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from bench.schema.trial import JsonDict
 from bench.shards.slices import Shard, sharded, stop_gathering
 
 Packed = torch.Tensor | Callable[[], torch.Tensor]
-# From this many bytes on glibc maps a block by itself, and unmaps it once it is freed. (M_MMAP_THRESHOLD and
-# M_TRIM_THRESHOLD of malloc.h.) Otherwise a rank keeps every layer that it has gathered and let go.
+# glibc maps each block of at least so many bytes separately, and unmaps it when it is freed (M_MMAP_THRESHOLD and
+# M_TRIM_THRESHOLD of malloc.h). Otherwise a rank would keep the memory of every layer that it has gathered.
 MAPPED_BYTES, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = 2**18, -3, -1
 
 
 def give_freed_memory_back() -> None:
-    """Have glibc return to the system what is freed from now on, in this process. Elsewhere nothing happens."""
+    """Make glibc return freed memory of this process to the system from now on. Other C libraries are left alone."""
     if (set_option := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         set_option(M_MMAP_THRESHOLD, MAPPED_BYTES)
         set_option(M_TRIM_THRESHOLD, MAPPED_BYTES)
 
 
 def largest_layer(model: nn.Module) -> int:
-    """Elements of the largest of what is gathered at one time: a layer of a list of layers, or a weight outside."""
+    """The largest number of elements that is gathered at a time: of a layer in a list of layers, or another weight."""
     layers = [member for module in model.modules() if isinstance(module, nn.ModuleList) for member in module]
     of_layers = (sum(_numel(parameter) for parameter in layer.parameters()) for layer in layers)
     return max([*of_layers, *map(_numel, model.parameters())])
@@ -41,12 +41,12 @@ def _numel(parameter: Any) -> int:
 
 
 def hand_over_shards(model: nn.Module, config: JsonDict, device: torch.device) -> None:
-    """Make parameters that lie in shards DeepSpeed's, as if it had cut them itself. No weight is gathered.
+    """Pass parameters in shards to DeepSpeed, as if it had cut them itself. No weight is gathered.
 
     Args:
-        model: Patched, on its device; modules gather by themselves no longer.
-        config: DeepSpeed's, for which it will make an engine.
-        device: Where shards lie.
+        model: The patched model, on its device. Its modules do not gather weights themselves any more.
+        config: DeepSpeed's configuration of the engine.
+        device: The device of the shards.
     """
     stop_gathering(model)
     held = sharded(model.parameters())
@@ -72,14 +72,14 @@ def hand_over_shards(model: nn.Module, config: JsonDict, device: torch.device) -
 
 
 class Regathering(nn.Module):
-    """A loss of a model whose weights ZeRO 3 gathers, which keeps none of them for its backward pass.
+    """A loss of a model whose weights ZeRO 3 gathers. It keeps none of them for the backward pass.
 
-    Autograd would keep what a layer has multiplied with, and so the whole model, until it is needed again. By then the
-    engine has gathered it once more. DeepSpeed's own remedy replaces ``torch.nn.functional.linear`` in the process, and
-    leaves all other operations (those of GPT-2, of experts) as they are.
+    Autograd would keep every gathered weight, and thereby the whole model, until the backward pass needs it. By then
+    the engine has gathered it again. DeepSpeed's own remedy replaces ``torch.nn.functional.linear`` in the process, and
+    does not cover other operations (those of GPT-2, of experts).
 
     Args:
-        loss: With its engine's hooks yet to come; :meth:`watch` is to be called once they are there.
+        loss: The loss, before the engine has registered its hooks. Call :meth:`watch` after it has.
     """
 
     def __init__(self, loss: nn.Module) -> None:
@@ -88,7 +88,7 @@ class Regathering(nn.Module):
         self._gathered: dict[int, Any] = {}
 
     def watch(self) -> None:
-        """Learn from now on which parameter lies where, once the engine has gathered it for a module."""
+        """From now on record the place in memory of each parameter that the engine gathers for a module."""
         for module in self.loss.modules():
             if any(True for _ in module.parameters(recurse=False)):
                 module.register_forward_pre_hook(self._note)
@@ -105,7 +105,7 @@ class Regathering(nn.Module):
         for each in module.parameters(recurse=False):
             parameter: Any = each
             storage = parameter.untyped_storage()
-            # Alone in its storage, but for what fills it up to a multiple of the ranks.
+            # The parameter is alone in its storage, except for padding to a multiple of the ranks.
             if 0 < storage.nbytes() <= parameter.ds_numel_aligned * parameter.element_size():
                 self._gathered[storage.data_ptr()] = parameter
 
@@ -127,7 +127,7 @@ def _unpack(packed: Packed) -> torch.Tensor:
 
 
 def _whole_again(parameter: Any) -> torch.Tensor:
-    """Whole, for a backward pass: as its engine has gathered it, or gathered here where it has let it go already."""
+    """The whole parameter for a backward pass: gathered by its engine, or here if the engine has released it."""
     if parameter.numel():
         data: torch.Tensor = parameter.data
         return data
@@ -138,9 +138,9 @@ def _whole_again(parameter: Any) -> torch.Tensor:
 
 
 def free(engine: Any) -> None:
-    """Give back what an engine holds; ``destroy`` alone returns next to nothing.
+    """Free the memory of an engine, of which ``destroy`` alone frees hardly any.
 
-    Two things of DeepSpeed outlive it: a cache of a method, for the whole class, and a list of all models.
+    Two objects of DeepSpeed keep it alive: the cache of a method, for the whole class, and a list of all models.
     """
     from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
