@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Tokens of tests are no business of the user's cache.
+# Tokens of tests do not go into the user's cache.
 os.environ["TUNEOFF_TOKEN_CACHE"] = tempfile.mkdtemp(prefix="tuneoff-tokens-")
 atexit.register(shutil.rmtree, os.environ["TUNEOFF_TOKEN_CACHE"], ignore_errors=True)
 
-# How fast a busy machine makes up examples decides no test.
+# A slow machine must not fail a test because hypothesis takes long to generate examples.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
@@ -132,14 +132,14 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module", autouse=True)
 def earlier_objects_are_left_alone() -> None:
-    """Every phase of a trial begins with a collection, which need not look at what was imported and compiled before."""
+    """Exclude present objects from garbage collection, because every phase of a trial begins with one."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The process group of a trial with one rank, which DeepSpeed insists on, and on the same one ever after."""
+    """The process group of a trial with one rank. DeepSpeed needs one, and always the same."""
     import torch
     from one_rank import join_alone
 
@@ -150,7 +150,7 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """Of a sweep that has not begun."""
+    """The store of a sweep that has not begun."""
     from bench.store.records import Store
 
     folder = tmp_path / "demo"
@@ -160,7 +160,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a cluster that the commands of the test have not started, and that knows no plugins."""
+    """The address of a cluster that was started before the commands of the test, and does not know their plugins."""
     from bench.launch.embedded_cluster import EmbeddedCluster
 
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED"):
@@ -174,7 +174,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture
 def imports_forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What a test makes importable, and imports from temporary folders, is gone after it."""
+    """After a test, folders that it made importable are removed from the path, and modules from there forgotten."""
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield

@@ -1,4 +1,4 @@
-"""What is trained already is scored as the trials of a sweep are: the same scores and texts, a row beside theirs."""
+"""Trained adapters and models are scored like trials of a sweep: the same scores and texts, and a row of their own."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch, one_rank: None) -> None:
-    """Trials run without processes of their own, and no report is made of them."""
+    """Trials run in this process, and no report is made."""
 
     def run(self: RoundRunner, pending: Sequence[TrialSpec]) -> None:
         for spec in pending:

@@ -1,4 +1,4 @@
-"""Commands that train nothing import nothing that trains, and read no record that they need not read."""
+"""Commands that train nothing do not import torch or ray, and read no record without need."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Folder:
         self.cache = path / "cache"
 
     def tell(self, *arguments: str) -> tuple[dict[str, object], str]:
-        """What a command did, and what it printed."""
+        """The modules and records that a command used, and its output."""
         done = subprocess.run(
             [sys.executable, "-P", "-c", SPY, *arguments],
             capture_output=True,

@@ -25,7 +25,7 @@ Tuneoff = Callable[..., Done]
 
 @pytest.fixture
 def ground(tmp_path: Path) -> Iterator[Ground]:
-    """A sweep of four trials, of which two run at a time, for as long as a test likes."""
+    """A sweep of four trials. Two run at a time, until a test ends them."""
     ground = Ground(tmp_path, trials=4)
     driver = ground.start(LIGHT_SECONDS="600")
     try:

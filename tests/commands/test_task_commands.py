@@ -48,7 +48,7 @@ def load_json(*arguments: str) -> Any:
 def test_tasks_name_tells_what_real_data_hold(
     arguments: tuple[str, ...], counts: dict[str, tuple[int, int]], shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The counts of the data's own README, less what is left out by rule and counted."""
+    """The counts of the data's own README, without texts that are left out by rule and counted."""
     monkeypatch.setattr("bench.models.base.embedded_folder", lambda: Path("/nowhere"))
     name, path, *others = arguments
     path = f"path={shared_data / path.partition('=')[2]}"
@@ -114,7 +114,7 @@ def test_the_facts_keep_the_contract() -> None:
 
 
 class Careless(JsonLines):
-    """What strangers may do."""
+    """A task with mistakes that a plugin may have."""
 
     calls = 0
 

@@ -1,4 +1,4 @@
-"""What cannot work is refused before the first trial: methods that do not fit a model, attention that it lacks."""
+"""Sweeps that cannot work are refused before the first trial: methods that do not fit a model, missing attention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finding one's way: a sweep to begin with, every key in one place, and words for those who come from elsewhere."""
+"""Help for beginners: ``tuneoff init``, the reference of all keys, and messages for keys of other tools."""
 
 from __future__ import annotations
 

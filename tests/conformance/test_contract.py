@@ -18,7 +18,7 @@ DECODERS = tuple(family for family in FAMILIES if family not in ("t5", "bart"))
 # Families whose learned positions a soft prompt can shift.
 ABSOLUTE = ("gpt2", "opt")
 
-# What settings beside the defaults can break most easily; on them `make test` runs these checks only.
+# The checks that other settings than the defaults break most easily. `make test` runs only these on such settings.
 OF_VARIANTS = (
     "causal",
     "padding changes nothing",
@@ -33,14 +33,14 @@ OF_VARIANTS = (
     "counts",
 )
 
-# Of these, on the core families that a method does not take all checks on.
+# The checks that `make test` runs on those core families on which it does not run all checks of a method.
 OF_OTHER_FAMILIES = ("causal", "padding changes nothing", "cached logits", "gradient checkpointing", "state reloads")
 
 # Relatives of LoRA share its layer and its code: on them `make test` runs what can differ.
 RELATIVES = ("rslora", "lora_plus", "lora_fa", "dora", "pissa", "olora", "eva", "corda", "lora_ga")
 OF_RELATIVES = ("start from examples", "only what is declared is trained", "state reloads", "merging changes nothing")
 
-# Settings beside the defaults, and the families that they are for.
+# Settings other than the defaults, with their families.
 VARIANTS: list[tuple[str, dict[str, Any], Iterable[str]]] = [
     ("prefix_tuning", {"path": "literal"}, FAMILIES),
     ("prefix_tuning", {"init": "normal", "num_prompt_tokens": 3}, FAMILIES),

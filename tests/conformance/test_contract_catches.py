@@ -18,7 +18,7 @@ from methods.prompt_tuning import PromptTuning
 
 
 class AddsToEmbeddings(Method):
-    """A trained vector on every input embedding; sound, and a base for the broken ones."""
+    """Adds a trained vector to every input embedding. It is correct, and the base class of broken methods."""
 
     def patch(self, model: Any) -> nn.Module:
         model.offset = nn.Parameter(torch.zeros(model.config.hidden_size, dtype=torch.float64, device=model.device))
@@ -59,7 +59,7 @@ class MixesRows(AddsToEmbeddings):
 
 
 class RemembersRowsOfBeams(AddsToEmbeddings):
-    """Each token also sees the one before it, remembered by row: right until beams change their rows."""
+    """Each token also sees the one before it, which is stored by row. It is correct until beams change their rows."""
 
     before: torch.Tensor
 

@@ -1,4 +1,4 @@
-"""The contract finds what is wrong with broken methods, and nothing wrong with unusual ones."""
+"""The contract finds the mistake of each broken method, and no mistake in unusual ones."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def subject(method_class: type[Method], family: str = QUICK_ON) -> Subject:
 
 @pytest.fixture
 def undone() -> Iterator[None]:
-    """What a broken method changes in this process is put back."""
+    """Changes that a broken method makes to this process are undone."""
     with put_back(subject(Offset).base_model()), warnings.catch_warnings():
         yield
 
@@ -96,7 +96,7 @@ def test_an_unusual_method_passes(right: type[Method], family: str) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("broken", BROKEN)
 def test_every_check_runs_on_a_broken_method(broken: type[Method]) -> None:
-    """A broken method breaks no check but its own sort: each comes to a verdict, and the process is as before."""
+    """A broken method does not keep other checks from running: each has a verdict, and the process is as before."""
     found = {each.check: each for each in verdicts(broken, broken.Config(), [QUICK_ON], processes=1)}
     assert found.keys() == CHECKS.keys()
     assert found[BROKEN[broken]].outcome == "fail"

@@ -25,7 +25,7 @@ WITHOUT_WEIGHTS = {"meteor", "bertscore", "bleurt", "mauve"}
 
 
 class Recall(Metric):
-    """Words of the reference that are said; right as it is, and changed by every test."""
+    """The share of the reference's words in a prediction. It is correct, and every test changes it."""
 
     name = "recall"
     higher_is_better = True

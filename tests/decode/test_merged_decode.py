@@ -1,4 +1,4 @@
-"""Decoding merged against unmerged: the same texts, in turns, and a column of the report where there is one."""
+"""Merged and unmerged decoding: equal texts, alternating order, and the column of the report."""
 
 from __future__ import annotations
 

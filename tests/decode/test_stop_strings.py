@@ -90,7 +90,7 @@ def test_texts_of_several_lines_are_kept_where_no_stop_string_is_set(tiny_models
 
 
 def test_completing_tokens_are_those_whose_text_completes_a_stop_string(tiny_models: dict[str, Path]) -> None:
-    """Against the definition: all tokens, each decoded behind the same text."""
+    """Compared with the definition: every token is decoded after the same text."""
     tokenizer = load_tokenizer(ModelSpec(path=str(tiny_models["gpt2"])))
     spelled = ("lives in", "\n\n", "ome of")
     stops = StopStrings(tokenizer, spelled, None)

@@ -1,4 +1,4 @@
-"""The doctor tells the truth: every check is shown a bad situation, and a good one."""
+"""Every check of the doctor is tested in a bad situation and in a good one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def only(findings: list[Finding], status: Status, *parts: str) -> None:
-    """There is one finding, of this status, that says these things."""
+    """Check that there is exactly one finding, with this status and these texts."""
     (finding,) = findings
     text = f"{finding.check}: {finding.found} -> {finding.remedy}"
     assert finding.status == status, text
@@ -301,9 +301,9 @@ def test_an_address_that_is_none(address: str, tuneoff: Callable[..., Done]) -> 
 
 
 def test_this_machine_and_its_embedded_cluster(tmp_path: Path) -> None:
-    """The whole of it, for real: a fresh process imports DeepSpeed, a cluster starts, two ranks reduce a number.
+    """The doctor without stand-ins: a fresh process imports DeepSpeed, a cluster starts, two ranks reduce a number.
 
-    In a process of its own, since Ray decides when it is imported how clusters authenticate.
+    It runs in a separate process, because Ray decides when it is imported how clusters authenticate.
     """
     command = [sys.executable, "-m", "bench.cli", "doctor", "--results", str(tmp_path / "results")]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}

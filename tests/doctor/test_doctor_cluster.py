@@ -1,4 +1,4 @@
-"""The doctor on clusters that are ill: Ray is played, so that each illness can be had."""
+"""The doctor on faulty clusters. A stand-in for Ray has each fault."""
 
 from __future__ import annotations
 

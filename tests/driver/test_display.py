@@ -1,4 +1,4 @@
-"""The live display: names and ids that are whole, nothing drawn over, and times left that are learned."""
+"""The live display: complete names and ids, no overwritten output, and estimates of remaining time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a driver ends: with the right code whatever its threads do, with nothing left, and with words for people."""
+"""The end of a driver: the right exit code whatever its threads do, nothing left behind, and a readable message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A copy of the results by fsspec: what it shows is whole, and a driver with an empty folder goes on from it."""
+"""A copy of the results by fsspec: its records are complete, and a driver with an empty folder continues from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scheduling on a fake launcher, and a store that says what is done and nothing else."""
+"""Scheduling on a fake launcher; the store tells finished trials from all others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sweeps with stages, on records that a formula makes: equal budgets, resuming with the same asks, what comes when."""
+"""Sweeps with stages, on records made by a formula: equal budgets, resuming with the same asks, order of stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trackers hear of a sweep, and whatever they do, no trial hears of them."""
+"""Trackers get the events of a sweep, and their faults do not affect trials."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ release = threading.Event()
 
 
 class Listens(Tracker):
-    """Writes down what it hears."""
+    """Records the events that it gets."""
 
     def begin(self, trial_id: str, settings: Mapping[str, str]) -> None:
         threads.add(threading.get_ident())
@@ -53,7 +53,7 @@ class Listens(Tracker):
 
 
 class CannotStart(Tracker):
-    """No server answers."""
+    """Raises when it is made, as if no server answered."""
 
     def __init__(self, root: Path, sweep: str) -> None:
         raise ConnectionError("no server")

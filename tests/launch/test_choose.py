@@ -1,4 +1,4 @@
-"""Which launcher the command line names, and what can be said of it: one registry, which strangers may add to."""
+"""The launcher and its options on the command line: one registry, to which plugins may add launchers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which failure is whose: that of the rank that tells it, or of another rank that is gone."""
+"""The reason of a failed trial: that of the rank that reports it, or that of another rank that is gone."""
 
 from __future__ import annotations
 

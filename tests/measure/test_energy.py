@@ -1,4 +1,4 @@
-"""Energy by phase where a device reports it; absent, not zero, where it does not."""
+"""Energy by phase if a device reports it; absent, not zero, if it does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hash of sources in a record follows what changes an answer, and nothing else."""
+"""The hash of sources in a record covers the modules that can change an answer, and no others."""
 
 from __future__ import annotations
 

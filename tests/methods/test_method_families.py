@@ -110,7 +110,7 @@ def difference_by_padding(model: Any) -> float:
 
 
 def check_cell(family: str, method: str) -> None:
-    """Starts as the base model, trains all that it says, is as blind to padding as that, reloads, merges."""
+    """Check start, trained tensors, padding, loading and merging of a method on a family."""
     tolerance = SINGLE.get(family, TOLERANCE)
     subject, model = METHODS[method](), base_model(family)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Prompts and prefixes in families whose attention is none of Llama's: against the same text typed in front.
+"""Prompts and prefixes in families whose attention differs from Llama's, compared with the same text typed in front.
 
 Representative families here; ``full`` runs all that transformers has (tests/support/text_families.py).
 """

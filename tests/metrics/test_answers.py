@@ -1,4 +1,4 @@
-"""Answers inside texts: what is found, what is the same, and what accuracy makes of it."""
+"""Answers inside texts: how they are found and compared, and the accuracy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What names a metric is checked before anything is trained, and scores that mean nothing are absent or told."""
+"""Names of metrics are checked before anything is trained; meaningless scores are absent or have a remark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores equal the official ones, digit for digit; the others do what they say."""
+"""Scores equal those of the official scripts in all digits; other metrics have known values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters leave the house: two files for every method, folders for Hugging Face peft, texts on the command line."""
+"""Stored adapters: two files for every method, folders for Hugging Face peft, texts on the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a pair becomes for a decoder, and for an encoder with a decoder."""
+"""Batches of pairs for a decoder, and for an encoder with a decoder."""
 
 from __future__ import annotations
 

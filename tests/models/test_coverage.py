@@ -1,4 +1,4 @@
-"""What a record says of how much of a model a method reaches, seen from outside of the method."""
+"""The coverage of a method in records, measured without the method's help."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks read what their README says, batches are what training promises."""
+"""Tasks read their documented formats, and batches of training have the documented properties."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Base models in four and eight bits: the weights are those that were stored, and everything around them knows it."""
+"""Base models in four and eight bits: weights, memory, plans, records and refusals."""
 
 from __future__ import annotations
 

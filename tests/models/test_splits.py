@@ -1,4 +1,4 @@
-"""Subsets are the same for every method, keep proportions, and what would spoil a score is counted."""
+"""Subsets are the same for every method and keep proportions; sources that would spoil scores are counted."""
 
 from __future__ import annotations
 

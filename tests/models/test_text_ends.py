@@ -1,4 +1,4 @@
-"""What ends a generated text, and that nothing else of a checkpoint's own settings decides anything."""
+"""The end of generated texts. No other setting of a checkpoint has an effect on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a base model cannot say is found before a sweep starts, with its remedy."""
+"""References that a base model cannot generate are found before a sweep starts, with a remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the planner says: FLOPs as PyTorch counts them, memory by part, time, what fits and what would, totals."""
+"""Plans: FLOPs as PyTorch counts them, memory by part, time, fit, remedies, totals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics of strangers: in sweeps, tables and tests; and what is told before a sweep starts."""
+"""Metrics of plugins in sweeps, tables and tests, and messages before a sweep starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Methods of strangers: three ways in, what goes wrong, and what a record tells of them."""
+"""Methods of plugins: three ways to name them, errors, and their entries in records."""
 
 from __future__ import annotations
 

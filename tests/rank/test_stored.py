@@ -1,4 +1,4 @@
-"""What is stored is what was trained: its dev loss in a fresh base model is that of training, or the trial fails."""
+"""The stored adapter has in a fresh base model the dev loss of training, or the trial fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What would make rows incomparable is found and said, one sentence each, and nothing is said of a clean sweep."""
+"""Each fact that makes rows incomparable is a caveat of one sentence; a clean sweep has none."""
 
 from __future__ import annotations
 

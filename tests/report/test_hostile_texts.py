@@ -1,4 +1,4 @@
-"""Names, labels, errors and numbers that nobody expects: every format shows them as text, or as absent."""
+"""Unexpected names, labels, errors and numbers: every format shows them as text, or as absent."""
 
 from __future__ import annotations
 

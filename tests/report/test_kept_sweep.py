@@ -1,4 +1,4 @@
-"""A folder's tables are of the sweep that was run last; what other versions of it left is listed apart, on request."""
+"""Tables show the sweep that was run last. Trials of other versions are listed separately, on request."""
 
 from __future__ import annotations
 

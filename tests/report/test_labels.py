@@ -1,4 +1,4 @@
-"""What rows are called: unique, no more than differs, and tests run between rows whatever they differ in."""
+"""Names of rows are unique and contain only settings that differ; all rows are tested against each other."""
 
 from __future__ import annotations
 

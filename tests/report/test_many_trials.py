@@ -1,4 +1,4 @@
-"""A report of many trials does once what is the same for all seeds, and holds no more than it needs."""
+"""A report of many trials computes once what all seeds share, and takes little memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages lead somewhere, and what they say of the house is so."""
+"""Links of pages work, and files and modules that pages name exist."""
 
 from __future__ import annotations
 

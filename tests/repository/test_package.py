@@ -1,4 +1,4 @@
-"""What is installed stands alone: a wheel has all files of the packages, a source distribution those of the tests."""
+"""A wheel has all files of the packages, and a source distribution those of the tests, so that both work alone."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Every private part of a library that our code reaches into is still there, and each is listed here with who uses it.
+"""Every private name of a library that our code uses still exists, and is listed here with its users.
 
-An upgrade that moves one fails here, in one readable place.
+If an upgrade removes one, a test fails here, with a readable message.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The glossary speaks of what the code has, and no text uses a word in a sense that it no longer has."""
+"""The names in the glossary exist in the code, and no text uses a word in its old sense."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What methods declare to be worth searching."""
+"""The search spaces that methods declare."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML as people mean it, and what is too much of it."""
+"""YAML is read as people mean it, within limits of size and depth."""
 
 from __future__ import annotations
 

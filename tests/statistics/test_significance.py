@@ -1,4 +1,4 @@
-"""From records and predictions on disk to groups, pairs and plain words."""
+"""Groups, pairs and sentences from records and predictions on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The index beside the records: what it spares, and that it never speaks louder than the records."""
+"""The index beside the records saves reading them, and never overrides them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One rule says what is tried again."""
+"""One rule decides which failures are tried again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Broken methods, each a small step away from a right one, with the check of the contract that has to find it.
+"""Broken methods, each with one mistake, and the check of the contract that has to find it.
 
 ``BROKEN`` maps each class to the name of that check.
 """
@@ -28,7 +28,7 @@ BROKEN: dict[type[Method], str] = {}
 
 
 def breaks(check: str) -> Callable[[type[Any]], type[Any]]:
-    """Enter a class into the zoo."""
+    """Add a class to ``BROKEN``."""
 
     def enter(broken: type[Any]) -> type[Any]:
         BROKEN[broken] = check
@@ -43,7 +43,7 @@ def vector(model: Any, count: int | None = None) -> nn.Parameter:
 
 
 class Offset(Method):
-    """A trained vector on every input embedding; right, and a base for the broken ones."""
+    """Adds a trained vector to every input embedding. It is correct, and the base class of broken methods."""
 
     def patch(self, model: Any) -> nn.Module:
         model.offset = vector(model)
@@ -55,7 +55,7 @@ class Offset(Method):
         return output + self.moved(output) * self.model.offset.to(output.dtype)
 
     def moved(self, output: torch.Tensor) -> Any:
-        """What the offset is multiplied by."""
+        """The factor of the offset."""
         return 1
 
 
@@ -253,7 +253,7 @@ class ScalesLogitsInPlace(Offset):
 
 @breaks("the loop's loss")
 class LooksAtTheHeadsLength(Offset):
-    """A second head that computes another thing when it is given the rows of targets."""
+    """A second head that computes another function if it gets the rows of targets only."""
 
     def patch(self, model: Any) -> nn.Module:
         super().patch(model)
@@ -268,7 +268,7 @@ class LooksAtTheHeadsLength(Offset):
 
 
 class Leaks(Offset):
-    """Sees the mean of the whole text where ``here`` says so."""
+    """Sees the mean of the whole text if ``here`` is true."""
 
     def here(self, output: torch.Tensor) -> bool:
         return True
@@ -320,7 +320,7 @@ class LeaksOneTokenAhead(Offset):
 
 
 class Mixes(Offset):
-    """Sees the mean over the rows of the batch where ``here`` says so."""
+    """Sees the mean over the rows of the batch if ``here`` is true."""
 
     def here(self, output: torch.Tensor) -> bool:
         return True
@@ -638,7 +638,7 @@ class KeepsParametersInAClosure(Offset):
 
 @breaks("state reloads")
 class AveragesInAnAttribute(Offset):
-    """A plain tensor follows what is trained, and is what decoding uses."""
+    """Decoding uses a plain tensor that follows the trained one."""
 
     def patch(self, model: Any) -> nn.Module:
         super().patch(model)
@@ -953,7 +953,7 @@ class QueriesInSomeLayers(LoRA):
 
 @breaks("equal layers are adapted alike")
 class OneOffsetInHalfOfTheLayers(Method):
-    """What is trained lies outside of the layers; which of them it changes shows in what they compute."""
+    """The trained tensor is outside of the layers. Only the outputs of layers show which of them it changes."""
 
     def patch(self, model: Any) -> nn.Module:
         model.offset = vector(model)

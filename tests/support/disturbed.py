@@ -1,4 +1,4 @@
-"""Models that what is trained has moved: many methods start as the base model, which would hide what they compute."""
+"""Moves trained tensors from their start, at which many methods compute the same as the base model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.method import trained_parameters
 
 
 def disturb(model: Any) -> None:
-    """Move what is trained off its start."""
+    """Add random numbers to the trained tensors."""
     with torch.no_grad():
         for _, parameter in trained_parameters(model):
             parameter += 0.2 * torch.randn_like(parameter)

@@ -1,4 +1,4 @@
-"""A stand-in for ssh and sshd: what is called runs in a process tree of its own, and only bytes cross.
+"""A stand-in for ssh and sshd: a command runs in a separate process tree, and only bytes are exchanged.
 
 ``far_machine.py serve SOCKET FOLDER NAME=VALUE...`` runs what it is asked for in a folder, with these variables alone;
 ``far_machine.py call SOCKET HOST WORDS...`` asks it, and relays standard input and output, as ssh does.

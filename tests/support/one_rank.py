@@ -1,4 +1,4 @@
-"""A trial of one rank without its process: what trains lanes in the process that calls, once it has joined itself."""
+"""Trains lanes in the calling process, as a trial of one rank would, with a process group of one."""
 
 from __future__ import annotations
 

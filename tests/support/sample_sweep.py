@@ -1,4 +1,4 @@
-"""A sweep that was never run: nine methods, five seeds, learning rates, failures, predictions. Same every time."""
+"""Records of a made-up sweep: nine methods, five seeds, learning rates, failures, predictions. Always the same."""
 
 from __future__ import annotations
 

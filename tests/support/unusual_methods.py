@@ -1,4 +1,4 @@
-"""Right methods that look unusual: no check of the contract may find anything wrong with them."""
+"""Correct but unusual methods, which no check of the contract may fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever happens to a data file, loading gives whole examples or one error that names the file."""
+"""Loading a damaged data file gives complete examples, or one error that names the file."""
 
 from __future__ import annotations
 

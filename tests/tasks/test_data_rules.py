@@ -1,4 +1,4 @@
-"""What becomes text, and how, of every type of cell; what is left out is counted; files of any form are read."""
+"""The text of every type of cell, counts of values that are left out, and forms of files."""
 
 from __future__ import annotations
 

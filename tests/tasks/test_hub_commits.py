@@ -1,4 +1,4 @@
-"""What comes from the hub is the commit that a branch was at before the first trial, in record and identity."""
+"""Data and models of the hub are those of the branch's commit before the first trial, in record and identity."""
 
 from __future__ import annotations
 

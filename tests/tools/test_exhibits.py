@@ -1,4 +1,4 @@
-"""What git keeps of a report."""
+"""The files of a report that are committed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training that goes on from a checkpoint ends, to the bit, where one in one go ends."""
+"""A training that continues from a checkpoint has, to the bit, the result of an uninterrupted one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trials that train in one pass are what they would have been alone."""
+"""Trials that train in one pass have the same results as alone."""
 
 from __future__ import annotations
 

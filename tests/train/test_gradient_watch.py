@@ -1,4 +1,4 @@
-"""What counts as trained is trained: a tensor without a gradient fails its trial by name, whatever the engine."""
+"""A trial fails, and names the tensor, if a trained tensor gets no gradient, on every engine."""
 
 from __future__ import annotations
 

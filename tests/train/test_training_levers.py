@@ -1,4 +1,4 @@
-"""What makes training fast changes nothing but rounding: each lever against its plain equal."""
+"""Optimisations of training change only rounding: each is compared with the plain computation."""
 
 from __future__ import annotations
 
