@@ -62,7 +62,7 @@ false-calls: $(STAMP)
 	cd tests/programs && OMP_NUM_THREADS=1 ../../$(BIN)/python -m false_calls ../../results/false_calls/report
 
 # Would the tests notice a small fault? docs/inside/mutants.md. MUTANTS=... names packages and further options, e.g.
-# MUTANTS='statistics --sample 0'; all packages take more than an hour of one core.
+# MUTANTS='statistics --sample 0'; all packages take hours of one core.
 mutants: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mutants]'
 	PYTHONPATH=$(CURDIR)/tests/programs $(BIN)/python -m mutants $(MUTANTS)

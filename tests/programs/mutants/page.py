@@ -60,7 +60,7 @@ def page(packages: Sequence[Counted], seed: int) -> str:
     lines = [
         "# Would the tests notice?",
         "",
-        "    make mutants                                # all packages, which takes an hour of one core",
+        "    make mutants                                # all packages, which takes hours of one core",
         "    make mutants MUTANTS='statistics --sample 0'   # all faults of one package",
         "    make mutants MUTANTS='--only survivors'        # once more what survived",
         "",
