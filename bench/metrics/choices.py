@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
@@ -120,12 +119,10 @@ def doubts(texts: Texts) -> Iterator[str]:
 
 
 def binomial_tail(hits: int, total: int, chance: Fraction) -> float:
-    """How likely at least so many hits are, exactly, where each of all comes with this chance."""
-    ways = (
-        math.comb(total, count) * chance.numerator**count * (chance.denominator - chance.numerator) ** (total - count)
-        for count in range(hits, total + 1)
-    )
-    return float(Fraction(sum(ways), chance.denominator**total))
+    """How likely at least so many hits are, where each of all comes with this chance."""
+    from scipy.special import bdtrc  # imported late, because it takes a moment
+
+    return float(bdtrc(hits - 1, total, float(chance)))
 
 
 def _plain(label: str) -> str:
