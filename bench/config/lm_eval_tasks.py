@@ -5,12 +5,13 @@ The package is an optional one: ``pip install 'tuneoff[lm-eval]'``. It is import
 
 from __future__ import annotations
 
-import difflib
 import functools
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bench.plugins.lm_eval_tasks import manager_with
+from bench.plugins.registry import RegistryError
 from bench.schema.digests import sha256_of, sha256_of_json
 from bench.schema.trial import EvaluationSpec
 from bench.schema.validation import ConfigError
@@ -38,32 +39,13 @@ def resolved_evaluation(spec: EvaluationSpec, where: str) -> EvaluationSpec:
         ) from error
     if spec.include_path is not None and not Path(spec.include_path).is_dir():
         raise ConfigError(f"{where}.include_path: there is no folder {spec.include_path!r}")
-    entry = _entry(spec, where)
+    try:
+        entry = manager_with(spec.lm_eval, spec.include_path).task_index[spec.lm_eval]
+    except RegistryError as error:
+        raise ConfigError(f"{where}.lm_eval: {error}") from error
     files = {} if spec.include_path is None else _hashes(Path(spec.include_path), entry.yaml_path)
     told = {"config": _printable(entry.cfg), "files": files}
     return spec.model_copy(update={"lm_eval_version": installed, "config_sha256": sha256_of_json(told)})
-
-
-def _entry(spec: EvaluationSpec, where: str) -> Any:
-    """The entry of the package's index. Tasks in a folder of the user's own come before those of the package."""
-    own = {} if spec.include_path is None else task_index(spec.include_path, include_defaults=False)
-    if spec.lm_eval in own:
-        return own[spec.lm_eval]
-    known = task_index(spec.include_path, include_defaults=True)
-    if spec.lm_eval in known:
-        return known[spec.lm_eval]
-    close = difflib.get_close_matches(spec.lm_eval, known, n=3)
-    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "; lm-eval ls tasks lists them"
-    raise ConfigError(f"{where}.lm_eval: lm-eval has no task or group {spec.lm_eval!r}{hint}")
-
-
-@functools.cache
-def task_index(include_path: str | None, *, include_defaults: bool) -> dict[str, Any]:
-    """Name of each task or group to its entry, whose ``cfg`` is its YAML. To read all of the package takes seconds."""
-    from lm_eval.tasks import TaskManager
-
-    index: dict[str, Any] = TaskManager(include_path=include_path, include_defaults=include_defaults).task_index
-    return index
 
 
 def _hashes(folder: Path, yaml_path: Path | None) -> dict[str, str]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bench.plugins.lm_eval_tasks import manager_with
 from bench.schema.record import Scores
 from bench.schema.trial import EvaluationSpec, JsonDict
 
@@ -74,13 +75,8 @@ def evaluate(model: Any, tokenizer: Any, evaluations: Sequence[EvaluationSpec], 
 
 def _results(asked: Any, evaluation: EvaluationSpec) -> Mapping[str, Any]:
     from lm_eval.evaluator import evaluate as evaluate_tasks
-    from lm_eval.tasks import TaskManager
 
-    tasks: Any
-    try:
-        tasks = TaskManager(include_path=evaluation.include_path, include_defaults=False).load([evaluation.lm_eval])
-    except KeyError:  # It takes seconds to index all tasks of the package.
-        tasks = TaskManager(include_path=evaluation.include_path).load([evaluation.lm_eval])
+    tasks = manager_with(evaluation.lm_eval, evaluation.include_path).load([evaluation.lm_eval])
     for task in tasks["tasks"].values():
         # As the package's own simple_evaluate: a task that says 0 means it.
         if evaluation.num_fewshot is not None and task.get_config("num_fewshot") != 0:

@@ -18,6 +18,7 @@ from bench.config.resolver import RegistryResolver
 from bench.decode.lm_evaluation import evaluate
 from bench.models.base import load_model, load_tokenizer
 from bench.models.coverage import patch_and_count
+from bench.plugins import lm_eval_tasks
 from bench.plugins.registry import make_method
 from bench.report.configurations import comparisons
 from bench.report.efficiency import efficiency_table
@@ -145,10 +146,8 @@ def test_what_cannot_be_asked_is_told_before_the_sweep(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The index of the whole package takes seconds to read.
-    from bench.config import lm_eval_tasks
-
-    index = lm_eval_tasks.task_index
-    monkeypatch.setattr(lm_eval_tasks, "task_index", lambda path, include_defaults: index(path, include_defaults=False))
+    manager = lm_eval_tasks.manager
+    monkeypatch.setattr(lm_eval_tasks, "manager", lambda path, include_defaults: manager(path, include_defaults=False))
     path = with_evaluations(sweep, [{"include_path": str(own_tasks), **asked}], ["lora"])
     with pytest.raises(ConfigError, match=complaint):
         expand(load_sweep(path), RegistryResolver())
