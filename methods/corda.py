@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt
 from torch import nn
 
 from methods.parts.layer_inputs import lora_layers, run, watching_inputs
-from methods.parts.lora_family import FactorConfig, StartedLoRA, require_rank
+from methods.parts.lora_family import FactorConfig, StartedLoRA, remember_start_of_rank
 
 # The covariance is inverted with this share of its mean variance added, doubled until the inverse is good enough.
 DAMPING, WORST_INVERSE = 0.01, 0.05
@@ -45,10 +45,7 @@ class ContextOrientedLoRA(StartedLoRA):
         return int(self.config.examples)
 
     def begin(self, name: str, layer: Any) -> None:
-        if not layer.lora_A.is_meta:
-            for weight in layer.weights_of_parts():
-                require_rank(self.config.rank, weight.shape, name)
-        layer.remember_start()
+        remember_start_of_rank(layer, self.config.rank, name)
 
     def start_from(self, model: nn.Module, losses: Sequence[Callable[[], torch.Tensor]]) -> None:
         layers = lora_layers(model)

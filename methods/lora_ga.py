@@ -11,7 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 
 from methods.parts.layer_inputs import lora_layers
-from methods.parts.lora_family import FactorConfig, StartedLoRA, require_rank, svd_factors
+from methods.parts.lora_family import FactorConfig, StartedLoRA, remember_start_of_rank, svd_factors
 
 
 class GradientLoRA(StartedLoRA):
@@ -40,10 +40,7 @@ class GradientLoRA(StartedLoRA):
         return int(self.config.examples)
 
     def begin(self, name: str, layer: Any) -> None:
-        if not layer.lora_A.is_meta:
-            for weight in layer.weights_of_parts():
-                require_rank(2 * self.config.rank, weight.shape, name)
-        layer.remember_start()
+        remember_start_of_rank(layer, 2 * self.config.rank, name)
 
     def start_from(self, model: nn.Module, losses: Sequence[Callable[[], torch.Tensor]]) -> None:
         layers = lora_layers(model)

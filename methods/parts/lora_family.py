@@ -232,6 +232,18 @@ def _stored(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**parameters, **{name: buffer for name, buffer in model.named_buffers() if name in within}}
 
 
+def remember_start_of_rank(layer: Any, rank: int, name: str) -> None:
+    """Have a layer remember the start that it gets from examples later, if the rank of each part allows for one.
+
+    Raises:
+        MethodError: A part has less than this rank.
+    """
+    if not layer.lora_A.is_meta:
+        for weight in layer.weights_of_parts():
+            require_rank(rank, weight.shape, name)
+    layer.remember_start()
+
+
 def svd_factors(weight: torch.Tensor, rank: int, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The ``rank`` largest singular values of a matrix: U ``(O, R)``, S ``(R,)`` and V transposed ``(R, I)``.
 

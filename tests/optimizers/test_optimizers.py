@@ -177,7 +177,8 @@ def test_the_loop_trains_what_the_wrapped_class_trains_in_a_plain_loop(name: str
     options, make = EXPECTED[name]
     lane = lane_of(name, optimizer_options=options, warmup_fraction=0.25, warmup_start="first_step")
     (trained,) = train([lane])
-    assert losses_of(trained) == pytest.approx(in_plain_torch(lane.train, *make), abs=1e-3)  # Muon is in bf16
+    tolerance = 1e-3 if name == "muon" else 1e-4  # Muon makes its steps in bf16
+    assert losses_of(trained) == pytest.approx(in_plain_torch(lane.train, *make), abs=tolerance)
 
 
 @pytest.mark.usefixtures("one_rank")
