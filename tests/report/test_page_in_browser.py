@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sample_sweep import METHODS, write_sample
+from sample_sweep import METHODS, SEARCHED, write_sample
 
 from bench import report
 
@@ -49,6 +49,11 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     driver.execute_cdp_cmd("Network.emulateNetworkConditions", OFFLINE)
     yield driver
     driver.quit()
+
+
+def row_of(method: str) -> str:
+    """The name of a method's best row, which has its learning rate where the sample has tried others."""
+    return f"{method} (learning_rate={METHODS[method][1]:g})" if method in SEARCHED else method
 
 
 OFFLINE = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
@@ -177,9 +182,9 @@ def test_predictions_are_searched_and_methods_hidden(opened: Any) -> None:
     assert 0 < len(found) < 60
     assert texts(opened, ".prediction mark")[0] == "The Vaults"
     shown = texts(opened, ".prediction:first-child dt")
-    assert set(METHODS) <= set(shown)
+    assert {row_of(method) for method in METHODS} <= set(shown)
     click(opened, "#prediction-methods label:first-of-type input")
-    assert "full" not in texts(opened, ".prediction:first-child dt")
+    assert row_of("full") not in texts(opened, ".prediction:first-child dt")
 
 
 def test_predictions_by_tag_and_by_disagreement(opened: Any) -> None:
@@ -310,8 +315,8 @@ def test_the_first_screen_is_the_answer(opened: Any) -> None:
         height_of_page = opened.execute_script("return document.documentElement.scrollHeight")
         opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         assert seen[0].startswith("BLEU: the best mean is that of full")
-        assert any(text.startswith("At what cost: full 134.5M parameters trained") for text in seen)
-        for value in ("full", "66.6 ± 0.5", "134.5M", "4,411 ± 0", "2,426 ± 14"):
+        assert any(text.startswith(f"At what cost: {row_of('full')} 134.5M parameters trained") for text in seen)
+        for value in ("full learning_rate=0.0001", "66.6 ± 0.5", "134.5M", "4,411 ± 0", "2,426 ± 14"):
             assert value in [" ".join(text.split()) for text in seen], (width, value)
         assert height_of_page < 6000
 

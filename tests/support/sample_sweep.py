@@ -33,6 +33,8 @@ METHODS: dict[str, tuple[float, float, int, int, float]] = {
     "bitfit": (61.0, 1e-3, 103_000, 1375, 54.0),
     "prompt_tuning": (55.3, 1e-1, 11_520, 1420, 63.0),
 }
+# Methods of which several learning rates were tried.
+SEARCHED = ("lora", "prefix_tuning", "full")
 NAMES = ("Blue Spice", "The Vaults", "Cocum", "Giraffe", "Zizzi", "The Punter", "Strada", "Fitzbillies", "Aromi")
 FOODS = ("Italian", "Chinese", "French", "Indian", "Japanese", "English", "fast food")
 AREAS = ("city centre", "riverside")
@@ -46,7 +48,7 @@ def sample_results(seeds: int = 5) -> list[TrialResult]:
         results.append(record(trial("none", seed=seed), _untouched()))
         for method, (_, rate, *_) in METHODS.items():
             results.append(record(_spec(method, seed, rate), _outcome(method, seed, rate)))
-    for method in ("lora", "prefix_tuning", "full"):
+    for method in SEARCHED:
         best = METHODS[method][1]
         for factor in (0.1, 0.3, 3.0, 10.0):
             spec = _spec(method, 0, best * factor)
