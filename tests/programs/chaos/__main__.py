@@ -29,7 +29,7 @@ def faults() -> Iterator[tuple[str, Fault]]:
             continue  # These trials train nothing; resume_matrix.py and test_checkpoints.py kill ranks there.
         yield point, partial(light.driver_killed_at, point)
     seed = int(time.time())
-    for name, trials, times in (("fake", 600, 100), ("real", 60, 12)):
+    for name, trials, times in (("fake", 1_200, 100), ("real", 60, 12)):
         killed = partial(light.driver_killed_at_random, trials=trials, times=times, seed=seed, fake=name == "fake")
         yield f"driver_killed_at_random_{name}", killed
     for fault in (

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import time
 from functools import partial
 from pathlib import Path
@@ -43,18 +44,19 @@ def driver_killed_at_random(folder: Path, trials: int, times: int, seed: int, fa
     """The driver is killed at random moments, and started again each time; with fake trials or with real ranks.
 
     Counted are kills between the first commit and the last one, however fast or slow the machine is: a driver lives
-    until it has committed a random number of trials, and a random moment longer.
+    until it has committed a random number of trials, and until a random moment or the next commit after these.
     """
     ground, chance = Ground(folder, trials), random.Random(seed)
     variables = {"LIGHT_SECONDS": "0", "LIGHT_CPUS": "4" if fake else "2", **({"LIGHT_FAKE": "1"} if fake else {})}
     torn = 0
     while ground.injected < times and len(ground.seen) < trials:
-        # So many that the trials last for all kills, also where some more are committed before the kill.
-        more = chance.randint(0, max(1, (trials - len(ground.seen)) // (times - ground.injected) - 3))
+        # So few that the trials last for all kills, also where some more are committed before the kill.
+        more = chance.randint(0, max(1, (trials - len(ground.seen)) // (2 * (times - ground.injected))))
         goal = len(ground.seen) + more
         driver = ground.start(**variables)
         wait_until(partial(has_come_to, ground, driver, goal), "no progress")
-        time.sleep(chance.uniform(0, KILLED_WITHIN_SECONDS if more else START_SECONDS))
+        moment = time.monotonic() + chance.uniform(0, KILLED_WITHIN_SECONDS if more else START_SECONDS)
+        wait_until(partial(_has_passed, moment, ground, driver, goal + 1), "no progress")
         ground.kill(driver)
         if not 0 < len(ground.seen) < trials:
             ground.injected -= 1
@@ -64,6 +66,11 @@ def driver_killed_at_random(folder: Path, trials: int, times: int, seed: int, fa
     ground.finish(**variables)
     what = "fake trials" if fake else "real ranks"
     return ground.judge(f"driver killed between commits, {what}, {torn} torn")
+
+
+def _has_passed(moment: float, ground: Ground, driver: subprocess.Popen[str], records: int) -> bool:
+    """Whether a moment of the monotonic clock has, or the driver has come to so many records before it."""
+    return time.monotonic() > moment or has_come_to(ground, driver, records)
 
 
 def rank_killed(folder: Path) -> Verdict:
@@ -128,7 +135,9 @@ def outbox_removed(folder: Path) -> Verdict:
     ground = Ground(folder, trials=4)
     driver = ground.start(LIGHT_SECONDS="1")
     wait_until(lambda: ground.phases() == ["train", "train"], "no rank runs")
-    shutil.rmtree(ground.root / ".outbox")
+    removed = ground.root / ".removed"  # In one step: ranks write into it, so that it is never empty for long.
+    (ground.root / ".outbox").rename(removed)
+    shutil.rmtree(removed)
     ground.injected += 1
     ground.wait(driver)
     if not journal_events(ground.root, "lost"):
