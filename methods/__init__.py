@@ -20,6 +20,7 @@ METHODS: dict[str, str] = {
     "bitfit": "methods.bitfit:BitFit",
     "layer_norm": "methods.layer_norm:LayerNormTuning",
     "top_layers": "methods.top_layers:TopLayers",
+    "loreft": "methods.loreft:LoReFT",
     "llama_adapter": "methods.llama_adapter:LlamaAdapter",
     "mam": "methods.mam:MixAndMatchAdapters",
     "hf_peft": "methods.hf_peft:HfPeft",

@@ -64,6 +64,7 @@ VARIANTS: list[tuple[str, dict[str, Any], Iterable[str]]] = [
     ("adapters", {"placement": "parallel", "bottleneck_size": 4}, FAMILIES),
     ("top_layers", {"num_layers": 1}, FAMILIES),
     ("llama_adapter", {"num_layers": 2, "num_prompt_tokens": 3}, FAMILIES),
+    ("loreft", {"rank": 3, "first": 2, "last": 1, "tied": False}, FAMILIES),
     ("mam", {"parametrization": "key_value", "num_prompt_tokens": 3, "bottleneck_size": 4}, FAMILIES),
     ("hf_peft", {"peft_type": "LORA", "target_modules": "all-linear"}, FAMILIES),
 ]

@@ -69,6 +69,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], float]] = {
     "lora-int8": ("lora", {"target_modules": "all_linear"}, 1e-3),
     **{name: (name, {}, 3e-3) for name in ("rslora", "lora_fa", "dora", "pissa", "olora")},
     "lora_plus": ("lora_plus", {"rate_ratio": LORA_PLUS_RATIO}, 1e-3),
+    "loreft": ("loreft", {"rank": 3, "first": 2, "last": 3, "tied": False}, 3e-3),
 }
 # Variants on a base model whose weights are quantised.
 QUANTIZED: dict[str, Any] = {"lora-nf4": "nf4", "prefix-mlp-nf4": "nf4", "lora-int8": "int8"}
