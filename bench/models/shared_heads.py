@@ -1,4 +1,4 @@
-"""Attention of query heads that share keys and values, without copying these for every head.
+"""Attention of query heads that share keys and values, without copying these for every head, and its gradient on a CPU.
 
 B rows, G key/value heads, H query heads, T tokens in this call, L positions attended to, C head channels.
 """
@@ -31,7 +31,8 @@ def shared_heads_attention(
     """Attention in which query heads that share keys read them once.
 
     With a mask and more than one query token, transformers' own function copies keys and values for every query head of
-    a group, and the copies are kept for the backward pass.
+    a group, and the copies are kept for the backward pass. Where half precision would make the gradient slow, attention
+    is computed in fp32 and rounded.
 
     Args:
         module: The attention layer.
@@ -48,6 +49,18 @@ def shared_heads_attention(
         ``(B, T, H, C)``.
     """
     plain = all(kwargs.get(name) is None for name in ("position_bias", "softcap", "cache"))
+    if plain and _has_slow_gradient(query):
+        output, _ = shared_heads_attention(
+            module,
+            query.float(),
+            key.float(),
+            value.float(),
+            attention_mask if attention_mask is None or attention_mask.dtype == torch.bool else attention_mask.float(),
+            dropout,
+            scaling,
+            **kwargs,
+        )
+        return output.to(query.dtype), None
     if query.shape[1] == key.shape[1] or attention_mask is None or attention_mask.shape[1] > 1 or not plain:
         outputs: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
@@ -60,6 +73,11 @@ def shared_heads_attention(
     else:
         output = heads_as_rows(query, key, value, attention_mask, dropout, scaling)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _has_slow_gradient(query: torch.Tensor) -> bool:
+    """Whether a CPU takes attention's gradient in half precision, where torch 2.13 needs five times as long."""
+    return query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16) and query.requires_grad
 
 
 def heads_as_rows(

@@ -319,6 +319,32 @@ def test_heads_as_rows_are_the_heads(mask: str) -> None:
         torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.parametrize("masked", [True, False])
+def test_in_half_precision_a_cpu_takes_the_gradient_of_attention_in_fp32(groups: int, masked: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(2, heads, 6, 8, generator=generator) for heads in (4, groups, groups)]
+    mask = torch.ones(2, 1, 6, 6, dtype=torch.bool).tril() if masked else None
+    weights = torch.randn(2, 6, 4, 8, generator=generator).bfloat16()
+    module = nn.Module()
+    module.num_key_value_groups = 4 // groups  # type: ignore[assignment] # as transformers' layers have it
+
+    def attend(dtype: torch.dtype, training: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        inputs = [leaf.bfloat16().to(dtype).requires_grad_(training) for leaf in leaves]
+        output, _ = shared_heads.shared_heads_attention(module, *inputs, mask, is_causal=not masked)
+        scalar = (output.float() * weights.float()).sum()
+        return output, list(torch.autograd.grad(scalar, inputs)) if training else []
+
+    exact, exact_gradients = attend(torch.float32, training=True)
+    found, gradients = attend(torch.bfloat16, training=True)
+    assert torch.equal(found, exact.bfloat16())
+    for gradient, exact_gradient in zip(gradients, exact_gradients, strict=True):
+        # The weights are exact in bf16, so that nothing but the results is rounded.
+        assert torch.equal(gradient, exact_gradient.bfloat16())
+    read, _ = attend(torch.bfloat16, training=False)
+    assert read.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("what", ["softcap", "position_bias"])
 def test_scores_that_are_more_than_products_are_left_to_transformers(
     what: str, monkeypatch: pytest.MonkeyPatch
