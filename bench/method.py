@@ -9,7 +9,7 @@ B batch, T tokens, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from bench.lane_rows import Lanes, for_rows, join_lanes, lane_modules, of_lanes
-from bench.quantized.linear import computes_like, quantization_of
+from bench.quantized.linear import QuantizedLinear, computes_like, quantization_of
 from bench.schema.search_space import Choices, Range, SearchSpace
 from bench.schema.strict_numbers import StrictNumbers
 from bench.shards.slices import whole
@@ -33,9 +33,11 @@ __all__ = [
     "SearchSpace",
     "computes_like",
     "copy_state",
+    "dequantized",
     "for_rows",
     "join_lanes",
     "lane_modules",
+    "lost_in_quantizing",
     "of_lanes",
     "positions_of",
     "quantization_of",
@@ -139,6 +141,22 @@ class Method(ABC):
         missing, and the next step would silently undo a change. A trial with both is refused before it starts.
         """
         return False
+
+    @property
+    def trains_in_turns(self) -> bool:
+        """Whether :meth:`idle` leaves trained tensors out of some steps.
+
+        ZeRO 1 to 3 step all trained tensors as one, so that such a trial is refused there before it starts.
+        """
+        return False
+
+    def idle(self, model: nn.Module, step: int) -> Collection[nn.Parameter]:
+        """The trained tensors that this step leaves as they are; a class overrides it with :attr:`trains_in_turns`.
+
+        They get no gradient in the step, and the optimiser forgets their moments. The answer depends on the step alone,
+        from 1, and on what ``patch`` has drawn: training may begin again at any step, from a checkpoint.
+        """
+        return ()
 
     def before_step(self, model: nn.Module, step: int) -> None:  # noqa: B027 - most methods need none
         """Hook before each optimiser step. ``grad`` is that of the global batch's mean loss, the same on all ranks."""
@@ -253,6 +271,34 @@ def require_whole_weights(model: nn.Module, method: str) -> None:
             f"{method} trains weights of the base model, which are stored in {kind} here and have no gradient; leave "
             "model.quantization out, or choose a method that adds weights, such as lora"
         )
+
+
+def dequantized(layer: nn.Module, dtype: torch.dtype) -> torch.Tensor:
+    """The weight of a layer, as it stores it or ``(O, I)`` if that is quantised."""
+    if isinstance(layer, QuantizedLinear):
+        return layer.dequantized(dtype)
+    weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+    return weight
+
+
+def lost_in_quantizing(layer: nn.Module, name: str) -> torch.Tensor:
+    """The weight of a layer before it was quantised, without what the layer computes with: ``(O, I)`` in fp32 or more.
+
+    Args:
+        layer: A quantised linear layer.
+        name: Of the layer, for messages.
+
+    Raises:
+        MethodError: Nobody has the weight from before.
+    """
+    if not isinstance(layer, QuantizedLinear) or layer.original is None:
+        raise MethodError(
+            f"{name}: what quantising took away is not known, because the checkpoint is quantised already; name one "
+            "that is not, and set model.quantization"
+        )
+    weight = layer.original()
+    weight = weight.to(layer.like.device, torch.promote_types(weight.dtype, torch.float32))
+    return weight - layer.dequantized(weight.dtype)
 
 
 def trained_parameters(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from bench.method import Lanes, MethodError, PeftAdapter, quantization_of
+from bench.method import Lanes, MethodError, PeftAdapter, dequantized
 from methods.parts.lora_family import FactorConfig, LoRAFamily
 from methods.parts.lora_layer import LoRALayer
 
@@ -24,14 +24,12 @@ class DoRALayer(LoRALayer):
 
     def __init__(self, base_layer: Any, *sizes: Any) -> None:
         super().__init__(base_layer, *sizes)
-        if (kind := quantization_of(base_layer)) is not None:
-            raise MethodError(f"DoRA needs the lengths of rows of weights, which are stored in {kind} here")
         lengths = sum(self.part_sizes)
         self.magnitude = nn.Parameter(self.lora_B.new_ones(lengths))
 
     def direction(self) -> torch.Tensor:
         """``(O, I)``: the base weight with the product added."""
-        weight = self.base_layer.weight
+        weight = dequantized(self.base_layer, self.lora_A.dtype)
         weight = weight.T if isinstance(self.base_layer, Conv1D) else weight
         direction: torch.Tensor = weight + self.scaling * (self.up() @ self.down())
         return direction
@@ -74,6 +72,7 @@ class DoRA(LoRAFamily):
     gradients are estimates on purpose. A row is what makes one output.
 
     Deviations: none. Equal to peft's ``use_dora``. Of a joined layer the rows of the adapted parts alone have lengths.
+    On quantised base weights lengths are those of the dequantised ones.
     """
 
     class Config(FactorConfig):

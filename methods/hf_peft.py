@@ -58,7 +58,7 @@ _BASE = "it changes base weights, which a method leaves as they are; the method 
 REFUSED_STARTS = {
     **{name: _DATA.format(name) for name in ("corda", "eva", "lora_ga")},
     **{name: _BASE.format(name) for name in ("olora", "pissa")},
-    "loftq": "it needs the weights from before they were quantised, which are not there any more",
+    "loftq": "it quantises weights itself; the method loftq starts so on a base model with model.quantization",
 }
 
 # Types that break the contract without an error, so that another function would be scored than was trained.

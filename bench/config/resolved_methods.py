@@ -36,6 +36,8 @@ class Resolved(Spec):
     search_space: SearchSpace
     adapts_in_training: bool | None = None
     """None: nobody has asked."""
+    trains_in_turns: bool | None = None
+    """None: nobody has asked."""
 
 
 _Entries = TypeAdapter(dict[str, Resolved])

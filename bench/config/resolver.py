@@ -7,7 +7,7 @@ import functools
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
@@ -114,15 +114,22 @@ class RegistryResolver:
     def check_resources(self, method: MethodSpec, resources: ResourceSpec, where: str) -> None:
         """A method that adapts in training is trained without ZeRO, in fp32 and without checkpoints.
 
+        One that trains in turns is trained without ZeRO.
+
         Raises:
             ConfigError: It would not be.
         """
         _check_deepspeed(resources, where)
+        if resources.zero_stage and self._says(method, "trains_in_turns"):
+            raise ConfigError(
+                f"{where}.resources.zero_stage: {resources.zero_stage}: {method.name} leaves some of what it trains "
+                "out of some steps, and ZeRO 1 to 3 step all of it as one; set zero_stage: 0"
+            )
         plain = resources.zero_stage == 0 and resources.precision == "fp32"
         makes_checkpoints = resources.checkpoint_every_steps is not None
         if plain and not makes_checkpoints:
             return
-        if not self._adapts_in_training(method):
+        if not self._says(method, "adapts_in_training"):
             return
         if makes_checkpoints:
             raise ConfigError(
@@ -170,16 +177,17 @@ class RegistryResolver:
         whose = self._whose(target)
         return found, OptimizerSpec(name=train.optimizer, target=target, **whose) if whose else None
 
-    def _adapts_in_training(self, method: MethodSpec) -> bool:
+    def _says(self, method: MethodSpec, what: Literal["adapts_in_training", "trains_in_turns"]) -> bool:
+        """What a method with its settings says of itself."""
         config, resolved = self._said.get(_said_key(method), (None, None))
-        if resolved is not None and resolved.adapts_in_training is not None:
-            return resolved.adapts_in_training
-        adapts = make_method(method).adapts_in_training
+        if resolved is not None and (said := getattr(resolved, what)) is not None:
+            return bool(said)
+        answer = bool(getattr(make_method(method), what))
         if config is not None and resolved is not None:
-            resolved = resolved.model_copy(update={"adapts_in_training": adapts})
+            resolved = resolved.model_copy(update={what: answer})
             self._said[_said_key(method)] = config, resolved
             self._kept.add(method.target, config, resolved)
-        return adapts
+        return answer
 
 
 def _check_placement(kind: type[Optimizer], train: TrainSpec, resources: ResourceSpec, where: str) -> None:

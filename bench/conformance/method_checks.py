@@ -58,6 +58,7 @@ from bench.conformance.training import (
     check_hooks,
     check_only_declared_is_trained,
     check_parameter_groups,
+    check_turns,
 )
 
 __all__ = ["CHECKS", "PAIRS", "PROCESS_CHECK", "ContractError", "Subject", "batch_of", "logits_of", "target_logits"]
@@ -82,6 +83,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "only what is declared is trained": check_only_declared_is_trained,
     "parameter groups": check_parameter_groups,
     "hooks": check_hooks,
+    "turns": check_turns,
     "the loop's loss": check_loop_loss,
     "every tensor gets a gradient": check_every_tensor_gets_a_gradient,
     "trained tensors are registered": check_trained_tensors_are_registered,

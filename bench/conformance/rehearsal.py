@@ -61,6 +61,9 @@ def rehearse(
     for step in range(1, steps + 1):
         model.train()
         losses.append(_backward(loss_of, batch))
+        for parameter in method.idle(model, step):
+            parameter.grad = None
+            optimizer.state.pop(parameter, None)
         gradients = {parameter: parameter.grad for _, parameter in trained_parameters(model)}
         if hide_gradients:
             _set_gradients(dict.fromkeys(gradients))

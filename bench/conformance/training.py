@@ -40,6 +40,7 @@ def check_only_declared_is_trained(subject: Subject) -> None:
             stepped.update(name for name in trained if not torch.equal(trained[name].detach(), before[name]))
         yield
 
+    waiting = set.intersection(*({id(each) for each in method.idle(model, step)} for step in range(1, 6)))
     losses = rehearse(method, model, steps=5, watch=see_what_moved)
     if not losses[-1] < losses[0]:
         raise ContractError(f"five steps did not lower the loss: {losses[0]:.4f} to {losses[-1]:.4f}")
@@ -47,7 +48,7 @@ def check_only_declared_is_trained(subject: Subject) -> None:
         moved = name not in before or not torch.equal(parameter.detach(), before[name])
         if moved and name not in trained:
             raise ContractError(f"{name} moved, and it is not among what the method trains")
-        if name in trained and name not in stepped:
+        if name in trained and name not in stepped and id(parameter) not in waiting:
             raise ContractError(
                 f"{name} requires grad and did not move: it has no part in the output, or none of the parameter groups "
                 "holds it"
@@ -216,6 +217,32 @@ def _require_no_gradients_read(subject: Subject) -> None:
             )
 
 
+def check_turns(subject: Subject) -> None:
+    """What a step leaves idle is trained in others, and is the same whenever it is asked for."""
+    method, model = subject.patched()
+    trained = {id(parameter): name for name, parameter in trained_parameters(model)}
+    answers: dict[int, set[int]] = {}
+    for step in (1, 2, LATE_STEPS, 2, 1):
+        idle = {id(parameter) for parameter in method.idle(model, step)}
+        if idle and not method.trains_in_turns:
+            raise broken(
+                f"step {step} leaves {len(idle)} tensors idle",
+                "trains_in_turns to be true of such a method",
+                "that property is missing: ZeRO would train them silently",
+            )
+        if idle - trained.keys():
+            raise broken(f"step {step} leaves a tensor idle that is not trained", "trained tensors only", "a filter")
+        if trained and idle == trained.keys():
+            raise broken(f"step {step} leaves all tensors idle", "something to train in every step", "a draw of none")
+        if answers.setdefault(step, idle) != idle:
+            name = trained[min(answers[step] ^ idle)]
+            raise broken(
+                f"whether step {step} leaves {name} idle depends on when that is asked",
+                "the same answer for the same step, since training may continue from a checkpoint",
+                "random numbers or a counter in idle; draw once in patch, and compute from the step",
+            )
+
+
 def check_declares_itself(subject: Subject) -> None:
     """The properties that describe a method are booleans, the same before and after patch."""
     method = subject.method()
@@ -230,7 +257,8 @@ def check_declares_itself(subject: Subject) -> None:
 
 
 def _declared(method: Method) -> dict[str, bool]:
-    answers = {name: getattr(method, name) for name in ("adapts_in_training", "fusable", "mergeable", "trains")}
+    properties = ("adapts_in_training", "fusable", "mergeable", "trains", "trains_in_turns")
+    answers = {name: getattr(method, name) for name in properties}
     for name, answer in answers.items():
         if not isinstance(answer, bool):
             raise broken(f"{name} is {answer!r}", "True or False", "a method where a property is meant")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from bench.models.model_files import (
     require_model_files,
     weights_sha256,
 )
+from bench.models.original_weights import remember_originals
 from bench.models.quantization import (
     Storage,
     bitsandbytes_config,
@@ -79,6 +81,17 @@ def model_source(spec: ModelSpec) -> str:
         return str(embedded_model())
     folder = local_folder(spec)
     return spec.path if folder is None else str(folder)
+
+
+def _files_of(spec: ModelSpec) -> Path:
+    """The folder with the files of a model that was loaded before, which may be one of the hub's cache."""
+    from transformers.utils.hub import cached_file
+
+    source = model_source(spec)
+    if Path(source).is_dir():
+        return Path(source)
+    found = cached_file(source, "config.json", revision=spec.pinned_revision, local_files_only=True)
+    return Path(str(found)).parent
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
@@ -155,6 +168,8 @@ def load_model(
         raise _unusable(spec, error) from error
     if storage is not None:
         use_quantized_layers(model, storage, dtype)
+        if not storage.in_checkpoint:
+            remember_originals(model, partial(_files_of, spec), partial(empty_model, spec.not_quantized))
     use_lean_modules(model)
     if shards_on is not None:
         require_all_in_shards(model, sorted(loaded["missing_keys"]), spec.path)

@@ -66,6 +66,11 @@ def _hand_on(parameter: torch.Tensor) -> None:
         master.grad += gradient
 
 
+def stepped_for(parameter: nn.Parameter) -> nn.Parameter:
+    """What an optimiser without ZeRO steps for a trained tensor: its master, or the tensor itself."""
+    return getattr(parameter, "fp32_master", parameter)
+
+
 @torch.no_grad()
 def round_masters(model: nn.Module) -> None:
     """Have a model compute with its masters as they are now, if :class:`Masters` keeps any."""

@@ -172,6 +172,8 @@ def _statistics(state: Any) -> dict[str, torch.Tensor]:
 def quantize(model: Any, storage: Storage) -> None:
     """Quantise the layers of a model that is in memory as a whole, or has no data (on the meta device).
 
+    Their weights stay in memory, for methods that ask what quantising took away.
+
     Args:
         model: A model that is neither patched nor quantised.
         storage: The format.
@@ -185,8 +187,10 @@ def quantize(model: Any, storage: Storage) -> None:
         is_linear = type(layer) is nn.Linear or isinstance(layer, Conv1D)
         if not (is_linear and should_convert_module(name, skipped)):
             return None
-        weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
-        return quantized_layer(weight.detach(), layer.bias, storage)
+        weight = (layer.weight.T if isinstance(layer, Conv1D) else layer.weight).detach()
+        made = quantized_layer(weight, layer.bias, storage)
+        made.original = lambda: weight
+        return made
 
     replace_layers(model, quantized)
 

@@ -10,4 +10,5 @@ OPTIMIZERS: dict[str, str] = {
     "muon": "bench.optimizers.matrices:Muon",
     "schedule_free": "bench.optimizers.averaged:ScheduleFree",
     "galore": "bench.optimizers.matrices:GaLore",
+    "apollo": "bench.optimizers.matrices:Apollo",
 }

@@ -137,6 +137,59 @@ class GaLore(Optimizer):
         return rank * (2 * max(rows, columns) + min(rows, columns))
 
 
+class Apollo(GaLore):
+    """Gradients scaled by rows or columns, by as much as AdamW's moments of a random projection of them say.
+
+    Source: Zhu et al. 2024, algorithm 1, by the authors' package, whose licence (CC BY-NC 4.0) allows no commercial
+    use. Options are ``rank`` (256), ``update_proj_gap`` (200 steps), ``scale`` (1.0), ``scale_type`` (channel, or
+    tensor), ``proj`` (random, or svd) and ``proj_type`` (std) for the matrices within the model, and ``scale_front``
+    and ``disable_nl`` of the class; all else has AdamW's full moments. Of APOLLO-Mini they are ``rank: 1, scale: 128,
+    scale_type: tensor``. It is meant for the method ``full``.
+
+    Deviations: none. The seeds of projections are set with the first step instead of before it.
+    """
+
+    paper: ClassVar[str] = "Zhu et al. 2024, arXiv:2412.05270"
+    package: ClassVar[str | None] = "apollo-torch"
+    extra: ClassVar[str | None] = "apollo"
+
+    @classmethod
+    def torch_class(cls) -> type[torch.optim.Optimizer]:
+        from apollo_torch import APOLLOAdamW
+
+        return APOLLOAdamW  # type: ignore[no-any-return]
+
+    def make(self, groups: Sequence[dict[str, Any]], model: nn.Module) -> torch.optim.Optimizer:
+        optimizer = super().make(groups, model)
+        optimizer.state.clear()  # numbers of tensors, in whose place masters may come before the first step
+        optimizer.register_step_pre_hook(_number_tensors)
+        return optimizer
+
+    @classmethod
+    def further_options(cls) -> Mapping[str, Any]:
+        return {
+            "rank": 256,
+            "proj": "random",
+            "scale_type": "channel",
+            "update_proj_gap": 200,
+            "scale": 1.0,
+            "proj_type": "std",
+        }
+
+    def _projected(self, rows: int, columns: int) -> int:
+        rank: int = self._projection()["rank"]
+        if self._projection()["proj"] == "svd":
+            return super()._projected(rows, columns)
+        return rank * (2 * max(rows, columns) + min(rows, columns))
+
+
+def _number_tensors(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Give each tensor its number as the seed of its projections, as ``apollo_torch`` does."""
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    for number, parameter in enumerate(parameters, start=1):
+        optimizer.state[parameter].setdefault("seed", number)
+
+
 class Together(torch.optim.Optimizer):
     """Several optimisers that step as one, each with its own groups of parameters.
 

@@ -69,6 +69,8 @@ class QuantizedLinear(nn.Linear):
         self.weight = nn.Parameter(packed, requires_grad=False)
         self.register_parameter("bias", bias)
         self._statistics = tuple(statistics)
+        # Reads the weight (O, I) as it was before it was quantised; None if nobody has it.
+        self.original: Callable[[], torch.Tensor] | None = None
         self.register_buffer("like", like.new_empty(0), persistent=False)
         for name, statistic in statistics.items():
             self.register_buffer(name, statistic, persistent=False)

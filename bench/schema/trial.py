@@ -63,7 +63,7 @@ LATER_SETTINGS: dict[str, dict[str, Any]] = {
 # Of what a trial takes, what its answer depends on; the rest is placement.
 ANSWERING_RESOURCES = {"ranks", "zero_stage", "precision", "compile", "deepspeed", "offload"}
 # Optimisers that have a mean of gradients and of their squares, as train.adam_... say.
-OF_ADAMS_FAMILY = frozenset({"adamw", "adamw_8bit", "galore", "muon", "schedule_free"})
+OF_ADAMS_FAMILY = frozenset({"adamw", "adamw_8bit", "apollo", "galore", "muon", "schedule_free"})
 # Of a repository of the Hugging Face hub that is named without a revision.
 DEFAULT_BRANCH = "main"
 
@@ -185,8 +185,8 @@ class TrainSpec(Settings):
     optimizer: Annotated[str, Field(min_length=1)] = Field(
         "adamw",
         description="adamw, adafactor (as Lester et al. 2021, without parameter scaling), adamw_8bit, lion, muon, "
-        "schedule_free, galore, the name of a plugin, or module:Class, also of torch's, such as torch.optim:NAdam; "
-        "`tuneoff optimizers` lists them. What needs whole matrices needs ZeRO 0",
+        "schedule_free, galore, apollo, the name of a plugin, or module:Class, also of torch's, such as "
+        "torch.optim:NAdam; `tuneoff optimizers` lists them. What needs whole matrices needs ZeRO 0",
     )
     optimizer_options: JsonDict = Field(
         default={},

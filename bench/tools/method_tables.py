@@ -19,7 +19,9 @@ from pydantic import ValidationError
 
 from bench.conformance import Verdict, verdicts
 from bench.conformance.tiny_models import CORE_FAMILIES
+from bench.method import MethodError
 from bench.models.parameters import count_parameters
+from bench.models.quantization import Storage, quantize
 from bench.plugins.registry import load_method, summary, targets
 from bench.plugins.settings import settings_of
 
@@ -96,7 +98,12 @@ def _counts(method_class: Any) -> str:
     with torch.device("meta"):
         model = GPT2LMHeadModel(GPT2Config(n_embd=1024, n_layer=24, n_head=16)).requires_grad_(False)
     method = method_class(method_class.Config())
-    counts = count_parameters(method, method.patch(model))
+    try:
+        patched = method.patch(model)
+    except MethodError:  # it wants quantised weights
+        quantize(model, Storage("nf4"))
+        patched = method.patch(model)
+    counts = count_parameters(method, patched)
     return f"{counts.trained:,} / {counts.stored:,}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,7 @@ class GradientWatch:
 
     Chance decides in two cases. If no token has reached an expert of a mixture, it may stay without a gradient as long
     as another expert of its layer has one (:attr:`unreached`). A model that skips layers at random (LayerDrop) may take
-    the whole training.
+    the whole training. Tensors that a method leaves idle are judged from the first step that trains them.
 
     Hooks on the tensors see the gradients, because ZeRO leaves no ``grad``. A gradient on one rank counts for all.
 
@@ -48,6 +48,8 @@ class GradientWatch:
         # Rows: whether there was a gradient, and whether one was not all zero.
         self._seen = torch.zeros(2, len(parameters), dtype=torch.bool, device=device)
         self._alive: set[str] = set()
+        self._name_of = {parameter: name for name, parameter in parameters.items()}
+        self._asked: set[str] = set()  # trained in some step so far
         self._hooks: list[RemovableHandle] = [
             parameter.register_hook(partial(self._see, index))  # type: ignore[no-untyped-call]
             for index, parameter in enumerate(parameters.values())
@@ -63,18 +65,20 @@ class GradientWatch:
         if not loss.requires_grad:
             raise MethodError(self._complaint(self._names, "get no gradient: the loss does not depend on any"))
 
-    def after_backward(self, learning_rate: float, last: bool) -> None:
+    def after_backward(self, learning_rate: float, last: bool, idle: Collection[nn.Parameter] = ()) -> None:
         """Judge the gradients of a step. A collective operation, until every tensor has had a gradient.
 
         Args:
             learning_rate: Of this step.
             last: Whether this is the last step.
+            idle: The trained tensors that this step leaves as they are.
 
         Raises:
             MethodError: Tensors get no gradient, or only zeros. The message names them.
         """
         if not self._hooks:
             return
+        self._asked.update(set(self._names) - {self._name_of[parameter] for parameter in idle})
         seen = self._seen.int()
         dist.all_reduce(seen, op=dist.ReduceOp.MAX)
         with_gradient, alive = (
@@ -96,7 +100,7 @@ class GradientWatch:
         if not self.unreached or last:
             for hook in self._hooks:
                 hook.remove()
-            self._hooks = []
+            self._hooks, self._name_of = [], {}
 
     def _see(self, index: int, gradient: torch.Tensor) -> None:
         self._seen[0, index] = True
@@ -105,7 +109,11 @@ class GradientWatch:
     def _without(self, those: set[str]) -> list[str]:
         """The names that are not among those, without experts of a layer that another expert has reached."""
         reached = {_layer_of_expert(name) for name in those} - {None}
-        return [name for name in self._names if name not in those and _layer_of_expert(name) not in reached]
+        return [
+            name
+            for name in self._names
+            if name in self._asked and name not in those and _layer_of_expert(name) not in reached
+        ]
 
     def _complaint(self, names: Sequence[str], what: str) -> str:
         told = ", ".join(names[:NAMES_TOLD]) + (", ..." if len(names) > NAMES_TOLD else "")

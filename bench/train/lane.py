@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import nn
 from bench.method import Method, trained_parameters
 from bench.models.adapter_files import BYTES, StreamedState
 from bench.models.architecture import Pair
-from bench.models.masters import exact, exact_value, round_masters
+from bench.models.masters import exact, exact_value, round_masters, stepped_for
 from bench.optimizers.averaged import scored_weights
 from bench.schema.record import DevPoint, TrainCost, TrainPoint
 from bench.schema.trial import JsonDict, TrainSpec
@@ -71,6 +71,7 @@ class Lane:
     device: torch.device = field(init=False)
     watch: GradientWatch | None = field(default=None, init=False)
     _pending: list[tuple[torch.Tensor, float]] = field(default_factory=list, init=False)
+    _idle: Collection[nn.Parameter] = field(default=(), init=False)  # trained tensors that this step leaves alone
 
     def begin(self, pairs: Sequence[Pair], device: torch.device) -> None:
         """Draw the order of the data, and make the optimiser and its schedule."""
@@ -105,6 +106,13 @@ class Lane:
         """Whether the dev loss is due after this step, from 1."""
         return step == self.steps or step % (self.train.evaluate_every_steps or self.steps) == 0
 
+    def passes_begin(self, step: int) -> None:
+        """Have the passes of this step compute no gradient for what the method leaves idle in it."""
+        self._idle = self.method.idle(self.model, step)
+        for parameter in self._idle:
+            parameter.requires_grad_(False)
+            self.optimizer.state.pop(stepped_for(parameter), None)
+
     def require_graph(self, loss: torch.Tensor) -> None:
         """Check that a loss depends on a trained tensor, before its gradient is computed.
 
@@ -120,8 +128,11 @@ class Lane:
         Raises:
             MethodError: Some trained tensors have none.
         """
+        for parameter in self._idle:
+            parameter.requires_grad_(True)
+            stepped_for(parameter).grad = None  # which ranks may have summed to zeros, that decay would count
         if self.watch is not None:
-            self.watch.after_backward(self.learning_rate, last=step == self.steps)
+            self.watch.after_backward(self.learning_rate, last=step == self.steps, idle=self._idle)
 
     def stepped(self, step: int, loss: torch.Tensor, learning_rate: float) -> None:
         """Record a step. ``loss`` is this rank's part of the batch's mean loss."""

@@ -191,6 +191,8 @@ class Training:
         divisors = [lane.divisor(batch) for lane, batch in zip(lanes, chosen, strict=True)]
         learning_rates = [lane.learning_rate for lane in lanes]
         passes = list(zip(*map(self._micro_batches, batches), strict=True))
+        for lane in lanes:
+            lane.passes_begin(step)
         totals: list[torch.Tensor] = []
         for number, micros in enumerate(passes, start=1):
             with self.shared_rows.sharing(running):

@@ -102,15 +102,15 @@ class LoRALayer(LinearWrapper):
         blocks: torch.Tensor = torch.block_diag(*parts)  # type: ignore[no-untyped-call]
         return blocks.new_zeros(self.out_features, blocks.shape[1]).index_copy(0, self.rows, blocks)
 
-    def start_from(self, factors: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Have A and B start at these, and take their product off what the layer puts out.
-
-        Args:
-            factors: For each part A ``(R, I)`` and B (its rows, R).
-        """
+    def begin_at(self, factors: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Have A and B start at these: for each part A ``(R, I)`` and B (its rows, R)."""
         with torch.no_grad():
             self.lora_A.copy_(torch.cat([down for down, _ in factors]))
             self.lora_B.copy_(torch.cat([up for _, up in factors]))
+
+    def start_from(self, factors: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Have A and B start at these, as :meth:`begin_at`, and take their product off what the layer puts out."""
+        self.begin_at(factors)
         self.remember_start()
 
     def remember_start(self) -> None:

@@ -37,6 +37,7 @@ OF_VARIANTS = (
 OF_OTHER_FAMILIES = ("causal", "padding changes nothing", "cached logits", "gradient checkpointing", "state reloads")
 
 # Relatives of LoRA share its layer and its code: on them `make test` runs what can differ.
+NEEDS_QUANTIZED = "loftq"  # it refuses other base models; test_quantized_contract.py tries it
 RELATIVES = ("rslora", "lora_plus", "lora_fa", "dora", "pissa", "olora", "eva", "corda", "lora_ga")
 OF_RELATIVES = ("start from examples", "only what is declared is trained", "state reloads", "merging changes nothing")
 
@@ -64,6 +65,7 @@ VARIANTS: list[tuple[str, dict[str, Any], Iterable[str]]] = [
     ("adapters", {"placement": "parallel", "bottleneck_size": 4}, FAMILIES),
     ("top_layers", {"num_layers": 1}, FAMILIES),
     ("llama_adapter", {"num_layers": 2, "num_prompt_tokens": 3}, FAMILIES),
+    ("lisa", {"num_layers": 1, "every_steps": 2}, FAMILIES),
     ("loreft", {"rank": 3, "first": 2, "last": 1, "tied": False}, FAMILIES),
     ("mam", {"parametrization": "key_value", "num_prompt_tokens": 3, "bottleneck_size": 4}, FAMILIES),
     ("hf_peft", {"peft_type": "LORA", "target_modules": "all-linear"}, FAMILIES),
@@ -78,7 +80,7 @@ def named(name: str, config: dict[str, Any], family: str, *rest: str) -> Any:
 DEFAULTS: list[tuple[str, dict[str, Any], Iterable[str]]] = [
     (name, {}, FAMILIES)
     for name in targets("method")
-    if name != "hf_peft"  # has no default
+    if name not in ("hf_peft", NEEDS_QUANTIZED)  # the first has no default
 ]
 IN_PROCESS = [check for check in CHECKS if check != PROCESS_CHECK]
 # Every method takes every check on one of the core families, in turn, and soft prompts on all three; elsewhere the
@@ -108,8 +110,9 @@ OFTEN = [
 def test_every_method_is_the_same_in_another_process() -> None:
     """One start for all of them."""
     subjects = [
-        Subject(method_class, method_class.Config(), "llama")
-        for method_class in (load_method(target) for name, target in targets("method").items() if name != "hf_peft")
+        Subject(method_class, method_class.Config(), "llama", quantization="nf4" if name == NEEDS_QUANTIZED else None)
+        for name, method_class in ((name, load_method(target)) for name, target in targets("method").items())
+        if name != "hf_peft"
     ]
     others = OtherProcesses(subjects, count=1)
     try:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from test_contract import DEFAULTS, VARIANTS, named
+from test_contract import DEFAULTS, NEEDS_QUANTIZED, OF_RELATIVES, VARIANTS, named
 
 from bench.conformance.method_checks import CHECKS, PROCESS_CHECK, Subject
 from bench.conformance.tiny_models import CORE_FAMILIES
@@ -16,11 +16,11 @@ from bench.plugins.registry import load_method, targets
 KINDS = ("nf4", "int8")
 # Methods that need the weights of the base model as they are, with a part of what they say.
 WHOLE_WEIGHTS = {
-    **dict.fromkeys(("full", "top_layers"), "which are stored in {} here and have no gradient"),
+    **dict.fromkeys(("full", "top_layers", "lisa"), "which are stored in {} here and have no gradient"),
     **dict.fromkeys(("pissa", "olora", "corda", "lora_ga"), "stored in {} cannot be taken apart for a start"),
-    "dora": "needs the lengths of rows of weights, which are stored in {} here",
 }
 REFUSE = tuple(WHOLE_WEIGHTS)
+METHODS = [*DEFAULTS, (NEEDS_QUANTIZED, {}, CORE_FAMILIES)]
 # What packed weights can break most easily.
 OFTEN = (
     "precisions",
@@ -38,8 +38,8 @@ def subject(name: str, config: dict[str, Any], family: str, kind: Any) -> Subjec
     ("name", "family", "kind", "check"),
     [
         pytest.param(name, family, kind, check, id=f"{name}-{family}-{kind}-{check}")
-        for number, (name, _, _) in enumerate(DEFAULTS)
-        for check in OFTEN
+        for number, (name, _, _) in enumerate(METHODS)
+        for check in (*OFTEN, *(OF_RELATIVES[1:3] if name == NEEDS_QUANTIZED else ()))
         for family, kind in [(CORE_FAMILIES[number % 3], KINDS[number % 2])]
         if name not in REFUSE
     ],
@@ -55,13 +55,18 @@ def test_what_needs_whole_weights_refuses(name: str, kind: str) -> None:
         subject(name, {}, "llama", kind).patched()
 
 
+def test_what_needs_quantised_weights_refuses_others() -> None:
+    with pytest.raises(MethodError, match=r"these weights are not quantised; set model.quantization, or choose lora"):
+        subject(NEEDS_QUANTIZED, {}, "llama", None).patched()
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("name", "config", "family"),
     [
         named(name, config, family)
-        for name, config, families in (*DEFAULTS, *VARIANTS)
+        for name, config, families in (*METHODS, *VARIANTS)
         for family in CORE_FAMILIES
         if family in families and name not in REFUSE
     ],

@@ -16,7 +16,9 @@ from bench.conformance.subject import LONG_PAIRS, PAIRS
 from bench.conformance.tiny_models import WordTokenizer, tiny_model
 from bench.method import Method, MethodError, trained_parameters
 from bench.models.architecture import architecture_of
+from bench.models.quantization import Storage, quantize
 from bench.plugins.registry import load_method, targets
+from bench.quantized.linear import dequantize
 from bench.schema.trial import TrainSpec
 from bench.train.data_start import start_from_examples
 from bench.train.fused_engine import copies_sharing_weights
@@ -237,6 +239,65 @@ def test_trials_that_start_from_examples_share_a_pass_and_a_start_does_not_depen
             assert one.best.loss < 10
         short = run(lane(name, tiny_model("llama"), 0, stop=2))[0]
         assert short.train_curve == alone[0].train_curve[:2]
+
+
+def quantised(family: str = "llama") -> Any:
+    model = tiny_model(family, dtype=torch.float32)
+    quantize(model, Storage("nf4"))
+    return model
+
+
+def test_loftq_starts_at_what_quantising_took_away_as_in_peft() -> None:
+    from peft.utils.loftq_utils import _low_rank_decomposition
+
+    method_class = load_method(targets("method")["loftq"])
+    method = method_class(method_class.Config(rank=RANK, alpha=RANK, **TARGETS))
+    model: Any = method.patch(quantised()).eval()
+    before, packed = tiny_model("llama", dtype=torch.float32), quantised()
+    for name, layer in lora_layers(model).items():
+        lost = before.get_submodule(name).weight - packed.get_submodule(name).dequantized(torch.float32)
+        found = _low_rank_decomposition(lost, reduced_rank=RANK)
+        torch.testing.assert_close(layer.lora_B @ layer.lora_A, found["L"] @ found["R"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(layer.lora_A.abs(), found["R"].abs(), atol=1e-3, rtol=0)
+        torch.testing.assert_close(layer.lora_B.abs(), found["L"].abs(), atol=1e-3, rtol=0)
+
+    def distance(other: Any) -> float:
+        return float((logits(other) - logits(before)).norm())
+
+    assert distance(model) < distance(packed)
+    scaled: Any = method_class(method_class.Config(rank=RANK, alpha=4 * RANK, **TARGETS)).patch(quantised()).eval()
+    torch.testing.assert_close(logits(scaled), logits(model), atol=1e-4, rtol=0)
+    exported = method.to_peft(model)
+    assert exported.config["peft_type"] == "LORA"
+    assert set(method.adapter_state(model)) == {name for name, _ in trained_parameters(model)}
+    half = quantised()
+    half.model.layers[0].self_attn.q_proj.original = None
+    with pytest.raises(MethodError, match="q_proj: what quantising took away is not known"):
+        method.patch(half)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_dora_on_quantised_weights_is_peft_on_the_dequantised_ones() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    method_class = load_method(targets("method")["dora"])
+    method = method_class(method_class.Config(rank=RANK, alpha=ALPHA, **TARGETS))
+    torch.manual_seed(0)
+    model: Any = method.patch(quantised()).eval()
+    whole = quantised()
+    dequantize(whole)
+    told = LoraConfig(r=RANK, lora_alpha=ALPHA, use_dora=True, **TARGETS)
+    other: Any = get_peft_model(whole, told).eval()
+    ours = lora_layers(model)
+    with torch.no_grad():
+        for name, (down, _) in factors(other).items():
+            down.copy_(ours[name].lora_A)
+    torch.testing.assert_close(logits(model), logits(other), atol=1e-5, rtol=0)
+    three_steps(model)
+    three_steps(other)
+    torch.testing.assert_close(logits(model), logits(other), atol=2e-4, rtol=0)
+    with pytest.raises(MethodError, match="stored in nf4 cannot take up what is trained"):
+        method.merge(model)
 
 
 def test_a_rank_that_a_weight_does_not_have_is_refused() -> None:

@@ -142,6 +142,21 @@ def galore(model: Any) -> torch.optim.Optimizer:
     return GaLoreAdamW(groups, lr=1e-2, eps=1e-8, no_deprecation_warning=True)
 
 
+def apollo(model: Any) -> torch.optim.Optimizer:
+    from apollo_torch import APOLLOAdamW
+
+    projection = {
+        "rank": 4,
+        "proj": "random",
+        "scale_type": "channel",
+        "update_proj_gap": 2,
+        "scale": 2.0,
+        "proj_type": "std",
+    }
+    groups = [*({**group, **projection} for group in split(model, True)), *split(model, False)]
+    return APOLLOAdamW(groups, lr=1e-2, eps=1e-8)
+
+
 def of_bitsandbytes(name: str, **options: Any) -> Callable[[Any], torch.optim.Optimizer]:
     def make(model: Any) -> torch.optim.Optimizer:
         import bitsandbytes.optim
@@ -164,6 +179,7 @@ EXPECTED: dict[str, tuple[dict[str, Any], list[Callable[[Any], torch.optim.Optim
     ),
     "schedule_free": ({}, [schedule_free]),
     "galore": ({"rank": 4, "update_proj_gap": 2}, [galore]),
+    "apollo": ({"rank": 4, "update_proj_gap": 2, "scale": 2.0}, [apollo]),
     NADAM: (
         {"momentum_decay": 0.01},
         [lambda model: torch.optim.NAdam(everything(model), lr=1e-2, momentum_decay=0.01)],
@@ -223,7 +239,7 @@ def test_what_an_optimiser_is_said_to_keep_is_what_it_keeps(name: str) -> None:
     _, model = patched()
     large = nn.Linear(100, 90)
     model.add_module("large", large)
-    train_spec = settings(name, optimizer_options={"rank": 4} if name == "galore" else {})
+    train_spec = settings(name, optimizer_options={"rank": 4} if name in ("galore", "apollo") else {})
     optimizer = make_optimizer(train_spec, model, [{"params": [part for _, part in trained_parameters(model)]}])
     for part in model.parameters():
         part.grad = torch.ones_like(part)
@@ -259,6 +275,8 @@ def resolved(train_spec: dict[str, Any], plugins_dir: Path | None = None, **reso
             {},
             r"schedule_free needs no schedule; set train.schedule: constant \(it is l",
         ),
+        ({"optimizer": "apollo"}, {"zero_stage": 1}, "apollo needs whole matrices"),
+        ({"optimizer": "apollo", "optimizer_options": {"rnk": 1}}, {}, "has no such option; did you mean 'rank'"),
         ({"optimizer": "galore"}, {"checkpoint_every_steps": 5}, "galore keeps what no checkpoint holds"),
         ({"optimizer": "adamm"}, {}, "methods.0.train.optimizer: there is no optimizer 'adamm'; did you mean 'adamw'"),
         ({"optimizer": "torch.optim:Muom"}, {}, "'torch.optim:Muom' cannot be loaded: torch.optim has no 'Muom'"),

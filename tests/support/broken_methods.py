@@ -1038,6 +1038,22 @@ class ForgetsToTrainAPart(FullFineTuning):
         return [{"params": [p for name, p in trained_parameters(model) if "norm" not in name]}]
 
 
+@breaks("turns")
+class DrawsWheneverItIsAsked(FullFineTuning):
+    @property
+    def trains_in_turns(self) -> bool:
+        return True
+
+    def idle(self, model: nn.Module, step: int) -> list[nn.Parameter]:
+        return [parameter for parameter in model.parameters() if torch.rand(()) < 0.5]
+
+
+@breaks("turns")
+class DoesNotSayThatItTrainsInTurns(FullFineTuning):
+    def idle(self, model: nn.Module, step: int) -> list[nn.Parameter]:
+        return [parameter for name, parameter in model.named_parameters() if "norm" in name][step % 2 :: 2]
+
+
 @breaks("declares itself")
 class DecidesLate(Offset):
     layers = 0

@@ -33,6 +33,7 @@ from bench.train.lane import Lane, Trained
 SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {"dropout": 0.1},
     "prefix_tuning": {"num_prompt_tokens": 3, "init": "vocabulary"},
+    "lisa": {"num_layers": 1, "every_steps": 3},
 }
 STEPS = 9
 SEAL = {"trial": "a", "code": "b"}
@@ -133,6 +134,7 @@ def places(folder: Path, every_steps: int = 2, seal: dict[str, Any] | None = Non
         ("lora", "adamw_8bit", "after"),
         ("prefix_tuning", "adamw", "before"),
         ("prefix_tuning", "adamw", "after"),
+        ("lisa", "adamw", "after"),
     ],
 )
 def test_continued_twice_equals_in_one_go(

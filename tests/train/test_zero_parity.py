@@ -35,6 +35,7 @@ from bench.schema.trial import ModelSpec, ResourceSpec, TrainSpec
 from bench.shards.slices import gather_in_forward, misread
 from bench.tools.method_tables import KEEPS, peft_settings
 from bench.train import deepspeed_engine
+from bench.train.data_start import start_from_examples
 from bench.train.order import training_order
 
 Arrays = dict[str, Any]
@@ -70,9 +71,19 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], float]] = {
     **{name: (name, {}, 3e-3) for name in ("rslora", "lora_fa", "dora", "pissa", "olora")},
     "lora_plus": ("lora_plus", {"rate_ratio": LORA_PLUS_RATIO}, 1e-3),
     "loreft": ("loreft", {"rank": 3, "first": 2, "last": 3, "tied": False}, 3e-3),
+    "lisa": ("lisa", {"num_layers": 1, "every_steps": 2}, 1e-3),
+    **{name: (name, {"examples": 6}, 3e-3) for name in ("eva", "corda", "lora_ga")},
+    "loftq-nf4": ("loftq", {}, 3e-3),
+    "dora-nf4": ("dora", {}, 3e-3),
 }
 # Variants on a base model whose weights are quantised.
-QUANTIZED: dict[str, Any] = {"lora-nf4": "nf4", "prefix-mlp-nf4": "nf4", "lora-int8": "int8"}
+QUANTIZED: dict[str, Any] = {
+    "lora-nf4": "nf4",
+    "loftq-nf4": "nf4",
+    "dora-nf4": "nf4",
+    "prefix-mlp-nf4": "nf4",
+    "lora-int8": "int8",
+}
 # Types of peft that docs/methods/methods.md says to keep the contract on Llama, but those that are variants above
 # (AdaLoRA is refused under ZeRO) and the one that draws noise in training.
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "methods" / "methods.md"
@@ -120,8 +131,8 @@ class Case:
 
 
 def possible(case: Case) -> bool:
-    """Methods that adapt in training are refused under ZeRO 1 to 3; see test_hf_peft.py."""
-    return case.variant != "peft-ADALORA" or case.stage == 0
+    """Methods that adapt in training, or train in turns, are refused under ZeRO 1 to 3."""
+    return case.variant not in ("peft-ADALORA", "lisa") or case.stage == 0
 
 
 WHOLE = [
@@ -139,8 +150,10 @@ CORE = ("full", "prompt_tuning", "prefix_tuning", "prefix-mlp")
 def representative(case: Case) -> bool:
     """On two ranks core methods under several stages and every other method under one; the rest on one rank."""
     if case.variant in QUANTIZED:
-        stage = 2 if case.variant == "prefix-mlp-nf4" else 3
+        stage = {"prefix-mlp-nf4": 2, "loftq-nf4": 1}.get(case.variant, 3)
         return (case.family, case.ranks, case.stage) == ("llama", 2, stage)
+    if case.variant == "lisa":
+        return (case.family, case.ranks) == ("llama", 2)
     number = list(VARIANTS).index(case.variant)
     if case.variant in CORE:
         stages = {
@@ -258,6 +271,7 @@ def plain_run(variant: str, folder: str) -> tuple[list[float], dict[str, torch.T
     train, data = train_spec(variant), pairs()
     method, model = patched(variant, folder)
     architecture = architecture_of(model.config)
+    start_from_examples(method, model, data, 0, architecture, torch.device("cpu"))
     parameters = dict(trained_parameters(model))
     groups = decay_groups(model, train.weight_decay)
     if variant == "lora_plus":
@@ -275,6 +289,9 @@ def plain_run(variant: str, folder: str) -> tuple[list[float], dict[str, torch.T
             group["lr"] = train.learning_rate * rate_factor(step) * group.get("ratio", 1.0)
         optimizer.zero_grad()
         loss.backward()
+        for parameter in method.idle(model, step + 1):
+            parameter.grad = None
+            optimizer.state.pop(parameter, None)
         method.before_step(model, step + 1)
         nn.utils.clip_grad_norm_(parameters.values(), train.max_grad_norm)
         optimizer.step()
@@ -514,8 +531,7 @@ def test_types_of_peft_train_alike_on_two_ranks(case: Case, trained: Any, tiny_m
 
 def test_every_method_that_trains_takes_part() -> None:
     classes = {name: load_method(target) for name, target in targets("method").items()}
-    # Methods that start from examples are LoRA behind their start, which tests/methods/test_lora_family.py tries.
-    names = {name for name, method in classes.items() if method.trains and not method.start_examples}
+    names = {name for name, method in classes.items() if method.trains}
     assert names <= {name for name, _, _ in VARIANTS.values()}
     for cases in (WHOLE, REPRESENTATIVE):
         assert {case.variant for case in cases} == VARIANTS.keys()

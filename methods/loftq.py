@@ -1,0 +1,45 @@
+"""LoftQ (Li et al. 2023): LoRA that starts at what quantising the base weights took away."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import nn
+
+from bench.method import MethodError, lost_in_quantizing, quantization_of
+from methods.parts.lora_family import LoRAConfig, LoRAFamily, svd_factors
+
+
+class LoftQ(LoRAFamily):
+    """LoRA on quantised base weights whose product starts as the best of its rank for what quantising took away.
+
+    Source: Li et al. 2023, algorithm 1 with T = 1, in the form of peft's ``replace_lora_weights_loftq``: A and B start
+    as singular vectors of what the weights were without the quantised ones, each times the root of the singular values.
+    So the model does not start as the quantised base model, but nearer to the one before.
+
+    Deviations: no further rounds, which quantise the weights without the product once more, because trials share the
+    quantised weights. The product is right for any ``alpha``; peft's is for ``alpha`` equal to ``rank``.
+    """
+
+    class Config(LoRAConfig):
+        """Settings of LoftQ."""
+
+    paper: ClassVar[str] = "Li et al. 2023, arXiv:2310.08659"
+
+    def patch(self, model: Any) -> nn.Module:
+        if quantization_of(model) is None:
+            raise MethodError(
+                "loftq starts from what quantising took away, and these weights are not quantised; set "
+                "model.quantization, or choose lora"
+            )
+        return super().patch(model)
+
+    def begin(self, name: str, layer: Any) -> None:
+        if layer.lora_A.is_meta or quantization_of(layer.base_layer) is None:
+            return  # what is not quantised has lost nothing, and starts as LoRA does
+        factors = []
+        for lost in layer.rows_of_parts(lost_in_quantizing(layer.base_layer, name)):
+            left, values, right = svd_factors(lost, self.config.rank, name)
+            roots = (values / self.scaling).sqrt()
+            factors.append((roots[:, None] * right, left * roots))
+        layer.begin_at(factors)
