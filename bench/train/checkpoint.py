@@ -159,7 +159,7 @@ class Checkpoints:
         return [(int(named[1]), path) for named, path in names if named is not None]
 
 
-def taken(
+def training_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
@@ -205,7 +205,7 @@ def taken(
     return tensors, facts
 
 
-def put_back(
+def restore_training_state(
     checkpoint: Checkpoint,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -213,7 +213,7 @@ def put_back(
     device: torch.device,
     by_engine: bool,
 ) -> None:
-    """Have the next step be the one after the checkpoint; arguments as those of :func:`taken`."""
+    """Have the next step be the one after the checkpoint; arguments as those of :func:`training_state`."""
     if not by_engine:
         _put_back_trained(checkpoint, model, optimizer)
     scheduler.load_state_dict(checkpoint.facts["schedule"])

@@ -20,7 +20,7 @@ from bench.optimizers.averaged import scored_weights
 from bench.schema.record import DevPoint, TrainCost, TrainPoint
 from bench.schema.trial import JsonDict, TrainSpec
 from bench.shards.slices import place
-from bench.train.checkpoint import Checkpoint, put_back, taken
+from bench.train.checkpoint import Checkpoint, restore_training_state, training_state
 from bench.train.gradient_watch import GradientWatch
 from bench.train.optimizer import learning_rate_factor, make_optimizer
 from bench.train.order import num_steps, training_order
@@ -196,7 +196,7 @@ class Lane:
 
         The order of the data is not in it: it follows from the trial.
         """
-        tensors, facts = taken(self.model, self.optimizer, self.scheduler, device, by_engine)
+        tensors, facts = training_state(self.model, self.optimizer, self.scheduler, device, by_engine)
         if isinstance(self.state, StreamedState):
             shapes = {name: list(shape) for name, shape in self.state.shapes.items()}
             facts["best_files"] = {"folder": self.state.folder.name, "shapes": shapes}
@@ -210,7 +210,7 @@ class Lane:
 
     def continue_from(self, checkpoint: Checkpoint, device: torch.device, by_engine: bool) -> None:
         """Restore a checkpoint whose DeepSpeed files are loaded, so that the next step is the one after it."""
-        put_back(checkpoint, self.model, self.optimizer, self.scheduler, device, by_engine)
+        restore_training_state(checkpoint, self.model, self.optimizer, self.scheduler, device, by_engine)
         self.train_curve = [TrainPoint.model_validate(point) for point in checkpoint.facts["train_curve"]]
         self.dev_curve = [DevPoint.model_validate(point) for point in checkpoint.facts["dev_curve"]]
         if checkpoint.facts["best"] is not None:
