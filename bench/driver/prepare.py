@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from bench.method import MethodError
 from bench.metrics.checks import answers_missing, check_metrics
 from bench.models import base
-from bench.models.split_data import told_of
+from bench.models.split_data import data_summary
 from bench.models.token_cache import read_split
 from bench.models.token_check import check_key, check_tokens
 from bench.models.tokens import tokenization
@@ -100,7 +100,7 @@ def _read(trial: TrialSpec, say: Callable[[str], None]) -> tuple[Task, Examples,
         splits = {split: read_split(trial.task, task, split, tokens, say) for split in trial.splits}
     except base.ModelError as error:
         raise ConfigError(f"{trial.scored_model.path}: {error}") from error
-    return task, {split: data.examples for split, data in splits.items()}, told_of(splits)
+    return task, {split: data.examples for split, data in splits.items()}, data_summary(splits)
 
 
 def _lines(trial: TrialSpec, task: Task, found: JsonDict, doubts: Sequence[str]) -> Iterator[str]:

@@ -115,12 +115,12 @@ class SplitData:
         pairs_batch: See :class:`Pairs`.
         examples_batch: See :class:`StoredExamples`. It also has ``content``, by which splits are compared, and
             ``source_ids``, the tokens that the model reads.
-        told: Counts and checksums for the record.
+        summary: Counts and checksums for the record.
     """
 
     pairs_batch: Any
     examples_batch: Any
-    told: JsonDict
+    summary: JsonDict
 
     @property
     def pairs(self) -> Pairs:
@@ -161,7 +161,7 @@ def tokenised(spec: TaskSpec, task: Task, split: Split, tokens: Tokenization) ->
         firsts = itertools.accumulate((len(one.references[:references]) for one in chunk[:-1]), initial=0)
         for first in firsts:
             columns[2].append(found_pairs[first].source_ids)
-    told = {
+    summary = {
         "truncated_sources": tokens.truncated_sources,
         "truncated_targets": tokens.truncated_targets,
         "left_out_turns": tokens.left_out_turns,
@@ -171,23 +171,23 @@ def tokenised(spec: TaskSpec, task: Task, split: Split, tokens: Tokenization) ->
     return SplitData(
         _batch({"source_ids": columns[0].column(), "target_ids": columns[1].column()}),
         _examples_batch(examples, columns[2]),
-        told,
+        summary,
     )
 
 
-def told_of(splits: Mapping[Split, SplitData]) -> JsonDict:
+def data_summary(splits: Mapping[Split, SplitData]) -> JsonDict:
     """The facts of a record about its data: counts, oddities, truncations, omissions, and checksums of files."""
-    left_out = sum(data.told["left_out_turns"] for data in splits.values())
+    left_out = sum(data.summary["left_out_turns"] for data in splits.values())
     contents = {split: data.examples_batch.column("content").to_pylist() for split, data in splits.items()}
     return {
         **({"train_pairs": len(splits["train"].pairs)} if "train" in splits else {}),
         **{f"{split}_sources": len(data.examples) for split, data in splits.items() if split != "train"},
-        "truncated_sources": sum(data.told["truncated_sources"] for data in splits.values()),
-        "truncated_targets": sum(data.told["truncated_targets"] for data in splits.values()),
+        "truncated_sources": sum(data.summary["truncated_sources"] for data in splits.values()),
+        "truncated_targets": sum(data.summary["truncated_targets"] for data in splits.values()),
         **({"left_out_turns": left_out} if left_out else {}),
         **oddities_of(contents),
-        "left_out": {split: data.told["left_out"] for split, data in splits.items() if data.told["left_out"]},
-        "files": {name: sha256 for data in splits.values() for name, sha256 in data.told["files"].items()},
+        "left_out": {split: data.summary["left_out"] for split, data in splits.items() if data.summary["left_out"]},
+        "files": {name: sha256 for data in splits.values() for name, sha256 in data.summary["files"].items()},
     }
 
 

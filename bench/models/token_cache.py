@@ -39,7 +39,7 @@ LEFTOVER_SECONDS = 24 * 3600.0
 LOCK_SECONDS = 3600.0
 
 TABLES = ("pairs", "examples")
-TOLD_FILE = "told.json"
+SUMMARY_FILE = "told.json"
 
 
 def cache_folder() -> Path | None:
@@ -146,24 +146,24 @@ def _store(entry: Path, data: SplitData, key: JsonDict) -> None:
         for name, batch in zip(TABLES, (data.pairs_batch, data.examples_batch), strict=True):
             _write_table(partial / f"{name}.arrow", batch)
         files = {f"{name}.arrow": sha256_of(partial / f"{name}.arrow") for name in TABLES}
-        told = {"files": files, "told": data.told, "key": key}
-        (partial / TOLD_FILE).write_text(json.dumps(told, indent=1), encoding="utf-8")
+        content = {"files": files, "told": data.summary, "key": key}
+        (partial / SUMMARY_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
         partial.chmod(0o755)  # others may read what a folder keeps for all
 
 
 def _opened(entry: Path) -> SplitData | None:
     """An entry, mapped into memory; None if there is none, or if it is damaged."""
     try:
-        content = json.loads((entry / TOLD_FILE).read_text(encoding="utf-8"))
+        content = json.loads((entry / SUMMARY_FILE).read_text(encoding="utf-8"))
         if any(sha256_of(entry / name) != sha256 for name, sha256 in content["files"].items()):
             return None
         pairs, examples = (_mapped_table(entry / f"{name}.arrow") for name in TABLES)
-        told = content["told"]
+        summary = content["told"]
     except (OSError, ValueError, KeyError, TypeError):  # an error of Arrow is a ValueError or an OSError
         return None
     with contextlib.suppress(OSError):  # a cache that others keep for us
-        os.utime(entry / TOLD_FILE)
-    return SplitData(pairs, examples, told)
+        os.utime(entry / SUMMARY_FILE)
+    return SplitData(pairs, examples, summary)
 
 
 def _write_table(path: Path, batch: Any) -> None:
@@ -191,7 +191,7 @@ def _make_room(folder: Path, newest: Path) -> None:
                     _remove(path)
             elif path.is_dir():
                 size = sum(file.stat().st_size for file in path.iterdir())
-                used.append(((path / TOLD_FILE).stat().st_mtime, size, path))
+                used.append(((path / SUMMARY_FILE).stat().st_mtime, size, path))
     total = sum(size for _, size, _ in used)
     for _, size, path in sorted(used):
         if total <= MOST_BYTES:

@@ -26,7 +26,7 @@ from bench.models.architecture import Architecture, Pair
 from bench.models.coverage import patch_and_count
 from bench.models.loaded import load_into, size_of
 from bench.models.masters import compute_in
-from bench.models.split_data import told_of
+from bench.models.split_data import data_summary
 from bench.models.token_check import lost_references
 from bench.plugins.registry import RegistryError, load, make_method
 from bench.plugins.source import PluginError, plugin_source
@@ -256,7 +256,7 @@ class _Trial:
             train=None if trained is None else trained.cost,
             ranks=ranks,
             adapter_bytes=adapter_bytes,
-            data={**told_of(data.splits), **lost},
+            data={**data_summary(data.splits), **lost},
             predicted=forecast,
             merged_decode=None if scored is None else scored.merged_decode,
         )

@@ -12,7 +12,7 @@ from chat_templates import ENDS, LLAMA, TEMPLATES, chat_tokenizer, save_chat_mod
 
 from bench.models.architecture import DecoderOnly, EncoderDecoder
 from bench.models.base import ModelError
-from bench.models.split_data import tokenised, told_of
+from bench.models.split_data import data_summary, tokenised
 from bench.models.tokens import Tokenization, tokenization
 from bench.plugins.registry import make_task
 from bench.schema.trial import ModelSpec, TaskSpec
@@ -172,13 +172,13 @@ def test_what_the_user_says_is_cut_where_nothing_else_is_left(tokenizers: dict[s
         tokens_of(tokenizer, max_source_tokens=5).source(example(turns, ""))
 
 
-def test_counts_of_a_split_are_told(tmp_path: Path) -> None:
+def test_counts_of_a_split_are_in_its_summary(tmp_path: Path) -> None:
     model = ModelSpec(path=str(save_chat_model(tmp_path, "chatml")))
     config = {"template": "chat", "train_examples": 4, "dev_examples": 2, "test_examples": 2}
     spec = TaskSpec(name="facts", target="bench.tasks.facts.task:Facts", config=config)
     task = make_task(spec)
     tokens = tokenization(model, task.config)
     data = tokenised(spec, task, "dev", tokens)
-    assert "left_out_turns" not in told_of({"dev": data})
-    told = replace(data, told={**data.told, "left_out_turns": 3})
-    assert told_of({"dev": told})["left_out_turns"] == 3
+    assert "left_out_turns" not in data_summary({"dev": data})
+    counted = replace(data, summary={**data.summary, "left_out_turns": 3})
+    assert data_summary({"dev": counted})["left_out_turns"] == 3

@@ -19,7 +19,7 @@ from one_rank import CPU
 from bench.config.resolver import RegistryResolver
 from bench.measure.phases import PhaseMeter
 from bench.models import token_cache
-from bench.models.split_data import SplitData, told_of
+from bench.models.split_data import SplitData, data_summary
 from bench.models.token_cache import read_split
 from bench.models.tokens import Tokenization, tokenization
 from bench.plugins.registry import make_task
@@ -74,7 +74,7 @@ def same(one: SplitData, other: SplitData) -> bool:
     return (
         one.pairs_batch.equals(other.pairs_batch)
         and one.examples_batch.equals(other.examples_batch)
-        and one.told == other.told
+        and one.summary == other.summary
     )
 
 
@@ -96,7 +96,7 @@ def test_a_split_is_read_once_and_is_the_same_with_and_without_the_cache(
     for split in SPLITS:
         assert same(first[split], again[split])
         assert same(first[split], without[split])
-    assert told_of(again) == told_of(without)
+    assert data_summary(again) == data_summary(without)
 
     task = make_task(case.spec)
     tokens = tokenization(case.model, task.config)
@@ -113,14 +113,14 @@ def test_a_split_is_read_once_and_is_the_same_with_and_without_the_cache(
         assert data.sources() == [tuple(tokens.source(example)) for example in examples]
     expected = {"train_pairs": 56, "dev_sources": 6, "test_sources": 6, "truncated_sources": 0, "truncated_targets": 0}
     expected |= {**oddities(load_splits(task)), "left_out": {}, "files": task.checksums(SPLITS)}
-    assert told_of(again) == expected
+    assert data_summary(again) == expected
 
 
 def test_what_is_cut_is_counted_once(folder: Path, tiny_models: dict[str, Path], tiny_task: Path) -> None:
     case = Case(tiny_models["gpt2"], tiny_task, max_source_tokens=3, max_target_tokens=2)
     for _ in range(2):
-        told = told_of({"dev": case.read("dev"), "test": case.read("test")})
-        assert (told["truncated_sources"], told["truncated_targets"]) == (12, 12)
+        summary = data_summary({"dev": case.read("dev"), "test": case.read("test")})
+        assert (summary["truncated_sources"], summary["truncated_targets"]) == (12, 12)
 
 
 def test_tokens_belong_to_content_and_settings_and_not_to_places(
