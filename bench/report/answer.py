@@ -84,6 +84,6 @@ def _costs(comparison: Comparison, configuration: Configuration) -> str:
         of_all = "" if share is None else f" ({share:.3g} % of all)"
         shown.append(f"{compact(trained)} parameters trained{of_all}")
     for column in comparison.columns:
-        if column.told and (mean := configuration.mean(column.name)) is not None:
-            shown.append(column.told.format(column.text(mean)))
+        if column.sentence_part and (mean := configuration.mean(column.name)) is not None:
+            shown.append(column.sentence_part.format(column.text(mean)))
     return f"{configuration.name} {', '.join(shown)}" if shown else ""

@@ -74,9 +74,9 @@ class Column:
         is_text: Whether it is no number.
         summary_title: Its heading in the summary, where that is another one.
         terminal_title: Likewise in a terminal.
-        told: A sentence's part about it, with braces for the value; empty: no sentence tells it.
+        sentence_part: What a sentence says of it, with braces for the value; empty: no sentence mentions it.
         picture: What the picture of scores against it is called; empty: it is not drawn.
-        tracker: What trackers call it; empty: they are not told.
+        tracker: What trackers call it; empty: they do not get it.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Column:
     is_text: bool = False
     summary_title: str = ""
     terminal_title: str = ""
-    told: str = ""
+    sentence_part: str = ""
     picture: str = ""
     tracker: str = ""
 

@@ -116,7 +116,7 @@ COLUMNS: tuple[Column, ...] = (
         measured_alone=True,
         unit="bytes",
         summary_title="peak memory",
-        told="peak memory {} MiB",
+        sentence_part="peak memory {} MiB",
         picture="memory",
     ),
     Column(
@@ -127,7 +127,7 @@ COLUMNS: tuple[Column, ...] = (
         shown=Shown.EVERYWHERE,
         measured_alone=True,
         terminal_title="tok/s",
-        told="{} tokens/s in training",
+        sentence_part="{} tokens/s in training",
         tracker="cost/train_tokens_per_second",
     ),
     Column(
