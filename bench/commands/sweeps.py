@@ -174,6 +174,6 @@ def _shown(content: reports.Content) -> Kept:
     left_out = [left_out_text(content.left_out, content.root)] if content.left_out and content.root else []
     return Kept(
         tuple(tables),
-        content.told if content.results else (),
+        content.answer_sentences if content.results else (),
         (*(budget(comparison).sentence for comparison in content.comparisons if comparison.scored), *left_out),
     )

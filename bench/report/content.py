@@ -88,7 +88,7 @@ class Content:
         return tuple(answer(*pair) for pair in zip(self.comparisons, self.tested, strict=True))
 
     @property
-    def told(self) -> tuple[str, ...]:
+    def answer_sentences(self) -> tuple[str, ...]:
         """The answers in full where there is one, else in a sentence for each comparison."""
         return (*self.headlines, *(self.answers[0] if len(self.answers) == 1 else ()))
 
