@@ -190,7 +190,7 @@ def rank_main(rank: int, case: Case, folder: str, port: int, out: str) -> None:
         outbox=outbox,
         driver_code_sha256=sources_sha256(),
         threads=1,
-        progress=sampler.told,
+        progress=sampler.on_progress,
     )
     sampler.start()
     outcome: Any = run_rank(trial_of(case, Path(folder)), context).outcome
@@ -254,8 +254,8 @@ class Sampler:
         self._ended.set()
         self._thread.join()
 
-    def told(self, event: dict[str, Any]) -> None:
-        """Of a trial's progress."""
+    def on_progress(self, event: dict[str, Any]) -> None:
+        """Hear of a trial's progress, and look at the memory where a phase begins."""
         if "phase" in event:
             self._look()
             self._phase = event["phase"]

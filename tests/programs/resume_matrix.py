@@ -48,8 +48,8 @@ class Case:
     crash: str = ""
 
     @property
-    def told(self) -> str:
-        """Of the table."""
+    def description(self) -> str:
+        """Where the rank dies, for the table."""
         point, _, count = self.crash.partition(":")
         return f"after {count} steps" if point == "rank.after_step" else "within its second checkpoint"
 
@@ -88,10 +88,10 @@ def main() -> None:
             killed = run(case, Path(folder))
             found = difference(whole[plain], killed)
             unequal += bool(found) or not killed["continued"]
-            told = ", ".join(map(str, killed["continued"])) or "none"
+            continued = ", ".join(map(str, killed["continued"])) or "none"
             rows.append(
-                f"| {case.stage} | {case.precision} | {case.method} | {case.told} | {killed['lost']} | {told} | "
-                f"{killed['skipped']} | {found or 'equal'} |"
+                f"| {case.stage} | {case.precision} | {case.method} | {case.description} | {killed['lost']} | "
+                f"{continued} | {killed['skipped']} | {found or 'equal'} |"
             )
             sys.stdout.write(rows[-1] + "\n")
             sys.stdout.flush()
