@@ -8,7 +8,7 @@ from bench.schema.record import Probed, TrialResult
 from bench.schema.trial import JsonDict, TrialSpec
 from bench.store.records import Store
 from bench.tuning.rows import SearchStore
-from bench.tuning.search import Ask, Cut, Origin, Search, Told, best, cut, first_settings, next_settings, value_of
+from bench.tuning.search import Ask, AskResult, Cut, Origin, Search, best, cut, first_settings, next_settings, value_of
 
 # Makes the trial of some settings. The second argument is the step after which it ends; None: at full length.
 MakeTrial = Callable[[JsonDict, int | None], TrialSpec]
@@ -45,7 +45,7 @@ class SearchRun:
 
     def chosen(self) -> JsonDict | None:
         """The settings with the best value at full length; None if every trial failed."""
-        chosen = best(self._told())
+        chosen = best(self._results())
         return None if chosen is None else chosen.ask.settings
 
     def _first_rounds(self, first: Sequence[Ask]) -> Iterator[list[TrialSpec]]:
@@ -68,7 +68,7 @@ class SearchRun:
         budget = self.search.tune.trials or self.search.tune.device_seconds or 0.0
         if used + each > budget * (1 + 1e-9):
             return None
-        proposed = next_settings(self.search, asks, self._told(), used / budget)
+        proposed = next_settings(self.search, asks, self._results(), used / budget)
         return None if proposed is None else self._ask(len(asks), *proposed)
 
     def _used(self, asks: Sequence[Ask]) -> tuple[float, float]:
@@ -84,11 +84,11 @@ class SearchRun:
         whole = [record.device_seconds for record in records.values() if isinstance(record.outcome, Probed)]
         return sum(seconds), max(whole or seconds)
 
-    def _told(self) -> list[Told]:
+    def _results(self) -> list[AskResult]:
         """The values of the asks that were trained to the end."""
         records = [(ask, self.store.read(self._trial(ask).trial_id)) for ask in self.rows.asks()]
         metric = self.search.tune.metric
-        return [Told(ask, value_of(record, metric)) for ask, record in records if record is not None]
+        return [AskResult(ask, value_of(record, metric)) for ask, record in records if record is not None]
 
     def _ask(self, number: int, settings: JsonDict, origin: Origin) -> Ask:
         lengths: list[int | None] = [*self.search.rungs, None]

@@ -100,7 +100,7 @@ class Search(Spec):
 
 
 @dataclass(frozen=True)
-class Told:
+class AskResult:
     """The value of an ask that was trained at full length."""
 
     ask: Ask
@@ -141,9 +141,11 @@ def reserved(trials: int) -> int:
     return max(0, min(int(trials * RESERVED_SHARE), trials - 3))
 
 
-def best(told: Sequence[Told]) -> Told | None:
+def best(results: Sequence[AskResult]) -> AskResult | None:
     """The ask with the lowest loss, and of equals the earliest; None if all failed."""
-    return min((one for one in told if one.value is not None), key=lambda one: (one.loss, one.ask.number), default=None)
+    return min(
+        (one for one in results if one.value is not None), key=lambda one: (one.loss, one.ask.number), default=None
+    )
 
 
 def first_settings(search: Search) -> list[JsonDict]:
@@ -157,18 +159,18 @@ def first_settings(search: Search) -> list[JsonDict]:
 
 
 def next_settings(
-    search: Search, asks: Sequence[Ask], told: Sequence[Told], used_fraction: float
+    search: Search, asks: Sequence[Ask], results: Sequence[AskResult], used_fraction: float
 ) -> tuple[JsonDict, Origin] | None:
     """Settings that were not asked before; None if there are none left to try.
 
     Args:
         search: The search.
         asks: All asks so far.
-        told: Values of the asks that were trained to the end.
+        results: Values of the asks that were trained to the end.
         used_fraction: Share of the budget that is used up. In the last third, a range whose border holds the best value
             comes first.
     """
-    chosen = best(told)
+    chosen = best(results)
     if chosen is not None and used_fraction >= 1 - RESERVED_SHARE - 1e-9:
         beyond = beyond_border(search, asks, chosen)
         if beyond is not None:
@@ -177,12 +179,12 @@ def next_settings(
     if search.tune.sampler == "quasi_random" or (search.tune.sampler == "tpe" and len(asks) < search.first_asks):
         proposed, origin = unasked(search, asked), _SAMPLER
     elif search.tune.sampler == "tpe":
-        proposed, origin = tree_parzen(search.space, told, search.tune.seed + len(asks)), _SAMPLER
+        proposed, origin = tree_parzen(search.space, results, search.tune.seed + len(asks)), _SAMPLER
         if proposed in asked:
             proposed = unasked(search, asked)
     else:
         # If every trial of a grid failed, other points of its ranges are tried.
-        proposed = unasked(search, asked) if chosen is None else refinement(search, asks, told, chosen)
+        proposed = unasked(search, asked) if chosen is None else refinement(search, asks, results, chosen)
         origin = _REFINEMENT
     return None if proposed is None else (proposed, origin)
 
@@ -246,7 +248,7 @@ def quasi_random(space: SearchSpace, seed: int, number: int) -> JsonDict:
     }
 
 
-def tree_parzen(space: SearchSpace, told: Sequence[Told], seed: int) -> JsonDict:
+def tree_parzen(space: SearchSpace, results: Sequence[AskResult], seed: int) -> JsonDict:
     """The settings that Optuna's tree-structured Parzen estimator asks after these values (Bergstra et al. 2011).
 
     Each ask makes a new study, so that it depends only on the seed and the values. Failed trials count as infinitely
@@ -258,14 +260,14 @@ def tree_parzen(space: SearchSpace, told: Sequence[Told], seed: int) -> JsonDict
     distributions: dict[str, optuna.distributions.BaseDistribution] = {}
     for key, dimension in space.items():
         if isinstance(dimension, Range):
-            tried = [one.ask.settings[key] for one in told]
+            tried = [one.ask.settings[key] for one in results]
             low, high = min([dimension.low, *tried]), max([dimension.high, *tried])
             distributions[key] = optuna.distributions.FloatDistribution(low, high, log=dimension.log)
         else:
             # Optuna takes choices of plain types only, so that it gets their numbers.
             distributions[key] = optuna.distributions.CategoricalDistribution(range(len(dimension.values)))
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=0))
-    for one in told:
+    for one in results:
         parameters = {key: _for_optuna(space[key], value) for key, value in one.ask.settings.items()}
         study.add_trial(optuna.trial.create_trial(params=parameters, distributions=distributions, value=one.loss))
     asked = study.ask(distributions).params
@@ -275,7 +277,7 @@ def tree_parzen(space: SearchSpace, told: Sequence[Told], seed: int) -> JsonDict
     }
 
 
-def beyond_border(search: Search, asks: Sequence[Ask], chosen: Told) -> JsonDict | None:
+def beyond_border(search: Search, asks: Sequence[Ask], chosen: AskResult) -> JsonDict | None:
     """The best settings with one value a step beyond its range; None if no range has the best value on its border.
 
     A value is on the border if it is close to the edge (:data:`BORDER_TOLERANCE`) of the declared range, or of one that
@@ -301,13 +303,13 @@ def beyond_border(search: Search, asks: Sequence[Ask], chosen: Told) -> JsonDict
     return None
 
 
-def refinement(search: Search, asks: Sequence[Ask], told: Sequence[Told], chosen: Told) -> JsonDict | None:
+def refinement(search: Search, asks: Sequence[Ask], results: Sequence[AskResult], chosen: AskResult) -> JsonDict | None:
     """The best settings with one value halfway to the better of its neighbours. Ranges take turns."""
     ranges = [(key, dimension) for key, dimension in search.space.items() if isinstance(dimension, Range)]
     turn = sum(ask.origin == "refinement" for ask in asks) % max(1, len(ranges))
     for key, dimension in ranges[turn:] + ranges[:turn]:
         losses = {float(ask.settings[key]): math.inf for ask in asks}
-        for one in told:
+        for one in results:
             value = float(one.ask.settings[key])
             losses[value] = min(one.loss, losses[value])
         tried = sorted(losses)

@@ -13,8 +13,8 @@ from bench.schema.sweep import HalvingSpec, TuneSpec
 from bench.schema.trial import JsonDict
 from bench.tuning.search import (
     Ask,
+    AskResult,
     Search,
-    Told,
     best,
     beyond_border,
     cut,
@@ -33,9 +33,9 @@ def search(space: SearchSpace = SPACE, steps: int | None = 27, rungs: tuple[int,
     return Search(key="x", method="full", label="", space=space, tune=TuneSpec(**tune), steps=steps, rungs=list(rungs))
 
 
-def told(*pairs: tuple[float, float | None], origin: str = "sampler") -> list[Told]:
+def results(*pairs: tuple[float, float | None], origin: str = "sampler") -> list[AskResult]:
     return [
-        Told(
+        AskResult(
             Ask.model_validate({"number": number, "settings": {RATE: rate}, "origin": origin, "trial_ids": []}),
             value,
         )
@@ -43,7 +43,7 @@ def told(*pairs: tuple[float, float | None], origin: str = "sampler") -> list[To
     ]
 
 
-def following(of: Search, so_far: list[Told], used: float = 1.0) -> tuple[JsonDict, str] | None:
+def following(of: Search, so_far: list[AskResult], used: float = 1.0) -> tuple[JsonDict, str] | None:
     return next_settings(of, [one.ask for one in so_far], so_far, used)
 
 
@@ -82,11 +82,11 @@ def test_the_last_third_of_a_budget_is_kept_back(trials: int, kept_back: int) ->
 
 def test_a_best_value_on_the_border_extends_the_range_by_a_step() -> None:
     of = search(trials=6)
-    low = told((1e-4, 1.0), (4.64e-4, 1.5), (2.15e-3, 2.0), (1e-2, 3.0))
+    low = results((1e-4, 1.0), (4.64e-4, 1.5), (2.15e-3, 2.0), (1e-2, 3.0))
     assert following(of, low) == ({RATE: 2.15e-5}, "border"), "one step of the grid, to the low side"
-    again = low + told((2.15e-5, 0.5))
+    again = low + results((2.15e-5, 0.5))
     assert following(of, again) == ({RATE: 4.63e-6}, "border"), "the new border may be extended again"
-    high = told((1e-4, 3.0), (4.64e-4, 2.0), (2.15e-3, 1.5), (1e-2, None), (1.5e-2, 1.0))
+    high = results((1e-4, 3.0), (4.64e-4, 2.0), (2.15e-3, 1.5), (1e-2, None), (1.5e-2, 1.0))
     assert following(of, high) == ({RATE: 0.0696}, "border")
     fixed = search({RATE: Range(low=1e-4, high=1e-2, extend=False)}, trials=6)
     assert following(fixed, low) == ({RATE: 2.15e-4}, "refinement")
@@ -94,15 +94,15 @@ def test_a_best_value_on_the_border_extends_the_range_by_a_step() -> None:
 
 def test_an_inner_best_value_of_a_grid_is_refined_towards_its_better_neighbour() -> None:
     of = search(trials=7)
-    so_far = told((1e-4, 3.0), (3.16e-4, 2.0), (1e-3, 1.0), (3.16e-3, 1.5), (1e-2, None))
+    so_far = results((1e-4, 3.0), (3.16e-4, 2.0), (1e-3, 1.0), (3.16e-3, 1.5), (1e-2, None))
     assert following(of, so_far) == ({RATE: 1.78e-3}, "refinement")
     ask = Ask(number=5, settings={RATE: 1.78e-3}, origin="refinement", trial_ids=[])
-    assert following(of, [*so_far, Told(ask, 1.2)]) == ({RATE: 1.33e-3}, "refinement")
+    assert following(of, [*so_far, AskResult(ask, 1.2)]) == ({RATE: 1.33e-3}, "refinement")
 
 
 def test_a_grid_whose_first_trials_failed_goes_on_elsewhere() -> None:
     of = search(trials=6)
-    failed = told((1e-4, None), (4.64e-4, None), (2.15e-3, None), (1e-2, None))
+    failed = results((1e-4, None), (4.64e-4, None), (2.15e-3, None), (1e-2, None))
     found = following(of, failed)
     assert found is not None
     settings, origin = found
@@ -113,7 +113,7 @@ def test_a_grid_whose_first_trials_failed_goes_on_elsewhere() -> None:
         Ask(number=number, settings={"config.init": init}, origin="sampler", trial_ids=[])
         for number, init in enumerate(("text", "normal"))
     ]
-    assert next_settings(choices, asks, [Told(ask, None) for ask in asks], 0.5) is None, "there is nothing else"
+    assert next_settings(choices, asks, [AskResult(ask, None) for ask in asks], 0.5) is None, "there is nothing else"
 
 
 @pytest.mark.parametrize("sampler", ["quasi_random", "tpe", "grid"])
@@ -125,7 +125,7 @@ def test_nothing_is_asked_twice(sampler: str) -> None:
         for number, settings in enumerate(first_settings(of))
     ]
     while len(asked) < 6:
-        so_far = [Told(ask, float(ask.number)) for ask in asked]
+        so_far = [AskResult(ask, float(ask.number)) for ask in asked]
         if (found := next_settings(of, asked, so_far, len(asked) / 6)) is None:
             break
         asked.append(Ask(number=len(asked), settings=found[0], origin=found[1], trial_ids=[]))
@@ -136,26 +136,26 @@ def test_nothing_is_asked_twice(sampler: str) -> None:
 @pytest.mark.parametrize(("sampler", "step"), [("quasi_random", 1 / 3), ("tpe", 1 / 2)])
 def test_the_border_of_scattered_points_is_the_edge_of_the_range(sampler: str, step: float) -> None:
     of = search(trials=6, sampler=sampler)
-    inside = told((2e-4, 1.0), (5e-4, 1.5), (2e-3, 2.0), (6e-3, 3.0))
+    inside = results((2e-4, 1.0), (5e-4, 1.5), (2e-3, 2.0), (6e-3, 3.0))
     assert following(of, inside)[1] == "sampler", "the outermost one that was tried is not the border"  # type: ignore[index]
-    at_edge = told((1.2e-4, 1.0), (5e-4, 1.5), (2e-3, 2.0), (6e-3, 3.0))
+    at_edge = results((1.2e-4, 1.0), (5e-4, 1.5), (2e-3, 2.0), (6e-3, 3.0))
     found = following(of, at_edge)
     assert found is not None and found[1] == "border"
     assert found[0][RATE] == pytest.approx(1e-4 * 100**-step, rel=0.01), "a step beyond the edge, not the point"
-    further = told((1.2e-4, 1.5), (5e-4, 1.0), (2e-3, 2.0), (1.1e-4, 3.0))
+    further = results((1.2e-4, 1.5), (5e-4, 1.0), (2e-3, 2.0), (1.1e-4, 3.0))
     assert following(of, further)[1] == "sampler"  # type: ignore[index]
 
 
 def test_ties_go_to_the_earlier_ask_and_failures_are_never_chosen() -> None:
-    chosen = best(told((1e-4, None), (1e-3, 1.0), (1e-2, 1.0)))
+    chosen = best(results((1e-4, None), (1e-3, 1.0), (1e-2, 1.0)))
     assert chosen is not None
     assert chosen.ask.number == 1
-    assert best(told((1e-4, None))) is None
+    assert best(results((1e-4, None))) is None
 
 
 def minimise(of: Search, loss: Any, asks: int) -> list[float]:
     so_far = [
-        Told(Ask(number=number, settings=settings, origin="sampler", trial_ids=[]), loss(settings))
+        AskResult(Ask(number=number, settings=settings, origin="sampler", trial_ids=[]), loss(settings))
         for number, settings in enumerate(first_settings(of))
     ]
     while len(so_far) < asks:
@@ -163,7 +163,7 @@ def minimise(of: Search, loss: Any, asks: int) -> list[float]:
         assert proposal is not None
         settings, origin = proposal
         ask = Ask.model_validate({"number": len(so_far), "settings": settings, "origin": origin, "trial_ids": []})
-        so_far.append(Told(ask, loss(settings)))
+        so_far.append(AskResult(ask, loss(settings)))
     return [one.ask.settings[RATE] for one in so_far]
 
 
@@ -218,7 +218,7 @@ def test_a_linear_range_begins_at_its_low_end() -> None:
 
 
 def test_one_value_shows_no_border() -> None:
-    so_far = told((1e-2, 1.0))
+    so_far = results((1e-2, 1.0))
     assert beyond_border(search(trials=9), [one.ask for one in so_far], so_far[0]) is None
-    so_far = told((1e-3, 2.0), (1e-2, 1.0))
+    so_far = results((1e-3, 2.0), (1e-2, 1.0))
     assert beyond_border(search(trials=9), [one.ask for one in so_far], so_far[1]) is not None
