@@ -46,7 +46,7 @@ class Tried:
     example: Example  # with this reference alone
     source_ids: Sequence[int]
     ids: Sequence[int]
-    said: str
+    text: str
     stop: Sequence[str]  # strings that end a text
 
     @property
@@ -56,7 +56,7 @@ class Tried:
     @property
     def comes_back(self) -> bool:
         """Whether the text equals the reference up to its first stop string, apart from white space."""
-        return self.said.split() == until_stop(self.reference, self.stop).split()
+        return self.text.split() == until_stop(self.reference, self.stop).split()
 
 
 def try_references(tokens: Tokenization, splits: Mapping[Split, Sequence[Example]], stop: Sequence[str]) -> list[Tried]:
@@ -76,8 +76,8 @@ def try_references(tokens: Tokenization, splits: Mapping[Split, Sequence[Example
         example = parts[part][number]
         reference = example.references[place - starts[part] - ends[part][number]]
         source_ids, ids = tokens.behind_source(example, reference)
-        said = until_stop(text_of(tokens.tokenizer, ids), stop)
-        tried.append(Tried(replace(example, references=(reference,)), source_ids, ids, said, stop))
+        text = until_stop(text_of(tokens.tokenizer, ids), stop)
+        tried.append(Tried(replace(example, references=(reference,)), source_ids, ids, text, stop))
     return tried
 
 
@@ -224,7 +224,7 @@ def _given_back(tokens: Tokenization, tried: Sequence[Tried], scoring: Scoring) 
     if not lost:
         return
     unknown = getattr(tokens.tokenizer, "unk_token_id", None)
-    if all(one.said.casefold().split() == until_stop(one.reference, one.stop).casefold().split() for one in lost):
+    if all(one.text.casefold().split() == until_stop(one.reference, one.stop).casefold().split() for one in lost):
         why, remedy = "capitals are lost", "take a cased model, or a task that is scored without regard to case"
     elif unknown is not None and any(unknown in one.ids for one in lost):
         why, remedy = "the tokenizer does not know all characters", "take a model whose tokenizer knows this language"
@@ -233,14 +233,14 @@ def _given_back(tokens: Tokenization, tried: Sequence[Tried], scoring: Scoring) 
     metrics = tuple(name for name in SHOWN_SCORES if name in scoring.metrics)
     reached = ""
     if metrics:
-        examples, texts = [one.example for one in tried], [one.said for one in tried]
+        examples, texts = [one.example for one in tried], [one.text for one in tried]
         values = score_examples(examples, texts, replace(scoring, metrics=metrics)).over(range(len(tried)))
         told = ", ".join(f"{name} {values[name]:.1f}" for name in metrics)
         reached = f"; the most that a text can score on these is {told}"
     yield (
         "warning",
         f"{len(lost)} of {len(tried)} references do not come back from their tokens, because {why}, e.g. "
-        f"{_shown(until_stop(lost[0].reference, lost[0].stop))} as {_shown(lost[0].said)}{reached}",
+        f"{_shown(until_stop(lost[0].reference, lost[0].stop))} as {_shown(lost[0].text)}{reached}",
         remedy,
     )
 
