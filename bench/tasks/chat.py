@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, PositiveInt
 
 from bench.task import CHAT, Example, Split, TaskConfig, TaskError, Turn
-from bench.tasks.conversations import Reply, Said, replies_in, said_in
+from bench.tasks.conversations import DataTurn, Reply, replies_in, turns_in
 from bench.tasks.file_forms import PACKED_ENDINGS
 from bench.tasks.records import NO_TAG, Record, SplitFiles, cell, names_of, of_column
 from bench.tasks.rows import read_json_lines
@@ -81,12 +81,12 @@ class Chat(SplitFiles):
         found: dict[tuple[Turn, ...], Example] = {}
         left_out: Counter[str] = Counter()
         for number, record in enumerate(self.records(split), start=1):
-            said = self._said(record)
-            asked = next((text for role, text, _ in said if role == "user"), None)
+            turns = self._turns_of(record)
+            first_request = next((text for role, text, _ in turns if role == "user"), None)
             # All turns of a conversation are in one split.
-            if not self.belongs(asked, split):
+            if not self.belongs(first_request, split):
                 continue
-            for example in self._examples(record, said, f"{split}-{number}", left_out):
+            for example in self._examples(record, turns, f"{split}-{number}", left_out):
                 if (earlier := found.get(example.turns)) is not None:
                     example = replace(earlier, references=(*earlier.references, *example.references))
                 found[example.turns] = example
@@ -98,17 +98,19 @@ class Chat(SplitFiles):
     def skipped(self, split: Split) -> Mapping[str, int]:
         return dict(self._left_out.get(split, {}))
 
-    def _said(self, record: Record) -> list[Said]:
+    def _turns_of(self, record: Record) -> list[DataTurn]:
         column = self.config.messages
         if not is_missing(record.values.get("tools")):
             raise TaskError(f"{record.where}: has tools, and conversations with tools are not supported; leave it out")
         try:
-            return said_in(cell(record, column))
+            return turns_in(cell(record, column))
         except CellError as error:
             raise of_column(record, column, error) from error
 
-    def _examples(self, record: Record, said: list[Said], default_id: str, left_out: Counter[str]) -> Iterator[Example]:
-        replies = list(replies_in(said))
+    def _examples(
+        self, record: Record, turns: list[DataTurn], default_id: str, left_out: Counter[str]
+    ) -> Iterator[Example]:
+        replies = list(replies_in(turns))
         chosen = list(enumerate(replies, start=1))[-1 if self.config.turns == "last" else 0 :]
         chosen = [(number, reply) for number, reply in chosen if self._is_whole(reply, left_out)]
         if not chosen:

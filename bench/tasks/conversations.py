@@ -18,7 +18,7 @@ OF_TOOLS = ("tool", "function", "observation", "ipython", "function_call", "func
 CALLS = ("tool_calls", "function_call", "tools", "functions")
 
 
-class Said(NamedTuple):
+class DataTurn(NamedTuple):
     """One turn, and whether it is to be learned."""
 
     role: str
@@ -37,28 +37,28 @@ class Reply(NamedTuple):
     text: str
 
 
-def said_in(value: Any) -> list[Said]:
+def turns_in(value: Any) -> list[DataTurn]:
     """The turns of a conversation.
 
     Raises:
         CellError: It is none, or one with tools, pictures or a system turn in its midst.
     """
-    found = [_said(turn) for turn in _turns(value)]
+    found = [_data_turn(turn) for turn in _turns(value)]
     roles = [one.role for one in found]
     if "system" in roles[next((place for place, role in enumerate(roles) if role != "system"), len(roles)) :]:
         raise CellError("has a system turn behind other turns, which chat templates do not know; put it first")
     return found
 
 
-def replies_in(said: Sequence[Said]) -> Iterator[Reply]:
+def replies_in(turns: Sequence[DataTurn]) -> Iterator[Reply]:
     """The assistant's turns that count, each with all turns before it.
 
     Turns of the assistant before the first one of a user answer nothing: they are neither learned nor shown.
     """
     history: list[Turn] = []
-    for one in said:
-        asked = any(role == "user" for role, _ in history)
-        if one.role == "assistant" and not asked:
+    for one in turns:
+        user_spoke = any(role == "user" for role, _ in history)
+        if one.role == "assistant" and not user_spoke:
             continue
         if one.role == "assistant" and one.counts:
             yield Reply(tuple(history), one.text)
@@ -76,7 +76,7 @@ def _turns(value: Any) -> Sequence[Any]:
     return value
 
 
-def _said(turn: Any) -> Said:
+def _data_turn(turn: Any) -> DataTurn:
     form = next((keys for keys in TURNS if isinstance(turn, Mapping) and keys[0] in turn), None)
     if form is None:
         raise CellError(f"has a turn without role and content, or from and value: {turn!r:.80}")
@@ -87,7 +87,7 @@ def _said(turn: Any) -> Said:
         raise CellError(f"has {what}: conversations with tools are not supported; leave them out of the data")
     if speaker not in ROLES:
         raise CellError(f"has a turn of {speaker!r}; known are {', '.join(ROLES)}")
-    return Said(ROLES[speaker], _text(turn.get(form[1])), turn.get("weight") != 0)
+    return DataTurn(ROLES[speaker], _text(turn.get(form[1])), turn.get("weight") != 0)
 
 
 def _text(content: Any) -> str:
