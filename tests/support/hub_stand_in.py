@@ -22,7 +22,7 @@ class StandIn:
     """Name of a repository and commit to the folder with its files."""
     branches: dict[tuple[str, str], str] = field(default_factory=dict)
     """Name of a repository and branch to its commit."""
-    asked: list[str] = field(default_factory=list)
+    requested_paths: list[str] = field(default_factory=list)
 
     def push(self, name: str, folder: Path, commit: str) -> None:
         """Move the branch main of a repository to a new commit."""
@@ -43,7 +43,7 @@ def _handler(hub: StandIn) -> type[BaseHTTPRequestHandler]:
             self._answer(with_body=False)
 
         def log_message(self, format: str, *args: object) -> None:
-            hub.asked.append(self.path)
+            hub.requested_paths.append(self.path)
 
         def _answer(self, with_body: bool) -> None:
             parts = unquote(self.path.partition("?")[0]).strip("/").split("/")

@@ -111,7 +111,7 @@ def test_a_sweep_whose_model_moves_makes_new_trials_and_says_so(
     (first,) = Store(tmp_path / "moving").read_all()
     assert (first.spec.model.revision, first.spec.model.commit) == (None, FIRST)
     assert FIRST[:12] in (tmp_path / "moving" / "report" / "report.md").read_text()
-    assert not any("/resolve/main/" in path for path in hub.asked), "what is loaded is the commit"
+    assert not any("/resolve/main/" in path for path in hub.requested_paths), "what is loaded is the commit"
 
     hub.push("org/tiny", tiny_models["gpt2"], SECOND)
     forget()
