@@ -80,7 +80,7 @@ class Driver:
     def records(self, stage: str) -> list[TrialResult]:
         return [found for found in self.store.read_all() if found.spec.stage == stage]
 
-    def asked(self) -> dict[str, list[float]]:
+    def asked_rates(self) -> dict[str, list[float]]:
         return {
             rows.search.method: [ask.settings["train.learning_rate"] for ask in rows.asks]
             for rows in read_searches(self.store.root)
@@ -100,10 +100,10 @@ def test_every_method_gets_the_same_budget_and_its_border_is_extended(make: Call
     driver = make()
     rounds = driver.run()
     assert [one.stage for one in rounds] == ["tune"] * 3 + ["final"] + ["cost"] * 9
-    asked = driver.asked()
-    assert set(asked) == {"full", "prefix_tuning"}, "what trains nothing is not tuned"
-    assert {len(rates) for rates in asked.values()} == {6}
-    assert max(asked["prefix_tuning"]) > 1e-1, "the range ended at 0.1 and the best rate is 0.2"
+    asked_rates = driver.asked_rates()
+    assert set(asked_rates) == {"full", "prefix_tuning"}, "what trains nothing is not tuned"
+    assert {len(rates) for rates in asked_rates.values()} == {6}
+    assert max(asked_rates["prefix_tuning"]) > 1e-1, "the range ended at 0.1 and the best rate is 0.2"
     origins = {rows.search.method: [ask.origin for ask in rows.asks] for rows in read_searches(driver.store.root)}
     assert origins["prefix_tuning"][4] == "border"
     assert "border" not in origins["full"]
@@ -115,7 +115,7 @@ def test_every_method_gets_the_same_budget_and_its_border_is_extended(make: Call
         *[("prefix_tuning", seed) for seed in (0, 1, 2)],
     ]
     chosen = {found.spec.method.name: found.spec.train.learning_rate for found in finals}
-    for method, rates in asked.items():
+    for method, rates in asked_rates.items():
         assert chosen[method] == min(rates, key=lambda rate: abs(math.log10(rate / BEST_RATE[method])))
     costs = driver.records("cost")
     assert {found.spec.configuration_class for found in costs} == {found.spec.configuration_class for found in finals}
@@ -160,7 +160,7 @@ def test_a_sweep_that_is_taken_up_again_asks_exactly_the_same(tune: str, make: C
     for fifth in range(1, 5):
         broken.run(dies_before=fifth * len(whole.started) // 5)
     broken.run()
-    assert broken.asked() == whole.asked()
+    assert broken.asked_rates() == whole.asked_rates()
     assert sorted(broken.started) == sorted(whole.started)
     assert len(set(whole.started)) == len(whole.started)
     before = len(broken.started)
@@ -171,7 +171,7 @@ def test_a_sweep_that_is_taken_up_again_asks_exactly_the_same(tune: str, make: C
 def test_a_budget_in_device_seconds_buys_more_of_the_cheaper_method(make: Callable[..., Driver]) -> None:
     driver = make(SWEEP.replace("{trials: 6}", "{device_seconds: 105, sampler: quasi_random}"))
     driver.run()
-    assert {method: len(rates) for method, rates in driver.asked().items()} == {"full": 10, "prefix_tuning": 5}
+    assert {method: len(rates) for method, rates in driver.asked_rates().items()} == {"full": 10, "prefix_tuning": 5}
 
 
 @pytest.mark.parametrize("sampler", ["quasi_random", "tpe"])
