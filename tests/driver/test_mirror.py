@@ -25,8 +25,8 @@ class Sweep:
         self.store = Store(folder / name / "demo")
         self.store.root.mkdir(parents=True, exist_ok=True)
         self.copy = folder / "copy"
-        self.said: list[str] = []
-        self.mirror = Mirror(f"file://{self.copy}", self.store, self.said.append)
+        self.messages: list[str] = []
+        self.mirror = Mirror(f"file://{self.copy}", self.store, self.messages.append)
 
     def run(self) -> list[str]:
         launcher = FakeLauncher(self.store.outbox)
@@ -60,7 +60,7 @@ def test_a_mirror_that_fails_fails_no_trial_and_is_completed_later(tmp_path: Pat
     with mock.patch.object(sweep.mirror, "_put", side_effect=ConnectionError("no route")):
         assert len(sweep.run()) == 4
         assert sweep.mirror.push() == "ConnectionError: no route"
-    assert sweep.said[0].endswith("is not on the mirror yet: ConnectionError: no route")
+    assert sweep.messages[0].endswith("is not on the mirror yet: ConnectionError: no route")
     assert not sweep.copy.exists()
     (sweep.store.root / "report").mkdir()
     (sweep.store.root / "report" / "report.md").write_text("# demo")
@@ -81,7 +81,7 @@ def test_what_is_damaged_in_the_copy_is_named_and_not_fetched(what: str, tmp_pat
         (damaged / what).write_bytes(b"something else")
     elsewhere = Sweep(tmp_path, "elsewhere")
     assert sorted(elsewhere.mirror.fetch()) == sorted(spec.trial_id for spec in SPECS[1:])
-    assert f"trials/{SPECS[0].trial_id} is damaged and stays there; its trial runs again: " in elsewhere.said[0]
+    assert f"trials/{SPECS[0].trial_id} is damaged and stays there; its trial runs again: " in elsewhere.messages[0]
     assert elsewhere.run() == [SPECS[0].trial_id]
     assert not list(elsewhere.store.root.glob("tmp*"))
 
