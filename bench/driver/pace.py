@@ -38,8 +38,8 @@ class Later:
 class _Sum(NamedTuple):
     """Seconds of trials that have ended, taken and forecast."""
 
-    taken: float
-    expected: float
+    taken_seconds: float
+    expected_seconds: float
 
 
 class _Known(NamedTuple):
@@ -47,7 +47,7 @@ class _Known(NamedTuple):
 
     spec: TrialSpec  # kept alive, so that no other object gets its id()
     keys: tuple[str, str, str]
-    expected: float
+    expected_seconds: float
 
 
 class Pace:
@@ -77,7 +77,8 @@ class Pace:
         known = self._known_of(result.spec)
         for key in known.keys:
             taken, expected = self._learned[key]
-            self._learned[key] = _Sum(taken + result.total_seconds / members, expected + known.expected)
+            total = taken + result.total_seconds / members
+            self._learned[key] = _Sum(total, expected + known.expected_seconds)
 
     def seconds(self, spec: TrialSpec) -> float | None:
         """Seconds of a trial from its launch to its end; None before any trial has ended."""
@@ -85,7 +86,7 @@ class Pace:
         for key in known.keys:
             if key in self._learned:
                 taken, expected = self._learned[key]
-                return known.expected * taken / expected
+                return known.expected_seconds * taken / expected
         return None
 
     def left_of(self, course: Course) -> float | None:
@@ -117,8 +118,8 @@ class Pace:
             if later.seconds is not None:
                 _take(free_at, 1, later.seconds)
                 continue
-            taken = [(self.seconds(spec) or 0.0, seats // self._at_once(spec)) for spec in later.specs]
-            for seconds, share in sorted(taken, reverse=True):
+            shares = [(self.seconds(spec) or 0.0, seats // self._at_once(spec)) for spec in later.specs]
+            for seconds, share in sorted(shares, reverse=True):
                 _take(free_at, share, seconds)
         return max(free_at)
 
@@ -136,7 +137,7 @@ class Pace:
 
 def _take(free_at: list[float], share: int, seconds: float) -> None:
     """Occupy ``share`` seats for so long, as soon as they are free."""
-    taken = [heapq.heappop(free_at) for _ in range(max(1, share))]
-    end = max(taken) + seconds
-    for _ in taken:
+    free_seats = [heapq.heappop(free_at) for _ in range(max(1, share))]
+    end = max(free_seats) + seconds
+    for _ in free_seats:
         heapq.heappush(free_at, end)
