@@ -32,7 +32,7 @@ from bench.driver.stages import Round
 from bench.driver.status import read_status
 from bench.launch.choose import AUTO
 from bench.report.budget import budget
-from bench.report.kept import Kept, keep, kept, made_from
+from bench.report.up_to_date import TerminalPart, made_from, read_terminal_part, write_terminal_part
 from bench.report.others import left_out_text
 from bench.report.published import keep_published, load_published, published_files
 from bench.schema.validation import ConfigError
@@ -146,13 +146,13 @@ def report_sweep(store: Store, again: bool = False, everything: bool = False) ->
     command = store.command()
     folder = store.root / "report"
     key = made_from(store, command, missing, everything)
-    shown = None if key is None or again else kept(folder, key)
+    shown = None if key is None or again else read_terminal_part(folder, key)
     if shown is None:
         content = reports.load_content(store.root, command, missing, everything)
         reports.render(store.root, content)
         shown = _shown(content)
         if key is not None:
-            keep(folder, key, shown)
+            write_terminal_part(folder, key, shown)
     for line in shown.headlines:
         console.print(line, style="bold", highlight=False, markup=False, soft_wrap=True)
     for table in shown.tables:
@@ -162,7 +162,7 @@ def report_sweep(store: Store, again: bool = False, everything: bool = False) ->
     console.print(f"report: {folder / 'report.html'}", highlight=False, markup=False)
 
 
-def _shown(content: reports.Content) -> Kept:
+def _shown(content: reports.Content) -> TerminalPart:
     """Print the tables, the conclusions of the report, and the budgets of training."""
     from bench.report.terminal import others_table, results_table, tuning_table
 
@@ -172,7 +172,7 @@ def _shown(content: reports.Content) -> Kept:
         *([others_table(content.records, content.others)] if content.others else []),
     ]
     left_out = [left_out_text(content.left_out, content.root)] if content.left_out and content.root else []
-    return Kept(
+    return TerminalPart(
         tuple(tables),
         content.answer_sentences if content.results else (),
         (*(budget(comparison).sentence for comparison in content.comparisons if comparison.scored), *left_out),

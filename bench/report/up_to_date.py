@@ -33,7 +33,7 @@ ALWAYS_NEW = ("status.json", "journal.jsonl")
 
 
 @dataclass(frozen=True)
-class Kept:
+class TerminalPart:
     """The part of a report that a terminal shows."""
 
     tables: tuple[Table, ...]
@@ -62,26 +62,26 @@ def made_from(store: Store, *facts: object) -> str | None:
     return digest.hexdigest()
 
 
-def keep(folder: Path, key: str, shown: Kept) -> None:
+def write_terminal_part(folder: Path, key: str, shown: TerminalPart) -> None:
     """Write down what the report in this folder was made from."""
     content = {
         "made_from": key,
         "files": _files(folder),
-        "tables": [_told(table) for table in shown.tables],
+        "tables": [_table_content(table) for table in shown.tables],
         "headlines": shown.headlines,
         "remarks": shown.remarks,
     }
     write_atomically(folder / KEPT_FILE, json.dumps(content, ensure_ascii=False) + "\n")
 
 
-def kept(folder: Path, key: str) -> Kept | None:
+def read_terminal_part(folder: Path, key: str) -> TerminalPart | None:
     """The part that a terminal shows of the report in this folder; None if the report is out of date."""
     try:
         content = json.loads((folder / KEPT_FILE).read_text(encoding="utf-8"))
         if content["made_from"] != key or content["files"] != _files(folder):
             return None
         headlines, remarks = (tuple(map(str, content[name])) for name in ("headlines", "remarks"))
-        return Kept(tuple(_table(told) for told in content["tables"]), headlines, remarks)
+        return TerminalPart(tuple(_table(table) for table in content["tables"]), headlines, remarks)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
@@ -96,7 +96,7 @@ def _files(folder: Path) -> JsonDict:
     return found
 
 
-def _told(table: Table) -> JsonDict:
+def _table_content(table: Table) -> JsonDict:
     """A table of texts as JSON."""
     columns = [
         {
@@ -116,10 +116,10 @@ def _cell(cell: Any) -> Sequence[str]:
     return (cell.plain, str(cell.style)) if isinstance(cell, Text) else (str(cell), "")
 
 
-def _table(told: JsonDict) -> Table:
-    table = Table(padding=(0, 1), collapse_padding=True, caption=told["caption"])
-    for column in told["columns"]:
+def _table(content: JsonDict) -> Table:
+    table = Table(padding=(0, 1), collapse_padding=True, caption=content["caption"])
+    for column in content["columns"]:
         table.add_column(**column)
-    for row in told["rows"]:
+    for row in content["rows"]:
         table.add_row(*(Text(text, style=style) for text, style in row))
     return table
