@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench.launch.keeper import Kept
+from bench.launch.keeper import KeptProcess
 
 OBJECT_STORE_BYTES = 256 * 1024**2
 START_TIMEOUT_SECONDS = 120.0
@@ -37,7 +37,7 @@ class EmbeddedCluster:
         )
         self._folder = Path(folder)  # for this user alone; Ray opens its own folder within to everybody
         self._printed = (self._folder / "start.log").open("w+", errors="replace")
-        self._kept = Kept(
+        self._kept = KeptProcess(
             _start_command(self._folder),
             self._environment(),
             flags=["--hold", "--remove", str(self._folder)],

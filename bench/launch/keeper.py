@@ -35,7 +35,7 @@ END_SECONDS = 30.0
 NOT_FOR_KEEPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Kept:
+class KeptProcess:
     """A command under a keeper.
 
     Args:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from bench.launch.keeper import Kept
+from bench.launch.keeper import KeptProcess
 from bench.measure.provenance import SOURCE_ROOT
 from bench.schema.trial import JsonDict
 from bench.store.outbox import REPORT_FILES, START_FILE, log_name, payload
@@ -45,7 +45,7 @@ class _Rank:
     attempt_id: str
     rank: int
     jobs: int
-    process: Kept | Fork
+    process: KeptProcess | Fork
     gone: threading.Event = field(default_factory=threading.Event)
 
     def why_gone(self) -> str:
@@ -66,7 +66,7 @@ class RankHost:
         self._module = module or "bench.rank.process"
         self._folder = owned_folder("tuneoff-host-")
         # This process deletes the folder even if the host dies; if it is killed too, the next host does.
-        self._folder_keeper = Kept(["true"], os.environ, flags=["--hold", "--remove", str(self._folder)])
+        self._folder_keeper = KeptProcess(["true"], os.environ, flags=["--hold", "--remove", str(self._folder)])
         # Ranks and their libraries have their temporary folder in this one, and it vanishes with it.
         self._temporary = {"TMPDIR": str(self._folder / "tmp")}
         (self._folder / "tmp").mkdir()
@@ -215,8 +215,8 @@ class RankHost:
             server = self._servers[kind] = ForkServer(environment, self._folder / f"fork-server-{kind}.log")
         return server
 
-    def _alone(self, environment: Mapping[str, str], jobs: int, reports: int, log: int) -> Kept:
-        return Kept(
+    def _alone(self, environment: Mapping[str, str], jobs: int, reports: int, log: int) -> KeptProcess:
+        return KeptProcess(
             [sys.executable, "-P", "-m", self._module, str(reports)],
             clean_environment(environment),
             flags=["--tell-exit", str(reports)],
@@ -265,7 +265,7 @@ class ForkServer:
         self._log = log
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, log.open("ab") as output:
-            self._kept = Kept(
+            self._kept = KeptProcess(
                 [sys.executable, "-P", "-m", "bench.launch.fork_server", str(theirs.fileno())],
                 clean_environment(environment),
                 pass_fds=[theirs.fileno()],

@@ -20,7 +20,7 @@ from typing import IO, Any
 from pydantic import ValidationError
 
 from bench.launch.hosts import HostLost
-from bench.launch.keeper import Kept
+from bench.launch.keeper import KeptProcess
 from bench.launch.rank_host import END_SECONDS
 from bench.launch.wire import (
     BEAT,
@@ -69,7 +69,7 @@ class RemoteHost:
         try:
             self._log_start = os.fstat(errors).st_size
             # When this process dies, the keeper ends the command. The standard input of the host then closes.
-            self._kept = Kept(command, os.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+            self._kept = KeptProcess(command, os.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
         finally:
             os.close(errors)
         assert self._kept.process.stdin is not None

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from bench.launch.keeper import Kept
+from bench.launch.keeper import KeptProcess
 from chaos.ground import (
     PATIENCE_SECONDS,
     Ground,
@@ -231,7 +231,9 @@ def started_head(folder: Path, port: int, variables: Mapping[str, str] | None = 
         *[f"--num-cpus={cores}", "--include-dashboard=false", "--disable-usage-stats", "--node-ip-address=127.0.0.1"],
         *[f"--object-store-memory={NODE_STORE_BYTES}", f"--temp-dir={folder}"],
     ]
-    kept = Kept(command, {**os.environ, **(variables or {})}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    kept = KeptProcess(
+        command, {**os.environ, **(variables or {})}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         wait_until(lambda: (folder / "ray_current_cluster").is_file(), "Ray does not start")
         yield
