@@ -148,7 +148,7 @@ def test_what_is_no_plain_output_projection_is_left_alone() -> None:
     assert not losses.is_plain_linear(plain)
 
 
-class Kept:
+class KeptElements:
     """Elements of all tensors that the backward pass of what runs inside the block keeps, by the size of their rows."""
 
     def __init__(self) -> None:
@@ -156,7 +156,7 @@ class Kept:
         self._seen: dict[int, torch.Tensor] = {}  # Tensors stay alive, so that no storage is counted twice.
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
 
-    def __enter__(self) -> Kept:
+    def __enter__(self) -> KeptElements:
         self._hooks.__enter__()
         return self
 
@@ -178,7 +178,7 @@ def with_and_without(
     for pull in (nullcontext, lever):
         model = patched(family, name)
         with pull(model):
-            with Kept() as kept:
+            with KeptElements() as kept:
                 value = TargetLoss(model).of(batch_of(model))
             value.backward()
         gradients = {key: parameter.grad for key, parameter in trained_parameters(model)}
