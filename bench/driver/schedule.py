@@ -212,7 +212,7 @@ class Schedule:
         settled: list[TrialResult] = []
         for number, (pending, member) in enumerate(zip(launch, started.members, strict=True)):
             result = member.result(
-                event.of_member(number), event.provenance, event.seconds, event.placement, event.shared_seconds
+                event.member_outcome(number), event.provenance, event.seconds, event.placement, event.shared_seconds
             )
             files = member_files(event.files, number)
             if self._goes_on(pending, result.outcome, len(launch) > 1):

@@ -166,7 +166,7 @@ class HostLauncher(Launcher):
         try:
             ended = self._ended(run)
         except Exception as error:  # noqa: BLE001 - the attempt must end by an event
-            failed = _failed(*_launcher_failure(error)).of_member(0)
+            failed = _failed(*_launcher_failure(error)).member_outcome(0)
             ended = Ended(run.trial_id, run.attempt.attempt_id, failed, None, run.seconds)
         self.events.put(ended)
 
@@ -183,7 +183,7 @@ class HostLauncher(Launcher):
             finished = finished_ranks(run.outbox, run.need.ranks)
             if finished is not None:
                 report = merged({rank: left.report for rank, left in finished.items()})
-        outcome = report.of_member(0)
+        outcome = report.member_outcome(0)
         if isinstance(outcome, Failed):
             outcome = outcome.model_copy(update={"log_tail": log_tail(run.outbox, outcome.rank)})
         return Ended(

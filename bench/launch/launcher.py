@@ -57,7 +57,7 @@ class Ended:
     other_outcomes: Sequence[Outcome] = ()  # of the members after the first; none if the launch failed as a whole
     shared_seconds: float = 0.0  # of the phases that ran once for all of them
 
-    def of_member(self, number: int) -> Outcome:
+    def member_outcome(self, number: int) -> Outcome:
         """The outcome of a member of the launch."""
         return outcome_of_member(number, self.outcome, self.other_outcomes)
 

@@ -315,7 +315,7 @@ class RankReport(Spec):
     )
     shared_seconds: float = Field(0.0, description="of the phases that ran once for all of them")
 
-    def of_member(self, number: int) -> Outcome:
+    def member_outcome(self, number: int) -> Outcome:
         """The outcome of a member of the launch, as rank 0 reports it."""
         if self.outcome is None:
             raise RuntimeError("rank 0 reported no outcome")

@@ -69,7 +69,7 @@ def _result(
         lost = Failed(reason="driver_lost", phase=None, rank=None, message="the driver died while it ran")
         return member.result(lost, None, 0.0, None), True
     report = outbox.merged({rank: finished.report for rank, finished in ranks.items()})
-    outcome = report.of_member(number)
+    outcome = report.member_outcome(number)
     # Somebody may have set a clock between the two readings.
     seconds = max(0.0, max(finished.finished_at for finished in ranks.values()) - member.started_at)
     result = member.result(outcome, report.provenance, seconds, None, report.shared_seconds)
