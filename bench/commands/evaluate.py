@@ -93,7 +93,9 @@ def evaluate(
         if plugins_dir is not None:
             use_folder(plugins_dir)
         made = Evaluations(sweep, RegistryResolver(plugins_dir), [setting_value(one)[0] for one in settings or ()])
-        trials = [made.of_stored(path, shots, seed, label) for path in stored or ()] or [made.of_base(shots, seed)]
+        trials = [made.stored_trial(path, shots, seed, label) for path in stored or ()] or [
+            made.base_trial(shots, seed)
+        ]
     except (PluginError, ValueError) as error:
         raise ConfigError(f"{sweep_file}: {error}") from error
     store = Store(results / sweep.name)

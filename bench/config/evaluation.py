@@ -41,7 +41,7 @@ class Evaluations:
         seeds = sweep.seeds if stages is None or stages.final is None else stages.final.seeds
         self._seed = seeds[0]
 
-    def of_base(self, shots: int, seed: int | None) -> TrialSpec:
+    def base_trial(self, shots: int, seed: int | None) -> TrialSpec:
         """The untouched base model, as the method none has it; with training pairs in its prompt.
 
         Raises:
@@ -50,7 +50,7 @@ class Evaluations:
         trial = self._untouched(self._sweep, seed)
         return _prompted(trial, shots)
 
-    def of_stored(self, path: Path, shots: int, seed: int | None, label: str | None) -> TrialSpec:
+    def stored_trial(self, path: Path, shots: int, seed: int | None, label: str | None) -> TrialSpec:
         """What lies at a path, in the base model of the sweep.
 
         Raises:

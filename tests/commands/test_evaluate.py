@@ -150,10 +150,10 @@ def test_the_base_model_is_the_trial_none_and_may_be_shown_training_pairs(
     monkeypatch.setattr("bench.models.few_shot.context_length", lambda trial: None)
     settings = ("task.template={source} ->", "task.max_source_tokens=1000")
     with_none = load_sweep(sweep, ["methods=[none]"])
-    plain = evaluations().of_base(shots=0, seed=None)
+    plain = evaluations().base_trial(shots=0, seed=None)
     assert [plain.trial_id] == [trial.trial_id for trial in expand(with_none, RegistryResolver())]
 
-    prompted = evaluations(*settings).of_base(shots=2, seed=3)
+    prompted = evaluations(*settings).base_trial(shots=2, seed=3)
     splits = load_splits(make_task(plain.task))
     shown = {example.id: example for example in splits["train"]}
     assert prompted.few_shot is not None
@@ -163,8 +163,8 @@ def test_the_base_model_is_the_trial_none_and_may_be_shown_training_pairs(
         f"{first.source} -> {first.references[0]}\n\n{second.source} -> {second.references[0]}\n\n{{source}} ->"
     )
     assert not {first.source, second.source} & {one.source for one in [*splits["dev"], *splits["test"]]}
-    assert prompted == evaluations(*settings).of_base(shots=2, seed=3), "drawn by the seed alone"
-    other = evaluations(*settings).of_base(shots=2, seed=4)
+    assert prompted == evaluations(*settings).base_trial(shots=2, seed=3), "drawn by the seed alone"
+    other = evaluations(*settings).base_trial(shots=2, seed=4)
     assert prompted.few_shot != other.few_shot
     assert {**prompted.identity, "seed": 4} == other.identity, "one row over seeds"
     assert prompted.label == "shots=2"
@@ -185,7 +185,7 @@ def test_what_the_base_model_cannot_be_asked(
     settings: list[str], shots: int, message: str, evaluations: Callable[..., Evaluations]
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        evaluations(*settings).of_base(shots, seed=None)
+        evaluations(*settings).base_trial(shots, seed=None)
 
 
 def test_what_is_no_adapter_of_this_base_model_is_one_line(
@@ -193,16 +193,16 @@ def test_what_is_no_adapter_of_this_base_model_is_one_line(
 ) -> None:
     def refused(path: Path, *settings: str) -> str:
         with pytest.raises(ConfigError) as error:
-            evaluations(*settings).of_stored(path, 0, None, None)
+            evaluations(*settings).stored_trial(path, 0, None, None)
         assert "\n" not in str(error.value)
         return str(error.value)
 
     llama, adapter = tiny_models["llama"], tmp_path / "adapter"
     trained_adapter("lora", {"rank": 2}, llama, adapter)
     tensors = adapter / "adapter.safetensors"
-    trial = evaluations().of_stored(tensors, 0, None, "mine")
+    trial = evaluations().stored_trial(tensors, 0, None, "mine")
     assert (trial.label, trial.task.config["template"]) == ("evaluated=mine", "Facts: {source}\nText:")
-    assert trial.trial_id == evaluations("train.steps=7").of_stored(adapter, 0, None, "mine").trial_id
+    assert trial.trial_id == evaluations("train.steps=7").stored_trial(adapter, 0, None, "mine").trial_id
 
     assert "the adapter was trained on" in refused(adapter, f"model={tiny_models['gpt2']}")
     assert "nothing to score; give the folder of a completed trial" in refused(tmp_path)
@@ -246,7 +246,7 @@ def test_an_adapter_of_peft_computes_what_peft_computes(
     theirs.save_pretrained(str(tmp_path / "theirs"))
     expected = logits(theirs.eval(), base)
     one_by_one = ["decode.batch_size=1"] if peft_type == "PROMPT_TUNING" else []
-    trial = evaluations(*one_by_one).of_stored(tmp_path / "theirs", 0, None, None)
+    trial = evaluations(*one_by_one).stored_trial(tmp_path / "theirs", 0, None, None)
     assert trial.method.name == "hf_peft"
     assert trial.loaded is not None
     method = make_method(trial.method, load_tokenizer(trial.model))
@@ -256,6 +256,6 @@ def test_an_adapter_of_peft_computes_what_peft_computes(
     torch.testing.assert_close(found[0], expected[0, -found.shape[1] :], atol=1e-5, rtol=0)
     if one_by_one:
         with pytest.raises(ConfigError, match=r"one source at a time: .* --set decode.batch_size=1 does so"):
-            evaluations().of_stored(tmp_path / "theirs", 0, None, None)
+            evaluations().stored_trial(tmp_path / "theirs", 0, None, None)
     with pytest.raises(ConfigError, match="the sweep's base model is"):
-        evaluations(f"model={tiny_models['gpt2']}", *one_by_one).of_stored(tmp_path / "theirs", 0, None, None)
+        evaluations(f"model={tiny_models['gpt2']}", *one_by_one).stored_trial(tmp_path / "theirs", 0, None, None)
