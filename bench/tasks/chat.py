@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt
 from bench.task import CHAT, Example, Split, TaskConfig, TaskError, Turn
 from bench.tasks.conversations import DataTurn, Reply, replies_in, turns_in
 from bench.tasks.file_forms import PACKED_ENDINGS
-from bench.tasks.records import NO_TAG, Record, SplitFiles, cell, names_of, of_column
+from bench.tasks.records import NO_TAG, Record, SplitFiles, cell, column_error, names_of
 from bench.tasks.rows import read_json_lines
 from bench.tasks.tables import read_parquet
 from bench.tasks.values import CellError, is_missing, text_of
@@ -105,7 +105,7 @@ class Chat(SplitFiles):
         try:
             return turns_in(cell(record, column))
         except CellError as error:
-            raise of_column(record, column, error) from error
+            raise column_error(record, column, error) from error
 
     def _examples(
         self, record: Record, turns: list[DataTurn], default_id: str, left_out: Counter[str]
@@ -136,4 +136,4 @@ class Chat(SplitFiles):
         try:
             return None if is_missing(value) else text_of(value)
         except CellError as error:
-            raise of_column(record, column, error) from error
+            raise column_error(record, column, error) from error

@@ -185,7 +185,7 @@ class RecordTask(Task):
         try:
             return text_of(value, self._order_for(value))
         except CellError as error:
-            raise of_column(record, column, error) from error
+            raise column_error(record, column, error) from error
 
     def tags(self, record: Record, column: str) -> list[str]:
         """The tags in a column, which holds one tag or a list of tags.
@@ -199,7 +199,7 @@ class RecordTask(Task):
         try:
             return [NO_TAG if is_missing(tag) else text_of(tag) for tag in value]
         except CellError as error:
-            raise of_column(record, column, error) from error
+            raise column_error(record, column, error) from error
 
     def facts(self, record: Record, column: str, left_out: Counter[str]) -> Facts:
         """The facts in a column.
@@ -211,7 +211,7 @@ class RecordTask(Task):
         try:
             facts, missing = facts_of(value, self._order_for(value))
         except CellError as error:
-            raise of_column(record, column, error) from error
+            raise column_error(record, column, error) from error
         if missing:
             left_out[FACTS_WITHOUT_VALUE] += missing
         return facts
@@ -266,7 +266,7 @@ class RecordTask(Task):
                 try:
                     yield _reference(text, value)
                 except CellError as error:
-                    raise of_column(record, column, error) from error
+                    raise column_error(record, column, error) from error
 
     def _choices(self, record: Record) -> tuple[str, ...]:
         """The labels of a record, where each has its own.
@@ -283,7 +283,7 @@ class RecordTask(Task):
         try:
             return tuple(text_of(one) for one in value)
         except CellError as error:
-            raise of_column(record, told.column, error) from error
+            raise column_error(record, told.column, error) from error
 
     def _order_for(self, value: Any) -> KeyOrder:
         """The order of keys for a value. The data are searched for it only if the value has keys."""
@@ -451,6 +451,6 @@ def _no_column(record: Record, column: str) -> TaskError:
     return TaskError(f"{record.where}: no column {column!r}; the columns are {', '.join(record.values)}")
 
 
-def of_column(record: Record, column: str, error: CellError) -> TaskError:
+def column_error(record: Record, column: str, error: CellError) -> TaskError:
     """What is wrong with a value, and where it is."""
     return TaskError(f"{record.where}: {column!r} {error}")
