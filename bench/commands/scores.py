@@ -57,7 +57,7 @@ def score(
         raise ConfigError(str(error)) from error
     found = system.scores()
     if as_json:
-        rows = [{"id": example.id, "scores": system.of_source(index)} for index, example in enumerate(examples)]
+        rows = [{"id": example.id, "scores": system.source_scores(index)} for index, example in enumerate(examples)]
         console.print_json(json.dumps({**found.model_dump(mode="json"), "examples": rows}))
         return
     _print_scores(f"{hypotheses.name} on {task}, {split}", len(examples), found, by_tag)

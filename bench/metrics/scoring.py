@@ -81,7 +81,7 @@ class SystemScores:
         """Every score over the sources at these positions, which may repeat."""
         return {name: measured.over(sources) for name, measured in self.measured.items()}
 
-    def of_source(self, index: int) -> dict[str, float]:
+    def source_scores(self, index: int) -> dict[str, float]:
         """Every score of one source by itself."""
         return {
             name: measured.per_example[index]

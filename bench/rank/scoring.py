@@ -213,6 +213,6 @@ class Scoring:
         system = score_examples(
             examples, predictions, task.scoring, truncated, task.config.metrics, metrics_of(self.spec.task)
         )
-        of_sources = [system.of_source(index) for index in range(len(examples))]
+        of_sources = [system.source_scores(index) for index in range(len(examples))]
         write_predictions(self.context.outbox, examples, predictions, truncated, of_sources, likelihoods)
         return with_perplexity(system.scores(), loss, task.config.loss_references)

@@ -200,7 +200,7 @@ def stored_trial(tmp_path: Path) -> Path:
             "references": example.references,
             "tags": example.tags,
             "truncated": index == 1,
-            "scores": system.of_source(index),
+            "scores": system.source_scores(index),
         }
         for index, (example, prediction) in enumerate(zip(examples, predictions, strict=True))
     ]

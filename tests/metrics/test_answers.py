@@ -111,7 +111,7 @@ def test_accuracy_stands_beside_the_scores_of_texts() -> None:
     system = score_examples(examples("It is 12.", "It is 1,000.", "It is 5."), ["12.0", "so 1000", "it is"], scoring)
     scores = system.scores()
     assert scores.values["accuracy"] == pytest.approx(200 / 3)
-    assert [system.of_source(place)["accuracy"] for place in range(3)] == [100.0, 100.0, 0.0]
+    assert [system.source_scores(place)["accuracy"] for place in range(3)] == [100.0, 100.0, 0.0]
     assert scores.higher_is_better["accuracy"] is True
     assert "bleu" in scores.values
     assert stored_scoring(scores) == scoring

@@ -53,8 +53,8 @@ def test_scores_of_parts_and_of_single_sources() -> None:
     system = scored("aabbbc", "abbbca")
     assert system.over([0, 2, 3, 4]) == pytest.approx({"accuracy": 75.0, "macro_f1": 100 * (1 + 0.8 + 0) / 3,
                                                        "matthews": 100 * (3 * 4 - 7) / (6 * 10) ** 0.5})  # fmt: skip
-    assert system.of_source(0) == {"accuracy": 100.0, "macro_f1": 100.0, "matthews": 0.0}
-    assert system.of_source(1) == {"accuracy": 0.0, "macro_f1": 0.0, "matthews": 0.0}
+    assert system.source_scores(0) == {"accuracy": 100.0, "macro_f1": 100.0, "matthews": 0.0}
+    assert system.source_scores(1) == {"accuracy": 0.0, "macro_f1": 0.0, "matthews": 0.0}
     assert stored_scoring(system.scores()) == system.scoring
 
 

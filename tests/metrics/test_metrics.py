@@ -318,7 +318,7 @@ def test_every_score_can_be_had_from_what_is_stored() -> None:
     assert stored_scoring(stored) == E2E.scoring
     again = score_examples(examples, predictions, stored_scoring(stored))
     assert again.over([1, 1, 0]) == system.over([1, 1, 0])
-    assert system.of_source(0)["bleu"] > system.of_source(1)["bleu"]
+    assert system.source_scores(0)["bleu"] > system.source_scores(1)["bleu"]
 
 
 def test_perfect_and_empty_predictions() -> None:

@@ -65,7 +65,7 @@ def write_trial(store: Store, spec: TrialSpec, of_rows: list[JsonDict], trains: 
     also = [metric.name for metric in spec.task.plugin_metrics]
     texts = [row["prediction"] for row in of_rows]
     system = score_examples(examples, texts, Scoring(lowercase=True), also=also, known=metrics_of(spec.task))
-    of_rows = [{**row, "scores": system.of_source(number)} for number, row in enumerate(of_rows)]
+    of_rows = [{**row, "scores": system.source_scores(number)} for number, row in enumerate(of_rows)]
     scores = system.scores()
     outcome = completed(trained=1000 if trains else 0, train=trains).model_copy(update={"scores": scores})
     store.root.mkdir(parents=True, exist_ok=True)
