@@ -68,7 +68,7 @@ class Checkpoints:
     every_steps: int
     seal: JsonDict
 
-    def of_data(self, order: Sequence[Sequence[int]]) -> Checkpoints:
+    def sealed_for(self, order: Sequence[Sequence[int]]) -> Checkpoints:
         """The same checkpoints with the order of the training data, and the number of ranks it is for, in their seal.
 
         Each rank has a random state, and under ZeRO a piece of what is trained. What so many ranks have written is

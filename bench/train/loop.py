@@ -139,7 +139,7 @@ class Training:
         """Take up the last checkpoint. Returns the steps that were made before it; 0 where there is none."""
         if self.checkpoints is not None:
             (lane,) = self.lanes
-            self.checkpoints = self.checkpoints.of_data(lane.order)
+            self.checkpoints = self.checkpoints.sealed_for(lane.order)
             if lane.state_folder is not None:
                 lane.state_folder, lane.states_stay = self.checkpoints.folder, True
             if (found := self.checkpoints.latest(self.device)) is not None:

@@ -181,15 +181,15 @@ def test_every_stage_and_precision_continues_to_the_bit(
 def test_another_number_of_ranks_starts_from_zero_and_says_so(
     one_rank: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    of_data = Checkpoints.of_data
+    sealed_for = Checkpoints.sealed_for
 
-    def of_two_ranks(checkpoints: Checkpoints, order: Any) -> Checkpoints:
-        sealed = of_data(checkpoints, order)
+    def sealed_for_two_ranks(checkpoints: Checkpoints, order: Any) -> Checkpoints:
+        sealed = sealed_for(checkpoints, order)
         assert sealed.seal["number of ranks"] == 1
         return replace(sealed, seal={**sealed.seal, "number of ranks": 2})
 
     with monkeypatch.context() as patches:
-        patches.setattr(Checkpoints, "of_data", of_two_ranks)
+        patches.setattr(Checkpoints, "sealed_for", sealed_for_two_ranks)
         with pytest.raises(Interrupted):
             train("lora", places(tmp_path / "checkpoints"), 5, zero_stage=2)
     again = train("lora", places(tmp_path / "checkpoints", every_steps=100), zero_stage=2)
