@@ -177,7 +177,7 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def of_torch(kind: type[torch.optim.Optimizer]) -> type[Optimizer]:
+def optimizer_of_torch_class(kind: type[torch.optim.Optimizer]) -> type[Optimizer]:
     """A class of torch's as an optimiser of a sweep.
 
     Of those that are not known to step each element by itself, ``whole_matrices = False`` of the class says so.

@@ -287,9 +287,9 @@ def load_optimizer(name: str) -> type[Optimizer]:
     from torch.optim import Optimizer as OptimizerOfTorch
 
     if isinstance(found, type) and issubclass(found, OptimizerOfTorch):
-        from bench.optimizers.optimizer import of_torch
+        from bench.optimizers.optimizer import optimizer_of_torch_class
 
-        return of_torch(found)
+        return optimizer_of_torch_class(found)
     return cast("type[Optimizer]", load("optimizer", target))
 
 

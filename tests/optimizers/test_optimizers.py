@@ -20,7 +20,7 @@ from bench.models.architecture import Pair, accepted_inputs, architecture_of
 from bench.models.masters import exact
 from bench.optimizers import OPTIMIZERS
 from bench.optimizers.averaged import scored_weights
-from bench.optimizers.optimizer import of_torch
+from bench.optimizers.optimizer import optimizer_of_torch_class
 from bench.plugins.registry import load_method, load_optimizer, targets
 from bench.schema.trial import ResourceSpec, TrainSpec
 from bench.schema.validation import ConfigError, validated
@@ -391,5 +391,5 @@ def test_schedules_that_cannot_be_are_told(told: dict[str, Any], message: str) -
 
 def test_a_class_of_its_own_may_also_say_that_it_needs_whole_matrices() -> None:
     kind = type("Own", (torch.optim.SGD,), {"whole_matrices": False})
-    assert of_torch(kind).needs_zero_0() is None
-    assert of_torch(type("Other", (torch.optim.SGD,), {})).needs_zero_0() is not None
+    assert optimizer_of_torch_class(kind).needs_zero_0() is None
+    assert optimizer_of_torch_class(type("Other", (torch.optim.SGD,), {})).needs_zero_0() is not None
