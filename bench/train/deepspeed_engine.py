@@ -86,7 +86,7 @@ def make_engine(
     visible: nn.Module
     if resources.zero_stage == 3:
         own_keys = resources.deepspeed.get("zero_optimization", {})
-        config["zero_optimization"] |= {**of_zero3(num_trained, largest_layer(loss), device), **own_keys}
+        config["zero_optimization"] |= {**zero3_settings(num_trained, largest_layer(loss), device), **own_keys}
         hand_over_shards(loss, config, device)
         visible = Regathering(loss)
     else:
@@ -219,7 +219,7 @@ def _offloaded(resources: ResourceSpec) -> JsonDict:
     return {key: {"device": device} for key, device in devices.items() if device is not None}
 
 
-def of_zero3(num_trained: int, layer: int, device: torch.device) -> JsonDict:
+def zero3_settings(num_trained: int, layer: int, device: torch.device) -> JsonDict:
     """DeepSpeed's keys for the number of elements that ZeRO 3 gathers at a time: about one layer.
 
     DeepSpeed's defaults of 1e9 elements gather a small model once and never cut it again. The optimiser steps the same
