@@ -38,7 +38,7 @@ class PlannedRow:
         return self.flops / steps / self.step_measured_seconds
 
 
-def of_different_cost(configurations: Sequence[Configuration]) -> list[Configuration]:
+def with_different_costs(configurations: Sequence[Configuration]) -> list[Configuration]:
     """One configuration of each set that differs in nothing that costs time or memory."""
     found: dict[tuple[object, ...], Configuration] = {}
     for configuration in configurations:
@@ -50,7 +50,7 @@ def of_different_cost(configurations: Sequence[Configuration]) -> list[Configura
 def forecasts(comparison: Comparison) -> list[PlannedRow]:
     """For each configuration that has a forecast, best first."""
     found = []
-    for configuration in of_different_cost(comparison.scored):
+    for configuration in with_different_costs(comparison.scored):
         flops, memory = configuration.mean("planned_flops"), configuration.mean("planned_memory_bytes")
         if flops is not None and memory is not None:
             on_cpu = any(outcome.ranks[0].memory_method != "cuda_allocated" for _, outcome in configuration.completed)

@@ -11,7 +11,7 @@ from bench.report.configurations import Configuration
 from bench.report.figures.picture import Picture, finished
 from bench.report.figures.style import PARTS, drawing
 from bench.report.figures.words import drawn
-from bench.report.planned import of_different_cost
+from bench.report.planned import with_different_costs
 from bench.schema.record import Completed
 
 MOST_BARS = 24
@@ -27,7 +27,7 @@ def memory_bars(configurations: Sequence[Configuration], name: str) -> Picture |
     """Measured memory of the worst rank while training and while decoding, mean over seeds."""
     bars = [
         (f"{configuration.name}, {phase}", parts)
-        for configuration in of_different_cost(configurations)
+        for configuration in with_different_costs(configurations)
         for phase in MEMORY_PHASES
         if (parts := _mean_parts(configuration, partial(_memory, phase)))
     ]
@@ -43,7 +43,7 @@ def planned_memory_bars(configurations: Sequence[Configuration], name: str) -> P
     """Forecast memory of training, by part."""
     bars = [
         (configuration.name, parts)
-        for configuration in of_different_cost(configurations)
+        for configuration in with_different_costs(configurations)
         if (parts := _mean_parts(configuration, _planned))
     ]
     caption = (
@@ -57,7 +57,7 @@ def time_bars(configurations: Sequence[Configuration], name: str) -> Picture | N
     """Seconds of every phase on the slowest rank, mean over seeds."""
     bars = [
         (configuration.name, parts)
-        for configuration in of_different_cost(configurations)
+        for configuration in with_different_costs(configurations)
         if (parts := _mean_parts(configuration, _seconds))
     ]
     caption = "Seconds of each phase on the slowest rank, mean over seeds; start-up of processes is not in it."
