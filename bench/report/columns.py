@@ -14,21 +14,21 @@ from functools import cache
 
 from bench.report.column import Column, Group, Shown
 from bench.report.readers import (
+    completed_reader,
     energy_of_training,
+    failed_reader,
     learning_rate,
-    of_completed,
-    of_failed,
-    of_merged,
-    of_origin,
-    of_phase,
-    of_plan,
-    of_ran,
-    of_score,
-    of_training,
+    merged_reader,
+    origin_reader,
     peak_of_all,
     peak_of_training,
     peak_over_baseline,
+    phase_reader,
+    plan_reader,
+    ran_reader,
     rate_of_decoding,
+    score_reader,
+    training_reader,
 )
 from bench.schema.record import Completed, Failed, Ran, TrialResult
 
@@ -53,7 +53,7 @@ TRAINED = Column(
     *("trained_parameters", "trained", LESS),
     axis="trained parameters",
     varies_over_seeds=False,
-    read=of_ran(lambda outcome: outcome.parameters.trained),
+    read=ran_reader(lambda outcome: outcome.parameters.trained),
     group=Group.SIZE,
     shown=Shown.EVERYWHERE & ~TRIALS,
     unit="count",
@@ -74,7 +74,7 @@ LEARNING_RATE = Column(
 MERGED_DECODE = Column(
     *("merged_decode_time_over_unmerged", "decode time merged, x unmerged"),
     decimals=2,
-    read=of_merged(lambda merged: merged.time_ratio),
+    read=merged_reader(lambda merged: merged.time_ratio),
     measured_alone=True,
 )
 
@@ -86,23 +86,23 @@ COLUMNS: tuple[Column, ...] = (
     Column("task", read=lambda r: r.spec.task.name, group=Group.NAME, is_text=True),
     Column("seed", "seed", read=lambda r: r.spec.seed, group=Group.NAME, shown=CSV | TRIALS),
     Column("status", read=lambda r: r.outcome.status, group=Group.OUTCOME, is_text=True),
-    Column("reason", read=of_failed(lambda outcome: outcome.reason), group=Group.OUTCOME, is_text=True),
+    Column("reason", read=failed_reader(lambda outcome: outcome.reason), group=Group.OUTCOME, is_text=True),
     TRAINED,
     Column(
         *("stored_parameters", "stored"),
-        read=of_ran(lambda outcome: outcome.parameters.stored),
+        read=ran_reader(lambda outcome: outcome.parameters.stored),
         group=Group.SIZE,
         shown=CSV | Shown.SUMMARY,
         unit="count",
         tracker="parameters/stored",
     ),
-    Column("total_parameters", read=of_ran(lambda outcome: outcome.parameters.total), group=Group.SIZE),
-    Column("trained_fraction", read=of_ran(lambda outcome: outcome.parameters.trained_fraction), group=Group.SIZE),
+    Column("total_parameters", read=ran_reader(lambda outcome: outcome.parameters.total), group=Group.SIZE),
+    Column("trained_fraction", read=ran_reader(lambda outcome: outcome.parameters.trained_fraction), group=Group.SIZE),
     Column(
         *("trained_percent", "trained %", LESS, 3),
         axis="trained, % of all parameters",
         varies_over_seeds=False,
-        read=of_ran(lambda outcome: 100 * outcome.parameters.trained_fraction),
+        read=ran_reader(lambda outcome: 100 * outcome.parameters.trained_fraction),
         group=Group.SIZE,
         shown=TABLES,
     ),
@@ -110,7 +110,7 @@ COLUMNS: tuple[Column, ...] = (
         *("peak_memory_bytes", "peak MiB", LESS),
         scale=2**-20,
         axis="peak memory, MiB",
-        read=of_ran(peak_of_training),
+        read=ran_reader(peak_of_training),
         group=Group.COST,
         shown=Shown.EVERYWHERE,
         measured_alone=True,
@@ -122,7 +122,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         *("train_tokens_per_second", "train tok/s", MORE),
         axis="useful tokens per second of training",
-        read=of_training(lambda train: train.tokens_per_second),
+        read=training_reader(lambda train: train.tokens_per_second),
         group=Group.COST,
         shown=Shown.EVERYWHERE,
         measured_alone=True,
@@ -141,7 +141,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         *("train_seconds", "train s", LESS, 1),
         axis="training time, seconds",
-        read=of_phase("train", "seconds"),
+        read=phase_reader("train", "seconds"),
         group=Group.COST,
         shown=CSV | TABLES | TRIALS | Shown.SUMMARY | RATIOS,
         picture="train",
@@ -156,11 +156,11 @@ COLUMNS: tuple[Column, ...] = (
     ),
     LABEL,
     LEARNING_RATE,
-    Column("steps", read=of_training(lambda train: train.steps), group=Group.SETTING),
-    Column("best_step", read=of_ran(lambda outcome: outcome.best_step), group=Group.LOSS),
+    Column("steps", read=training_reader(lambda train: train.steps), group=Group.SETTING),
+    Column("best_step", read=ran_reader(lambda outcome: outcome.best_step), group=Group.LOSS),
     Column(
         *("dev_loss", "dev loss", LESS, 3),
-        read=of_ran(lambda outcome: outcome.dev_loss),
+        read=ran_reader(lambda outcome: outcome.dev_loss),
         group=Group.LOSS,
         shown=CSV | TRIALS,
         tracker="best_dev_loss",
@@ -168,71 +168,71 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         *("test_loss", "test loss", LESS, 3),
         axis="test loss, nats per target token",
-        read=of_completed(lambda outcome: outcome.test_loss),
+        read=completed_reader(lambda outcome: outcome.test_loss),
         group=Group.LOSS,
         shown=CSV | TABLES | Shown.KEY | TRIALS,
         tracker="test/loss",
     ),
-    Column("memory_over_baseline_bytes", read=of_ran(peak_over_baseline), group=Group.COST, measured_alone=True),
+    Column("memory_over_baseline_bytes", read=ran_reader(peak_over_baseline), group=Group.COST, measured_alone=True),
     Column(
         "decode_peak_memory_bytes",
-        read=of_phase("decode", "peak_memory_bytes"),
+        read=phase_reader("decode", "peak_memory_bytes"),
         group=Group.COST,
         measured_alone=True,
     ),
-    Column("memory_method", read=of_ran(lambda outcome: outcome.ranks[0].memory_method), is_text=True),
+    Column("memory_method", read=ran_reader(lambda outcome: outcome.ranks[0].memory_method), is_text=True),
     Column(
         *("adapter_bytes", "adapter"),
-        read=of_ran(lambda outcome: outcome.adapter_bytes),
+        read=ran_reader(lambda outcome: outcome.adapter_bytes),
         group=Group.SIZE,
         shown=CSV | Shown.SUMMARY,
         unit="bytes",
     ),
     Column(
         "step_seconds_p50",
-        read=of_training(lambda train: train.step_seconds_p50),
+        read=training_reader(lambda train: train.step_seconds_p50),
         group=Group.COST,
         measured_alone=True,
     ),
     Column(
         "step_seconds_p90",
-        read=of_training(lambda train: train.step_seconds_p90),
+        read=training_reader(lambda train: train.step_seconds_p90),
         group=Group.COST,
         measured_alone=True,
     ),
     Column(
         "step_seconds_p99",
-        read=of_training(lambda train: train.step_seconds_p99),
+        read=training_reader(lambda train: train.step_seconds_p99),
         group=Group.COST,
         measured_alone=True,
     ),
     Column(
         "useful_token_fraction",
-        read=of_training(lambda train: train.useful_token_fraction),
+        read=training_reader(lambda train: train.useful_token_fraction),
         group=Group.COST,
         measured_alone=True,
     ),
     Column("ranks", read=lambda r: r.spec.resources.ranks, group=Group.SETTING),
     Column("zero_stage", read=lambda r: r.spec.resources.zero_stage, group=Group.SETTING),
     Column("precision", read=lambda r: r.spec.resources.precision, group=Group.SETTING, is_text=True),
-    Column("device", read=of_origin("device"), is_text=True),
+    Column("device", read=origin_reader("device"), is_text=True),
     Column("launcher", read=lambda r: r.launcher, is_text=True),
-    Column("message", read=of_failed(lambda outcome: outcome.message), group=Group.OUTCOME, is_text=True),
-    Column("phase", read=of_failed(lambda outcome: outcome.phase), group=Group.OUTCOME, is_text=True),
+    Column("message", read=failed_reader(lambda outcome: outcome.message), group=Group.OUTCOME, is_text=True),
+    Column("phase", read=failed_reader(lambda outcome: outcome.phase), group=Group.OUTCOME, is_text=True),
     Column("attempt", read=lambda r: r.attempt.number),
     Column("started_at", read=lambda r: r.started_at, is_text=True),
     Column("batch_size", read=lambda r: r.spec.train.batch_size, group=Group.SETTING),
     Column(
         "config", read=lambda r: json.dumps(r.spec.method.config, sort_keys=True), group=Group.SETTING, is_text=True
     ),
-    Column("train_pairs", read=of_ran(lambda outcome: outcome.data.get("train_pairs")), group=Group.SETTING),
-    Column("test_sources", read=of_completed(lambda outcome: outcome.decode.sources), group=Group.SETTING),
-    Column("code_sha256", read=of_origin("code_sha256"), is_text=True),
-    Column("git_revision", read=of_origin("git_revision"), is_text=True),
-    Column("git_dirty", read=of_origin("git_dirty")),
-    Column("cpu_cores", read=of_origin("cpu_cores")),
-    Column("threads_per_rank", read=of_origin("threads_per_rank")),
-    Column("load_average_1min", read=of_origin("load_average_1min")),
+    Column("train_pairs", read=ran_reader(lambda outcome: outcome.data.get("train_pairs")), group=Group.SETTING),
+    Column("test_sources", read=completed_reader(lambda outcome: outcome.decode.sources), group=Group.SETTING),
+    Column("code_sha256", read=origin_reader("code_sha256"), is_text=True),
+    Column("git_revision", read=origin_reader("git_revision"), is_text=True),
+    Column("git_dirty", read=origin_reader("git_dirty")),
+    Column("cpu_cores", read=origin_reader("cpu_cores")),
+    Column("threads_per_rank", read=origin_reader("threads_per_rank")),
+    Column("load_average_1min", read=origin_reader("load_average_1min")),
     Column("stage", read=lambda r: r.spec.stage, group=Group.SETTING, is_text=True),
     Column("stop_after_steps", read=lambda r: r.spec.stop_after_steps, group=Group.SETTING),
     Column(
@@ -240,26 +240,28 @@ COLUMNS: tuple[Column, ...] = (
         read=lambda r: r.total_seconds if isinstance(r.outcome, Failed) else None,
         group=Group.WHOLE_COST,
     ),
-    Column("planned_flops", read=of_plan(lambda plan: plan.flops)),
+    Column("planned_flops", read=plan_reader(lambda plan: plan.flops)),
     Column(
         "planned_memory_bytes",
-        read=of_plan(lambda plan: plan.peak_memory_bytes),
+        read=plan_reader(lambda plan: plan.peak_memory_bytes),
         group=Group.COST,
         measured_alone=True,
     ),
-    Column("planned_step_seconds", read=of_plan(lambda plan: plan.step_seconds), group=Group.COST, measured_alone=True),
-    Column("planned_total_seconds", read=of_plan(lambda plan: plan.total_seconds), group=Group.WHOLE_COST),
+    Column(
+        "planned_step_seconds", read=plan_reader(lambda plan: plan.step_seconds), group=Group.COST, measured_alone=True
+    ),
+    Column("planned_total_seconds", read=plan_reader(lambda plan: plan.total_seconds), group=Group.WHOLE_COST),
     Column(
         *("energy_joules", "energy Wh", LESS, 2),
         scale=1 / 3600,
         axis="energy of training, watt-hours",
-        read=of_ran(energy_of_training),
+        read=ran_reader(energy_of_training),
         group=Group.COST,
         shown=CSV | TABLES | Shown.SUMMARY | RATIOS,
         picture="energy",
     ),
     MERGED_DECODE,
-    Column("coverage", read=of_ran(lambda outcome: outcome.parameters.coverage_text), is_text=True),
+    Column("coverage", read=ran_reader(lambda outcome: outcome.parameters.coverage_text), is_text=True),
     # In no file by trial, since others have it.
     Column(
         *("outcome", "status"),
@@ -270,7 +272,7 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column(
         "largest_memory_bytes",
-        read=of_ran(peak_of_all),
+        read=ran_reader(peak_of_all),
         group=Group.COST,
         shown=Shown.NOWHERE,
         tracker="cost/peak_memory_bytes",
@@ -352,8 +354,8 @@ def phase_columns(records: Iterable[TrialResult]) -> tuple[Column, ...]:
 @cache
 def _of_phase(phase: str) -> tuple[Column, ...]:
     return (
-        Column(f"{phase}_seconds", read=of_phase(phase, "seconds"), group=Group.COST),
-        Column(f"{phase}_peak_memory_bytes", read=of_phase(phase, "peak_memory_bytes"), group=Group.COST),
+        Column(f"{phase}_seconds", read=phase_reader(phase, "seconds"), group=Group.COST),
+        Column(f"{phase}_peak_memory_bytes", read=phase_reader(phase, "peak_memory_bytes"), group=Group.COST),
     )
 
 
@@ -373,7 +375,9 @@ def title(metric: str, signature: str = "") -> str:
 
 @cache
 def _score(name: str, heading: str = "", better: bool | None = None, decimals: int = 0) -> Column:
-    return Column(name, heading or title(name), better, decimals, read=of_score(name), group=Group.LOSS, shown=TABLES)
+    return Column(
+        name, heading or title(name), better, decimals, read=score_reader(name), group=Group.LOSS, shown=TABLES
+    )
 
 
 def _decimals(largest: float) -> int:

@@ -9,72 +9,72 @@ from bench.report.column import Reader, Value
 from bench.schema.record import Completed, Failed, Forecast, MergedDecode, PhaseCost, Ran, TrainCost, TrialResult
 
 
-def of_ran(read: Callable[[Ran], Value]) -> Reader:
+def ran_reader(read: Callable[[Ran], Value]) -> Reader:
     """Of trials that ran to their end."""
 
-    def of(record: TrialResult) -> Value:
+    def read_value(record: TrialResult) -> Value:
         return read(record.outcome) if isinstance(record.outcome, Ran) else None
 
-    return of
+    return read_value
 
 
-def of_completed(read: Callable[[Completed], Value]) -> Reader:
+def completed_reader(read: Callable[[Completed], Value]) -> Reader:
     """Of trials that were scored on the test split."""
 
-    def of(record: TrialResult) -> Value:
+    def read_value(record: TrialResult) -> Value:
         return read(record.outcome) if isinstance(record.outcome, Completed) else None
 
-    return of
+    return read_value
 
 
-def of_failed(read: Callable[[Failed], Value]) -> Reader:
+def failed_reader(read: Callable[[Failed], Value]) -> Reader:
     """Of trials that ended early."""
 
-    def of(record: TrialResult) -> Value:
+    def read_value(record: TrialResult) -> Value:
         return read(record.outcome) if isinstance(record.outcome, Failed) else None
 
-    return of
+    return read_value
 
 
-def of_training(read: Callable[[TrainCost], Value]) -> Reader:
+def training_reader(read: Callable[[TrainCost], Value]) -> Reader:
     """Of trials that trained something, to their end."""
-    return of_ran(lambda outcome: None if outcome.train is None else read(outcome.train))
+    return ran_reader(lambda outcome: None if outcome.train is None else read(outcome.train))
 
 
-def of_plan(read: Callable[[Forecast], Value]) -> Reader:
+def plan_reader(read: Callable[[Forecast], Value]) -> Reader:
     """Of trials that were planned."""
-    return of_ran(lambda outcome: None if outcome.predicted is None else read(outcome.predicted))
+    return ran_reader(lambda outcome: None if outcome.predicted is None else read(outcome.predicted))
 
 
-def of_merged(read: Callable[[MergedDecode], Value]) -> Reader:
+def merged_reader(read: Callable[[MergedDecode], Value]) -> Reader:
     """Of trials that were decoded with their adapter folded into the base weights too."""
-    return of_ran(lambda outcome: None if outcome.merged_decode is None else read(outcome.merged_decode))
+    return ran_reader(lambda outcome: None if outcome.merged_decode is None else read(outcome.merged_decode))
 
 
-def of_origin(name: str) -> Reader:
+def origin_reader(name: str) -> Reader:
     """A field of the provenance."""
 
-    def of(record: TrialResult) -> Value:
+    def read_value(record: TrialResult) -> Value:
         found: Value = None if record.provenance is None else getattr(record.provenance, name)
         return found
 
-    return of
+    return read_value
 
 
-def of_score(name: str) -> Reader:
+def score_reader(name: str) -> Reader:
     """A test score over all sources."""
-    return of_completed(lambda outcome: outcome.scores.values.get(name))
+    return completed_reader(lambda outcome: outcome.scores.values.get(name))
 
 
-def of_phase(phase: str, field: Literal["seconds", "peak_memory_bytes"]) -> Reader:
+def phase_reader(phase: str, field: Literal["seconds", "peak_memory_bytes"]) -> Reader:
     """The slowest or largest rank of a phase."""
 
-    def of(outcome: Ran) -> Value:
+    def read_value(outcome: Ran) -> Value:
         values = [getattr(cost, field) for cost in _phase(outcome, phase)]
         found: Value = max(values) if values else None
         return found
 
-    return of_ran(of)
+    return ran_reader(read_value)
 
 
 def peak_of_training(outcome: Ran) -> Value:

@@ -26,7 +26,7 @@ from bench.report.data import json_text
 from bench.report.figures import pictures
 from bench.report.latex import latex
 from bench.report.page import html
-from bench.report.readers import of_training
+from bench.report.readers import training_reader
 from bench.report.terminal import results_table
 from bench.schema.record import DecodeCost, Forecast, Fused, MergedDecode, Placement, TrialResult
 
@@ -154,7 +154,7 @@ def new_column(monkeypatch: pytest.MonkeyPatch) -> None:
     column = Column(
         *("nap_seconds", "naps of 1 s", False, 2),
         axis="seconds of naps",
-        read=of_training(lambda train: train.step_seconds_p99 and train.step_seconds_p99 * 1000),
+        read=training_reader(lambda train: train.step_seconds_p99 and train.step_seconds_p99 * 1000),
         group=Group.COST,
         shown=Shown.EVERYWHERE,
         measured_alone=True,
