@@ -20,13 +20,13 @@ class Setting:
 
     Attributes:
         title: Of its column.
-        of: Its text; None where it is left at a default that needs no word.
-        of_training: Whether what trains nothing has no part in it.
+        text_of: Its text; None where it is left at a default that needs no word.
+        is_of_training: Whether what trains nothing has no part in it.
     """
 
     title: str
-    of: Callable[[TrialSpec, Completed | None], str | None]
-    of_training: bool = True
+    text_of: Callable[[TrialSpec, Completed | None], str | None]
+    is_of_training: bool = True
 
 
 def _steps(spec: TrialSpec, outcome: Completed | None) -> str:
@@ -84,18 +84,20 @@ SETTINGS: tuple[Setting, ...] = (
         for name in ("micro_batch_size", "loss_reduction", "label_smoothing", "dropout", "max_grad_norm")
     ),
     Setting("train pairs", _counted("train_pairs")),
-    Setting("precision", lambda spec, _: spec.resources.precision, of_training=False),
-    Setting("ranks", lambda spec, _: str(spec.resources.ranks), of_training=False),
-    Setting("ZeRO stage", lambda spec, _: str(spec.resources.zero_stage or "") or None, of_training=False),
-    Setting("beams", lambda spec, _: str(spec.decode.beams), of_training=False),
-    Setting("max new tokens", lambda spec, _: str(spec.decode.max_new_tokens), of_training=False),
+    Setting("precision", lambda spec, _: spec.resources.precision, is_of_training=False),
+    Setting("ranks", lambda spec, _: str(spec.resources.ranks), is_of_training=False),
+    Setting("ZeRO stage", lambda spec, _: str(spec.resources.zero_stage or "") or None, is_of_training=False),
+    Setting("beams", lambda spec, _: str(spec.decode.beams), is_of_training=False),
+    Setting("max new tokens", lambda spec, _: str(spec.decode.max_new_tokens), is_of_training=False),
     *(
-        Setting(name.replace("_", " "), _unless_default("decode", name), of_training=False)
+        Setting(name.replace("_", " "), _unless_default("decode", name), is_of_training=False)
         for name in ("min_new_tokens", "length_penalty", "early_stopping", "no_repeat_ngram_size")
     ),
-    Setting("dev sources", _counted("dev_sources"), of_training=False),
+    Setting("dev sources", _counted("dev_sources"), is_of_training=False),
     Setting(
-        "test sources", lambda _, outcome: None if outcome is None else f"{outcome.decode.sources:,}", of_training=False
+        "test sources",
+        lambda _, outcome: None if outcome is None else f"{outcome.decode.sources:,}",
+        is_of_training=False,
     ),
 )
 
@@ -131,7 +133,7 @@ def budget(comparison: Comparison) -> Budget:
         meant = [
             text
             for text, configuration in zip(texts, configurations, strict=True)
-            if configuration.trains or not setting.of_training
+            if configuration.trains or not setting.is_of_training
         ]
         if not any(meant):
             continue
@@ -148,7 +150,7 @@ def budget(comparison: Comparison) -> Budget:
 
 def _text(setting: Setting, configuration: Configuration) -> str | None:
     """The setting over all seeds: one text, or all different ones."""
-    if setting.of_training and not configuration.trains:
+    if setting.is_of_training and not configuration.trains:
         return None
-    found: Sequence[str | None] = [setting.of(result.spec, outcome) for result, outcome in configuration.completed]
+    found: Sequence[str | None] = [setting.text_of(result.spec, outcome) for result, outcome in configuration.completed]
     return " or ".join(dict.fromkeys(text for text in found if text is not None)) or None
