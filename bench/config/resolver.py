@@ -67,7 +67,7 @@ class RegistryResolver:
         self._kept = ResolvedMethods()
         self._target = functools.cache(partial(resolve, "method", plugins_dir=plugins_dir))
         self._whose = functools.cache(_whose)
-        self._said: dict[str, tuple[JsonDict, Resolved]] = {}  # by target and all settings
+        self._known_methods: dict[str, tuple[JsonDict, Resolved]] = {}  # by target and all settings
 
     def method(self, name: str, config: JsonDict) -> MethodSpec:
         """A method entry with all its settings, defaults included. Its class is asked, or the cache."""
@@ -78,7 +78,7 @@ class RegistryResolver:
             resolved = Resolved(config=settings, trains=method_class.trains, search_space=method_class.search_space)
             self._kept.add(target, config, resolved)
         spec = MethodSpec(name=name.rpartition(":")[2], target=target, config=resolved.config, **self._whose(target))
-        self._said[_said_key(spec)] = config, resolved
+        self._known_methods[_method_key(spec)] = config, resolved
         return spec
 
     def remember(self) -> None:
@@ -103,13 +103,13 @@ class RegistryResolver:
 
     def trains(self, method: MethodSpec) -> bool:
         """Whether the method trains anything; the untouched base model does not."""
-        said = self._said.get(_said_key(method))
-        return load_method(method.target).trains if said is None else said[1].trains
+        known_method = self._known_methods.get(_method_key(method))
+        return load_method(method.target).trains if known_method is None else known_method[1].trains
 
     def search_space(self, method: MethodSpec) -> SearchSpace:
         """The search space that the method declares."""
-        said = self._said.get(_said_key(method))
-        return load_method(method.target).search_space if said is None else said[1].search_space
+        known_method = self._known_methods.get(_method_key(method))
+        return load_method(method.target).search_space if known_method is None else known_method[1].search_space
 
     def check_resources(self, method: MethodSpec, resources: ResourceSpec, where: str) -> None:
         """A method that adapts in training is trained without ZeRO, in fp32 and without checkpoints.
@@ -179,13 +179,13 @@ class RegistryResolver:
 
     def _says(self, method: MethodSpec, what: Literal["adapts_in_training", "trains_in_turns"]) -> bool:
         """What a method with its settings says of itself."""
-        config, resolved = self._said.get(_said_key(method), (None, None))
-        if resolved is not None and (said := getattr(resolved, what)) is not None:
-            return bool(said)
+        config, resolved = self._known_methods.get(_method_key(method), (None, None))
+        if resolved is not None and (known := getattr(resolved, what)) is not None:
+            return bool(known)
         answer = bool(getattr(make_method(method), what))
         if config is not None and resolved is not None:
             resolved = resolved.model_copy(update={what: answer})
-            self._said[_said_key(method)] = config, resolved
+            self._known_methods[_method_key(method)] = config, resolved
             self._kept.add(method.target, config, resolved)
         return answer
 
@@ -242,7 +242,7 @@ def _names(model: Any) -> set[str]:
     return {*model.model_fields, *(field.alias for field in model.model_fields.values() if field.alias)}
 
 
-def _said_key(method: MethodSpec) -> str:
+def _method_key(method: MethodSpec) -> str:
     return f"{method.target} {method.config!r}"
 
 
