@@ -10,7 +10,7 @@ from string import Template
 
 from bench.conformance.plugin_templates import files_of
 from bench.plugins.offers import Kind
-from bench.plugins.registry import known
+from bench.plugins.registry import offers_by_name
 from bench.schema.validation import ConfigError
 
 
@@ -39,7 +39,7 @@ def write_project(name: str, parent: Path, kind: Kind = "method") -> Path:
 def _require_free(name: str, kind: Kind) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise ConfigError(f"new-{kind}: {name!r} cannot name a Python module; use small letters, digits and _")
-    if name in known(kind):
+    if name in offers_by_name(kind):
         raise ConfigError(f"new-{kind}: there is a {kind} {name!r} already; choose another name")
     if name.startswith("test_") or importlib.util.find_spec(name) is not None:
         raise ConfigError(f"new-{kind}: {name!r} is the name of a module that is installed here; choose another name")

@@ -56,13 +56,15 @@ class Offer:
     """``tuneoff``, a distribution with its version, or a file."""
 
 
-def known(kind: Kind, plugins_dir: Path | None = None, asked: Collection[str] = ()) -> dict[str, list[Offer]]:
+def offers_by_name(
+    kind: Kind, plugins_dir: Path | None = None, requested: Collection[str] = ()
+) -> dict[str, list[Offer]]:
     """All names with their offers, built-in ones first. Several offers of a name are a clash. Imports no plugin.
 
     Args:
         kind: Methods, tasks or metrics.
         plugins_dir: A folder whose files are plugins, too. Their imports tell their kinds.
-        asked: Names whose files are offers of this kind, whatever they import.
+        requested: Names whose files are offers of this kind, whatever they import.
 
     Raises:
         PluginError: The folder cannot be used.
@@ -74,7 +76,7 @@ def known(kind: Kind, plugins_dir: Path | None = None, asked: Collection[str] = 
         offers += [
             Offer(path.stem, path.stem, str(path))
             for path in modules_in(plugins_dir.expanduser().resolve())
-            if path.stem in asked or kind in kinds_of(path)
+            if path.stem in requested or kind in kinds_of(path)
         ]
     by_name: dict[str, list[Offer]] = {}
     for offer in offers:
@@ -95,7 +97,7 @@ def table(kind: Kind) -> dict[str, str]:
 
 def targets(kind: Kind) -> dict[str, str]:
     """The names of built-in and installed classes, to their ``module:Class``, without names that clash."""
-    return {name: offers[0].target for name, offers in known(kind).items() if len(offers) == 1}
+    return {name: offers[0].target for name, offers in offers_by_name(kind).items() if len(offers) == 1}
 
 
 def resolve(kind: Kind, name: str, plugins_dir: Path | None = None) -> str:
@@ -110,7 +112,7 @@ def resolve(kind: Kind, name: str, plugins_dir: Path | None = None) -> str:
 
 def resolve_all(kind: Kind, names: Sequence[str], plugins_dir: Path | None = None) -> dict[str, str]:
     """The results of :func:`resolve` for several names. Installed packages are searched once."""
-    offered = known(kind, plugins_dir, names)
+    offered = offers_by_name(kind, plugins_dir, names)
     return {name: name if ":" in name else _resolved(kind, name, offered, plugins_dir) for name in names}
 
 
@@ -243,7 +245,7 @@ class Described:
 def describe(kind: Kind, plugins_dir: Path | None = None) -> list[Described]:
     """Describe all classes of a kind, including broken ones: the first line of the docstring, and the source."""
     described = []
-    for name, offers in known(kind, plugins_dir).items():
+    for name, offers in offers_by_name(kind, plugins_dir).items():
         origin = " and ".join(offer.origin for offer in offers)
         try:
             target = _only(kind, offers)
@@ -351,7 +353,7 @@ def load_metrics(plugins_dir: Path | None = None) -> None:
     Raises:
         PluginError: The folder cannot be used.
     """
-    for offers in known("metric", plugins_dir).values():
+    for offers in offers_by_name("metric", plugins_dir).values():
         for offer in offers:
             if offer.origin == BUILT_IN:
                 continue
