@@ -134,10 +134,10 @@ def _print_scores(title: str, sources: int, found: Scores, by_tag: bool) -> None
 def _chosen(rows: list[dict[str, Any]], by: str, tag: str | None, text: str | None) -> list[dict[str, Any]]:
     scored = [row for row in rows if by in row.get("scores", {})]
     if not scored:
-        from bench.metrics.scoring import meant
+        from bench.metrics.scoring import did_you_mean
 
         known = list(rows[0].get("scores", {})) if rows else []
-        told = f"{', '.join(known)}{meant(by, known)}" if known else "none, in this old record"
+        told = f"{', '.join(known)}{did_you_mean(by, known)}" if known else "none, in this old record"
         raise ConfigError(f"--by {by}: single sources have no such score; they have {told}")
     tags = {one for row in rows for one in row["tags"]}
     if tag is not None and tag not in tags:

@@ -14,7 +14,7 @@ from functools import partial
 from bench.config.load import Resolver, combinations, configure, expand
 from bench.driver.pace import Later
 from bench.metrics.checks import choosable
-from bench.metrics.scoring import meant
+from bench.metrics.scoring import did_you_mean
 from bench.plugins.registry import make_task, metrics_of
 from bench.schema.digests import sha256_of_json, slug
 from bench.schema.labels import names
@@ -269,7 +269,7 @@ class Stages:
         for spec in {one.final.task.model_dump_json(): one.final.task for one in self.contenders}.values():
             known = ("dev_loss", *choosable(make_task(spec), metrics_of(spec)))
             if tune.metric not in known:
-                told = f"known: {', '.join(known)}{meant(tune.metric, known)}"
+                told = f"known: {', '.join(known)}{did_you_mean(tune.metric, known)}"
                 raise ConfigError(f"stages.tune.metric: there is no score {tune.metric!r}; {told}")
 
     @property

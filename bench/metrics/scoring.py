@@ -47,10 +47,10 @@ def check_names(names: Iterable[str], where: str | None = None, known: Iterable[
         if name in known:
             continue
         key = "" if where is None else f"{where}: "
-        raise MetricError(f"{key}there is no metric {name!r}; known: {', '.join(known)}{meant(name, known)}")
+        raise MetricError(f"{key}there is no metric {name!r}; known: {', '.join(known)}{did_you_mean(name, known)}")
 
 
-def meant(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown metric: names that are close to it, if there are any."""
     spelt = {one.replace("_", ""): one for one in known}
     close = difflib.get_close_matches(re.sub(r"[^a-z0-9]", "", name.lower()), spelt, n=3)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bench.metrics.scoring import meant
+from bench.metrics.scoring import did_you_mean
 from bench.report.column import Column, Shown
 from bench.report.columns import columns_of, metric_columns
 from bench.report.configurations import Configuration
@@ -135,7 +135,7 @@ def _metric_first(results: Sequence[TrialResult], metric: str | None) -> list[Co
     names = [column.name for column in columns]
     if metric not in names:
         known = ", ".join(names)
-        told = f"there is no such score in these records; known: {known}{meant(metric, names)}"
+        told = f"there is no such score in these records; known: {known}{did_you_mean(metric, names)}"
         raise ValueError(f"--metric {metric}: {told}")
     return sorted(columns, key=lambda column: column.name != metric)
 
