@@ -10,7 +10,7 @@ from bench.schema.trial import TrialSpec
 from bench.store.record_index import Known
 
 
-def moved(finished: Iterable[Known | TrialResult], trials: Iterable[TrialSpec]) -> list[str]:
+def moved_commits(finished: Iterable[Known | TrialResult], trials: Iterable[TrialSpec]) -> list[str]:
     """A sentence for each model and data set of which finished trials took another commit than new ones would.
 
     Args:

@@ -104,11 +104,11 @@ class RoundRunner:
 
     def tell_moved(self, trials: Sequence[TrialSpec]) -> None:
         """Warn of finished trials whose model or data came from another commit of the hub than these trials take."""
-        from bench.driver.moved import moved
+        from bench.driver.moved import moved_commits
 
         finished = map(self.store.known, self.store.trial_ids())
-        for told in moved(filter(None, finished), trials):
-            self.console.print(told, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        for sentence in moved_commits(filter(None, finished), trials):
+            self.console.print(sentence, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     def complete_mirror(self) -> bool:
         """Copy the report, and the records that the mirror lacks. Returns whether the mirror is complete now."""

@@ -12,7 +12,7 @@ from command import Done
 from hub_stand_in import StandIn, stand_in
 
 from bench.config.resolver import RegistryResolver, _model
-from bench.driver.moved import moved
+from bench.driver.moved import moved_commits
 from bench.models.base import weights_sha256
 from bench.schema.trial import ModelSpec
 from bench.schema.validation import ConfigError
@@ -119,12 +119,12 @@ def test_a_sweep_whose_model_moves_makes_new_trials_and_says_so(
     assert spec.commit == SECOND
     now = first.spec.model_copy(update={"model": spec})
     assert now.trial_id != first.trial_id
-    assert moved([first], [first.spec]) == []
+    assert moved_commits([first], [first.spec]) == []
     told = (
         f"model: org/tiny (main) is at commit {SECOND} now, and was at {FIRST} when 1 finished trials of this sweep "
         f"were made. Their records stay, and new trials run. To keep the old trials, set model.revision: {FIRST}"
     )
-    assert moved([first], [now]) == [told]
+    assert moved_commits([first], [now]) == [told]
     refused = tuneoff(*run, "--set", "task.test_examples=999")
     assert refused.returncode == 2
     assert told in refused.stdout
