@@ -77,12 +77,12 @@ def budget_rows(tunings: Sequence[Tuning]) -> list[list[str]]:
         [
             tuning.name,
             space_text(tuning.search.space),
-            str(len(tuning.trained)),
+            str(len(tuning.trained_trials)),
             f"{tuning.trials_used:.3g}",
             str(tuning.failed),
             f"{tuning.device_seconds_used:.0f}",
             str(tuning.extensions),
-            ABSENT if (chosen := tuning.chosen) is None else settings_text(chosen.settings),
+            ABSENT if (chosen := tuning.chosen_trial) is None else settings_text(chosen.settings),
             ABSENT if chosen is None else _value(chosen.value),
         ]
         for tuning in tunings
@@ -125,13 +125,13 @@ def audit_lines(tunings: Sequence[Tuning]) -> list[str]:
 
 def tuning_document(tuning: Tuning) -> JsonDict:
     """A search for report.json, unrounded."""
-    chosen = tuning.chosen
+    chosen = tuning.chosen_trial
     return {
         "name": tuning.name,
         "metric": tuning.metric,
         "higher_is_better": tuning.higher_is_better,
         "search": tuning.search.model_dump(mode="json", include={"space", "tune", "rungs", "steps"}),
-        "trained": len(tuning.trained),
+        "trained": len(tuning.trained_trials),
         "trials_used": tuning.trials_used,
         "device_seconds_used": tuning.device_seconds_used,
         "failed": tuning.failed,

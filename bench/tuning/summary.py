@@ -74,33 +74,35 @@ class Tuning:
         return self.search.tune.metric
 
     @cached_property
-    def finished(self) -> tuple[Tried, ...]:
+    def finished_trials(self) -> tuple[Tried, ...]:
         """Trials of full length, failed ones included."""
         return tuple(one for one in self.tried if one.stop_after_steps is None)
 
     @cached_property
-    def chosen(self) -> Tried | None:
+    def chosen_trial(self) -> Tried | None:
         """The trial whose settings the final stage takes, by the same rule; None if all failed."""
-        return min((one for one in self.finished if one.value is not None), key=self._loss, default=None)
+        return min((one for one in self.finished_trials if one.value is not None), key=self._loss, default=None)
 
     @property
-    def trained(self) -> tuple[Tried, ...]:
+    def trained_trials(self) -> tuple[Tried, ...]:
         """What was really trained: two asks of the same settings are one training."""
         return tuple({one.trial_id: one for one in reversed(self.tried)}.values())
 
     @property
     def trials_used(self) -> float:
         """Budget used, in trainings of full length."""
-        return sum((one.stop_after_steps or full) / full for full in [self.search.steps or 1] for one in self.trained)
+        return sum(
+            (one.stop_after_steps or full) / full for full in [self.search.steps or 1] for one in self.trained_trials
+        )
 
     @property
     def device_seconds_used(self) -> float:
         """Budget used, in seconds that ranks worked."""
-        return math.fsum(one.device_seconds for one in self.trained)
+        return math.fsum(one.device_seconds for one in self.trained_trials)
 
     @property
     def failed(self) -> int:
-        return sum(one.value is None for one in self.trained)
+        return sum(one.value is None for one in self.trained_trials)
 
     @property
     def extensions(self) -> int:
@@ -116,7 +118,9 @@ class Tuning:
         """
         if LEARNING_RATE not in self.search.space:
             return ()
-        return tuple(sorted(((float(one.settings[LEARNING_RATE]), one.value) for one in self.finished), key=_first))
+        return tuple(
+            sorted(((float(one.settings[LEARNING_RATE]), one.value) for one in self.finished_trials), key=_first)
+        )
 
     @cached_property
     def expected_best(self) -> tuple[ExpectedBest, ...]:
@@ -127,7 +131,7 @@ class Tuning:
         trial counts as the worst of the others, and its time not at all: it ended early.
         """
         search = self.search
-        fixed = [one for one in self.finished if one.origin == "sampler"]
+        fixed = [one for one in self.finished_trials if one.origin == "sampler"]
         if search.tune.sampler == "tpe":
             fixed = [one for one in fixed if one.number < search.first_asks]
         known = [one.value for one in fixed if one.value is not None]
@@ -144,8 +148,8 @@ class Tuning:
     @cached_property
     def audit(self) -> Audit | None:
         """What halving would have missed; None where nothing was audited to its end."""
-        kept = [self._loss(one)[0] for one in self.finished if one.origin == "sampler" and not one.audited]
-        audited = [self._loss(one)[0] for one in self.finished if one.audited]
+        kept = [self._loss(one)[0] for one in self.finished_trials if one.origin == "sampler" and not one.audited]
+        audited = [self._loss(one)[0] for one in self.finished_trials if one.audited]
         if not self.search.rungs or not audited or min(kept, default=math.inf) == math.inf:
             return None
         sign = -1.0 if self.higher_is_better else 1.0

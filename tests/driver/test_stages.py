@@ -192,7 +192,7 @@ def test_a_space_of_choices_is_trained_once_through(make: Callable[..., Driver])
     driver.run()
     (of_full,) = (rows for rows in read_searches(driver.store.root) if rows.search.method == "full")
     (tuning,) = tunings([of_full], driver.store.read_all())
-    assert len(tuning.trained) == len(of_full.asks) == tuning.trials_used == 2
+    assert len(tuning.trained_trials) == len(of_full.asks) == tuning.trials_used == 2
 
 
 def test_halving_cuts_within_each_method_and_audits(make: Callable[..., Driver]) -> None:

@@ -88,8 +88,8 @@ SEARCHED: dict[float, Outcome] = {
 def test_what_was_tried_used_and_chosen() -> None:
     searched, records = rows(SEARCHED, {3e-3: "refinement"})
     (tuning,) = tunings([searched], records)
-    assert tuning.chosen is not None
-    assert tuning.chosen.settings == {RATE: 3e-3}
+    assert tuning.chosen_trial is not None
+    assert tuning.chosen_trial.settings == {RATE: 3e-3}
     assert tuning.trials_used == 4
     assert tuning.device_seconds_used == pytest.approx(10 + 12 + 20 + 8), "a failed trial counts its wall time"
     assert tuning.failed == 1
@@ -112,7 +112,7 @@ def test_scores_that_are_better_when_higher_keep_their_sign() -> None:
     by_bleu = searched.search.model_copy(update={"tune": TuneSpec(trials=5, metric="bleu")})
     (tuning,) = tunings([replace(searched, search=by_bleu)], records)
     assert [one.value for one in tuning.tried] == [20.0, 30.0, None]
-    assert tuning.chosen is not None and tuning.chosen.settings == {RATE: 1e-3}
+    assert tuning.chosen_trial is not None and tuning.chosen_trial.settings == {RATE: 1e-3}
 
 
 def test_an_unfinished_search_tells_what_it_has() -> None:
@@ -120,7 +120,7 @@ def test_an_unfinished_search_tells_what_it_has() -> None:
     (tuning,) = tunings([searched], records[:1])
     assert [one.value for one in tuning.tried] == [3.0]
     (nothing,) = tunings([searched], [])
-    assert nothing.chosen is None
+    assert nothing.chosen_trial is None
     assert nothing.expected_best == ()
 
 
@@ -145,8 +145,10 @@ def test_the_audit_of_halving_tells_its_regret() -> None:
     assert tuning.audit is not None
     assert (tuning.audit.best_kept, tuning.audit.best_audited, tuning.audit.regret) == (1.5, 1.25, 0.25)
     assert tuning.trials_used == pytest.approx(3 * 3 / 9 + 2)
-    assert tuning.chosen is not None
-    assert tuning.chosen.settings == {RATE: 1e-4}, "what was audited may be chosen: it was trained within the budget"
+    assert tuning.chosen_trial is not None
+    assert tuning.chosen_trial.settings == {RATE: 1e-4}, (
+        "what was audited may be chosen: it was trained within the budget"
+    )
     assert tuning.expected_best == ()
 
 
@@ -200,5 +202,5 @@ def test_what_was_asked_twice_was_trained_once() -> None:
     searched, records = rows(SEARCHED)
     again = searched.asks[0].model_copy(update={"number": 4})
     (tuning,) = tunings([SearchRows(searched.search, (*searched.asks, again), ())], records)
-    assert (len(tuning.trained), tuning.trials_used, tuning.failed) == (4, 4, 1)
+    assert (len(tuning.trained_trials), tuning.trials_used, tuning.failed) == (4, 4, 1)
     assert tuning.device_seconds_used == pytest.approx(10 + 12 + 20 + 8)
