@@ -49,7 +49,7 @@ class Configuration:
         return [(result, result.outcome) for result in self.results if isinstance(result.outcome, Completed)]
 
     @cached_property
-    def counted(self) -> list[tuple[TrialResult, Completed]]:
+    def counted_results(self) -> list[tuple[TrialResult, Completed]]:
         """Completed trials that means are over."""
         return [pair for pair in self.completed if self._counts(pair[0].spec.seed)]
 
@@ -64,7 +64,7 @@ class Configuration:
     @property
     def seeds(self) -> str:
         """The number of counted seeds, and of all seeds if that differs."""
-        num_counted, num_seeds = len(self.counted), len(self.results)
+        num_counted, num_seeds = len(self.counted_results), len(self.results)
         return str(num_counted) if num_counted == num_seeds else f"{num_counted} of {num_seeds}"
 
     def estimate(self, name: str) -> Estimate | None:
@@ -85,7 +85,7 @@ class Configuration:
         if self.was_measured_alone(name):
             measured = [(result.spec.repetition, column.number(result)) for result in self.costs]
         else:
-            measured = [(result.spec.seed, column.number(result)) for result, _ in self.counted]
+            measured = [(result.spec.seed, column.number(result)) for result, _ in self.counted_results]
         return {number: value for number, value in measured if value is not None}
 
     def was_measured_alone(self, name: str) -> bool:

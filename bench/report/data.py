@@ -132,7 +132,7 @@ def _configuration(configuration: Configuration, columns: Sequence[Column]) -> J
         "method": configuration.method,
         "trials": [result.trial_id for result in configuration.results],
         "completed": len(configuration.completed),
-        "counted_seeds": sorted(result.spec.seed for result, _ in configuration.counted),
+        "counted_seeds": sorted(result.spec.seed for result, _ in configuration.counted_results),
         "values": values,
         "by_tag": {result.trial_id: outcome.scores.by_tag for result, outcome in configuration.completed},
     }

@@ -218,7 +218,7 @@ def _caption(comparison: Comparison) -> str:
 
 
 def _seeds(scored: Sequence[Configuration]) -> str:
-    counts = sorted({len(configuration.counted) for configuration in scored})
+    counts = sorted({len(configuration.counted_results) for configuration in scored})
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 

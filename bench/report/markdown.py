@@ -160,7 +160,9 @@ def _tags_table(comparison: Comparison) -> str:
     first = comparison.metrics[0]
     body = []
     for configuration in comparison.scored[:MOST_ROWS]:
-        of_tags = [[o.scores.by_tag.get(tag, {}).get(first.name) for _, o in configuration.counted] for tag in shown]
+        of_tags = [
+            [o.scores.by_tag.get(tag, {}).get(first.name) for _, o in configuration.counted_results] for tag in shown
+        ]
         body.append([configuration.name, *(_mean_text(first, values) for values in of_tags)])
     return table([first.title, *(f"{tag} ({sources[tag]})" for tag in shown)], body)
 

@@ -184,7 +184,7 @@ def _row(
         "group": letters.get(configuration.name, ""),
         "label": configuration.label,
         "seeds": configuration.seeds,
-        "num_seeds": len(configuration.counted),
+        "num_seeds": len(configuration.counted_results),
         "interval": scale.interval(configuration),
         "cells": [_cell(comparison, configuration, column) for column in columns],
     }
@@ -311,7 +311,7 @@ def _tags(comparison: Comparison) -> JsonDict | None:
     rows = []
     for configuration in chosen_of_methods(comparison.scored):
         values = [
-            _mean(outcome.scores.by_tag.get(tag, {}).get(metric.name) for _, outcome in configuration.counted)
+            _mean(outcome.scores.by_tag.get(tag, {}).get(metric.name) for _, outcome in configuration.counted_results)
             for tag in sources
         ]
         rows.append([configuration.name, *(ABSENT if value is None else metric.text(value) for value in values)])

@@ -30,7 +30,7 @@ class PublishedRow:
         """Our estimate over the same part of the test sources as the published value."""
         if self.row.tag == "all":
             return self.configuration.estimate(column.name)
-        scores = [outcome.scores.by_tag.get(self.row.tag, {}) for _, outcome in self.configuration.counted]
+        scores = [outcome.scores.by_tag.get(self.row.tag, {}) for _, outcome in self.configuration.counted_results]
         return estimate([value for one in scores if math.isfinite(value := one.get(column.name, math.nan))])
 
 
