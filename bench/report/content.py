@@ -17,7 +17,7 @@ from bench.report.others import left_out_text
 from bench.report.published import Quoted
 from bench.report.published_rows import PublishedRows, published_rows
 from bench.report.searches import tuning_caveats
-from bench.report.significance_table import tested
+from bench.report.significance_table import tested_significance
 from bench.schema.record import NOT_ASKED_FOR, Completed, Failed, Probed, TrialResult
 from bench.schema.same_answer import cost_class
 from bench.store.kept_sweep import KeptSweep
@@ -50,7 +50,7 @@ class Content:
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
         """The comparisons with the intervals over seeds and sources and the leaders that the tests give."""
-        return tuple(with_tests(*pair) for pair in zip(self._untested, self.tested, strict=True))
+        return tuple(with_tests(*pair) for pair in zip(self._untested, self.significances, strict=True))
 
     @cached_property
     def _untested(self) -> tuple[Comparison, ...]:
@@ -67,14 +67,16 @@ class Content:
         return found
 
     @cached_property
-    def tested(self) -> tuple[Significance | str | None, ...]:
+    def significances(self) -> tuple[Significance | str | None, ...]:
         """For each comparison, the differences that hold, or a sentence that says why they are not known."""
-        return tuple(None if self.root is None else tested(self.root, comparison) for comparison in self._untested)
+        return tuple(
+            None if self.root is None else tested_significance(self.root, comparison) for comparison in self._untested
+        )
 
     @cached_property
     def headlines(self) -> list[str]:
         """A sentence for each comparison that says who leads."""
-        told = [headline(*pair) for pair in zip(self.comparisons, self.tested, strict=True)]
+        told = [headline(*pair) for pair in zip(self.comparisons, self.significances, strict=True)]
         several = len(told) > 1
         return [
             f"{comparison.model} on {comparison.task}: {line}" if several else line
@@ -85,7 +87,7 @@ class Content:
     @cached_property
     def answers(self) -> tuple[list[str], ...]:
         """For each comparison, sentences that say by how much the best configurations lead, and at what cost."""
-        return tuple(answer(*pair) for pair in zip(self.comparisons, self.tested, strict=True))
+        return tuple(answer(*pair) for pair in zip(self.comparisons, self.significances, strict=True))
 
     @property
     def answer_sentences(self) -> tuple[str, ...]:

@@ -76,7 +76,7 @@ def json_text(content: Content) -> str:
                 "published": [] if quoted is None else quoted.document(),
             }
             for comparison, found, quoted in zip(
-                content.comparisons, content.tested, content.published_rows, strict=True
+                content.comparisons, content.significances, content.published_rows, strict=True
             )
         ],
         "tuning": [tuning_document(tuning) for tuning in content.tunings],

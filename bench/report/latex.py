@@ -46,7 +46,9 @@ def latex(content: Content) -> str:
     """The tables of each model and task."""
     head = f"% {_comment(content.sweep)}: made by tuneoff report; needs \\usepackage{{booktabs}}"
     tables: list[str] = []
-    for comparison, found, quoted in zip(content.comparisons, content.tested, content.published_rows, strict=True):
+    for comparison, found, quoted in zip(
+        content.comparisons, content.significances, content.published_rows, strict=True
+    ):
         if comparison.scored:
             tables += _comparison(content.sweep, comparison, found)
         if quoted is not None:

@@ -50,7 +50,7 @@ def markdown(content: Content) -> str:
         parts.append(f"[{_things(len(content.caveats))} to mind](#caveats) before trusting this.")
     parts.append(escaped(content.summary))
     for comparison, found, quoted, answer in zip(
-        content.comparisons, content.tested, content.published_rows, content.answers, strict=True
+        content.comparisons, content.significances, content.published_rows, content.answers, strict=True
     ):
         if len(content.comparisons) > 1:
             parts.append(f"## {escaped(comparison.model)} on {escaped(comparison.task)}")

@@ -40,7 +40,7 @@ def html(content: Content, pictures: Sequence[Sequence[Picture]], predictions: S
     comparisons = [
         {**shown_comparison(comparison, drawn, found, quoted), "told": told}
         for comparison, drawn, found, quoted, told in zip(
-            content.comparisons, pictures, content.tested, content.published_rows, content.answers, strict=True
+            content.comparisons, pictures, content.significances, content.published_rows, content.answers, strict=True
         )
     ]
     rendered = environment.get_template("page.html.jinja").render(

@@ -24,7 +24,7 @@ MOST_IN_FULL = 5
 PAIR_HEADING = ("", "mean", "against", "mean", "difference", "95 % interval", "p", "p, these models")
 
 
-def tested(root: Path, comparison: Comparison) -> Significance | str | None:
+def tested_significance(root: Path, comparison: Comparison) -> Significance | str | None:
     """Tests in the first metric; a sentence where they cannot be made, None where there is nothing to test.
 
     Args:

@@ -142,7 +142,7 @@ def test_rows_that_a_confound_sets_apart_are_tested(tmp_path: Path) -> None:
         (varied(LORA, config={"rank": 4}, resources={"precision": "bf16"}), 0.3),
     )
     content = load_content(root)
-    (found,) = content.tested
+    (found,) = content.significances
     assert found is not None and not isinstance(found, str)
     assert found.leaders == ("lora (rank=64, precision=fp32)",)
     assert "Rows were made with different precisions." in content.caveats
@@ -151,7 +151,7 @@ def test_rows_that_a_confound_sets_apart_are_tested(tmp_path: Path) -> None:
 def test_rows_of_other_sources_are_named_and_not_tested(tmp_path: Path) -> None:
     root = write_rows(tmp_path / "demo", (varied(LORA, task={"config": {"test_examples": 24}}), 0.9))
     write_rows(root, (varied(LORA, task={"config": {"test_examples": 20}}), 0.3), sources=20)
-    (found,) = load_content(root).tested
+    (found,) = load_content(root).significances
     assert isinstance(found, str)
     assert "lora (test_examples=20) (seed 0) was not tested on the sources and references of" in found
 

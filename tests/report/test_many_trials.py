@@ -69,7 +69,7 @@ def test_predictions_are_read_one_after_the_other_and_not_kept(tmp_path: Path, m
     monkeypatch.setattr(systems, "read_predictions", counting)
     write_sweep(tmp_path / "demo", {"full": 0.9, "lora": 0.5}, seeds=3)
     content = load_content(tmp_path / "demo")
-    assert content.tested[0] is not None and not isinstance(content.tested[0], str)
+    assert content.significances[0] is not None and not isinstance(content.significances[0], str)
     assert sum(read.values()) == 6 + 1, "each of six, and the first as what the others are held against"
     system = systems.load_system(tmp_path / "demo", "full", content.comparisons[0].configurations[0].results)
     assert len(system.predictions) == 3 and not system.predictions.__dict__.keys() - {"_root", "_trials"}
