@@ -18,10 +18,10 @@ __all__ = ["Picture", "pictures"]
 def pictures(content: Content) -> list[list[Picture]]:
     """The pictures of each comparison, in the order in which a page shows them."""
     with fonts_folder():
-        return _drawn(content)
+        return _drawable_text(content)
 
 
-def _drawn(content: Content) -> list[list[Picture]]:
+def _drawable_text(content: Content) -> list[list[Picture]]:
     styles = looks(result.spec.method.name for result in content.records)
     found: list[list[Picture]] = []
     for number, comparison in enumerate(content.comparisons, start=1):

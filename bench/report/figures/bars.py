@@ -10,7 +10,7 @@ from typing import Any
 from bench.report.configurations import Configuration
 from bench.report.figures.picture import Picture, finished
 from bench.report.figures.style import PARTS, drawing
-from bench.report.figures.words import drawn
+from bench.report.figures.words import drawable_text
 from bench.report.planned import with_different_costs
 from bench.schema.record import Completed
 
@@ -112,7 +112,7 @@ def _stacked(bars: Sequence[tuple[str, Parts]], name: str, title: str, unit: str
         left = [0.0] * len(shown)
         for number, label in enumerate(labels):
             sizes = [parts.get(label, 0.0) for _, parts in shown]
-            style: dict[str, Any] = {"color": PARTS[number % len(PARTS)], "height": 0.66, "label": drawn(label)}
+            style: dict[str, Any] = {"color": PARTS[number % len(PARTS)], "height": 0.66, "label": drawable_text(label)}
             bars_drawn = axes.barh(range(len(shown)), sizes, left=left, **style)
             for place, (bar, size) in enumerate(zip(bars_drawn, sizes, strict=True)):
                 mark = f"part-{number}-{place}"
@@ -128,7 +128,7 @@ def _stacked(bars: Sequence[tuple[str, Parts]], name: str, title: str, unit: str
                 va="center",
                 fontsize=8,
             )
-        axes.set_yticks(range(len(shown)), [drawn(bar, LONGEST_BAR) for bar, _ in shown])
+        axes.set_yticks(range(len(shown)), [drawable_text(bar, LONGEST_BAR) for bar, _ in shown])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from bench.report.figures.curves import handle, line
 from bench.report.figures.picture import Picture, finished, legend_beside
 from bench.report.figures.style import Look, drawing
-from bench.report.figures.words import drawn
+from bench.report.figures.words import drawable_text
 from bench.report.searches import metric_title
 from bench.tuning.summary import Tuning
 
@@ -32,7 +32,7 @@ def budget_curves(tunings: Sequence[Tuning], looks: Mapping[str, Look], name: st
             line(axes, points, looks[tuning.search.method], f"budget-{number}", marked=True)
         axes.set_xlim(left=0)
         axes.set_xlabel("budget, device-seconds")
-        axes.set_ylabel(f"expected best {drawn(metric_title(shown[0]))}")
+        axes.set_ylabel(f"expected best {drawable_text(metric_title(shown[0]))}")
         legend_beside(figure, axes, [handle(tuning.name, looks[tuning.search.method]) for tuning in shown])
         caption = (
             "What the best of 1, 2, ... tuning trials is expected to reach (Tang et al. 2020), over the trials whose "

@@ -10,7 +10,7 @@ from bench.report.columns import LEARNING_RATE
 from bench.report.configurations import Configuration, chosen_of_methods, failed
 from bench.report.figures.picture import Picture, finished, legend_beside
 from bench.report.figures.style import INK, Look, drawing
-from bench.report.figures.words import drawn
+from bench.report.figures.words import drawable_text
 from bench.report.sharing import losses
 from bench.schema.labels import names
 
@@ -174,7 +174,7 @@ def handle(label: str, look: Look) -> Any:
     """A line's entry in the legend."""
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], linestyle=look.dash, label=drawn(label), **{**look.mark, "markersize": 4.5})
+    return Line2D([], [], linestyle=look.dash, label=drawable_text(label), **{**look.mark, "markersize": 4.5})
 
 
 def _limit(axes: Axes, lines: Sequence[Points]) -> None:

@@ -11,7 +11,7 @@ from bench.report.column import Column
 from bench.report.configurations import Comparison, Configuration
 from bench.report.figures.picture import Picture, finished, legend_beside
 from bench.report.figures.style import FAINT, INK, UNTOUCHED, Look, drawing
-from bench.report.figures.words import drawn
+from bench.report.figures.words import drawable_text
 from bench.report.pareto import front
 from bench.statistics.estimates import Estimate
 
@@ -89,8 +89,8 @@ def _axes(axes: Axes, points: Sequence[Configuration], score: Column, cost: Colu
     if min(costs) > 0 and max(costs) / min(costs) > LOG_SPAN:
         axes.set_xscale("log")
     arrow = {True: " (more is better)", False: " (less is better)", None: ""}
-    axes.set_xlabel(f"{drawn(cost.axis)}{arrow[cost.higher_is_better]}")
-    axes.set_ylabel(f"{drawn(score.title)}{arrow[score.higher_is_better]}")
+    axes.set_xlabel(f"{drawable_text(cost.axis)}{arrow[cost.higher_is_better]}")
+    axes.set_ylabel(f"{drawable_text(score.title)}{arrow[score.higher_is_better]}")
 
 
 def _draw_front(axes: Axes, best: Sequence[Configuration], score: Column, cost: Column) -> None:
@@ -165,7 +165,7 @@ def _label(
     scale = figure.dpi / 72
     for configuration in best[:8]:
         x, y = axes.transData.transform((_mean(configuration, cost), _mean(configuration, score)))
-        text = drawn(configuration.name)
+        text = drawable_text(configuration.name)
         width, height = 4.9 * len(text) * scale, 10 * scale
         places: list[tuple[float, int, str, int, int, tuple[float, float, float, float]]] = []
         for align, dx in (("left", 7), ("right", -7), ("center", 0), ("left", 14), ("right", -14)):
@@ -203,7 +203,7 @@ def _handles(points: Sequence[Configuration], looks: Mapping[str, Look]) -> list
 
     methods = dict.fromkeys(sorted(configuration.method for configuration in points))
     marks: list[Any] = [
-        Line2D([], [], linestyle="none", label=drawn(method), **looks[method].mark) for method in methods
+        Line2D([], [], linestyle="none", label=drawable_text(method), **looks[method].mark) for method in methods
     ]
     return [*marks, Line2D([], [], color=FAINT, linewidth=1.4, label="front")]
 

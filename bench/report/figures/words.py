@@ -7,7 +7,7 @@ from bench.schema.printable import in_one_line
 LONGEST = 34
 
 
-def drawn(text: str, longest: int = LONGEST) -> str:
+def drawable_text(text: str, longest: int = LONGEST) -> str:
     """A name as matplotlib draws it: in one line, not too long, and no dollar begins a formula.
 
     What is too long loses its middle: names of one sweep often begin alike.
