@@ -61,7 +61,7 @@ def _compared(first: str, second: str, metric: str | None) -> tuple[list[Compare
     """All pairs, and the configurations that have none."""
     from bench.report.comparison import against_published, corrected
     from bench.report.comparison import compare as compared
-    from bench.report.counterparts import counterparts, named
+    from bench.report.counterparts import counterparts, with_names
     from bench.report.published import load_published, quoted
 
     published = [text for text in (first, second) if text.endswith((".yaml", ".yml"))]
@@ -70,9 +70,9 @@ def _compared(first: str, second: str, metric: str | None) -> tuple[list[Compare
     if published:
         (ours,) = {first, second} - set(published)
         rows = list(quoted(load_published(Path(published[0]))))
-        sides, _ = named(_sides(ours), [])
+        sides, _ = with_names(_sides(ours), [])
         return corrected([one for side in sides for one in against_published(side, rows, metric)]), ()
-    ones, others = named(_sides(first), _sides(second))
+    ones, others = with_names(_sides(first), _sides(second))
     if len(ones) == len(others) == 1:
         return [compared(ones[0], others[0], metric)], ()
     found = counterparts(ones, others)

@@ -285,7 +285,7 @@ def columns_of(table: Shown) -> tuple[Column, ...]:
     return tuple(sorted((column for column in COLUMNS if column.shown & table), key=lambda column: column.group))
 
 
-def named(name: str) -> Column:
+def column_named(name: str) -> Column:
     """The column of this name.
 
     Raises:
@@ -300,7 +300,7 @@ def named(name: str) -> Column:
 def column_or_score(name: str) -> Column:
     """The column of this name, or that of the score which records call so."""
     try:
-        return named(name)
+        return column_named(name)
     except KeyError:
         return _score(name)
 

@@ -41,7 +41,7 @@ class Paired:
     left_over: tuple[str, ...]
 
 
-def named(ones: Sequence[Side], others: Sequence[Side]) -> tuple[list[Side], list[Side]]:
+def with_names(ones: Sequence[Side], others: Sequence[Side]) -> tuple[list[Side], list[Side]]:
     """The same sides with names of folder, method and the settings that tell it from others of its method."""
     sides = [*ones, *others]
     untrained = {side.spec.method.target for side in sides if not side.configuration.trains}
