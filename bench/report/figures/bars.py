@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from bench.report.configurations import Configuration
-from bench.report.figures.picture import Picture, finished
+from bench.report.figures.picture import Picture, finished_picture
 from bench.report.figures.style import PARTS, drawing
 from bench.report.figures.words import drawable_text
 from bench.report.planned import with_different_costs
@@ -108,7 +108,7 @@ def _stacked(bars: Sequence[tuple[str, Parts]], name: str, title: str, unit: str
     labels = list(dict.fromkeys(label for _, parts in shown for label in parts))
     with drawing(7.4, 1.0 + 0.27 * len(shown)) as figure:
         axes = figure.add_subplot()
-        told: dict[str, str] = {}
+        tooltips: dict[str, str] = {}
         left = [0.0] * len(shown)
         for number, label in enumerate(labels):
             sizes = [parts.get(label, 0.0) for _, parts in shown]
@@ -117,7 +117,7 @@ def _stacked(bars: Sequence[tuple[str, Parts]], name: str, title: str, unit: str
             for place, (bar, size) in enumerate(zip(bars_drawn, sizes, strict=True)):
                 mark = f"part-{number}-{place}"
                 bar.set_gid(mark)
-                told[mark] = f"{shown[place][0]}: {label} {size:,.1f} {unit}"
+                tooltips[mark] = f"{shown[place][0]}: {label} {size:,.1f} {unit}"
             left = [at + size for at, size in zip(left, sizes, strict=True)]
         for place, end in enumerate(left):
             axes.annotate(
@@ -136,4 +136,4 @@ def _stacked(bars: Sequence[tuple[str, Parts]], name: str, title: str, unit: str
         axes.set_xlabel(unit)
         figure.legend(loc="outside upper center", ncols=min(4, len(labels)))
         few = f" The first {len(shown)} of {len(bars)} bars are shown." if len(shown) < len(bars) else ""
-        return finished(figure, name, title, caption + few, told)
+        return finished_picture(figure, name, title, caption + few, tooltips)

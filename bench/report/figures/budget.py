@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from bench.report.figures.curves import handle, line
-from bench.report.figures.picture import Picture, finished, legend_beside
+from bench.report.figures.picture import Picture, finished_picture, legend_beside
 from bench.report.figures.style import Look, drawing
 from bench.report.figures.words import drawable_text
 from bench.report.searches import metric_title
@@ -25,10 +25,10 @@ def budget_curves(tunings: Sequence[Tuning], looks: Mapping[str, Look], name: st
         return None
     with drawing(6.4, 3.6) as figure:
         axes = figure.add_subplot()
-        told: dict[str, str] = {}
+        tooltips: dict[str, str] = {}
         for number, tuning in enumerate(shown):
             points = [(point.device_seconds, point.value) for point in tuning.expected_best]
-            told[f"budget-{number}"] = tuning.name
+            tooltips[f"budget-{number}"] = tuning.name
             line(axes, points, looks[tuning.search.method], f"budget-{number}", marked=True)
         axes.set_xlim(left=0)
         axes.set_xlabel("budget, device-seconds")
@@ -38,4 +38,4 @@ def budget_curves(tunings: Sequence[Tuning], looks: Mapping[str, Look], name: st
             "What the best of 1, 2, ... tuning trials is expected to reach (Tang et al. 2020), over the trials whose "
             "settings did not depend on results."
         )
-        return finished(figure, name, "Expected best against budget", caption, told)
+        return finished_picture(figure, name, "Expected best against budget", caption, tooltips)

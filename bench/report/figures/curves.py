@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.report.columns import LEARNING_RATE
 from bench.report.configurations import Configuration, chosen_of_methods, failed
-from bench.report.figures.picture import Picture, finished, legend_beside
+from bench.report.figures.picture import Picture, finished_picture, legend_beside
 from bench.report.figures.style import INK, Look, drawing
 from bench.report.figures.words import drawable_text
 from bench.report.sharing import losses
@@ -41,7 +41,7 @@ def training_curves(configurations: Sequence[Configuration], looks: Mapping[str,
         return None
     with drawing(7.4, 3.4) as figure:
         left, right = figure.subplots(1, 2, sharex=True)
-        told: dict[str, str] = {}
+        tooltips: dict[str, str] = {}
         lines: list[Points] = []
         for number, configuration in enumerate(chosen):
             look = looks[configuration.method]
@@ -50,7 +50,7 @@ def training_curves(configurations: Sequence[Configuration], looks: Mapping[str,
             lines += [train, dev]
             line(left, train, look, f"train-{number}", marked=False)
             line(right, dev, look, f"dev-{number}", marked=True)
-            told[f"train-{number}"] = told[f"dev-{number}"] = configuration.name
+            tooltips[f"train-{number}"] = tooltips[f"dev-{number}"] = configuration.name
         for axes, what in ((left, "training loss"), (right, "dev loss")):
             axes.set_xlabel("optimiser step")
             axes.set_ylabel(f"{what}, nats per target token")
@@ -65,7 +65,7 @@ def training_curves(configurations: Sequence[Configuration], looks: Mapping[str,
             else ""
         )
         caption = f"Mean over seeds. The training loss is averaged over neighbouring steps.{few}"
-        return finished(figure, name, "Training", caption, told)
+        return finished_picture(figure, name, "Training", caption, tooltips)
 
 
 def learning_rate_curves(
@@ -87,12 +87,12 @@ def learning_rate_curves(
         return None
     with drawing(6.4, 3.6) as figure:
         axes = figure.add_subplot()
-        told: dict[str, str] = {}
+        tooltips: dict[str, str] = {}
         lines: list[Points] = []
         for number, (members, name_of_line) in enumerate(zip(series, _names(series), strict=True)):
             points = _mean_by_rate(members)
             lines.append(points)
-            told[f"rate-{number}"] = name_of_line
+            tooltips[f"rate-{number}"] = name_of_line
             line(axes, points, looks[members[0].method], f"rate-{number}", marked=True)
         axes.set_xscale("log")
         axes.set_xlabel("learning rate")
@@ -106,7 +106,7 @@ def learning_rate_curves(
             "Dev loss of the state that was scored, mean over seeds. A minimum at the end of a line says that the best "
             "learning rate may lie beyond it."
         )
-        return finished(figure, name, "Learning rates", caption, told)
+        return finished_picture(figure, name, "Learning rates", caption, tooltips)
 
 
 def _by_learning_rate(configurations: Sequence[Configuration]) -> list[list[Configuration]]:

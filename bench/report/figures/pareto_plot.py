@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.report.column import Column
 from bench.report.configurations import Comparison, Configuration
-from bench.report.figures.picture import Picture, finished, legend_beside
+from bench.report.figures.picture import Picture, finished_picture, legend_beside
 from bench.report.figures.style import FAINT, INK, UNTOUCHED, Look, drawing
 from bench.report.figures.words import drawable_text
 from bench.report.pareto import front
@@ -51,11 +51,11 @@ def pareto_plot(
     few = f"The best {len(points)} of {known} configurations are shown." if len(points) < known else ""
     with drawing(6.4, 3.8) as figure:
         axes = figure.add_subplot()
-        told: dict[str, str] = {}
+        tooltips: dict[str, str] = {}
         _axes(axes, points, score, cost)
         _draw_front(axes, best, score, cost)
         for number, configuration in enumerate(points):
-            told[f"point-{number}"] = _told(configuration, score, cost)
+            tooltips[f"point-{number}"] = _told(configuration, score, cost)
             leads = configuration in best or leading[configuration.method] is configuration
             _draw_point(axes, configuration, score, cost, looks[configuration.method], f"point-{number}", leads)
         _limits(axes, points, score)
@@ -64,7 +64,7 @@ def pareto_plot(
             handles.append(_draw_base(axes, _estimate(untouched, score).mean * score.scale, score))
         _label(axes, best, points, score, cost)
         legend_beside(figure, axes, handles)
-        return finished(figure, name, f"{score.title} against {cost.axis}", few, told)
+        return finished_picture(figure, name, f"{score.title} against {cost.axis}", few, tooltips)
 
 
 def _value(configuration: Configuration, column: Column) -> float | None:

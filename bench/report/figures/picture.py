@@ -26,7 +26,7 @@ class Picture:
     png: bytes
 
 
-def finished(figure: Figure, name: str, title: str, caption: str, told: Mapping[str, str]) -> Picture:
+def finished_picture(figure: Figure, name: str, title: str, caption: str, tooltips: Mapping[str, str]) -> Picture:
     """Render a figure.
 
     Args:
@@ -34,14 +34,14 @@ def finished(figure: Figure, name: str, title: str, caption: str, told: Mapping[
         name: Of the files, and prefix of the ids.
         title: Heading in the page.
         caption: What it shows, in a sentence or two; empty where the title says it.
-        told: Id of a mark to what a pointer over it tells.
+        tooltips: Id of a mark to what a pointer over it shows.
     """
     with warnings.catch_warnings():
         # A letter that the font lacks is a box in the PNG; in the SVG it is text, and the reader's fonts have it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # a new layout for each format would take long
-        return Picture(name, title, caption, figure.get_figwidth(), svg(figure, name, told), png(figure))
+        return Picture(name, title, caption, figure.get_figwidth(), svg(figure, name, tooltips), png(figure))
 
 
 def legend_beside(figure: Figure, axes: Axes, handles: Sequence[Any]) -> None:

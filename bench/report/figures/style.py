@@ -129,8 +129,8 @@ def svg(figure: Figure, name: str, titles: Mapping[str, str]) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    for mark, told in titles.items():
-        text = text.replace(f'<g id="{mark}">', f'<g id="{mark}"><title>{escape(told)}</title>', 1)
+    for mark, tooltip in titles.items():
+        text = text.replace(f'<g id="{mark}">', f'<g id="{mark}"><title>{escape(tooltip)}</title>', 1)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     return printable(re.sub(r'(url\(|href=")#', rf"\g<1>#{name}-", text))
 
