@@ -254,11 +254,11 @@ class TaskConfig(StrictNumbers):
 
     @field_validator("choices", mode="before")
     @classmethod
-    def _in_full(cls, told: Any) -> Any:
+    def _in_full(cls, value: Any) -> Any:
         """A list stands for labels, a text for a column; what YAML takes for numbers or truth values are texts."""
-        if isinstance(told, str):
-            return {"column": told}
-        found = {"labels": told} if isinstance(told, list | tuple) else told
+        if isinstance(value, str):
+            return {"column": value}
+        found = {"labels": value} if isinstance(value, list | tuple) else value
         if isinstance(found, dict) and isinstance(found.get("labels"), list | tuple):
             texts = [str(one).lower() if isinstance(one, bool | int) else one for one in found["labels"]]
             return {**found, "labels": texts}
@@ -322,19 +322,19 @@ class Task(ABC):
         if config.choices is not None:
             self._chooses(config.choices)
 
-    def _chooses(self, told: ChoicesConfig) -> None:
+    def _chooses(self, given: ChoicesConfig) -> None:
         for unused in ("answer", "tokenize"):
             if getattr(self.config, unused) is not None:
                 raise TaskError(
                     f"task.{unused} has no effect with task.choices, whose predictions are labels; leave it out"
                 )
-        if told.column is not None and not self.has_columns:
+        if given.column is not None and not self.has_columns:
             raise TaskError(
-                f"task.choices.column: {told.column!r}: the data of {type(self).__name__} have no columns; give labels"
+                f"task.choices.column: {given.column!r}: the data of {type(self).__name__} have no columns; give labels"
             )
-        prior = tuple(told.prior.items()) if isinstance(told.prior, dict) else told.prior
-        metrics = ("accuracy", "macro_f1", "matthews") if told.labels else ("accuracy",)
-        self.scoring = Scoring(metrics=metrics, choices=Choices(told.labels, told.likelihood, prior))
+        prior = tuple(given.prior.items()) if isinstance(given.prior, dict) else given.prior
+        metrics = ("accuracy", "macro_f1", "matthews") if given.labels else ("accuracy",)
+        self.scoring = Scoring(metrics=metrics, choices=Choices(given.labels, given.likelihood, prior))
         self.stop = ()
 
     @classmethod

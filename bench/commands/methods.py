@@ -110,8 +110,10 @@ def _summary(name: str, found: list[Verdict]) -> str:
     from bench.conformance import keeps_contract
 
     counts = Counter(verdict.outcome for verdict in found)
-    told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("pass", "fail", "refused") if counts[outcome])
-    return f"{name} {'keeps' if keeps_contract(found) else 'does not keep'} the contract: of {len(found)} checks {told}"
+    counted = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("pass", "fail", "refused") if counts[outcome])
+    return (
+        f"{name} {'keeps' if keeps_contract(found) else 'does not keep'} the contract: of {len(found)} checks {counted}"
+    )
 
 
 def _reasons(found: list[Verdict], families: list[str]) -> list[str]:
@@ -122,10 +124,10 @@ def _reasons(found: list[Verdict], families: list[str]) -> list[str]:
             where.setdefault((verdict.outcome, verdict.reason), {}).setdefault(verdict.family, []).append(verdict.check)
     lines = []
     for (outcome, reason), checks in where.items():
-        told = list(dict.fromkeys(check for of_family in checks.values() for check in of_family))
-        what = told[0] if len(told) == 1 else f"{len(told)} checks ({told[0]}, ...)"
+        names = list(dict.fromkeys(check for of_family in checks.values() for check in of_family))
+        what = names[0] if len(names) == 1 else f"{len(names)} checks ({names[0]}, ...)"
         on = ", ".join(checks)
-        whole = outcome == "refused" and len(told) > 1
+        whole = outcome == "refused" and len(names) > 1
         lines.append(f"refused on {on}: {reason}" if whole else f"{what}: {outcome} on {on}: {reason}")
     if all(verdict.outcome == "refused" for verdict in found):
         lines.append(

@@ -137,8 +137,8 @@ def _chosen(rows: list[dict[str, Any]], by: str, tag: str | None, text: str | No
         from bench.metrics.scoring import did_you_mean
 
         known = list(rows[0].get("scores", {})) if rows else []
-        told = f"{', '.join(known)}{did_you_mean(by, known)}" if known else "none, in this old record"
-        raise ConfigError(f"--by {by}: single sources have no such score; they have {told}")
+        known_scores = f"{', '.join(known)}{did_you_mean(by, known)}" if known else "none, in this old record"
+        raise ConfigError(f"--by {by}: single sources have no such score; they have {known_scores}")
     tags = {one for row in rows for one in row["tags"]}
     if tag is not None and tag not in tags:
         raise ConfigError(f"--tag {tag}: no source has it; there are {', '.join(sorted(tags)) or 'no tags'}")

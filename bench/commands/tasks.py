@@ -155,7 +155,7 @@ def _model(path: str | None) -> ModelSpec | None:
 
 
 def _print_overview(found: Overview) -> None:
-    from bench.tasks.splits import told_left_out, told_oddities
+    from bench.tasks.splits import oddity_sentences, omission_lines
 
     table = Table()
     for heading in ("split", "sources", "references", "first tag"):
@@ -164,12 +164,12 @@ def _print_overview(found: Overview) -> None:
         tags = ", ".join(f"{number:,} {tag}" for tag, number in list(counts.tags.items())[:8])
         table.add_row(split, f"{counts.sources:,}", f"{counts.references:,}", tags)
     console.print(table)
-    for told in told_left_out({split: counts.skipped for split, counts in found.counts.items()}):
-        console.print(Text(f"left out of {told}"))
+    for line in omission_lines({split: counts.skipped for split, counts in found.counts.items()}):
+        console.print(Text(f"left out of {line}"))
     for split, problem in found.missing.items():
         console.print(Text(f"{split}: {problem}", style="yellow"))
-    for told in told_oddities(found.oddities):
-        console.print(Text(f"warning: {told}", style="yellow"))
+    for sentence in oddity_sentences(found.oddities):
+        console.print(Text(f"warning: {sentence}", style="yellow"))
     if found.data_sha256:
         console.print(Text(f"sha256 of the data: {found.data_sha256}", style="dim"))
     if found.lengths:

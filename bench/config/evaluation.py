@@ -89,8 +89,8 @@ class Evaluations:
 
     def _only(self, key: str, values: Sequence[object]) -> object:
         if len(values) != 1:
-            told = ", ".join(map(str, values))
-            raise ConfigError(f"grid.{key}: the sweep has {told}; say with which to score, --set {key}=...")
+            listed = ", ".join(map(str, values))
+            raise ConfigError(f"grid.{key}: the sweep has {listed}; say with which to score, --set {key}=...")
         return values[0]
 
     def _ours(self, trial: TrialSpec, loaded: LoadedSpec, seed: int | None) -> TrialSpec:

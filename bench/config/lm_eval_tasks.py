@@ -44,8 +44,8 @@ def resolved_evaluation(spec: EvaluationSpec, where: str) -> EvaluationSpec:
     except RegistryError as error:
         raise ConfigError(f"{where}.lm_eval: {error}") from error
     files = {} if spec.include_path is None else _hashes(Path(spec.include_path), entry.yaml_path)
-    told = {"config": _printable(entry.cfg), "files": files}
-    return spec.model_copy(update={"lm_eval_version": installed, "config_sha256": sha256_of_json(told)})
+    definition = {"config": _printable(entry.cfg), "files": files}
+    return spec.model_copy(update={"lm_eval_version": installed, "config_sha256": sha256_of_json(definition)})
 
 
 def _hashes(folder: Path, yaml_path: Path | None) -> dict[str, str]:

@@ -165,13 +165,13 @@ class RegistryResolver:
         except (RegistryError, PluginError) as error:
             raise ConfigError(f"{place}: {error}") from error
         except OptimizerError as error:
-            told = str(error)
-            told = (
-                f"{where}.train.{told}"
-                if told.startswith("optimizer_options.")
-                else f"{place}: {train.optimizer} {told}"
+            reason = str(error)
+            reason = (
+                f"{where}.train.{reason}"
+                if reason.startswith("optimizer_options.")
+                else f"{place}: {train.optimizer} {reason}"
             )
-            raise ConfigError(told) from error
+            raise ConfigError(reason) from error
         if target.partition(":")[0].partition(".")[0] in VERSIONED:
             return found, None
         whose = self._whose(target)
@@ -219,16 +219,16 @@ def _check_optimizer(target: str, train: str) -> None:
 
 def _check_deepspeed(resources: ResourceSpec, where: str) -> None:
     """Keys of DeepSpeed's ZeRO are those that it knows, with values that it takes."""
-    if not (told := resources.deepspeed.get("zero_optimization")):
+    if not (zero_settings := resources.deepspeed.get("zero_optimization")):
         return
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    if unknown := sorted(told.keys() - _names(DeepSpeedZeroConfig)):
+    if unknown := sorted(zero_settings.keys() - _names(DeepSpeedZeroConfig)):
         close = difflib.get_close_matches(unknown[0], _names(DeepSpeedZeroConfig), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"{where}.resources.deepspeed.zero_optimization: DeepSpeed has no key {unknown[0]!r}{hint}")
     try:
-        DeepSpeedZeroConfig(stage=resources.zero_stage, **told)
+        DeepSpeedZeroConfig(stage=resources.zero_stage, **zero_settings)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

@@ -42,5 +42,5 @@ def _findings(model: ModelSpec, task: Task, splits: Splits, decode: DecodeSpec |
         yield problem(name, str(error), "name a model that is there under 'model' in the sweep")
         return
     makers = {"warning": warning, "problem": problem}
-    told = [makers[one.outcome](one.check, one.found, one.remedy) for one in found if one.outcome != "pass"]
-    yield from told or [ok(name, f"its tokens can say the task: {len(found)} checks on references")]
+    complaints = [makers[one.outcome](one.check, one.found, one.remedy) for one in found if one.outcome != "pass"]
+    yield from complaints or [ok(name, f"its tokens can say the task: {len(found)} checks on references")]

@@ -97,8 +97,8 @@ class Display(Observer):
         lines = []
         if outcome.reason not in ("infeasible", "cancelled") and outcome.log_tail:
             lines = [f"\n         {line}" for line in outcome.log_tail.splitlines()[-8:]]
-        told = f" {result.trial_id}  {outcome.reason}: {outcome.message}{self._so_far()}"
-        self._tell(("failed", "bold red"), told, *lines)
+        sentence = f" {result.trial_id}  {outcome.reason}: {outcome.message}{self._so_far()}"
+        self._tell(("failed", "bold red"), sentence, *lines)
 
     def _so_far(self) -> str:
         """How much is done and left, where no live view shows it."""

@@ -17,7 +17,7 @@ from bench.schema.trial import DEFAULT_BRANCH, JsonDict, TrialSpec
 from bench.schema.validation import ConfigError
 from bench.task import Example, Split, Task
 from bench.tasks.hub_commits import commit_of
-from bench.tasks.splits import told_left_out, told_oddities
+from bench.tasks.splits import oddity_sentences, omission_lines
 
 Examples = dict[Split, Sequence[Example]]
 
@@ -41,7 +41,7 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None], metrics: Se
         if any(trial.model.path == base.EMBEDDED for trial in trials) and not base.embedded_folder().is_dir():
             say(f"converting {base.EMBEDDED} to safetensors, once, into {base.embedded_folder()}")
             base.embedded_model()
-        told: dict[str, None] = {}
+        lines: dict[str, None] = {}
         for trial in {
             (trial.task.model_dump_json(), trial.scored_model, trial.splits): trial for trial in trials
         }.values():
@@ -50,8 +50,8 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None], metrics: Se
             doubts = answers_missing(task, examples)
             doubts += check_metrics(task, list(examples["dev"]), metrics, metrics_of(trial.task))
             for line in _lines(trial, task, found, doubts):
-                if line not in told:  # several models, or several stages, say the same of a task
-                    told[line] = None
+                if line not in lines:  # several models, or several stages, say the same of a task
+                    lines[line] = None
                     say(line)
         for model in dict.fromkeys(trial.model for trial in trials if trial.model.commit is not None):
             known = commit_of(model.path, model.revision, "model")
@@ -111,8 +111,8 @@ def _lines(trial: TrialSpec, task: Task, found: JsonDict, doubts: Sequence[str])
     yield from (f"task {name}: {doubt}" for doubt in doubts)
     if task.licence_note:
         yield f"task {name}: the data are licensed {task.licence}: {task.licence_note}"
-    yield from (f"task {name}: left out of {left_out}" for left_out in told_left_out(found["left_out"]))
-    yield from (f"task {name}: warning: {oddity}" for oddity in told_oddities(found))
+    yield from (f"task {name}: left out of {left_out}" for left_out in omission_lines(found["left_out"]))
+    yield from (f"task {name}: warning: {oddity}" for oddity in oddity_sentences(found))
 
 
 def _check_tokens(

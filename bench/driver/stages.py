@@ -269,8 +269,8 @@ class Stages:
         for spec in {one.final.task.model_dump_json(): one.final.task for one in self.contenders}.values():
             known = ("dev_loss", *choosable(make_task(spec), metrics_of(spec)))
             if tune.metric not in known:
-                told = f"known: {', '.join(known)}{did_you_mean(tune.metric, known)}"
-                raise ConfigError(f"stages.tune.metric: there is no score {tune.metric!r}; {told}")
+                known_scores = f"known: {', '.join(known)}{did_you_mean(tune.metric, known)}"
+                raise ConfigError(f"stages.tune.metric: there is no score {tune.metric!r}; {known_scores}")
 
     @property
     def metrics(self) -> tuple[str, ...]:

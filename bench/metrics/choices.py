@@ -26,12 +26,16 @@ def right(texts: Texts) -> list[bool]:
 
 def signature(texts: Texts) -> str:
     """What the labels are, and how the likeliest was found."""
-    told = texts.scoring.choices
-    if told is None:
+    choices = texts.scoring.choices
+    if choices is None:
         return "no choices"
-    number = f"{len(told.labels)} labels" if told.labels else "labels of each source"
-    prior = told.prior if isinstance(told.prior, str) else ",".join(f"{name}={share:g}" for name, share in told.prior)
-    return f"likeliest of {number}|{told.likelihood}|prior:{prior}|v1"
+    number = f"{len(choices.labels)} labels" if choices.labels else "labels of each source"
+    prior = (
+        choices.prior
+        if isinstance(choices.prior, str)
+        else ",".join(f"{name}={share:g}" for name, share in choices.prior)
+    )
+    return f"likeliest of {number}|{choices.likelihood}|prior:{prior}|v1"
 
 
 class _OfLabels(Metric):
@@ -58,12 +62,12 @@ class _OfLabels(Metric):
         rows[:, 0] = 1
         for row, prediction, references in zip(rows, texts.predictions, texts.references, strict=True):
             hits, given, chosen = np.split(row[1:], 3)
-            said, told = _plain(prediction), [_plain(text) for text in references]
-            of_source = said if said in told else told[0]
+            plain_prediction, plain_references = _plain(prediction), [_plain(text) for text in references]
+            of_source = plain_prediction if plain_prediction in plain_references else plain_references[0]
             if of_source in places:
                 given[places[of_source]] = 1
-            if said in places:
-                chosen[places[said]] = 1
+            if plain_prediction in places:
+                chosen[places[plain_prediction]] = 1
             hits[:] = given * chosen
         return rows
 
@@ -104,8 +108,8 @@ class Matthews(_OfLabels):
 
 def doubts(texts: Texts) -> Iterator[str]:
     """Whether an accuracy is more than that of always choosing the most common label: exact binomial, one-sided."""
-    told = texts.scoring.choices
-    if told is None or not told.labels:
+    choices = texts.scoring.choices
+    if choices is None or not choices.labels:
         return
     hits, total = sum(right(texts)), len(texts)
     (common, number), *_ = Counter(_plain(references[0]) for references in texts.references).most_common(1)

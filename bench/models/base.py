@@ -150,8 +150,8 @@ def load_model(
     auto_class = getattr(transformers, architecture(spec).auto_class)
     storage = _storage(spec)
     settings: JsonDict = _dropout_settings(spec, dropout) | _padding_settings(spec)
-    if (told := _told_of(spec, storage)) is not None:
-        settings["quantization_config"] = told
+    if (quantization := _quantization_settings(spec, storage)) is not None:
+        settings["quantization_config"] = quantization
     try:
         with nullcontext() if shards_on is None else keeping_slices(shards_on):
             model, loaded = auto_class.from_pretrained(
@@ -184,10 +184,10 @@ def _storage(spec: ModelSpec) -> Storage | None:
 
 def quantization_config(spec: ModelSpec) -> Any:
     """The quantisation settings of transformers for a model that is quantised in loading; None for other models."""
-    return _told_of(spec, _storage(spec))
+    return _quantization_settings(spec, _storage(spec))
 
 
-def _told_of(spec: ModelSpec, storage: Storage | None) -> Any:
+def _quantization_settings(spec: ModelSpec, storage: Storage | None) -> Any:
     if storage is None or storage.in_checkpoint:
         return None
     return bitsandbytes_config(storage, skipped_layers(empty_model(spec.not_quantized)))

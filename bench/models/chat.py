@@ -61,15 +61,15 @@ class ChatTemplate:
         """A conversation with the system's turn, where it has one, as the settings say."""
         own = [text for role, text in turns if role == "system"]
         others = [turn for turn in turns if turn[0] != "system"]
-        told = "\n\n".join(own) if own else self.system_prompt
-        if told is None:
+        system_text = "\n\n".join(own) if own else self.system_prompt
+        if system_text is None:
             return others
         if self.system_in == "system":
-            return [("system", told), *others]
+            return [("system", system_text), *others]
         first = next((place for place, (role, _) in enumerate(others) if role == "user"), None)
         if first is None:
-            return [("user", told), *others]
-        others[first] = ("user", f"{told}\n\n{others[first][1]}".strip())
+            return [("user", system_text), *others]
+        others[first] = ("user", f"{system_text}\n\n{others[first][1]}".strip())
         return others
 
     def frame(self, turns: Sequence[Turn]) -> Frame:

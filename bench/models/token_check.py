@@ -137,8 +137,8 @@ def check_tokens(
     }
     found = []
     for check, findings in checks.items():
-        told = [TokenFinding(f"{model.path}: {check}", *finding) for finding in findings]
-        found += told or [TokenFinding(f"{model.path}: {check}", "pass")]
+        faults = [TokenFinding(f"{model.path}: {check}", *finding) for finding in findings]
+        found += faults or [TokenFinding(f"{model.path}: {check}", "pass")]
     return found
 
 
@@ -235,8 +235,8 @@ def _given_back(tokens: Tokenization, tried: Sequence[Tried], scoring: Scoring) 
     if metrics:
         examples, texts = [one.example for one in tried], [one.text for one in tried]
         values = score_examples(examples, texts, replace(scoring, metrics=metrics)).over(range(len(tried)))
-        told = ", ".join(f"{name} {values[name]:.1f}" for name in metrics)
-        reached = f"; the most that a text can score on these is {told}"
+        best_scores = ", ".join(f"{name} {values[name]:.1f}" for name in metrics)
+        reached = f"; the most that a text can score on these is {best_scores}"
     yield (
         "warning",
         f"{len(lost)} of {len(tried)} references do not come back from their tokens, because {why}, e.g. "

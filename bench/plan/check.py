@@ -112,8 +112,8 @@ def _real_step(spec: TrialSpec, pairs: Sequence[Pair]) -> tuple[TargetLoss, Batc
 
 
 def _counted(loss: TargetLoss, batch: Batch) -> tuple[int, int]:
-    told = {kernel: inspect.unwrap(formula) for kernel, formula in CPU_ATTENTION.items()}
-    with FlopCounterMode(display=False, custom_mapping=told) as counter, following(loss.model) as follower:
+    formulas = {kernel: inspect.unwrap(formula) for kernel, formula in CPU_ATTENTION.items()}
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter, following(loss.model) as follower:
         loss.of(batch).backward()  # type: ignore[no-untyped-call]
     return counter.get_total_flops(), follower.peak
 

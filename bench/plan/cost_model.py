@@ -218,8 +218,8 @@ def _in_shards(spec: TrialSpec) -> bool:
 def _hosted(spec: TrialSpec, on_cpu: bool) -> frozenset[str]:
     """What of a trial lies in the memory of the host while it trains, and not in the device's."""
     offload = spec.resources.offload
-    told = {} if offload is None or on_cpu else offload.model_dump(exclude_none=True)
-    return frozenset(told)
+    settings = {} if offload is None or on_cpu else offload.model_dump(exclude_none=True)
+    return frozenset(settings)
 
 
 def _kept_bytes(spec: TrialSpec, costs: StepCosts) -> float:

@@ -85,8 +85,8 @@ class Chooser:
 
     def _made(self, pairs: Sequence[Pair], known: Mapping[Key, float]) -> list[float]:
         """The log-likelihood of each label, or its mean over tokens, as the task has it."""
-        told = self.tokens.config.choices
-        per_token = told is not None and told.likelihood == "token"
+        settings = self.tokens.config.choices
+        per_token = settings is not None and settings.likelihood == "token"
         return [known[_key(pair)] / (len(pair.target_ids) if per_token else 1) for pair in pairs]
 
     def _log_likelihoods(self, pairs: Mapping[Key, Pair]) -> dict[Key, float]:
@@ -118,15 +118,15 @@ def shares_of(data: TrialData) -> dict[str, float] | None:
 
     A label that is in no training example has the share of half an example.
     """
-    told = data.task.config.choices
-    if told is None or told.prior == "none":
+    settings = data.task.config.choices
+    if settings is None or settings.prior == "none":
         return None
-    if isinstance(told.prior, dict):
-        return dict(told.prior)
-    if told.prior == "training":
+    if isinstance(settings.prior, dict):
+        return dict(settings.prior)
+    if settings.prior == "training":
         counts = Counter(one.references[0] for one in data.splits["train"].examples)
         total = sum(counts.values())
-        return {label: max(counts[label], 0.5) / total for label in told.labels}
+        return {label: max(counts[label], 0.5) / total for label in settings.labels}
     labels = {label for split in data.splits.values() for one in split.examples for label in one.choices}
     return dict.fromkeys(labels, 1.0)
 

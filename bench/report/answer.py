@@ -69,12 +69,12 @@ def _interval(leaders: list[Configuration], metric: Column) -> str:
 
 
 def _price(comparison: Comparison, leaders: list[Configuration]) -> str:
-    told = [text for configuration in leaders[:MOST_TOLD] if (text := _costs(comparison, configuration))]
-    if not told:
+    prices = [text for configuration in leaders[:MOST_TOLD] if (text := _costs(comparison, configuration))]
+    if not prices:
         return ""
     rest = len(leaders) - MOST_TOLD
     more = f"; the table has the costs of {rest} more" if rest > 0 else ""
-    return f"At what cost: {'; '.join(told)}{more}."
+    return f"At what cost: {'; '.join(prices)}{more}."
 
 
 def _costs(comparison: Comparison, configuration: Configuration) -> str:

@@ -66,8 +66,8 @@ def _warmup(train: TrainSpec) -> str:
 
 
 def _optimizer(train: TrainSpec) -> str:
-    told = ", ".join(f"{name}={value}" for name, value in train.optimizer_options.items())
-    return f"{train.optimizer} ({told})" if told else train.optimizer
+    options = ", ".join(f"{name}={value}" for name, value in train.optimizer_options.items())
+    return f"{train.optimizer} ({options})" if options else train.optimizer
 
 
 SETTINGS: tuple[Setting, ...] = (
@@ -113,9 +113,9 @@ class Budget:
     @property
     def sentence(self) -> str:
         """A sentence that says what all rows share."""
-        told = ", ".join(f"{title} {text}" for title, text in self.shared)
+        settings = ", ".join(f"{title} {text}" for title, text in self.shared)
         few = f" {', '.join(self.heading[1:])}: by row." if self.rows else ""
-        return f"All with {told}.{few}" if told else few.strip()
+        return f"All with {settings}.{few}" if settings else few.strip()
 
     def document(self) -> JsonDict:
         """The budget for report.json."""

@@ -11,7 +11,7 @@ from bench.report.configurations import Configuration, Costs, configurations
 from bench.report.rows import not_finite
 from bench.schema.record import Completed, Probed, Provenance, TrialResult
 from bench.statistics.outliers import outlying_seeds
-from bench.tasks.splits import TOLD_ODDITIES, told_left_out, told_oddities
+from bench.tasks.splits import ODDITY_SENTENCES, oddity_sentences, omission_lines
 
 MOST_NOT_FINITE = 6
 
@@ -39,8 +39,8 @@ def not_finite_caveats(records: Iterable[TrialResult]) -> list[str]:
     for record in records:
         if names := not_finite(record):
             found.setdefault(", ".join(names), []).append(record.trial_id)
-    told = [f"{values} of {_names(trials)}" for values, trials in found.items()]
-    return [f"Absent, not finite: {'; '.join(told[:MOST_NOT_FINITE])}."] if told else []
+    parts = [f"{values} of {_names(trials)}" for values, trials in found.items()]
+    return [f"Absent, not finite: {'; '.join(parts[:MOST_NOT_FINITE])}."] if parts else []
 
 
 def _mixed(done: Finished, _: Sequence[Configuration]) -> Iterator[str]:
@@ -64,13 +64,14 @@ def _mixed(done: Finished, _: Sequence[Configuration]) -> Iterator[str]:
 
 def _unsaid(_: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
     """Settings in which rows of a method differ and which their labels do not name."""
-    told = {
+    keys_of_methods = {
         configuration.method: configuration.unsaid
         for configuration in groups
         if configuration.completed and configuration.unsaid
     }
     yield from (
-        f"Rows of {method} differ in more than they are called by: {_names(keys)}." for method, keys in told.items()
+        f"Rows of {method} differ in more than they are called by: {_names(keys)}."
+        for method, keys in keys_of_methods.items()
     )
 
 
@@ -155,11 +156,11 @@ def _seeds(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
         if any(outcome.train for _, outcome in configuration.completed)
     )
     if len(counts) > 1:
-        told = ", ".join(
+        listed = ", ".join(
             f"{configurations} with {seeds}" for seeds, configurations in sorted(counts.items(), reverse=True)
         )
         yield (
-            f"Configurations have different numbers of completed seeds ({told}): the best of many single seeds is "
+            f"Configurations have different numbers of completed seeds ({listed}): the best of many single seeds is "
             "partly luck."
         )
     missing = [configuration.name for configuration in groups if not configuration.completed]
@@ -181,9 +182,11 @@ def _outliers(_: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
                 if configuration.trains
             }
             for name, seeds in outlying_seeds(scores).items():
-                told = ", ".join(f"{metric.text(score)} (seed {seed})" for seed, score in sorted(scores[name].items()))
+                listed = ", ".join(
+                    f"{metric.text(score)} (seed {seed})" for seed, score in sorted(scores[name].items())
+                )
                 yield (
-                    f"{name}: {metric.title} of {_seeds_text(seeds)} is far from that of its other seeds: {told}. If "
+                    f"{name}: {metric.title} of {_seeds_text(seeds)} is far from that of its other seeds: {listed}. If "
                     "trainings go wrong now and then, no test of means is honest: look at the single seeds."
                 )
 
@@ -204,14 +207,14 @@ def _data(done: Finished, _: Sequence[Configuration]) -> Iterator[str]:
             f"{lost} of {tried} references that were tried do not come back from the base model's tokens: no text of "
             "it can reach the highest scores."
         )
-    doubts = [name for name in TOLD_ODDITIES if name != "repeated_dev_sources"]
+    doubts = [name for name in ODDITY_SENTENCES if name != "repeated_dev_sources"]
     found = {name: max(int(outcome.data.get(name) or 0) for _, outcome in done) for name in doubts}
-    yield from (f"{told}." for told in told_oddities(found))
+    yield from (f"{oddity}." for oddity in oddity_sentences(found))
     left_out: dict[str, dict[str, int]] = {}
     for _trial, outcome in done:
         left_out.update(outcome.data.get("left_out") or {})
-    if told_of_splits := told_left_out(left_out):
-        yield f"Left out of the data: {'; '.join(told_of_splits)}."
+    if omissions := omission_lines(left_out):
+        yield f"Left out of the data: {'; '.join(omissions)}."
 
 
 def _scores(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
@@ -233,8 +236,8 @@ def _training(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
     for result, _outcome, cost in trained:
         lengths.setdefault(cost.steps * result.spec.train.batch_size, set()).add(result.spec.method.name)
     if len(lengths) > 1:
-        told = "; ".join(f"{pairs:,}: {_names(sorted(names))}" for pairs, names in sorted(lengths.items()))
-        yield f"Trials saw different numbers of training pairs ({told})."
+        pairs_text = "; ".join(f"{pairs:,}: {_names(sorted(names))}" for pairs, names in sorted(lengths.items()))
+        yield f"Trials saw different numbers of training pairs ({pairs_text})."
     if skipped := sum(cost.skipped_steps > 0 for *_, cost in trained):
         yield f"The engine skipped optimiser steps in {_trials(skipped)}."
     still_falling = [

@@ -135,8 +135,8 @@ def _metric_first(results: Sequence[TrialResult], metric: str | None) -> list[Co
     names = [column.name for column in columns]
     if metric not in names:
         known = ", ".join(names)
-        told = f"there is no such score in these records; known: {known}{did_you_mean(metric, names)}"
-        raise ValueError(f"--metric {metric}: {told}")
+        reason = f"there is no such score in these records; known: {known}{did_you_mean(metric, names)}"
+        raise ValueError(f"--metric {metric}: {reason}")
     return sorted(columns, key=lambda column: column.name != metric)
 
 

@@ -76,11 +76,11 @@ class Content:
     @cached_property
     def headlines(self) -> list[str]:
         """A sentence for each comparison that says who leads."""
-        told = [headline(*pair) for pair in zip(self.comparisons, self.significances, strict=True)]
-        several = len(told) > 1
+        lines = [headline(*pair) for pair in zip(self.comparisons, self.significances, strict=True)]
+        several = len(lines) > 1
         return [
             f"{comparison.model} on {comparison.task}: {line}" if several else line
-            for comparison, line in zip(self.comparisons, told, strict=True)
+            for comparison, line in zip(self.comparisons, lines, strict=True)
             if line is not None
         ]
 

@@ -90,8 +90,8 @@ def differences(first: Side, second: Side) -> list[str]:
     ]
     if not first.configuration.trains or not second.configuration.trains:
         keys = [key for key in keys if not key.startswith("train.")]
-    told = [f"{key} ({_told(ones.get(key))}, {_told(others.get(key))})" for key in keys]
-    return [f"They differ in {', '.join(told)}."] if told else []
+    changes = [f"{key} ({_told(ones.get(key))}, {_told(others.get(key))})" for key in keys]
+    return [f"They differ in {', '.join(changes)}."] if changes else []
 
 
 def _comparable(one: TrialSpec, other: TrialSpec) -> bool:

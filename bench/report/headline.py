@@ -48,9 +48,9 @@ def headline(comparison: Comparison, found: Significance | str | None) -> str | 
     else:
         names = [_with_mean(configuration, metric) for configuration in leaders[:MOST_NAMES]]
         more = f" and {len(leaders) - MOST_NAMES} more" if len(leaders) > MOST_NAMES else ""
-        told = ", ".join(names) + more if more else f"{', '.join(names[:-1])} and {names[-1]}"
+        listed = ", ".join(names) + more if more else f"{', '.join(names[:-1])} and {names[-1]}"
         lead = "" if len(leaders) == len(found.means) else " lead and"
-        first = f"{metric.title}: {told}{lead} cannot be told apart."
+        first = f"{metric.title}: {listed}{lead} cannot be told apart."
     untested = len(known) - len(found.means)
     rest = f"Of each method the configuration with the lowest dev loss is tested, {untested} more are not."
     return " ".join(part for part in (first, _following(others, metric), rest if untested > 0 else "") if part)

@@ -85,9 +85,9 @@ def _alike(comparison: Comparison, column: Column) -> str | None:
 
 
 def _folded(comparison: Comparison, alike: Mapping[Column, str]) -> str:
-    told = [f"{column.title} {text}" for column, text in alike.items()]
+    texts = [f"{column.title} {text}" for column, text in alike.items()]
     if comparison.several_seeds and not seeds_differ(comparison):
-        told.append(
+        texts.append(
             f"seeds {next((configuration.seeds for configuration in comparison.scored if configuration.trains), '1')}"
         )
-    return f"Folded away, the same in every row that has it: {', '.join(told)}." if told else ""
+    return f"Folded away, the same in every row that has it: {', '.join(texts)}." if texts else ""

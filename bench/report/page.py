@@ -38,8 +38,8 @@ def html(content: Content, pictures: Sequence[Sequence[Picture]], predictions: S
 
     environment = Environment(loader=FileSystemLoader(FILES), autoescape=True, trim_blocks=False)
     comparisons = [
-        {**shown_comparison(comparison, drawn, found, quoted), "told": told}
-        for comparison, drawn, found, quoted, told in zip(
+        {**shown_comparison(comparison, drawn, found, quoted), "answers": answers}
+        for comparison, drawn, found, quoted, answers in zip(
             content.comparisons, pictures, content.significances, content.published_rows, content.answers, strict=True
         )
     ]
@@ -77,10 +77,10 @@ def _verdicts(content: Content) -> list[JsonDict]:
     """The answers: a headline for each comparison, by how much, and at what cost."""
     several = len(content.comparisons) > 1
     found = [
-        {"line": line, "told": [] if several else content.answers[0]} for line in content.headlines[:MOST_VERDICTS]
+        {"line": line, "answers": [] if several else content.answers[0]} for line in content.headlines[:MOST_VERDICTS]
     ]
     more = len(content.headlines) - MOST_VERDICTS
-    return [*found, {"line": f"{more} more comparisons are below.", "told": []}] if more > 0 else found
+    return [*found, {"line": f"{more} more comparisons are below.", "answers": []}] if more > 0 else found
 
 
 def _sections(

@@ -119,13 +119,13 @@ class _Scale:
     def interval(self, configuration: Configuration) -> JsonDict:
         found = self.of(configuration)
         if found is None or self.metric is None:
-            return {"at": None, "sort": "", "told": ""}
+            return {"at": None, "sort": "", "tooltip": ""}
         return {
             "sort": "" if found.half_width is None else found.half_width,
             "low": self.place(found.low),
             "high": self.place(found.high),
             "at": round(self.place(found.mean) - 0.8, 1) if self.low <= found.mean <= self.high else None,
-            "told": "one value"
+            "tooltip": "one value"
             if found.half_width is None
             else f"{self.metric.text(found.low)} to {self.metric.text(found.high)}",
         }
@@ -141,8 +141,8 @@ def _headings(
         found.append({"title": "seeds", "wide": True})
     if scale.metric is not None:
         bases = {one.basis for configuration in comparison.scored if (one := scale.of(configuration)) is not None}
-        told = f"95 % interval of the mean, over {_either(bases)}; sorts by its width"
-        found.append({"title": f"{scale.metric.title} 95 %", "told": told, "wide": True})
+        tooltip = f"95 % interval of the mean, over {_either(bases)}; sorts by its width"
+        found.append({"title": f"{scale.metric.title} 95 %", "tooltip": tooltip, "wide": True})
     return [*found, *_column_headings(comparison, columns)]
 
 
@@ -153,7 +153,7 @@ def _column_headings(comparison: Comparison, columns: Sequence[Column]) -> list[
         {
             "title": column.title,
             "arrow": arrows[column.higher_is_better],
-            "told": column.axis,
+            "tooltip": column.axis,
             "first": ("descending" if column.higher_is_better else "ascending") if column in first else "",
             "wide": _is_wide(comparison, column),
         }
@@ -199,7 +199,7 @@ def _cell(comparison: Comparison, configuration: Configuration, column: Column) 
     found = configuration.estimate(column.name)
     wide = _is_wide(comparison, column)
     if found is None:
-        return {"text": ABSENT, "sort": "", "spread": "", "best": False, "told": "", "wide": wide}
+        return {"text": ABSENT, "sort": "", "spread": "", "best": False, "tooltip": "", "wide": wide}
     varies = found.standard_deviation is not None and column.varies_over_seeds
     return {
         "text": column.short_text(found.mean),
@@ -207,7 +207,7 @@ def _cell(comparison: Comparison, configuration: Configuration, column: Column) 
         "spread": column.text(found.standard_deviation or 0.0) if varies else "",
         "best": comparison.is_best(configuration, column),
         "wide": wide,
-        "told": f"95 % over {found.basis}: {column.text(found.low)} to {column.text(found.high)}"
+        "tooltip": f"95 % over {found.basis}: {column.text(found.low)} to {column.text(found.high)}"
         if varies
         else column.text(found.mean),
     }

@@ -117,6 +117,6 @@ def _phase(outcome: Ran, phase: str) -> Iterator[PhaseCost]:
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
-    told = list(values)
-    known = [value for value in told if value is not None]
-    return sum(known) if len(known) == len(told) else None
+    parts = list(values)
+    known = [value for value in parts if value is not None]
+    return sum(known) if len(known) == len(parts) else None

@@ -44,8 +44,8 @@ def tested_significance(root: Path, comparison: Comparison) -> Significance | st
         left_out = len(comparison.scored) - len(configurations)
         if found is None or not left_out:
             return found
-        told = f"{left_out} more configurations are not tested: of each method, the one with the lowest dev loss is."
-        return replace(found, remarks=(*found.remarks, told))
+        remark = f"{left_out} more configurations are not tested: of each method, the one with the lowest dev loss is."
+        return replace(found, remarks=(*found.remarks, remark))
     except StatisticsError as error:
         return f"Differences are not tested: {error}."
 

@@ -61,8 +61,8 @@ def headline(outcome: Completed | Probed) -> str:
     """The first metric that the record names, with its value; the dev loss of a trial that was not tested."""
     if isinstance(outcome, Probed):
         return "" if outcome.dev_loss is None else f"dev loss {outcome.dev_loss:.3f}"
-    told = ((name, value) for name, value in outcome.scores.values.items() if math.isfinite(value))
-    return next((f"{title(name)} {value:.1f}" for name, value in told), "no finite score")
+    finite_scores = ((name, value) for name, value in outcome.scores.values.items() if math.isfinite(value))
+    return next((f"{title(name)} {value:.1f}" for name, value in finite_scores), "no finite score")
 
 
 def _shown(column: Column, value: float | None) -> str:

@@ -39,18 +39,18 @@ PASSED = (
 )
 
 
-def refuse_own_keys(told: Mapping[str, Any]) -> None:
+def refuse_own_keys(settings: Mapping[str, Any]) -> None:
     """Check the keys of ``resources.deepspeed``.
 
     Raises:
         ValueError: One is decided by another setting, or unknown.
     """
-    inner = told.get("zero_optimization", {})
+    inner = settings.get("zero_optimization", {})
     if not isinstance(inner, Mapping):
         raise ValueError(f"deepspeed.zero_optimization is {inner!r}; it is a mapping")  # noqa: TRY004 - a bad value
-    for key in (*told, *(f"zero_optimization.{name}" for name in inner)):
+    for key in (*settings, *(f"zero_optimization.{name}" for name in inner)):
         if key in OWN:
             raise ValueError(f"deepspeed.{key} is decided by {OWN[key]}; set that, and leave this out")
-    for key in told:
+    for key in settings:
         if key not in PASSED:
             raise ValueError(f"deepspeed.{key} is no key that can be passed on; these can: {', '.join(PASSED)}")

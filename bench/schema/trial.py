@@ -585,9 +585,12 @@ class TrialSpec(Spec):
         if self.few_shot is None:
             del content["few_shot"]
         else:  # The seed says which pairs these are, so that trials of several seeds differ in nothing else.
-            told = self.few_shot
-            content["task"]["config"] |= {"template": told.template, "max_source_tokens": told.max_source_tokens}
-            content["few_shot"] = {"shots": len(told.examples)}
+            few_shot = self.few_shot
+            content["task"]["config"] |= {
+                "template": few_shot.template,
+                "max_source_tokens": few_shot.max_source_tokens,
+            }
+            content["few_shot"] = {"shots": len(few_shot.examples)}
         return {"version": IDENTITY_VERSION, **content}
 
     def identity_without(self, *keys: str) -> JsonDict:
@@ -610,8 +613,8 @@ class TrialSpec(Spec):
     @property
     def name(self) -> str:
         """Method and label for people. Rows of a table get labels of their own, see :mod:`bench.schema.labels`."""
-        told = [part for part in self.label.split(",") if not part.startswith("quantization=")]
-        return titled(self.method.name, on_base(",".join(told), self.model.stored_in))
+        parts = [part for part in self.label.split(",") if not part.startswith("quantization=")]
+        return titled(self.method.name, on_base(",".join(parts), self.model.stored_in))
 
     @functools.cached_property
     def trial_id(self) -> str:

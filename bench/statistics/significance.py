@@ -131,8 +131,8 @@ def _failed(
     if len(having) < 2:
         return lines
     if common is not None:
-        told = ", ".join(map(str, common))
-        return [*lines, f"Means and differences are over the seeds that all completed ({told})."]
+        seeds = ", ".join(map(str, common))
+        return [*lines, f"Means and differences are over the seeds that all completed ({seeds})."]
     return [
         *lines,
         f"Fewer than {FEWEST_SEEDS} seeds were completed by all: each difference, and the means beside it, are over "

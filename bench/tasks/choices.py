@@ -16,15 +16,15 @@ def with_choices(task: Task, split: Split, examples: Sequence[Example]) -> list[
     Raises:
         TaskError: An example has no choices, or a reference is none of them.
     """
-    told: ChoicesConfig | None = task.config.choices
-    if told is None:
+    settings: ChoicesConfig | None = task.config.choices
+    if settings is None:
         return list(examples)
     found = []
     for example in examples:
-        choices = told.labels or example.choices
+        choices = settings.labels or example.choices
         try:
             require_choices(choices)
-            references = tuple(_chosen(text, choices, told.reference) for text in example.references)
+            references = tuple(_chosen(text, choices, settings.reference) for text in example.references)
         except ValueError as error:
             raise TaskError(f"task.choices: the {split} split, example {example.id!r}: {error}") from error
         found.append(replace(example, choices=choices, references=references))

@@ -13,7 +13,7 @@ from bench.schema.digests import sha256_of
 from bench.task import Example, Split, TaskError
 from bench.tasks.arrow_values import exact, has_short_floats
 from bench.tasks.hub_commits import HubError, commit_of
-from bench.tasks.records import Record, RecordConfig, RecordTask, told_left_out
+from bench.tasks.records import Record, RecordConfig, RecordTask, omissions_text
 
 
 class Hub(RecordTask):
@@ -103,7 +103,7 @@ class Hub(RecordTask):
     def load(self, split: Split) -> list[Example]:
         examples = super().load(split)
         if not examples:
-            left_out = told_left_out(self.skipped(split))
+            left_out = omissions_text(self.skipped(split))
             raise TaskError(f"{self.config.path}: no examples in the {split} split{left_out}")
         return examples
 

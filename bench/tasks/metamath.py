@@ -67,14 +67,14 @@ class MetaMath(Task):
     def load(self, split: Split) -> list[Example]:
         rows = list(self._rows(split))
         if split == "train":
-            kept = [(name, ask, told) for name, ask, told in rows if len(f"{ask} {told}") <= MOST_CHARACTERS]
+            kept = [(name, ask, answer) for name, ask, answer in rows if len(f"{ask} {answer}") <= MOST_CHARACTERS]
             self._too_long, rows = len(rows) - len(kept), kept
         if split == "dev":
             # As data.py of the benchmark draws them, with numpy's older generator.
             places = np.arange(len(rows))
             np.random.RandomState(0).shuffle(places)
             rows = [rows[place] for place in places[: self.config.dev_size]]
-        return [Example(name, (), ask, (told,)) for name, ask, told in rows]
+        return [Example(name, (), ask, (answer,)) for name, ask, answer in rows]
 
     def skipped(self, split: Split) -> Mapping[str, int]:
         return {TOO_LONG: self._too_long} if split == "train" and self._too_long else {}
@@ -84,8 +84,8 @@ class MetaMath(Task):
         columns = ("query", "response") if split == "train" else ("question", "answer")
         location = self.data_files()[split]
         for number, (line, row) in enumerate(read_json_lines(location), start=1):
-            asked, told = (_text(row, column, f"{location}: line {line}") for column in columns)
-            yield f"{split}-{number}", asked, told
+            question, answer = (_text(row, column, f"{location}: line {line}") for column in columns)
+            yield f"{split}-{number}", question, answer
 
 
 def _text(row: Mapping[str, Any], column: str, where: str) -> str:

@@ -274,16 +274,16 @@ class RecordTask(Task):
         Raises:
             TaskError: There is no such column, or no list of texts in it.
         """
-        told = self.config.choices
-        if told is None or told.column is None:
+        settings = self.config.choices
+        if settings is None or settings.column is None:
             return ()
-        value = cell(record, told.column)
+        value = cell(record, settings.column)
         if not isinstance(value, list | tuple):
-            raise TaskError(f"{record.where}: {told.column!r} must hold a list of choices, got {value!r}")
+            raise TaskError(f"{record.where}: {settings.column!r} must hold a list of choices, got {value!r}")
         try:
             return tuple(text_of(one) for one in value)
         except CellError as error:
-            raise column_error(record, told.column, error) from error
+            raise column_error(record, settings.column, error) from error
 
     def _order_for(self, value: Any) -> KeyOrder:
         """The order of keys for a value. The data are searched for it only if the value has keys."""
@@ -339,7 +339,7 @@ class SplitFiles(Task):
         """
         if not examples:
             what = f", whose {split} split is one source in ten" if self._is_single and split != "train" else ""
-            raise TaskError(f"{self.data_files()[split]}: no examples{what}{told_left_out(self.skipped(split))}")
+            raise TaskError(f"{self.data_files()[split]}: no examples{what}{omissions_text(self.skipped(split))}")
 
     def data_files(self) -> Mapping[Split, str]:
         files = {split: str(path) for split in SPLITS if (path := self._path(split)).is_file()}
@@ -431,7 +431,7 @@ def names_of(columns: str | Sequence[str] | None) -> tuple[str, ...]:
     return (columns,) if isinstance(columns, str) else tuple(columns)
 
 
-def told_left_out(counts: Mapping[str, int]) -> str:
+def omissions_text(counts: Mapping[str, int]) -> str:
     """The end of a message that no examples remain: the numbers of values that were left out, if any."""
     return f"; left out: {', '.join(f'{number:,} {what}' for what, number in counts.items())}" if counts else ""
 

@@ -98,7 +98,7 @@ def training_examples(examples: Sequence[Example], size: int | None, seed: int) 
 
 
 # A sentence about each oddity for readers of scores. It follows the number.
-TOLD_ODDITIES = {
+ODDITY_SENTENCES = {
     "test_sources_in_train": "test sources are in the training data too: their scores may be remembered",
     "dev_sources_in_train": "dev sources are in the training data too: what is chosen on them may be overfitted",
     "test_sources_in_dev": "test sources are in the dev data too: settings were chosen on what is scored",
@@ -124,9 +124,9 @@ def oddities_of(contents: Mapping[Split, Sequence[str | bytes]]) -> dict[str, in
     return counts
 
 
-def told_oddities(counts: Mapping[str, int]) -> list[str]:
+def oddity_sentences(counts: Mapping[str, int]) -> list[str]:
     """A sentence without a full stop for each oddity that occurs."""
-    return [f"{counts[name]:,} {sentence}" for name, sentence in TOLD_ODDITIES.items() if counts.get(name)]
+    return [f"{counts[name]:,} {sentence}" for name, sentence in ODDITY_SENTENCES.items() if counts.get(name)]
 
 
 def _shared(contents: Iterable[str | bytes], others: Iterable[str | bytes]) -> int:
@@ -143,7 +143,7 @@ def content_of(example: Example) -> str:
     return f"{said}\n{example.choices!r}" if example.choices else said
 
 
-def told_left_out(left_out: Mapping[str, Mapping[str, int]]) -> list[str]:
+def omission_lines(left_out: Mapping[str, Mapping[str, int]]) -> list[str]:
     """A text for each split from which something was left out, with kinds and numbers."""
     return [
         f"{split}: {', '.join(f'{number:,} {what}' for what, number in counts.items())}"

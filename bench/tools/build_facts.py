@@ -381,8 +381,8 @@ def candidates(kb: Knowledge, name: str) -> list[Source]:
             helper = kb.entities.get(value)
             if helper is None or helper.split != entity.split or value == name:
                 continue
-            told = {name, *(fact[1] for fact in facts)}
-            fresh = [fact for fact in helper.facts if fact[1] not in told]
+            known_names = {name, *(fact[1] for fact in facts)}
+            fresh = [fact for fact in helper.facts if fact[1] not in known_names]
             for size in range(1, min(2, 4 - len(facts)) + 1):
                 found += [Source(name, facts, value, more) for more in itertools.combinations(fresh, size)]
     return found

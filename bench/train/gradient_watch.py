@@ -116,8 +116,8 @@ class GradientWatch:
         ]
 
     def _complaint(self, names: Sequence[str], what: str) -> str:
-        told = ", ".join(names[:NAMES_TOLD]) + (", ..." if len(names) > NAMES_TOLD else "")
-        return f"{self._method}: {len(names)} of {len(self._names)} trained tensors {what}: {told}"
+        listed = ", ".join(names[:NAMES_TOLD]) + (", ..." if len(names) > NAMES_TOLD else "")
+        return f"{self._method}: {len(names)} of {len(self._names)} trained tensors {what}: {listed}"
 
 
 def _layer_of_expert(name: str) -> str | None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.task import Example, Split, Task, TaskConfig, TaskError
-from bench.tasks.splits import load_splits, oddities, subset, told_oddities, training_examples
+from bench.tasks.splits import load_splits, oddities, oddity_sentences, subset, training_examples
 
 
 def examples(count: int, tags: tuple[str, ...] = ()) -> list[Example]:
@@ -83,7 +83,7 @@ def test_overlap_and_repetition_are_counted() -> None:
         "test_sources_in_dev": 1,
     }
     assert oddities(splits) == found
-    assert [told.split(":")[0] for told in told_oddities(found)] == [
+    assert [told.split(":")[0] for told in oddity_sentences(found)] == [
         "1 test sources are in the training data too",
         "1 test sources are in the dev data too",
         "1 dev sources occur more than once",

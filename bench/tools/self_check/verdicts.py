@@ -88,11 +88,11 @@ def _forecast(variant: Variant, record: TrialResult) -> list[Shown]:
         "planned_step_seconds": expected,
         "step_seconds": seconds,
     }
-    told = f"training planned {planned / 2**20:,.0f} MiB, measured {measured / 2**20:,.0f} MiB"
+    text = f"training planned {planned / 2**20:,.0f} MiB, measured {measured / 2**20:,.0f} MiB"
     if seconds and expected:
-        told += f"; a step planned {1e3 * expected:,.0f} ms, measured {1e3 * seconds:,.0f} ms"
+        text += f"; a step planned {1e3 * expected:,.0f} ms, measured {1e3 * seconds:,.0f} ms"
     verdict: Verdict = "differs" if bad else "as it should be" if on_gpu else "measured"
-    return [Shown(what=f"{variant.name}: forecast", verdict=verdict, found=told, numbers=numbers)]
+    return [Shown(what=f"{variant.name}: forecast", verdict=verdict, found=text, numbers=numbers)]
 
 
 def _decoding(variant: Variant, record: TrialResult) -> Shown:
@@ -116,10 +116,10 @@ def _skipped(record: TrialResult) -> int:
 
 def _told(rates: JsonDict) -> str:
     seconds = rates["step_seconds"]
-    told = "no step was timed" if seconds is None else f"{1e3 * seconds:,.1f} ms a step"
+    text = "no step was timed" if seconds is None else f"{1e3 * seconds:,.1f} ms a step"
     if rates.get("trial_steps_per_second"):
-        told += f", {rates['trial_steps_per_second']:,.1f} steps of trials a second"
-    return told + (f", {rates['skipped_steps']} steps skipped" if rates["skipped_steps"] else "")
+        text += f", {rates['trial_steps_per_second']:,.1f} steps of trials a second"
+    return text + (f", {rates['skipped_steps']} steps skipped" if rates["skipped_steps"] else "")
 
 
 def _why(record: TrialResult) -> str:
