@@ -1,7 +1,7 @@
-"""Kills ranks in the middle of trainings under ZeRO 0 to 3 in all precisions, and compares what their retries end with.
+"""Kills ranks in the middle of trainings and compares the results of their retries with an uninterrupted training.
 
 ``PYTHONPATH=.:tests:tests/support OMP_NUM_THREADS=1 python tests/programs/resume_matrix.py`` writes
-``docs/inside/resume.md``. It takes a quarter of an hour on two cores.
+``docs/inside/resume.md``: ZeRO 0 to 3 in all precisions. It takes a quarter of an hour on two cores.
 """
 
 from __future__ import annotations
@@ -24,12 +24,16 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 COMMAND = "PYTHONPATH=.:tests:tests/support OMP_NUM_THREADS=1 python tests/programs/resume_matrix.py"
 HEAD = """# Killed and continued
 
-Random Llamas of two layers are trained for {steps} steps on {ranks} ranks, with dropout, warm-up and three
-evaluations, and make a checkpoint after every {every} steps. The last rank kills itself (SIGKILL) after a step that
-is drawn at random, or rank 0 does while it writes its second checkpoint: pieces of all ranks are there, the file that
-names them is not. Retries die likewise until one of them gets to the end. Equal means: losses of all steps, dev
-losses, test loss and the stored tensors are those of a training that nobody has killed, to the bit.
-[durability.md](durability.md) says how.
+A training whose ranks are killed ends with the same numbers as one that nobody kills, to the bit. This table is the
+proof.
+
+Each row trains a random Llama of two layers for {steps} steps on {ranks} ranks, with dropout, warm-up and three
+evaluations, and writes a checkpoint after every {every} steps. Then a rank is killed (SIGKILL): either the last rank
+after a step that is drawn at random, or rank 0 in the middle of its second checkpoint, when all ranks have written
+their pieces and the file that completes the checkpoint is missing. The retry continues from the last complete
+checkpoint. It is killed in the same way, until one attempt reaches the end. "Equal" means that the losses of all
+steps, the dev losses, the test loss and the stored tensors equal those of an uninterrupted training.
+[durability.md](durability.md) explains how it works.
 
 Made by `{command} --seed {seed}`{where}.
 
@@ -40,7 +44,7 @@ Made by `{command} --seed {seed}`{where}.
 
 @dataclass(frozen=True)
 class Case:
-    """One trial, and where a rank of it dies; nowhere where ``crash`` is empty."""
+    """One trial, and the point at which one of its ranks is killed; an empty ``crash`` kills none."""
 
     stage: int
     precision: str
@@ -55,7 +59,7 @@ class Case:
 
 
 def cases(seed: int, precisions: Sequence[str], stages: Sequence[int]) -> Iterator[Case]:
-    """All killed ones; the steps are drawn."""
+    """All cases with a killed rank. The seed draws the steps."""
     draw = random.Random(seed)
     for stage in range(4):
         for precision in PRECISIONS:

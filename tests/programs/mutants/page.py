@@ -64,16 +64,16 @@ def page(packages: Sequence[Counted], seed: int) -> str:
         "    make mutants MUTANTS='statistics --sample 0'   # all faults of one package",
         "    make mutants MUTANTS='--only survivors'        # once more what survived",
         "",
-        "puts small faults (mutants) into the code, one at a time, and runs the tests of the package that reach",
-        "its line: the other side of a comparison's border or its contrary, the other of two operators, numbers one",
-        "off, a condition's contrary, a loop that does nothing, an exception that nobody catches, a statement left out",
-        "(`tests/programs/mutants/mutations.py`; cosmic-ray makes all but the last). A mutant is killed if a test",
-        "fails or does not end.",
+        "The command changes the code in one small place, as a mistake would (a mutant), and runs the tests that reach",
+        "the changed line. The mutant is killed if a test fails or does not end; otherwise it survives, and a test is",
+        "missing. Then comes the next mutant. The changes are: `<` for `<=` or for `>=`, `-` for `+`, a number that is",
+        "off by one, a negated condition, a loop that does nothing, an exception that nobody catches, a statement left",
+        "out, and their like (`tests/programs/mutants/mutations.py`; cosmic-ray makes all but the last).",
         "",
-        f"What is tried is a sample, so many of each module as the table says, drawn by seed {seed}. Equivalent are",
-        "those that nobody could notice, or that change only the words of a message; each has its reason in",
-        "`tests/programs/mutants/equivalent.toml`. The score is killed / (tried - equivalent);",
-        f"the aim is {AIM:.0%} of each package. Tests that take longer than 20 s do not count.",
+        f"Each module gets a sample of its possible mutants, drawn by seed {seed}; the table says how many. A mutant",
+        "is equivalent if no test could notice it, or if it changes only the words of a message;",
+        "`tests/programs/mutants/equivalent.toml` gives the reason for each. The score is",
+        f"killed / (tried - equivalent). Each package should reach {AIM:.0%}. Tests longer than 20 s are left out.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"|---|---|---|{'---:|' * 7}---|---|",
@@ -94,8 +94,7 @@ def page(packages: Sequence[Counted], seed: int) -> str:
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += [
         "",
-        "What has no row has not been tried yet. What survived at these revisions, and a test is welcome for,",
-        "unless one has come since:",
+        "These mutants survived at the revisions of the table. A test for one is welcome, unless it has come since:",
     ]
     for one in packages:
         if one.survived:
