@@ -1,4 +1,4 @@
-"""One driver at a time has a folder, even where the system's locks do not reach other hosts. Beats are milliseconds here."""
+"""One driver at a time has a folder, even where the system's locks do not reach other hosts."""
 
 from __future__ import annotations
 

@@ -23,12 +23,12 @@ from bench.task import Example
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of files and folders in the order in which they were written to the disk, and of renames, as ``-> name``."""
+    """Names of files and folders as they are written to the disk, and of renames as ``-> name``, in order."""
     names: list[str] = []
     fsync, rename = os.fsync, Path.replace
 
     def hear_sync(descriptor: int) -> None:
-        names.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        names.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
         fsync(descriptor)
 
     def hear_rename(path: Path, target: Path) -> Path:

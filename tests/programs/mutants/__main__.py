@@ -21,14 +21,14 @@ from mutants.page import AIM, Counted, counted, page
 from mutants.targets import ROOT, TARGETS, Target
 from mutants.trials import Tried, try_all
 
-KEPT = ROOT / "build" / "mutants"
+OUTCOMES = ROOT / "build" / "mutants"
 PAGE = ROOT / "docs" / "inside" / "mutants.md"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m mutants")
     parser.add_argument("packages", nargs="*", metavar="PACKAGE", help=f"default: all of {', '.join(TARGETS)}")
-    parser.add_argument("--sample", type=int, default=12, help="of each module; 0: all")
+    parser.add_argument("--sample", type=int, help="of each module; 0: all. Default: as the package's target says")
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     parser.add_argument(
         "--only",
@@ -48,9 +48,9 @@ def main() -> int:
             )
     else:
         os.chdir(ROOT)
-        KEPT.mkdir(parents=True, exist_ok=True)
+        OUTCOMES.mkdir(parents=True, exist_ok=True)
         try_package(TARGETS[names[0]], arguments)
-    packages = [kept(name) for name in TARGETS if (KEPT / f"{name}.json").exists()]
+    packages = [counted_outcomes(name) for name in TARGETS if (OUTCOMES / f"{name}.json").exists()]
     PAGE.write_text(page(packages, arguments.seed), encoding="utf-8")
     for one in packages:
         if one.name in names:
@@ -64,13 +64,14 @@ def main() -> int:
 def try_package(target: Target, arguments: argparse.Namespace) -> None:
     """Try a sample of a package's faults, and write build/mutants/PACKAGE.json after each."""
     possible = 0
+    size = target.sample if arguments.sample is None else arguments.sample
     drawn: list[Mutant] = []
     for file in target.files:
         source = (ROOT / file).read_text(encoding="utf-8")
-        of_file, count = sample(source, file, arguments.sample or None, str(arguments.seed))
+        of_file, count = sample(source, file, size or None, str(arguments.seed))
         drawn += of_file
         possible += count
-    path = KEPT / f"{target.name}.json"
+    path = OUTCOMES / f"{target.name}.json"
     known = {key(one): one for one in json.loads(path.read_text())["tried"]} if arguments.only and path.exists() else {}
     settled = {"killed", "hung"} if arguments.only == "survivors" else {"killed", "hung", "survived", "not reached"}
     outcomes = [known[one.key] for one in drawn if one.key in known and known[one.key]["outcome"] in settled]
@@ -86,13 +87,13 @@ def try_package(target: Target, arguments: argparse.Namespace) -> None:
                 "seconds": round(one.seconds, 2),
             }
         )
-        keep(path, arguments.sample, possible, outcomes)
+        write_outcomes(path, size, possible, outcomes)
         note(f"{one.outcome:11} {one.seconds:5.1f} s  {mutant.file}:{mutant.line}  {mutant.before}  ->  {mutant.after}")
 
     note(f"{target.name}: {possible} faults, {len(todo)} to try")
     with tempfile.TemporaryDirectory(prefix="tuneoff-mutants-") as folder:
         try_all(target, todo, Path(folder), arguments.longest, tried, note)
-    keep(path, arguments.sample, possible, outcomes)
+    write_outcomes(path, size, possible, outcomes)
 
 
 def key(one: dict[str, Any]) -> tuple[str, str, str, str]:
@@ -100,7 +101,7 @@ def key(one: dict[str, Any]) -> tuple[str, str, str, str]:
     return one["file"], one["function"], one["before"], one["after"]
 
 
-def keep(path: Path, size: int, possible: int, outcomes: list[dict[str, Any]]) -> None:
+def write_outcomes(path: Path, size: int, possible: int, outcomes: list[dict[str, Any]]) -> None:
     """Write a package's file."""
     revision = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=False)
     day = f"{datetime.now(UTC):%Y-%m-%d}"
@@ -112,9 +113,9 @@ def keep(path: Path, size: int, possible: int, outcomes: list[dict[str, Any]]) -
     path.with_suffix(".new").replace(path)
 
 
-def kept(name: str) -> Counted:
+def counted_outcomes(name: str) -> Counted:
     """What lies in a package's file."""
-    return counted(name, json.loads((KEPT / f"{name}.json").read_text(encoding="utf-8")))
+    return counted(name, json.loads((OUTCOMES / f"{name}.json").read_text(encoding="utf-8")))
 
 
 def note(line: str) -> None:

@@ -26,7 +26,7 @@ class Ended:
     """How a fork ended."""
 
     code: int | None  # None: it ran past its limit
-    told: list[Any]
+    messages: list[Any]
 
 
 def in_fork(
@@ -35,9 +35,9 @@ def in_fork(
     """Run a function in a fork of this process, and end all that it has started.
 
     Args:
-        work: Gets a function that tells this process a JSON value; returns the exit code. Its output goes nowhere.
+        work: Gets a function that sends this process a JSON value; returns the exit code. Its output is discarded.
         limit_seconds: Then it is killed.
-        hears: Gets each value as it is told.
+        hears: Gets each value as it arrives.
     """
     reading, writing = os.pipe()
     pid = os.fork()
@@ -45,15 +45,15 @@ def in_fork(
         os.close(reading)
         _become_child(work, writing)
     os.close(writing)
-    told: list[Any] = []
+    messages: list[Any] = []
     left, status = b"", None
 
     def receive(part: bytes) -> None:
         nonlocal left
         *lines, left = (left + part).split(b"\n")
         for line in lines:
-            told.append(json.loads(line))
-            hears(told[-1])
+            messages.append(json.loads(line))
+            hears(messages[-1])
 
     until = time.monotonic() + limit_seconds
     try:
@@ -76,7 +76,7 @@ def in_fork(
             while part := os.read(reading, 2**16):
                 receive(part)
         os.close(reading)
-    return Ended(None if status is None else os.waitstatus_to_exitcode(status), told)
+    return Ended(None if status is None else os.waitstatus_to_exitcode(status), messages)
 
 
 def _become_child(work: Callable[[Tell], int], writing: int) -> None:

@@ -17,6 +17,7 @@ class Target:
     modules: tuple[str, ...]  # files, or folders with all their files
     tests: tuple[str, ...]  # quick ones that run in one process
     imports: tuple[str, ...] = ()  # large libraries, imported once
+    sample: int = 12  # of each module, unless the command says otherwise; 0: all
 
     @property
     def files(self) -> Iterator[str]:
@@ -57,6 +58,7 @@ TARGETS = {
             ("bench/store",),
             ("tests/store", "tests/driver/test_schedule_and_store.py"),
             ("pydantic", "rich.console", "scipy.special"),
+            sample=6,
         ),
         Target(
             "statistics",
@@ -70,7 +72,7 @@ TARGETS = {
             ("tests/tuning", "tests/driver/test_stages.py"),
             ("scipy.special", "optuna", "matplotlib.figure"),
         ),
-        Target("metrics", ("bench/metrics",), ("tests/metrics",), ("sacrebleu", "nltk", "scipy.special")),
+        Target("metrics", ("bench/metrics",), ("tests/metrics",), ("sacrebleu", "nltk", "scipy.special"), sample=4),
         Target(
             "loss",
             ("bench/train/loss.py", "bench/train/optimizer.py", "bench/train/order.py"),
@@ -92,7 +94,7 @@ TARGETS = {
             ),
             _TORCH,
         ),
-        Target("decode", ("bench/decode",), ("tests/decode",), _TORCH),
+        Target("decode", ("bench/decode",), ("tests/decode",), _TORCH, sample=6),
         Target(
             "prefix",
             (

@@ -47,7 +47,7 @@ def try_all(
     folder: Path,
     longest_seconds: float,
     tried: Callable[[Tried], None],
-    told: Callable[[str], None],
+    note: Callable[[str], None],
 ) -> None:
     """Try mutants of a package.
 
@@ -56,8 +56,8 @@ def try_all(
         mutants: Faults in its files.
         folder: For what the tests write.
         longest_seconds: Tests that take longer are left out.
-        tried: Hears of each mutant.
-        told: Hears of tests that are left out.
+        tried: Gets each mutant with its outcome.
+        note: Gets a line about each test that is left out.
 
     Raises:
         RuntimeError: The tests cannot be run without a fault.
@@ -72,7 +72,7 @@ def try_all(
             case {"test": name, "seconds": seconds}:
                 tests.append(KnownTest(name, seconds))
             case {"left_out": name, "why": why}:
-                told(f"{name}: left out: {why}")
+                note(f"{name}: left out: {why}")
             case {"number": number, "outcome": outcome, "seconds": seconds}:
                 tried(Tried(number, outcome, seconds))
             case {"imported": number, "first": first}:
@@ -82,7 +82,7 @@ def try_all(
     session = _Session(mutants, longest_seconds)
     ended = in_fork(lambda tell: session.run(target, folder / "session", tell), within, hear)
     if ended.code != 0:
-        raise RuntimeError(f"{target.name}: the tests ended with code {ended.code}: {ended.told[-1:]}")
+        raise RuntimeError(f"{target.name}: the tests ended with code {ended.code}: {ended.messages[-1:]}")
     for number, first in imported:
         order = sorted(tests, key=lambda test: (test.name not in first, test.seconds))
         tried(_tried_by_import(number, mutants[number], target, order, folder / "import"))
@@ -200,7 +200,7 @@ class _Session(_Quick):
                         tell([number, time.monotonic() - begun])
             return 0
 
-        seconds: dict[int, float] = dict(in_fork(work, _BASELINE_SECONDS / 2).told)
+        seconds: dict[int, float] = dict(in_fork(work, _BASELINE_SECONDS / 2).messages)
         for number, item in enumerate(items):
             if item.nodeid in self._failed or number not in seconds:
                 self._tell({"left_out": item.nodeid, "why": "it fails without a fault, or in a fork"})
@@ -237,7 +237,7 @@ class _Session(_Quick):
 
         order = sorted((test for test in tests if test in seconds), key=lambda test: seconds[test])
         ended = None if None in tests else in_fork(work, _limit(sum(seconds[test] for test in order)))
-        if ended is None or ended.told == ["imported"]:
+        if ended is None or ended.messages == ["imported"]:
             of_file = {test for those in lines.values() for test in those if test in seconds}
             self._tell({"imported": number, "first": [items[test].nodeid for test in of_file if test is not None]})
             return
