@@ -16,6 +16,7 @@ from fakes import FakeLauncher, completed, failed, probed, provenance, record, t
 from bench.driver.fusable import fusion_of, why_alone
 from bench.driver.schedule import Fusion, Schedule
 from bench.launch.capacity import Machine
+from bench.launch.launcher import StopReason
 from bench.report.configurations import Configuration
 from bench.report.figures.bars import memory_bars, time_bars
 from bench.report.rows import row
@@ -59,6 +60,31 @@ def test_trials_share_launches_and_each_has_its_record(store: Store) -> None:
         assert json.loads(gzip.decompress(predictions.read_bytes())) == {"id": "abc"[number]}
     assert len({result.attempt.attempt_id for result in found[:3]}) == 1
     assert not list(store.outbox.glob("*/*"))
+
+
+def test_a_launch_has_the_time_of_all_its_members(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        now = 1000.0
+
+        def monotonic(self) -> float:
+            self.now += 60.0
+            return self.now
+
+    clock, stopped = Clock(), list[float]()
+
+    class Stopped(FakeLauncher):
+        def stop(self, trial_id: str, reason: StopReason) -> None:
+            stopped.append(clock.now)
+            super().stop(trial_id, reason)
+
+    monkeypatch.setattr("bench.driver.schedule.time", clock)
+    launcher, specs = Stopped(store.outbox), [trial(seed=seed, timeout_seconds=100.0) for seed in range(3)]
+    launcher.hangs.add(specs[0].trial_id)
+    launcher.plans[specs[1].trial_id] = launcher.plans[specs[2].trial_id] = [completed()] * 2
+    launcher.on_launch = lambda run: started.append(clock.now)
+    started: list[float] = []
+    schedule(store, launcher).run(specs)
+    assert 300 < stopped[0] - started[0] < 500
 
 
 def test_work_is_left_for_every_machine(store: Store) -> None:

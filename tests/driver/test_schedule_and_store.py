@@ -186,6 +186,27 @@ def test_smaller_trials_overtake_a_larger_one_eight_times(store: Store) -> None:
     assert len(launcher.launched) == 22
 
 
+def test_who_starts_is_overtaken_eight_times_anew(store: Store) -> None:
+    launcher = FakeLauncher(store.outbox, Machine(cpus=2, gpus=0))
+    held = [trial(label=f"held {n}", cpus_per_rank=1, priority=1, timeout_seconds=2.0) for n in range(2)]
+    larger = [trial(label=f"larger {n}", cpus_per_rank=2) for n in range(2)]
+    smaller = [trial(seed=seed, cpus_per_rank=1) for seed in range(20)]
+    launcher.hangs |= {spec.trial_id for spec in held}
+    schedule = Schedule(store, launcher, "demo")
+
+    def hold_again(run: Running) -> None:
+        if run.trial_id == larger[0].trial_id:
+            schedule.submit([held[1]])
+        if len(launcher.launched) in (MAX_OVERTAKEN, 2 + 2 * MAX_OVERTAKEN):  # this launch is the eighth since the last
+            of_hold = [spec.trial_id for spec in held if spec.trial_id in launcher.running]
+            launcher.end(launcher.running[of_hold[0]], completed())
+
+    launcher.on_launch = hold_again
+    schedule.run([held[0], *smaller, *larger])
+    places = [launcher.launched.index(spec.trial_id) for spec in (held[0], larger[0], held[1], larger[1])]
+    assert places == [0, 9, 10, 19]
+
+
 def test_shares_of_a_machine() -> None:
     machine = Cluster([Machine(cpus=16, gpus=4)])
     assert machine.need(trial(ranks=2)).size == (2, 8)

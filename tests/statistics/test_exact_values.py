@@ -12,11 +12,13 @@ from predicted import write_sweep
 from scipy import stats
 
 from bench.metrics.metric import mean, with_values
+from bench.statistics.bounds import Spread, Variance, joined
 from bench.statistics.differences import Difference, PairedTests, SeedStatistics
 from bench.statistics.estimates import estimate
 from bench.statistics.groups import letters
 from bench.statistics.outliers import outlying_seeds
 from bench.statistics.significance import significance, smallest_found
+from bench.statistics.spreads import method_spread
 
 
 def test_the_deviation_of_seeds_is_that_of_a_sample() -> None:
@@ -88,3 +90,22 @@ def test_the_difference_that_is_found_takes_its_power_besides_its_level(seeds: i
         p_randomisation=0.3,
     )
     assert smallest_found(difference) == pytest.approx(2.0 + 0.5 * quantile, abs=1e-5)
+
+
+def test_the_interval_of_one_method_is_the_same_among_experiments_that_are_computed_together() -> None:
+    generator = np.random.default_rng(0)
+    scores, influences = generator.normal(size=(4, 3)), generator.normal(size=(4, 3, 5))
+    together = method_spread(scores, influences, trains=True)
+    for place in range(4):
+        alone = method_spread(scores[place], influences[place], trains=True)
+        assert together.half_width(0.05)[place] == pytest.approx(alone.half_width(0.05))
+        assert together.standard_error[place] == pytest.approx(alone.standard_error)
+
+
+def test_a_pair_without_several_seeds_keeps_its_interval_beside_one_with_them() -> None:
+    sources = Variance(np.array([4.0]), 19.0)
+    one_seed = Spread((), sources, sources)
+    three_seeds = Spread((Variance(np.array([9.0]), 2.0),), sources, sources)
+    both = joined([one_seed, three_seeds])
+    assert both.half_width(0.05) == pytest.approx([one_seed.half_width(0.05)[0], three_seeds.half_width(0.05)[0]])
+    assert both.standard_error == pytest.approx([2.0, 13**0.5])
