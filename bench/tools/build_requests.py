@@ -38,7 +38,7 @@ ITEMS = {
 }
 OPENINGS = ("", "", "Hello.", "Hi there.", "Good morning.", "Dear team,", "To whom it may concern:")
 CLOSINGS = ("", "", "Thank you.", "Many thanks.", "Please answer soon.", "Best wishes.")
-# Said beside what is asked for, often with the words of another desk; never beside requests to the desk that is named.
+# Asides, often with words that belong to another desk. Requests to the desk that is named never get the aside.
 ASIDES = (
     ("", None),
     ("", None),
@@ -100,7 +100,7 @@ UNSEEN = {
 
 
 def _text(said: str, desk: str, item: str, rng: random.Random) -> str:
-    """A request with what people say around it; what they ask for comes before or after an aside."""
+    """The text of a request: a greeting, what the customer asks for, and perhaps an aside before or after it."""
     aside = rng.choice([text for text, unless in ASIDES if unless != desk])
     body = [said, aside] if rng.random() < 0.5 else [aside, said]
     return " ".join(filter(None, [rng.choice(OPENINGS), *body, rng.choice(CLOSINGS)])).format(i=item)

@@ -32,7 +32,7 @@ Numbers = dict[str, int]
 
 @dataclass(frozen=True)
 class Story:
-    """A kind of sum: what it tells, its numbers, and the steps of its solution.
+    """A kind of word problem: its text, its numbers, and the steps of its solution.
 
     Texts are filled with the numbers, names ``n`` and ``m``, a thing ``t``, a fruit ``f`` and a place ``p``.
     """
@@ -217,7 +217,7 @@ def _row(story: Story, split: str, rng: random.Random) -> tuple[str, str, int]:
 
 
 def build() -> dict[str, str]:
-    """The JSON lines of each split. No question is in two of them: they tell of different people."""
+    """The JSON lines of each split. No question is in two of them, because each split has its own people."""
     texts: dict[str, str] = {}
     for split, count in COUNTS.items():
         unseen = UNSEEN_ROWS if split == "test" else 0

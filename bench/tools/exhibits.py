@@ -1,7 +1,7 @@
-"""Put what readers are shown of reports under ``results/exhibits``: what git keeps of the results.
+"""Copy the part of reports that readers are shown to ``results/exhibits``, which git keeps.
 
 ``python -m bench.tools.exhibits [NAME...]`` takes the reports of these sweeps and measurements from
-``results/NAME/report``; without names, of all that have an exhibit already and a report now.
+``results/NAME/report``. Without names, it renews every exhibit whose report is there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WINDOW = "1360,1000"
 
 
 def exhibit(name: str) -> list[Path]:
-    """Copy what is kept of a report, and take a picture of its page. Returns the files.
+    """Copy the files of a report that git keeps, and take a picture of its page. Returns the files.
 
     Raises:
         FileNotFoundError: There is no such report.
@@ -53,7 +53,7 @@ def _picture(page: Path, picture: Path) -> Path:
 
 
 def main() -> None:
-    """Of the names on the command line."""
+    """Renew the exhibits that the command line names."""
     names = sys.argv[1:] or sorted(
         path.name for path in EXHIBITS.iterdir() if (RESULTS / path.name / "report").is_dir()
     )

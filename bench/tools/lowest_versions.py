@@ -1,4 +1,4 @@
-"""Constraints that hold each dependency of pyproject.toml to the lowest version it allows: for ``make test-lowest``."""
+"""Prints constraints for ``make test-lowest``: each dependency of pyproject.toml at its lowest version."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 
 
 def lowest(requirements: list[str]) -> list[str]:
-    """``name==version`` of each requirement's lower bound; a release line where that names one.
+    """``name==version`` for each requirement's lower bound; where that names a release line, any version of it.
 
     Raises:
         ValueError: A requirement has no lower bound.

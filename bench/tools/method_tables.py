@@ -112,7 +112,7 @@ def _cell(text: str) -> str:
 
 
 def peft_types() -> list[str]:
-    """Every type that the installed peft has, in order of the alphabet."""
+    """Every type that the installed peft has, in alphabetical order."""
     from methods.hf_peft import peft_config_classes
 
     return sorted(peft_config_classes())
@@ -143,7 +143,7 @@ def peft_table(types: Iterable[str]) -> str:
 
 
 def peft_outcome(peft_type: str, family: str) -> tuple[str, list[str]]:
-    """The cell of a type and a family, and its reasons."""
+    """The table cell for a type of peft and a model family, and the reasons for it."""
     method_class = load_method(targets("method")[BRIDGE])
     try:
         config = method_class.Config(**peft_settings(peft_type, family))
@@ -188,7 +188,7 @@ def _plain(reason: str) -> str:
 
 
 def renew(page: str, tables: dict[str, str]) -> str:
-    """A page with these tables between its markers."""
+    """The page with these tables in place of what is between its markers."""
     return MARKER.sub(lambda match: f"{match[1]}\n{tables[match[2]]}\n\n{match[3]}", page)
 
 

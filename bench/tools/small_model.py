@@ -4,7 +4,7 @@ A model of about a million parameters learns two things in a few minutes: to say
 Tuneoff, and to write about a restaurant, from the training texts of E2E with two slots of their sources. It is made by
 a sweep of one trial, full fine-tuning of random weights, in the same loop as everything else.
 
-What methods do to this model says little about models that people use; it shows what a sweep does.
+Results on this model show how a sweep works. They say little about models that people use.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def make(folder: Path, e2e: Path, steps: int = STEPS) -> float:
 
 
 def _rows(e2e: Path) -> Iterator[dict[str, Any]]:
-    """Sources with all their texts: the facts as they are, and of each text of E2E the name and one more slot."""
+    """Sources with all their texts: the facts unchanged; of E2E, for each text the name and one more slot."""
     for example in Facts(Facts.Config()).load("train"):
         yield {"source": example.source, "references": list(example.references)}
     restaurants: dict[str, list[str]] = {}
@@ -132,7 +132,7 @@ def _save_random_model(folder: Path, texts: Sequence[str]) -> None:
 
 
 def _take_weights(store: Path, model: Path) -> float:
-    """Put what the only trial has trained into the model's folder. Returns its dev loss."""
+    """Copy the weights that the only trial has trained into the model's folder. Returns the dev loss."""
     from safetensors.torch import load_file, save_file
 
     records = Store(store).read_all()

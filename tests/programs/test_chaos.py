@@ -1,4 +1,4 @@
-"""The short form of ``make chaos``: some of its faults, once each; chaos.ground says what each of them must leave."""
+"""Some faults of ``make chaos``, once each. chaos.ground says what each of them must leave."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The race's gates, in small: contenders train the same and say the same, before anything is timed."""
+"""The conditions of the race on tiny models: contenders have equal losses and equal texts before anything is timed."""
 
 from __future__ import annotations
 

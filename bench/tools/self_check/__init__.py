@@ -1,1 +1,1 @@
-"""``tuneoff doctor --measure``: what only a device itself can show, tried by small trials on it."""
+"""``tuneoff doctor --measure``: small trials that measure what only the device itself can show."""

@@ -12,7 +12,7 @@ import torch
 
 @dataclass(frozen=True)
 class Size:
-    """How much is tried on a kind of device."""
+    """How large model, data and training are on a kind of device."""
 
     width: int
     layers: int

@@ -1,4 +1,4 @@
-"""Runs the self-check of a device and writes what it has shown, as JSON and as a Markdown table."""
+"""Runs the self-check of a device and writes the results as JSON and as a Markdown table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bench.tools.self_check.verdicts import Shown, shown
 
 
 def kind_of(device: str) -> DeviceKind:
-    """What is measured: ``auto`` is the GPU that is there, else the CPU.
+    """The kind of device to measure: for ``auto`` a GPU if there is one, else the CPU.
 
     Raises:
         ConfigError: There is no such device.
@@ -36,7 +36,7 @@ def kind_of(device: str) -> DeviceKind:
 
 
 def device_name(kind: DeviceKind) -> str:
-    """As its maker calls it."""
+    """The name that its maker gives it."""
     return torch.cuda.get_device_name(0) if kind == "cuda" else cpu_name()
 
 
@@ -49,16 +49,16 @@ def folder_name(kind: DeviceKind) -> str:
 
 
 def measure(kind: DeviceKind, folder: Path, tell: Callable[[Shown], None], only: Container[str] | None = None) -> bool:
-    """Try everything and write ``measure.json`` and ``measure.md``.
+    """Measure everything and write ``measure.json`` and ``measure.md``.
 
     Args:
         kind: Of device.
         folder: Where the files go.
-        tell: Hears of each thing as it is known.
+        tell: Gets each result as soon as it is known.
         only: Names of variants; None: all.
 
     Returns:
-        Whether all is as it should be.
+        Whether everything works as it should.
     """
     lines: list[Shown] = []
     records: dict[str, list[TrialResult]] = {}
@@ -86,7 +86,7 @@ def measure(kind: DeviceKind, folder: Path, tell: Callable[[Shown], None], only:
 
 
 def _context() -> Shown:
-    """What is taken of a GPU while this process alone computes on it, beside tensors."""
+    """The GPU memory that is in use beside tensors, while this process alone computes there."""
     torch.ones(64, 64, device="cuda") @ torch.ones(64, 64, device="cuda")
     torch.cuda.synchronize()
     free, total = torch.cuda.mem_get_info()

@@ -1,4 +1,4 @@
-"""The trials that measure a device, and how they are run: by the launcher and the schedule of any sweep."""
+"""Runs the trials that measure a device, by the same launcher and schedule as any sweep."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from bench.store.retry import RetryPolicy
 from bench.tools.self_check.ground import Size, make_model, make_task
 
 DeviceKind = Literal["cuda", "cpu"]
-# What all others are compared with.
+# All others are compared with this one.
 PLAIN = "fp32"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One trial, or as many as share its passes, and what it is to show."""
+    """One trial, or several that share its passes, and what it shows."""
 
     name: str
     resources: JsonDict = field(default_factory=dict)
     model: JsonDict = field(default_factory=dict)
     seeds: int = 1
-    without: str = ""  # why it cannot be tried here
+    without: str = ""  # why it cannot run here
 
 
 def variants(kind: DeviceKind, devices: int, size: Size) -> Iterator[Variant]:
@@ -109,7 +109,7 @@ class Trials:
         once = RetryPolicy(attempts=1)
         Schedule(self._store, self._launcher, "measure", fusion_of=fusion_of, retries=once).run(specs)
         found = [self._store.read(spec.trial_id) for spec in specs]
-        # Whether trials share a pass is no part of their identity, so that others may have the same.
+        # A fused trial has the same id as the trial alone, because sharing a pass is no part of the identity.
         shutil.rmtree(self._store.root / "trials")
         return [record for record in found if isinstance(record, TrialResult)]
 

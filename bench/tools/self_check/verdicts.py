@@ -1,4 +1,4 @@
-"""What the trials on a device have shown, one line for each thing."""
+"""Judges the trials on a device: one line for each thing that was measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.tools.self_check.trials import PLAIN, Variant, losses
 
 # By how much losses may differ from those in fp32, as a fraction: the rounding of a step grows over the steps.
 LIMITS = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 5e-2, "nf4": 0.3}
-# The aim of the planner.
+# By which fraction a forecast of memory may differ from what was measured.
 MEMORY_LIMIT = 0.15
 
 Verdict = Literal["as it should be", "differs", "failed", "measured", "not tried"]
@@ -36,7 +36,7 @@ class Shown(Spec):
 
 
 def shown(variant: Variant, records: Records) -> list[Shown]:
-    """What a variant's trials show beside those that came before."""
+    """The lines about a variant, whose trials are compared with those of earlier variants."""
     if variant.without:
         return [Shown(what=variant.name, verdict="not tried", found=variant.without)]
     own = records[variant.name]
@@ -70,7 +70,7 @@ def _equality(variant: Variant, own: Sequence[TrialResult], records: Records) ->
 
 
 def _forecast(variant: Variant, record: TrialResult) -> list[Shown]:
-    """Memory against its forecast is judged on GPUs: small trials on a CPU are all libraries."""
+    """Compares memory with its forecast, and judges it on GPUs only: on a CPU nearly all of it is libraries."""
     outcome = record.outcome
     assert isinstance(outcome, Completed)
     if outcome.predicted is None or outcome.train is None:

@@ -1,1 +1,1 @@
-"""Faults on purpose: ``make chaos`` runs all of them and prints what was lost, ``make test`` the quick ones."""
+"""Causes faults on purpose and counts what is lost: ``make chaos`` runs all of them, ``make test`` the quick ones."""

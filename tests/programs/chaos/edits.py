@@ -1,4 +1,4 @@
-"""The sweep file changes between a driver that is killed and the next one: what is finished stays as it is."""
+"""Changes the sweep file between a driver that is killed and the next one. Finished trials must stay as they are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from chaos.odd_systems import real_ground
 
 
 def sweep_edited(folder: Path) -> Verdict:
-    """A seed is added, a method dropped, the sweep renamed with its folder; real trials, the driver killed twice."""
+    """Adds a seed, drops a method, renames the sweep with its folder, and kills the driver twice, on real trials."""
     ground = real_ground(folder)
     ground.trials = 4
     edit(folder, seeds=[0])

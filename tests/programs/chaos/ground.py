@@ -1,4 +1,4 @@
-"""A results folder to be hurt, the processes around it, and the judgement of what is left."""
+"""A results folder for faults, the processes that work on it, and the judgement of what is left."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LEAVE_SECONDS = 10.0
 
 @dataclass
 class Verdict:
-    """What came of a fault."""
+    """The consequences of a fault."""
 
     fault: str
     injected: int
@@ -55,7 +55,7 @@ class Verdict:
 
 
 class NotPossibleError(Exception):
-    """This system does not let us do that to a sweep; the message says why."""
+    """This system does not allow the fault; the message says why."""
 
 
 class Ground:
@@ -100,7 +100,7 @@ class Ground:
         return self.wait(self.start(**variables), (0, 2, 130, -signal.SIGKILL))
 
     def wait(self, driver: subprocess.Popen[str], codes: tuple[int, ...] = (0,)) -> int:
-        """Until a driver ends, with one of these exit codes."""
+        """Wait until a driver ends. Its exit code must be one of these."""
         output, errors = driver.communicate(timeout=PATIENCE_SECONDS)
         if driver.returncode not in codes:
             self.notes.append(f"exit code {driver.returncode}: {output}{errors}")
@@ -108,7 +108,7 @@ class Ground:
         return driver.returncode
 
     def kill(self, driver: subprocess.Popen[str]) -> None:
-        """SIGKILL, and nothing may be left of what it started."""
+        """Kill a driver with SIGKILL. Nothing that it started may be left."""
         driver.kill()
         driver.communicate()
         self.injected += 1
@@ -136,7 +136,7 @@ class Ground:
         self.root = self.root.rename(root)
 
     def forget(self, trial_id: str) -> None:
-        """A record was damaged on purpose."""
+        """Forget a record that was damaged on purpose."""
         del self.seen[trial_id]
 
     def processes(self) -> list[int]:
@@ -148,12 +148,12 @@ class Ground:
         return [pid for pid in self.processes() if b"--tell-exit" in command_of(_parent(pid))]
 
     def phases(self) -> list[str]:
-        """Of the trials that run, as the driver last wrote them down."""
+        """The phases of the running trials, as the driver last wrote them down."""
         status = read_status(self.root)
         return [] if status is None else [trial.phase for trial in status.running]
 
     def judge(self, fault: str) -> Verdict:
-        """Count, once everything has been done."""
+        """Count what was lost, duplicated or left behind, once the fault is over."""
         processes = _none_left(self.processes)
         ports = _none_left(self._traces.ports)
         self._traces.close()
@@ -182,7 +182,7 @@ class Ground:
 
 
 def together(fault: str, grounds: Sequence[Ground]) -> Verdict:
-    """What came of a fault to several sweeps."""
+    """The consequences of a fault for several sweeps together."""
     verdicts = [ground.judge(fault) for ground in grounds]
     counted = [each.name for each in dataclasses.fields(Verdict) if each.name not in ("fault", "notes")]
     sums = {name: sum(getattr(verdict, name) for verdict in verdicts) for name in counted}
@@ -190,7 +190,7 @@ def together(fault: str, grounds: Sequence[Ground]) -> Verdict:
 
 
 def _none_left(find: Callable[[], int | Sequence[object]]) -> int:
-    """How much of something there is, in the end. Keepers need a moment to do their work."""
+    """How many there still are after a wait, because keepers need a moment to do their work."""
     deadline = time.monotonic() + LEAVE_SECONDS
     while (left := find()) and time.monotonic() < deadline:
         time.sleep(0.05)

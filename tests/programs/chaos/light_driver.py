@@ -36,7 +36,7 @@ SUPPORT = PROGRAMS.parent / "support"
 
 
 class FullDisk(Observer):
-    """From the first sign of a rank on, this process can write no file larger than this."""
+    """Limits the size of files that this process can write, from the first sign of a rank on."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -46,7 +46,7 @@ class FullDisk(Observer):
 
 
 def launcher_on_hosts(outbox: Path, command: str) -> Launcher:
-    """Ranks on the hosts a and b, which are what the command makes of them."""
+    """A launcher with ranks on the hosts a and b, which a stand-in command creates."""
     options = SshOptions(hosts="a:1,b:1", host_command=command)
     paths = [str(PROGRAMS), str(SUPPORT)]
     setup = Setup(name="", paths=paths, module="chaos.light_rank")
@@ -58,7 +58,7 @@ def launcher_on_hosts(outbox: Path, command: str) -> Launcher:
 
 
 def launcher_for(outbox: Path) -> Launcher:
-    """By the environment: no ranks, ranks on hosts, on a cluster of Ray, or in processes of this machine."""
+    """The launcher that the environment names: no ranks, ranks on hosts, on a Ray cluster, or in processes here."""
     machine = Machine(cpus=int(os.environ.get("LIGHT_CPUS", "2")), gpus=0)
     if os.environ.get("LIGHT_FAKE"):
         return FakeLauncher(outbox, machine)

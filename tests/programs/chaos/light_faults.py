@@ -88,7 +88,7 @@ def rank_killed(folder: Path) -> Verdict:
 
 
 def rank_stopped(folder: Path) -> Verdict:
-    """A rank is stopped (SIGSTOP): it says nothing any more, and is replaced."""
+    """A rank is stopped (SIGSTOP) and says nothing any more. Its trial is tried again."""
     ground = Ground(folder, trials=2)
     driver = ground.start(LIGHT_SECONDS="5", LIGHT_HANG_SECONDS="6")
     wait_until(lambda: ground.phases() == ["train", "train"], "the ranks have not said that they are alive")
@@ -102,7 +102,7 @@ def rank_stopped(folder: Path) -> Verdict:
 
 
 def ranks_paused(folder: Path) -> Verdict:
-    """Ranks are stopped and continued before they count as hanging: no attempt is lost over that."""
+    """Ranks are stopped, and continued before they count as hanging. No attempt is lost."""
     ground = Ground(folder, trials=4)
     driver = ground.start(LIGHT_SECONDS="2")
     wait_until(lambda: ground.phases() == ["train", "train"], "the ranks have not said that they are alive")
@@ -176,7 +176,7 @@ def asked_to_end_at_random(folder: Path, trials: int = 30, times: int = 8, seed:
 
 
 def disk_full(folder: Path) -> Verdict:
-    """There is no room for a record; the result waits, and is committed when there is room again."""
+    """The disk has no room for a record. The result waits and is committed when there is room again."""
     ground = Ground(folder, trials=3)
     for _ in range(2):
         if ground.finish(LIGHT_DISK_BYTES="2000", LIGHT_CPUS="1") != 2:

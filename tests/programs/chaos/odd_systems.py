@@ -1,4 +1,4 @@
-"""Sweeps on systems that are not as one likes them: clocks, locks, shared memory, users and homes."""
+"""Sweeps on systems with unusual clocks, locks, shared memory, users and home folders."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Clock:
     """The time of day that some processes see.
 
     Args:
-        folder: Where the number of seconds stands by which it is off.
+        folder: For the file that says by how many seconds the clock is wrong.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,7 +42,7 @@ class Clock:
         self.set(0)
 
     def set(self, seconds: int) -> None:
-        """Have it off by so many seconds, from now on."""
+        """From now on the clock is wrong by so many seconds."""
         with self.path.open("r+b" if self.path.exists() else "xb") as file:
             file.write(struct.pack("=q", seconds))
 

@@ -115,7 +115,7 @@ def node_removed(folder: Path) -> Verdict:
 
 
 def only_node_lost(folder: Path) -> Verdict:
-    """The only node dies. That is no trial's result: the driver waits, says so and ends, and goes on when told to."""
+    """The only node dies. No trial fails for it: the driver waits, says so and ends. The same command goes on."""
     ground = Ground(folder, trials=3)
     with cluster_of(1) as nodes:
         variables = {"LIGHT_ADDRESS": nodes.address, "LIGHT_SECONDS": "2", "LIGHT_PATIENCE_SECONDS": "5"}
@@ -133,7 +133,7 @@ def only_node_lost(folder: Path) -> Verdict:
 
 
 def head_lost(folder: Path) -> Verdict:
-    """The head dies. The driver says so and ends before Ray ends it, and the same command goes on with a new one."""
+    """The head dies. The driver says so and ends before Ray ends it. The same command goes on with a new head."""
     ground = Ground(folder, trials=3)
     with cluster_of(1) as nodes:
         variables = {"LIGHT_SECONDS": "2", "LIGHT_PATIENCE_SECONDS": "5"}
@@ -187,7 +187,7 @@ def two_sweeps(folder: Path) -> Verdict:
 def head_restarted(folder: Path) -> Verdict:
     """The head dies while trials run, and starts again at the same address.
 
-    That is a new cluster, which knows nothing of the driver. It ends with words, and the same command goes on.
+    The new cluster knows nothing of the driver, which says so and ends. The same command goes on.
     """
     ground, port = Ground(folder, trials=4), free_port()
     variables = {"LIGHT_ADDRESS": f"127.0.0.1:{port}", "LIGHT_SECONDS": "2", "LIGHT_PATIENCE_SECONDS": "5"}
@@ -242,7 +242,7 @@ def started_head(folder: Path, port: int, variables: Mapping[str, str] | None = 
 
 
 def free_port() -> int:
-    """One that nobody listens on, for now."""
+    """A port on which nobody listens now."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])

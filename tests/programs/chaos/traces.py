@@ -1,4 +1,4 @@
-"""What programs leave behind on a machine that others use at the same time: listening ports, files in /dev/shm."""
+"""Finds what our programs leave behind on a machine that others use too: listening ports, files in /dev/shm."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LISTENS = "0A"
 class Traces:
     """Follows the processes of one fault.
 
-    A port is known by its socket, which nobody else can have, so that a port which strangers take later is none of
+    A port is recognised by its socket, which only one process can have. A port that others open later is therefore not
     ours. A new file in /dev/shm is a stranger's if one of their processes has it open or mapped, and else ours.
 
     Args:

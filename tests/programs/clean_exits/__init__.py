@@ -1,1 +1,1 @@
-"""How often a driver that has done its work ends otherwise than it should: by a signal, late, or with another code."""
+"""Counts drivers that finish their work and then end badly: by a signal, late, or with a wrong exit code."""

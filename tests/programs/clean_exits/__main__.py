@@ -1,6 +1,6 @@
 """``python -m clean_exits FOLDER``: 200 drivers run and end; prints a table and writes FOLDER/exits.md.
 
-Exit code 1 if one of them ended otherwise than it should, or left something behind.
+Exit code 1 if one of them ended badly or left something behind.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def is_bad(exit_: Exit) -> bool:
 
 
 def page(found: list[Exit], at_once: int) -> str:
-    """The table, and what each driver printed that ended badly."""
+    """The table, and the output of each driver that ended badly."""
     lines = [
         "# How drivers end",
         "",

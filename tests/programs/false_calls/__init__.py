@@ -1,1 +1,1 @@
-"""How often equal methods are called different, and how often different ones are found: a simulation."""
+"""Simulates how often tests call equal methods different, and how often they find a real difference."""

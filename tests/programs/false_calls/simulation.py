@@ -1,4 +1,4 @@
-"""Runs every procedure on every design: without a difference, with one, and how often a mean's interval holds it."""
+"""Runs every procedure on every design, with and without a difference, and counts intervals that hold the mean."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOST_RESAMPLED = 60
 
 @dataclass(frozen=True)
 class Counted:
-    """What one procedure did in one design."""
+    """How often one procedure found a difference in one design."""
 
     design: Design
     procedure: str
@@ -75,7 +75,7 @@ def simulate(experiments: int, tell: Callable[[str], None]) -> tuple[list[Counte
 
 
 def _whole(design: Design, experiments: int) -> tuple[list[Counted], Covered | None]:
-    """All that is counted of a design."""
+    """Everything that is counted for one design."""
     elements = design.methods * design.seeds * design.sources
     number = max(250, min(experiments, int(experiments * 15_000 / elements)))
     of_mean = design.kind == "mean" and design.methods == METHODS[0] and design.world not in ("ties", DIVERGING)

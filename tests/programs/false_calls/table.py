@@ -1,4 +1,4 @@
-"""The page of what was tried."""
+"""The page with the results of the simulation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Found = tuple[Sequence[Counted], Sequence[Covered]]
 
 
 def limit(experiments: int) -> float:
-    """The largest share that a true 5 % is told apart from by so many experiments."""
+    """The largest share that may come out of so many experiments, by chance, if the true share is 5 %."""
     return LEVEL + MONTE_CARLO * math.sqrt(LEVEL * (1 - LEVEL) / experiments)
 
 

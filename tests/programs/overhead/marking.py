@@ -1,4 +1,4 @@
-"""A method that writes down when its first step was done."""
+"""A method that records the time at which its first step ended."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def measure(folder: Path, sizes: Sequence[int]) -> Iterator[Cost]:
 
 
 def pending(folder: Path, trials: int) -> Iterator[Cost]:
-    """Planning a sweep without records: every second trial a configuration of its own, as in a search by hand."""
+    """Cost of planning a sweep without records; every second trial has a configuration of its own."""
     root = folder / f"pending-{trials}"
     root.mkdir()
     rates = [1e-4 * (1 + number / 100) for number in range(trials // 4)]
@@ -106,7 +106,7 @@ def write_finished(folder: Path, trials: int) -> Path:
 
 
 def _write_record(store: Store, spec: TrialSpec, draw: random.Random) -> None:
-    """As the store writes it, but for waiting until it is on the disk."""
+    """Write a record as the store does, without waiting until it is on the disk."""
     folder = store.trials / spec.trial_id
     folder.mkdir()
     packed, bleu = _predictions(draw.randrange(SYSTEMS))

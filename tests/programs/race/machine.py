@@ -20,7 +20,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "ray", "
 
 
 def environment(threads: int | None = None) -> dict[str, str]:
-    """Of the processes that a race starts: they find the race and the harness, and ask no hub for anything.
+    """Environment variables of the processes that a race starts: they find race and harness, and use no hub.
 
     Args:
         threads: Of their matrix products; None leaves that to them.
@@ -43,7 +43,7 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
 
 
 def description(threads: int) -> dict[str, Any]:
-    """For the record."""
+    """The machine, as the record of the race describes it."""
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),

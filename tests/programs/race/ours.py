@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 
 class AllLogitsOfTargets(TargetLoss):
-    """Logits of targets, all at once."""
+    """A loss that computes the logits of all targets at once."""
 
     def __init__(self, model: Any, label_smoothing: float = 0.0) -> None:
         super().__init__(model, label_smoothing, chunked=False)
 
 
 class AllLogits(AllLogitsOfTargets):
-    """Logits of all positions; those that predict a target are chosen afterwards."""
+    """A loss that computes the logits of all positions and then chooses those that predict a target."""
 
     def _behind(self, head: nn.Module, inputs: dict[str, torch.Tensor], predicting: torch.Tensor) -> torch.Tensor:
         return self._logits(inputs).flatten(0, 1)[predicting]

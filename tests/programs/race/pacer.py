@@ -1,4 +1,4 @@
-"""What a contender does between the steps it is timed by. Imports neither torch nor the harness: peers pay for both.
+"""Stops and times a contender between its steps. Imports neither torch nor the harness: peers would pay for it.
 
 A contender runs in a process of its own. Every few steps it reports and waits until the driver says go, so that the
 contenders of a comparison take turns on the same machine.

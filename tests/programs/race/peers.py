@@ -1,4 +1,4 @@
-"""The peers: peft under transformers' Trainer, and in a bare loop of accelerate. Nothing of ours in here."""
+"""The peers: peft under transformers' Trainer, and in a bare loop of accelerate. No code of ours runs here."""
 
 from __future__ import annotations
 
