@@ -1,1 +1,1 @@
-"""Measures the cost of the harness: ``make overhead``, on a quiet machine, writes results/overhead/report/overhead.md."""
+"""Measures the cost of the harness: ``make overhead``, on a quiet machine, writes results/overhead/report."""
