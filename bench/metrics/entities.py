@@ -80,10 +80,7 @@ def _forms(entity: str) -> tuple[tuple[str, ...], ...]:
     without_remark = re.sub(r"\([^)]*\)", " ", plain)
     forms = [_content(plain), _content(without_remark) or _content(plain)]
     if (day := _date(plain)) is not None:
-        forms += [
-            (str(day.day), _MONTHS[day.month], str(day.year)),
-            (f"{day.day}{_ordinal(day.day)}", _MONTHS[day.month], str(day.year)),
-        ]
+        forms.append((str(day.day), _MONTHS[day.month], str(day.year)))  # "1st" is cut into "1" and "st"
     return tuple(dict.fromkeys(forms))
 
 
@@ -108,7 +105,3 @@ def _date(text: str) -> date | None:
         return date.fromisoformat(text.strip())
     except ValueError:
         return None
-
-
-def _ordinal(day: int) -> str:
-    return "th" if 10 <= day % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")
