@@ -158,7 +158,7 @@ def new_column(monkeypatch: pytest.MonkeyPatch) -> None:
         group=Group.COST,
         shown=Shown.EVERYWHERE,
         measured_alone=True,
-        told="{} s of naps",
+        sentence_part="{} s of naps",
         picture="naps",
         tracker="cost/nap_seconds",
     )
