@@ -89,6 +89,22 @@ def test_the_chunked_loss_is_the_loss(
         torch.testing.assert_close(chunked_gradients[key], gradient, atol=1e-11, rtol=0)
 
 
+def test_a_model_that_changes_its_logits_is_tried_once() -> None:
+    model = patched("bart", "full")
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    model.register_forward_pre_hook(count)
+    loss = TargetLoss(model)
+    for expected in (2, 3, 4):
+        loss.of(batch_of(model))
+        assert calls == expected, "the first batch finds that BART adds a bias to its logits, and is computed again"
+    assert not loss._chunked
+
+
 @pytest.mark.parametrize("chunked", [True, False])
 def test_labels_are_smoothed_in_training_only(chunked: bool) -> None:
     model = patched("llama", "lora")

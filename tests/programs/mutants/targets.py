@@ -82,6 +82,7 @@ TARGETS = {
                     for name in (
                         "the_chunked_loss_is_the_loss",
                         "labels_are_smoothed_in_training_only",
+                        "a_model_that_changes_its_logits_is_tried_once",
                         "half_precision_sums_in_fp32",
                         "logits_exist_for_targets_only_and_a_chunk_at_a_time",
                         "a_loss_is_backpropagated_once",
@@ -90,6 +91,7 @@ TARGETS = {
                     )
                 ),
                 "tests/train/test_optimize.py",
+                "tests/train/test_order_and_rates.py",
                 "tests/models/test_data_and_tasks.py",
             ),
             _TORCH,
