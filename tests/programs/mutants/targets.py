@@ -108,7 +108,9 @@ TARGETS = {
             ),
             (
                 "tests/methods/test_prefix_numerics.py",
+                "tests/methods/test_prefix_parts.py",
                 "tests/methods/test_prefix_paths.py",
+                "tests/train/test_fusion.py::test_a_trial_that_diverges_takes_nothing_from_the_others",
             ),
             _TORCH,
         ),
