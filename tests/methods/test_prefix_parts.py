@@ -92,7 +92,7 @@ def test_where_distances_count_columns_the_prefix_stands_behind_padding(monkeypa
     assert not wide[1, ..., 1:3].any()
 
 
-@pytest.mark.parametrize("parametrization", ["embeddings", "key_value"])
+@pytest.mark.parametrize("parametrization", ["embedding", "key_value"])
 def test_a_layer_with_an_infix_is_told_who_sees_it(parametrization: str) -> None:
     _, model = patched_with(PrefixTuning, "gpt2", infix=True, parametrization=parametrization)
     layer = prefix_layers(model)[0]
@@ -127,7 +127,7 @@ def test_an_mlp_gives_a_layer_its_keys_also_where_the_decoder_hands_nothing_down
         for given, made in zip(layer._keys_values(None), reparametrization()[layer.index], strict=True):
             assert torch.equal(given, made)
         handed: Any = [(torch.zeros(1), torch.ones(1))] * len(layers)
-        assert layer._keys_values({"self": handed}) is handed[layer.index]
+        assert layer._keys_values({layer.site.role: handed}) is handed[layer.index]
 
 
 def test_an_argument_of_the_prompt_is_joined_along_the_axis_of_tokens() -> None:

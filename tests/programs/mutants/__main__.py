@@ -35,7 +35,7 @@ def main() -> int:
         choices=("survivors", "untried"),
         help="what survived last time or was not tried then; only what was not tried",
     )
-    parser.add_argument("--longest", type=float, default=20.0, help="seconds; tests that take longer are left out")
+    parser.add_argument("--longest", type=float, help="seconds; tests that take longer are left out. Default: likewise")
     arguments = parser.parse_args()
     names = arguments.packages or list(TARGETS)
     if unknown := [name for name in names if name not in TARGETS]:
@@ -65,6 +65,7 @@ def try_package(target: Target, arguments: argparse.Namespace) -> None:
     """Try a sample of a package's faults, and write build/mutants/PACKAGE.json after each."""
     possible = 0
     size = target.sample if arguments.sample is None else arguments.sample
+    longest = target.longest_seconds if arguments.longest is None else arguments.longest
     drawn: list[Mutant] = []
     for file in target.files:
         source = (ROOT / file).read_text(encoding="utf-8")
@@ -87,13 +88,13 @@ def try_package(target: Target, arguments: argparse.Namespace) -> None:
                 "seconds": round(one.seconds, 2),
             }
         )
-        write_outcomes(path, size, possible, outcomes)
+        write_outcomes(path, size, longest, possible, outcomes)
         note(f"{one.outcome:11} {one.seconds:5.1f} s  {mutant.file}:{mutant.line}  {mutant.before}  ->  {mutant.after}")
 
     note(f"{target.name}: {possible} faults, {len(todo)} to try")
     with tempfile.TemporaryDirectory(prefix="tuneoff-mutants-") as folder:
-        try_all(target, todo, Path(folder), arguments.longest, tried, note)
-    write_outcomes(path, size, possible, outcomes)
+        try_all(target, todo, Path(folder), longest, tried, note)
+    write_outcomes(path, size, longest, possible, outcomes)
 
 
 def key(one: dict[str, Any]) -> tuple[str, str, str, str]:
@@ -101,14 +102,15 @@ def key(one: dict[str, Any]) -> tuple[str, str, str, str]:
     return one["file"], one["function"], one["before"], one["after"]
 
 
-def write_outcomes(path: Path, size: int, possible: int, outcomes: list[dict[str, Any]]) -> None:
+def write_outcomes(path: Path, size: int, longest: float, possible: int, outcomes: list[dict[str, Any]]) -> None:
     """Write a package's file."""
     revision = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=False)
     day = f"{datetime.now(UTC):%Y-%m-%d}"
-    text = json.dumps(
-        {"day": day, "revision": revision.stdout.strip(), "sample": size, "possible": possible, "tried": outcomes},
-        indent=1,
-    )
+    content = {
+        **{"day": day, "revision": revision.stdout.strip()},
+        **{"sample": size, "longest": longest, "possible": possible, "tried": outcomes},
+    }
+    text = json.dumps(content, indent=1)
     path.with_suffix(".new").write_text(text + "\n", encoding="utf-8")
     path.with_suffix(".new").replace(path)
 

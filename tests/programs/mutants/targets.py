@@ -18,6 +18,7 @@ class Target:
     tests: tuple[str, ...]  # quick ones that run in one process
     imports: tuple[str, ...] = ()  # large libraries, imported once
     sample: int = 12  # of each module, unless the command says otherwise; 0: all
+    longest_seconds: float = 20.0  # tests that take longer are left out, unless the command says otherwise
 
     @property
     def files(self) -> Iterator[str]:
@@ -65,6 +66,8 @@ TARGETS = {
             ("bench/statistics",),
             ("tests/statistics", "tests/metrics/test_answers.py::test_one_seed_of_right_and_wrong_is_tested_exactly"),
             ("scipy.stats", "sacrebleu", "pandas"),
+            6,
+            6.0,
         ),
         Target(
             "tuning",
@@ -72,7 +75,7 @@ TARGETS = {
             ("tests/tuning", "tests/driver/test_stages.py"),
             ("scipy.special", "optuna", "matplotlib.figure"),
         ),
-        Target("metrics", ("bench/metrics",), ("tests/metrics",), ("sacrebleu", "nltk", "scipy.special"), sample=4),
+        Target("metrics", ("bench/metrics",), ("tests/metrics",), ("sacrebleu", "nltk", "scipy.special"), 4, 6.0),
         Target(
             "loss",
             ("bench/train/loss.py", "bench/train/optimizer.py", "bench/train/order.py"),
@@ -95,8 +98,10 @@ TARGETS = {
                 "tests/models/test_data_and_tasks.py",
             ),
             _TORCH,
+            12,
+            6.0,
         ),
-        Target("decode", ("bench/decode",), ("tests/decode",), _TORCH, sample=6),
+        Target("decode", ("bench/decode",), ("tests/decode",), _TORCH, 4, 3.0),
         Target(
             "prefix",
             (
@@ -113,6 +118,8 @@ TARGETS = {
                 "tests/train/test_fusion.py::test_a_trial_that_diverges_takes_nothing_from_the_others",
             ),
             _TORCH,
+            12,
+            3.0,
         ),
     )
 }
