@@ -115,11 +115,13 @@ TARGETS = {
                 "tests/methods/test_prefix_numerics.py",
                 "tests/methods/test_prefix_parts.py",
                 "tests/methods/test_prefix_paths.py",
+                "tests/methods/test_soft_prompt_families.py"
+                "::test_layers_that_share_keys_see_the_prefix_of_the_layer_that_makes_them",
                 "tests/train/test_fusion.py::test_a_trial_that_diverges_takes_nothing_from_the_others",
             ),
             _TORCH,
             12,
-            3.0,
+            6.0,
         ),
     )
 }
