@@ -32,9 +32,9 @@ from bench.driver.stages import Round
 from bench.driver.status import read_status
 from bench.launch.choose import AUTO
 from bench.report.budget import budget
-from bench.report.up_to_date import TerminalPart, made_from, read_terminal_part, write_terminal_part
 from bench.report.others import left_out_text
 from bench.report.published import keep_published, load_published, published_files
+from bench.report.up_to_date import TerminalPart, made_from, read_terminal_part, write_terminal_part
 from bench.schema.validation import ConfigError
 from bench.store.kept_sweep import keep_only, keep_sweep
 from bench.store.records import Store
