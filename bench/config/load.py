@@ -51,7 +51,7 @@ class Resolver(Protocol):
 
     def evaluation(self, spec: EvaluationSpec, where: str) -> EvaluationSpec: ...
 
-    def check_resources(self, method: MethodSpec, resources: ResourceSpec, where: str) -> None: ...
+    def check_together(self, method: MethodSpec, train: TrainSpec, resources: ResourceSpec, where: str) -> None: ...
 
     def optimizer(
         self, train: TrainSpec, resources: ResourceSpec, where: str
@@ -206,7 +206,7 @@ def configure(
     if "name" not in parts["task"]:
         raise ConfigError("task.name is missing: say which task, e.g. 'task: facts'")
     method = resolver.method(entry.name, parts["config"])
-    resolver.check_resources(method, resources, where)
+    resolver.check_together(method, train, resources, where)
     task = resolver.task(parts["task"]["name"], task_config)
     if "stop" not in parts["decode"]:
         parts["decode"]["stop"] = list(resolver.stop(parts["task"]["name"], task_config))

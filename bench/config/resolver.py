@@ -111,10 +111,10 @@ class RegistryResolver:
         known_method = self._known_methods.get(_method_key(method))
         return load_method(method.target).search_space if known_method is None else known_method[1].search_space
 
-    def check_resources(self, method: MethodSpec, resources: ResourceSpec, where: str) -> None:
+    def check_together(self, method: MethodSpec, train: TrainSpec, resources: ResourceSpec, where: str) -> None:
         """A method that adapts in training is trained without ZeRO, in fp32 and without checkpoints.
 
-        One that trains in turns is trained without ZeRO.
+        One that trains in turns is trained without ZeRO, and by an optimiser that scores what it trains.
 
         Raises:
             ConfigError: It would not be.
@@ -124,6 +124,15 @@ class RegistryResolver:
             raise ConfigError(
                 f"{where}.resources.zero_stage: {resources.zero_stage}: {method.name} leaves some of what it trains "
                 "out of some steps, and ZeRO 1 to 3 step all of it as one; set zero_stage: 0"
+            )
+        if (
+            train.optimizer != "adamw"
+            and load_optimizer(train.optimizer).scores_other_weights
+            and self._says(method, "trains_in_turns")
+        ):
+            raise ConfigError(
+                f"{where}.train.optimizer: {train.optimizer} scores other weights than it trains, made of all steps, "
+                f"and {method.name} leaves some of what it trains out of some steps; use adamw"
             )
         plain = resources.zero_stage == 0 and resources.precision == "fp32"
         makes_checkpoints = resources.checkpoint_every_steps is not None

@@ -149,6 +149,9 @@ def test_it_is_refused_under_zero_and_not_in_bf16_or_with_checkpoints() -> None:
     resolver = RegistryResolver()
     method = MethodSpec(name="lisa", target=targets("method")["lisa"], config=LayerwiseSampling.Config().model_dump())
     allowed = ResourceSpec(precision="bf16", checkpoint_every_steps=5)
-    resolver.check_resources(method, allowed, "methods.0")
+    resolver.check_together(method, TrainSpec(), allowed, "methods.0")
     with pytest.raises(ConfigError, match=r"resources.zero_stage: 1: lisa leaves some .* set zero_stage: 0"):
-        resolver.check_resources(method, allowed.model_copy(update={"zero_stage": 1}), "methods.0")
+        resolver.check_together(method, TrainSpec(), allowed.model_copy(update={"zero_stage": 1}), "methods.0")
+    averaged = TrainSpec(optimizer="schedule_free", schedule="constant")
+    with pytest.raises(ConfigError, match=r"train.optimizer: schedule_free scores other weights .* lisa leaves some"):
+        resolver.check_together(method, averaged, allowed, "methods.0")

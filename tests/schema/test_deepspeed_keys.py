@@ -44,7 +44,7 @@ def test_keys_of_zero_are_those_of_deepspeed() -> None:
     ):
         resources = ResourceSpec(zero_stage=2, deepspeed={"zero_optimization": told})
         with pytest.raises(ConfigError, match=said):
-            RegistryResolver().check_resources(method, resources, "methods.0")
+            RegistryResolver().check_together(method, TrainSpec(), resources, "methods.0")
 
 
 def test_what_is_passed_on_stands_beside_what_is_ours() -> None:
