@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bench.conformance.rehearsal import rehearse
+from bench.conformance.rehearsal import optimizer_of, rehearse
 from bench.conformance.subject import (
     Subject,
     batch_of,
@@ -121,10 +121,7 @@ def _require_trained_alike(subject: Subject) -> None:
         subject.patched(base=b, seed=40 + at) for at, b in enumerate(copies_sharing_weights(subject.base_model(), 2))
     ]
     pairs[0][0].fuse([model for _, model in pairs], lanes)
-    optimizers = [
-        torch.optim.AdamW([parameter for _, parameter in trained_parameters(model)], lr=1e-2, weight_decay=0.0)
-        for _, model in pairs
-    ]
+    optimizers = [optimizer_of(method, model) for method, model in pairs]
     rows = ROWS_OF_LANES[:2]
     batch = batch_of(pairs[0][1], [pair for of_lane in rows for pair in of_lane])
     for step in (1, 2):

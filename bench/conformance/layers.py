@@ -30,21 +30,28 @@ def check_equal_layers_are_adapted_alike(subject: Subject) -> None:
     base = subject.base_model(LAYERS)
     stacks = _stacks(base)
     original = {id(block): _shapes_below(block) for blocks in stacks.values() for block in blocks}
+    parts = {id(block): _modules_below(block) for blocks in stacks.values() for block in blocks}
+    kinds = {name: _equal_blocks(blocks) for name, blocks in stacks.items()}
     _, model = subject.patched(base=base)
     changed = _blocks_with_another_function(subject, model, stacks)
-    for name, blocks in stacks.items():
-        alike = set.intersection(*(original[id(block)] for block in blocks))
-        adapted = [_what_is_trained(block, alike, original[id(block)]) for block in blocks]
-        for of_block in adapted:
-            if of_block != adapted[-1]:
-                part = min((of_block - adapted[-1]) + (adapted[-1] - of_block))
-                most = max(each[part] for each in adapted)
-                having = [str(number) for number, each in enumerate(adapted) if each[part] == most]
-                raise _unalike(name, len(blocks), having, f"train {part[0]}")
-        flags = [changed.get(id(block)) for block in blocks]
-        if None not in flags and len(set(flags)) > 1:
-            having = [str(number) for number, flag in enumerate(flags) if flag]
-            raise _unalike(name, len(blocks), having, "compute other than in the base model")
+    for name, stack in stacks.items():
+        for equal in kinds[name]:
+            blocks = [stack[number] for number in equal]
+            alike = set.intersection(*(original[id(block)] for block in blocks))
+            shared = set.intersection(*(parts[id(block)] for block in blocks))
+            adapted = [
+                _what_is_trained(block, alike, original[id(block)], parts[id(block)] - shared) for block in blocks
+            ]
+            for of_block in adapted:
+                if of_block != adapted[-1]:
+                    part = min((of_block - adapted[-1]) + (adapted[-1] - of_block))
+                    most = max(each[part] for each in adapted)
+                    having = [str(number) for number, each in zip(equal, adapted, strict=True) if each[part] == most]
+                    raise _unalike(name, len(blocks), having, f"train {part[0]}")
+            flags = [changed.get(id(block)) for block in blocks]
+            if None not in flags and len(set(flags)) > 1:
+                having = [str(number) for number, flag in zip(equal, flags, strict=True) if flag]
+                raise _unalike(name, len(blocks), having, "compute other than in the base model")
 
 
 def _unalike(stack: str, count: int, having: Sequence[str], what: str) -> ContractError:
@@ -71,14 +78,48 @@ def _stacks(base: nn.Module) -> dict[str, list[nn.Module]]:
     return stacks
 
 
+def _equal_blocks(blocks: Sequence[nn.Module]) -> list[list[int]]:
+    """The numbers of the blocks of each kind: with attention or without, or with heads of one or another size.
+
+    Blocks are of one kind if they have modules of the same classes, and the same shapes in what all of them have.
+    """
+    kinds: list[tuple[Any, dict[str, tuple[int, ...]], list[int]]] = []
+    for number, block in enumerate(blocks):
+        classes = (type(block), [(name, type(part)) for name, part in block.named_children()])
+        shapes = dict(_shapes_below(block))
+        for of_kind, known, numbers in kinds:
+            if of_kind == classes and all(known.get(name, shape) == shape for name, shape in shapes.items()):
+                known |= shapes
+                numbers.append(number)
+                break
+        else:
+            kinds.append((classes, shapes, [number]))
+    return [numbers for _, _, numbers in kinds]
+
+
 def _shapes_below(block: nn.Module) -> set[Part]:
     return {(name, tuple(parameter.shape)) for name, parameter in block.named_parameters()}
 
 
-def _what_is_trained(block: nn.Module, alike: set[Part], original: set[Part]) -> Counter[Part]:
-    """Names and shapes of a layer's trained tensors, without those that only some layers of the base model have."""
+def _modules_below(block: nn.Module) -> set[str]:
+    return {name for name, _ in block.named_modules()}
+
+
+def _what_is_trained(block: nn.Module, alike: set[Part], original: set[Part], own: set[str]) -> Counter[Part]:
+    """Names and shapes of a layer's trained tensors, without those that only some layers of the base model have.
+
+    Args:
+        block: The patched layer.
+        alike: The tensors that all layers of its kind have in the base model.
+        original: Those that this one has.
+        own: The modules of this one that not all layers of its kind have. What was put into them does not count.
+    """
     trained = [(name, tuple(parameter.shape)) for name, parameter in trained_parameters(block)]
-    return Counter(part for part in trained if part in alike or part not in original)
+    return Counter(
+        part
+        for part in trained
+        if part in alike or (part not in original and not any(part[0].startswith(f"{name}.") for name in own))
+    )
 
 
 def _blocks_with_another_function(subject: Subject, model: Any, stacks: dict[str, list[nn.Module]]) -> dict[int, bool]:

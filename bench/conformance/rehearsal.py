@@ -49,11 +49,7 @@ def rehearse(
         late_steps: After the steps, only hooks are called up to this step, with the last gradients.
         hide_gradients: Whether hooks see no gradients, as under ZeRO.
     """
-    groups = [
-        {"params": list(group["params"]), "lr": 1e-2 * group.get("lr_scale", 1.0)}
-        for group in method.parameter_groups(model)
-    ]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    optimizer = optimizer_of(method, model)
     loss_of = TargetLoss(model)
     batch = batch_of(model, pairs)
     losses: list[float] = []
@@ -83,6 +79,15 @@ def rehearse(
     call_hooks(method, model, gradients, range(steps + 1, late_steps + 1), watch)
     model.eval()
     return losses
+
+
+def optimizer_of(method: Method, model: Any) -> torch.optim.Optimizer:
+    """An optimiser of what a method trains, with the method's own rates."""
+    groups = [
+        {"params": list(group["params"]), "lr": 1e-2 * group.get("lr_scale", 1.0)}
+        for group in method.parameter_groups(model)
+    ]
+    return torch.optim.AdamW(groups, weight_decay=0.0)
 
 
 def call_hooks(

@@ -216,7 +216,7 @@ def require_close(
 
 def gradient_tolerance(expected: torch.Tensor) -> float:
     """The rounding error allowed in a gradient, which grows with its largest element."""
-    return 1e-6 * max(1.0, float(expected.abs().max()))
+    return TOLERANCES[expected.dtype] * max(1.0, float(expected.abs().max()))
 
 
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -256,6 +257,8 @@ def tiny_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float64, l
 
 
 def _with_layers(family: str, layers: int) -> Any:
+    if "layers" in inspect.signature(FAMILIES[family]).parameters:
+        return FAMILIES[family](layers=layers)
     with torch.device("meta"):
         shallow = FAMILIES[family]()
     config = shallow.config

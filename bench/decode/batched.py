@@ -1,4 +1,4 @@
-"""The batched decoder: greedy and beam search for decoder-only models with a cache that beams share.
+"""The batched decoder: greedy, random and beam search for decoder-only models with a cache that beams share.
 
 It saves work against ``generate`` of transformers, with which its tests compare it: a source runs through the model
 once and not once for each beam; no keys are copied when beams part; a finished source leaves the batch.
@@ -95,7 +95,7 @@ class _Batch:
         ids, mask = _left_padded(sources, model.device)
         self.source_mask = mask.bool()  # (B, S)
         self.lengths = mask.sum(-1)  # (B,)
-        self.decoding: Decoding = make_decoding(settings, len(sources), model.device)
+        self.decoding: Decoding = make_decoding(settings, sources, model.device)
         self.seen = mask.new_zeros(len(sources), settings.beams, 0, dtype=torch.bool)  # (B, K, G)
         self.finished = mask.new_zeros(len(sources), dtype=torch.bool)  # (B,) rows that are still in the batch
         self.logits = self._read(ids, mask)

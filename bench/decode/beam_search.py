@@ -1,4 +1,4 @@
-"""Choosing tokens: greedy and beam search over the logits of a batch, as transformers' ``generate`` defines them.
+"""Choosing tokens: greedily, by beam search or at random, by the logits of a batch, as transformers' ``generate`` does.
 
 Nothing here runs a model. A :class:`Decoding` is given the logits of its open beams and chooses the next tokens. Rows
 are independent of each other, so that a finished row can leave the batch.
@@ -9,12 +9,14 @@ B sources, K beams, G new tokens, V vocabulary, N candidates.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from bench.decode.generate_hooks import NoRepeatsInText, NoStopYet, StopsInText
+from bench.decode.sampling import drawn, draws_of
 from bench.decode.stop_strings import StopStrings
 
 IMPOSSIBLE = -1.0e9  # the score of a candidate that must not win, as in transformers; above -inf, so that it sorts
@@ -37,8 +39,13 @@ class DecodingSettings:
     no_repeat_ngram_size: int = 0
     banned: tuple[int, ...] = ()  # token ids that are never generated
     stops: StopStrings | None = None  # strings that end a text and that several tokens may spell
+    temperature: float = 0.0  # above 0: tokens are drawn, with one beam
+    top_p: float = 1.0
+    seed: int = 0  # of the draws
 
     def __post_init__(self) -> None:
+        if self.temperature and self.beams > 1:
+            raise ValueError("beams search for likely texts, and a temperature draws one: set either")
         if both := set(self.ends) & set(self.banned):
             raise ValueError(f"token ids {sorted(both)} end a text and are banned as well")
 
@@ -48,7 +55,7 @@ class DecodingSettings:
         return tokens[: length if self.stops is None else self.stops.length_until_end(tokens[:length])]
 
     def for_transformers(self) -> dict[str, Any]:
-        """The same settings as arguments of ``generate``."""
+        """The same settings as arguments of ``generate``, but for those of drawing, which depend on the sources."""
         processors: list[Any] = []
         if self.no_repeat_ngram_size:
             processors.append(NoRepeatsInText(self.no_repeat_ngram_size))
@@ -86,7 +93,7 @@ class Step:
 
 
 class Decoding(ABC):
-    """State of greedy decoding or of a beam search in ``rows`` sources.
+    """State of greedy or random decoding, or of a beam search, in ``rows`` sources.
 
     Args:
         settings: How to decode.
@@ -149,13 +156,17 @@ class Decoding(ABC):
         return completing
 
 
-class GreedyDecoding(Decoding):
-    """Chooses the likeliest token at each step. The score of a hypothesis is 0, because nothing is ranked."""
+class OneText(Decoding):
+    """Chooses one token at each step. The score of a hypothesis is 0, because nothing is ranked."""
+
+    @abstractmethod
+    def _choose(self, logits: torch.Tensor) -> torch.Tensor:
+        """The next tokens ``(B, 1)``."""
 
     def advance(self, logits: torch.Tensor) -> Step:
         self._forbid(logits)
         completing = self._completing(logits)
-        tokens = logits.argmax(-1)  # (B, 1)
+        tokens = self._choose(logits)
         self.tokens[:, :, self.length] = tokens
         self.length += 1
         done = self._is_end(tokens)[:, 0]
@@ -167,6 +178,35 @@ class GreedyDecoding(Decoding):
 
     def hypotheses(self, row: int) -> list[Hypothesis]:
         return [Hypothesis(self.tokens[row, 0, : self.length].tolist(), 0.0)]
+
+
+class GreedyDecoding(OneText):
+    """Chooses the likeliest token at each step."""
+
+    def _choose(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.argmax(-1)
+
+
+class RandomDecoding(OneText):
+    """Draws a token at each step, see :mod:`bench.decode.sampling`.
+
+    Args:
+        settings: How to decode.
+        sources: Token ids of each source, by which its draws are known.
+        device: Of the logits.
+    """
+
+    def __init__(self, settings: DecodingSettings, sources: Sequence[list[int]], device: torch.device) -> None:
+        super().__init__(settings, len(sources), device)
+        self._draws = draws_of(sources, settings.seed, settings.max_new_tokens).to(device)  # (B, G)
+
+    def _choose(self, logits: torch.Tensor) -> torch.Tensor:
+        draws = self._draws[:, self.length, None]
+        return drawn(logits, draws, self.settings.temperature, self.settings.top_p)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        super().keep(rows)
+        self._draws = self._draws[rows]
 
 
 class BeamSearch(Decoding):
@@ -277,9 +317,11 @@ class BeamSearch(Decoding):
         self.is_finished = self.is_finished[rows]
 
 
-def make_decoding(settings: DecodingSettings, rows: int, device: torch.device) -> Decoding:
-    """Greedy with one beam, beam search with more."""
-    return (GreedyDecoding if settings.beams == 1 else BeamSearch)(settings, rows, device)
+def make_decoding(settings: DecodingSettings, sources: Sequence[list[int]], device: torch.device) -> Decoding:
+    """Beam search with several beams; with one at random if there is a temperature, else greedy."""
+    if settings.temperature:
+        return RandomDecoding(settings, sources, device)
+    return (GreedyDecoding if settings.beams == 1 else BeamSearch)(settings, len(sources), device)
 
 
 def forbid_repeats(logits: torch.Tensor, history: torch.Tensor, size: int) -> None:

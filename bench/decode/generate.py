@@ -16,6 +16,8 @@ import torch
 
 from bench.decode import batched as decode_engine
 from bench.decode.beam_search import DecodingSettings
+from bench.decode.generate_hooks import DrawsTokens
+from bench.decode.sampling import draws_of
 from bench.decode.stop_strings import StopStrings
 from bench.measure.phases import synchronize
 from bench.models.architecture import Architecture, accepted_inputs, vocabulary_size
@@ -128,6 +130,9 @@ def decoding_settings(tokenizer: Any, decode: DecodeSpec, model: Any = None) -> 
         no_repeat_ngram_size=decode.no_repeat_ngram_size,
         banned=tuple(decode.banned_token_ids),
         stops=StopStrings(tokenizer, spelled, vocabulary) if spelled else None,
+        temperature=decode.temperature,
+        top_p=decode.top_p,
+        seed=decode.seed or 0,
     )
 
 
@@ -144,7 +149,10 @@ def _generated(
 
     inputs = architecture.generation_inputs(sources, pad_token_id)
     arguments = settings.for_transformers()
-    processors, criteria = arguments.pop("logits_processor"), arguments.pop("stopping_criteria")
+    processors, criteria = arguments.pop("logits_processor") or [], arguments.pop("stopping_criteria")
+    if settings.temperature:
+        draws = draws_of(sources, settings.seed, settings.max_new_tokens)
+        processors.append(DrawsTokens(draws, settings.temperature, settings.top_p))
     config = GenerationConfig(
         pad_token_id=pad_token_id, use_cache=True, **architecture.generation_settings, **arguments
     )

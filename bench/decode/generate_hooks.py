@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from bench.decode.sampling import drawn
 from bench.decode.stop_strings import StopStrings
 
 
@@ -67,3 +68,22 @@ class NoStopYet(_OfNewTokens):
         for row, tokens in enumerate(new.tolist()):
             scores[row, sorted(self._stops.completing(tokens))] = float("-inf")
         return scores
+
+
+class DrawsTokens(_OfNewTokens):
+    """Leaves one token possible at each step, which is drawn. It has to be the last processor.
+
+    Args:
+        draws: ``(B, G)``, see :func:`bench.decode.sampling.draws_of`.
+        temperature: Above 0.
+        top_p: The share of the likeliest tokens that are drawn from.
+    """
+
+    def __init__(self, draws: torch.Tensor, temperature: float, top_p: float) -> None:
+        super().__init__()
+        self._draws, self._temperature, self._top_p = draws, temperature, top_p
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        draws = self._draws[:, self._new(input_ids).shape[1]]
+        tokens = drawn(scores, draws, self._temperature, self._top_p)
+        return torch.full_like(scores, float("-inf")).scatter(1, tokens[:, None], 0.0)

@@ -78,7 +78,7 @@ def save_adapter(folder: Path, spec: TrialSpec, task: TaskConfig, state: Mapping
         system_in=task.system_in,
         chat_options=task.chat_options,
         max_source_tokens=task.max_source_tokens,
-        decode=spec.decode,
+        decode=spec.drawing,
         precision=spec.resources.precision,
         trial_id=spec.trial_id,
         tuneoff_version=installed_version("tuneoff"),

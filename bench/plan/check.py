@@ -20,7 +20,7 @@ from bench.plan.cost_model import passes_seconds
 from bench.plan.devices import measured_cpu
 from bench.plan.plan import planned_work
 from bench.plan.step_costs import StepCosts, step_costs
-from bench.plan.trace import CPU_ATTENTION, following
+from bench.plan.trace import UNCOUNTED, following
 from bench.plan.workload import MicroBatch
 from bench.plugins.registry import load_method, make_method
 from bench.schema.labels import names
@@ -60,8 +60,8 @@ class Checked:
 def check(trials: Iterable[TrialSpec]) -> Iterator[Checked]:
     """Run one forward and backward pass of each configuration, at a length between those that were traced.
 
-    FLOPs are those of ``torch.utils.flop_counter``, told about the attention kernel of CPUs. Bytes are the peak of live
-    tensors that the step makes, gradients included.
+    FLOPs are those of ``torch.utils.flop_counter``, told about the attention kernel of CPUs and the product of mixtures
+    of experts. Bytes are the peak of live tensors that the step makes, gradients included.
     """
     kinds = {
         spec.configuration_class: spec for spec in reversed(list(trials)) if load_method(spec.method.target).trains
@@ -112,7 +112,7 @@ def _real_step(spec: TrialSpec, pairs: Sequence[Pair]) -> tuple[TargetLoss, Batc
 
 
 def _counted(loss: TargetLoss, batch: Batch) -> tuple[int, int]:
-    formulas = {kernel: inspect.unwrap(formula) for kernel, formula in CPU_ATTENTION.items()}
+    formulas = {kernel: inspect.unwrap(formula) for kernel, formula in UNCOUNTED.items()}
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter, following(loss.model) as follower:
         loss.of(batch).backward()  # type: ignore[no-untyped-call]
     return counter.get_total_flops(), follower.peak

@@ -31,6 +31,8 @@ HOST_BYTES_PER_SECOND = 2e10
 STEP_TRAFFIC_BYTES = 12
 # A hypothesis is longer than the mean target before the last of a batch has ended.
 LONGEST_OVER_MEAN = 1.5
+# float64 and int64 tensors of the size of the logits that are alive while tokens are drawn (bench/decode/sampling.py).
+COPIES_OF_DRAWING = 5
 
 
 def forecast_of(
@@ -249,13 +251,14 @@ def _bucket_bytes(costs: StepCosts) -> float:
 
 
 def _decode_bytes(spec: TrialSpec, work: Workload) -> float:
-    """Keys and values of every source and hypothesis, and logits in fp32."""
+    """Keys and values of every source and hypothesis, and logits in fp32, of which drawing makes several copies."""
     decode, config = spec.decode, _config(spec.model)
     element = base.weights_dtype(spec.resources.precision).itemsize
     rows = min(decode.batch_size, work.decoded_sources)
     tokens = rows * work.source_tokens + rows * decode.beams * decode.max_new_tokens
     cache = 2 * _layers(config) * _key_value_width(config) * element * tokens
-    return float(cache + 3 * 4 * rows * decode.beams * config.vocab_size)
+    of_logits = 3 * 4 + (COPIES_OF_DRAWING * 8 if decode.temperature else 0)
+    return float(cache + of_logits * rows * decode.beams * config.vocab_size)
 
 
 @functools.lru_cache(maxsize=8)

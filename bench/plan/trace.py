@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop, shape_wrapper
 
 from bench.method import trained_parameters
 from bench.models import base
@@ -34,12 +34,26 @@ from bench.train.zero3 import largest_layer
 
 aten = torch.ops.aten
 
-# PyTorch's counter knows the attention kernels of GPUs; that of CPUs does the same work.
-CPU_ATTENTION: dict[Any, Any] = {
+
+def grouped_product_flop(left: Sequence[int], right: Sequence[int], *_: Any, **__: Any) -> int:
+    """FLOPs of the products of a mixture of experts, each of some rows of ``left`` and the weight of an expert.
+
+    Args:
+        left: The shape ``(M, K)`` of the rows of all experts, or ``(G, M, K)``.
+        right: The shape ``(G, K, N)``, or ``(K, N)``.
+    """
+    of_each = left[0] if len(left) == len(right) == 3 else 1  # else the sizes of the groups add up to one of the shape
+    return 2 * of_each * left[-2] * left[-1] * right[-1]
+
+
+# PyTorch's counter knows the attention kernels of GPUs; those of CPUs do the same work. It does not know the product
+# that mixtures of experts compute with.
+UNCOUNTED: dict[Any, Any] = {
     aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+    aten._grouped_mm: shape_wrapper(grouped_product_flop),
 }
-FLOP_FORMULAS: dict[Any, Any] = {**flop_registry, **CPU_ATTENTION}
+FLOP_FORMULAS: dict[Any, Any] = {**flop_registry, **UNCOUNTED}
 
 
 class TraceError(RuntimeError):
@@ -195,7 +209,7 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._sums = {"present": 0, "gradient": 0, "logits": 0, "other": 0}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        out = _computed(func, args, kwargs or {})
         if func.namespace not in ("aten", "bitsandbytes"):
             return out
         made = [tensor for tensor in tree_leaves(out) if isinstance(tensor, torch.Tensor)]
@@ -241,6 +255,14 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _end(self, key: int) -> None:
         if (storage := self._live.pop(key, None)) is not None:
             self._sums[storage.kind] -= storage.size
+
+
+def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """The result of an operation; on fake tensors the product of experts is known in bf16 only, whose shape it has."""
+    left = args[0] if args else None
+    if func is aten._grouped_mm.default and isinstance(left, FakeTensor) and left.dtype != torch.bfloat16:
+        return func(*(each.bfloat16() for each in args[:2]), *args[2:], **kwargs).to(left.dtype)
+    return func(*args, **kwargs)
 
 
 @contextmanager

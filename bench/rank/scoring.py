@@ -145,7 +145,7 @@ class Scoring:
             tokens.tokenizer,
             tokens.architecture,
             [list(source) for source in unique],
-            self.spec.decode,
+            self.spec.drawing,
             self.device,
             context.rank,
             context.ranks,
@@ -191,7 +191,7 @@ class Scoring:
         try:
             mine = few[self.context.rank :: self.context.ranks]
             cost = decode_both_ways(
-                method, model, tokens.tokenizer, tokens.architecture, mine, self.spec.decode, self.device
+                method, model, tokens.tokenizer, tokens.architecture, mine, self.spec.drawing, self.device
             )
             own = {"cost": cost.model_dump(mode="json")}
         except Exception:  # noqa: BLE001 - a scored trial is worth more than one more cost of it

@@ -91,7 +91,14 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("max new tokens", lambda spec, _: str(spec.decode.max_new_tokens), is_of_training=False),
     *(
         Setting(name.replace("_", " "), _unless_default("decode", name), is_of_training=False)
-        for name in ("min_new_tokens", "length_penalty", "early_stopping", "no_repeat_ngram_size")
+        for name in (
+            "min_new_tokens",
+            "length_penalty",
+            "early_stopping",
+            "no_repeat_ngram_size",
+            "temperature",
+            "top_p",
+        )
     ),
     Setting("dev sources", _counted("dev_sources"), is_of_training=False),
     Setting(

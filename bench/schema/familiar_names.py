@@ -12,7 +12,7 @@ FAMILIAR: dict[str, str] = {
     "dataset": "task",
     "dataset_name": "task: {name: hub, path: ...}",
     "deepspeed": "resources.zero_stage",
-    "do_sample": "nothing: texts are decoded greedily or by beams (decode.beams)",
+    "do_sample": "decode.temperature (0 decodes greedily or by decode.beams)",
     "eval_steps": "train.evaluate_every_steps",
     "evaluation_strategy": "train.evaluate_every_steps",
     "eval_strategy": "train.evaluate_every_steps",

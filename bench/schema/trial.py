@@ -43,7 +43,7 @@ LENGTH_FIELDS = ("train.steps", "train.epochs", "train.evaluate_every_steps")
 # Settings that came after ids of this version had been given. They count where they are not what was done before.
 LATER_SETTINGS: dict[str, dict[str, Any]] = {
     "train": {"warmup_fraction": 0.0, "decay_fraction": 0.1, "optimizer_options": {}},
-    "decode": {"stop": ["\n"]},
+    "decode": {"stop": ["\n"], "temperature": 0.0, "top_p": 1.0, "seed": None},
     "task": {"plugin_metrics": []},
     "task.config": {
         "answer": None,
@@ -274,6 +274,17 @@ class DecodeSpec(Settings):
         "tokens alone. Unset: those of the task, a line break for data-to-text",
     )
     batch_size: PositiveInt = Field(16, description="sources that are decoded together; each takes `beams` rows")
+    temperature: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="above 0: tokens are drawn from the softmax of the logits divided by it; 0: greedily or by beams",
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="with a temperature: drawn from the fewest tokens that are together so likely; 1: from all"
+    )
+    seed: NonNegativeInt | None = Field(
+        None,
+        description="with a temperature: of what is drawn for each source, whatever the batch; null: the trial's seed",
+    )
 
     @model_validator(mode="after")
     def _effective(self) -> DecodeSpec:
@@ -281,6 +292,14 @@ class DecodeSpec(Settings):
             raise ValueError("length_penalty has no effect with beams: 1; set beams to 2 or more, or leave it out")
         if self.beams == 1 and self.early_stopping is not False:
             raise ValueError("early_stopping has no effect with beams: 1; set beams to 2 or more, or leave it out")
+        if self.temperature and self.beams > 1:
+            raise ValueError(
+                f"temperature: {self.temperature:g} draws a text, and beams: {self.beams} searches for a likely one; "
+                "set beams: 1, or leave temperature out"
+            )
+        for name in ("top_p", "seed"):
+            if not self.temperature and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect with temperature: 0; set a temperature, or leave it out")
         return self
 
 
@@ -513,6 +532,13 @@ class TrialSpec(Spec):
     def splits(self) -> tuple[Literal["train", "dev", "test"], ...]:
         """The splits that the ranks of this trial read. Only a final trial reads the test split."""
         return ("train", "dev", "test") if self.stage == "final" else ("train", "dev")
+
+    @property
+    def drawing(self) -> DecodeSpec:
+        """How texts are decoded, with the seed of what is drawn, if anything is."""
+        if not self.decode.temperature or self.decode.seed is not None:
+            return self.decode
+        return self.decode.model_copy(update={"seed": self.seed})
 
     @property
     def checkpoint_every_steps(self) -> int | None:

@@ -239,4 +239,6 @@ def zero3_settings(num_trained: int, layer: int, device: torch.device) -> JsonDi
         "stage3_max_live_parameters": layer,
         "stage3_max_reuse_distance": 0,
         "stage3_param_persistence_threshold": max(WHOLE_ANYWAY, min(100_000, layer // 100)),
+        # It would replace torch.nn.functional.linear for the life of the process; Regathering does its work.
+        "memory_efficient_linear": False,
     }

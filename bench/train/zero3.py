@@ -75,8 +75,8 @@ class Regathering(nn.Module):
     """A loss of a model whose weights ZeRO 3 gathers. It keeps none of them for the backward pass.
 
     Autograd would keep every gathered weight, and thereby the whole model, until the backward pass needs it. By then
-    the engine has gathered it again. DeepSpeed's own remedy replaces ``torch.nn.functional.linear`` in the process, and
-    does not cover other operations (those of GPT-2, of experts).
+    the engine has gathered it again. DeepSpeed's own remedy (``memory_efficient_linear``, which is off here) replaces
+    ``torch.nn.functional.linear`` in the process, and does not cover other operations (those of GPT-2, of experts).
 
     Args:
         loss: The loss, before the engine has registered its hooks. Call :meth:`watch` after it has.

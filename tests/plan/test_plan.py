@@ -16,6 +16,7 @@ import pytest
 import torch
 from fakes import completed, record
 from rich.console import Console
+from text_families import untrained_family
 from torch import nn
 
 from bench.commands.plan_table import planned_table
@@ -116,6 +117,26 @@ def test_flops_follow_the_textbook(trial: Callable[..., TrialSpec]) -> None:
     assert 0.9 < traced.other_flops / (4 * traced.padded_tokens * body) <= 1.0, first_inputs
 
 
+def test_a_mixture_is_planned_by_the_experts_that_a_token_meets(
+    trial: Callable[..., TrialSpec], tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Two layers, each with experts of three matrices of 32 x 16."""
+    flops = []
+    for met in (1, 2):
+        folder = tmp_path / f"mixture-{met}"
+        shutil.copytree(tiny_models["llama"], folder)
+        model = untrained_family("qwen3_moe", json.loads((folder / "config.json").read_text())["vocab_size"])
+        model.config.num_experts_per_tok = met
+        type(model)(model.config).save_pretrained(folder)
+        spec = trial("full").model_copy(update={"model": ModelSpec(path=str(folder))})
+        costs = step_costs(spec, planned_work(spec)).large
+        flops.append(costs.flops)
+    assert flops[1] - flops[0] == 6 * costs.padded_tokens * 2 * 3 * 32 * 16
+    (found,) = check([spec])
+    assert abs(found.flops_error) < 0.02
+    assert abs(found.bytes_error) < 0.1
+
+
 def test_a_whole_training_is_the_sum_of_its_micro_batches(trial: Callable[..., TrialSpec]) -> None:
     """Lengths vary from batch to batch, and so does the work; two ranks do it together."""
     spec = trial("lora", train={"micro_batch_size": 2}, ranks=2)
@@ -145,8 +166,6 @@ def test_planning_leaves_random_numbers_and_the_process_as_they_were(trial: Call
 def test_a_quantised_base_model_counts_as_it_is_stored(
     trial: Callable[..., TrialSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # After an engine under ZeRO 3, DeepSpeed's linear is in the place of torch's for as long as the process lives.
-    monkeypatch.setattr("torch.nn.functional.linear", torch.ops.aten.linear)
     monkeypatch.setenv("TUNEOFF_CACHE", str(tmp_path))
     _step_costs.cache_clear()
     plain = trial("lora")

@@ -7,6 +7,8 @@ kind. ``LEFT_OUT`` says why the remaining names of the mapping have no model her
 from __future__ import annotations
 
 import inspect
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -91,6 +93,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("lfm2", "lfm2_moe"), HALF_CONVOLUTION),
     **dict.fromkeys(("bailing_hybrid", "kimi_linear"), HALF_LINEAR_LATENT),
     "bamba": {"attn_layer_indices": [1]},
+    "deepseek_v2_lite": {**LATENT, "q_lora_rank": None},
     "falcon_alibi": {"alibi": True},
     "falcon_grouped": {"new_decoder_architecture": True, "num_kv_heads": 2},
     "gemma3n_text": {
@@ -102,6 +105,12 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "gemma4_text": {**SHARED_KEYS, "global_head_dim": 16},
     "gemma4_unified_text": {"layer_types": ["sliding_attention", "full_attention"], "global_head_dim": 16},
+    "granite_3": {
+        "embedding_multiplier": 12.0,
+        "attention_multiplier": 0.125,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 8.0,
+    },
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "jamba": {
         "attn_layer_period": 2,
@@ -110,10 +119,17 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "expert_layer_period": 2,
         "expert_layer_offset": 1,
     },
+    **{name: {"no_rope_layer_interval": 2} for name in ("llama4_text", "smollm3")},
     "mamba2": {"num_heads": 4, "head_dim": 16},
     "nemotron_h": {
         "num_hidden_layers": 4,
         "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
+    },
+    "olmo3": {"layer_types": ["sliding_attention", "full_attention"]},
+    "phi4": {
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 250_000.0, "partial_rotary_factor": 0.75},
     },
     "recurrent_gemma": {
         "num_hidden_layers": 3,
@@ -126,7 +142,15 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
 }
 # Settings of a family under a name of their own.
-VARIANTS = {"falcon_alibi": "falcon", "falcon_grouped": "falcon"}
+VARIANTS = {
+    "falcon_alibi": "falcon",
+    "falcon_grouped": "falcon",
+    "deepseek_v2_lite": "deepseek_v2",
+    "granite_3": "granite",
+    "phi4": "phi3",
+}
+# Settings with an entry for each layer.
+BY_LAYER = ("layer_types", "layers_block_type", "block_types", "intermediate_size", "activation_sparsity_pattern")
 
 # Names of the mapping that have no tiny model here.
 TEXT_PART = "reads more than text; its text part has a name of its own or is one of the families here"
@@ -171,23 +195,45 @@ def names() -> list[str]:
     return sorted([*known, *VARIANTS])
 
 
-def tiny_family(name: str, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Any:
-    """A frozen tiny model in evaluation mode; its weights are larger than at a start, so that all parts matter."""
-    model_type = VARIANTS.get(name, name)
-    config_class = transformers.CONFIG_MAPPING[model_type]
+def untrained_family(name: str, vocabulary: int = VOCABULARY, layers: int | None = None, float64: bool = False) -> Any:
+    """A tiny model as transformers initialises it, on the default device.
+
+    Args:
+        name: One of :func:`names`.
+        vocabulary: The number of tokens.
+        layers: The number of layers; None: as many as it takes to have one of each kind.
+        float64: Whether the model will be made float64, which grouped matrix products do not know.
+    """
+    config_class, model_class = _classes(name)
     known = {
         *config_class().to_dict(),
         *inspect.signature(config_class.__init__).parameters,
         *getattr(config_class, "attribute_map", {}),
     }
-    sizes = {key: value for key, value in SIZES.items() if key in known}
-    config = config_class(**{**sizes, **SPECIAL.get(name, {})})
-    if device != "meta":
-        config._experts_implementation = "eager"  # grouped matrix products know no float64
-    model_class = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
+    settings = {key: value for key, value in SIZES.items() if key in known} | SPECIAL.get(name, {})
+    settings |= {key: vocabulary for key, value in settings.items() if key.startswith("vocab_size")}
+    if layers is not None:
+        settings |= {key: layers for key in ("num_hidden_layers", "n_layer") if key in settings}
+        for key in BY_LAYER:
+            if isinstance(settings.get(key), list):
+                settings[key] = list(itertools.islice(itertools.cycle(settings[key]), layers))
+    config = config_class(**settings)
+    if float64:
+        config._experts_implementation = "eager"
+    return model_class(config)
+
+
+def _classes(name: str) -> tuple[Any, Callable[[Any], Any]]:
+    model_type = VARIANTS.get(name, name)
+    model_class: Callable[[Any], Any] = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
+    return transformers.CONFIG_MAPPING[model_type], model_class
+
+
+def tiny_family(name: str, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Any:
+    """A frozen tiny model in evaluation mode; its weights are larger than at a start, so that all parts matter."""
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
-        model = model_class(config).to(dtype)
+        model = untrained_family(name, float64=device != "meta").to(dtype)
         if device != "meta":
             for parameter in model.parameters():
                 parameter.data += 0.1 * torch.randn_like(parameter)
