@@ -16,15 +16,21 @@ from bench.store.outbox import new_attempt, payload
 from bench.store.records import Store
 
 
-def run_here(store: Store, specs: Sequence[TrialSpec]) -> list[TrialResult]:
-    """Their records; the process must have joined its group of one."""
+def run_here(store: Store, specs: Sequence[TrialSpec], alone: bool = True) -> list[TrialResult]:
+    """Their records; the process must have joined its group of one.
+
+    Args:
+        store: Where the records go.
+        specs: The trials.
+        alone: Whether their costs are forecast and compared with those of merged weights.
+    """
     results = []
     for spec in specs:
         started = new_attempt(spec, "tiny", "local", [])
         outbox = store.outbox / spec.trial_id
         outbox.mkdir(parents=True)
         context = RankContext(0, 1, 0, torch.distributed.HashStore(), outbox, "", 1)
-        outcome = run_trials([_Trial(spec, context, CPU, PhaseMeter(CPU))]).outcome
+        outcome = run_trials([_Trial(spec, context, CPU, PhaseMeter(CPU), alone)]).outcome
         assert isinstance(outcome, Completed), outcome
         results.append(started.result(outcome, None, 1.0, None))
         store.commit(results[-1], payload(outbox))
