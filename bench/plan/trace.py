@@ -51,7 +51,7 @@ def grouped_product_flop(left: Sequence[int], right: Sequence[int], *_: Any, **_
 UNCOUNTED: dict[Any, Any] = {
     aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
-    aten._grouped_mm: shape_wrapper(grouped_product_flop),
+    aten._grouped_mm: shape_wrapper(grouped_product_flop),  # type: ignore[no-untyped-call]
 }
 FLOP_FORMULAS: dict[Any, Any] = {**flop_registry, **UNCOUNTED}
 
