@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,12 @@ def main() -> int:
         help="what survived last time or was not tried then; only what was not tried",
     )
     parser.add_argument("--longest", type=float, help="seconds; tests that take longer are left out. Default: likewise")
+    parser.add_argument(
+        "--tests",
+        nargs="+",
+        default=[],
+        help="of the package's tests only these: for survivors that new tests may kill",
+    )
     arguments = parser.parse_args()
     names = arguments.packages or list(TARGETS)
     if unknown := [name for name in names if name not in TARGETS]:
@@ -63,6 +70,10 @@ def main() -> int:
 
 def try_package(target: Target, arguments: argparse.Namespace) -> None:
     """Try a sample of a package's faults, and write build/mutants/PACKAGE.json after each."""
+    if strangers := [test for test in arguments.tests if not test.startswith(target.tests)]:
+        raise SystemExit(f"{strangers[0]} is no test of {target.name}; these are: {', '.join(target.tests)}")
+    if arguments.tests:
+        target = replace(target, tests=tuple(arguments.tests))
     possible = 0
     size = target.sample if arguments.sample is None else arguments.sample
     longest = target.longest_seconds if arguments.longest is None else arguments.longest
