@@ -41,7 +41,7 @@ def main() -> int:
         "--tests",
         nargs="+",
         default=[],
-        help="of the package's tests only these: for survivors that new tests may kill",
+        help="only these of the package's tests: for survivors that new tests may kill",
     )
     arguments = parser.parse_args()
     names = arguments.packages or list(TARGETS)
@@ -104,7 +104,8 @@ def try_package(target: Target, arguments: argparse.Namespace) -> None:
 
     note(f"{target.name}: {possible} faults, {len(todo)} to try")
     with tempfile.TemporaryDirectory(prefix="tuneoff-mutants-") as folder:
-        try_all(target, todo, Path(folder), longest, tried, note)
+        if todo:
+            try_all(target, todo, Path(folder), longest, tried, note)
     write_outcomes(path, size, longest, possible, outcomes)
 
 
