@@ -10,6 +10,7 @@ import torch
 from soft_prompts import patched_with, prefix_layers
 from torch import nn
 
+from bench.schema.search_space import Range
 from methods.parts import attention_prefix
 from methods.parts.attention_prefix import NotHandedDown, keys_values_of, prefix_mask, widen_mask
 from methods.parts.prefix_layers import SharedPrefixAttentionLayer
@@ -138,6 +139,13 @@ def test_an_argument_of_the_prompt_is_joined_along_the_axis_of_tokens() -> None:
     second = joined_by_token(torch.ones(1, 7, 2), torch.zeros(4, 7, 5), 2, 5)
     assert torch.equal(second, torch.cat([torch.ones(4, 7, 2), torch.zeros(4, 7, 5)], dim=2))
     assert joined_by_token(torch.ones(1, 3), tokens, 2, 5) is tokens, "it has no such axis"
+
+
+def test_learning_rates_are_searched_from_a_thousandth_to_a_tenth() -> None:
+    rates = PrefixTuning.search_space["train.learning_rate"]
+    assert isinstance(rates, Range)
+    assert (rates.low, rates.high) == (1e-3, 1e-1)
+    assert PrefixTuning.Config().num_prompt_tokens == 10
 
 
 @pytest.mark.parametrize(("path", "fusable"), [("fused", True), ("literal", False)])

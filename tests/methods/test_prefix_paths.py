@@ -91,3 +91,6 @@ def test_rows_of_a_literal_prompt_see_the_prompt_and_nothing_else(true_hides: bo
     assert added is not None
     assert added[0, 0, 0].tolist() == [0.0, 0.0, *[torch.finfo(torch.float32).min] * 3]
     assert with_prompt_rows(None, 2) is None
+    default = with_prompt_rows(torch.ones(1, 1, 3, 5, dtype=torch.bool), 2)
+    assert default is not None
+    assert default[0, 0, 0].tolist() == [True, True, False, False, False], "a boolean mask is true where a key is seen"
