@@ -11,7 +11,7 @@ from bench.models.split_data import data_summary
 from bench.models.token_cache import read_split
 from bench.models.token_check import check_key, check_tokens
 from bench.models.tokens import tokenization
-from bench.plan.plan import planned_parameters
+from bench.plan.plan import needs_source_lengths, planned_parameters
 from bench.plugins.registry import make_task, metrics_of
 from bench.schema.trial import DEFAULT_BRANCH, JsonDict, TrialSpec
 from bench.schema.validation import ConfigError
@@ -71,9 +71,15 @@ def _check_methods(trials: Sequence[TrialSpec], say: Callable[[str], None]) -> N
     """
     refusals = []
     kinds = {(one.method.model_dump_json(), one.scored_model): (one.method, one.scored_model) for one in trials}
-    for method, model in kinds.values():
+    evaluated = {(one.method.model_dump_json(), one.scored_model) for one in trials if one.evaluations}
+    for key, (method, model) in kinds.items():
         try:
             planned_parameters(method, model)
+            if key in evaluated and needs_source_lengths(method, model):
+                refusals.append(
+                    f"methods: {method.name} on {model.path}: evaluations: lm-evaluation-harness does not tell a model "
+                    "where a question ends, which this method has to know in a decoder; leave evaluations out"
+                )
         except base.ModelError:
             raise
         except Exception as error:  # noqa: BLE001 - code of strangers

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bench.models import base
-from bench.models.architecture import Architecture, Pair
+from bench.models.architecture import Architecture, Pair, takes_source_lengths
 from bench.models.coverage import patch_and_count
 from bench.models.tokens import tokenization
 from bench.plan.cost_model import forecast_of, untrained_memory
@@ -196,11 +196,16 @@ def _pairs(
 
 def planned_parameters(method: MethodSpec, model: ModelSpec) -> ParameterCounts:
     """Parameters of a method on a model, from the model's configuration alone."""
-    return _planned_parameters(method.model_dump_json(), model)
+    return _patched_without_weights(method.model_dump_json(), model)[0]
+
+
+def needs_source_lengths(method: MethodSpec, model: ModelSpec) -> bool:
+    """Whether the patched model has to be told where the source of each row ends."""
+    return _patched_without_weights(method.model_dump_json(), model)[1]
 
 
 @functools.cache
-def _planned_parameters(method_json: str, model: ModelSpec) -> ParameterCounts:
+def _patched_without_weights(method_json: str, model: ModelSpec) -> tuple[ParameterCounts, bool]:
     method = make_method(MethodSpec.model_validate_json(method_json))
-    _, counts = patch_and_count(method, base.empty_model(model))
-    return counts
+    patched, counts = patch_and_count(method, base.empty_model(model))
+    return counts, takes_source_lengths(patched)

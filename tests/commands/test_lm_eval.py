@@ -16,6 +16,7 @@ from test_evaluate import in_this_process, sweep  # noqa: F401 - fixtures
 from bench.config.load import expand, load_sweep
 from bench.config.resolver import RegistryResolver
 from bench.decode.lm_evaluation import evaluate
+from bench.driver.prepare import prepare
 from bench.models.base import load_model, load_tokenizer
 from bench.models.coverage import patch_and_count
 from bench.plugins import lm_eval_tasks
@@ -158,6 +159,18 @@ def test_sharded_models_are_asked_nothing(sweep: Path, own_tasks: Path) -> None:
     methods = [{"name": "lora", "resources": {"zero_stage": 3}}]
     with pytest.raises(ConfigError, match=r"zero_stage: 3 .* evaluations"):
         expand(load_sweep(with_evaluations(sweep, asked, methods)), RegistryResolver())
+
+
+@pytest.mark.parametrize("method", ["loreft", {"name": "prefix_tuning", "config": {"infix": True}}])
+def test_methods_that_have_to_know_where_a_question_ends_are_refused_before_the_sweep(
+    sweep: Path,  # noqa: F811
+    own_tasks: Path,
+    method: Any,
+) -> None:
+    asked = [{"lm_eval": "sums_text", "include_path": str(own_tasks)}]
+    trials = expand(load_sweep(with_evaluations(sweep, asked, [method])), RegistryResolver())
+    with pytest.raises(ConfigError, match=r"methods: \w+ on .*: evaluations: .* tell a model where a question ends"):
+        prepare(trials, lambda line: None)
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,8 @@ MERGED = [
     ("ia3", {}, "llama", "nf4"),
     ("bitfit", {}, "gpt2", "int8"),
     ("hf_peft", {"peft_type": "LORA", "target_modules": ["q_proj", "v_proj"]}, "llama", "nf4"),
+    ("dora", {}, "gpt2", "nf4"),
+    ("loftq", {}, "llama", "nf4"),
 ]
 
 

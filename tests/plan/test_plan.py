@@ -90,7 +90,10 @@ def test_flops_and_live_bytes_are_those_that_pytorch_counts(
     method: str, family: str, trial: Callable[..., TrialSpec]
 ) -> None:
     """At a length that was not traced, against a real step of the real model."""
-    (found,) = check([trial(method, family)])
+    spec = trial(method, family)
+    if method == "loftq":  # it refuses other base models
+        spec = spec.model_copy(update={"model": ModelSpec(path=spec.model.path, quantization="nf4")})
+    (found,) = check([spec])
     assert abs(found.flops_error) < 0.02, "the aim of the planner"
     assert abs(found.bytes_error) < 0.1, "the aim of the planner"
 
