@@ -148,10 +148,10 @@ def _require_base(folder: Path, trained_on: ModelSpec, base: ModelSpec) -> None:
     else:
         same = (trained_on.path, trained_on.commit) == (base.path, base.commit)
     if not same:
-        raise _of_another_base(folder, _told(trained_on), base)
+        raise _of_another_base(folder, _named(trained_on), base)
 
 
-def _told(model: ModelSpec) -> str:
+def _named(model: ModelSpec) -> str:
     """A model for people: its path, and which of several states of it."""
     if model.weights_sha256 is not None:
         return f"{model.path!r} (weights {model.weights_sha256[:12]})"
@@ -160,7 +160,7 @@ def _told(model: ModelSpec) -> str:
 
 def _of_another_base(folder: Path, trained_on: str, base: ModelSpec) -> AdapterError:
     return AdapterError(
-        f"{folder}: the adapter was trained on {trained_on}, and the sweep's base model is {_told(base)}; name that "
+        f"{folder}: the adapter was trained on {trained_on}, and the sweep's base model is {_named(base)}; name that "
         "base model in the sweep, or with --set model.path=..."
     )
 

@@ -71,7 +71,7 @@ class Display(Observer):
 
     def started(self, attempt: StartedAttempt) -> None:
         again = f"  (attempt {attempt.attempt.number})" if attempt.attempt.number > 1 else ""
-        self._tell(("start", "bold"), f"  {attempt.spec.trial_id}{again}")
+        self._print(("start", "bold"), f"  {attempt.spec.trial_id}{again}")
 
     def progressed(self, progress: Progress) -> None:
         if self._is_live or progress.rank != 0 or "step" not in progress.data:
@@ -80,25 +80,25 @@ class Display(Observer):
         if now - self._last_line_at.get(progress.trial_id, 0.0) > LINE_SECONDS:
             self._last_line_at[progress.trial_id] = now
             trial = next(trial for trial in self.board.now().running if trial.trial_id == progress.trial_id)
-            self._tell(f"       {trial.trial_id}  {'  '.join(_facts(trial))}")
+            self._print(f"       {trial.trial_id}  {'  '.join(_facts(trial))}")
 
     def lost(self, result: TrialResult, again_in_seconds: float) -> None:
         if isinstance(result.outcome, Failed):
             what = f"{result.outcome.reason}: {result.outcome.message}; again in {again_in_seconds:.0f} s"
-            self._tell(("lost", "bold yellow"), f"   {result.trial_id}  {what}")
+            self._print(("lost", "bold yellow"), f"   {result.trial_id}  {what}")
 
     def committed(self, result: TrialResult) -> None:
         self._last_line_at.pop(result.trial_id, None)
         outcome = result.outcome
         if not isinstance(outcome, Failed):
             ending = f"  {result.trial_id}  {headline(outcome)}  {result.total_seconds:.0f} s{self._so_far()}"
-            self._tell(("done", "bold green"), f" {ending}")
+            self._print(("done", "bold green"), f" {ending}")
             return
         lines = []
         if outcome.reason not in ("infeasible", "cancelled") and outcome.log_tail:
             lines = [f"\n         {line}" for line in outcome.log_tail.splitlines()[-8:]]
         sentence = f" {result.trial_id}  {outcome.reason}: {outcome.message}{self._so_far()}"
-        self._tell(("failed", "bold red"), sentence, *lines)
+        self._print(("failed", "bold red"), sentence, *lines)
 
     def _so_far(self) -> str:
         """How much is done and left, where no live view shows it."""
@@ -108,7 +108,7 @@ class Display(Observer):
         left = "" if status.remaining_seconds is None else f", about {duration(status.remaining_seconds)} left"
         return f"  ({status.completed + status.failed} of {status.total}{left})"
 
-    def _tell(self, *parts: str | tuple[str, str]) -> None:
+    def _print(self, *parts: str | tuple[str, str]) -> None:
         """Print one event. Long lines are left for the terminal to break."""
         safe = [printable(part) if isinstance(part, str) else part for part in parts]
         self.console.print(Text.assemble(*safe), highlight=False, soft_wrap=True)

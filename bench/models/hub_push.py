@@ -39,7 +39,7 @@ class HubRepository:
             )
         self.name = name
         self._api = api or HfApi()
-        self._asked("the hub does not take the token", lambda: self._api.whoami())
+        self._answer_of("the hub does not take the token", lambda: self._api.whoami())
 
     def upload(self, folder: Path) -> str:
         """Upload the folder's files. The repository is created as a private one if it does not exist.
@@ -51,10 +51,10 @@ class HubRepository:
             PushError: The hub refuses the upload. The folder stays.
         """
         what = f"{folder} is written and was not uploaded"
-        url = self._asked(
+        url = self._answer_of(
             what, lambda: self._api.create_repo(self.name, repo_type="model", private=True, exist_ok=True)
         )
-        self._asked(
+        self._answer_of(
             what,
             lambda: self._api.upload_folder(
                 repo_id=self.name, repo_type="model", folder_path=str(folder), commit_message="Upload by tuneoff export"
@@ -62,7 +62,7 @@ class HubRepository:
         )
         return str(url)
 
-    def _asked(self, what: str, call: Any) -> Any:
+    def _answer_of(self, what: str, call: Any) -> Any:
 
         try:
             return call()

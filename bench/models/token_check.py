@@ -124,7 +124,7 @@ def check_tokens(
     tried = try_references(tokens, splits, stop)
     ends = end_token_ids(tokens.tokenizer, config, base.load_generation_config(model))
     rows = vocabulary_size(config)
-    of_labels = {"choices are told apart": _told_apart(tokens, tried)}
+    of_labels = {"choices are told apart": _distinct_choices(tokens, tried)}
     of_texts = {
         "no reference holds what ends a text": _ends(tokens, tried, ends),
         "no reference holds a banned token": _banned(tried, banned),
@@ -175,7 +175,7 @@ def _rows(tokens: Tokenization, tried: Sequence[Tried], rows: int | None, banned
         )
 
 
-def _told_apart(tokens: Tokenization, tried: Sequence[Tried]) -> Findings:
+def _distinct_choices(tokens: Tokenization, tried: Sequence[Tried]) -> Findings:
     known = {one.example.choices for one in tried}
     if found := next(filter(None, map(tokens.same_choices, sorted(known))), None):
         yield (

@@ -70,10 +70,10 @@ class Chooser:
             priors = {choices: self.tokens.without_source(choices) for choices in {one.choices for one in examples}}
         pairs = {_key(pair): pair for some in (*candidates, *priors.values()) for pair in some}
         known = self._log_likelihoods(pairs)
-        of_priors = {choices: self._made(some, known) for choices, some in priors.items()}
+        of_priors = {choices: self._values_of_choices(some, known) for choices, some in priors.items()}
         likelihoods: list[Likelihoods] = []
         for example, some in zip(examples, candidates, strict=True):
-            values = self._made(some, known)
+            values = self._values_of_choices(some, known)
             if shares is not None:
                 values = [
                     value - own + math.log(shares[choice])
@@ -83,7 +83,7 @@ class Chooser:
         labels = [max(values, key=lambda choice: _or_least(values[choice])) for values in likelihoods]
         return Chosen(labels, likelihoods, sum(len(pair.target_ids) for pair in pairs.values()))
 
-    def _made(self, pairs: Sequence[Pair], known: Mapping[Key, float]) -> list[float]:
+    def _values_of_choices(self, pairs: Sequence[Pair], known: Mapping[Key, float]) -> list[float]:
         """The log-likelihood of each label, or its mean over tokens, as the task has it."""
         settings = self.tokens.config.choices
         per_token = settings is not None and settings.likelihood == "token"

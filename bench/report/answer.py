@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bench.statistics.significance import Significance
 
 # So many configurations are told with intervals and costs; the table has the others.
-MOST_TOLD = 3
+MOST_IN_SENTENCE = 3
 
 
 def answer(comparison: Comparison, found: Significance | str | None) -> list[str]:
@@ -69,10 +69,10 @@ def _interval(leaders: list[Configuration], metric: Column) -> str:
 
 
 def _price(comparison: Comparison, leaders: list[Configuration]) -> str:
-    prices = [text for configuration in leaders[:MOST_TOLD] if (text := _costs(comparison, configuration))]
+    prices = [text for configuration in leaders[:MOST_IN_SENTENCE] if (text := _costs(comparison, configuration))]
     if not prices:
         return ""
-    rest = len(leaders) - MOST_TOLD
+    rest = len(leaders) - MOST_IN_SENTENCE
     more = f"; the table has the costs of {rest} more" if rest > 0 else ""
     return f"At what cost: {'; '.join(prices)}{more}."
 

@@ -46,7 +46,7 @@ def with_names(ones: Sequence[Side], others: Sequence[Side]) -> tuple[list[Side]
     sides = [*ones, *others]
     untrained = {side.spec.method.target for side in sides if not side.configuration.trains}
     found = labels([side.spec for side in sides], untrained)
-    folders = _told_apart([side.root for side in sides])
+    folders = _short_names([side.root for side in sides])
     made = [
         replace(side, name=f"{folders[side.root]}: {titled(side.configuration.method, label.text)}")
         for side, label in zip(sides, found, strict=True)
@@ -90,7 +90,7 @@ def differences(first: Side, second: Side) -> list[str]:
     ]
     if not first.configuration.trains or not second.configuration.trains:
         keys = [key for key in keys if not key.startswith("train.")]
-    changes = [f"{key} ({_told(ones.get(key))}, {_told(others.get(key))})" for key in keys]
+    changes = [f"{key} ({_value_text(ones.get(key))}, {_value_text(others.get(key))})" for key in keys]
     return [f"They differ in {', '.join(changes)}."] if changes else []
 
 
@@ -102,12 +102,12 @@ def _distance(one: dict[str, str], other: dict[str, str]) -> int:
     return sum(one.get(key) != other.get(key) for key in one.keys() | other.keys())
 
 
-def _told(value: str | None, most: int = 40) -> str:
+def _value_text(value: str | None, most: int = 40) -> str:
     text = "not set" if value in (None, "null") else str(value)
     return text if len(text) <= most else f"{text[:most]}…"
 
 
-def _told_apart(roots: Sequence[Path]) -> dict[Path, str]:
+def _short_names(roots: Sequence[Path]) -> dict[Path, str]:
     """Each folder by as many of its last parts as it takes to tell it from the others."""
     distinct = {root: Path(os.path.normpath(root.absolute())).parts for root in roots}
     called: dict[Path, str] = {}

@@ -134,7 +134,7 @@ class RecordTask(Task):
         for number, record in enumerate(self.records(split), start=1):
             first = first or record
             unseen -= record.values.keys()
-            example = self._kept(record, f"{split}-{number}", split, left_out)
+            example = self._example_of(record, f"{split}-{number}", split, left_out)
             if example is None:
                 continue
             asked = example.source, example.choices
@@ -216,7 +216,7 @@ class RecordTask(Task):
             left_out[FACTS_WITHOUT_VALUE] += missing
         return facts
 
-    def _kept(self, record: Record, default_id: str, split: Split, left_out: Counter[str]) -> Example | None:
+    def _example_of(self, record: Record, default_id: str, split: Split, left_out: Counter[str]) -> Example | None:
         """The example of a record; None if it does not belong to the split or has no reference."""
         own: Counter[str] = Counter()
         example = self.example(record, default_id, own)

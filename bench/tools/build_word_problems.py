@@ -53,7 +53,7 @@ def _added(rng: random.Random) -> Numbers:
     return one | {"x": one["a"] + one["b"]}
 
 
-def _taken(rng: random.Random) -> Numbers:
+def _numbers_taken_away(rng: random.Random) -> Numbers:
     one = _between(rng, b=(3, 30), x=(2, 50))
     return one | {"a": one["b"] + one["x"]}
 
@@ -115,7 +115,7 @@ STORIES = (
         "{x}",
     ),
     Story(
-        _taken,
+        _numbers_taken_away,
         "{n} picks {a} {f} and gives {b} of them to {m}. How many {f} are left?",
         ("There are {a} - {b} = {x} {f} left.",),
         "{x}",
@@ -180,7 +180,7 @@ STORIES = (
         "{x}",
     ),
     Story(
-        _taken,
+        _numbers_taken_away,
         "A bus leaves with {a} people. At the first stop {b} get off and nobody gets on. How many stay on the bus?",
         ("On the bus stay {a} - {b} = {x} people.",),
         "{x}",

@@ -89,7 +89,7 @@ class Checkpoints:
             for torn in self.folder.glob(f".*{PARTIAL_SUFFIX}"):
                 torn.unlink(missing_ok=True)  # left by an attempt that was killed while it wrote
             write_atomically(path, data)
-            for step, earlier in self._found():
+            for step, earlier in self._numbered_files():
                 if step < checkpoint.step:
                     earlier.unlink(missing_ok=True)
             self._remove_folders_but(checkpoint.facts)
@@ -128,7 +128,7 @@ class Checkpoints:
                 f"resources.checkpoint_every_steps: {self.folder} is not there on {platform.node()}; checkpoints "
                 "need a results folder on storage that all nodes share under the same path"
             )
-        for _, path in sorted(self._found(), reverse=True):
+        for _, path in sorted(self._numbered_files(), reverse=True):
             data = path.read_bytes()
             named = NAME.fullmatch(path.name)
             if named is None or hashlib.sha256(data).hexdigest() != named[2]:
@@ -154,7 +154,7 @@ class Checkpoints:
         found = self.hashes_below(*{name.partition("/")[0] for name in expected})
         return next((name for name in sorted({*expected, *found}) if expected.get(name) != found.get(name)), None)
 
-    def _found(self) -> list[tuple[int, Path]]:
+    def _numbered_files(self) -> list[tuple[int, Path]]:
         names = [(NAME.fullmatch(path.name), path) for path in self.folder.iterdir()]
         return [(int(named[1]), path) for named, path in names if named is not None]
 

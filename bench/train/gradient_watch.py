@@ -16,7 +16,7 @@ from bench.method import Method, MethodError, trained_parameters
 
 # The name of a tensor of one expert. Experts in one tensor have no such name: it is trained as soon as one of them is.
 EXPERT = re.compile(r"(.*\bexperts\.(?:expert_)?)\d+(\..*)")
-NAMES_TOLD = 3
+MOST_NAMES = 3
 
 
 class GradientWatch:
@@ -116,7 +116,7 @@ class GradientWatch:
         ]
 
     def _complaint(self, names: Sequence[str], what: str) -> str:
-        listed = ", ".join(names[:NAMES_TOLD]) + (", ..." if len(names) > NAMES_TOLD else "")
+        listed = ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
         return f"{self._method}: {len(names)} of {len(self._names)} trained tensors {what}: {listed}"
 
 

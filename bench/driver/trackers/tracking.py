@@ -69,7 +69,8 @@ class Tracking(Observer):
 
     def __init__(self, trackers: Mapping[str, JsonDict], root: Path, sweep: str, say: Callable[[str], None]) -> None:
         self._make = {
-            name: partial(_made, tracker_target(name), root, sweep, settings) for name, settings in trackers.items()
+            name: partial(_make_tracker, tracker_target(name), root, sweep, settings)
+            for name, settings in trackers.items()
         }
         for name, settings in trackers.items():
             if settings:
@@ -153,7 +154,7 @@ class Tracking(Observer):
                 trackers[name] = made
 
 
-def _made(target: str, root: Path, sweep: str, settings: JsonDict) -> Tracker:
+def _make_tracker(target: str, root: Path, sweep: str, settings: JsonDict) -> Tracker:
     tracker_class = _tracker_class(target)
     made = tracker_class(root, sweep)
     made.config = tracker_class.Config.model_validate(settings)

@@ -55,7 +55,7 @@ def pareto_plot(
         _axes(axes, points, score, cost)
         _draw_front(axes, best, score, cost)
         for number, configuration in enumerate(points):
-            tooltips[f"point-{number}"] = _told(configuration, score, cost)
+            tooltips[f"point-{number}"] = _tooltip(configuration, score, cost)
             leads = configuration in best or leading[configuration.method] is configuration
             _draw_point(axes, configuration, score, cost, looks[configuration.method], f"point-{number}", leads)
         _limits(axes, points, score)
@@ -208,7 +208,7 @@ def _handles(points: Sequence[Configuration], looks: Mapping[str, Look]) -> list
     return [*marks, Line2D([], [], color=FAINT, linewidth=1.4, label="front")]
 
 
-def _told(configuration: Configuration, score: Column, cost: Column) -> str:
+def _tooltip(configuration: Configuration, score: Column, cost: Column) -> str:
     return f"{configuration.name}: {_shown(configuration, score)}, {_shown(configuration, cost)}"
 
 

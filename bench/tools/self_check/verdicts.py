@@ -55,7 +55,7 @@ def _equality(variant: Variant, own: Sequence[TrialResult], records: Records) ->
     if variant.seeds > 1:
         rates["trial_steps_per_second"] = variant.seeds / seconds if (seconds := rates["step_seconds"]) else None
     if variant.name == PLAIN or not plain or not isinstance(plain[0].outcome, Completed):
-        return Shown(what=f"{variant.name}: training", verdict="measured", found=_told(rates), numbers=rates)
+        return Shown(what=f"{variant.name}: training", verdict="measured", found=_rates_text(rates), numbers=rates)
     difference = max(
         abs(one - other) / max(1.0, abs(one)) for one, other in zip(losses(plain[0]), losses(own[0]), strict=True)
     )
@@ -64,7 +64,7 @@ def _equality(variant: Variant, own: Sequence[TrialResult], records: Records) ->
     return Shown(
         what=f"{variant.name}: training beside {PLAIN}",
         verdict="as it should be" if difference <= limit else "differs",
-        found=f"losses differ by at most {difference:.2g} (allowed {limit:g}); {_told(rates)}",
+        found=f"losses differ by at most {difference:.2g} (allowed {limit:g}); {_rates_text(rates)}",
         numbers={"largest_difference": difference, "limit": limit, **rates},
     )
 
@@ -114,7 +114,7 @@ def _skipped(record: TrialResult) -> int:
     return 0 if not isinstance(outcome, Completed) or outcome.train is None else outcome.train.skipped_steps
 
 
-def _told(rates: JsonDict) -> str:
+def _rates_text(rates: JsonDict) -> str:
     seconds = rates["step_seconds"]
     text = "no step was timed" if seconds is None else f"{1e3 * seconds:,.1f} ms a step"
     if rates.get("trial_steps_per_second"):
