@@ -10,13 +10,22 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from fakes import completed, provenance, record, trial
+from fakes import completed, failed, provenance, record, trial
 
 from bench.schema.record import RankReport
 from bench.store import crash_points, owned_folder, predictions
 from bench.store.files import created, new_folder, replacing, write_atomically
 from bench.store.journal import Journal
-from bench.store.outbox import START_FILE, attempts, new_attempt, open_attempt, payload, report_path, write_report
+from bench.store.outbox import (
+    START_FILE,
+    attempts,
+    finished_ranks,
+    new_attempt,
+    open_attempt,
+    payload,
+    report_path,
+    write_report,
+)
 from bench.store.records import Store
 from bench.task import Example
 
@@ -128,6 +137,26 @@ def test_what_an_attempt_left_is_found_and_what_is_no_result_is_not(tmp_path: Pa
     assert [path.name for path in payload(folders[1])] == ["curve.txt"]
 
 
+def test_an_attempt_has_ended_when_all_ranks_reported_or_one_failed_by_itself(tmp_path: Path) -> None:
+    folder = open_attempt(tmp_path, new_attempt(trial(ranks=3), "demo", "fake", []))
+    fine = RankReport(outcome=completed(), provenance=provenance())
+    for rank in (0, 2):
+        write_report(folder, rank, fine, [])
+    assert finished_ranks(folder, 3) is None, "rank 1 has not reported"
+    write_report(folder, 1, RankReport(outcome=failed("worker_lost"), provenance=None), [])
+    assert finished_ranks(folder, 3) is None, "a symptom of another fault ends nothing"
+    write_report(folder, 1, fine, [])
+    assert sorted(finished_ranks(folder, 3) or {}) == [0, 1, 2]
+    report_path(folder, 0).write_text("{torn")
+    assert finished_ranks(folder, 3) is None
+    write_report(folder, 2, RankReport(outcome=failed("diverged"), provenance=None), [])
+    assert sorted(finished_ranks(folder, 3) or {}) == [1, 2], "the trial's own fault"
+    (folder / "curve.txt").write_text("1")
+    write_report(folder, 1, fine, ["curve.txt"])
+    (folder / "curve.txt").write_text("2")
+    assert sorted(finished_ranks(folder, 3) or {}) == [2], "a file of rank 1 was changed"
+
+
 def test_predictions_and_answers_are_read_as_they_were_written(store: Store, tmp_path: Path) -> None:
     examples = [Example(f"id-{n}", (("Zoë", "knows", "Anđela"),), f"sóurce {n}", ("ref",), ("seen",)) for n in range(2)]
     scores = [{"bleu": 1.0}, {"bleu": 2.0}]
@@ -200,6 +229,15 @@ def test_the_folder_of_an_owner_that_ended_is_removed_and_no_other(
     assert (tmp_path / "y-other" / owner_file).exists(), "a link is not followed"
     with (mine / owner_file).open() as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_folders_of_other_users_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "x-dead").mkdir()
+    (tmp_path / "x-dead" / owned_folder.OWNER_FILE).touch()
+    monkeypatch.setattr("bench.store.owned_folder.os.geteuid", lambda: os.getuid() + 1)
+    owned_folder.owned_folder("x-")
+    assert (tmp_path / "x-dead").is_dir()
 
 
 def test_without_locks_folders_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
