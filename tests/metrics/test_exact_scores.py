@@ -17,9 +17,10 @@ from test_meteor import FILES, files, resources
 
 from bench.metrics import checks
 from bench.metrics.answers import number
+from bench.metrics.captions import Cider
 from bench.metrics.entities import EntityCoverage, coverage
 from bench.metrics.form import LengthRatio, repeats_itself
-from bench.metrics.known import class_problem
+from bench.metrics.known import BUILT_IN, class_problem
 from bench.metrics.learned import Bleurt, _num_layers
 from bench.metrics.meteor.align import EXACT, Match, _phrases, align
 from bench.metrics.meteor.resources import read_lexicon, read_paraphrases
@@ -209,3 +210,32 @@ def test_bleu_without_smoothing_by_hand() -> None:
 
 def test_edits_of_an_empty_reference_are_a_hundred_percent() -> None:
     assert ter(np.array([[3.0, 4.0], [0.0, 4.0], [3.0, 0.0], [0.0, 0.0]])).tolist() == [75.0, 0.0, 100.0, 0.0]
+
+
+def test_the_best_scores_and_what_depends_on_other_sources() -> None:
+    best = {name: kind.best for name, kind in BUILT_IN.items() if kind.best is not None}
+    of_labels = dict.fromkeys(("accuracy", "macro_f1"), 100.0)
+    of_texts = dict.fromkeys(("bleu", "meteor", "rouge_l", "chrf", "exact_match"), 100.0)
+    assert best == {**of_labels, **of_texts, "cider": 10.0, "ter": 0.0, "length_ratio": 1.0, "empty_rate": 0.0}
+    assert [name for name, kind in BUILT_IN.items() if kind.of_all_sources] == ["cider"]
+
+
+def test_cider_of_a_longer_text_is_less_by_a_bell_of_six_pairs_of_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    references = [["ann sees bob"], ["cid likes dan"]]
+    texts = prepare(["ann sees bob ann sees bob x y z", "cid likes dan"], references, Scoring())
+    longer, same = Cider(Scoring()).values(texts)
+    assert same == pytest.approx(7.5), "texts of three words have no run of four"
+    monkeypatch.setattr("bench.metrics.captions.SIGMA", 1e9)
+    without_penalty, _ = Cider(Scoring()).values(texts)
+    assert 0 < without_penalty < 7.5
+    assert longer / without_penalty == pytest.approx(np.exp(-((8 - 2) ** 2) / (2 * 6**2)))
+
+
+def test_entities_are_those_of_triples() -> None:
+    texts = texts_of(["a"], [[("Ann", "knows", "Bob")]])
+    assert EntityCoverage(Scoring()).absent(texts) is None
+    for facts in ([("name", "Ann")], []):
+        assert EntityCoverage(Scoring()).absent(texts_of(["a"], [facts])) == "the sources are not triples"
+    assert coverage([("Ann", "height", "1.50")], "Ann: 1.5") == (2, 2)
+    assert coverage([("Ann", "number", "007")], "Ann: 7") == (2, 2)
+    assert coverage([("Ann", "number", "70")], "Ann: 7") == (1, 2)

@@ -78,6 +78,7 @@ def _changed_functions(old: CodeType, new: CodeType) -> list[tuple[CodeType, Cod
 
 def forget_what_was_cached() -> None:
     """Empty the caches of functions, which hold what the code without a fault returned."""
+    gc.unfreeze()  # what is frozen is not listed
     for one in gc.get_objects():
         if isinstance(one, functools._lru_cache_wrapper) and one.__module__.startswith(("bench", "methods")):
             one.cache_clear()
