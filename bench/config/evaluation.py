@@ -125,7 +125,7 @@ class Evaluations:
         folder = Path(loaded.path)
         settings = peft_settings(folder)
         _require_named_base(folder, settings.get("base_model_name_or_path"), trial.model)
-        config = bridge_settings(settings, trial.decode.batch_size)
+        config = bridge_settings(settings, trial.decode.padded_batch_size)
         return trial.model_copy(update={"method": self._resolver.method("hf_peft", config)})
 
 

@@ -101,13 +101,16 @@ def check_cache_holds_the_tokens(subject: Subject) -> None:
 
 
 def check_beams_share_a_row(subject: Subject) -> None:
-    """The batched decoder, in which all beams of a source are queries of one row, finds the texts of ``generate``."""
+    """The batched decoder finds the texts of ``generate``.
+
+    In it all beams of a source are queries of one row, and a source that ends makes room for another one.
+    """
     _, model = subject.patched()
     if batched.unsupported(model) is not None:
         return
     for beams in (1, 3):
         settings = DecodingSettings(ends=(EOS,), beams=beams, max_new_tokens=8)
-        hypotheses = batched.decode(model, [pair.source_ids for pair in PAIRS], settings)
+        hypotheses = batched.decode(model, [pair.source_ids for pair in PAIRS], settings, rows=2)
         generated = _generated(model, PAIRS, beams, use_cache=True).sequences
         expected = architecture_of(model.config).new_tokens(generated, _sources(model, PAIRS))
         for (best, *_), tokens in zip(hypotheses, expected.tolist(), strict=True):

@@ -1,7 +1,8 @@
 """Choosing tokens: greedily, by beam search or at random, by the logits of a batch, as transformers' ``generate`` does.
 
 Nothing here runs a model. A :class:`Decoding` is given the logits of its open beams and chooses the next tokens. Rows
-are independent of each other, so that a finished row can leave the batch.
+are independent of each other and may have begun at different times, so that a finished row can leave the batch, and
+another source can take its place.
 
 B sources, K beams, G new tokens, V vocabulary, N candidates.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -101,11 +102,14 @@ class Decoding(ABC):
         device: Of the logits.
     """
 
+    of_rows: ClassVar[tuple[str, ...]] = ("tokens", "lengths")
+    """The attributes that hold something for each row."""
+
     def __init__(self, settings: DecodingSettings, rows: int, device: torch.device) -> None:
         self.settings = settings
         shape = (rows, settings.beams, settings.max_new_tokens)
         self.tokens = torch.zeros(shape, dtype=torch.long, device=device)  # (B, K, G) of the open beams
-        self.length = 0  # new tokens so far
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)  # (B,) new tokens so far
         self._ends = torch.tensor(settings.ends, dtype=torch.long, device=device)
         self._banned = torch.tensor(settings.banned, dtype=torch.long, device=device)
 
@@ -123,19 +127,38 @@ class Decoding(ABC):
 
     def keep(self, rows: torch.Tensor) -> None:
         """Remove all rows except these; ``(B,)`` int64."""
-        self.tokens = self.tokens[rows]
+        for name in self.of_rows:
+            setattr(self, name, getattr(self, name)[rows])
+
+    def put(self, rows: torch.Tensor, begun: Decoding) -> None:
+        """Replace what is in these rows by the rows of another decoding with the same settings."""
+        for name in self.of_rows:
+            getattr(self, name)[rows] = getattr(begun, name)
+
+    def _place(self) -> torch.Tensor:
+        """Where each row's next token belongs, ``(B,)``. A row at the limit is finished, whatever happens to it."""
+        return self.lengths.clamp(max=self.settings.max_new_tokens - 1)
+
+    def _grow(self) -> None:
+        self.lengths = self._place() + 1
+
+    def _at_limit(self) -> torch.Tensor:
+        """The rows ``(B,)`` that are as long as texts may become."""
+        return self.lengths >= self.settings.max_new_tokens
 
     def _forbid(self, logits: torch.Tensor) -> None:
         """Make tokens impossible that the settings forbid at this point, in place."""
         settings, never = self.settings, float("-inf")
         if settings.no_repeat_ngram_size:
-            forbid_repeats(logits, self.tokens[:, : logits.shape[1], : self.length], settings.no_repeat_ngram_size)
+            histories = self.tokens[:, : logits.shape[1], : int(self.lengths.max())]
+            forbid_repeats(logits, histories, self.lengths, settings.no_repeat_ngram_size)
         if settings.banned:
             logits[..., self._banned] = never
-        if self.length < settings.min_new_tokens:
-            logits[..., self._ends] = never
+        if settings.min_new_tokens and bool((short := self.lengths < settings.min_new_tokens).any()):
+            forbidden = short[:, None, None]
+            logits[..., self._ends] = logits[..., self._ends].masked_fill(forbidden, never)
             if (completing := self._completing(logits)) is not None:
-                logits[completing] = never
+                logits.masked_fill_(completing & forbidden, never)
 
     def _is_end(self, tokens: torch.Tensor) -> torch.Tensor:
         return torch.isin(tokens, self._ends)
@@ -143,10 +166,13 @@ class Decoding(ABC):
     def _completing(self, logits: torch.Tensor) -> torch.Tensor | None:
         """The tokens that would complete a stop string of each open beam, ``(B, K, V)`` bool; None: none of them."""
         stops = self.settings.stops
-        if stops is None or not self.length:
+        if stops is None or not bool(self.lengths.any()):
             return None
-        histories = self.tokens[:, :, : self.length].tolist()
-        of_beams = [[sorted(stops.completing(tokens)) for tokens in beams] for beams in histories]
+        lengths, histories = self.lengths.tolist(), self.tokens.tolist()
+        of_beams = [
+            [sorted(stops.completing(tokens[:length])) for tokens in beams]
+            for length, beams in zip(lengths, histories, strict=True)
+        ]
         if not any(tokens for beams in of_beams for tokens in beams):
             return None
         completing = torch.zeros_like(logits, dtype=torch.bool)
@@ -167,17 +193,15 @@ class OneText(Decoding):
         self._forbid(logits)
         completing = self._completing(logits)
         tokens = self._choose(logits)
-        self.tokens[:, :, self.length] = tokens
-        self.length += 1
-        done = self._is_end(tokens)[:, 0]
+        self.tokens.scatter_(-1, self._place()[:, None, None], tokens[..., None])
+        self._grow()
+        done = self._is_end(tokens)[:, 0] | self._at_limit()
         if completing is not None:
             done |= completing.gather(-1, tokens[..., None])[:, 0, 0]
-        if self.length == self.settings.max_new_tokens:
-            done = torch.ones_like(done)
         return Step(torch.zeros_like(tokens), tokens, done)
 
     def hypotheses(self, row: int) -> list[Hypothesis]:
-        return [Hypothesis(self.tokens[row, 0, : self.length].tolist(), 0.0)]
+        return [Hypothesis(self.tokens[row, 0, : int(self.lengths[row])].tolist(), 0.0)]
 
 
 class GreedyDecoding(OneText):
@@ -196,17 +220,15 @@ class RandomDecoding(OneText):
         device: Of the logits.
     """
 
+    of_rows: ClassVar[tuple[str, ...]] = (*OneText.of_rows, "draws")
+
     def __init__(self, settings: DecodingSettings, sources: Sequence[list[int]], device: torch.device) -> None:
         super().__init__(settings, len(sources), device)
-        self._draws = draws_of(sources, settings.seed, settings.max_new_tokens).to(device)  # (B, G)
+        self.draws = draws_of(sources, settings.seed, settings.max_new_tokens).to(device)  # (B, G)
 
     def _choose(self, logits: torch.Tensor) -> torch.Tensor:
-        draws = self._draws[:, self.length, None]
+        draws = self.draws.gather(1, self._place()[:, None])
         return drawn(logits, draws, self.settings.temperature, self.settings.top_p)
-
-    def keep(self, rows: torch.Tensor) -> None:
-        super().keep(rows)
-        self._draws = self._draws[rows]
 
 
 class BeamSearch(Decoding):
@@ -220,10 +242,22 @@ class BeamSearch(Decoding):
     - with ``"never"`` when it would not be among them at the length that favours it most.
     """
 
+    of_rows: ClassVar[tuple[str, ...]] = (
+        *Decoding.of_rows,
+        "open_scores",
+        "finished_tokens",
+        "finished_lengths",
+        "finished_scores",
+        "is_finished",
+    )
+
     def __init__(self, settings: DecodingSettings, rows: int, device: torch.device) -> None:
         super().__init__(settings, rows, device)
         beams = settings.beams
-        self.open_scores = torch.zeros(rows, 1, device=device)  # (B, K), of the first step (B, 1): sums of log p
+        self.open_scores = torch.zeros(rows, beams, device=device)  # sums of log p
+        # By length. A power of fp32 numbers would be rounded differently from transformers' power of Python's numbers.
+        norms = [length**settings.length_penalty for length in range(1, settings.max_new_tokens + 1)]
+        self._norms = torch.tensor([1.0, *norms], device=device)
         self.finished_tokens = torch.zeros_like(self.tokens)
         self.finished_lengths = torch.zeros(rows, beams, dtype=torch.long, device=device)
         self.finished_scores = torch.full((rows, beams), IMPOSSIBLE, device=device)
@@ -243,16 +277,14 @@ class BeamSearch(Decoding):
         all_scores, all_parents, all_tokens = (
             torch.cat(parts, dim=1) for parts in zip((scores, parents, tokens), *endings, strict=True)
         )
-        if self.length + 1 == settings.max_new_tokens:
-            ends = torch.ones(all_scores.shape[1], dtype=torch.bool, device=scores.device)
-        else:
-            ends = torch.arange(all_scores.shape[1], device=scores.device) >= scores.shape[1]
+        last = self.lengths + 1 >= settings.max_new_tokens
+        ends = last[:, None] | (torch.arange(all_scores.shape[1], device=scores.device) >= scores.shape[1])
         best_scores, best = all_scores.topk(settings.beams)  # (B, K)
         best_parents, best_tokens = all_parents.gather(1, best), all_tokens.gather(1, best)
         finishing = self._histories(best_parents, best_tokens)
         self.open_scores, self.tokens = scores, self._histories(parents, tokens)
-        self.length += 1
-        self._finish(best_scores, finishing, ends[best])
+        self._grow()
+        self._finish(best_scores, finishing, ends.gather(1, best))
         return Step(parents, tokens, self._done())
 
     def _best(self, logits: torch.Tensor, normaliser: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -265,36 +297,32 @@ class BeamSearch(Decoding):
         beams = self.settings.beams
         # The best of all beams are among the best of each: two small selections in place of one over K * W.
         best, columns = logits.topk(min(beams, logits.shape[-1]))
-        scores = (best - normaliser + self.open_scores[..., None]).flatten(1)
+        scores = (best - normaliser + self.open_scores[:, : logits.shape[1], None]).flatten(1)
         scores, chosen = scores.topk(min(beams, scores.shape[1]))
         parents = chosen // max(1, best.shape[-1])
         return scores, parents, columns.flatten(1).gather(1, chosen)
 
     def _histories(self, parents: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """The tokens ``(B, K, G)`` of these beams, with the new tokens appended."""
-        histories = _of_beams(self.tokens, parents)
-        histories[:, :, self.length] = tokens
-        return histories
+        place = self._place()[:, None, None].expand(*tokens.shape, 1)
+        return _of_beams(self.tokens, parents).scatter_(-1, place, tokens[..., None])
 
     def _finish(self, scores: torch.Tensor, histories: torch.Tensor, ends: torch.Tensor) -> None:
         """Keep the best K of the finished texts and the continuations that end."""
         beams = self.settings.beams
-        scores = scores / self.length**self.settings.length_penalty + ~ends * IMPOSSIBLE
+        scores = scores / self._norms[self.lengths][:, None] + ~ends * IMPOSSIBLE
         self.finished_scores, best = torch.cat([self.finished_scores, scores], dim=1).topk(beams)
         self.finished_tokens = _of_beams(torch.cat([self.finished_tokens, histories], dim=1), best)
-        lengths = torch.cat([self.finished_lengths, torch.full_like(self.finished_lengths, self.length)], dim=1)
+        lengths = torch.cat([self.finished_lengths, self.lengths[:, None].expand(-1, beams)], dim=1)
         self.finished_lengths = lengths.gather(1, best)
         self.is_finished = torch.cat([self.is_finished, ends], dim=1).gather(1, best)
 
     def _done(self) -> torch.Tensor:
         settings = self.settings
-        if self.length == settings.max_new_tokens:
-            return torch.ones(len(self.tokens), dtype=torch.bool, device=self.tokens.device)
         hopeful = settings.early_stopping == "never" and settings.length_penalty > 0
-        length = settings.max_new_tokens if hopeful else self.length
-        best_open = self.open_scores[:, 0] / length**settings.length_penalty
+        norms = self._norms[-1] if hopeful else self._norms[self.lengths]
         worst_finished = torch.where(self.is_finished.all(-1), self.finished_scores.min(-1).values, IMPOSSIBLE)
-        done: torch.Tensor = ~(best_open > worst_finished)
+        done: torch.Tensor = ~(self.open_scores[:, 0] / norms > worst_finished) | self._at_limit()
         return done | self.is_finished.all(-1) if settings.early_stopping is True else done
 
     def hypotheses(self, row: int) -> list[Hypothesis]:
@@ -308,14 +336,6 @@ class BeamSearch(Decoding):
             if finished
         ]
 
-    def keep(self, rows: torch.Tensor) -> None:
-        super().keep(rows)
-        self.open_scores = self.open_scores[rows]
-        self.finished_tokens = self.finished_tokens[rows]
-        self.finished_lengths = self.finished_lengths[rows]
-        self.finished_scores = self.finished_scores[rows]
-        self.is_finished = self.is_finished[rows]
-
 
 def make_decoding(settings: DecodingSettings, sources: Sequence[list[int]], device: torch.device) -> Decoding:
     """Beam search with several beams; with one at random if there is a temperature, else greedy."""
@@ -324,19 +344,23 @@ def make_decoding(settings: DecodingSettings, sources: Sequence[list[int]], devi
     return (GreedyDecoding if settings.beams == 1 else BeamSearch)(settings, len(sources), device)
 
 
-def forbid_repeats(logits: torch.Tensor, history: torch.Tensor, size: int) -> None:
+def forbid_repeats(logits: torch.Tensor, history: torch.Tensor, lengths: torch.Tensor, size: int) -> None:
     """Make every token impossible that would repeat an n-gram of the history, in place.
 
     Args:
         logits: ``(B, K, V)``.
         history: ``(B, K, H)`` int64.
+        lengths: ``(B,)`` int64; what is behind the first so many tokens of a row is no history.
         size: n.
     """
     if history.shape[-1] < size:
         return
     grams = history.unfold(-1, size, 1)  # (B, K, windows, n)
-    start = history[..., history.shape[-1] - size + 1 :]  # (B, K, n - 1): the next token completes this n-gram
-    repeats = (grams[..., :-1] == start[..., None, :]).all(-1)
+    before = torch.arange(1 - size, 0, device=history.device)
+    places = (lengths[:, None] + before).clamp(min=0)[:, None].expand(-1, history.shape[1], -1)
+    start = history.gather(-1, places)  # (B, K, n - 1): the next token completes this n-gram
+    whole = torch.arange(size, history.shape[-1] + 1, device=history.device) <= lengths[:, None]  # (B, windows)
+    repeats = (grams[..., :-1] == start[..., None, :]).all(-1) & whole[:, None]
     vocabulary = logits.shape[-1]
     # n-grams that do not match point at a spare column, where they forbid nothing.
     last = torch.where(repeats, grams[..., -1], vocabulary)

@@ -1,13 +1,14 @@
-"""Generates a text for each unique source: sorted by length, in batches, distributed over ranks.
+"""Generates a text for each unique source, distributed over ranks.
 
-The batched decoder (bench/decode/batched.py) continues decoder-only models, and ``generate`` of transformers all
-others. Both find the same texts, and the record names the decoder.
+The batched decoder (bench/decode/batched.py) continues decoder-only models, in a batch in which a source that ends
+makes room for the next one. ``generate`` of transformers continues all others, in batches of about the same length.
+Both find the same texts, and the record names the decoder.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,10 @@ import torch
 from bench.decode import batched as decode_engine
 from bench.decode.beam_search import DecodingSettings
 from bench.decode.generate_hooks import DrawsTokens
+from bench.decode.rows import rows_at_once
 from bench.decode.sampling import draws_of
 from bench.decode.stop_strings import StopStrings
+from bench.measure.device_memory import device_memory
 from bench.measure.phases import synchronize
 from bench.models.architecture import Architecture, accepted_inputs, vocabulary_size
 from bench.models.text_ends import end_token_ids, first_stop, stop_token_ids, text_of, until_stop
@@ -64,45 +67,56 @@ def generate(
         device: Of the model.
         rank: This rank.
         ranks: Number of ranks.
-        progress: Called after each batch.
+        progress: Called as sources are finished.
         in_step: Whether all ranks call the model equally often, which a model in shards needs. A rank without a batch
-            of its own then decodes one that does not count.
+            of its own then computes something that does not count.
     """
     by_length = sorted(range(len(sources)), key=lambda index: (len(sources[index]), index), reverse=True)
-    batches = [by_length[at : at + decode.batch_size] for at in range(0, len(sources), decode.batch_size)]
     settings = decoding_settings(tokenizer, decode, model)
     end_tokens = end_token_ids(tokenizer, model.config, model.generation_config)
     batched = decode_engine.unsupported(model) is None
+    own: Iterable[tuple[int, list[int]]]
+    synchronize(device)
+    started = time.perf_counter()
+    if batched:
+        mine = by_length[rank::ranks]
+        found = decode_engine.decode(
+            model,
+            [sources[index] for index in mine],
+            settings,
+            rows_of(model, sources, decode, device),
+            in_step,
+            lambda finished: progress({"decoded": finished, "of": len(sources)}),
+        )
+        own = [(index, best.tokens) for index, (best, *_) in zip(mine, found, strict=True)]
+    else:
+        size = decode.padded_batch_size
+        batches = [by_length[at : at + size] for at in range(0, len(sources), size)]
+        own = _generated(
+            model, architecture, sources, batches, settings, tokenizer.pad_token_id, rank, ranks, progress, in_step
+        )
     texts: dict[int, str] = {}
     truncated: list[int] = []
     new_tokens = 0
-    synchronize(device)
-    started = time.perf_counter()
-    for first in range(0, len(batches), ranks):
-        counts = first + rank < len(batches)
-        if not counts and not in_step:
-            break
-        batch = batches[first + rank] if counts else batches[0]
-        inputs = [sources[index] for index in batch]
-        if batched:
-            results = [best.tokens for best, *_ in decode_engine.decode(model, inputs, settings, in_step)]
-        else:
-            results = _generated(model, architecture, inputs, settings, tokenizer.pad_token_id, in_step)
-        if not counts:
-            break
-        for index, tokens in zip(batch, results, strict=True):
-            new_tokens += len(tokens)
-            ended = tokens[-1:] != [] and tokens[-1] in settings.ends
-            # An end token is no part of the text. The token of a stop string may begin with the last full stop.
-            text_tokens = tokens[:-1] if ended and tokens[-1] in end_tokens else tokens
-            whole = text_of(tokenizer, text_tokens)
-            texts[index] = until_stop(whole, decode.stop)
-            if not ended and first_stop(whole, decode.stop) is None:
-                truncated.append(index)
-        progress({"decoded": len(texts), "of": len(sources)})
+    for index, tokens in own:
+        new_tokens += len(tokens)
+        ended = tokens[-1:] != [] and tokens[-1] in settings.ends
+        # An end token is no part of the text. The token of a stop string may begin with the last full stop.
+        text_tokens = tokens[:-1] if ended and tokens[-1] in end_tokens else tokens
+        whole = text_of(tokenizer, text_tokens)
+        texts[index] = until_stop(whole, decode.stop)
+        if not ended and first_stop(whole, decode.stop) is None:
+            truncated.append(index)
     synchronize(device)
     seconds = time.perf_counter() - started
     return Decoded(texts, truncated, new_tokens, seconds, "batched" if batched else "transformers")
+
+
+def rows_of(model: Any, sources: Sequence[list[int]], decode: DecodeSpec, device: torch.device) -> int:
+    """How many of these sources are decoded at once by the batched decoder."""
+    config, longest = model.config.get_text_config(decoder=True), max(map(len, sources), default=0)
+    on_cpu = device.type == "cpu"
+    return rows_at_once(decode, config, model.dtype.itemsize, longest, device_memory(device), on_cpu)
 
 
 def decode_cost(sources: int, new_tokens: int, seconds: float, engine: DecodeEngine | None) -> DecodeCost:
@@ -137,6 +151,34 @@ def decoding_settings(tokenizer: Any, decode: DecodeSpec, model: Any = None) -> 
 
 
 def _generated(
+    model: Any,
+    architecture: Architecture,
+    sources: Sequence[list[int]],
+    batches: Sequence[Sequence[int]],
+    settings: DecodingSettings,
+    pad_token_id: int,
+    rank: int,
+    ranks: int,
+    progress: Callable[[JsonDict], None],
+    in_step: bool,
+) -> Iterator[tuple[int, list[int]]]:
+    """Source and tokens of this rank's batches."""
+    finished = 0
+    for first in range(0, len(batches), ranks):
+        counts = first + rank < len(batches)
+        if not counts and not in_step:
+            return
+        batch = batches[first + rank] if counts else batches[0]
+        inputs = [sources[index] for index in batch]
+        tokens = _batch_generated(model, architecture, inputs, settings, pad_token_id, in_step)
+        if not counts:
+            return
+        yield from zip(batch, tokens, strict=True)
+        finished += len(batch)
+        progress({"decoded": finished, "of": len(sources)})
+
+
+def _batch_generated(
     model: Any,
     architecture: Architecture,
     sources: Sequence[list[int]],

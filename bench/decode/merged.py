@@ -40,8 +40,9 @@ def decode_both_ways(
         device: Of the model.
     """
     decoded: dict[bool, list[Decoded]] = {True: [], False: []}
-    for number, at in enumerate(range(0, len(sources), decode.batch_size)):
-        batch = sources[at : at + decode.batch_size]
+    size = decode.padded_batch_size
+    for number, at in enumerate(range(0, len(sources), size)):
+        batch = sources[at : at + size]
         for merged in (True, False) if number % 2 == 0 else (False, True):
             if merged:
                 method.merge(model)

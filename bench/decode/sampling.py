@@ -27,7 +27,7 @@ def draws_of(sources: Sequence[Sequence[int]], seed: int, steps: int) -> torch.T
         digest = hashlib.sha256(f"{seed}:{','.join(map(str, source))}".encode()).digest()
         generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         rows.append(torch.rand(steps, dtype=torch.float64, generator=generator))
-    return torch.stack(rows)
+    return torch.stack(rows) if rows else torch.empty(0, steps, dtype=torch.float64)
 
 
 def drawn(logits: torch.Tensor, draws: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:

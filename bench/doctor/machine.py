@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import socket
@@ -21,6 +20,7 @@ from bench.doctor import engine, packages
 from bench.doctor.finding import Finding, ok, problem, warning
 from bench.doctor.packages import Expected
 from bench.doctor.tokens import check_embedded_tokens
+from bench.measure.device_memory import memory_limit
 from bench.measure.provenance import SOURCE_ROOT
 from bench.models import base
 from bench.models.base import ModelError
@@ -104,14 +104,6 @@ def check_shared_memory(
     if total < FEW_SHARED_MEMORY_BYTES:
         return [warning("shared memory", found, "start the container with --shm-size=2g or more")]
     return [ok("shared memory", found)]
-
-
-def memory_limit() -> int | None:
-    """Bytes of memory that a control group allows this process."""
-    for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
-        with contextlib.suppress(OSError, ValueError):
-            return int(path.read_text())
-    return None
 
 
 def check_memory(total: int, limit: int | None) -> list[Finding]:

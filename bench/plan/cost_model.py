@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from bench.decode.rows import decode_bytes, layers_of, rows_at_once
 from bench.models import base
 from bench.plan.devices import Device
 from bench.plan.step_costs import StepCosts, step_costs
@@ -31,8 +32,6 @@ HOST_BYTES_PER_SECOND = 2e10
 STEP_TRAFFIC_BYTES = 12
 # A hypothesis is longer than the mean target before the last of a batch has ended.
 LONGEST_OVER_MEAN = 1.5
-# float64 and int64 tensors of the size of the logits that are alive while tokens are drawn (bench/decode/sampling.py).
-COPIES_OF_DRAWING = 5
 
 
 def forecast_of(
@@ -56,6 +55,7 @@ def forecast_of(
     train_seconds: float | None = None
     total_seconds: float | None = None
     if device is not None:
+        spec = with_decoded_at_once(spec, work, device)
         step_seconds = _step_seconds(spec, work, costs, flops, device)
         train_seconds = step_seconds * work.steps
         total_seconds = device.start_seconds + train_seconds + _evaluation_seconds(spec, work, costs, device)
@@ -128,7 +128,7 @@ def _evaluation_bytes(spec: TrialSpec, work: Workload, costs: StepCosts) -> floa
     rows = min(spec.train.batch_size, max(1, round(work.dev_tokens / longest.length)))
     targets = rows * longest.target_tokens / longest.rows
     batch = MicroBatch(rows, round(rows * longest.length), round(targets))
-    return costs.activation_bytes(batch) / _layers(base.load_config(spec.model)) + costs.logits_bytes(batch)
+    return costs.activation_bytes(batch) / layers_of(base.load_config(spec.model)) + costs.logits_bytes(batch)
 
 
 def training_memory(spec: TrialSpec, work: Workload, costs: StepCosts, on_cpu: bool) -> dict[str, int]:
@@ -251,32 +251,27 @@ def _bucket_bytes(costs: StepCosts) -> float:
 
 
 def _decode_bytes(spec: TrialSpec, work: Workload) -> float:
-    """Keys and values of every source and hypothesis, and logits in fp32, of which drawing makes several copies."""
-    decode, config = spec.decode, _config(spec.model)
+    """Of the sources that are decoded at once."""
+    rows = min(spec.decode.padded_batch_size, work.decoded_sources)
     element = base.weights_dtype(spec.resources.precision).itemsize
-    rows = min(decode.batch_size, work.decoded_sources)
-    tokens = rows * work.source_tokens + rows * decode.beams * decode.max_new_tokens
-    cache = 2 * _layers(config) * _key_value_width(config) * element * tokens
-    of_logits = 3 * 4 + (COPIES_OF_DRAWING * 8 if decode.temperature else 0)
-    return float(cache + of_logits * rows * decode.beams * config.vocab_size)
+    return decode_bytes(spec.decode, _config(spec.model), element, rows, work.source_tokens)
+
+
+def with_decoded_at_once(spec: TrialSpec, work: Workload, device: Device) -> TrialSpec:
+    """The trial with the number of sources that a device will decode at once, where its sweep leaves that open."""
+    if spec.decode.batch_size is not None or not work.decoded_sources:
+        return spec
+    config, element = _config(spec.model), base.weights_dtype(spec.resources.precision).itemsize
+    rows = rows_at_once(spec.decode, config, element, work.source_tokens, device.memory_bytes, device.kind == "cpu")
+    if config.is_encoder_decoder:
+        rows = min(rows, spec.decode.padded_batch_size)
+    return spec.model_copy(update={"decode": spec.decode.model_copy(update={"batch_size": rows})})
 
 
 @functools.lru_cache(maxsize=8)
 def _config(model: ModelSpec) -> Any:
     """Read once for all trials of a sweep."""
     return base.load_config(model)
-
-
-def _layers(config: Any) -> int:
-    """Of the part that decodes."""
-    names = ("num_decoder_layers", "decoder_layers", "num_hidden_layers")
-    return int(next(layers for name in names if (layers := getattr(config, name, None)) is not None))
-
-
-def _key_value_width(config: Any) -> int:
-    heads = config.num_attention_heads
-    head = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or config.hidden_size // heads
-    return int(getattr(config, "num_key_value_heads", None) or heads) * int(head)
 
 
 def passes_seconds(spec: TrialSpec, costs: StepCosts, flops: float, passes: int, device: Device) -> float:
@@ -347,9 +342,9 @@ def _evaluation_seconds(spec: TrialSpec, work: Workload, costs: StepCosts, devic
     kernels = trace.kernels * trace.forward_fraction * device.kernel_seconds
     read_tokens = work.evaluations * work.dev_tokens + work.chosen_tokens
     dev = read_tokens * per_token / _rate(spec, device) / spec.resources.ranks
-    decode = spec.decode
-    batches = -(-work.decoded_sources // (decode.batch_size * spec.resources.ranks))
-    rows = min(decode.batch_size, work.decoded_sources) * decode.beams
+    decode, at_once = spec.decode, spec.decode.padded_batch_size
+    batches = -(-work.decoded_sources // (at_once * spec.resources.ranks))
+    rows = min(at_once, work.decoded_sources) * decode.beams
     token_steps = min(decode.max_new_tokens, LONGEST_OVER_MEAN * work.target_tokens)
     one = max(rows * per_token / _rate(spec, device), trace.weight_bytes / device.bytes_per_second)
     return dev + batches * token_steps * (one + kernels)

@@ -12,7 +12,7 @@ from bench.models import base
 from bench.models.architecture import Architecture, Pair, takes_source_lengths
 from bench.models.coverage import patch_and_count
 from bench.models.tokens import tokenization
-from bench.plan.cost_model import forecast_of, untrained_memory
+from bench.plan.cost_model import forecast_of, untrained_memory, with_decoded_at_once
 from bench.plan.devices import Device, known_gpu
 from bench.plan.remedies import MOST_USED_FRACTION, remedies
 from bench.plan.trace import TraceError
@@ -155,7 +155,8 @@ def _phases(spec: TrialSpec, parameters: ParameterCounts, forecast: Forecast | N
         return forecast.phases
     dtype = base.weights_dtype(spec.resources.precision)
     whole = dtype.itemsize * parameters.total if spec.model.stored_in is None else base.stored_bytes(spec.model, dtype)
-    return untrained_memory(spec, planned_work(spec), whole, device.kind == "cpu")
+    work = planned_work(spec)
+    return untrained_memory(with_decoded_at_once(spec, work, device), work, whole, device.kind == "cpu")
 
 
 def _peak(spec: TrialSpec, parameters: ParameterCounts, device: Device) -> int:

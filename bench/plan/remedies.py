@@ -62,7 +62,7 @@ def _smaller_micro_batches(spec: TrialSpec) -> Iterator[tuple[TrialSpec, str]]:
 
 
 def _smaller_decode_batches(spec: TrialSpec) -> Iterator[tuple[TrialSpec, str]]:
-    size = spec.decode.batch_size // 2
+    size = spec.decode.padded_batch_size // 2
     while size >= 1:
         changed = spec.model_copy(update={"decode": spec.decode.model_copy(update={"batch_size": size})})
         yield changed, f"decode.batch_size: {size}"

@@ -117,7 +117,7 @@ class Scoring:
         if scores is None:
             wait_for(self.context, EVALUATED)
             return None
-        evaluated = evaluate(model, tokens.tokenizer, self.spec.evaluations, self.spec.decode.batch_size)
+        evaluated = evaluate(model, tokens.tokenizer, self.spec.evaluations, self.spec.decode.padded_batch_size)
         write_samples(self.context.outbox, evaluated.samples)
         self.context.store.set(EVALUATED, "")
         return evaluated.beside(scores)
@@ -168,7 +168,7 @@ class Scoring:
         self, model: Any, data: TrialData, split: Literal["dev", "test"]
     ) -> tuple[list[str], list[Likelihoods], DecodeCost]:
         """The likeliest choice for each source, the likelihoods of all, and what they cost."""
-        chooser = Chooser(model, data.tokens, self.context, self.device, self.spec.decode.batch_size)
+        chooser = Chooser(model, data.tokens, self.context, self.device, self.spec.decode.padded_batch_size)
         synchronize(self.device)
         started = time.perf_counter()
         chosen = chooser.choose(list(data.splits[split].examples), shares_of(data))

@@ -60,6 +60,8 @@ LATER_SETTINGS: dict[str, dict[str, Any]] = {
     },
     "resources": {"deepspeed": {}, "offload": None},
 }
+# What decode.batch_size was where it was not set, when ids of this version were given.
+BATCH_SIZE_OF_IDS = 16
 # Of what a trial takes, what its answer depends on; the rest is placement.
 ANSWERING_RESOURCES = {"ranks", "zero_stage", "precision", "compile", "deepspeed", "offload"}
 # Optimisers that have a mean of gradients and of their squares, as train.adam_... say.
@@ -273,7 +275,12 @@ class DecodeSpec(Settings):
         description="strings that end a text and are no part of it, also across tokens; [] ends at the model's end "
         "tokens alone. Unset: those of the task, a line break for data-to-text",
     )
-    batch_size: PositiveInt = Field(16, description="sources that are decoded together; each takes `beams` rows")
+    batch_size: PositiveInt | None = Field(
+        None,
+        description="sources that are decoded at once; one that ends makes room for the next. None: as many as a "
+        "sixteenth of the device's memory holds, on a CPU at most 128 texts; 16 where nothing is decoded so (choices, "
+        "evaluations, models that are left to `generate`)",
+    )
     temperature: Annotated[float, Field(ge=0)] = Field(
         0.0,
         description="above 0: tokens are drawn from the softmax of the logits divided by it; 0: greedily or by beams",
@@ -285,6 +292,11 @@ class DecodeSpec(Settings):
         None,
         description="with a temperature: of what is drawn for each source, whatever the batch; null: the trial's seed",
     )
+
+    @property
+    def padded_batch_size(self) -> int:
+        """Sources, choices or questions in a batch that is computed as a whole, so that no others join it."""
+        return self.batch_size or BATCH_SIZE_OF_IDS
 
     @model_validator(mode="after")
     def _effective(self) -> DecodeSpec:
@@ -578,6 +590,7 @@ class TrialSpec(Spec):
             for name, default in later.items():
                 if name in place and place[name] == default:
                     del place[name]
+        content["decode"]["batch_size"] = self.decode.padded_batch_size
         if self.task.data_sha256:
             content["task"]["config"].pop("path", None)
         if self.model.weights_sha256:

@@ -207,7 +207,7 @@ def test_an_open_beam_is_judged_at_the_length_that_favours_it_most(
         ends=(0,), beams=2, max_new_tokens=10, early_stopping=early_stopping, length_penalty=length_penalty
     )
     search = BeamSearch(settings, 1, torch.device("cpu"))
-    search.length = 2
+    search.lengths = torch.tensor([2])
     search.open_scores = torch.tensor([[-1.0, -1.2]])
     search.finished_scores = torch.tensor([[worst_finished / 2, worst_finished]])
     search.is_finished = torch.tensor([[True, True]])

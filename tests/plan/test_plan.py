@@ -355,7 +355,7 @@ def test_zero_three_holds_slices_from_the_first_byte_and_when_it_scores(trial: C
 def test_fit_is_that_of_the_largest_phase_which_is_named(trial: Callable[..., TrialSpec]) -> None:
     """A base model that is trained on short texts and decodes long ones: it fits while it is trained, and only then."""
     spec = trial("lora", "llama", train={"micro_batch_size": 1, "gradient_checkpointing": True}, zero_stage=3, ranks=4)
-    wide = spec.model_copy(update={"decode": spec.decode.model_copy(update={"max_new_tokens": 4000, "beams": 4})})
+    wide = spec.model_copy(update={"decode": DecodeSpec(max_new_tokens=4000, beams=4, batch_size=16)})
     large = phases(wide)["decode"]
     (told,) = plan([wide], small(H100, large - 1000))
     assert told.forecast is not None and told.forecast.peak_memory_bytes < large
@@ -426,7 +426,8 @@ def test_what_trains_nothing_has_to_fit_too(trial: Callable[..., TrialSpec]) -> 
 
 
 def test_too_much_in_two_phases_takes_two_settings(trial: Callable[..., TrialSpec]) -> None:
-    spec = trial("lora", train={"batch_size": 8}).model_copy(update={"decode": DecodeSpec(max_new_tokens=400)})
+    decode = DecodeSpec(max_new_tokens=400, batch_size=16)
+    spec = trial("lora", train={"batch_size": 8}).model_copy(update={"decode": decode})
     lean = spec.model_copy(
         update={
             "decode": DecodeSpec(max_new_tokens=400, batch_size=1),

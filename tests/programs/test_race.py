@@ -124,7 +124,7 @@ def test_decoders_say_the_same(beams: int, tiny_models: dict[str, Path], tmp_pat
     turns = [
         [{"ids": [drawn.randrange(2, 300) for _ in range(drawn.randint(3, 12))], "references": 2} for _ in range(6)]
     ]
-    found = decoding.race(decoders, turns, one_by_one=3, line_turns=1)
+    found = decoding.race(decoders, turns, batch_sizes=(2, 4), one_by_one=3, line_turns=1)
     assert found["same_texts"] == 1.0
     assert found["gate_passed"]
     assert len({tuple(text) for text in decoders.batched([source["ids"] for source in turns[0]])}) > 1

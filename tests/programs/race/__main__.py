@@ -38,7 +38,10 @@ class Size:
     short_bursts: tuple[int, ...] = (1, 1, 1, 1, 1, 1)  # of all but prefix tuning on the first model
     lever_bursts: tuple[int, ...] = (6, 2, 2, 2, 2, 2)  # one lever compiles in its first steps
     turns: int = 5
-    sources_per_turn: int = 10
+    greedy_sources: int = 64  # of a turn
+    greedy_batches: tuple[int, ...] = (10, 32)  # of generate
+    beam_sources: int = 30
+    beam_batches: tuple[int, ...] = (10,)
     one_by_one: int = 3
     line_turns: int = 1
     max_new_tokens: int = 40
@@ -55,7 +58,10 @@ SIZES = {
         short_bursts=(1, 1),
         lever_bursts=(1, 1),
         turns=1,
-        sources_per_turn=2,
+        greedy_sources=3,
+        greedy_batches=(2, 3),
+        beam_sources=2,
+        beam_batches=(2,),
         one_by_one=1,
         line_turns=1,
         max_new_tokens=4,
@@ -138,10 +144,11 @@ class Race:
             ("lora", workload.METHODS["lora"][0], adapter),
             DecodeSpec(beams=beams, max_new_tokens=self.size.max_new_tokens),
         )
-        per_turn = self.size.sources_per_turn
+        greedy = (self.size.greedy_sources, self.size.greedy_batches)
+        per_turn, batch_sizes = greedy if beams == 1 else (self.size.beam_sources, self.size.beam_batches)
         sources = workload.sampled_sources(self.task, model, self.size.turns * per_turn)
         turns = [sources[at : at + per_turn] for at in range(0, len(sources), per_turn)]
-        return decoding.race(decoders, turns, self.size.one_by_one, self.size.line_turns)
+        return decoding.race(decoders, turns, batch_sizes, self.size.one_by_one, self.size.line_turns)
 
     def sweep(self) -> Result:
         """Twelve trials end to end."""
@@ -206,7 +213,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m race", description="race Tuneoff against peft, Trainer, Ray Tune")
     parser.add_argument("--e2e", help="folder of the E2E data; without it the public release is downloaded")
     parser.add_argument("--size", choices=SIZES, default="cpu")
-    parser.add_argument("--minutes", type=float, default=24.0, help="no part begins after so many minutes")
+    parser.add_argument("--minutes", type=float, default=32.0, help="no part begins after so many minutes")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, default=Path("results/race/report"))
     parser.add_argument("--again", action="store_true", help="run parts that are there already")

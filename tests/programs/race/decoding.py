@@ -10,7 +10,7 @@ import torch
 
 from bench.decode import batched as decode_engine
 from bench.decode.beam_search import DecodingSettings
-from bench.decode.generate import decoding_settings
+from bench.decode.generate import decoding_settings, rows_of
 from bench.models.architecture import padded
 from bench.models.base import load_tokenizer
 from bench.schema.trial import DecodeSpec, ModelSpec
@@ -37,14 +37,13 @@ class Decoders:
         self.ours.eval()
         self.peers = peers.load(model, adapter).eval()
         self.tokenizer = load_tokenizer(ModelSpec(path=model))
+        self.decode = decode
         self.settings: DecodingSettings = decoding_settings(self.tokenizer, decode, self.ours)
 
     def batched(self, sources: Sequence[Tokens]) -> list[Tokens]:
-        """Ours: all sources at once, longest first."""
-        order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
-        found = decode_engine.decode(self.ours, [sources[index] for index in order], self.settings)
-        texts = {index: hypotheses[0].tokens for index, hypotheses in zip(order, found, strict=True)}
-        return [texts[index] for index in range(len(sources))]
+        """Ours, with as many sources at once as a trial on this machine decodes."""
+        rows = rows_of(self.ours, sources, self.decode, torch.device("cpu"))
+        return [best.tokens for best, *_ in decode_engine.decode(self.ours, sources, self.settings, rows)]
 
     def generate(self, sources: Sequence[Tokens], batch_size: int) -> list[Tokens]:
         """Theirs, in the order of the sources."""
@@ -61,24 +60,31 @@ class Decoders:
 
 
 def race(
-    decoders: Decoders, turns: Sequence[Sequence[dict[str, Any]]], one_by_one: int, line_turns: int
+    decoders: Decoders,
+    turns: Sequence[Sequence[dict[str, Any]]],
+    batch_sizes: Sequence[int],
+    one_by_one: int,
+    line_turns: int,
 ) -> dict[str, Any]:
     """Decode the sources turn by turn, all contenders one after the other in each.
 
     Args:
         decoders: The models.
         turns: Sources of each turn, with their numbers of references.
+        batch_sizes: Of ``generate``; every one of them decodes all sources of a turn.
         one_by_one: How many sources of a turn are also decoded by calls of a single source.
         line_turns: In how many turns one source, of about as many references as the mean (7.45 in the whole test
             split), is also decoded once for each of them, as published scripts do that loop over the lines of a file.
     """
-    seconds: dict[str, list[float]] = {"tuneoff": [], "generate, batch 10": [], "generate, batch 1": []}
+    sizes = (*batch_sizes, 1)
+    seconds: dict[str, list[float]] = {"tuneoff": [], **{f"generate, batch {size}": [] for size in sizes}}
     same, compared = 0, 0
     for number, turn in enumerate(turns):
         sources = [source["ids"] for source in turn]
         texts, took = _timed(lambda: decoders.batched(sources))  # noqa: B023 - called at once
         seconds["tuneoff"].append(took / len(sources))
-        for name, some, size in (("generate, batch 10", sources, 10), ("generate, batch 1", sources[:one_by_one], 1)):
+        for size in sizes:
+            name, some = f"generate, batch {size}", sources if size > 1 else sources[:one_by_one]
             theirs, took = _timed(lambda: decoders.generate(some, size))  # noqa: B023 - called at once
             seconds[name].append(took / len(some))
             same += sum(a == b for a, b in zip(texts, theirs, strict=False))

@@ -118,11 +118,11 @@ def _decoding(parts: Sequence[dict[str, Any]]) -> list[str]:
         for name, seconds in part["median_seconds_per_source"].items()
     ]
     same = ", ".join(f"{part['same_texts']:.1%} with {part['beams']} beams" for part in parts)
-    first = parts[0]
+    sources = ", ".join(f"{part['sources']} with {part['beams']} beams" for part in parts)
     return [
         "## Decoding",
         "",
-        f"{first['sources']} E2E test sources, {first['max_new_tokens']} new tokens at most, LoRA at its start. Texts "
+        f"E2E test sources: {sources}; {parts[0]['max_new_tokens']} new tokens at most, LoRA at its start. Texts "
         f"that are the same: {same}" + (".\n" if all(part["gate_passed"] for part in parts) else ": GATE FAILED.\n"),
         *_table(("beams", "contender", "s per unique source", "ratio"), rows),
     ]
