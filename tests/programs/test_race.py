@@ -8,14 +8,16 @@ import json
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from race import decoding, training, workload
+from race import decoding, one_process, sweep, trainer_trial, training, workload
 from race.__main__ import main
 from race.contender import Contender, Job, run
 from race.ours import LEVERS
 from race.pacer import Pacer
 from race.render import markdown
+from transformers import Trainer
 
 from bench.schema.trial import DecodeSpec
 
@@ -128,6 +130,54 @@ def test_decoders_say_the_same(beams: int, tiny_models: dict[str, Path], tmp_pat
     assert found["same_texts"] == 1.0
     assert found["gate_passed"]
     assert len({tuple(text) for text in decoders.batched([source["ids"] for source in turns[0]])}) > 1
+
+
+def sweep_data(folder: Path) -> Path:
+    folder.mkdir()
+    for split, count in (("train", 160), ("dev", 4), ("test", 2)):
+        facts = [{"source": f"name : {n}", "references": [f"This is {n}.", f"It is {n}."]} for n in range(count)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
+    return folder
+
+
+def test_trials_in_one_process_are_those_of_a_process_each(
+    tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a process keeps of one trial changes nothing in the next one."""
+    model, data = tiny_models["llama"], sweep_data(tmp_path / "data")
+    losses: list[float] = []
+    train = Trainer.train
+
+    def told(trainer: Trainer) -> Any:
+        found = train(trainer)
+        losses.append(found.training_loss)
+        return found
+
+    monkeypatch.setattr(Trainer, "train", told)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    (tmp_path / "out").mkdir()
+    trials = sweep._trials(model, data, tmp_path / "out", 2, 1)
+    chosen = [trials[0], trials[4], trials[0]]
+    path = tmp_path / "loop.json"
+    path.write_text(json.dumps({"trials": chosen}))
+    loaded = trainer_trial._base.cache_info().misses
+    monkeypatch.setattr(sys, "argv", ["one_process", str(path)])
+    one_process.main()
+    assert trainer_trial._base.cache_info().misses == loaded + 1, "the model is read once"
+    assert losses[0] == losses[2] != losses[1]
+    assert len(sweep._written(trials)) == 2
+
+
+@pytest.mark.full
+def test_all_contenders_of_the_sweep_complete_its_trials(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    found = sweep.race(tiny_models["llama"], sweep_data(tmp_path / "data"), tmp_path, 2, 2, 1, tmp_path / "log")
+    assert set(found["ratios"]) == {
+        "shell loop of Trainer scripts",
+        "Ray Tune of the same function",
+        "Ray Tune with reused actors",
+        "a loop in one process",
+    }
+    assert all(len(walls) == 1 for walls in found["wall_seconds"].values())
 
 
 def test_a_record_becomes_a_page_that_says_what_is_missing() -> None:

@@ -46,7 +46,7 @@ class Size:
     line_turns: int = 1
     max_new_tokens: int = 40
     sweep_steps: int = 20
-    sweep_repetitions: int = 1
+    sweep_repetitions: int = 5
 
 
 SIZES = {
@@ -66,6 +66,7 @@ SIZES = {
         line_turns=1,
         max_new_tokens=4,
         sweep_steps=2,
+        sweep_repetitions=1,
     ),
 }
 
@@ -213,7 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m race", description="race Tuneoff against peft, Trainer, Ray Tune")
     parser.add_argument("--e2e", help="folder of the E2E data; without it the public release is downloaded")
     parser.add_argument("--size", choices=SIZES, default="cpu")
-    parser.add_argument("--minutes", type=float, default=32.0, help="no part begins after so many minutes")
+    parser.add_argument("--minutes", type=float, default=90.0, help="no part begins after so many minutes")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, default=Path("results/race/report"))
     parser.add_argument("--again", action="store_true", help="run parts that are there already")

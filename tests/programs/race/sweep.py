@@ -1,4 +1,4 @@
-"""The sweep part: 12 trials end to end, against a shell loop of Trainer scripts and against Ray Tune."""
+"""The sweep part: 12 trials end to end, against loops around Trainer, in a shell and in one process, and Ray Tune."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,15 @@ def race(
         repetitions: Sweeps of each contender.
         log: For the output of commands.
     """
+    tune = partial(_ray_tune, threads, log)
     contenders: dict[str, Callable[[Path], list[float]]] = {
         "tuneoff run": lambda out: _tuneoff(model, data, out, steps, log),
         "shell loop of Trainer scripts": lambda out: _shell_loop(_trials(model, data, out, steps, threads), log),
-        "Ray Tune of the same function": lambda out: _ray_tune(_trials(model, data, out, steps, 1), threads, log),
+        "Ray Tune of the same function": lambda out: _ray_tune(
+            _trials(model, data, out, steps, 1), threads, False, log
+        ),
+        "Ray Tune with reused actors": lambda out: tune(True, _trials(model, data, out, steps, 1)),
+        "a loop in one process": lambda out: _one_process(_trials(model, data, out, steps, threads), log),
     }
     walls: dict[str, list[float]] = {name: [] for name in contenders}
     busy: dict[str, list[float]] = {name: [] for name in contenders}
@@ -121,9 +127,16 @@ def _shell_loop(trials: list[dict[str, Any]], log: Path) -> list[float]:
     return _written(trials)
 
 
-def _ray_tune(trials: list[dict[str, Any]], workers: int, log: Path) -> list[float]:
+def _one_process(trials: list[dict[str, Any]], log: Path) -> list[float]:
+    path = Path(trials[0]["out"]).with_name("loop.json")
+    path.write_text(json.dumps({"trials": trials}))
+    _call([sys.executable, "-m", "race.one_process", str(path)], log)
+    return _written(trials)
+
+
+def _ray_tune(workers: int, log: Path, reuse_actors: bool, trials: list[dict[str, Any]]) -> list[float]:
     path = Path(trials[0]["out"]).with_name("tune.json")
-    path.write_text(json.dumps({"trials": trials, "workers": workers}))
+    path.write_text(json.dumps({"trials": trials, "workers": workers, "reuse_actors": reuse_actors}))
     _call([sys.executable, "-m", "race.tune", str(path)], log)
     return _written(trials)
 

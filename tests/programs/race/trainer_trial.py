@@ -1,10 +1,13 @@
 """One trial as a script around Trainer: train, decode, score, write a file. What people run in a shell loop.
 
-``python -m race.trainer_trial TRIAL.json``; the function of Ray Tune is the same. Nothing of ours in here.
+``python -m race.trainer_trial TRIAL.json``; the function of Ray Tune, and of a loop in one process, is the same. What a
+process reads for its first trial it keeps for the next ones. Nothing of ours in here.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import sys
 import time
@@ -33,22 +36,13 @@ def run_trial(trial: dict[str, Any]) -> dict[str, Any]:
     """
     import sacrebleu
     from peft import PeftConfig, get_peft_model
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoTokenizer,
-        DataCollatorForSeq2Seq,
-        Trainer,
-        TrainingArguments,
-        set_seed,
-    )
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
 
     torch.set_num_threads(trial["threads"])
     set_seed(trial["seed"])
-    tokenizer = AutoTokenizer.from_pretrained(trial["model"])
-    base = AutoModelForCausalLM.from_pretrained(trial["model"], dtype=torch.float32)
+    tokenizer, base = _tokenizer(trial["model"]), copy.deepcopy(_base(trial["model"]))
     model = get_peft_model(base, PeftConfig.from_peft_type(**KINDS[trial["method"]], task_type="CAUSAL_LM"))
-    splits = {split: _read(Path(trial["data"]) / f"{split}.jsonl") for split in ("train", "test")}
-    rows = [_row(tokenizer, record["source"], record["references"][0]) for record in splits["train"]]
+    rows, test = _rows(trial["model"], trial["data"]), _read(Path(trial["data"]) / "test.jsonl")
     arguments = TrainingArguments(
         output_dir=str(Path(trial["out"]).with_suffix(".trainer")),
         max_steps=trial["steps"],
@@ -63,11 +57,11 @@ def run_trial(trial: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator).train()
     trained = time.perf_counter()
-    texts = _decode(model.eval(), tokenizer, [record["source"] for record in splits["test"]], trial["max_new_tokens"])
+    texts = _decode(model.eval(), tokenizer, [record["source"] for record in test], trial["max_new_tokens"])
     decoded = time.perf_counter()
-    most = max(len(record["references"]) for record in splits["test"])
+    most = max(len(record["references"]) for record in test)
     references = [
-        [record["references"][number] if number < len(record["references"]) else None for record in splits["test"]]
+        [record["references"][number] if number < len(record["references"]) else None for record in test]
         for number in range(most)
     ]
     result = {
@@ -79,6 +73,27 @@ def run_trial(trial: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+@functools.cache
+def _tokenizer(model: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)
+
+
+@functools.cache
+def _base(model: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+
+
+@functools.cache
+def _rows(model: str, data: str) -> list[dict[str, list[int]]]:
+    records = _read(Path(data) / "train.jsonl")
+    return [_row(_tokenizer(model), record["source"], record["references"][0]) for record in records]
+
+
+@functools.cache
 def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 

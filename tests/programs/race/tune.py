@@ -1,4 +1,7 @@
-"""Ray Tune over the function of race.trainer_trial: ``python -m race.tune TRIALS.json``, one core for each trial."""
+"""Ray Tune over the function of race.trainer_trial: ``python -m race.tune TRIALS.json``, one core for each trial.
+
+Its actors are fresh for each trial, which is the default, or reused, which saves all starts but the first.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def main() -> None:
     tuner = Tuner(
         tune.with_resources(trainable, {"cpu": 1}),
         param_space={"trial": tune.grid_search(job["trials"])},
-        tune_config=TuneConfig(metric="bleu", mode="max"),
+        tune_config=TuneConfig(metric="bleu", mode="max", reuse_actors=job["reuse_actors"]),
         run_config=RunConfig(storage_path=str(path.parent / "tune"), verbose=0),
     )
     found = tuner.fit()
