@@ -96,7 +96,7 @@ def read_split(spec: TaskSpec, task: Task, split: Split, tokens: Tokenization, s
 def _key(spec: TaskSpec, task: Task, split: Split, tokens: Tokenization) -> JsonDict | None:
     """Everything that the tokens depend on; None if it is unknown."""
     data = spec.data_sha256 or task.checksums([split])
-    tokenizer = _fingerprint(tokens.tokenizer)
+    tokenizer = tokens.tokenizer_sha256
     if not data or tokenizer is None:
         return None
     config = dict(spec.config)
@@ -114,30 +114,6 @@ def _key(spec: TaskSpec, task: Task, split: Split, tokens: Tokenization) -> Json
         "code": code_sha256(),
         "versions": {name: installed_version(name) for name in ("tokenizers", "transformers", "datasets", "pyarrow")},
     }
-
-
-def _fingerprint(tokenizer: Any) -> str | None:
-    """Hash of a tokenizer's content, in any folder; None if its content cannot be hashed."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return None
-    content = json.loads(backend.to_str())
-    for of_calls in ("truncation", "padding"):  # set by calls, and by none of ours
-        content.pop(of_calls, None)
-    settings = {
-        name: value
-        for name, value in tokenizer.init_kwargs.items()
-        if isinstance(value, str | int | float | bool | None) and "path" not in name and "file" not in name
-    }
-    parts = [
-        type(tokenizer).__qualname__,
-        content,
-        settings,
-        tokenizer.bos_token,
-        tokenizer.eos_token,
-        getattr(tokenizer, "chat_template", None),
-    ]
-    return sha256_of_json(parts)
 
 
 def _store(entry: Path, data: SplitData, key: JsonDict) -> None:

@@ -12,6 +12,7 @@ from bench.models import base
 from bench.models.architecture import Architecture, Pair, plain_ids, vocabulary_size
 from bench.models.chat import ChatTemplate, Frame, exchanges
 from bench.models.text_ends import end_token_ids
+from bench.models.tokenizer_hash import tokenizer_sha256
 from bench.models.whole_texts import WholeTexts
 from bench.schema.trial import ModelSpec
 from bench.task import CHAT, Example, TaskConfig, Turn
@@ -45,6 +46,11 @@ class Tokenization:
         if "{bos}" not in self.config.template:
             return self.config.template
         return self.config.template.replace("{bos}", self.tokenizer.bos_token or self.tokenizer.eos_token)
+
+    @cached_property
+    def tokenizer_sha256(self) -> str | None:
+        """Hash of the tokenizer's content, taken once for all splits; None if it cannot be hashed."""
+        return tokenizer_sha256(self.tokenizer)
 
     @cached_property
     def texts(self) -> WholeTexts:

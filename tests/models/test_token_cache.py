@@ -21,6 +21,7 @@ from bench.measure.phases import PhaseMeter
 from bench.models import token_cache
 from bench.models.split_data import SplitData, data_summary
 from bench.models.token_cache import read_split
+from bench.models.tokenizer_hash import tokenizer_sha256
 from bench.models.tokens import Tokenization, tokenization
 from bench.plugins.registry import make_task
 from bench.rank.context import RankContext
@@ -196,6 +197,29 @@ def test_where_nothing_can_be_kept_it_is_said_in_one_line(
     assert ["No space left on device" in line for line in said] == [True]
     assert len(loads) == 3, "what was made is used although it could not be kept"
     assert not [path for path in folder.iterdir() if not path.name.endswith(".lock")], "nothing half is left"
+
+
+def test_a_tokenizer_is_hashed_once_for_all_splits_and_calls_leave_its_hash(
+    case: Case, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str | None] = []
+
+    def told(tokenizer: Any) -> str | None:
+        hashed.append(tokenizer_sha256(tokenizer))
+        return hashed[-1]
+
+    monkeypatch.setattr("bench.models.tokens.tokenizer_sha256", told)
+    task = make_task(case.spec)
+    tokens = tokenization(case.model, task.config)
+    splits: tuple[Split, ...] = ("train", "dev", "test")
+    for split in splits:
+        read_split(case.spec, task, split, tokens, never)
+    assert len(hashed) == 1 and hashed[0] is not None
+    tokens.tokenizer(["Ann lives", "Bob"], truncation=True, max_length=1, padding=True)
+    assert tokens.tokenizer.backend_tokenizer.truncation is not None
+    assert tokenizer_sha256(tokens.tokenizer) == hashed[0]
+    others = tokenization(ModelSpec(path=str(tiny_models["t5"])), task.config)
+    assert tokenizer_sha256(others.tokenizer) != hashed[0]
 
 
 def test_a_tokenizer_that_cannot_be_hashed_keeps_nothing(case: Case, folder: Path) -> None:
