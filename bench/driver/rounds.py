@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 # Assumed of a trial whose cost cannot be forecast, until a similar one has ended.
 UNKNOWN_SECONDS = 60.0
+METHODS_NAMED = 8  # of those that are about to run
 
 
 class RoundRunner:
@@ -135,7 +137,8 @@ class RoundRunner:
         self.keep(self.store.root, asked)
         pending = [trial for trial in trials.trials if trial.trial_id not in present]
         done = len(trials.trials) - len(pending)
-        self.console.print(f"{title}: {len(trials.trials)} trials, {done} done, {len(pending)} to run", highlight=False)
+        counts = f"{title}: {len(trials.trials)} trials, {done} done, {len(pending)} to run"
+        self.console.print(f"{counts}{_what(pending)}", highlight=False, markup=False, soft_wrap=True)
         self._board.begin_round(list(present.values()), pending, later if pending else ())
         if pending:
             self._run(pending)
@@ -202,3 +205,12 @@ class RoundRunner:
         from bench.plugins.source import sources_of
 
         return make_launcher(self.launcher, self.store.outbox, sources_of(self.targets))
+
+
+def _what(pending: Sequence[TrialSpec]) -> str:
+    """The methods that are about to run, in their order, with how many trials each has."""
+    counts = Counter(trial.method.name for trial in pending)
+    names = [name if count == 1 else f"{name} ({count})" for name, count in counts.items()]
+    if len(names) > METHODS_NAMED:
+        names[METHODS_NAMED:] = [f"{len(names) - METHODS_NAMED} more methods"]
+    return f": {', '.join(names)}" if names else ""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from fakes import completed, record, trial
 from rich.console import Console
 
-from bench.driver.rounds import RoundRunner
+from bench.driver.rounds import METHODS_NAMED, RoundRunner
 from bench.driver.stages import Round
 from bench.launch.local import LocalOptions
 from bench.schema.record import Failed, TrialResult
@@ -53,3 +54,19 @@ def test_a_round_runs_what_has_no_record_and_reads_no_record_that_the_index_hold
     assert runner.ran == tuple(spec.trial_id for spec in ((failed, new) if retry_failed else (new,)))
     assert list(runner.found) == [spec.trial_id for spec in trials]
     assert runner.found[failed.trial_id].status == ("completed" if retry_failed else "failed")
+
+
+def test_a_round_begins_by_saying_what_will_run(tmp_path: Path) -> None:
+    out = StringIO()
+    store = Store(tmp_path / "sweep")
+    specs = [trial("none"), *(trial("lora", seed=seed) for seed in range(2))]
+    more = [trial(f"plugin_{number}") for number in range(METHODS_NAMED + 2)]
+    with store.locked():
+        runner = Runner(store, "sweep", LocalOptions(), Console(file=out, width=40), [], retry_failed=False)
+        for trials in (specs, specs, more):
+            runner.run(Round("final", trials), "sweep")
+    first, again, many = out.getvalue().splitlines()
+    assert first == "sweep: 3 trials, 0 done, 3 to run: none, lora (2)"
+    assert again == "sweep: 3 trials, 3 done, 0 to run"
+    named = ", ".join(spec.method.name for spec in more[:METHODS_NAMED])
+    assert many == f"sweep: 10 trials, 0 done, 10 to run: {named}, 2 more methods"
