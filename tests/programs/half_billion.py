@@ -1,7 +1,7 @@
 """Half a billion weights through Ray: two ranks, ZeRO 3, bf16, killed and continued, scored and reported.
 
-``PYTHONPATH=.:tests:tests/support:tests/programs OMP_NUM_THREADS=1 python tests/programs/half_billion.py`` makes a random
-Llama, compares five methods on it, and writes ``results/exhibits/half_billion/half_billion.md``. It takes some
+``PYTHONPATH=.:tests:tests/support:tests/programs OMP_NUM_THREADS=1 python tests/programs/half_billion.py`` makes a
+random Llama, compares five methods on it, and writes ``results/exhibits/half_billion/half_billion.md``. It takes some
 twenty minutes on two cores and 16 GiB.
 
 In every training the last rank kills itself after its fourth step, and the retry continues from the checkpoint of the
