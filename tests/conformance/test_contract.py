@@ -97,6 +97,7 @@ OFTEN = [
         or (check in OF_VARIANTS and name in SOFT_PROMPTS)
         or (check in OF_OTHER_FAMILIES and family in CORE_FAMILIES)
     ),
+    named("lora_plus", {}, "llama", "lanes do not meet"),  # its groups have rates of their own
     *(
         named(name, config, family, check)
         for number, (name, config, families) in enumerate(VARIANTS)
