@@ -7,13 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.store import requests
 from bench.store.requests import ANSWER_SUFFIX, REQUESTS_FOLDER, Answer, CancelRequest, Requests
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "POLL_SECONDS", 0.005)
 
 
 def test_an_answer_reaches_who_asked_and_nothing_is_left(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def page(packages: Sequence[Counted], seed: int) -> str:
         if one.survived:
             lines += ["", f"**{one.name}**", ""]
             lines += [
-                f"- `{left['file']}`, `{left['function']}`: {_quoted(left['before'])} → {_quoted(left['after'])}"
+                f"- `{left['file']}`, `{left['function'] or 'module'}`: {_quoted(left['before'])} → {_quoted(left['after'])}"
                 for left in one.survived
             ]
     return "\n".join(lines) + "\n"
