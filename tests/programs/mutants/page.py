@@ -104,8 +104,7 @@ def page(packages: Sequence[Counted], seed: int) -> str:
         if one.survived:
             lines += ["", f"**{one.name}**", ""]
             lines += [
-                f"- `{left['file']}`, `{left['function'] or 'module'}`: {_quoted(left['before'])} → {_quoted(left['after'])}"
-                for left in one.survived
+                f"- {_place(left)}: {_quoted(left['before'])} → {_quoted(left['after'])}" for left in one.survived
             ]
     return "\n".join(lines) + "\n"
 
@@ -113,6 +112,10 @@ def page(packages: Sequence[Counted], seed: int) -> str:
 def _code(names: Sequence[str]) -> str:
     files = dict.fromkeys(name.partition("::")[0] for name in names)
     return "<br>".join(f"`{file}`" for file in files)
+
+
+def _place(left: Mapping[str, Any]) -> str:
+    return f"`{left['file']}`, `{left['function']}`" if left["function"] else f"`{left['file']}`"
 
 
 def _quoted(text: str) -> str:
