@@ -53,6 +53,7 @@ TARGETS = {
                 "tests/store/test_retry.py",
             ),
             ("pydantic", "rich.console", "scipy.special"),
+            8,
         ),
         Target(
             "store",
@@ -66,7 +67,7 @@ TARGETS = {
             ("bench/statistics",),
             ("tests/statistics", "tests/metrics/test_answers.py::test_one_seed_of_right_and_wrong_is_tested_exactly"),
             ("scipy.stats", "sacrebleu", "pandas"),
-            6,
+            4,
             6.0,
         ),
         Target(
@@ -74,6 +75,7 @@ TARGETS = {
             ("bench/tuning",),
             ("tests/tuning", "tests/driver/test_stages.py"),
             ("scipy.special", "optuna", "matplotlib.figure"),
+            8,
         ),
         Target("metrics", ("bench/metrics",), ("tests/metrics",), ("sacrebleu", "nltk", "scipy.special"), 4, 6.0),
         Target(
@@ -98,7 +100,7 @@ TARGETS = {
                 "tests/models/test_data_and_tasks.py",
             ),
             _TORCH,
-            12,
+            8,
             6.0,
         ),
         Target("decode", ("bench/decode",), ("tests/decode",), _TORCH, 4, 3.0),
