@@ -81,9 +81,11 @@ def test_an_end_token_is_no_part_of_a_text_and_the_token_of_a_stop_string_is(mon
     monkeypatch.setattr(generate, "end_token_ids", lambda *_: frozenset({ord("#")}))
     monkeypatch.setattr(generate, "text_of", letters)
     monkeypatch.setattr(batched, "unsupported", lambda model: "for a test")
-    monkeypatch.setattr(
-        generate, "_generated", lambda model, kind, inputs, *_: [tokens(written[one[0]]) for one in inputs]
-    )
+
+    def made(model: Any, architecture: Any, inputs: list[list[int]], *_: Any) -> list[list[int]]:
+        return [tokens(written[number]) for (number,) in inputs]
+
+    monkeypatch.setattr(generate, "_batch_generated", made)
     model: Any = SimpleNamespace(config=None, generation_config=None)
     sources = [[number] for number in written]
     spec = DecodeSpec(stop=["."], batch_size=2, max_new_tokens=3)
