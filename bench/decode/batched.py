@@ -21,7 +21,7 @@ from torch import nn
 from bench.decode.beam_search import Decoding, DecodingSettings, Hypothesis, make_decoding
 from bench.decode.cache import Appending, BeamCache, Reading
 from bench.models.architecture import takes_source_lengths
-from bench.models.shared_heads import sharing_heads
+from bench.models.shared_heads import FLASH_ATTENTION, masked_instead_of_flash, sharing_heads
 from methods.parts.cache_names import CACHE
 
 # Sources are read once this share of the rows is idle: a few together are read faster than each by itself.
@@ -48,7 +48,7 @@ def unsupported(model: Any) -> str | None:
         return "its prompt is part of every row"
     if not getattr(model, "_supports_attention_backend", False):
         return f"{type(model).__name__} does not take masks and positions as transformers' newer decoders do"
-    if config._attn_implementation not in ("sdpa", "eager"):
+    if config._attn_implementation not in ("sdpa", "eager", *FLASH_ATTENTION):
         return f"attention {config._attn_implementation!r} takes no mask of its own"
     if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=config).layers):
         return "not all of its layers attend to all tokens"
@@ -80,7 +80,7 @@ def decode(
     """
     results: list[list[Hypothesis]] = [[] for _ in sources]
     told = 0
-    with sharing_heads(model):
+    with masked_instead_of_flash(model), sharing_heads(model):
         batch = _Batch(model, sources, settings, rows or len(sources))
         while _anywhere(batch.unfinished, model.device) if in_step else batch.unfinished:
             if batch.has_room:

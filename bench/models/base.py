@@ -209,7 +209,7 @@ def _unusable(spec: ModelSpec, error: Exception) -> ModelError:
             "and set model.quantization"
         )
     if any(word in reason.lower() for word in ABOUT_ATTENTION):
-        other = "leave model.attention out" if spec.attention == "flash_attention_2" else "set model.attention: eager"
+        other = "leave model.attention out" if spec.attention.startswith("flash") else "set model.attention: eager"
         name = (getattr(load_config(spec), "architectures", None) or ["the model"])[0]
         return ModelError(
             f"model.attention: {name} in {spec.path!r} cannot be had with {spec.attention!r}; {other} "

@@ -5,7 +5,7 @@ B rows, G key/value heads, H query heads, T tokens in this call, L positions att
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 SHARED_HEADS_ATTENTION = "tuneoff_shared_heads"
+FLASH_ATTENTION = ("flash_attention_2", "flash_attention_3")
 
 
 def shared_heads_attention(
@@ -109,17 +110,30 @@ AttentionMaskInterface.register(SHARED_HEADS_ATTENTION, sdpa_mask)
 @contextmanager
 def sharing_heads(*models: nn.Module) -> Iterator[None]:
     """Inside the block layers that use transformers' SDPA use :func:`shared_heads_attention`."""
-    configs: list[Any] = [
-        module.config for model in models for module in model.modules() if _attention_of(module) == "sdpa"
-    ]
-    for config in configs:
-        config._attn_implementation = SHARED_HEADS_ATTENTION
+    with _attention_replaced(models, ("sdpa",), SHARED_HEADS_ATTENTION):
+        yield
+
+
+@contextmanager
+def masked_instead_of_flash(model: nn.Module) -> Iterator[None]:
+    """Inside the block layers that use flash attention use SDPA: the same function, which takes masks of one's own."""
+    with _attention_replaced([model], FLASH_ATTENTION, "sdpa"):
+        yield
+
+
+@contextmanager
+def _attention_replaced(models: Sequence[nn.Module], names: Sequence[str], other: str) -> Iterator[None]:
+    configs = {
+        id(module.config): module.config
+        for model in models
+        for module in model.modules()
+        if getattr(getattr(module, "config", None), "_attn_implementation", None) in names
+    }
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    for config in configs.values():
+        config._attn_implementation = other
     try:
         yield
     finally:
-        for config in configs:
-            config._attn_implementation = "sdpa"
-
-
-def _attention_of(module: nn.Module) -> str | None:
-    return getattr(getattr(module, "config", None), "_attn_implementation", None)
+        for key, config in configs.items():
+            config._attn_implementation = before[key]

@@ -102,7 +102,7 @@ class ModelSpec(Settings):
 
     path: str = Field("smollm2-135m", description="a local folder, a hub id, or the embedded model")
     revision: str | None = Field(None, description="hub revision (branch, tag or commit); None is the hub's main")
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
         "sdpa", description="how attention is computed, in the words of transformers"
     )
     beginning_token: bool = Field(

@@ -102,7 +102,8 @@ def test_attention_that_a_model_lacks_is_refused_by_our_key(
     assert empty_model(ModelSpec(path=str(folder), attention="eager")).config._attn_implementation == "eager"
 
 
-def test_flash_attention_that_is_not_there_is_refused_by_our_key(tiny_models: dict[str, Path]) -> None:
-    spec = ModelSpec(path=str(tiny_models["llama"]), attention="flash_attention_2")
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3"])
+def test_flash_attention_that_is_not_there_is_refused_by_our_key(attention: Any, tiny_models: dict[str, Path]) -> None:
+    spec = ModelSpec(path=str(tiny_models["llama"]), attention=attention)
     with pytest.raises(ModelError, match=r"model.attention: LlamaForCausalLM .* leave model.attention out"):
         empty_model(spec)

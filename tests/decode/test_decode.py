@@ -130,8 +130,20 @@ def test_which_models_are_left_to_transformers() -> None:
     assert {reason: batched.unsupported(model) for reason, model in models.items()} == {
         reason: reason for reason in models
     }
-    models[None].config._attn_implementation = "flash_attention_2"
-    assert batched.unsupported(models[None]) == "attention 'flash_attention_2' takes no mask of its own"
+    models[None].config._attn_implementation = "flex_attention"
+    assert batched.unsupported(models[None]) == "attention 'flex_attention' takes no mask of its own"
+
+
+@pytest.mark.parametrize("method", ["none", "prefix_tuning", "lora"])
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3"])
+def test_flash_attention_is_decoded_by_masks(method: str, attention: str) -> None:
+    model, sources = patched("llama", method), random_sources(5, seed=1)
+    settings = DecodingSettings(ends=ENDS, max_new_tokens=12)
+    expected = batched.decode(model, sources, settings)
+    model.config._attn_implementation = attention  # which this machine need not have, as nothing calls it
+    assert batched.unsupported(model) is None
+    assert batched.decode(model, sources, settings) == expected
+    assert model.config._attn_implementation == attention
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -35,7 +35,7 @@ def test_trials_run_and_what_they_show_is_written(tmp_path: Path) -> None:
 def test_everything_is_tried_on_a_cpu(tmp_path: Path) -> None:
     told: list[Shown] = []
     assert measure("cpu", tmp_path, told.append), [line for line in told if line.is_bad]
-    assert [line.what for line in told if line.verdict == "not tried"] == ["flash_attention_2"]
+    assert [line.what for line in told if line.verdict == "not tried"] == ["flash_attention_2", "flash_attention_3"]
     (fused,) = [line.numbers for line in told if line.what.startswith("2 trials in one pass")]
     assert fused["largest_difference"] < 1e-4
     assert fused["trial_steps_per_second"] > 0
@@ -48,6 +48,7 @@ def test_all_that_only_a_gpu_can_show_is_named() -> None:
         "bf16",
         "fp16",
         "flash_attention_2",
+        "flash_attention_3",
         "nf4",
         "compiled",
         "8 trials in one pass",

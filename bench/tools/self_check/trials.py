@@ -42,17 +42,18 @@ class Variant:
 def variants(kind: DeviceKind, devices: int, size: Size) -> Iterator[Variant]:
     """All trials. Half precision on a CPU is tried without ZeRO, which works on every CPU."""
     on_gpu = kind == "cuda"
-    flash = "" if on_gpu and importlib.util.find_spec("flash_attn") else "flash_attn is not installed"
     yield Variant(PLAIN)
     yield Variant("bf16", {"precision": "bf16"})
     yield Variant("fp16", {"precision": "fp16"})
     yield Variant("eager", model={"attention": "eager"})
-    yield Variant(
-        "flash_attention_2",
-        {"precision": "bf16"},
-        {"attention": "flash_attention_2"},
-        without=flash if on_gpu else "flash attention runs on GPUs alone",
-    )
+    for flash, package in (("flash_attention_2", "flash_attn"), ("flash_attention_3", "flash_attn_interface")):
+        missing = "" if importlib.util.find_spec(package) else f"{package} is not installed"
+        yield Variant(
+            flash,
+            {"precision": "bf16"},
+            {"attention": flash},
+            without=missing if on_gpu else "flash attention runs on GPUs alone",
+        )
     for stage in range(4):
         alone = "" if devices >= 2 else "one GPU: NCCL needs two"
         yield Variant(f"ZeRO {stage} on 2 ranks", {"ranks": 2, "zero_stage": stage}, without=alone)
