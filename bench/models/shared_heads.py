@@ -123,7 +123,7 @@ def masked_instead_of_flash(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _attention_replaced(models: Sequence[nn.Module], names: Sequence[str], other: str) -> Iterator[None]:
-    configs = {
+    configs: dict[int, Any] = {
         id(module.config): module.config
         for model in models
         for module in model.modules()
