@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bench.decode import batched, generate, generate_hooks, merged, stop_strings
+from bench.decode.beam_search import DecodingSettings
 from bench.decode.generate import Decoded
 from bench.decode.merged import decode_both_ways
 from bench.decode.stop_strings import StopStrings
@@ -114,3 +115,36 @@ def test_texts_that_merging_changes_are_counted(batch_size: int, monkeypatch: py
     assert found.merged.engine == found.unmerged.engine == "batched"
     nothing = decode_both_ways(method, None, None, None, [], DecodeSpec(), CPU)  # type: ignore[arg-type]
     assert (nothing.equal_texts, nothing.merged.sources, nothing.merged.engine) == (0, 0, None)
+
+
+def test_tokens_up_to_the_first_end(stops: StopStrings) -> None:
+    settings = DecodingSettings(ends=(ord("#"), ord(".")), stops=stops)
+    assert settings.until_end(tokens("ab#cd.")) == tokens("ab#")
+    assert settings.until_end(tokens("axyzb#")) == tokens("axyz")
+    assert settings.until_end(tokens("ab")) == tokens("ab")
+    with pytest.raises(ValueError, match=r"token ids \[46\] end a text and are banned as well"):
+        DecodingSettings(ends=(46,), banned=(46, 47))
+    with pytest.raises(ValueError, match="set either"):
+        DecodingSettings(ends=(), beams=2, temperature=0.5)
+
+
+def test_settings_reach_transformers_where_they_differ_from_its_defaults(stops: StopStrings) -> None:
+    plain = DecodingSettings(ends=(7,)).for_transformers()
+    assert plain == {
+        "do_sample": False,
+        "num_beams": 1,
+        "max_new_tokens": 96,
+        "min_new_tokens": None,
+        "logits_processor": None,
+        "stopping_criteria": None,
+        "bad_words_ids": None,
+        "eos_token_id": [7],
+    }
+    settings = DecodingSettings(
+        ends=(), beams=3, min_new_tokens=5, length_penalty=0.5, no_repeat_ngram_size=2, banned=(1, 2), stops=stops
+    )
+    found = settings.for_transformers()
+    assert (found["min_new_tokens"], found["eos_token_id"], found["bad_words_ids"]) == (5, None, [[1], [2]])
+    assert (found["num_beams"], found["length_penalty"], found["early_stopping"]) == (3, 0.5, False)
+    kinds = [type(one) for one in (*found["logits_processor"], *found["stopping_criteria"])]
+    assert kinds == [generate_hooks.NoRepeatsInText, generate_hooks.NoStopYet, generate_hooks.StopsInText]
