@@ -65,7 +65,33 @@ TARGETS = {
         Target(
             "statistics",
             ("bench/statistics",),
-            ("tests/statistics", "tests/metrics/test_answers.py::test_one_seed_of_right_and_wrong_is_tested_exactly"),
+            (
+                "tests/statistics/test_exact_values.py",
+                "tests/statistics/test_significance.py",
+                *(
+                    f"tests/statistics/test_statistics.py::test_{name}"
+                    for name in (
+                        "scores_of_hardly_anything_are_those_of_sacrebleu",
+                        "estimates_over_seeds",
+                        "holm_adjusts_as_published",
+                        "the_base_model_has_one_seed_and_stands_against_all",
+                        "seeds_are_paired_across_methods",
+                        "few_seeds_conclude_nothing_about_methods",
+                        "a_method_does_not_differ_from_itself",
+                        "intervals_and_p_values_carry_the_same_correction",
+                        "a_half_width_is_that_of_each_part_at_its_own_degrees_of_freedom",
+                        "more_pairs_may_be_equal_only_as_far_as_the_others_allow",
+                        "the_jackknife_of_a_mean_is_its_textbook_variance",
+                        "a_method_whose_seeds_spread_far_more_is_kept_out_of_the_pool",
+                        "a_pool_is_the_mean_square_of_methods_and_seeds",
+                        "seeds_that_all_have_are_counted_where_they_are_enough",
+                        "pairs_with_seeds_of_their_own_stand_by_themselves",
+                        "groups_are_the_largest_sets_that_cannot_be_told_apart",
+                        "groups_hold_no_pair_that_differs_and_every_pair_that_does_not",
+                    )
+                ),
+                "tests/metrics/test_answers.py::test_one_seed_of_right_and_wrong_is_tested_exactly",
+            ),
             ("scipy.stats", "sacrebleu", "pandas"),
             4,
             6.0,
@@ -73,7 +99,11 @@ TARGETS = {
         Target(
             "tuning",
             ("bench/tuning",),
-            ("tests/tuning", "tests/driver/test_stages.py"),
+            (
+                "tests/tuning",
+                "tests/driver/test_stages.py::test_every_method_gets_the_same_budget_and_its_border_is_extended",
+                "tests/driver/test_stages.py::test_a_space_of_choices_is_trained_once_through",
+            ),
             ("scipy.special", "optuna", "matplotlib.figure"),
             8,
         ),
