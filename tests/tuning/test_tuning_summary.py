@@ -152,6 +152,44 @@ def test_the_audit_of_halving_tells_its_regret() -> None:
     assert tuning.expected_best == ()
 
 
+def test_the_regret_of_a_score_that_is_better_when_higher_has_its_sign() -> None:
+    search = Search(
+        key="full-1", method="full", label="", space={RATE: Range(low=1e-4, high=1e-2)}, steps=9, rungs=[3],
+        tune=TuneSpec(trials=5, halving=HalvingSpec(), metric="bleu"),
+    )  # fmt: skip
+    rates = {1e-4: 35.0, 1e-3: 30.0}
+    asks = tuple(
+        Ask(
+            number=number,
+            settings={RATE: rate},
+            origin="sampler",
+            trial_ids=[tune_trial(rate, 3).trial_id, tune_trial(rate).trial_id],
+        )
+        for number, rate in enumerate(rates)
+    )
+    records = [record(tune_trial(rate), probed(1.0, dev_bleu=bleu)) for rate, bleu in rates.items()]
+    (tuning,) = tunings([SearchRows(search, asks, (Cut(rung=0, kept=[1], audited=[0]),))], records)
+    assert tuning.audit is not None
+    assert (tuning.audit.best_kept, tuning.audit.best_audited, tuning.audit.regret) == (30.0, 35.0, 5.0)
+
+
+def test_asks_and_cuts_are_read_as_they_were_written(tmp_path: Path) -> None:
+    search = rows(SEARCHED)[0].search
+    store = SearchStore(tmp_path, search)
+    assert (store.asks(), store.cut(0)) == ([], None)
+    asks = [Ask(number=number, settings={RATE: 1e-3}, origin="border", trial_ids=["a"]) for number in (0, 1, 10)]
+    for ask in reversed(asks):
+        assert store.add_ask(ask) == ask
+    cuts = [Cut(rung=rung, kept=[rung], audited=[]) for rung in (0, 1)]
+    for cut in cuts:
+        assert store.add_cut(cut) == cut
+    again = SearchStore(tmp_path, search)
+    assert again.asks() == asks
+    assert [again.cut(rung) for rung in (0, 1, 2)] == [*cuts, None]
+    (read,) = read_searches(tmp_path)
+    assert (read.search, list(read.asks), list(read.cuts)) == (search, asks, cuts)
+
+
 def test_reports_tell_how_settings_were_chosen() -> None:
     searched, records = rows(SEARCHED, {3e-3: "refinement"})
     content = Content("demo", (), tunings=tuple(tunings([searched], records)))

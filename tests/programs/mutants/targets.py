@@ -103,6 +103,8 @@ TARGETS = {
                 "tests/tuning",
                 "tests/driver/test_stages.py::test_every_method_gets_the_same_budget_and_its_border_is_extended",
                 "tests/driver/test_stages.py::test_a_space_of_choices_is_trained_once_through",
+                "tests/driver/test_stages.py::test_a_sweep_that_is_taken_up_again_asks_exactly_the_same",
+                "tests/driver/test_stages.py::test_halving_cuts_within_each_method_and_audits",
             ),
             ("scipy.special", "optuna", "matplotlib.figure"),
             8,
