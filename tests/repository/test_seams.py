@@ -63,6 +63,7 @@ def _of_torch_tracing() -> Any:
         (add._schema.returns, add._overloadpacket, torch.zeros(1).untyped_storage()._cdata, torch.zeros(1)._version),
         kernels._scaled_dot_product_flash_attention_for_cpu,
         kernels._scaled_dot_product_flash_attention_for_cpu_backward,
+        kernels._grouped_mm,
     )
 
 
@@ -160,6 +161,7 @@ SEAMS: dict[str, tuple[str, Callable[[], Any], tuple[str, ...]]] = {
             *(
                 "_scaled_dot_product_flash_attention_for_cpu",
                 "_scaled_dot_product_flash_attention_for_cpu_backward",
+                "_grouped_mm",
             ),
         ),
     ),
