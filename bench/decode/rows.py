@@ -40,7 +40,7 @@ def rows_at_once(
 def decode_bytes(decode: DecodeSpec, config: Any, element_bytes: int, rows: int, source_tokens: float) -> float:
     """Keys and values of so many sources and hypotheses, and logits in fp32, of which drawing makes several copies."""
     tokens = rows * (source_tokens + decode.beams * decode.max_new_tokens)
-    cache = 2 * layers_of(config) * _key_value_width(config) * element_bytes * tokens
+    cache = 2 * key_channels(config) * element_bytes * tokens
     of_logits = 3 * 4 + (COPIES_OF_DRAWING * 8 if decode.temperature else 0)
     return float(cache + of_logits * rows * decode.beams * config.vocab_size)
 
@@ -51,7 +51,15 @@ def layers_of(config: Any) -> int:
     return int(next(layers for name in names if (layers := getattr(config, name, None)) is not None))
 
 
-def _key_value_width(config: Any) -> int:
-    heads = config.num_attention_heads
+def key_channels(config: Any) -> int:
+    """Channels of a token's keys in all layers together, which have as many values; 0 without attention (Mamba)."""
+    if getattr(config, "is_heterogeneous", False):  # heads of several sizes, as in Gemma 4
+        return sum(map(_key_channels_of_layer, config.per_layer_config))
+    return layers_of(config) * _key_channels_of_layer(config)
+
+
+def _key_channels_of_layer(config: Any) -> int:
+    if (heads := getattr(config, "num_attention_heads", None)) is None:
+        return 0
     head = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or config.hidden_size // heads
     return int(getattr(config, "num_key_value_heads", None) or heads) * int(head)
