@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 
+from bench.method import whole
 from methods.parts.layer_inputs import lora_layers
 from methods.parts.lora_family import FactorConfig, StartedLoRA, remember_start_of_rank, svd_factors
 
@@ -20,6 +21,8 @@ class GradientLoRA(StartedLoRA):
     Source: Wang et al. 2024, section 3.2, in the form of peft (``direction: ArB2r``, ``scale: stable``): A is the first
     R right vectors, B the next R left ones times their values and out_features^(1/4) / sqrt(gamma). The base weight
     stays as it is: the product of the start, which is stored, is taken off what the layer puts out.
+
+    Under ZeRO 3 each rank holds the whole model while it starts.
 
     Deviations: singular values are exact, and gradients are taken without dropout. As in peft B is scaled by the
     singular values; the paper's own code scales A and B by constants alone.
@@ -46,7 +49,8 @@ class GradientLoRA(StartedLoRA):
         layers = lora_layers(model)
         weights = {name: layer.base_layer.weight for name, layer in layers.items()}
         totals: dict[str, torch.Tensor] = {}
-        with self.whole_base(*layers.values()), _requiring_grad(list(weights.values())), torch.enable_grad():
+        # The whole model, because a backward pass reads weights that ranks hold in slices outside of any call.
+        with whole(list(model.parameters())), _requiring_grad(list(weights.values())), torch.enable_grad():
             for loss in losses:
                 for name, gradient in zip(weights, torch.autograd.grad(loss(), list(weights.values())), strict=True):
                     gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
