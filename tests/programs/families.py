@@ -95,7 +95,7 @@ deepspeed {deepspeed}.
 
 
 @dataclass(frozen=True)
-class Cell:
+class Tried:
     """The verdict on a method in a family, with its reason unless it works."""
 
     verdict: str
@@ -106,7 +106,7 @@ class Cell:
 class Page:
     """The cells of the table so far, and what is said of families."""
 
-    cells: dict[tuple[str, str], Cell] = field(default_factory=dict)
+    cells: dict[tuple[str, str], Tried] = field(default_factory=dict)
     families: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -122,7 +122,7 @@ class Page:
             for method, cell in zip(rows[0][1:], cells, strict=True):
                 verdict, _, number = cell.rstrip("]").partition("[^")
                 if verdict:
-                    page.cells[family, method.strip("`")] = Cell(verdict.strip(), reasons.get(number, ""))
+                    page.cells[family, method.strip("`")] = Tried(verdict.strip(), reasons.get(number, ""))
         page.families = dict(re.findall(r"^- \*\*(.*?)\*\*: (.*)$", text, re.MULTILINE))
         return page
 
@@ -136,7 +136,7 @@ class Page:
         for family in FAMILIES:
             cells = []
             for method in methods:
-                cell = self.cells.get((family, method), Cell(""))
+                cell = self.cells.get((family, method), Tried(""))
                 note = f" [^{numbers.setdefault(cell.reason, len(numbers) + 1)}]" if cell.reason else ""
                 cells.append(f"{cell.verdict}{note}")
             lines.append(f"| {family} | {' | '.join(cells)} |")
@@ -149,6 +149,8 @@ class Page:
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),
             **{name: version(name) for name in ("torch", "transformers", "peft", "deepspeed")},
         )
+        if len(self.cells) < len(FAMILIES) * len(methods):
+            head += "\nEmpty cells have not been tried yet; `--continue` tries them.\n"
         of_families = ["\nOf the families themselves:\n\n" + "\n".join(told)] if told else []
         return "\n".join([head, *lines, *of_families, "\nReasons:\n", *notes]) + "\n"
 
@@ -204,7 +206,7 @@ class Ground:
             "task": {"name": "jsonl", "path": str(self.folder / "task")},
             "methods": [{"name": method, **settings}],
             "train": {"steps": STEPS, "batch_size": 8, "learning_rate": 3e-3, "evaluate_every_steps": 1},
-            "decode": {"max_new_tokens": 4, "batch_size": 4},
+            "decode": {"max_new_tokens": 4},
             "resources": {"device": "cpu", "cpus_per_rank": 1},
         }
         path = self.folder / "sweep.yaml"
@@ -222,24 +224,26 @@ class Ground:
         (record,) = run_here(store, [self.spec(family, method)], alone=method not in RELATIVES)
         return record.outcome
 
-    def cell(self, family: str, method: str) -> Cell:
+    def cell(self, family: str, method: str) -> Tried:
         """Try a method on a family, given by the name of its tiny model."""
         if (reason := refusal(family, method)) is not None:
-            return Cell(REFUSES, reason) if "\n" not in reason else Cell(FAILS, f"a reason of several lines: {reason}")
+            return (
+                Tried(REFUSES, reason) if "\n" not in reason else Tried(FAILS, f"a reason of several lines: {reason}")
+            )
         try:
             outcome = self.trial(family, method)
         except Exception as error:  # noqa: BLE001 - whatever it is goes into the table
-            return Cell(FAILS, one_line(f"trial: {type(error).__name__}: {error}"))
+            return Tried(FAILS, one_line(f"trial: {type(error).__name__}: {error}"))
         losses = [point.loss for point in outcome.dev_curve]
         if method != "none" and not losses[-1] < losses[0]:
-            return Cell(FAILS, f"trial: the dev loss went from {losses[0]:.4f} to {losses[-1]:.4f}")
+            return Tried(FAILS, f"trial: the dev loss went from {losses[0]:.4f} to {losses[-1]:.4f}")
         if method == "none":
-            return Cell(WORKS)  # told_of says what a base model does not keep
+            return Tried(WORKS)  # told_of says what a base model does not keep
         broken = self.broken(family, method)
         if broken and broken.keys() <= self.broken(family, "none", broken).keys():
-            return Cell(WORKS)
+            return Tried(WORKS)
         told = "; ".join(f"{name}: {reason}" for name, reason in broken.items())
-        return Cell(FAILS if broken else WORKS, one_line(told))
+        return Tried(FAILS if broken else WORKS, one_line(told))
 
     def broken(self, family: str, method: str, among: Collection[str] | None = None) -> dict[str, str]:
         """The checks of the contract that fail, with the reasons, of these or of all that are tried."""
@@ -340,8 +344,8 @@ def main() -> None:
         ground = Ground(Path(folder), arguments.whole)
         gc.collect()
         gc.freeze()  # every phase of a trial collects garbage, and need not look at what is here already
-        for title in arguments.families:
-            for method in arguments.methods or ground.methods:
+        for method in arguments.methods or ground.methods:
+            for title in arguments.families:
                 page = Page.read(arguments.out)
                 if arguments.goes_on and (title, method) in page.cells:
                     continue
@@ -351,7 +355,7 @@ def main() -> None:
                     cell = ground.cell(FAMILIES[title], method)
                     told = ground.told_of(FAMILIES[title]) if method == "none" else page.families.get(title)
                 if cell.verdict == WORKS and "Traceback" in noise.getvalue():
-                    cell = Cell(FAILS, one_line(f"a traceback: {noise.getvalue()[-300:]}"))
+                    cell = Tried(FAILS, one_line(f"a traceback: {noise.getvalue()[-300:]}"))
                 page.cells[title, method] = cell
                 page.families.pop(title, None)
                 if told:
