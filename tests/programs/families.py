@@ -191,7 +191,10 @@ class Ground:
             folder.mkdir()
             tokenizer = save_tokenizer(folder, ends_texts=family == "t5")
             torch.manual_seed(0)
-            KNOWN[family](len(tokenizer)).save_pretrained(folder)
+            model = KNOWN[family](len(tokenizer))
+            for parameter in model.parameters():  # some start at zero (in Gemma 3n), and keep gradients from others
+                parameter.data += 0.05 * torch.randn_like(parameter)
+            model.save_pretrained(folder)
         return self._models[family]
 
     def spec(self, family: str, method: str) -> Any:
