@@ -100,7 +100,7 @@ def scaled(features: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return (of_lane * scales[:, None]).view(features.shape)
 
 
-def of_features(scale: torch.Tensor, layer: LinearWrapper, side: Literal["input", "output"]) -> torch.Tensor:
+def shaped_for(scale: torch.Tensor, layer: LinearWrapper, side: Literal["input", "output"]) -> torch.Tensor:
     """Factors in a shape that can be multiplied by the weight ``(O, I)`` of a layer, or ``(I, O)`` of a ``Conv1D``."""
     is_column = (side == "output") != isinstance(layer.base_layer, Conv1D)
     return scale[:, None] if is_column else scale[None]
@@ -157,11 +157,11 @@ class IA3(Method):
         merged: dict[str, torch.Tensor] = {}
         for name, layer in model.named_modules():
             if isinstance(layer, ScaledOutputLayer):
-                merged[f"{name}.weight"] = of_features(layer.scale(), layer, "output") * layer.weight
+                merged[f"{name}.weight"] = shaped_for(layer.scale(), layer, "output") * layer.weight
                 if layer.bias is not None:
                     merged[f"{name}.bias"] = layer.scale() * layer.bias
             elif isinstance(layer, ScaledInputLayer):
-                merged[f"{name}.weight"] = of_features(layer.ia3_scale, layer, "input") * layer.weight
+                merged[f"{name}.weight"] = shaped_for(layer.ia3_scale, layer, "input") * layer.weight
             elif isinstance(layer, ScaledExperts):
                 scale, weight = layer.down_proj_ia3_scale, layer.base_experts.down_proj  # scale (E, F), F: inputs
                 merged[f"{name}.down_proj"] = weight * (scale[:, :, None] if layer.transposed else scale[:, None])
