@@ -17,8 +17,9 @@ from bench.statistics.differences import Difference, PairedTests, SeedStatistics
 from bench.statistics.estimates import estimate
 from bench.statistics.groups import letters
 from bench.statistics.outliers import outlying_seeds
+from bench.statistics.resampling import RESAMPLES, bootstrap_counts, sacrebleu_bootstrap
 from bench.statistics.significance import significance, smallest_found
-from bench.statistics.spreads import method_spread
+from bench.statistics.spreads import _own_variances, crossed, method_spread, pair_spreads
 
 
 def test_the_deviation_of_seeds_is_that_of_a_sample() -> None:
@@ -109,3 +110,34 @@ def test_a_pair_without_several_seeds_keeps_its_interval_beside_one_with_them() 
     both = joined([one_seed, three_seeds])
     assert both.half_width(0.05) == pytest.approx([one_seed.half_width(0.05)[0], three_seeds.half_width(0.05)[0]])
     assert both.standard_error == pytest.approx([2.0, 13**0.5])
+
+
+def test_pairs_of_experiments_that_are_computed_together_are_those_of_each_alone() -> None:
+    generator = np.random.default_rng(1)
+    scores, influences = generator.normal(size=(2, 4, 3)), generator.normal(size=(2, 4, 3, 6))
+    trains = np.array([True, True, True, False])
+    together = pair_spreads(crossed(scores, influences, trains))
+    for place in range(2):
+        alone = pair_spreads(crossed(scores[place], influences[place], trains))
+        for of_all, of_one in zip(together[:2], alone[:2], strict=True):
+            assert of_all.half_width(0.05)[place] == pytest.approx(of_one.half_width(0.05))
+        assert together[2][place].tolist() == alone[2].tolist()
+
+
+def test_a_methods_own_variance_leaves_out_what_a_seed_does_to_all() -> None:
+    scores = np.array([[1.0, 2.0, 6.0], [2.0, 2.0, 2.0], [0.0, 1.0, 5.0]])  # three methods, three seeds
+    residual = scores - scores.mean(axis=1, keepdims=True)
+    residual -= residual.mean(axis=0)
+    found = _own_variances(crossed(scores, np.zeros((3, 3, 5)), np.ones(3, dtype=bool)), np.ones(3, dtype=bool))
+    assert found == pytest.approx((residual**2).sum(axis=1) * (3 / 2) / 2)
+
+
+def test_sacrebleus_bootstrap_takes_distances_from_their_mean() -> None:
+    generator = np.random.default_rng(2)
+    first, second = (with_values(generator.normal(size=30) + shift)[None] for shift in (0.0, 0.3))
+    counts = bootstrap_counts(200, 30, seed=7)
+    distances = np.abs(counts @ (first[0, :, 0] - second[0, :, 0]) / 30)
+    observed = abs(float((first[0, :, 0] - second[0, :, 0]).mean()))
+    expected = (1 + (distances - distances.mean() >= observed).sum()) / 201
+    assert sacrebleu_bootstrap(200, 30, 7, mean)(first, second) == pytest.approx(expected)
+    assert RESAMPLES == 1000
