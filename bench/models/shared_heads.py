@@ -5,7 +5,7 @@ B rows, G key/value heads, H query heads, T tokens in this call, L positions att
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 SHARED_HEADS_ATTENTION = "tuneoff_shared_heads"
+# ``(B, H, T, C)``, ``(B, G, L, C)``, ``(B, G, L, C)`` to ``(B, T, H, C)``.
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 FLASH_ATTENTION = ("flash_attention_2", "flash_attention_3")
 
 
@@ -32,8 +34,8 @@ def shared_heads_attention(
     """Attention in which query heads that share keys read them once.
 
     With a mask and more than one query token, transformers' own function copies keys and values for every query head of
-    a group, and the copies are kept for the backward pass. Where half precision would make the gradient slow, attention
-    is computed in fp32 and rounded.
+    a group, and the copies are kept for the backward pass. Where half precision would make the gradient slow, it is
+    taken in fp32 and rounded.
 
     Args:
         module: The attention layer.
@@ -50,18 +52,17 @@ def shared_heads_attention(
         ``(B, T, H, C)``.
     """
     plain = all(kwargs.get(name) is None for name in ("position_bias", "softcap", "cache"))
-    if plain and _has_slow_gradient(query):
-        output, _ = shared_heads_attention(
-            module,
-            query.float(),
-            key.float(),
-            value.float(),
-            attention_mask if attention_mask is None or attention_mask.dtype == torch.bool else attention_mask.float(),
-            dropout,
-            scaling,
-            **kwargs,
-        )
-        return output.to(query.dtype), None
+    slow = query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0
+    if slow and plain and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+
+        def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            mask = attention_mask
+            if mask is not None and mask.is_floating_point():
+                mask = mask.to(query.dtype)
+            with torch.set_grad_enabled(query.dtype == torch.float32):
+                return shared_heads_attention(module, query, key, value, mask, dropout, scaling, **kwargs)[0]
+
+        return GradientInFp32.apply(attend, query, key, value), None  # type: ignore[no-untyped-call]
     if query.shape[1] == key.shape[1] or attention_mask is None or attention_mask.shape[1] > 1 or not plain:
         outputs: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
@@ -76,9 +77,24 @@ def shared_heads_attention(
     return output.transpose(1, 2).contiguous(), None
 
 
-def _has_slow_gradient(query: torch.Tensor) -> bool:
-    """Whether a CPU takes attention's gradient in half precision, where torch 2.13 needs five times as long."""
-    return query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16) and query.requires_grad
+class GradientInFp32(torch.autograd.Function):
+    """Attention in half precision whose gradient is taken in fp32, of what it computes once more from its inputs.
+
+    On a CPU torch 2.13 takes the gradient of its kernel five times as long in half precision as in fp32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, attend: Attend, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        ctx.attend = attend
+        ctx.save_for_backward(query, key, value)
+        return attend(query, key, value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        inputs = [saved.detach().float().requires_grad_() for saved in ctx.saved_tensors]
+        output = ctx.attend(*inputs)
+        exact = torch.autograd.grad(output, inputs, gradients[0].float())
+        return None, *(gradient.to(saved.dtype) for gradient, saved in zip(exact, ctx.saved_tensors, strict=True))
 
 
 def heads_as_rows(

@@ -149,7 +149,7 @@ def page(rows: list[str], seconds: float) -> str:
         [
             "# " + str(__doc__).split("\n", 1)[0],
             "",
-            str(__doc__).split("\n\n", 1)[1].strip(),
+            str(__doc__).split("\n\n", 1)[1].strip().replace("``", "`"),
             "",
             f"{datetime.now(UTC):%Y-%m-%d}, {cpu_name()}, {seconds / 60:.0f} minutes. BLEU of random weights after "
             f"{STEPS} steps says that texts were written and scored, and nothing else.",
