@@ -26,6 +26,7 @@ from bench.conformance.subject import ContractError, Subject, broken, difference
 from bench.conformance.surroundings import surroundings_of
 from bench.conformance.tiny_models import tiny_model
 from bench.method import Method, trained_parameters
+from bench.models.quantization import Storage, quantize
 
 HASH_SEEDS = ("1", "2", "3")
 TIMEOUT_SECONDS = 300.0
@@ -193,6 +194,8 @@ def _run(folder: Path, seed: str) -> None:
     for job in json.loads((folder / "jobs.json").read_text(encoding="utf-8")):
         out = folder / f"{job['number']}.{seed}"
         dtype = getattr(torch, job["dtype"])
+        if job["quantization"]:  # bitsandbytes has torch import what changes its optimisers, and no method is to blame
+            quantize(tiny_model(job["family"], dtype=dtype), Storage(job["quantization"]))
         before = surroundings_of(tiny_model(job["family"], dtype=dtype))
         try:
             method_class = _class_of(job["module"], job["name"])
