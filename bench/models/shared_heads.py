@@ -59,8 +59,7 @@ def shared_heads_attention(
             mask = attention_mask
             if mask is not None and mask.is_floating_point():
                 mask = mask.to(query.dtype)
-            with torch.set_grad_enabled(query.dtype == torch.float32):
-                return shared_heads_attention(module, query, key, value, mask, dropout, scaling, **kwargs)[0]
+            return shared_heads_attention(module, query, key, value, mask, dropout, scaling, **kwargs)[0]
 
         return GradientInFp32.apply(attend, query, key, value), None  # type: ignore[no-untyped-call]
     if query.shape[1] == key.shape[1] or attention_mask is None or attention_mask.shape[1] > 1 or not plain:
@@ -92,7 +91,8 @@ class GradientInFp32(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         inputs = [saved.detach().float().requires_grad_() for saved in ctx.saved_tensors]
-        output = ctx.attend(*inputs)
+        with torch.enable_grad():
+            output = ctx.attend(*inputs)
         exact = torch.autograd.grad(output, inputs, gradients[0].float())
         return None, *(gradient.to(saved.dtype) for gradient, saved in zip(exact, ctx.saved_tensors, strict=True))
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from memory import SIZES, Size, make_surroundings
+from table_page import table_page
 
 from bench.measure.provenance import cpu_name
 from bench.store.records import Store
@@ -145,21 +146,11 @@ def page(rows: list[str], seconds: float) -> str:
         "dev loss, of the stored state",
         "BLEU",
     )
-    return "\n".join(
-        [
-            "# " + str(__doc__).split("\n", 1)[0],
-            "",
-            str(__doc__).split("\n\n", 1)[1].strip().replace("``", "`"),
-            "",
-            f"{datetime.now(UTC):%Y-%m-%d}, {cpu_name()}, {seconds / 60:.0f} minutes. BLEU of random weights after "
-            f"{STEPS} steps says that texts were written and scored, and nothing else.",
-            "",
-            "| " + " | ".join(head) + " |",
-            "|" + "---|" * len(head),
-            *rows,
-            "",
-        ]
+    note = (
+        f"{datetime.now(UTC):%Y-%m-%d}, {cpu_name()}, {seconds / 60:.0f} minutes. BLEU of random weights after "
+        f"{STEPS} steps says that texts were written and scored, and nothing else."
     )
+    return table_page(str(__doc__).split("\n", 1)[0], __doc__, head, rows, note)
 
 
 if __name__ == "__main__":

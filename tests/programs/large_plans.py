@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from table_page import table_page
+
 OUT = Path(__file__).resolve().parents[2] / "results" / "exhibits" / "large_plans" / "large_plans.md"
 MODELS: dict[str, dict[str, Any]] = {
     "8B": {
@@ -143,22 +145,12 @@ PHASES = ("load", "initialise", "train", "validate", "gather", "decode", "score"
 def page(rows: list[str]) -> str:
     """The page."""
     head = ["model", "method", "ZeRO", *PHASES, "context, NCCL", "s a step", "fits", "why"]
-    return "\n".join(
-        [
-            "# Plans of large models on 8 x 80 GB",
-            "",
-            str(__doc__).split("\n\n", 1)[1].strip(),
-            "",
-            f"bf16, gradient checkpointing, {SOURCE_TOKENS} + {TARGET_TOKENS} tokens, batches of 32 in micro-batches "
-            "of 2 a rank, 16 sources decoded at once, H100. LoRA trains all linear layers. GiB on one rank at the peak "
-            "of each phase; what fits is at most 90 % of 80 GiB. These are forecasts: no GPU was at hand.",
-            "",
-            "| " + " | ".join(head) + " |",
-            "|" + "---|" * len(head),
-            *rows,
-            "",
-        ]
+    note = (
+        f"bf16, gradient checkpointing, {SOURCE_TOKENS} + {TARGET_TOKENS} tokens, batches of 32 in micro-batches "
+        "of 2 a rank, 16 sources decoded at once, H100. LoRA trains all linear layers. GiB on one rank at the peak "
+        "of each phase; what fits is at most 90 % of 80 GiB. These are forecasts: no GPU was at hand."
     )
+    return table_page("Plans of large models on 8 x 80 GB", __doc__, head, rows, note)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from typing import Any
 import psutil
 import torch
 import torch.multiprocessing as mp
+from table_page import table_page
 
 OUT = Path(__file__).resolve().parents[2] / "results" / "exhibits" / "memory"
 MB = 10**6
@@ -305,18 +306,8 @@ PHASES = ("load", "patch", "initialise", "train", "validate", "save", "decode")
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The page."""
     head = ["method", "model MB", "ranks", "ZeRO", *PHASES, "most", "planned", "limit", "seconds"]
-    return "\n".join(
-        [
-            "# Memory of a rank's own, in MB above its state after imports, worst rank",
-            "",
-            str(__doc__).split("\n\n", 1)[1].strip(),
-            "",
-            "| " + " | ".join(head) + " |",
-            "|" + "---|" * len(head),
-            *map(line, rows),
-            "",
-        ]
-    )
+    title = "Memory of a rank's own, in MB above its state after imports, worst rank"
+    return table_page(title, __doc__, head, map(line, rows))
 
 
 if __name__ == "__main__":

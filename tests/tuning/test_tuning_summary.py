@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,12 +125,11 @@ def test_an_unfinished_search_tells_what_it_has() -> None:
     assert nothing.expected_best == ()
 
 
-def test_the_audit_of_halving_tells_its_regret() -> None:
+def halved(rates: Sequence[float], tune: TuneSpec) -> SearchRows:
+    """A search cut once, after 3 of 9 steps: the second trial goes on, and the first is trained on as an audit."""
     search = Search(
-        key="full-1", method="full", label="", space={RATE: Range(low=1e-4, high=1e-2)}, steps=9, rungs=[3],
-        tune=TuneSpec(trials=5, halving=HalvingSpec()),
-    )  # fmt: skip
-    early = {1e-4: 3.0, 1e-3: 2.0, 1e-2: 2.5}
+        key="full-1", method="full", label="", space={RATE: Range(low=1e-4, high=1e-2)}, steps=9, rungs=[3], tune=tune
+    )
     asks = tuple(
         Ask(
             number=number,
@@ -137,11 +137,16 @@ def test_the_audit_of_halving_tells_its_regret() -> None:
             origin="sampler",
             trial_ids=[tune_trial(rate, 3).trial_id, tune_trial(rate).trial_id],
         )
-        for number, rate in enumerate(early)
+        for number, rate in enumerate(rates)
     )
+    return SearchRows(search, asks, (Cut(rung=0, kept=[1], audited=[0]),))
+
+
+def test_the_audit_of_halving_tells_its_regret() -> None:
+    early = {1e-4: 3.0, 1e-3: 2.0, 1e-2: 2.5}
     records = [record(tune_trial(rate, 3), probed(value)) for rate, value in early.items()]
     records += [record(tune_trial(1e-3), probed(1.5)), record(tune_trial(1e-4), probed(1.25))]
-    (tuning,) = tunings([SearchRows(search, asks, (Cut(rung=0, kept=[1], audited=[0]),))], records)
+    (tuning,) = tunings([halved(list(early), TuneSpec(trials=5, halving=HalvingSpec()))], records)
     assert tuning.audit is not None
     assert (tuning.audit.best_kept, tuning.audit.best_audited, tuning.audit.regret) == (1.5, 1.25, 0.25)
     assert tuning.trials_used == pytest.approx(3 * 3 / 9 + 2)
@@ -153,22 +158,9 @@ def test_the_audit_of_halving_tells_its_regret() -> None:
 
 
 def test_the_regret_of_a_score_that_is_better_when_higher_has_its_sign() -> None:
-    search = Search(
-        key="full-1", method="full", label="", space={RATE: Range(low=1e-4, high=1e-2)}, steps=9, rungs=[3],
-        tune=TuneSpec(trials=5, halving=HalvingSpec(), metric="bleu"),
-    )  # fmt: skip
     rates = {1e-4: 35.0, 1e-3: 30.0}
-    asks = tuple(
-        Ask(
-            number=number,
-            settings={RATE: rate},
-            origin="sampler",
-            trial_ids=[tune_trial(rate, 3).trial_id, tune_trial(rate).trial_id],
-        )
-        for number, rate in enumerate(rates)
-    )
     records = [record(tune_trial(rate), probed(1.0, dev_bleu=bleu)) for rate, bleu in rates.items()]
-    (tuning,) = tunings([SearchRows(search, asks, (Cut(rung=0, kept=[1], audited=[0]),))], records)
+    (tuning,) = tunings([halved(list(rates), TuneSpec(trials=5, halving=HalvingSpec(), metric="bleu"))], records)
     assert tuning.audit is not None
     assert (tuning.audit.best_kept, tuning.audit.best_audited, tuning.audit.regret) == (30.0, 35.0, 5.0)
 
