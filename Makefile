@@ -56,9 +56,10 @@ exhibits: $(STAMP)
 chaos: $(STAMP)
 	cd tests/programs && PYTHONPATH=..:../support ../../$(BIN)/python -m chaos
 
-# Measures what the harness itself costs; on a quiet machine, some minutes.
+# Measures what the harness itself costs; on a quiet machine, half an hour, most of it for sweeps of 50,000 trials.
+# OVERHEAD=... are further options, e.g. OVERHEAD='--finished 500 5000 20000', which takes ten minutes.
 overhead: $(STAMP)
-	cd tests/programs && PYTHONPATH=..:../support ../../$(BIN)/python -m overhead ../../results/overhead/report
+	cd tests/programs && PYTHONPATH=..:../support ../../$(BIN)/python -m overhead ../../results/overhead/report $(OVERHEAD)
 
 # How often equal methods are called different, and how often different ones are found; ten minutes of one core.
 false-calls: $(STAMP)

@@ -12,15 +12,15 @@ from pathlib import Path
 
 from overhead import between_trials, driver, scale
 
+FINISHED = [500, 5_000, 50_000]
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m overhead")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--trials", type=int, default=8, help="real ones, one after the other")
     parser.add_argument("--planned", type=int, default=10_000, help="fake ones")
-    parser.add_argument(
-        "--finished", type=int, nargs="*", default=[500, 5_000, 50_000], help="sizes of finished sweeps"
-    )
+    parser.add_argument("--finished", type=int, nargs="*", default=FINISHED, help="sizes of finished sweeps")
     parser.add_argument("--pending", type=int, default=2_000, help="trials of a sweep that is resolved and planned")
     parser.add_argument("--only-scale", action="store_true", help="print the table of finished sweeps, and no page")
     arguments = parser.parse_args()
@@ -34,7 +34,9 @@ def main() -> int:
         gaps = between_trials.measure(Path(folder), arguments.trials)
         long = driver.measure(Path(folder), arguments.planned)
         costs = [*scale.measure(Path(folder), arguments.finished), *scale.pending(Path(folder), arguments.pending)]
-    text = report(gaps, long, load) + "\n".join(scale_lines(costs)) + "\n"
+    sizes = f" OVERHEAD='--finished {' '.join(map(str, arguments.finished))}'"
+    command = "make overhead" + (sizes if arguments.finished != FINISHED else "")
+    text = report(command, gaps, long, load) + "\n".join(scale_lines(costs)) + "\n"
     sys.stdout.write(text)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     (arguments.folder / "overhead.md").write_text(text, encoding="utf-8")
@@ -47,12 +49,12 @@ def main() -> int:
     return 0 if met else 1
 
 
-def report(gaps: list[between_trials.Gaps], long: driver.Long, load: float) -> str:
+def report(command: str, gaps: list[between_trials.Gaps], long: driver.Long, load: float) -> str:
     """The page."""
     lines = [
         "# What the harness itself costs",
         "",
-        f"`make overhead`, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({platform.machine()}), "
+        f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({platform.machine()}), "
         f"Python {platform.python_version()}, load average before: {load:.1f}.",
         "",
         "From the end of a trial (its rank has handed over its report) to the end of the first step of the next one,",
