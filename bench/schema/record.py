@@ -174,6 +174,8 @@ class DevPoint(Spec):
 
 # Why a metric that needs a model of its own is absent, though it could have been computed.
 NOT_ASKED_FOR = "not asked for"
+# Tasks whose setting ``revision`` is a commit of the hub.
+TASKS_OF_THE_HUB = frozenset({"bench.tasks.hub:Hub", "bench.tasks.chat:Chat"})
 
 
 class Scores(Spec):
@@ -431,6 +433,6 @@ def hub_commits(trial: TrialSpec) -> tuple[tuple[str, str, str], ...]:
     model, config, found = trial.model, trial.task.config, list[tuple[str, str, str]]()
     if model.commit is not None:
         found.append(("model", f"{model.path} ({model.revision or DEFAULT_BRANCH})", model.commit))
-    if trial.task.target == "bench.tasks.hub:Hub" and config.get("revision"):
+    if trial.task.target in TASKS_OF_THE_HUB and config.get("revision"):
         found.append(("task", str(config["path"]), str(config["revision"])))
     return tuple(found)

@@ -1,19 +1,21 @@
-"""Conversations in JSON lines or Parquet."""
+"""Conversations in JSON lines, in Parquet, or of the Hugging Face hub."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from bench.task import CHAT, Example, Split, TaskConfig, TaskError, Turn
 from bench.tasks.conversations import DataTurn, Reply, replies_in, turns_in
 from bench.tasks.file_forms import PACKED_ENDINGS
-from bench.tasks.records import NO_TAG, Record, SplitFiles, cell, column_error, names_of
+from bench.tasks.hub_rows import commit_sha256, hub_records, pinned_revision
+from bench.tasks.records import NO_TAG, Record, SplitFiles, cell, column_error, names_of, omissions_text
 from bench.tasks.rows import read_json_lines
 from bench.tasks.tables import read_parquet
 from bench.tasks.values import CellError, is_missing, text_of
@@ -21,10 +23,23 @@ from bench.tasks.values import CellError, is_missing, text_of
 # What is left out of the data, as it is counted.
 WITHOUT_REPLY = "conversations without a turn of the assistant to learn"
 EMPTY_REPLIES = "empty turns of the assistant"
+# A column that says whether a conversation has tools.
+TOOLS = "tools"
+# Splits of the hub, where a sweep names none.
+HUB_SPLITS = {"train": "train", "dev": "validation", "test": "test"}
+ENDINGS = (".jsonl", ".json", ".ndjson", ".parquet")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def is_on_hub(path: str) -> bool:
+    """Whether a path is the name of a data set of the hub: ``owner/name``, and nothing of that name is here."""
+    if not _HUB_NAME.fullmatch(path) or path.endswith((*ENDINGS, *PACKED_ENDINGS)):
+        return False
+    return not Path(path).exists()
 
 
 class Chat(SplitFiles):
-    """Conversations, in JSON lines or Parquet: turns of the assistant are written behind all that was said before.
+    """Conversations, in files or of the hub: turns of the assistant are written behind all that was said before.
 
     A column holds a list of turns with ``role`` and ``content``, or ``from`` and ``value`` (ShareGPT). Each turn of the
     assistant is an example of its own, read and written in the chat template of the model's tokenizer.
@@ -33,10 +48,25 @@ class Chat(SplitFiles):
     class Config(TaskConfig):
         """Settings of the task chat."""
 
-        path: str = Field(description="folder with a file for each split, or one file that is divided 80 : 10 : 10")
-        train: str = Field("train.jsonl", description="file of the training split, within path; .parquet too")
-        dev: str = Field("dev.jsonl", description="file of the dev split, within path")
-        test: str = Field("test.jsonl", description="file of the test split, within path")
+        path: str = Field(
+            description="folder with a file for each split, or one file that is divided 80 : 10 : 10, or a name on the "
+            "hub, e.g. HuggingFaceH4/no_robots"
+        )
+        revision: str | None = Field(
+            None, description="of a data set of the hub: branch, tag or commit; None is its main, by its present commit"
+        )
+        subset: str | None = Field(None, description="of a data set of the hub: its configuration, if it has several")
+        train: str = Field(
+            "train.jsonl",
+            description="file of the training split, within path; .parquet too. Of the hub: the split's name, or a "
+            "slice such as train[:90%]; train without this setting",
+        )
+        dev: str = Field(
+            "dev.jsonl", description="file of the dev split, within path. Of the hub: its name, else validation"
+        )
+        test: str = Field(
+            "test.jsonl", description="file of the test split, within path. Of the hub: its name, else test"
+        )
         messages: str = Field("messages", description="column with the turns; conversations in ShareGPT's files")
         turns: Literal["all", "last"] = Field(
             "all", description="which turns of the assistant are learned and scored; all before them are read"
@@ -51,9 +81,37 @@ class Chat(SplitFiles):
         )
         max_target_tokens: PositiveInt = Field(512, description="longer turns are cut at the end, and counted")
 
+        @model_validator(mode="before")
+        @classmethod
+        def _splits_of_the_hub(cls, values: Any) -> Any:
+            if isinstance(values, dict) and is_on_hub(str(values.get("path", ""))):
+                return {**HUB_SPLITS, **values}
+            return values
+
+        @model_validator(mode="after")
+        def _hub_settings_have_effect(self) -> Chat.Config:
+            for name in ("revision", "subset"):
+                if getattr(self, name) is not None and not self.on_hub:
+                    raise ValueError(
+                        f"{name}: {getattr(self, name)!r} has no effect with {self.path!r}, which is no name on the "
+                        "hub (owner/name) or is here; leave it out"
+                    )
+            return self
+
+        @model_serializer(mode="wrap")
+        def _without_settings_of_the_hub(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+            """Data in files have no commit, and are named as before there was one."""
+            content: dict[str, Any] = serialise(self)
+            return {k: v for k, v in content.items() if v is not None or k not in ("revision", "subset")}
+
+        @property
+        def on_hub(self) -> bool:
+            """Whether the data are of the hub."""
+            return is_on_hub(self.path)
+
     config: Config
     licence: ClassVar[str] = "yours"
-    endings = (".jsonl", ".json", ".ndjson", ".parquet")
+    endings = ENDINGS
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -67,12 +125,41 @@ class Chat(SplitFiles):
         config = self.config
         return tuple(dict.fromkeys([config.messages, *names_of(config.id), *names_of(config.tags)]))
 
+    @classmethod
+    def pinned(cls, config: Chat.Config) -> Chat.Config:
+        """The settings with the present commit of the revision."""
+        if not config.on_hub:
+            return config
+        return config.model_copy(update={"revision": pinned_revision(config.path, config.revision)})
+
+    def data_files(self) -> Mapping[Split, str]:
+        """None of the hub, because ``datasets`` finds them."""
+        return {} if self.config.on_hub else super().data_files()
+
+    def data_sha256(self) -> str | None:
+        if self.config.on_hub:
+            return commit_sha256(self.config.path, self.config.revision)
+        return super().data_sha256()
+
+    def records(self, split: Split) -> Iterator[Record]:
+        config = self.config
+        if not config.on_hub:
+            return super().records(split)
+        name = {"train": config.train, "dev": config.dev, "test": config.test}[split]
+        return hub_records(config.path, config.revision, config.subset, name, self.columns, [TOOLS])
+
+    def require_some(self, examples: Sequence[Example], split: Split) -> None:
+        if self.config.on_hub and not examples:
+            left_out = omissions_text(self.skipped(split))
+            raise TaskError(f"{self.config.path}: no examples in the {split} split{left_out}")
+        super().require_some(examples, split)
+
     def read(self, location: str) -> Iterator[Record]:
         plain = location
         for packed in PACKED_ENDINGS:
             plain = plain.removesuffix(packed)
         if Path(plain).suffix == ".parquet":
-            yield from read_parquet(location, self.columns)
+            yield from read_parquet(location, self.columns, [TOOLS])
             return
         for number, values in read_json_lines(location):
             yield Record(f"{location}: line {number}", values)
@@ -100,7 +187,7 @@ class Chat(SplitFiles):
 
     def _turns_of(self, record: Record) -> list[DataTurn]:
         column = self.config.messages
-        if not is_missing(record.values.get("tools")):
+        if not is_missing(record.values.get(TOOLS)):
             raise TaskError(f"{record.where}: has tools, and conversations with tools are not supported; leave it out")
         try:
             return turns_in(cell(record, column))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
 from bench.schema.digests import sha256_of
 from bench.task import Example, Split, TaskError
-from bench.tasks.arrow_values import exact, has_short_floats
-from bench.tasks.hub_commits import HubError, commit_of
+from bench.tasks.hub_rows import commit_sha256, hub_records, pinned_revision
 from bench.tasks.records import Record, RecordConfig, RecordTask, omissions_text
 
 
@@ -51,54 +50,26 @@ class Hub(RecordTask):
         """The settings with the present commit of the revision."""
         if Path(config.path).expanduser().is_dir():
             return config
-        try:
-            commit = commit_of(config.path, config.revision, "dataset").sha
-        except HubError as error:
-            raise TaskError(f"revision: {config.revision or 'missing'} for {config.path!r}: {error}") from error
-        return config.model_copy(update={"revision": commit})
+        return config.model_copy(update={"revision": pinned_revision(config.path, config.revision)})
 
     def data_files(self) -> Mapping[Split, str]:
         """No files, because ``datasets`` finds them."""
         return {}
 
     def data_sha256(self) -> str | None:
-        """Hash over the files of a folder, or over name and commit of a data set on the hub, which fix its content."""
+        """Hash over the files of a folder, or over name and commit of a data set on the hub."""
         folder = Path(self.config.path).expanduser()
+        if not folder.is_dir():
+            return commit_sha256(self.config.path, self.config.revision)
         digest = hashlib.sha256()
-        if folder.is_dir():
-            for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-                digest.update(f"{file.relative_to(folder)} {sha256_of(file)}\n".encode())
-        else:
-            digest.update(f"{self.config.path}@{self.config.revision}".encode())
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            digest.update(f"{file.relative_to(folder)} {sha256_of(file)}\n".encode())
         return digest.hexdigest()
 
     def records(self, split: Split) -> Iterator[Record]:
-        import datasets
-
-        datasets.disable_progress_bars()
-        name = {"train": self.config.train, "dev": self.config.dev, "test": self.config.test}[split]
-        where = f"{self.config.path}: {name}"
-        options: dict[str, Any] = {} if self.config.revision is None else {"revision": self.config.revision}
-        try:
-            rows = datasets.load_dataset(
-                str(Path(self.config.path).expanduser()) if self.config.revision is None else self.config.path,
-                self.config.subset,
-                split=name,
-                **options,
-            )
-        except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-            raise TaskError(f"{where}: cannot be loaded: {error.__cause__ or error}") from error
-        for column in self.columns:
-            if column not in rows.column_names:
-                raise TaskError(f"{where}: no column {column!r}; the columns are {', '.join(rows.column_names)}")
-        # Other columns may hold pictures and sounds, which would be decoded.
-        rows = rows.select_columns(list(self.columns))
-        kinds = {name: rows.features.arrow_schema.field(name).type for name in self.columns}
-        short = {name: kind for name, kind in kinds.items() if has_short_floats(kind)}
-        for number, values in enumerate(rows, start=1):
-            corrected = {name: exact(values[name], kind) for name, kind in short.items()}
-            named = {name: _with_class_names(value, rows.features[name]) for name, value in values.items()}
-            yield Record(f"{where}: row {number}", {**named, **corrected})
+        config = self.config
+        name = {"train": config.train, "dev": config.dev, "test": config.test}[split]
+        return hub_records(config.path, config.revision, config.subset, name, self.columns)
 
     def load(self, split: Split) -> list[Example]:
         examples = super().load(split)
@@ -106,16 +77,3 @@ class Hub(RecordTask):
             left_out = omissions_text(self.skipped(split))
             raise TaskError(f"{self.config.path}: no examples in the {split} split{left_out}")
         return examples
-
-
-def _with_class_names(value: Any, feature: Any) -> Any:
-    """The value with the names of classes in place of their numbers; None for an unknown class."""
-    import datasets
-
-    if isinstance(feature, datasets.ClassLabel):
-        return None if value is None or value < 0 else feature.int2str(value)
-    if isinstance(feature, datasets.List | datasets.LargeList) and isinstance(value, list):
-        return [_with_class_names(item, feature.feature) for item in value]
-    if isinstance(feature, dict) and isinstance(value, dict):
-        return {key: _with_class_names(inner, feature[key]) for key, inner in value.items()}
-    return value

@@ -60,8 +60,8 @@ class Parquet(FileTask):
         return read_parquet(location, self.columns)
 
 
-def read_parquet(location: str, columns: Sequence[str]) -> Iterator[Record]:
-    """These columns of a Parquet file.
+def read_parquet(location: str, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
+    """These columns of a Parquet file, and of the optional ones those that it has.
 
     Raises:
         TaskError: It cannot be read, or lacks one.
@@ -76,9 +76,10 @@ def read_parquet(location: str, columns: Sequence[str]) -> Iterator[Record]:
                 if column not in schema.names:
                     known = ", ".join(schema.names)
                     raise TaskError(f"{location}: no column {column!r}; the columns are {known}")
-            kinds = {name: schema.field(name).type for name in columns}
+            read = [*columns, *(column for column in optional if column in schema.names and column not in columns)]
+            kinds = {name: schema.field(name).type for name in read}
             short = {name: kind for name, kind in kinds.items() if has_short_floats(kind)}
-            for batch in file.iter_batches(columns=list(columns)):
+            for batch in file.iter_batches(columns=read):
                 for values in batch.to_pylist():
                     number += 1
                     corrected = {name: exact(values[name], kind) for name, kind in short.items()}

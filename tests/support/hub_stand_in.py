@@ -34,6 +34,12 @@ class StandIn:
         return revision if (name, revision) in self.commits else self.branches.get((name, revision))
 
 
+def _file(path: Path) -> dict[str, object]:
+    """What the hub tells of a file in its root."""
+    oid = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": oid}
+
+
 def _handler(hub: StandIn) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -41,6 +47,13 @@ def _handler(hub: StandIn) -> type[BaseHTTPRequestHandler]:
 
         def do_HEAD(self) -> None:
             self._answer(with_body=False)
+
+        def do_POST(self) -> None:
+            """Which of the named paths are files."""
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            folder = self._folder_of_tree("paths-info")
+            names = [name for name in asked["paths"] if folder is not None and (folder / name).is_file()]
+            self._send_json([_file(folder / name) for name in names if folder is not None], with_body=True)
 
         def log_message(self, format: str, *args: object) -> None:
             hub.requested_paths.append(self.path)
@@ -56,8 +69,10 @@ def _handler(hub: StandIn) -> type[BaseHTTPRequestHandler]:
                 else:
                     names = sorted(path.name for path in hub.commits[name, commit].iterdir())
                     found = {"id": name, "sha": commit, "siblings": [{"rfilename": each} for each in names]}
-                    self._send(200, json.dumps(found).encode(), {"Content-Type": "application/json"}, with_body)
-            elif len(parts) == 5 and parts[2] == "resolve":
+                    self._send_json(found, with_body)
+            elif (folder := self._folder_of_tree("tree")) is not None:
+                self._send_json([_file(path) for path in sorted(folder.iterdir())], with_body)
+            elif len(parts := parts[parts[0] == "datasets" :]) == 5 and parts[2] == "resolve":
                 name, commit = "/".join(parts[:2]), hub.commit("/".join(parts[:2]), parts[3])
                 path = hub.commits[name, commit] / parts[4] if commit is not None else None
                 if path is None or not path.is_file():
@@ -68,6 +83,18 @@ def _handler(hub: StandIn) -> type[BaseHTTPRequestHandler]:
                     self._send(200, body, {"ETag": f'"{etag}"', "X-Repo-Commit": str(commit)}, with_body)
             else:
                 self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, with_body)
+
+        def _folder_of_tree(self, verb: str) -> Path | None:
+            """The folder of ``/api/datasets/owner/name/VERB/revision``."""
+            parts = unquote(self.path.partition("?")[0]).strip("/").split("/")
+            if parts[0] != "api" or len(parts) != 6 or parts[4] != verb:
+                return None
+            name = "/".join(parts[2:4])
+            commit = hub.commit(name, parts[5])
+            return None if commit is None else hub.commits[name, commit]
+
+        def _send_json(self, content: object, with_body: bool) -> None:
+            self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"}, with_body)
 
         def _send(self, status: int, body: bytes, headers: dict[str, str], with_body: bool) -> None:
             self.send_response(status)

@@ -10,6 +10,7 @@ import pytest
 
 from bench.config.resolver import RegistryResolver
 from bench.plugins.registry import make_task
+from bench.schema.validation import ConfigError
 from bench.task import Task, TaskError
 from bench.tasks.chat import EMPTY_REPLIES, WITHOUT_REPLY
 from bench.tasks.splits import load_split
@@ -126,6 +127,28 @@ def test_parquet_is_read_and_conversations_stay_together(tmp_path: Path) -> None
     assert sum(map(len, first_turns)) == 60
     assert set.union(*first_turns) == {("user", f"q{n}") for n in range(60)}
     assert len(task.load("train")) == 2 * len(first_turns[0])
+
+
+def test_parquet_with_tools_is_refused(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({"messages": [[ASK, REPLY]], "tools": ['[{"name": "f"}]']})
+    parquet.write_table(table, tmp_path / "train.parquet")
+    task = make_task(RegistryResolver().task("chat", {"path": str(tmp_path), "train": "train.parquet"}))
+    with pytest.raises(TaskError, match=r"train.parquet: row 1: has tools, and conversations with tools"):
+        task.load("train")
+
+
+@pytest.mark.parametrize("setting", ["revision", "subset"])
+def test_settings_of_the_hub_are_refused_with_files(setting: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"{setting}: 'x' has no effect with '.*', which is no name on the hub"):
+        chat(tmp_path, [ASK, REPLY], **{setting: "x"})
+
+
+def test_ids_of_conversations_in_files_are_what_they_were(tmp_path: Path) -> None:
+    config = chat(tmp_path, [ASK, REPLY]).config.model_dump(mode="json")
+    assert not {"revision", "subset"} & config.keys()
 
 
 def test_conversations_are_read_in_the_chat_template(tmp_path: Path) -> None:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from command import Done
+from fakes import trial, varied
 from hub_stand_in import StandIn, stand_in
 
 from bench.config.resolver import RegistryResolver, _model
 from bench.driver.moved import moved_commits
 from bench.models.base import weights_sha256
+from bench.plugins.registry import make_task
+from bench.schema.record import hub_commits
 from bench.schema.trial import ModelSpec
 from bench.schema.validation import ConfigError
 from bench.store.records import Store
+from bench.task import TaskError
 from bench.tasks.hub_commits import Commit, HubError, commit_of
+from bench.tasks.splits import load_splits
 
 FIRST, SECOND = "a" * 39 + "1", "b" * 39 + "2"
 
@@ -143,3 +150,41 @@ def test_every_file_of_a_tokenizer_is_part_of_the_weights_hash(tiny_models: dict
     (folder / "README.md").write_text("x")
     found.add(weights_sha256(ModelSpec(path=str(folder))))
     assert len(found) == 5
+
+
+def test_conversations_of_the_hub_are_those_of_a_commit(
+    hub: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    for number, commit in enumerate((FIRST, SECOND)):
+        folder = tmp_path / commit
+        folder.mkdir()
+        for split in ("train", "test"):
+            talks = [talk(f"{split} {n}?", f"so\nit is {n + number}") for n in range(5)]
+            (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talks))
+        hub.push("org/talks", folder, commit)
+    named = {"path": "org/talks", "dev": "train[60%:]", "train": "train[:60%]"}
+    now = RegistryResolver().task("chat", named)
+    assert now.config["revision"] == SECOND
+    assert now.config["test"] == "test"
+    splits = load_splits(make_task(now))
+    assert [example.turns for example in splits["dev"]] == [(("user", "train 3?"),), (("user", "train 4?"),)]
+    assert splits["test"][0].references == ("so\nit is 1",)
+    before = RegistryResolver().task("chat", {**named, "revision": FIRST})
+    assert load_splits(make_task(before))["test"][0].references == ("so\nit is 0",)
+    assert before.data_sha256 != now.data_sha256
+    spec = varied(trial("none"), task=now.model_dump())
+    assert hub_commits(spec) == (("task", "org/talks", SECOND),)
+    with pytest.raises(TaskError, match=r"org/talks: validation: cannot be loaded: Unknown split"):
+        make_task(RegistryResolver().task("chat", {"path": "org/talks"})).load("dev")
+    with pytest.raises(TaskError, match=r"no column 'conversations'; the columns are messages"):
+        make_task(RegistryResolver().task("chat", {**named, "messages": "conversations"})).load("test")
+
+
+def talk(asked: str, told: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]}
