@@ -107,6 +107,8 @@ class Race:
             "training full": partial(self.train, size.model, "full"),
             "sweep": self.sweep,
             "decoding greedy": partial(self.decode, 1),
+            "training lora bf16": partial(self.in_bf16, "lora"),
+            "training prefix_tuning bf16": partial(self.in_bf16, "prefix_tuning"),
             "levers": self.levers,
             f"training prefix_tuning {size.second_model}": self.second,
         }
@@ -119,6 +121,14 @@ class Race:
         if method != "full":
             jobs.append(job("tuneoff", "random"))
         return self._compared(training.race(jobs, self.log), model, method)
+
+    def in_bf16(self, method: str) -> Result:
+        """Ours and Trainer's in bf16, and ours in fp32."""
+        job = self._jobs(self.size.model, method)
+        fp32 = job("tuneoff", "grouped")
+        jobs = [fp32, job("trainer", "random"), job("trainer_best", "grouped")]
+        jobs = [*(replace(each, precision="bf16") for each in jobs), fp32]
+        return self._compared(training.race(jobs, self.log), self.size.model, method)
 
     def second(self) -> Result:
         """The GPT-2-shaped model, and the lever that only it has."""
@@ -161,9 +171,8 @@ class Race:
         return sweep.race(model, data, self.scratch, self.size.sweep_steps, self.threads, repetitions, self.log)
 
     def _compared(self, rows: list[Result], model: str, method: str) -> Result:
-        """The gate, then ratios to ours in the order of batches that each contender is at its best in."""
-        gate = training.check_losses(rows)
-        ours = next(row for row in rows if row["contender"] == "tuneoff" and row["order"] == "grouped")
+        """The gate, then ratios to ours, the first row, in the order of batches that each contender is best in."""
+        gate, ours = training.check_losses(rows), rows[0]
         for row in rows:
             rates = machine.ratios(ours["tokens_per_second"], row["tokens_per_second"])
             row["ratio"] = machine.median(rates)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from bench.schema.trial import Precision
 from race.pacer import Pacer
 
 Contender = Literal["tuneoff", "trainer", "trainer_best", "accelerate"]
@@ -31,10 +32,13 @@ class Job:
     threads: int
     lever_off: str | None = None  # one of race.ours.LEVERS
     compile: bool = False  # Tuneoff only
+    precision: Precision = "fp32"
 
     @property
     def name(self) -> str:
         """Of its row."""
+        if self.precision != "fp32":
+            return f"{self.contender} in {self.precision}"
         if self.compile:
             return f"{self.contender} with resources.compile"
         return self.contender if self.lever_off is None else f"{self.contender} without {self.lever_off}"
@@ -70,14 +74,15 @@ def run(job: Job, pacer: Pacer) -> list[float]:
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = peers.load(job.model, None if job.adapter is None else Path(job.adapter))
+    best = job.contender == "trainer_best"
+    model = peers.load(job.model, None if job.adapter is None else Path(job.adapter), job.precision if best else "fp32")
     pacer.loaded(model)
     data = peers.rows(pairs, order)
     if job.contender == "accelerate":
         return peers.train_with_accelerate(model, tokenizer, data, job, pacer)
-    flags = {}
-    if job.contender == "trainer_best":
-        flags = peers.BEST_FLAGS
+    flags = {"bf16": job.precision == "bf16"}
+    if best:
+        flags |= peers.BEST_FLAGS
         os.environ.update(peers.BEST_ENVIRONMENT)
     return peers.train_with_trainer(model, tokenizer, data, job, pacer, flags)
 

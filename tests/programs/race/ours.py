@@ -18,10 +18,11 @@ import bench.train.deepspeed_engine
 import bench.train.lane
 import bench.train.loop
 from bench.models.architecture import Pair
-from bench.models.base import load_model, load_tokenizer
+from bench.models.base import load_model, load_tokenizer, weights_dtype
+from bench.models.masters import compute_in
 from bench.plugins.registry import load_method, targets
 from bench.rank.trial import seed_everything
-from bench.schema.trial import ModelSpec, TrainSpec
+from bench.schema.trial import ModelSpec, Precision, TrainSpec
 from bench.train.lane import Lane
 from bench.train.loss import TargetLoss
 
@@ -54,14 +55,16 @@ LEVERS: dict[str, tuple[Any, str, Any]] = {
 }
 
 
-def start_of(name: str, config: dict[str, Any], model: str) -> tuple[Any, Any]:
-    """A method and the model that it has patched, from seed 0."""
+def start_of(name: str, config: dict[str, Any], model: str, precision: Precision = "fp32") -> tuple[Any, Any]:
+    """A method and the model that it has patched, from seed 0, with weights as ranks have them in this precision."""
     spec = ModelSpec(path=model)
     method_class = load_method(targets("method")[name])
     method = method_class(method_class.Config(**config), load_tokenizer(spec))
-    base = load_model(spec, torch.float32)
+    base = load_model(spec, weights_dtype(precision))
     seed_everything(0)
-    return method, method.patch(base)
+    patched = method.patch(base)
+    compute_in(weights_dtype(precision), patched)
+    return method, patched
 
 
 def train(job: Job, pairs: Sequence[Sequence[list[int]]], order: Sequence[Sequence[int]], pacer: Pacer) -> list[float]:
@@ -71,7 +74,7 @@ def train(job: Job, pairs: Sequence[Sequence[list[int]]], order: Sequence[Sequen
         setattr(module, attribute, value)
     if not dist.is_initialized():  # DeepSpeed can be used with one process group in the life of a process.
         join_alone(Path())
-    method, model = start_of(job.method, job.config, job.model)
+    method, model = start_of(job.method, job.config, job.model, job.precision)
     if job.adapter is not None:
         method.load_adapter_state(model, load_file(Path(job.adapter) / "tuneoff.safetensors"))
     pacer.loaded(model)
@@ -79,7 +82,9 @@ def train(job: Job, pairs: Sequence[Sequence[list[int]]], order: Sequence[Sequen
     batches = [[Pair(*pairs[index]) for index in batch] for batch in order]
     spec = TrainSpec(learning_rate=job.learning_rate, steps=pacer.steps, batch_size=job.batch_size)
     lane = Lane(method, model, spec, 0, lambda event: None)
-    training = training_alone([lane], pad_token_id=method.tokenizer.pad_token_id, compile=job.compile)
+    training = training_alone(
+        [lane], pad_token_id=method.tokenizer.pad_token_id, compile=job.compile, precision=job.precision
+    )
     bench.train.lane.training_order = _given_order(job.batch_size)
     flat = [pair for batch in batches for pair in batch]
     training.run(flat, flat[:1])

@@ -18,9 +18,13 @@ BEST_FLAGS: dict[str, Any] = {"logging_nan_inf_filter": False, "dataloader_pin_m
 BEST_ENVIRONMENT = {"TRANSFORMERS_SDPA_FORCE_GQA": "1"}
 
 
-def load(model: str, adapter: Path | None) -> Any:
-    """A base model, with the adapter in ``adapter`` to go on training; all weights trained without one."""
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+def load(model: str, adapter: Path | None, precision: str = "fp32") -> Any:
+    """A base model, with the adapter in ``adapter`` to go on training; all weights trained without one.
+
+    In bf16 the base model's weights are in bf16, and peft keeps those of the adapter in fp32.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
     if adapter is None:
         return base
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict

@@ -37,8 +37,9 @@ def markdown(record: dict[str, Any]) -> str:
 
 def _machine(part: dict[str, Any] | None, size: dict[str, Any]) -> list[str]:
     lines = [
-        f"`make race`, batches of {size['batch_size']} E2E pairs, fp32, {len(size['bursts']) - 1} turns of every "
-        "contender; numbers are medians over turns, and a ratio is the median of the ratios of the turns. "
+        f"`make race`, batches of {size['batch_size']} E2E pairs, fp32 unless a row says bf16, "
+        f"{len(size['bursts']) - 1} turns of every contender; numbers are medians over turns, and a ratio is the "
+        "median of the ratios of the turns. "
         "Above 1.00 Tuneoff is faster or smaller.",
         "",
     ]
