@@ -145,11 +145,11 @@ class RegistryResolver:
                 f"{where}.resources.checkpoint_every_steps: {method.name} with these settings adapts while it trains "
                 "and remembers things that no checkpoint holds; leave it out"
             )
-        asked = f"zero_stage: {resources.zero_stage}, precision: {resources.precision}"
+        resource_settings = f"zero_stage: {resources.zero_stage}, precision: {resources.precision}"
         raise ConfigError(
-            f"{where}.resources: {asked}: {method.name} with these settings reads gradients and changes trained "
-            "tensors between steps, which ZeRO 1 to 3, bf16 and fp16 would silently undo; set zero_stage: 0 and "
-            "precision: fp32"
+            f"{where}.resources: {resource_settings}: {method.name} with these settings reads gradients and changes "
+            "trained tensors between steps, which ZeRO 1 to 3, bf16 and fp16 would silently undo; set zero_stage: 0 "
+            "and precision: fp32"
         )
 
     def optimizer(
@@ -268,11 +268,11 @@ def _task(name: str, config: str, plugins_dir: Path | None) -> tuple[TaskSpec, t
     task = task_class(settings)
     metrics = _metrics(task, name, plugins_dir)
     called = {metric.target: metric.name for metric in metrics}
-    asked = {"metrics": [called.get(one, one) for one in settings.metrics]} if metrics else {}
+    resolved_metrics = {"metrics": [called.get(one, one) for one in settings.metrics]} if metrics else {}
     spec = TaskSpec(
         name=name.rpartition(":")[2],
         target=target,
-        config=settings.model_dump(mode="json") | asked,
+        config=settings.model_dump(mode="json") | resolved_metrics,
         data_sha256=task.data_sha256(),
         plugin_metrics=metrics,
         **_whose(target),
@@ -290,10 +290,10 @@ def _metrics(task: Task, name: str, plugins_dir: Path | None) -> list[MetricSpec
     found: dict[str, MetricSpec] = {}
     for names, key in ((task.scoring.metrics, "scoring.metrics"), (task.config.metrics, "metrics")):
         try:
-            for asked, target in resolve_all("metric", names, plugins_dir).items():
-                if target == METRICS.get(asked):
+            for metric_name, target in resolve_all("metric", names, plugins_dir).items():
+                if target == METRICS.get(metric_name):
                     continue
-                metric = load_metric(target, None if ":" in asked else asked)
+                metric = load_metric(target, None if ":" in metric_name else metric_name)
                 made = MetricSpec(name=metric.name, target=target, **_whose(target))
                 if metric.name in RESERVED:
                     raise RegistryError(  # noqa: TRY301

@@ -79,13 +79,13 @@ def decode(
         The hypotheses of each source, best first: one of greedy decoding, at most K of a beam search.
     """
     results: list[list[Hypothesis]] = [[] for _ in sources]
-    told = 0
+    reported_sources = 0
     with masked_instead_of_flash(model), sharing_heads(model):
         batch = _Batch(model, sources, settings, rows or len(sources))
         while _anywhere(batch.unfinished, model.device) if in_step else batch.unfinished:
             if batch.has_room:
-                if (finished := len(sources) - batch.unfinished_sources) > told:
-                    progress(told := finished)
+                if (finished := len(sources) - batch.unfinished_sources) > reported_sources:
+                    progress(reported_sources := finished)
                 found = batch.read()
             elif batch.unfinished:
                 found = batch.go_on()

@@ -62,18 +62,18 @@ def evaluate(model: Any, tokenizer: Any, evaluations: Sequence[EvaluationSpec], 
     from lm_eval.models.huggingface import HFLM
 
     backend: Literal["seq2seq", "causal"] = "seq2seq" if model.config.is_encoder_decoder else "causal"
-    asked = HFLM(pretrained=model, tokenizer=tokenizer, backend=backend, batch_size=batch_size)
+    wrapped_model = HFLM(pretrained=model, tokenizer=tokenizer, backend=backend, batch_size=batch_size)
     whole = Evaluated()
     for evaluation in evaluations:
         try:
-            results = _results(asked, evaluation)
+            results = _results(wrapped_model, evaluation)
         except Exception as error:
             raise EvaluationError(f"evaluations: lm_eval: {evaluation.lm_eval}: {error}") from error
         _add(whole, results, evaluation)
     return whole
 
 
-def _results(asked: Any, evaluation: EvaluationSpec) -> Mapping[str, Any]:
+def _results(wrapped_model: Any, evaluation: EvaluationSpec) -> Mapping[str, Any]:
     from lm_eval.evaluator import evaluate as evaluate_tasks
 
     tasks = manager_with(evaluation.lm_eval, evaluation.include_path).load([evaluation.lm_eval])
@@ -85,7 +85,7 @@ def _results(asked: Any, evaluation: EvaluationSpec) -> Mapping[str, Any]:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=FEW_SHOT_SEED)
     results: Mapping[str, Any] | None = evaluate_tasks(
-        lm=asked,
+        lm=wrapped_model,
         task_dict=tasks,
         limit=evaluation.limit,
         bootstrap_iters=BOOTSTRAP_SAMPLES,
@@ -103,14 +103,14 @@ def _add(whole: Evaluated, results: Mapping[str, Any], evaluation: EvaluationSpe
         shots = results["n-shot"].get(task)
         counted = results["n-samples"].get(task, {}).get("effective")
         version = results["versions"].get(task)
-        told = [f"lm-eval:{evaluation.lm_eval_version}", f"task version:{version}"]
-        told += [] if shots is None else [f"shots:{shots}"]
-        told += [] if counted is None else [f"questions:{counted}"]
-        told += ["chat template"] if evaluation.apply_chat_template else []
+        signature_parts = [f"lm-eval:{evaluation.lm_eval_version}", f"task version:{version}"]
+        signature_parts += [] if shots is None else [f"shots:{shots}"]
+        signature_parts += [] if counted is None else [f"questions:{counted}"]
+        signature_parts += ["chat template"] if evaluation.apply_chat_template else []
         for metric, name, value in _numbers(scores):
             key = f"{task}/{name}"
             whole.values[key] = value
-            whole.signatures[key] = "|".join(told)
+            whole.signatures[key] = "|".join(signature_parts)
             better = results["higher_is_better"].get(task, {}).get(metric)
             if better is not None and not metric.endswith(STDERR):
                 whole.higher_is_better[key] = bool(better)

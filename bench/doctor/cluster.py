@@ -246,8 +246,10 @@ def _reach(ray: Any, backend: str, places: Sequence[tuple[Node, int]]) -> Findin
             remedy = "run the doctor again when no trial runs"
             return warning(check, f"not tried: other work holds the GPUs of {where}", remedy)
         port = ray.get(ranks[0].listen.remote(host), timeout=limit)
-        asked = [rank.all_reduce.remote(backend, host, port, index, len(ranks)) for index, rank in enumerate(ranks)]
-        sums = ray.get(asked, timeout=limit)
+        pending_sums = [
+            rank.all_reduce.remote(backend, host, port, index, len(ranks)) for index, rank in enumerate(ranks)
+        ]
+        sums = ray.get(pending_sums, timeout=limit)
     except ray.exceptions.RayError as error:
         why = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__).strip()
         return problem(check, f"no all-reduce over {where}: {why[:300]}", _reach_remedy(backend))

@@ -131,10 +131,10 @@ class RoundRunner:
         present = {
             trial.trial_id: found for trial in trials.trials if (found := self._present(trial, earlier)) is not None
         }
-        asked = [
+        trial_ids = [
             present[trial.trial_id].trial_id if trial.trial_id in present else trial.trial_id for trial in trials.trials
         ]
-        self.keep(self.store.root, asked)
+        self.keep(self.store.root, trial_ids)
         pending = [trial for trial in trials.trials if trial.trial_id not in present]
         done = len(trials.trials) - len(pending)
         counts = f"{title}: {len(trials.trials)} trials, {done} done, {len(pending)} to run"

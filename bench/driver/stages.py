@@ -139,8 +139,8 @@ class Stages:
         if tune.device_seconds is not None:
             # Searches run side by side, each one trial at a time.
             return Later((searches[0].final,), max(0.0, tune.device_seconds - used_seconds() / len(searches)))
-        asked = [trial for one in past if one.stage == "tune" for trial in one.trials]
-        spent = sum((trial.stop_after_steps or 0) / (trial.train.steps or 1) or 1.0 for trial in asked)
+        tuning_trials = [trial for one in past if one.stage == "tune" for trial in one.trials]
+        spent = sum((trial.stop_after_steps or 0) / (trial.train.steps or 1) or 1.0 for trial in tuning_trials)
         rest = max(0, round((tune.trials or 0) * len(searches) - spent))
         whole = [
             self._ask_trial(one, tune, first_settings(one.search)[0], None)
@@ -279,15 +279,15 @@ class Stages:
         return () if tune is None or tune.metric == "dev_loss" else (tune.metric,)
 
     def _ask_trial(self, contender: Contender, tune: TuneSpec, settings: JsonDict, steps: int | None) -> TrialSpec:
-        asked = self._configured(contender, settings)
+        spec = self._configured(contender, settings)
         label = ",".join(f"{key.split('.', 1)[1]}={value}" for key, value in settings.items())
-        return asked.model_copy(
+        return spec.model_copy(
             update={
                 "stage": "tune",
                 "seed": tune.seed,
                 "stop_after_steps": steps,
                 "scores_dev": tune.metric != "dev_loss",
-                "label": ",".join(filter(None, [asked.label, label, f"stop={steps}" if steps else ""])),
+                "label": ",".join(filter(None, [spec.label, label, f"stop={steps}" if steps else ""])),
             }
         )
 
@@ -348,11 +348,11 @@ def _side_by_side(searches: Sequence[Iterator[list[TrialSpec]]]) -> Iterator[lis
     while running:
         trials: list[TrialSpec] = []
         for search in list(running):
-            asked = next(search, None)
-            if asked is None:
+            next_trials = next(search, None)
+            if next_trials is None:
                 running.remove(search)
             else:
-                trials += asked
+                trials += next_trials
         if trials:
             yield trials
 

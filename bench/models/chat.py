@@ -79,20 +79,20 @@ class ChatTemplate:
             ModelError: There is no template, it refuses the turns, leaves out what a user or the system says, or begins
                 assistant turns otherwise than it asks for them.
         """
-        asked = self._rendered(turns, asks=True)
+        prompt = self._rendered(turns, asks=True)
         answered = self._rendered([*turns, ("assistant", MARK)], asks=False)
         opening, found, closing = answered.rpartition(MARK)
         if not found:
             raise self._unusable("leaves out what the assistant says")
-        if asked.startswith(opening):
-            frame = Frame(asked, "", closing, opened=asked[len(opening) :])
-        elif opening.startswith(asked) and not opening[len(asked) :].strip():
-            frame = Frame(asked, opening[len(asked) :], closing)
-        elif opening.startswith(asked):
-            frame = Frame(opening, "", closing, forced=opening[len(asked) :])
+        if prompt.startswith(opening):
+            frame = Frame(prompt, "", closing, opened=prompt[len(opening) :])
+        elif opening.startswith(prompt) and not opening[len(prompt) :].strip():
+            frame = Frame(prompt, opening[len(prompt) :], closing)
+        elif opening.startswith(prompt):
+            frame = Frame(opening, "", closing, forced=opening[len(prompt) :])
         else:
             raise self._unusable(
-                f"asks for a turn of the assistant with {asked[-40:]!r}, and begins one with {opening[-40:]!r}"
+                f"asks for a turn of the assistant with {prompt[-40:]!r}, and begins one with {opening[-40:]!r}"
             )
         for role, text in turns:
             if role != "assistant" and text.strip() not in frame.read:

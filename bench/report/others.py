@@ -29,10 +29,12 @@ def left_out_text(count: int, root: Path) -> str:
     )
 
 
-def other_rows(asked: Sequence[TrialResult], others: Sequence[TrialResult]) -> tuple[list[str], list[list[str]]]:
+def other_rows(
+    current_records: Sequence[TrialResult], others: Sequence[TrialResult]
+) -> tuple[list[str], list[list[str]]]:
     """Heading and rows: trial, name, status, and the score that the records name first."""
     metrics = metric_columns(others)[:1]
-    called = row_labels([*asked, *others])
+    called = row_labels([*current_records, *others])
     body = []
     for record in others:
         status = record.outcome.reason if isinstance(record.outcome, Failed) else record.outcome.status

@@ -29,8 +29,8 @@ def load(root: Path, everything: bool = False) -> pd.DataFrame:
     Columns of whole numbers are of pandas' type ``Int64``, in which a missing value is missing.
     """
     kept = read_kept(root)
-    asked, others = divided(Store(root).read_all(), None if kept is None else kept.asks)
-    return frame(asked, others if everything else ())
+    current_records, others = divided(Store(root).read_all(), None if kept is None else kept.asks)
+    return frame(current_records, others if everything else ())
 
 
 def frame(results: Sequence[TrialResult], others: Sequence[TrialResult] = ()) -> pd.DataFrame:

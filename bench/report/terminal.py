@@ -73,9 +73,9 @@ def _rank(value: float | None, metric: Column) -> tuple[bool, float]:
     return value is None, 0.0 if value is None else -value if metric.higher_is_better else value
 
 
-def others_table(asked: Sequence[TrialResult], others: Sequence[TrialResult]) -> Table:
+def others_table(current_records: Sequence[TrialResult], others: Sequence[TrialResult]) -> Table:
     """A table of records that earlier versions of the sweep asked for."""
-    heading, rows = other_rows(asked, others)
+    heading, rows = other_rows(current_records, others)
     table = Table(padding=(0, 1), collapse_padding=True, caption=OTHERS)
     for name in heading:
         table.add_column(name, overflow="fold")

@@ -169,27 +169,27 @@ class PairedSystems:
     def _statistics(self, metric: str) -> tuple[Callable[[Array], Array], dict[str, SeedStatistics]] | None:
         if any(metric not in one.scores.values for system in self.systems for one in system.completed.values()):
             return None  # absent in some record, with its reason
-        asked = self._metric(metric)
-        if asked is not None and not asked.adds_up:
+        own_metric = self._metric(metric)
+        if own_metric is not None and not own_metric.adds_up:
             return None
-        of_sums = mean if asked is None or asked.is_mean else asked.score
+        of_sums = mean if own_metric is None or own_metric.is_mean else own_metric.score
         found: dict[str, SeedStatistics] = {}
         for system in self.systems:
             seeds = list(system.predictions)[: None if system.trains else 1]
             values: list[Array] = []
             for seed in seeds:
                 rows = self._predictions(system, seed)
-                of_rows = self._of_rows(metric, asked, rows)
-                if of_rows is None and asked is None and metric in self._plugins:
+                of_rows = self._of_rows(metric, own_metric, rows)
+                if of_rows is None and own_metric is None and metric in self._plugins:
                     raise StatisticsError(self._not_loaded(metric))
                 if of_rows is None:
                     return None
                 recorded = system.completed[seed].scores.values[metric]
                 computed = float(of_sums(of_rows.sum(axis=0)))
                 if abs(computed - recorded) > TOLERANCE * max(1.0, abs(recorded)):
-                    if asked is None and metric in self._plugins:
+                    if own_metric is None and metric in self._plugins:
                         raise StatisticsError(self._not_loaded(metric))
-                    if asked is None:
+                    if own_metric is None:
                         return None  # a score that has values of single sources, and is not their mean
                     raise StatisticsError(
                         f"{system.name} (seed {seed}): its predictions give {metric} {computed:.4f}, its record says "

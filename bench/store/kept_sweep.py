@@ -61,8 +61,8 @@ def keep_sweep(root: Path, sweep: Sweep, source: str | None, settings: Sequence[
     before = read_kept(root) or KeptSweep()
     resolved = sweep.model_dump(mode="json")
     known = before.trial_ids if before.sweep == resolved else []
-    asked = {"source": source, "settings": list(settings), "sweep": resolved, "searches": list(searches)}
-    _write(root, before.model_copy(update={**asked, "trial_ids": known}))
+    version = {"source": source, "settings": list(settings), "sweep": resolved, "searches": list(searches)}
+    _write(root, before.model_copy(update={**version, "trial_ids": known}))
 
 
 def keep_asked(root: Path, trial_ids: Iterable[str]) -> None:
@@ -85,11 +85,11 @@ def divided(
     records: Iterable[TrialResult], asks: Collection[str] | None
 ) -> tuple[list[TrialResult], list[TrialResult]]:
     """The records that are asked for, and the others."""
-    asked: list[TrialResult] = []
+    current_records: list[TrialResult] = []
     others: list[TrialResult] = []
     for record in records:
-        (asked if asks is None or record.trial_id in asks else others).append(record)
-    return asked, others
+        (current_records if asks is None or record.trial_id in asks else others).append(record)
+    return current_records, others
 
 
 def _add(root: Path, field: Literal["trial_ids", "beside"], trial_ids: Iterable[str]) -> None:

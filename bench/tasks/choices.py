@@ -46,6 +46,6 @@ def _chosen(reference: str, choices: Sequence[str], form: str) -> str:
         named = choices[place] if 0 <= place < len(choices) else None
     if named is None:
         hint = "" if form != "text" else "; references may be places or letters instead, see task.choices.reference"
-        asked = {"text": "none", "place": "no place", "letter": "no letter"}[form]
-        raise ValueError(f"the reference {reference!r} is {asked} of the choices {list(choices)!r}{hint}")
+        fault = {"text": "none", "place": "no place", "letter": "no letter"}[form]
+        raise ValueError(f"the reference {reference!r} is {fault} of the choices {list(choices)!r}{hint}")
     return named

@@ -137,10 +137,10 @@ class RecordTask(Task):
             example = self._example_of(record, f"{split}-{number}", split, left_out)
             if example is None:
                 continue
-            asked = example.source, example.choices
-            if (earlier := grouped.get(asked)) is not None:
+            question = example.source, example.choices
+            if (earlier := grouped.get(question)) is not None:
                 example = replace(earlier, references=(*earlier.references, *example.references))
-            grouped[asked] = example
+            grouped[question] = example
         if first is not None and unseen:  # A row may lack some, but not every row the same one.
             raise _no_column(first, next(column for column in self.columns if column in unseen))
         self._left_out[split] = left_out

@@ -175,27 +175,27 @@ def next_settings(
         beyond = beyond_border(search, asks, chosen)
         if beyond is not None:
             return beyond, "border"
-    asked = [ask.settings for ask in asks]
+    earlier_settings = [ask.settings for ask in asks]
     if search.tune.sampler == "quasi_random" or (search.tune.sampler == "tpe" and len(asks) < search.first_asks):
-        proposed, origin = unasked(search, asked), _SAMPLER
+        proposed, origin = unasked(search, earlier_settings), _SAMPLER
     elif search.tune.sampler == "tpe":
         proposed, origin = tree_parzen(search.space, results, search.tune.seed + len(asks)), _SAMPLER
-        if proposed in asked:
-            proposed = unasked(search, asked)
+        if proposed in earlier_settings:
+            proposed = unasked(search, earlier_settings)
     else:
         # If every trial of a grid failed, other points of its ranges are tried.
-        proposed = unasked(search, asked) if chosen is None else refinement(search, asks, results, chosen)
+        proposed = unasked(search, earlier_settings) if chosen is None else refinement(search, asks, results, chosen)
         origin = _REFINEMENT
     return None if proposed is None else (proposed, origin)
 
 
-def unasked(search: Search, asked: Sequence[JsonDict]) -> JsonDict | None:
+def unasked(search: Search, earlier_settings: Sequence[JsonDict]) -> JsonDict | None:
     """The next point of the quasi-random sequence that was not asked; None if all choices were."""
-    for number in range(len(asked), len(asked) + MOST_LOOKED_AT):
+    for number in range(len(earlier_settings), len(earlier_settings) + MOST_LOOKED_AT):
         point = quasi_random(search.space, search.tune.seed, number)
-        if point not in asked:
+        if point not in earlier_settings:
             return point
-    return next((point for point in _choices(search.space) if point not in asked), None)
+    return next((point for point in _choices(search.space) if point not in earlier_settings), None)
 
 
 def _choices(space: SearchSpace) -> list[JsonDict]:
@@ -270,9 +270,9 @@ def tree_parzen(space: SearchSpace, results: Sequence[AskResult], seed: int) -> 
     for one in results:
         parameters = {key: _for_optuna(space[key], value) for key, value in one.ask.settings.items()}
         study.add_trial(optuna.trial.create_trial(params=parameters, distributions=distributions, value=one.loss))
-    asked = study.ask(distributions).params
+    proposal = study.ask(distributions).params
     return {
-        key: _rounded(asked[key]) if isinstance(dimension, Range) else dimension.values[asked[key]]
+        key: _rounded(proposal[key]) if isinstance(dimension, Range) else dimension.values[proposal[key]]
         for key, dimension in space.items()
     }
 

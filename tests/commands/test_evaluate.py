@@ -216,8 +216,8 @@ def test_what_is_no_adapter_of_this_base_model_is_one_line(
     assert "stored shape" in refused(adapter)
     save_file(dict(list(other.items())[1:]), tensors)
     assert "the stored state lacks 1 tensors of this method" in refused(adapter)
-    assert "not " in (told := refused(tiny_models["gpt2"]))
-    assert "this model does not have it; a model of another make is compared in a sweep of its own" in told
+    assert "not " in (message := refused(tiny_models["gpt2"]))
+    assert "this model does not have it; a model of another make is compared in a sweep of its own" in message
 
 
 def write_bytes(path: Path, content: bytes) -> Path:

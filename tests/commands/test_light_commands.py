@@ -67,25 +67,25 @@ def test_a_run_with_nothing_to_do_imports_no_torch_and_opens_no_record(folder: F
     assert again == {"code": 0, "heavy": [], "opened": {}}
     assert shown_again == shown
 
-    told, _ = folder.tell("status", str(folder.results))
-    assert told == {"code": 0, "heavy": [], "opened": {}}
-    told, shown_again = folder.tell("report", str(folder.results))
-    assert (told["code"], told["heavy"]) == (0, [])
-    assert set(told["opened"].values()) == {1}, "each record is read once"  # type: ignore[attr-defined]
-    assert len(told["opened"]) == 20  # type: ignore[arg-type]
+    spied, _ = folder.tell("status", str(folder.results))
+    assert spied == {"code": 0, "heavy": [], "opened": {}}
+    spied, shown_again = folder.tell("report", str(folder.results))
+    assert (spied["code"], spied["heavy"]) == (0, [])
+    assert set(spied["opened"].values()) == {1}, "each record is read once"  # type: ignore[attr-defined]
+    assert len(spied["opened"]) == 20  # type: ignore[arg-type]
 
     page = folder.results / "report" / "report.md"
     whole = page.read_text()
     page.write_text("edited by hand")
-    told, _ = folder.run()
-    assert told["code"] == 0
+    spied, _ = folder.run()
+    assert spied["code"] == 0
     assert page.read_text() == whole, "a report that was edited is made again"
 
 
 @pytest.mark.parametrize("what", ["methods", "tasks"])
 def test_a_listing_imports_nothing_that_trains(what: str, folder: Folder) -> None:
-    told, shown = folder.tell(what)
-    assert told == {"code": 0, "heavy": [], "opened": {}}
+    spied, shown = folder.tell(what)
+    assert spied == {"code": 0, "heavy": [], "opened": {}}
     assert {"methods": "prefix_tuning", "tasks": "webnlg"}[what] in shown
 
 
@@ -95,7 +95,7 @@ def test_without_what_was_kept_classes_are_asked_and_say_the_same(folder: Folder
     (kept,) = (folder.cache / "methods").iterdir()
     whole = json.loads(kept.read_text())
     kept.write_text("{ torn")
-    told, shown = folder.run()
-    assert "torch" in told["heavy"]  # type: ignore[operator]
+    spied, shown = folder.run()
+    assert "torch" in spied["heavy"]  # type: ignore[operator]
     assert "20 done, 0 to run" in shown
     assert json.loads(kept.read_text()) == whole

@@ -90,10 +90,10 @@ def test_a_trial_has_the_scores_that_the_package_gives_and_keeps_every_answer(
     own_tasks: Path,
     tuneoff: Callable[..., Done],
 ) -> None:
-    asked = [
+    evaluations = [
         {"lm_eval": name, "include_path": str(own_tasks), "num_fewshot": 1} for name in ("sums_choice", "sums_text")
     ]
-    with_evaluations(sweep, asked, ["none", {"name": "lora", "config": {"rank": 2}}])
+    with_evaluations(sweep, evaluations, ["none", {"name": "lora", "config": {"rank": 2}}])
     done = tuneoff("run", str(sweep))
     assert done.returncode == 0, done.stderr
     store = Store(Path("results/tiny"))
@@ -118,20 +118,20 @@ def test_a_trial_has_the_scores_that_the_package_gives_and_keeps_every_answer(
 
 def test_evaluations_are_part_of_a_final_trial_and_of_no_other(sweep: Path, own_tasks: Path) -> None:  # noqa: F811
     (plain,) = expand(load_sweep(with_evaluations(sweep, [], ["lora"])), RegistryResolver())
-    asked = [{"lm_eval": "sums_text", "include_path": str(own_tasks)}]
-    (trial,) = expand(load_sweep(with_evaluations(sweep, asked, ["lora"])), RegistryResolver())
+    evaluations = [{"lm_eval": "sums_text", "include_path": str(own_tasks)}]
+    (trial,) = expand(load_sweep(with_evaluations(sweep, evaluations, ["lora"])), RegistryResolver())
     assert "evaluations" not in plain.identity
     assert trial.trial_id != plain.trial_id
     assert trial.model_copy(update={"stage": "tune"}).identity == plain.model_copy(update={"stage": "tune"}).identity
     moved = own_tasks.rename(own_tasks.with_name("moved"))
     (moved / "sums.jsonl").write_text((moved / "sums.jsonl").read_text().replace("banana", "cherry"))
-    asked = [{"lm_eval": "sums_text", "include_path": str(moved)}]
-    (other,) = expand(load_sweep(with_evaluations(sweep, asked, ["lora"])), RegistryResolver())
+    evaluations = [{"lm_eval": "sums_text", "include_path": str(moved)}]
+    (other,) = expand(load_sweep(with_evaluations(sweep, evaluations, ["lora"])), RegistryResolver())
     assert other.trial_id != trial.trial_id, "the data beside a task are part of it"
 
 
 @pytest.mark.parametrize(
-    ("asked", "complaint"),
+    ("evaluation", "complaint"),
     [
         ({"lm_eval": "sums_txt"}, r"evaluations\.0\.lm_eval: .*'sums_txt'; did you mean 'sums_text'"),
         ({"lm_eval": "sums_text", "include_path": "nowhere"}, r"evaluations\.0\.include_path: .*'nowhere'"),
@@ -142,23 +142,23 @@ def test_evaluations_are_part_of_a_final_trial_and_of_no_other(sweep: Path, own_
 def test_what_cannot_be_asked_is_told_before_the_sweep(
     sweep: Path,  # noqa: F811
     own_tasks: Path,
-    asked: dict[str, Any],
+    evaluation: dict[str, Any],
     complaint: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The index of the whole package takes seconds to read.
     manager = lm_eval_tasks.manager
     monkeypatch.setattr(lm_eval_tasks, "manager", lambda path, include_defaults: manager(path, include_defaults=False))
-    path = with_evaluations(sweep, [{"include_path": str(own_tasks), **asked}], ["lora"])
+    path = with_evaluations(sweep, [{"include_path": str(own_tasks), **evaluation}], ["lora"])
     with pytest.raises(ConfigError, match=complaint):
         expand(load_sweep(path), RegistryResolver())
 
 
 def test_sharded_models_are_asked_nothing(sweep: Path, own_tasks: Path) -> None:  # noqa: F811
-    asked = [{"lm_eval": "sums_text", "include_path": str(own_tasks)}]
+    evaluations = [{"lm_eval": "sums_text", "include_path": str(own_tasks)}]
     methods = [{"name": "lora", "resources": {"zero_stage": 3}}]
     with pytest.raises(ConfigError, match=r"zero_stage: 3 .* evaluations"):
-        expand(load_sweep(with_evaluations(sweep, asked, methods)), RegistryResolver())
+        expand(load_sweep(with_evaluations(sweep, evaluations, methods)), RegistryResolver())
 
 
 @pytest.mark.parametrize("method", ["loreft", {"name": "prefix_tuning", "config": {"infix": True}}])
@@ -167,8 +167,8 @@ def test_methods_that_have_to_know_where_a_question_ends_are_refused_before_the_
     own_tasks: Path,
     method: Any,
 ) -> None:
-    asked = [{"lm_eval": "sums_text", "include_path": str(own_tasks)}]
-    trials = expand(load_sweep(with_evaluations(sweep, asked, [method])), RegistryResolver())
+    evaluations = [{"lm_eval": "sums_text", "include_path": str(own_tasks)}]
+    trials = expand(load_sweep(with_evaluations(sweep, evaluations, [method])), RegistryResolver())
     with pytest.raises(ConfigError, match=r"methods: \w+ on .*: evaluations: .* tell a model where a question ends"):
         prepare(trials, lambda line: None)
 
@@ -194,8 +194,8 @@ def test_prompts_and_prefixes_answer_alike_in_batches_of_any_size(
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter))
-    asked = [EvaluationSpec(lm_eval=name, include_path=str(own_tasks)) for name in ("sums_choice", "sums_text")]
-    one, many = (evaluate(model.eval(), tokenizer, asked, batch_size) for batch_size in (1, 4))
+    evaluations = [EvaluationSpec(lm_eval=name, include_path=str(own_tasks)) for name in ("sums_choice", "sums_text")]
+    one, many = (evaluate(model.eval(), tokenizer, evaluations, batch_size) for batch_size in (1, 4))
     assert [row["filtered_resps"] for row in one.samples if row["task"] == "sums_text"] == [
         row["filtered_resps"] for row in many.samples if row["task"] == "sums_text"
     ]
@@ -204,5 +204,5 @@ def test_prompts_and_prefixes_answer_alike_in_batches_of_any_size(
         for found in (one, many)
     ]
     assert likelihoods[0] == pytest.approx(likelihoods[1], rel=1e-4)
-    untouched = evaluate(load_model(spec, torch.float32), tokenizer, asked[:1], 4)
+    untouched = evaluate(load_model(spec, torch.float32), tokenizer, evaluations[:1], 4)
     assert [float(row["filtered_resps"][0][0]) for row in untouched.samples] != pytest.approx(likelihoods[1][::2])

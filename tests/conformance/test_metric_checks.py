@@ -36,8 +36,8 @@ class Recall(Metric):
 
     def statistics(self, texts: Any) -> Any:
         pairs = zip(texts.predictions, texts.references, strict=True)
-        told = [(set(said.split()), set(some[0].split())) for said, some in pairs]
-        return np.array([(len(said & some), len(some)) for said, some in told], dtype=np.float64)
+        word_sets = [(set(said.split()), set(some[0].split())) for said, some in pairs]
+        return np.array([(len(said & some), len(some)) for said, some in word_sets], dtype=np.float64)
 
     def score(self, sums: Any) -> Any:
         return 100.0 * sums[..., 0] / np.maximum(1.0, sums[..., 1])

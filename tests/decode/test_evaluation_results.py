@@ -93,9 +93,9 @@ def test_scores_have_the_names_of_tables_and_say_how_they_were_made(monkeypatch:
     assert found.signatures["sums/acc"] == found.signatures["sums/acc stderr"] == of_sums
     assert found.signatures["words/ppl"] == "lm-eval:0.4|task version:1.5|shots:0|chat template"
     assert found.samples == [{"task": "sums", "doc_id": 1, "target": "{2}"}, {"task": "words", "doc_id": 7}]
-    (asked,) = package.asked
-    assert (asked["lm"], asked["limit"], asked["bootstrap_iters"]) == ("the model", 8, 1000)
-    assert asked["apply_chat_template"] and asked["fewshot_as_multiturn"] and asked["log_samples"]
+    (arguments,) = package.asked
+    assert (arguments["lm"], arguments["limit"], arguments["bootstrap_iters"]) == ("the model", 8, 1000)
+    assert arguments["apply_chat_template"] and arguments["fewshot_as_multiturn"] and arguments["log_samples"]
     plain = evaluate(model_of(False), "tokenizer", [EvaluationSpec(lm_eval="sums", lm_eval_version="0.4")], 4)
     assert plain.signatures["sums/acc"] == "lm-eval:0.4|task version:2|shots:3|questions:8"
 
@@ -111,12 +111,12 @@ def test_a_model_is_asked_as_its_kind_is(
     assert len(package.asked) == 2
 
 
-@pytest.mark.parametrize(("asked", "shots"), [(None, [0, 0, 5]), (3, [3, 0, 3])])
+@pytest.mark.parametrize(("num_fewshot", "shots"), [(None, [0, 0, 5]), (3, [3, 0, 3])])
 def test_shots_are_those_asked_for_unless_a_task_says_none(
-    asked: int | None, shots: list[int], monkeypatch: pytest.MonkeyPatch
+    num_fewshot: int | None, shots: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = Package(monkeypatch, RESULTS, None, 0, 5)
-    evaluate(model_of(False), "tokenizer", [EvaluationSpec(lm_eval="sums", num_fewshot=asked)], 1)
+    evaluate(model_of(False), "tokenizer", [EvaluationSpec(lm_eval="sums", num_fewshot=num_fewshot)], 1)
     assert [task.config["num_fewshot"] for task in package.tasks.values()] == shots
     assert {task.seed for task in package.tasks.values()} == {1234}
 

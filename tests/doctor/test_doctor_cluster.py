@@ -69,10 +69,10 @@ class Ray:
 
         return made
 
-    def get(self, asked: Any, timeout: float) -> Any:
-        if isinstance(asked, list):
-            return [self.get(one, timeout) for one in asked]
-        answer, _ = asked
+    def get(self, reference: Any, timeout: float) -> Any:
+        if isinstance(reference, list):
+            return [self.get(one, timeout) for one in reference]
+        answer, _ = reference
         if isinstance(answer, Exception):
             raise answer
         return answer() if callable(answer) else answer

@@ -61,11 +61,11 @@ def three_steps(model: Any, groups: Sequence[dict[str, Any]] | None = None) -> N
 def of_peft(config: dict[str, Any], prepare: Callable[[Any, Any], None] | None = None) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    told = LoraConfig(r=RANK, lora_alpha=ALPHA, **TARGETS, **config)
+    lora_config = LoraConfig(r=RANK, lora_alpha=ALPHA, **TARGETS, **config)
     base = tiny_model("llama", dtype=torch.float32)
     if prepare is not None:
-        prepare(base, told)
-    return get_peft_model(base, told).eval()
+        prepare(base, lora_config)
+    return get_peft_model(base, lora_config).eval()
 
 
 def one_by_one(model: Any, backward: bool = False) -> Callable[[], None]:
@@ -286,8 +286,8 @@ def test_dora_on_quantised_weights_is_peft_on_the_dequantised_ones() -> None:
     model: Any = method.patch(quantised()).eval()
     whole = quantised()
     dequantize(whole)
-    told = LoraConfig(r=RANK, lora_alpha=ALPHA, use_dora=True, **TARGETS)
-    other: Any = get_peft_model(whole, told).eval()
+    lora_config = LoraConfig(r=RANK, lora_alpha=ALPHA, use_dora=True, **TARGETS)
+    other: Any = get_peft_model(whole, lora_config).eval()
     ours = lora_layers(model)
     with torch.no_grad():
         for name, (down, _) in factors(other).items():

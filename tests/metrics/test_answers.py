@@ -151,8 +151,8 @@ def test_references_without_an_answer_are_told_before_a_sweep(tiny_task: Path) -
     numbers = resolved(tiny_task, pattern="last_number")
     with pytest.raises(MetricError, match=r"6 of 6 sources of test have no reference with an answer .*'last_number'"):
         answers_missing(numbers, {"test": numbers.load("test")})
-    (told,) = answers_missing(numbers, {"dev": examples("1", "2", "none")})
-    assert told.startswith("1 of 3 sources of dev have no reference with an answer by the pattern 'last_number'")
+    (warning,) = answers_missing(numbers, {"dev": examples("1", "2", "none")})
+    assert warning.startswith("1 of 3 sources of dev have no reference with an answer by the pattern 'last_number'")
 
 
 def test_ids_are_what_they_were_without_the_setting() -> None:

@@ -68,8 +68,8 @@ def test_any_of_several_references_is_right() -> None:
 def test_an_accuracy_that_a_constant_answer_has_too_is_told() -> None:
     assert binomial_tail(8, 10, Fraction(1, 2)) == pytest.approx((45 + 10 + 1) / 1024)
     assert binomial_tail(0, 3, Fraction(1, 3)) == 1.0
-    (told,) = scored("a" * 5 + "b" * 5, "aaaabbaaab").scores().remarks
-    assert told == (
+    (remark,) = scored("a" * 5 + "b" * 5, "aaaabbaaab").scores().remarks
+    assert remark == (
         "An accuracy of 60.0 on 10 sources is not shown to be above 50.0, that of always choosing 'a' (exact binomial "
         "test, p = 0.377)."
     )
@@ -135,8 +135,8 @@ def test_data_that_do_not_fit_are_one_error(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"data.jsonl: line 1: 'o' must hold a list of choices, got 'yes'"):
         load_split(task(tmp_path, '{"q": "one", "a": "maybe", "o": "yes"}\n', choices="o"), "train")
     with pytest.raises(TaskError, match=r"the reference '7' is no place of the choices"):
-        told = {"column": "o", "reference": "place"}
-        load_split(task(tmp_path, '{"q": "one", "a": "7", "o": ["x", "y"]}\n', choices=told), "train")
+        choices = {"column": "o", "reference": "place"}
+        load_split(task(tmp_path, '{"q": "one", "a": "7", "o": ["x", "y"]}\n', choices=choices), "train")
     with pytest.raises(TaskError, match=r"task.choices.column: 'o': the data of Facts have no columns"):
         RegistryResolver().task("facts", {"choices": "o"})
 

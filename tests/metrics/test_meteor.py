@@ -68,8 +68,11 @@ def test_words(text: str, words: str, files: Path) -> None:
 
 
 def test_every_kind_of_match(files: Path) -> None:
-    said, told = "the men pay for cheap boxes near town", "the man paid for inexpensive cartons close to town"
-    found = align(said.split(), told.split(), resources(files, said, told))
+    hypothesis, reference = (
+        "the men pay for cheap boxes near town",
+        "the man paid for inexpensive cartons close to town",
+    )
+    found = align(hypothesis.split(), reference.split(), resources(files, hypothesis, reference))
     assert found.matches == (
         Match(0, 1, 0, 1, EXACT),
         Match(1, 1, 1, 1, SYNONYM),
@@ -85,8 +88,8 @@ def test_every_kind_of_match(files: Path) -> None:
 
 
 def test_fewest_chunks_win(files: Path) -> None:
-    said, told = ["a", "b", "a", "c"], ["a", "c"]
-    found = align(said, told, resources(files))
+    hypothesis, reference = ["a", "b", "a", "c"], ["a", "c"]
+    found = align(hypothesis, reference, resources(files))
     assert [match.prediction_start for match in found.matches] == [2, 3]
     assert found.chunks == 1
 

@@ -210,9 +210,11 @@ def test_texts_in_another_form_than_the_references_are_told(shared_data: Path) -
 def test_the_other_way_round_and_equal_predictions_are_told() -> None:
     lower = examples(*(((f"the cat {n} sat there .",)) for n in range(6)))
     cased = [f"The cat {n} sat there." for n in range(6)]
-    told = " ".join(score_examples(lower, cased, Scoring()).remarks)
-    assert "The references are without capital letters and the predictions have them: chrf, exact_match, bleu" in told
-    assert "The references are with spaces before punctuation and the predictions have none there" in told
+    remarks = " ".join(score_examples(lower, cased, Scoring()).remarks)
+    assert (
+        "The references are without capital letters and the predictions have them: chrf, exact_match, bleu" in remarks
+    )
+    assert "The references are with spaces before punctuation and the predictions have none there" in remarks
     assert "capital" not in " ".join(score_examples(lower, cased, Scoring(metrics=("ter",), lowercase=True)).remarks)
     assert "All predictions are the same text." in score_examples(lower, ["the cat ."] * 6, Scoring()).remarks
     assert score_examples(lower, [""] * 6, Scoring()).remarks == ["All predictions are empty."]

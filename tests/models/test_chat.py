@@ -54,13 +54,13 @@ def test_what_is_learned_is_what_was_said(name: str, turns: tuple[Turn, ...], to
     assert tokenizer.convert_ids_to_tokens(end) == ("</turn>" if name == "gemma" else ENDS.get(name, "<end>"))
     assert pair.source_ids == tokens.source(example(turns, "")), "the same is read when texts are generated"
     assert pair.source_ids.count(tokenizer.bos_token_id) == (name in ("llama", "mistral", "deepseek", "gemma"))
-    asked = rendered(tokenizer, turns, asks=True)
-    assert pair.source_ids[: len(asked)] == asked
+    prompt = rendered(tokenizer, turns, asks=True)
+    assert pair.source_ids[: len(prompt)] == prompt
     if name not in ("deepseek",):  # which asks with a word that no turn of a history begins with
         whole = rendered(tokenizer, (*turns, ("assistant", reply)), asks=False)
         assert whole[: len(pair.source_ids) + len(pair.target_ids)] == [*pair.source_ids, *pair.target_ids]
     if name != "qwen3":
-        assert pair.source_ids == asked
+        assert pair.source_ids == prompt
 
 
 def test_reasoning_of_earlier_turns_is_read_as_the_template_has_it(tokenizers: dict[str, Any]) -> None:
@@ -101,8 +101,8 @@ def test_a_date_does_not_depend_on_the_day(tmp_path: Path) -> None:
     tokenizer = chat_tokenizer(tmp_path, "llama")
     tokenizer.chat_template = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }} " + LLAMA
     assert tokenizer.decode(tokens_of(tokenizer).source(example(TALK, ""))).startswith("26 Jul 2024")
-    told = tokens_of(tokenizer, chat_options={"date_string": "30 Nov 2026"})
-    assert tokenizer.decode(told.source(example(TALK, ""))).startswith("30 Nov 2026")
+    dated_tokens = tokens_of(tokenizer, chat_options={"date_string": "30 Nov 2026"})
+    assert tokenizer.decode(dated_tokens.source(example(TALK, ""))).startswith("30 Nov 2026")
 
 
 def test_a_template_that_is_of_no_use_is_one_error(tokenizers: dict[str, Any], tiny_models: dict[str, Path]) -> None:

@@ -137,8 +137,8 @@ def test_a_checkpoint_that_is_quantised_already_is_loaded_as_it_is(
     kind: str, tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
     spec, folder = spec_of(tiny_models["llama"], kind), tmp_path / kind
-    told = quantization_config(spec)
-    AutoModelForCausalLM.from_pretrained(spec.path, quantization_config=told, dtype=torch.float32).save_pretrained(
+    settings = quantization_config(spec)
+    AutoModelForCausalLM.from_pretrained(spec.path, quantization_config=settings, dtype=torch.float32).save_pretrained(
         folder
     )
     own = ModelSpec(path=str(folder))
@@ -195,9 +195,9 @@ def test_a_peft_folder_says_how_its_base_model_is_quantised(tiny_models: dict[st
     base = tiny_models["llama"]
     expected = trained_adapter("lora", {}, base, tmp_path / "adapter", quantization="int8")
     export_to_peft(tmp_path / "adapter", tmp_path / "peft")
-    told = BitsAndBytesConfig.from_dict(json.loads((tmp_path / "peft" / QUANTIZATION_FILE).read_text()))
-    assert told.load_in_8bit
-    loaded = AutoModelForCausalLM.from_pretrained(base, quantization_config=told, dtype=torch.float32)
+    settings = BitsAndBytesConfig.from_dict(json.loads((tmp_path / "peft" / QUANTIZATION_FILE).read_text()))
+    assert settings.load_in_8bit
+    loaded = AutoModelForCausalLM.from_pretrained(base, quantization_config=settings, dtype=torch.float32)
     # In evaluation mode layers of bitsandbytes round what comes in as well.
     found = PeftModel.from_pretrained(loaded, str(tmp_path / "peft")).train()
     torch.testing.assert_close(logits(found, base), expected, atol=1e-4, rtol=1e-4)

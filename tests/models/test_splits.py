@@ -83,7 +83,7 @@ def test_overlap_and_repetition_are_counted() -> None:
         "test_sources_in_dev": 1,
     }
     assert oddities(splits) == found
-    assert [told.split(":")[0] for told in oddity_sentences(found)] == [
+    assert [sentence.split(":")[0] for sentence in oddity_sentences(found)] == [
         "1 test sources are in the training data too",
         "1 test sources are in the dev data too",
         "1 dev sources occur more than once",

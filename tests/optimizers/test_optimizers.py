@@ -43,8 +43,8 @@ NADAM = "torch.optim:NAdam"
 
 def settings(name: str, **more: Any) -> TrainSpec:
     own = {"schedule": "constant"} if name == "schedule_free" else {}
-    told = {"learning_rate": 1e-2, "steps": STEPS, "batch_size": 4, "evaluate_every_steps": 2, "weight_decay": 0.1}
-    return TrainSpec.model_validate({**told, **own, "optimizer": name, **more})
+    common = {"learning_rate": 1e-2, "steps": STEPS, "batch_size": 4, "evaluate_every_steps": 2, "weight_decay": 0.1}
+    return TrainSpec.model_validate({**common, **own, "optimizer": name, **more})
 
 
 def pairs() -> list[Pair]:
@@ -265,8 +265,8 @@ def test_what_an_optimiser_is_said_to_keep_is_what_it_keeps(name: str) -> None:
 
 def resolved(train_spec: dict[str, Any], plugins_dir: Path | None = None, **resources: Any) -> Any:
     spec = validated(TrainSpec, train_spec, "methods.0.train")
-    told = ResourceSpec.model_validate(resources)
-    return RegistryResolver(plugins_dir).optimizer(spec, told, "methods.0")
+    resource_spec = ResourceSpec.model_validate(resources)
+    return RegistryResolver(plugins_dir).optimizer(spec, resource_spec, "methods.0")
 
 
 @pytest.mark.parametrize(
@@ -314,11 +314,11 @@ def test_a_package_that_is_missing_is_named_with_the_extra_that_brings_it(monkey
     import sys
 
     monkeypatch.setitem(sys.modules, "schedulefree", None)
-    asked = {"optimizer": "schedule_free", "schedule": "constant", "learning_rate": 7e-3}
+    train = {"optimizer": "schedule_free", "schedule": "constant", "learning_rate": 7e-3}
     with pytest.raises(
         ConfigError, match=r"schedule_free needs the package schedulefree: pip install 'tuneoff\[optimi"
     ):
-        resolved(asked)
+        resolved(train)
 
 
 PLUGIN = """
@@ -376,17 +376,17 @@ def test_ids_change_with_what_is_new_alone() -> None:
 def test_schedules_are_those_of_transformers(schedule: str, theirs: str, options: Any, warmup: int) -> None:
     from transformers.optimization import get_scheduler
 
-    told: dict[str, Any] = {"warmup_fraction": warmup / 21} if warmup else {}
+    fractions: dict[str, Any] = {"warmup_fraction": warmup / 21} if warmup else {}
     if schedule == "wsd":
-        told["decay_fraction"] = 0.2  # of 21 steps: 4.2, rounded up
-    ours = learning_rate_factor(TrainSpec.model_validate({"schedule": schedule, **told}), 21)
+        fractions["decay_fraction"] = 0.2  # of 21 steps: 4.2, rounded up
+    ours = learning_rate_factor(TrainSpec.model_validate({"schedule": schedule, **fractions}), 21)
     made = get_scheduler(theirs, torch.optim.AdamW([torch.zeros(1)]), warmup, 21, scheduler_specific_kwargs=options)
     right = made.lr_lambdas[0]  # type: ignore[attr-defined]
     assert [ours(step) for step in range(21)] == pytest.approx([right(step) for step in range(21)])
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("train", "message"),
     [
         ({"warmup_ratio": 0.1}, "warmup_ratio: unknown key .*here that is train.warmup_fraction"),
         ({"warmup_steps": 3, "warmup_fraction": 0.1}, "set either warmup_steps or warmup_fraction"),
@@ -395,9 +395,9 @@ def test_schedules_are_those_of_transformers(schedule: str, theirs: str, options
         ({"warmup_fraction": 1.0}, "warmup_fraction: Input should be less than 1"),
     ],
 )
-def test_schedules_that_cannot_be_are_told(told: dict[str, Any], message: str) -> None:
+def test_schedules_that_cannot_be_are_told(train: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        validated(TrainSpec, told, "train")
+        validated(TrainSpec, train, "train")
 
 
 def test_a_class_of_its_own_may_also_say_that_it_needs_whole_matrices() -> None:

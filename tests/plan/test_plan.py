@@ -154,8 +154,8 @@ def test_a_whole_training_is_the_sum_of_its_micro_batches(trial: Callable[..., T
         length = micro.padded_tokens // 2
         pairs = [Pair([0] * (length - target), [0] * target)] * 2
         traced = tracer.trace(pairs)
-        asked = MicroBatch(2, traced.padded_tokens, traced.target_tokens)
-        assert costs.flops(asked) == pytest.approx(traced.flops, rel=1e-3)
+        micro_batch = MicroBatch(2, traced.padded_tokens, traced.target_tokens)
+        assert costs.flops(micro_batch) == pytest.approx(traced.flops, rel=1e-3)
 
 
 def test_planning_leaves_random_numbers_and_the_process_as_they_were(trial: Callable[..., TrialSpec]) -> None:
@@ -357,12 +357,12 @@ def test_fit_is_that_of_the_largest_phase_which_is_named(trial: Callable[..., Tr
     spec = trial("lora", "llama", train={"micro_batch_size": 1, "gradient_checkpointing": True}, zero_stage=3, ranks=4)
     wide = spec.model_copy(update={"decode": DecodeSpec(max_new_tokens=4000, beams=4, batch_size=16)})
     large = phases(wide)["decode"]
-    (told,) = plan([wide], small(H100, large - 1000))
-    assert told.forecast is not None and told.forecast.peak_memory_bytes < large
-    assert (told.fits, told.too_large) == (False, ("decode",))
-    assert told.remedies and told.remedies[0].startswith("decode.batch_size: ")
+    (planned,) = plan([wide], small(H100, large - 1000))
+    assert planned.forecast is not None and planned.forecast.peak_memory_bytes < large
+    assert (planned.fits, planned.too_large) == (False, ("decode",))
+    assert planned.remedies and planned.remedies[0].startswith("decode.batch_size: ")
     console, text = Console(width=100, file=io.StringIO()), ""
-    console.print(planned_table("demo", [told], small(H100, large - 1000)))
+    console.print(planned_table("demo", [planned], small(H100, large - 1000)))
     text = " ".join(console.file.getvalue().replace("│", " ").split())  # type: ignore[attr-defined]
     assert "does not fit into" in text and ": decode (" in text
     assert "would fit with decode.batch_size: " in text
@@ -377,9 +377,9 @@ def test_what_a_gpu_takes_for_itself_is_no_room_for_a_trial(
     assert plan([spec], small(H100, needed + 1000))[0].fits
     for taken in ("CONTEXT_BYTES", "MESSAGE_BYTES"):
         monkeypatch.setattr(f"bench.plan.devices.{taken}", 2000)
-        (told,) = plan([spec], small(H100, needed + 1000))
-        assert not told.fits
-    assert told.taken_bytes == 4000
+        (planned,) = plan([spec], small(H100, needed + 1000))
+        assert not planned.fits
+    assert planned.taken_bytes == 4000
     assert plan([trial("lora")], H100)[0].taken_bytes == 2000, "one rank sends no messages"
     assert plan([spec], replace(H100, kind="cpu"))[0].taken_bytes == 0
 
@@ -420,9 +420,9 @@ def test_messages_take_time_by_what_is_sent(trial: Callable[..., TrialSpec]) -> 
 
 
 def test_what_trains_nothing_has_to_fit_too(trial: Callable[..., TrialSpec]) -> None:
-    (told,) = plan([trial("none")], small(H100, 50_000))
-    assert told.forecast is None and not told.fits
-    assert told.too_large[0] == "decode" and set(told.phases) == {"load", "decode", "score"}
+    (planned,) = plan([trial("none")], small(H100, 50_000))
+    assert planned.forecast is None and not planned.fits
+    assert planned.too_large[0] == "decode" and set(planned.phases) == {"load", "decode", "score"}
 
 
 def test_too_much_in_two_phases_takes_two_settings(trial: Callable[..., TrialSpec]) -> None:
@@ -436,9 +436,9 @@ def test_too_much_in_two_phases_takes_two_settings(trial: Callable[..., TrialSpe
     )
     limit = max(phases(lean).values()) + 1000
     assert limit < phases(spec)["train"] and limit < phases(spec)["decode"]
-    (told,) = plan([spec], small(H100, limit))
-    assert set(told.too_large) >= {"decode", "train"}
-    assert any("decode.batch_size: 1" in remedy for remedy in told.remedies)
+    (planned,) = plan([spec], small(H100, limit))
+    assert set(planned.too_large) >= {"decode", "train"}
+    assert any("decode.batch_size: 1" in remedy for remedy in planned.remedies)
 
 
 def test_older_forecasts_know_two_phases() -> None:

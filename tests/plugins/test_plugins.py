@@ -268,9 +268,9 @@ def test_check_method_passes_a_sound_one(
     monkeypatch.syspath_prepend(installed)
     done = tuneoff("check-method", "embedding_offset", "--family", "llama", "--set", "init_std=0.1")
     assert done.returncode == 0, done.stdout + done.stderr
-    *table, told = done.stdout.splitlines()
+    *table, last_line = done.stdout.splitlines()
     assert sum(line.count("pass") for line in table) == len(CHECKS)
-    assert told == f"embedding_offset keeps the contract: of {len(CHECKS)} checks {len(CHECKS)} pass"
+    assert last_line == f"embedding_offset keeps the contract: of {len(CHECKS)} checks {len(CHECKS)} pass"
 
 
 def test_check_method_fails_a_broken_one_with_the_reasons(methods_dir: Path, tuneoff: Callable[..., Done]) -> None:

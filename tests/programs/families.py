@@ -140,7 +140,7 @@ class Page:
                 note = f" [^{numbers.setdefault(cell.reason, len(numbers) + 1)}]" if cell.reason else ""
                 cells.append(f"{cell.verdict}{note}")
             lines.append(f"| {family} | {' | '.join(cells)} |")
-        told = [f"- **{family}**: {self.families[family]}" for family in FAMILIES if family in self.families]
+        reasons = [f"- **{family}**: {self.families[family]}" for family in FAMILIES if family in self.families]
         notes = [f"[^{number}]: {reason}" for reason, number in numbers.items()]
         head = HEAD.format(
             steps=STEPS,
@@ -151,7 +151,7 @@ class Page:
         )
         if len(self.cells) < len(FAMILIES) * len(methods):
             head += "\nEmpty cells have not been tried yet; `--continue` tries them.\n"
-        of_families = ["\nOf the families themselves:\n\n" + "\n".join(told)] if told else []
+        of_families = ["\nOf the families themselves:\n\n" + "\n".join(reasons)] if reasons else []
         return "\n".join([head, *lines, *of_families, "\nReasons:\n", *notes]) + "\n"
 
 
@@ -245,33 +245,33 @@ class Ground:
         broken = self.broken(family, method)
         if broken and broken.keys() <= self.broken(family, "none", broken).keys():
             return Tried(WORKS)
-        told = "; ".join(f"{name}: {reason}" for name, reason in broken.items())
-        return Tried(FAILS if broken else WORKS, one_line(told))
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in broken.items())
+        return Tried(FAILS if broken else WORKS, one_line(reasons))
 
     def broken(self, family: str, method: str, among: Collection[str] | None = None) -> dict[str, str]:
         """The checks of the contract that fail, with the reasons, of these or of all that are tried."""
         from bench.conformance.method_checks import CHECKS, PROCESS_CHECK
         from bench.conformance.surroundings import put_back
 
-        asked = subject(family, method)
+        tried_subject = subject(family, method)
         taken = among if among is not None else CHECKS.keys() - {PROCESS_CHECK} if self.whole else CHECKED
         broken = {}
-        with put_back(asked.base_model()):
+        with put_back(tried_subject.base_model()):
             for name in taken:
                 try:
-                    CHECKS[name](asked)
+                    CHECKS[name](tried_subject)
                 except Exception as error:  # noqa: BLE001 - all that are broken are wanted
                     broken[name] = one_line(f"{type(error).__name__}: {error}")
         return broken
 
     def told_of(self, family: str) -> str:
         """What the page says of a family: its attention, its decoder, and which checks the base model does not pass."""
-        told = [f"`attention: {attention_of(family)}`"] if attention_of(family) != "sdpa" else []
+        reasons = [f"`attention: {attention_of(family)}`"] if attention_of(family) != "sdpa" else []
         if self.trial(family, "none").decode.engine == "transformers":
-            told.append("decoded by `generate` of transformers")
+            reasons.append("decoded by `generate` of transformers")
         faults = self.broken(family, "none")
-        told += [f"the base model itself does not pass *{name}* ({reason})" for name, reason in faults.items()]
-        return "; ".join(told)
+        reasons += [f"the base model itself does not pass *{name}* ({reason})" for name, reason in faults.items()]
+        return "; ".join(reasons)
 
 
 def attention_of(family: str) -> str:
@@ -356,13 +356,13 @@ def main() -> None:
                 noise = StringIO()
                 with redirect_stdout(noise), redirect_stderr(noise):
                     cell = ground.cell(FAMILIES[title], method)
-                    told = ground.told_of(FAMILIES[title]) if method == "none" else page.families.get(title)
+                    reasons = ground.told_of(FAMILIES[title]) if method == "none" else page.families.get(title)
                 if cell.verdict == WORKS and "Traceback" in noise.getvalue():
                     cell = Tried(FAILS, one_line(f"a traceback: {noise.getvalue()[-300:]}"))
                 page.cells[title, method] = cell
                 page.families.pop(title, None)
-                if told:
-                    page.families[title] = told
+                if reasons:
+                    page.families[title] = reasons
                 arguments.out.write_text(page.text(ground.methods), encoding="utf-8")
                 failed += cell.verdict == FAILS
                 seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()

@@ -106,7 +106,7 @@ def rows_of(name: str, folder: Path) -> Iterator[str]:
     save_file({"nothing": torch.zeros(1)}, model / "model.safetensors")  # a model folder has weights; plans read none
     resolver = RegistryResolver()
     task = {"path": str(folder / "task"), "max_source_tokens": SOURCE_TOKENS, "max_target_tokens": TARGET_TOKENS}
-    for told, (method, quantization, stage) in WAYS.items():
+    for way, (method, quantization, stage) in WAYS.items():
         config = {"target_modules": "all_linear"} if method == "lora" else {}
         spec = TrialSpec(
             method=resolver.method(method, config),
@@ -119,7 +119,7 @@ def rows_of(name: str, folder: Path) -> Iterator[str]:
         )
         device = DEVICES["h100"]
         (found,) = plan([spec], device)
-        yield line(name, told, stage, found, device)
+        yield line(name, way, stage, found, device)
 
 
 def line(name: str, method: str, stage: int, found: Any, device: Any) -> str:

@@ -240,7 +240,7 @@ def test_a_part_that_there_is_not_is_an_error_that_lists_the_parts(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert "--part 'training loar': there is no such part; there are" in told
-    assert "'training lora'" in told
+    message = capsys.readouterr().err
+    assert "--part 'training loar': there is no such part; there are" in message
+    assert "'training lora'" in message
     assert not (tmp_path / "report").exists()

@@ -66,8 +66,8 @@ def test_a_chat_model_is_tuned_on_messages(store: Store, tmp_path: Path, one_ran
     assert tested is not None
     assert len(tested.differences) == 3
     restored = restore(store.trials / full.trial_id, torch.device("cpu"))
-    asked = restored.tokenizer.decode(restored.source_ids("4?"))
-    assert asked == "<s><|start|>user<|stop|>\n\n4?<|eot|><|start|>assistant<|stop|>\n\n"
+    prompt = restored.tokenizer.decode(restored.source_ids("4?"))
+    assert prompt == "<s><|start|>user<|stop|>\n\n4?<|eot|><|start|>assistant<|stop|>\n\n"
 
 
 def test_a_template_that_refuses_the_data_is_one_error_before_the_sweep(tmp_path: Path) -> None:

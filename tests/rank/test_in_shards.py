@@ -35,7 +35,7 @@ FAMILIES = ("llama", "t5")
 
 
 @pytest.fixture(scope="module")
-def found(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results_folder(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two ranks have left what they found."""
     folder = tmp_path_factory.mktemp("shards")
     for family in FAMILIES:
@@ -60,14 +60,14 @@ def rank_main(rank: int, folder: str, port: int) -> None:
     torch.set_num_threads(1)
     store = TCPStore("127.0.0.1", port, is_master=rank == 0, wait_for_workers=False)
     join_process_group(RankContext(rank, 2, 0, store, Path(folder), "", 1), CPU)
-    told = {
+    results = {
         "texts": {family: texts(Path(folder) / family, rank) for family in FAMILIES},
         "held": held_elements(Path(folder) / "llama"),
         "lacking": refusal(lambda: load_model(ModelSpec(path=f"{folder}/lacking"), torch.float32, shards_on=CPU)),
         "misread": misread_weights(Path(folder) / "llama"),
         "stored": trained_and_stored(Path(folder), rank),
     }
-    (Path(folder) / f"told-{rank}.json").write_text(json.dumps(told))
+    (Path(folder) / f"results-{rank}.json").write_text(json.dumps(results))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -169,49 +169,49 @@ def trained_and_stored(folder: Path, rank: int) -> dict[str, Any]:
     return {"loss": trained.best.loss, "again": again, "left": elements, "model": held}
 
 
-def told(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(2)]
+def results_of_ranks(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads((folder / f"results-{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_ranks_decode_in_step_what_a_whole_model_decodes(family: str, found: Path) -> None:
-    spec = ModelSpec(path=str(found / family))
+def test_ranks_decode_in_step_what_a_whole_model_decodes(family: str, results_folder: Path) -> None:
+    spec = ModelSpec(path=str(results_folder / family))
     model, tokenizer = load_model(spec, torch.float32), load_tokenizer(spec)
     for number, (beams, batch_size) in enumerate(((1, 2), (2, 4))):
         decode = DecodeSpec(max_new_tokens=6, beams=beams, batch_size=batch_size)
         expected = generate(model, tokenizer, architecture_of(model.config), SOURCES, decode, CPU, 0, 1).texts
-        shares = [rank["texts"][family][number] for rank in told(found)]
+        shares = [rank["texts"][family][number] for rank in results_of_ranks(results_folder)]
         assert {int(index): text for share in shares for index, text in share.items()} == expected
 
 
-def test_a_rank_holds_slices_and_sees_shapes(found: Path) -> None:
-    first, second = (rank["held"] for rank in told(found))
+def test_a_rank_holds_slices_and_sees_shapes(results_folder: Path) -> None:
+    first, second = (rank["held"] for rank in results_of_ranks(results_folder))
     assert first == second
     assert first["shards"] == pytest.approx(first["looks"] / 2, abs=first["number"])
     assert first["memory"] == first["number"], "what stands for a weight has the memory of one element"
 
 
-def test_weights_that_files_lack_are_not_drawn_at_random(found: Path) -> None:
-    for rank in told(found):
+def test_weights_that_files_lack_are_not_drawn_at_random(results_folder: Path) -> None:
+    for rank in results_of_ranks(results_folder):
         assert "lack 1 weights, among them 'model.norm.weight'" in rank["lacking"]
 
 
-def test_weights_that_were_not_there_are_noticed(found: Path) -> None:
-    for rank in told(found):
+def test_weights_that_were_not_there_are_noticed(results_folder: Path) -> None:
+    for rank in results_of_ranks(results_folder):
         assert rank["misread"] == ["scale", None, "lm_head.weight"]
 
 
-def test_full_is_stored_tensor_by_tensor_and_scored_from_its_files(found: Path) -> None:
-    for rank in told(found):
+def test_full_is_stored_tensor_by_tensor_and_scored_from_its_files(results_folder: Path) -> None:
+    for rank in results_of_ranks(results_folder):
         assert rank["stored"]["again"] == pytest.approx(rank["stored"]["loss"], abs=1e-6)
         assert rank["stored"]["left"] < rank["stored"]["model"] / 10, "the engine has given back what it held"
-    files = tensors_files(found / "adapter")
+    files = tensors_files(results_folder / "adapter")
     assert len(files) > 1
     state = read_tensors(files)
-    model = load_model(ModelSpec(path=str(found / "llama")), torch.float32)
+    model = load_model(ModelSpec(path=str(results_folder / "llama")), torch.float32)
     assert {name: tensor.shape for name, tensor in state.items()} == {
         name: parameter.shape for name, parameter in model.named_parameters()
     }
     files[0].unlink()
     with pytest.raises(AdapterError, match=rf"{INDEX_FILE}: it names {files[0].name}, and"):
-        tensors_files(found / "adapter")
+        tensors_files(results_folder / "adapter")

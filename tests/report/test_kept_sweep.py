@@ -86,9 +86,9 @@ def edited(
 def test_an_edited_sweep_shows_its_own_rows(edited: Edited) -> None:
     assert "3 trials, 0 done, 3 to run" in edited.run()
     before = edited.rows()
-    told = edited.run(steps=20)
-    assert "3 trials, 1 done, 2 to run" in told, "the base model comes out the same however the others are trained"
-    assert "2 records in the folder are not asked for" in told
+    output = edited.run(steps=20)
+    assert "3 trials, 1 done, 2 to run" in output, "the base model comes out the same however the others are trained"
+    assert "2 records in the folder are not asked for" in output
     rows = edited.rows()
     assert len(rows) == 3
     assert set(rows) & set(before) == {name for name in before if name.startswith("none-")}
@@ -135,21 +135,21 @@ def test_an_edit_that_is_taken_back_finds_everything(edited: Edited) -> None:
 def test_a_record_is_found_whatever_its_readable_part(edited: Edited) -> None:
     """What moves from ``config`` into a grid has another id, and the same answer."""
     edited.run(rank=4)
-    told = edited.run(methods="methods: [none, {name: lora, grid: {config.rank: [4, 8]}}]")
-    assert "3 trials, 2 done, 1 to run" in told
+    output = edited.run(methods="methods: [none, {name: lora, grid: {config.rank: [4, 8]}}]")
+    assert "3 trials, 2 done, 1 to run" in output
     assert len(edited.rows()) == 3
     assert "lora (rank=8)" in (edited.root / "report" / "report.md").read_text()
 
 
 def test_what_trains_nothing_runs_once_in_a_grid_of_training_settings(edited: Edited) -> None:
-    told = edited.run(methods="methods: [none, full]\ngrid: {train.learning_rate: [1.0e-3, 1.0e-4]}")
-    assert "3 trials, 0 done, 3 to run" in told
+    output = edited.run(methods="methods: [none, full]\ngrid: {train.learning_rate: [1.0e-3, 1.0e-4]}")
+    assert "3 trials, 0 done, 3 to run" in output
     other = edited.run("--set", "decode.beams=2", methods="methods: [none]")
     assert "1 trials, 0 done, 1 to run" in other, "decoding changes the answer of what trains nothing"
 
 
 def test_the_sweep_file_and_the_budget_stand_in_the_report(edited: Edited) -> None:
-    told = edited.run("--set", "train.warmup_steps=2")
+    output = edited.run("--set", "train.warmup_steps=2")
     text = (edited.root / "report" / "report.md").read_text()
     assert "## The sweep file" in text and "name: demo\n" in text and "`train.warmup_steps=2`" in text
     line = (
@@ -157,7 +157,7 @@ def test_the_sweep_file_and_the_budget_stand_in_the_report(edited: Edited) -> No
         "optimiser adamw, weight decay 0, train pairs 320, precision fp32, ranks 1, beams 1, max new tokens 96, test "
         "sources 40."
     )
-    assert line in text and line in told
+    assert line in text and line in output
     page = (edited.root / "report" / "report.html").read_text()
     assert line in page and "The sweep file" in page
     document = json.loads((edited.root / "report" / "report.json").read_text())

@@ -101,8 +101,8 @@ def test_what_labels_leave_out_is_a_caveat() -> None:
     """Rows that differ in more than a label can hold do not look as if they differed in less."""
     other = {"steps": 20, "learning_rate": 1e-4, "warmup_steps": 2, "label_smoothing": 0.1}
     found = caveats([record(LORA, completed()), record(varied(LORA, train=other), completed())])
-    (told,) = [line for line in found if "called by" in line]
-    assert told == "Rows of lora differ in more than they are called by: train.learning_rate."
+    (caveat,) = [line for line in found if "called by" in line]
+    assert caveat == "Rows of lora differ in more than they are called by: train.learning_rate."
 
 
 def test_what_trains_nothing_is_one_row_whatever_the_training() -> None:

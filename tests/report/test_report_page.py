@@ -125,9 +125,9 @@ def test_pictures_show_every_method_and_say_what_a_mark_is(sample: Path) -> None
     drawing = ElementTree.parse(sample / "figures" / "pareto-trained.svg")
     texts = {element.text for element in drawing.iter(f"{SVG}text")}
     assert METHODS.keys() <= texts, "the legend names every method"
-    told = [element.text or "" for element in drawing.iter(f"{SVG}title")]
-    assert sum(text.startswith("lora") for text in told) == 5, "five learning rates, a mark each"
-    assert "lora (learning_rate=0.001): BLEU 66.0 ± 0.3, trained 460,800" in told
+    titles = [element.text or "" for element in drawing.iter(f"{SVG}title")]
+    assert sum(text.startswith("lora") for text in titles) == 5, "five learning rates, a mark each"
+    assert "lora (learning_rate=0.001): BLEU 66.0 ± 0.3, trained 460,800" in titles
     for path in (sample / "figures").glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
 

@@ -38,18 +38,18 @@ def test_what_cannot_be_is_said(resources: dict[str, Any], said: str) -> None:
 
 def test_keys_of_zero_are_those_of_deepspeed() -> None:
     method = MethodSpec(name="lora", target="methods.lora:LoRA")
-    for told, said in (
+    for zero_keys, said in (
         ({"overlap_com": True}, "DeepSpeed has no key 'overlap_com'; did you mean 'overlap_comm'?"),
         ({"reduce_bucket_size": "many"}, r"zero_optimization.reduce_bucket_size: .*\(it is 'many'\)"),
     ):
-        resources = ResourceSpec(zero_stage=2, deepspeed={"zero_optimization": told})
+        resources = ResourceSpec(zero_stage=2, deepspeed={"zero_optimization": zero_keys})
         with pytest.raises(ConfigError, match=said):
             RegistryResolver().check_together(method, TrainSpec(), resources, "methods.0")
 
 
 def test_what_is_passed_on_stands_beside_what_is_ours() -> None:
-    told = {"wall_clock_breakdown": True, "zero_optimization": {"reduce_bucket_size": 7}}
-    resources = ResourceSpec(zero_stage=3, offload={"optimizer": "cpu"}, deepspeed=told)  # type: ignore[arg-type]
+    own_keys = {"wall_clock_breakdown": True, "zero_optimization": {"reduce_bucket_size": 7}}
+    resources = ResourceSpec(zero_stage=3, offload={"optimizer": "cpu"}, deepspeed=own_keys)  # type: ignore[arg-type]
     config = deepspeed_config(TrainSpec(steps=1), resources, 8, 100)
     zero = config["zero_optimization"]
     assert config["wall_clock_breakdown"] is True and config["train_batch_size"] == 8
@@ -58,5 +58,5 @@ def test_what_is_passed_on_stands_beside_what_is_ours() -> None:
 
 
 def test_it_is_a_part_of_the_identity() -> None:
-    told = [{}, {"deepspeed": {"zero_optimization": {"overlap_comm": True}}}, {"offload": {"optimizer": "cpu"}}]
-    assert len({trial(zero_stage=2, **resources).trial_id for resources in told}) == 3  # type: ignore[arg-type]
+    settings = [{}, {"deepspeed": {"zero_optimization": {"overlap_comm": True}}}, {"offload": {"optimizer": "cpu"}}]
+    assert len({trial(zero_stage=2, **resources).trial_id for resources in settings}) == 3  # type: ignore[arg-type]

@@ -273,8 +273,8 @@ def test_a_mean_of_a_tested_configuration_has_an_interval_over_seeds_and_sources
 def test_a_seed_far_from_the_others_is_said_with_all_single_seeds() -> None:
     usual = cell_of("full", {0: 61.0, 1: 61.4, 2: 60.8})
     found = usual + cell_of("lora", {0: 60.9, 1: 31.2, 2: 61.1}) + cell_of("ia3", {0: 60.1, 1: 60.4, 2: 60.9})
-    told = [line for line in Content("demo", tuple(found)).caveats if "is far from" in line]
-    assert told == [
+    far_seeds = [line for line in Content("demo", tuple(found)).caveats if "is far from" in line]
+    assert far_seeds == [
         "lora: BLEU of seed 1 is far from that of its other seeds: 60.9 (seed 0), 31.2 (seed 1), 61.1 (seed 2). If "
         "trainings go wrong now and then, no test of means is honest: look at the single seeds."
     ]

@@ -127,14 +127,14 @@ def test_a_sweep_whose_model_moves_makes_new_trials_and_says_so(
     now = first.spec.model_copy(update={"model": spec})
     assert now.trial_id != first.trial_id
     assert moved_commits([first], [first.spec]) == []
-    told = (
+    sentence = (
         f"model: org/tiny (main) is at commit {SECOND} now, and was at {FIRST} when 1 finished trials of this sweep "
         f"were made. Their records stay, and new trials run. To keep the old trials, set model.revision: {FIRST}"
     )
-    assert moved_commits([first], [now]) == [told]
+    assert moved_commits([first], [now]) == [sentence]
     refused = tuneoff(*run, "--set", "task.test_examples=999")
     assert refused.returncode == 2
-    assert told in refused.stdout
+    assert sentence in refused.stdout
     forget()
     again = tuneoff(*run, "--set", f"model.revision={FIRST}")
     assert "1 trials, 1 done, 0 to run" in again.stdout, "as the message says"

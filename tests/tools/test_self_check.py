@@ -18,25 +18,28 @@ from bench.tools.self_check.verdicts import Shown, shown
 
 
 def test_trials_run_and_what_they_show_is_written(tmp_path: Path) -> None:
-    told: list[Shown] = []
-    assert measure("cpu", tmp_path / "out", told.append, only=(PLAIN, "fp16"))
-    lines = {line.what: line for line in told}
+    shown_lines: list[Shown] = []
+    assert measure("cpu", tmp_path / "out", shown_lines.append, only=(PLAIN, "fp16"))
+    lines = {line.what: line for line in shown_lines}
     assert lines["fp16: training beside fp32"].verdict == "as it should be"
     assert 0 < lines["fp16: training beside fp32"].numbers["largest_difference"] < 0.05
     assert lines["fp32: decoding"].numbers["tokens_per_second"] > 0
     assert lines["fp32: forecast"].numbers["planned_bytes"] > 0
     document = json.loads((tmp_path / "out" / "measure.json").read_text())
-    assert [Shown.model_validate(line) for line in document["shown"]] == told
+    assert [Shown.model_validate(line) for line in document["shown"]] == shown_lines
     page = (tmp_path / "out" / "measure.md").read_text()
-    assert all(f"| {line.what} | {line.verdict} |" in page for line in told)
+    assert all(f"| {line.what} | {line.verdict} |" in page for line in shown_lines)
 
 
 @pytest.mark.full
 def test_everything_is_tried_on_a_cpu(tmp_path: Path) -> None:
-    told: list[Shown] = []
-    assert measure("cpu", tmp_path, told.append), [line for line in told if line.is_bad]
-    assert [line.what for line in told if line.verdict == "not tried"] == ["flash_attention_2", "flash_attention_3"]
-    (fused,) = [line.numbers for line in told if line.what.startswith("2 trials in one pass")]
+    shown_lines: list[Shown] = []
+    assert measure("cpu", tmp_path, shown_lines.append), [line for line in shown_lines if line.is_bad]
+    assert [line.what for line in shown_lines if line.verdict == "not tried"] == [
+        "flash_attention_2",
+        "flash_attention_3",
+    ]
+    (fused,) = [line.numbers for line in shown_lines if line.what.startswith("2 trials in one pass")]
     assert fused["largest_difference"] < 1e-4
     assert fused["trial_steps_per_second"] > 0
 

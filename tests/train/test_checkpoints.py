@@ -193,8 +193,8 @@ def test_another_number_of_ranks_starts_from_zero_and_says_so(
         with pytest.raises(Interrupted):
             train("lora", places(tmp_path / "checkpoints"), 5, zero_stage=2)
     again = train("lora", places(tmp_path / "checkpoints", every_steps=100), zero_stage=2)
-    told = capsys.readouterr().out
-    assert "was made with another number of ranks; removed, training starts from zero" in told
+    output = capsys.readouterr().out
+    assert "was made with another number of ranks; removed, training starts from zero" in output
     assert again.cost.continued_after_steps == []
 
 

@@ -423,8 +423,8 @@ def trained(
     shared = tmp_path_factory.getbasetemp()
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
     folders = {family: str(folder) for family, folder in tiny_models.items()}
-    asked = {item.callspec.params.get("case"): None for item in request.session.items if hasattr(item, "callspec")}
-    cases = [case for case in asked if isinstance(case, Case)]
+    parameters = {item.callspec.params.get("case"): None for item in request.session.items if hasattr(item, "callspec")}
+    cases = [case for case in parameters if isinstance(case, Case)]
 
     @functools.cache
     def train_group(ranks: int, stage: int | None) -> Path:

@@ -120,17 +120,17 @@ def test_a_grid_whose_first_trials_failed_goes_on_elsewhere() -> None:
 def test_nothing_is_asked_twice(sampler: str) -> None:
     space = {"config.init": Choices(values=("text", "normal")), "config.shared": Choices(values=(True, False))}
     of = search(space, trials=6, sampler=sampler)
-    asked = [
+    asks = [
         Ask(number=number, settings=settings, origin="sampler", trial_ids=[])
         for number, settings in enumerate(first_settings(of))
     ]
-    while len(asked) < 6:
-        so_far = [AskResult(ask, float(ask.number)) for ask in asked]
-        if (found := next_settings(of, asked, so_far, len(asked) / 6)) is None:
+    while len(asks) < 6:
+        so_far = [AskResult(ask, float(ask.number)) for ask in asks]
+        if (found := next_settings(of, asks, so_far, len(asks) / 6)) is None:
             break
-        asked.append(Ask(number=len(asked), settings=found[0], origin=found[1], trial_ids=[]))
-    assert len(asked) == 4, "a space of four settings has four trainings, whatever the budget"
-    assert len({str(ask.settings) for ask in asked}) == 4
+        asks.append(Ask(number=len(asks), settings=found[0], origin=found[1], trial_ids=[]))
+    assert len(asks) == 4, "a space of four settings has four trainings, whatever the budget"
+    assert len({str(ask.settings) for ask in asks}) == 4
 
 
 @pytest.mark.parametrize(("sampler", "step"), [("quasi_random", 1 / 3), ("tpe", 1 / 2)])
@@ -178,9 +178,9 @@ def test_tpe_learns_from_what_it_was_told_and_repeats_itself_exactly() -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        asked = minimise(of, loss, 20)
-    assert asked == minimise(of, loss, 20)
-    assert asked != minimise(search(space, trials=20, sampler="tpe", seed=5), loss, 20)
+        rates_in_order = minimise(of, loss, 20)
+    assert rates_in_order == minimise(of, loss, 20)
+    assert rates_in_order != minimise(search(space, trials=20, sampler="tpe", seed=5), loss, 20)
 
     def distance(sampler: str) -> float:
         """Mean distance of the later asks from the optimum, in decades."""

@@ -240,9 +240,11 @@ def cut(experiment: Experiment) -> None:
     printed = (experiment.folder / "run.log").read_text()
     assert driver.returncode == 1, printed
     assert "node_lost" in printed, printed
-    (told,) = [line for line in printed.splitlines() if line.startswith("error: no machines: 2 ranks need 2 CPU cores")]
+    (error_line,) = [
+        line for line in printed.splitlines() if line.startswith("error: no machines: 2 ranks need 2 CPU cores")
+    ]
     assert not experiment.has_record("cut"), "machines that are lost are no result of a trial"
-    say(f"ok: after {seconds:.0f} s: the attempt was lost with its node (node_lost); {told}")
+    say(f"ok: after {seconds:.0f} s: the attempt was lost with its node (node_lost); {error_line}")
     for host in (experiment.one, experiment.two):
 
         def ranks(host: Host = host) -> list[str]:
