@@ -86,10 +86,10 @@ def texts(root: Path, trial_id: str) -> Any:
 
 
 def completed(store: Store, trial_id: str) -> Completed:
-    found = store.read(trial_id)
-    assert found is not None
-    assert isinstance(found.outcome, Completed), found.outcome
-    return found.outcome
+    stored_result = store.read(trial_id)
+    assert stored_result is not None
+    assert isinstance(stored_result.outcome, Completed), stored_result.outcome
+    return stored_result.outcome
 
 
 def test_what_is_loaded_has_the_scores_and_texts_of_its_trial(
@@ -105,18 +105,20 @@ def test_what_is_loaded_has_the_scores_and_texts_of_its_trial(
     assert done.returncode == 0, done
     assert read_status(store.root) == status, "that of the sweep, which the report speaks of"
     evaluated = {
-        found.spec.loaded.path.rpartition("/")[2]: found for found in store.read_all() if found.spec.loaded is not None
+        result.spec.loaded.path.rpartition("/")[2]: result
+        for result in store.read_all()
+        if result.spec.loaded is not None
     }
     assert evaluated.keys() == trials.keys()
-    for name, found in evaluated.items():
-        outcome, own = completed(store, found.trial_id), completed(store, name)
+    for name, result in evaluated.items():
+        outcome, own = completed(store, result.trial_id), completed(store, name)
         assert outcome.scores == own.scores
-        assert texts(store.root, found.trial_id) == texts(store.root, name)
+        assert texts(store.root, result.trial_id) == texts(store.root, name)
         assert (outcome.dev_loss, outcome.test_loss) == (own.stored_dev_loss, own.test_loss)
         assert outcome.train is None
         assert outcome.parameters == own.parameters
         assert outcome.adapter_bytes == own.adapter_bytes
-        assert found.spec.label == f"evaluated={name}"
+        assert result.spec.label == f"evaluated={name}"
     before = store.trial_ids()
     done = tuneoff("evaluate", str(sweep), *trials.values(), "--set", "train.steps=9")
     assert "3 trials, 3 done, 0 to run" in done.stdout, "however it was trained, it is the same"
@@ -252,8 +254,8 @@ def test_an_adapter_of_peft_computes_what_peft_computes(
     method = make_method(trial.method, load_tokenizer(trial.model))
     model: Any = method.patch(load_model(trial.model, torch.float32)).eval()
     load_into(method, model, trial.loaded)
-    found = logits(model, base)
-    torch.testing.assert_close(found[0], expected[0, -found.shape[1] :], atol=1e-5, rtol=0)
+    computed_logits = logits(model, base)
+    torch.testing.assert_close(computed_logits[0], expected[0, -computed_logits.shape[1] :], atol=1e-5, rtol=0)
     if one_by_one:
         with pytest.raises(ConfigError, match=r"one source at a time: .* --set decode.batch_size=1 does so"):
             evaluations().stored_trial(tmp_path / "theirs", 0, None, None)

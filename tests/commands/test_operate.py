@@ -50,17 +50,17 @@ def outcomes(ground: Ground) -> dict[str, str]:
 def test_status_and_cancel_of_a_sweep_that_runs(ground: Ground, tuneoff: Tuneoff) -> None:
     directory = str(ground.root)
     wait_until(lambda: ground.phases() == ["train", "train"], "the status is up to date")
-    found = as_json(tuneoff("status", directory, "--json"))
-    assert found["driver"]["alive"] is True
-    assert found["status"]["total"] == 4
-    assert [trial["phase"] for trial in found["status"]["running"]] == ["train", "train"]
-    assert found["damaged"] == []
+    document = as_json(tuneoff("status", directory, "--json"))
+    assert document["driver"]["alive"] is True
+    assert document["status"]["total"] == 4
+    assert [trial["phase"] for trial in document["status"]["running"]] == ["train", "train"]
+    assert document["damaged"] == []
     shown = tuneoff("status", directory)
     assert shown.returncode == 0
-    assert f"process {found['driver']['pid']} on {found['driver']['host']} runs this sweep" in shown.stdout
+    assert f"process {document['driver']['pid']} on {document['driver']['host']} runs this sweep" in shown.stdout
     assert "0 of 4 trials done, 2 wait" in shown.stdout
 
-    first = found["status"]["running"][0]["trial_id"]
+    first = document["status"]["running"][0]["trial_id"]
     done = tuneoff("cancel", directory, first)
     assert (done.returncode, done.stdout) == (0, "cancelled 1 trial\n"), done.stderr
     wait_until(lambda: outcomes(ground) == {first: "cancelled"}, "the cancelled trial has its record")
@@ -102,9 +102,9 @@ def test_status_names_damaged_records_and_exits_with_1(tmp_path: Path, tuneoff: 
     quick = tuneoff("status", str(ground.root))
     assert quick.returncode == 1
     assert f"damaged: {torn / 'result.json'} is not a valid record" in quick.stdout
-    found = json.loads(tuneoff("status", str(ground.root), "--verify", "--json").stdout)
-    assert len(found["damaged"]) == 2
-    assert f"{changed / 'file-0.txt'} is not as it was committed" in found["damaged"]
+    document = json.loads(tuneoff("status", str(ground.root), "--verify", "--json").stdout)
+    assert len(document["damaged"]) == 2
+    assert f"{changed / 'file-0.txt'} is not as it was committed" in document["damaged"]
 
 
 @pytest.mark.parametrize("verb", ["status", "cancel"])

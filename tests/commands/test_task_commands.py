@@ -24,11 +24,11 @@ runner = CliRunner(env={"COLUMNS": "200"})
 
 
 def run(*arguments: str, code: int = 0) -> str:
-    found = runner.invoke(app, arguments)
-    if isinstance(found.exception, Exception) and not isinstance(found.exception, SystemExit):
-        raise found.exception
-    assert found.exit_code == code, found.output
-    return found.output
+    invoked = runner.invoke(app, arguments)
+    if isinstance(invoked.exception, Exception) and not isinstance(invoked.exception, SystemExit):
+        raise invoked.exception
+    assert invoked.exit_code == code, invoked.output
+    return invoked.output
 
 
 def load_json(*arguments: str) -> Any:
@@ -52,15 +52,15 @@ def test_tasks_name_tells_what_real_data_hold(
     monkeypatch.setattr("bench.models.base.embedded_folder", lambda: Path("/nowhere"))
     name, path, *others = arguments
     path = f"path={shared_data / path.partition('=')[2]}"
-    found = load_json("tasks", name, *(word for setting in (path, *others) for word in ("--set", setting)))
-    holds = found["holds"]
+    document = load_json("tasks", name, *(word for setting in (path, *others) for word in ("--set", setting)))
+    holds = document["holds"]
     assert {split: (one["sources"], one["references"]) for split, one in holds["counts"].items()} == counts
     assert set(holds["missing"]) == {"train", "dev", "test"} - set(counts)
     assert len(holds["examples"]) == 3
-    assert found["citation"]
-    assert found["licence"]
+    assert document["citation"]
+    assert document["licence"]
     if name == "webnlg":
-        assert found["licence"] == "CC BY-NC-SA 4.0: non-commercial use only"
+        assert document["licence"] == "CC BY-NC-SA 4.0: non-commercial use only"
         left_out = {"references marked toFix": 77, "entries left without a reference": 5}  # of 6,940 entries
         assert holds["counts"]["train"]["skipped"] == left_out
         assert holds["counts"]["test"]["tags"] == {"seen": 971, "unseen": 891}
@@ -94,19 +94,19 @@ def test_lengths_count_what_would_be_cut() -> None:
     config = TaskConfig(template="{source} =", max_source_tokens=2, max_target_tokens=2)
     tokens = Tokenization(WordTokenizer(), config, DecoderOnly())
     examples = [Example("a", (), "one two three", ("x", "x y z")), Example("b", (), "one", ("x",))]
-    found = lengths(tokens, examples)
-    assert (found["sources"].too_long, found["sources"].total) == (1, 2)
-    assert (found["references"].too_long, found["references"].total) == (1, 3)
-    assert found["sources"].percentiles == {50: 2, 90: 4, 99: 4, 100: 4}
-    assert found["references"].percentiles[100] == 4
+    lengths_of_splits = lengths(tokens, examples)
+    assert (lengths_of_splits["sources"].too_long, lengths_of_splits["sources"].total) == (1, 2)
+    assert (lengths_of_splits["references"].too_long, lengths_of_splits["references"].total) == (1, 3)
+    assert lengths_of_splits["sources"].percentiles == {50: 2, 90: 4, 99: 4, 100: 4}
+    assert lengths_of_splits["references"].percentiles[100] == 4
 
 
 def test_check_task_passes_ours_and_tells_strangers_what_is_wrong(tiny_task: Path, tmp_path: Path) -> None:
     assert "fail" not in run("check-task", "jsonl", "--set", f"path={tiny_task}")
     for split in ("train", "dev", "test"):
         (tmp_path / f"{split}.jsonl").write_text('{"source": "a", "references": ["two\\nlines"]}\n')
-    found = run("check-task", "jsonl", "--set", f"path={tmp_path}", code=1)
-    assert "a prediction of this task ends at the first" in " ".join(found.replace("│", " ").split())
+    output = run("check-task", "jsonl", "--set", f"path={tmp_path}", code=1)
+    assert "a prediction of this task ends at the first" in " ".join(output.replace("│", " ").split())
 
 
 def test_the_facts_keep_the_contract() -> None:
@@ -131,12 +131,14 @@ class Careless(JsonLines):
 
 def test_careless_tasks_fail_check_by_check(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("{}")
-    found = {one.check: one.reason for one in verdicts(Careless(Careless.Config(path=str(tmp_path)))) if one.reason}
-    assert found["loads dev"] == "RuntimeError: forgotten"
-    assert found["loads the same twice"].startswith("loading train again gives other examples")
-    assert found["examples are whole"] == "train: example 'train': a reference is empty"
-    assert found["hash is steady"].startswith("data_sha256 differs from call to call")
-    assert "references hold no stop string" not in found
+    verdicts_by_check = {
+        one.check: one.reason for one in verdicts(Careless(Careless.Config(path=str(tmp_path)))) if one.reason
+    }
+    assert verdicts_by_check["loads dev"] == "RuntimeError: forgotten"
+    assert verdicts_by_check["loads the same twice"].startswith("loading train again gives other examples")
+    assert verdicts_by_check["examples are whole"] == "train: example 'train': a reference is empty"
+    assert verdicts_by_check["hash is steady"].startswith("data_sha256 differs from call to call")
+    assert "references hold no stop string" not in verdicts_by_check
 
 
 def test_an_overview_of_nothing_is_an_error(tmp_path: Path) -> None:
@@ -162,11 +164,11 @@ def test_score_any_file(tiny_task: Path, tmp_path: Path) -> None:
     path = tmp_path / "system.txt"
     path.write_text("\n".join(example.references[1] for example in examples[:-1]) + "\n\n")
     task = ("--task", "jsonl", "--set", f"path={tiny_task}", "--split", "dev")
-    found = load_json("score", *task, "--hypotheses", str(path))
-    assert found["values"]["exact_match"] == pytest.approx(100 * 5 / 6)
-    assert found["values"]["empty_rate"] == pytest.approx(100 / 6), "an empty line is an empty text"
-    assert len(found["examples"]) == 6
-    assert found["examples"][0]["scores"]["bleu"] == pytest.approx(100)
+    document = load_json("score", *task, "--hypotheses", str(path))
+    assert document["values"]["exact_match"] == pytest.approx(100 * 5 / 6)
+    assert document["values"]["empty_rate"] == pytest.approx(100 / 6), "an empty line is an empty text"
+    assert len(document["examples"]) == 6
+    assert document["examples"][0]["scores"]["bleu"] == pytest.approx(100)
     path.write_text("one line\n")
     with pytest.raises(ConfigError, match=r"system.txt: 1 lines; the dev split has 6 sources, and each has one line"):
         run("score", *task, "--hypotheses", str(path))
@@ -231,8 +233,8 @@ def test_samples_show_the_worst_first(stored_trial: Path) -> None:
 def test_samples_are_sorted_and_filtered_as_asked(
     arguments: tuple[str, ...], ids: list[str], stored_trial: Path
 ) -> None:
-    found = load_json("samples", str(stored_trial / "result.json"), *arguments)
-    assert [row["id"] for row in found] == ids
+    document = load_json("samples", str(stored_trial / "result.json"), *arguments)
+    assert [row["id"] for row in document] == ids
 
 
 @pytest.mark.parametrize(

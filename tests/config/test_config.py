@@ -35,43 +35,43 @@ def trials(tmp_path: Path, folder: Path, text: str = SWEEP, settings: tuple[str,
 
 
 def test_methods_times_seeds(tmp_path: Path, tiny_task: Path) -> None:
-    found = trials(tmp_path, tiny_task)
-    assert [(trial.method.name, trial.seed) for trial in found] == [
+    specs = trials(tmp_path, tiny_task)
+    assert [(trial.method.name, trial.seed) for trial in specs] == [
         ("none", 0),
         ("none", 1),
         ("prefix_tuning", 0),
         ("prefix_tuning", 1),
     ]
-    assert found[2].train.learning_rate == 0.01, "PyYAML reads 1e-2 as text; it has to become a number"
-    assert found[2].method.config["num_prompt_tokens"] == 3
-    assert found[2].method.config["init"] == "text", "defaults are part of the record"
+    assert specs[2].train.learning_rate == 0.01, "PyYAML reads 1e-2 as text; it has to become a number"
+    assert specs[2].method.config["num_prompt_tokens"] == 3
+    assert specs[2].method.config["init"] == "text", "defaults are part of the record"
 
 
 def test_grids_are_the_only_lists_that_mean_one_trial_each(tmp_path: Path, tiny_task: Path) -> None:
     text = SWEEP.replace(
         "train: {learning_rate: 1e-2}", "grid: {config.num_prompt_tokens: [1, 2], train.learning_rate: [0.1, 0.2]}"
     )
-    found = trials(tmp_path, tiny_task, text + "grid: {task.train_examples: [4, 8]}\n")
-    labels = [trial.label for trial in found if trial.method.name == "prefix_tuning" and trial.seed == 0]
-    assert len(found) == 2 * (1 + 4) * 2
+    specs = trials(tmp_path, tiny_task, text + "grid: {task.train_examples: [4, 8]}\n")
+    labels = [trial.label for trial in specs if trial.method.name == "prefix_tuning" and trial.seed == 0]
+    assert len(specs) == 2 * (1 + 4) * 2
     assert labels[0] == "train_examples=4,num_prompt_tokens=1,learning_rate=0.1"
-    assert len({trial.trial_id for trial in found}) == len(found)
+    assert len({trial.trial_id for trial in specs}) == len(specs)
 
 
 def test_set_reaches_nested_keys_and_list_entries(tmp_path: Path, tiny_task: Path) -> None:
     settings = ("train.steps=3", "methods.1.config.num_prompt_tokens=7", "methods.0.train.steps=2", "seeds=[5]")
-    found = trials(tmp_path, tiny_task, settings=settings)
-    assert [trial.train.steps for trial in found] == [2, 3]
-    assert found[1].method.config["num_prompt_tokens"] == 7
-    assert found[0].seed == 5
+    specs = trials(tmp_path, tiny_task, settings=settings)
+    assert [trial.train.steps for trial in specs] == [2, 3]
+    assert specs[1].method.config["num_prompt_tokens"] == 7
+    assert specs[0].seed == 5
 
 
 def test_set_extends_the_short_form_of_model_and_task(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     text = "name: d\nmodel: FOLDER\ntask: facts\nmethods: [none]\n"
-    found = trials(tmp_path, tiny_models["llama"], text, ("model.attention=eager", "task.test_examples=5"))
-    assert found[0].model.attention == "eager"
-    assert found[0].model.path == str(tiny_models["llama"])
-    assert found[0].task.config["test_examples"] == 5
+    specs = trials(tmp_path, tiny_models["llama"], text, ("model.attention=eager", "task.test_examples=5"))
+    assert specs[0].model.attention == "eager"
+    assert specs[0].model.path == str(tiny_models["llama"])
+    assert specs[0].task.config["test_examples"] == 5
 
 
 def test_the_identity_ignores_what_does_not_change_the_answer(tmp_path: Path, tiny_task: Path) -> None:

@@ -25,9 +25,9 @@ SWEEPS = sorted(path for pattern in ("", "examples/", "papers/") for path in ROO
 
 @pytest.fixture(scope="module")
 def schema() -> jsonschema.Draft202012Validator:
-    found = sweep_schema()
-    jsonschema.Draft202012Validator.check_schema(found)
-    return jsonschema.Draft202012Validator(found)
+    schema_document = sweep_schema()
+    jsonschema.Draft202012Validator.check_schema(schema_document)
+    return jsonschema.Draft202012Validator(schema_document)
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
@@ -132,8 +132,8 @@ def test_set_takes_texts_as_texts(text: str, value: object) -> None:
     ],
 )
 def test_columns_are_guessed_by_their_names(names: tuple[str, ...], source: str, references: str) -> None:
-    found = guess(names)
-    assert (found.source, found.references) == (source, references)
+    guesses = guess(names)
+    assert (guesses.source, guesses.references) == (source, references)
 
 
 @pytest.mark.parametrize("form", ["people.csv", "people.tsv", "people.jsonl", "people.json", "people.csv.gz", "folder"])

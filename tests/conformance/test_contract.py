@@ -136,5 +136,5 @@ def test_contract(name: str, config: dict[str, Any], family: str, check: str) ->
 )
 def test_the_whole_contract(name: str, config: dict[str, Any], family: str) -> None:
     method_class = load_method(targets("method")[name])
-    found = verdicts(method_class, method_class.Config(**config), [family], processes=0)
-    assert [verdict for verdict in found if verdict.outcome != "pass"] == []
+    all_verdicts = verdicts(method_class, method_class.Config(**config), [family], processes=0)
+    assert [verdict for verdict in all_verdicts if verdict.outcome != "pass"] == []

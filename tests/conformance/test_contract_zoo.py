@@ -89,23 +89,23 @@ def test_an_unusual_method_is_the_same_in_another_process(
     ],
 )
 def test_an_unusual_method_passes(right: type[Method], family: str) -> None:
-    found = list(verdicts(right, right.Config(), [family], processes=0))
-    assert [verdict for verdict in found if verdict.outcome == "fail"] == []
+    all_verdicts = list(verdicts(right, right.Config(), [family], processes=0))
+    assert [verdict for verdict in all_verdicts if verdict.outcome == "fail"] == []
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("broken", BROKEN)
 def test_every_check_runs_on_a_broken_method(broken: type[Method]) -> None:
     """A broken method does not keep other checks from running: each has a verdict, and the process is as before."""
-    found = {each.check: each for each in verdicts(broken, broken.Config(), [QUICK_ON], processes=1)}
-    assert found.keys() == CHECKS.keys()
-    assert found[BROKEN[broken]].outcome == "fail"
+    verdicts_by_check = {each.check: each for each in verdicts(broken, broken.Config(), [QUICK_ON], processes=1)}
+    assert verdicts_by_check.keys() == CHECKS.keys()
+    assert verdicts_by_check[BROKEN[broken]].outcome == "fail"
 
 
 def test_a_method_that_ends_the_process_fails() -> None:
-    found = list(verdicts(LeavesThroughTheBackDoor, LeavesThroughTheBackDoor.Config(), [QUICK_ON], processes=0))
-    assert [each.check for each in found if each.outcome == "fail"] == ["counts"]
-    assert next(each for each in found if each.check == "counts").reason == "SystemExit: 0"
+    all_verdicts = list(verdicts(LeavesThroughTheBackDoor, LeavesThroughTheBackDoor.Config(), [QUICK_ON], processes=0))
+    assert [each.check for each in all_verdicts if each.outcome == "fail"] == ["counts"]
+    assert next(each for each in all_verdicts if each.check == "counts").reason == "SystemExit: 0"
 
 
 class RefusesAll(Offset):
@@ -114,16 +114,16 @@ class RefusesAll(Offset):
 
 
 def test_a_method_that_every_family_refuses_does_not_pass() -> None:
-    found = list(verdicts(RefusesAll, RefusesAll.Config(), CORE_FAMILIES))
-    assert {each.outcome for each in found} == {"refused"}
-    assert not keeps_contract(found)
+    all_verdicts = list(verdicts(RefusesAll, RefusesAll.Config(), CORE_FAMILIES))
+    assert {each.outcome for each in all_verdicts} == {"refused"}
+    assert not keeps_contract(all_verdicts)
 
 
 def test_a_method_that_one_family_refuses_passes_with_the_others() -> None:
-    found = list(verdicts(AddsALayer, AddsALayer.Config(), ["llama", "t5"], processes=0))
-    assert {(each.family, each.outcome) for each in found} == {("llama", "pass"), ("t5", "refused")}
-    assert keeps_contract(found)
-    assert {each.reason for each in found if each.family == "t5"} == {
+    all_verdicts = list(verdicts(AddsALayer, AddsALayer.Config(), ["llama", "t5"], processes=0))
+    assert {(each.family, each.outcome) for each in all_verdicts} == {("llama", "pass"), ("t5", "refused")}
+    assert keeps_contract(all_verdicts)
+    assert {each.reason for each in all_verdicts if each.family == "t5"} == {
         "T5ForConditionalGeneration has an encoder; this is for decoders alone"
     }
 
@@ -132,8 +132,8 @@ def test_a_class_that_no_other_process_can_import_is_said_to_be_out_of_reach() -
     class Local(Offset):
         pass
 
-    found = [each for each in verdicts(Local, Local.Config(), [QUICK_ON]) if each.check == PROCESS]
-    assert [each.outcome for each in found] == ["refused"]
-    assert "another process cannot import" in found[0].reason
-    assert isinstance(found[0], Verdict)
+    some_verdicts = [each for each in verdicts(Local, Local.Config(), [QUICK_ON]) if each.check == PROCESS]
+    assert [each.outcome for each in some_verdicts] == ["refused"]
+    assert "another process cannot import" in some_verdicts[0].reason
+    assert isinstance(some_verdicts[0], Verdict)
     assert StartsByTheHash.__module__ in sys.modules

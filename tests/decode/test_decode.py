@@ -60,9 +60,11 @@ def generated(model: Any, sources: list[list[int]], settings: DecodingSettings) 
     return lists
 
 
-def assert_same(found: list[list[Hypothesis]], expected: list[list[Hypothesis]]) -> None:
-    assert [[text.tokens for text in texts] for texts in found] == [[text.tokens for text in row] for row in expected]
-    for texts, row in zip(found, expected, strict=True):
+def assert_same(computed: list[list[Hypothesis]], expected: list[list[Hypothesis]]) -> None:
+    assert [[text.tokens for text in texts] for texts in computed] == [
+        [text.tokens for text in row] for row in expected
+    ]
+    for texts, row in zip(computed, expected, strict=True):
         assert [text.score for text in texts] == pytest.approx([text.score for text in row], rel=1e-6)
 
 

@@ -90,10 +90,10 @@ def test_an_end_token_is_no_part_of_a_text_and_the_token_of_a_stop_string_is(mon
     model: Any = SimpleNamespace(config=None, generation_config=None)
     sources = [[number] for number in written]
     spec = DecodeSpec(stop=["."], batch_size=2, max_new_tokens=3)
-    found = generate.generate(model, SimpleNamespace(pad_token_id=0), None, sources, spec, CPU, 0, 1)  # type: ignore[arg-type]
-    assert found.texts == {0: "ab", 1: "cd", 2: "ef", 3: "", 4: ""}
-    assert sorted(found.truncated) == [2, 3]
-    assert found.new_tokens == 9
+    generated = generate.generate(model, SimpleNamespace(pad_token_id=0), None, sources, spec, CPU, 0, 1)  # type: ignore[arg-type]
+    assert generated.texts == {0: "ab", 1: "cd", 2: "ef", 3: "", 4: ""}
+    assert sorted(generated.truncated) == [2, 3]
+    assert generated.new_tokens == 9
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -108,11 +108,11 @@ def test_texts_that_merging_changes_are_counted(batch_size: int, monkeypatch: py
         return Decoded(texts, [], len(batch), 2.0 if state["merged"] else 1.0, "batched")
 
     monkeypatch.setattr(merged, "generate", written)
-    found = decode_both_ways(method, None, None, None, [[0], [1], [2]], DecodeSpec(batch_size=batch_size), CPU)  # type: ignore[arg-type]
-    assert found.equal_texts == 2
-    assert (found.merged.sources, found.unmerged.sources) == (3, 3)
-    assert found.time_ratio == 2.0
-    assert found.merged.engine == found.unmerged.engine == "batched"
+    both_ways = decode_both_ways(method, None, None, None, [[0], [1], [2]], DecodeSpec(batch_size=batch_size), CPU)  # type: ignore[arg-type]
+    assert both_ways.equal_texts == 2
+    assert (both_ways.merged.sources, both_ways.unmerged.sources) == (3, 3)
+    assert both_ways.time_ratio == 2.0
+    assert both_ways.merged.engine == both_ways.unmerged.engine == "batched"
     nothing = decode_both_ways(method, None, None, None, [], DecodeSpec(), CPU)  # type: ignore[arg-type]
     assert (nothing.equal_texts, nothing.merged.sources, nothing.merged.engine) == (0, 0, None)
 
@@ -143,8 +143,8 @@ def test_settings_reach_transformers_where_they_differ_from_its_defaults(stops: 
     settings = DecodingSettings(
         ends=(), beams=3, min_new_tokens=5, length_penalty=0.5, no_repeat_ngram_size=2, banned=(1, 2), stops=stops
     )
-    found = settings.for_transformers()
-    assert (found["min_new_tokens"], found["eos_token_id"], found["bad_words_ids"]) == (5, None, [[1], [2]])
-    assert (found["num_beams"], found["length_penalty"], found["early_stopping"]) == (3, 0.5, False)
-    kinds = [type(one) for one in (*found["logits_processor"], *found["stopping_criteria"])]
+    arguments = settings.for_transformers()
+    assert (arguments["min_new_tokens"], arguments["eos_token_id"], arguments["bad_words_ids"]) == (5, None, [[1], [2]])
+    assert (arguments["num_beams"], arguments["length_penalty"], arguments["early_stopping"]) == (3, 0.5, False)
+    kinds = [type(one) for one in (*arguments["logits_processor"], *arguments["stopping_criteria"])]
     assert kinds == [generate_hooks.NoRepeatsInText, generate_hooks.NoStopYet, generate_hooks.StopsInText]

@@ -66,25 +66,25 @@ def test_merged_and_unmerged_write_the_same_texts_in_turns(
         return decoded
 
     monkeypatch.setattr(merged, "generate", spied)
-    found = decode_both_ways(method, model, tokenizer, architecture, sources, settings, CPU)
-    assert found.equal_texts == found.merged.sources == found.unmerged.sources == len(sources)
-    assert found.merged.new_tokens == found.unmerged.new_tokens > 0
-    assert found.time_ratio is not None and found.time_ratio > 0
+    both_ways = decode_both_ways(method, model, tokenizer, architecture, sources, settings, CPU)
+    assert both_ways.equal_texts == both_ways.merged.sources == both_ways.unmerged.sources == len(sources)
+    assert both_ways.merged.new_tokens == both_ways.unmerged.new_tokens > 0
+    assert both_ways.time_ratio is not None and both_ways.time_ratio > 0
     assert turns == ["merged", "unmerged", "unmerged", "merged", "merged", "unmerged"]
     assert set(written) != set(untouched.values()), "what is compared is not the base model with itself"
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_ranks_together_are_as_slow_as_the_slowest_and_one_may_have_no_source() -> None:
-    found = over_ranks(
+    both_ways = over_ranks(
         [
             MergedDecode(merged=cost(2, 20, 2.0), unmerged=cost(2, 22, 3.0), equal_texts=1),
             MergedDecode(merged=cost(1, 10, 1.0), unmerged=cost(1, 8, 6.0), equal_texts=1),
             MergedDecode(merged=cost(0, 0, 0.0), unmerged=cost(0, 0, 0.0), equal_texts=0),
         ]
     )
-    assert (found.merged, found.unmerged, found.equal_texts) == (cost(3, 30, 2.0), cost(3, 30, 6.0), 2)
-    assert found.time_ratio == pytest.approx(1 / 3)
+    assert (both_ways.merged, both_ways.unmerged, both_ways.equal_texts) == (cost(3, 30, 2.0), cost(3, 30, 6.0), 2)
+    assert both_ways.time_ratio == pytest.approx(1 / 3)
 
 
 def test_what_cannot_be_merged_says_so() -> None:
@@ -106,13 +106,13 @@ def lora_results() -> list[TrialResult]:
 
 
 def test_reports_show_the_ratio_where_some_method_has_one() -> None:
-    found = content(*results(), *lora_results())
-    table = report.markdown(found).split("### What it gains for what it costs\n\n")[1].splitlines()
+    report_content = content(*results(), *lora_results())
+    table = report.markdown(report_content).split("### What it gains for what it costs\n\n")[1].splitlines()
     assert table[0].endswith(f"| decode time, x base | {COLUMN} |")
     ratios = {line.split(" | ")[0].strip("| "): line.split(" | ")[-1].strip("| ") for line in table[2:6]}
     assert ratios == {"full": ABSENT, "lora": "0.60", "prefix_tuning": ABSENT, "none": ABSENT}
-    assert COLUMN in html(found, [[]], None)
-    rows = json.loads(json_text(found))["comparisons"][0]["efficiency"]
+    assert COLUMN in html(report_content, [[]], None)
+    rows = json.loads(json_text(report_content))["comparisons"][0]["efficiency"]
     by_name = {row["cell"]: row["merged_decode_time_over_unmerged"] for row in rows}
     assert by_name.pop("lora") == pytest.approx(0.6)
     assert set(by_name.values()) == {None}
@@ -122,16 +122,16 @@ def test_reports_show_the_ratio_where_some_method_has_one() -> None:
 
 
 def test_without_one_there_is_no_column() -> None:
-    found = content(*results())
-    assert COLUMN not in report.markdown(found)
-    assert COLUMN not in html(found, [[]], None)
+    report_content = content(*results())
+    assert COLUMN not in report.markdown(report_content)
+    assert COLUMN not in html(report_content, [[]], None)
 
 
 def test_the_stage_cost_tells_it_where_there_is_one() -> None:
     alone = MergedDecode(merged=cost(8, 40, 0.9), unmerged=cost(8, 40, 1.0), equal_texts=8)
     spec = trial("lora").model_copy(update={"stage": "cost"})
-    found = content(*lora_results(), record(spec, probed().model_copy(update={"merged_decode": alone})))
-    (row,) = json.loads(json_text(found))["comparisons"][0]["efficiency"]
+    report_content = content(*lora_results(), record(spec, probed().model_copy(update={"merged_decode": alone})))
+    (row,) = json.loads(json_text(report_content))["comparisons"][0]["efficiency"]
     assert row["merged_decode_time_over_unmerged"] == pytest.approx(0.9)
 
 

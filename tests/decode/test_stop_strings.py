@@ -70,9 +70,9 @@ def test_no_text_stops_before_it_is_long_enough(
     stop = spelled_within(decoded(tokenizer, model, stop=[]).texts)
     if engine == "transformers":
         monkeypatch.setattr(batched, "unsupported", lambda model: "for a test")
-    found = decoded(tokenizer, model, stop=[stop], min_new_tokens=14)
-    assert found.new_tokens == 14 * len(SOURCES)
-    assert all(stop not in text for text in found.texts.values())
+    generated = decoded(tokenizer, model, stop=[stop], min_new_tokens=14)
+    assert generated.new_tokens == 14 * len(SOURCES)
+    assert all(stop not in text for text in generated.texts.values())
 
 
 def test_texts_of_several_lines_are_kept_where_no_stop_string_is_set(tiny_models: dict[str, Path]) -> None:

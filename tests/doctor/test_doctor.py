@@ -76,12 +76,12 @@ def test_python() -> None:
     ],
 )
 def test_packages(torch: str, ray: str | None, status: Status, said: str) -> None:
-    found = packages.check_packages(EXPECTED, {"torch": torch, "ray": ray}.get)
-    assert [finding.status for finding in found] == (["ok"] if status == "ok" else ["ok", status])
-    last = found[-1]
+    findings = packages.check_packages(EXPECTED, {"torch": torch, "ray": ray}.get)
+    assert [finding.status for finding in findings] == (["ok"] if status == "ok" else ["ok", status])
+    last = findings[-1]
     assert said in f"{last.check}: {last.found} -> {last.remedy}"
     if status != "ok":
-        assert found[0].found.startswith("1 of 2")
+        assert findings[0].found.startswith("1 of 2")
 
 
 def test_packages_of_which_nothing_is_known() -> None:
@@ -138,8 +138,8 @@ def test_the_look_has_the_variables_of_a_rank(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("SLURM_PROCID", "7")
     monkeypatch.setenv("HF_HOME", "/hub")
     names = ["SLURM_PROCID", "HF_HOME"]
-    found = engine.look(f"import json, os\nprint(json.dumps({{name: os.environ.get(name) for name in {names}}}))")
-    assert found == {"SLURM_PROCID": None, "HF_HOME": "/hub"}
+    variables = engine.look(f"import json, os\nprint(json.dumps({{name: os.environ.get(name) for name in {names}}}))")
+    assert variables == {"SLURM_PROCID": None, "HF_HOME": "/hub"}
 
 
 def test_abandoned_locks_of_builds(tmp_path: Path) -> None:

@@ -88,41 +88,41 @@ def look(ray: Ray) -> dict[str, Finding]:
 
 def test_a_healthy_node() -> None:
     ray = Ray([NODE, {**NODE, "NodeID": "cd" * 28, "Alive": False}])
-    found = look(ray)
-    assert {one.status for one in found.values()} == {"ok"}
-    assert found["nodes"].found == "1 with 4 CPU cores and 0 GPUs; 1 more were lost since it started"
-    assert found["Python"].node == "host-two (10.0.0.2)"
+    findings = look(ray)
+    assert {one.status for one in findings.values()} == {"ok"}
+    assert findings["nodes"].found == "1 with 4 CPU cores and 0 GPUs; 1 more were lost since it started"
+    assert findings["Python"].node == "host-two (10.0.0.2)"
     assert ray.killed == 3, "the visitor and two ranks are gone"
 
 
 def test_a_node_where_no_process_starts() -> None:
     broken = ray.exceptions.RayError("No module named 'torch'")
-    found = look(Ray([NODE], name=broken))
-    assert (found["node"].status, found["node"].node) == ("problem", "10.0.0.2")
-    assert "no process starts there: No module named 'torch'" in found["node"].found
-    assert "gloo" not in found, "nothing is said of what was not looked at"
+    findings = look(Ray([NODE], name=broken))
+    assert (findings["node"].status, findings["node"].node) == ("problem", "10.0.0.2")
+    assert "no process starts there: No module named 'torch'" in findings["node"].found
+    assert "gloo" not in findings, "nothing is said of what was not looked at"
 
 
 def test_a_node_with_other_code() -> None:
-    found = look(Ray([NODE], code="another"))["code"]
-    assert (found.status, found.node) == ("problem", "host-two (10.0.0.2)")
+    finding = look(Ray([NODE], code="another"))["code"]
+    assert (finding.status, finding.node) == ("problem", "host-two (10.0.0.2)")
 
 
 def test_a_node_that_stops_answering() -> None:
-    found = look(Ray([NODE], look=ray.exceptions.GetTimeoutError("300 s")))["node"]
-    assert found.status == "problem" and found.found == "it stopped answering: 300 s"
+    finding = look(Ray([NODE], look=ray.exceptions.GetTimeoutError("300 s")))["node"]
+    assert finding.status == "problem" and finding.found == "it stopped answering: 300 s"
 
 
 def test_a_nodes_own_problems_are_passed_on() -> None:
     sick = {**FINE, "status": "problem", "found": "3.9.0", "remedy": "install"}
-    found = look(Ray([NODE], look=[sick]))["Python"]
-    assert (found.status, found.node, found.remedy) == ("problem", "host-two (10.0.0.2)", "install")
+    finding = look(Ray([NODE], look=[sick]))["Python"]
+    assert (finding.status, finding.node, finding.remedy) == ("problem", "host-two (10.0.0.2)", "install")
 
 
 def test_clocks_that_differ() -> None:
 
-    found = look(Ray([NODE], now=lambda: time.time() + 60))["clock against the driver"]
-    assert found.status == "warning" and "60.0 s ahead" in found.found
+    finding = look(Ray([NODE], now=lambda: time.time() + 60))["clock against the driver"]
+    assert finding.status == "warning" and "60.0 s ahead" in finding.found
 
 
 @pytest.mark.parametrize(
@@ -140,10 +140,10 @@ def test_ranks_that_do_not_reach_each_other(
     gpus: int, check: str, answers: dict[str, Any], status: str, said: str
 ) -> None:
     node = {**NODE, "Resources": {"CPU": 4.0, "GPU": float(gpus)}}
-    found = look(Ray([node], **answers))[check]
-    assert found.status == status and said in found.found
+    finding = look(Ray([node], **answers))[check]
+    assert finding.status == status and said in finding.found
     if status == "problem":
-        assert found.remedy is not None and f"{check.upper()}_SOCKET_IFNAME" in found.remedy
+        assert finding.remedy is not None and f"{check.upper()}_SOCKET_IFNAME" in finding.remedy
 
 
 def test_a_cluster_that_cannot_be_joined(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,5 +157,5 @@ def test_an_embedded_cluster_that_does_not_start(monkeypatch: pytest.MonkeyPatch
         raise ClusterError("Ray did not start on this machine:\nno space left on device")
 
     monkeypatch.setattr(cluster, "EmbeddedCluster", refuses)
-    (found,) = cluster.look_at_cluster(None, expected())
-    assert (found.check, found.status) == ("Ray", "problem") and "no space left on device" in found.found
+    (finding,) = cluster.look_at_cluster(None, expected())
+    assert (finding.check, finding.status) == ("Ray", "problem") and "no space left on device" in finding.found

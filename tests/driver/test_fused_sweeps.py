@@ -50,15 +50,15 @@ def test_trials_share_launches_and_each_has_its_record(store: Store) -> None:
     launcher, specs = FakeLauncher(store.outbox), [trial(seed=seed) for seed in range(5)]
     schedule(store, launcher).run(specs)
     assert launcher.launched == [specs[0].trial_id, specs[3].trial_id]
-    found = records(store, *specs)
-    for number, result in enumerate(found[:3]):
+    results = records(store, *specs)
+    for number, result in enumerate(results[:3]):
         assert result.spec == specs[number]
         assert result.fused is not None
         assert result.fused.trials == [spec.trial_id for spec in specs[:3] if spec != specs[number]]
         predictions = store.trials / result.trial_id / "predictions.jsonl.gz"
         assert list(result.files) == [predictions.name]
         assert json.loads(gzip.decompress(predictions.read_bytes())) == {"id": "abc"[number]}
-    assert len({result.attempt.attempt_id for result in found[:3]}) == 1
+    assert len({result.attempt.attempt_id for result in results[:3]}) == 1
     assert not list(store.outbox.glob("*/*"))
 
 
@@ -287,14 +287,14 @@ def test_a_fused_sweep_finds_what_its_trials_find_alone(
     assert all(result.fused is not None and len(result.fused.trials) == 3 for result in fused)
     assert len({result.attempt.attempt_id for result in fused}) == 1
     for alone in stores["alone"].read_all():
-        found = stores["fused"].read(alone.trial_id)
-        assert found is not None
-        assert found.files.keys() == alone.files.keys()
+        stored_result = stores["fused"].read(alone.trial_id)
+        assert stored_result is not None
+        assert stored_result.files.keys() == alone.files.keys()
         for curve in ("train_curve", "dev_curve"):
-            losses = [[point.loss for point in getattr(each.outcome, curve)] for each in (found, alone)]
+            losses = [[point.loss for point in getattr(each.outcome, curve)] for each in (stored_result, alone)]
             assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-        assert found.outcome.test_loss == pytest.approx(alone.outcome.test_loss, abs=1e-5)
+        assert stored_result.outcome.test_loss == pytest.approx(alone.outcome.test_loss, abs=1e-5)
         # The perplexity of the references is made of losses, all other scores of texts.
-        assert found.outcome.scores.values == pytest.approx(alone.outcome.scores.values, rel=1e-5)
+        assert stored_result.outcome.scores.values == pytest.approx(alone.outcome.scores.values, rel=1e-5)
     again = tuneoff("run", str(tmp_path / "fused.yaml"), "--launcher", "local", "--results", str(tmp_path / "results"))
     assert "4 done, 0 to run" in again.stdout

@@ -78,7 +78,7 @@ class Driver:
         return done
 
     def records(self, stage: str) -> list[TrialResult]:
-        return [found for found in self.store.read_all() if found.spec.stage == stage]
+        return [result for result in self.store.read_all() if result.spec.stage == stage]
 
     def asked_rates(self) -> dict[str, list[float]]:
         return {
@@ -109,17 +109,19 @@ def test_every_method_gets_the_same_budget_and_its_border_is_extended(make: Call
     assert "border" not in origins["full"]
 
     finals = driver.records("final")
-    assert sorted((found.spec.method.name, found.spec.seed) for found in finals) == [
+    assert sorted((result.spec.method.name, result.spec.seed) for result in finals) == [
         *[("full", seed) for seed in (0, 1, 2)],
         ("none", 0),
         *[("prefix_tuning", seed) for seed in (0, 1, 2)],
     ]
-    chosen = {found.spec.method.name: found.spec.train.learning_rate for found in finals}
+    chosen = {result.spec.method.name: result.spec.train.learning_rate for result in finals}
     for method, rates in asked_rates.items():
         assert chosen[method] == min(rates, key=lambda rate: abs(math.log10(rate / BEST_RATE[method])))
     costs = driver.records("cost")
-    assert {found.spec.configuration_class for found in costs} == {found.spec.configuration_class for found in finals}
-    assert all(found.spec.train.steps == 12 for found in costs)
+    assert {result.spec.configuration_class for result in costs} == {
+        result.spec.configuration_class for result in finals
+    }
+    assert all(result.spec.train.steps == 12 for result in costs)
     measured = [one.trials for one in rounds if one.stage == "cost"]
     assert all(len(trials) == 1 for trials in measured), "nothing runs beside a cost trial"
     in_turns = [(spec.repetition, spec.method.name) for (spec,) in measured]
@@ -130,7 +132,7 @@ def test_every_method_gets_the_same_budget_and_its_border_is_extended(make: Call
 def test_a_final_trial_is_the_plain_trial_with_these_settings(make: Callable[..., Driver]) -> None:
     driver = make()
     driver.run()
-    rates = {found.spec.method.name: found.spec.train.learning_rate for found in driver.records("final")}
+    rates = {result.spec.method.name: result.spec.train.learning_rate for result in driver.records("final")}
     plain = SWEEP[: SWEEP.index("stages:")].replace(
         "  - full", f"  - {{name: full, train: {{learning_rate: {rates['full']}}}}}"
     )
@@ -139,7 +141,7 @@ def test_a_final_trial_is_the_plain_trial_with_these_settings(make: Callable[...
         + "seeds: [0, 1, 2]\n"
     )
     ids = {spec.trial_id for spec in expand(make(plain, name="plain").sweep, RegistryResolver())}
-    assert {found.trial_id for found in driver.records("final")} <= ids
+    assert {result.trial_id for result in driver.records("final")} <= ids
 
 
 @pytest.mark.parametrize(
@@ -179,8 +181,8 @@ def test_a_trial_that_does_not_fit_what_is_left_is_not_started(sampler: str, mak
     driver = make(SWEEP.replace("{trials: 6}", f"{{device_seconds: 29, sampler: {sampler}}}"))
     driver.run()
     spent = {name: 0.0 for name in ("full", "prefix_tuning")}
-    for found in driver.records("tune"):
-        spent[found.spec.method.name] += found.device_seconds
+    for result in driver.records("tune"):
+        spent[result.spec.method.name] += result.device_seconds
     assert spent == {"full": 20.0, "prefix_tuning": 20.0}, "trials of 10 and of 20 seconds"
 
 
@@ -224,7 +226,7 @@ def test_a_method_whose_tuning_all_fails_has_no_final_trial(make: Callable[..., 
     driver = make()
     driver.run(broken)
     assert driver.without_settings == ["full"]
-    assert {found.spec.method.name for found in driver.records("final")} == {"none", "prefix_tuning"}
+    assert {result.spec.method.name for result in driver.records("final")} == {"none", "prefix_tuning"}
 
 
 def test_settings_may_be_chosen_by_a_score_of_the_dev_split(make: Callable[..., Driver]) -> None:
@@ -237,7 +239,7 @@ def test_settings_may_be_chosen_by_a_score_of_the_dev_split(make: Callable[..., 
 
     driver = make(SWEEP.replace("{trials: 6}", "{trials: 3, metric: bleu}"))
     driver.run(scored)
-    rates = {found.spec.method.name: found.spec.train.learning_rate for found in driver.records("final")}
+    rates = {result.spec.method.name: result.spec.train.learning_rate for result in driver.records("final")}
     assert rates["full"] == 1e-3
     assert rates["prefix_tuning"] == 1e-1
     other = make(SWEEP.replace("{trials: 6}", "{trials: 3, metric: blue}"), name="other")
@@ -251,9 +253,9 @@ def test_entries_of_one_method_and_choices_of_the_grid_are_tuned_apart(make: Cal
     )
     driver = make(text + "grid: {task.train_examples: [8, 16]}\n")
     driver.run()
-    found = read_searches(driver.store.root)
-    assert sorted(rows.search.label for rows in found) == ["train_examples=16"] * 2 + ["train_examples=8"] * 2
-    assert len({rows.search.key for rows in found}) == 4
+    searches = read_searches(driver.store.root)
+    assert sorted(rows.search.label for rows in searches) == ["train_examples=16"] * 2 + ["train_examples=8"] * 2
+    assert len({rows.search.key for rows in searches}) == 4
     assert len(driver.records("final")) == 4 * 3
 
 

@@ -253,11 +253,11 @@ def tell(name: str, root: Path, settings: dict[str, object] | None = None) -> No
 def test_tensorboard(tmp_path: Path) -> None:
     tell("tensorboard", tmp_path)
     (events,) = (tmp_path / "tensorboard" / trial(seed=0).trial_id).iterdir()
-    found = scalars(events)
+    scalars_by_tag = scalars(events)
     live = [(1, 2.0), (2, 1.0)]  # rank 0 speaks for the trial
-    assert [(step, round(value, 3)) for step, value in found["train/loss"]] == [*live, (10, 1.2)]
-    assert found["dev/loss"] == [(10, 1.5)]
-    assert found["final/test/bleu"] == [(0, 50.0)]
+    assert [(step, round(value, 3)) for step, value in scalars_by_tag["train/loss"]] == [*live, (10, 1.2)]
+    assert scalars_by_tag["dev/loss"] == [(10, 1.5)]
+    assert scalars_by_tag["final/test/bleu"] == [(0, 50.0)]
 
 
 class StandIn:

@@ -67,14 +67,14 @@ def test_what_peft_cannot_apply_is_a_method_error(config: dict[str, Any], family
     ids=lambda config: config["peft_type"],
 )
 def test_adapters_of_peft_keep_the_contract(config: dict[str, Any]) -> None:
-    found = list(verdicts(HfPeft, HfPeft.Config(**config), ["llama"], processes=0))
-    assert [verdict for verdict in found if verdict.outcome != "pass"] == []
+    all_verdicts = list(verdicts(HfPeft, HfPeft.Config(**config), ["llama"], processes=0))
+    assert [verdict for verdict in all_verdicts if verdict.outcome != "pass"] == []
 
 
 def test_the_table_of_broken_types_is_what_the_contract_finds() -> None:
     config = {"peft_type": "LILY", "r": 4, "target_modules": ["q_proj", "v_proj"], "despite_contract": True}
-    found = verdicts(HfPeft, HfPeft.Config(**config), ["llama"], processes=0)
-    failed = {verdict.check for verdict in found if verdict.outcome == "fail"}
+    all_verdicts = verdicts(HfPeft, HfPeft.Config(**config), ["llama"], processes=0)
+    failed = {verdict.check for verdict in all_verdicts if verdict.outcome == "fail"}
     assert {"causal", "padding changes nothing"} <= failed
 
 

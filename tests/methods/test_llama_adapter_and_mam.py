@@ -51,8 +51,8 @@ def test_a_layer_computes_what_the_authors_code_computes() -> None:
         read = (q @ prompt_keys[:, group].T).softmax(-1) @ prompt_values[:, group]
         heads.append(own + layer.gate[head].tanh() * read)
     expected = base.o_proj(torch.cat(heads, dim=-1))
-    found = layer(x, position_embeddings=still, attention_mask=None)[0][0]
-    torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
+    layer_output = layer(x, position_embeddings=still, attention_mask=None)[0][0]
+    torch.testing.assert_close(layer_output, expected, atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in OLD])

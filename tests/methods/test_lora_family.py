@@ -256,10 +256,12 @@ def test_loftq_starts_at_what_quantising_took_away_as_in_peft() -> None:
     before, packed = tiny_model("llama", dtype=torch.float32), quantised()
     for name, layer in lora_layers(model).items():
         lost = before.get_submodule(name).weight - packed.get_submodule(name).dequantized(torch.float32)
-        found = _low_rank_decomposition(lost, reduced_rank=RANK)
-        torch.testing.assert_close(layer.lora_B @ layer.lora_A, found["L"] @ found["R"], atol=1e-5, rtol=0)
-        torch.testing.assert_close(layer.lora_A.abs(), found["R"].abs(), atol=1e-3, rtol=0)
-        torch.testing.assert_close(layer.lora_B.abs(), found["L"].abs(), atol=1e-3, rtol=0)
+        their_factors = _low_rank_decomposition(lost, reduced_rank=RANK)
+        torch.testing.assert_close(
+            layer.lora_B @ layer.lora_A, their_factors["L"] @ their_factors["R"], atol=1e-5, rtol=0
+        )
+        torch.testing.assert_close(layer.lora_A.abs(), their_factors["R"].abs(), atol=1e-3, rtol=0)
+        torch.testing.assert_close(layer.lora_B.abs(), their_factors["L"].abs(), atol=1e-3, rtol=0)
 
     def distance(other: Any) -> float:
         return float((logits(other) - logits(before)).norm())

@@ -98,8 +98,8 @@ def base_model(family: str) -> Any:
     return model.requires_grad_(False).eval()
 
 
-def largest_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).abs().max())
+def largest_difference(computed: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((computed - expected).abs().max())
 
 
 def difference_by_padding(model: Any) -> float:

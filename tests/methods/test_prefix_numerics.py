@@ -70,11 +70,11 @@ def test_layer_equals_prepending_projected_keys_and_values(family: str, attentio
         kwargs["position_embeddings"] = (torch.ones(1, 6, size).double(), torch.zeros(1, 6, size).double())
         layer.prompt_cos = torch.ones(1, 4, size).double()
         layer.prompt_sin = torch.zeros(1, 4, size).double()
-    found = layer(x, **kwargs)[0][0]
+    layer_output = layer(x, **kwargs)[0][0]
     expected = attention_by_hand(layer.base_attention_layer, layer.prompt_embeddings.weight, x[0], family)
     # transformers' eager attention of Llama takes the softmax in float32
     tolerance = 1e-5 if attention == "eager" and family == "llama" else TOLERANCE
-    torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+    torch.testing.assert_close(layer_output, expected, atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("settings", [{}, {"infix": True}, {"infix": True, "shift_positions": True}], ids=str)
@@ -109,10 +109,10 @@ def test_prefix_starts_as_the_frozen_model_reading_the_initial_text(
     tokens, together = torch.tensor([row]), torch.tensor([[*ids, *row]])
     with torch.no_grad():
         expected = tiny_model(family)(together).logits[:, len(ids) :]
-        found = logits_of(model, tokens, torch.ones_like(tokens))
+        computed_logits = logits_of(model, tokens, torch.ones_like(tokens))
     seen = 1 if family == "gemma3" else len(row)
     # rotary tables are float32 whatever the model is
-    torch.testing.assert_close(found[:, :seen], expected[:, :seen], atol=1e-5, rtol=0)
+    torch.testing.assert_close(computed_logits[:, :seen], expected[:, :seen], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("method_class", [PrefixTuning, PromptTuning])
@@ -159,11 +159,11 @@ def test_an_infix_is_seen_from_the_last_source_token_on(family: str) -> None:
     ids, mask = padded(ROWS, 0, "right")
     lengths = torch.tensor([4, 2, 5])
     with torch.no_grad():
-        found, plain = logits_of(model, ids, mask, source_lengths=lengths), logits_of(base, ids, mask)
+        computed_logits, plain = logits_of(model, ids, mask, source_lengths=lengths), logits_of(base, ids, mask)
     for row, length in enumerate(lengths.tolist()):
         before, after = slice(0, length - 1), slice(length - 1, len(ROWS[row]))
-        torch.testing.assert_close(found[row, before], plain[row, before], atol=1e-5, rtol=0)
-        assert (found[row, after] - plain[row, after]).abs().amax(-1).min() > 0.01
+        torch.testing.assert_close(computed_logits[row, before], plain[row, before], atol=1e-5, rtol=0)
+        assert (computed_logits[row, after] - plain[row, after]).abs().amax(-1).min() > 0.01
 
 
 def test_a_rotary_infix_stands_right_before_the_last_source_token() -> None:
@@ -276,8 +276,8 @@ def test_counts_on_gpt2_medium_are_the_published_ones(config: dict[str, Any], tr
 def test_with_grouped_queries_free_keys_and_values_are_fewer() -> None:
     smollm2 = LlamaConfig(hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3)
     for parametrization, expected in (("embedding", 345_600), ("key_value", 230_400)):
-        found = counts(LlamaForCausalLM, smollm2, num_prompt_tokens=20, parametrization=parametrization)
-        assert found == (expected, expected)
+        parameter_counts = counts(LlamaForCausalLM, smollm2, num_prompt_tokens=20, parametrization=parametrization)
+        assert parameter_counts == (expected, expected)
 
 
 def test_what_is_kept_while_decoding_follows_the_prompt() -> None:

@@ -51,11 +51,13 @@ def test_training(family: str, attention: str) -> None:
     expected = trained(family, attention, "literal", checkpointing=False, use_cache=False)
     for path in PATHS:
         for checkpointing, use_cache in ((True, False), (False, True), (False, False)):
-            found = trained(family, attention, path, checkpointing, use_cache)
-            torch.testing.assert_close(found["logits"], expected["logits"], **close)
+            run_of_path = trained(family, attention, path, checkpointing, use_cache)
+            torch.testing.assert_close(run_of_path["logits"], expected["logits"], **close)
             for name, gradient in expected["gradients"].items():
-                torch.testing.assert_close(found["gradients"][name], gradient, **close)
-            assert found["calls"] == expected["calls"] * (2 if checkpointing else 1), "checkpointing computes it twice"
+                torch.testing.assert_close(run_of_path["gradients"][name], gradient, **close)
+            assert run_of_path["calls"] == expected["calls"] * (2 if checkpointing else 1), (
+                "checkpointing computes it twice"
+            )
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

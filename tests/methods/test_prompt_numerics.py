@@ -41,8 +41,8 @@ def test_prompt_sits_right_before_the_first_real_token() -> None:
         together = torch.cat([embeddings[:, :pads], prompt[None], embeddings[:, pads:]], dim=1)
         whole_mask = torch.cat([mask[row, :pads], torch.ones(5, dtype=torch.long), mask[row, pads:]])[None]
         expected = base(inputs_embeds=together, attention_mask=whole_mask, position_ids=positions_of(whole_mask)).logits
-        found = logits_of(model, ids, mask)[row, pads:]
-        torch.testing.assert_close(found, expected[0, pads + 5 :], atol=TOLERANCE, rtol=0)
+        computed_logits = logits_of(model, ids, mask)[row, pads:]
+        torch.testing.assert_close(computed_logits, expected[0, pads + 5 :], atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -51,14 +51,14 @@ def test_an_infix_equals_concatenation_before_the_last_source_token(family: str,
     model, base = patched(PromptTuning, family, num_prompt_tokens=3, infix=True), tiny_model(family)
     prompt, lengths = prompt_of(model), torch.tensor([4, 3, 1])
     ids, mask = padded(ROWS, 0, side)
-    found = logits_of(model, ids, mask, source_lengths=lengths)
+    computed_logits = logits_of(model, ids, mask, source_lengths=lengths)
     for row, tokens in enumerate(ROWS):
         before = int(lengths[row]) - 1
         embeddings = base.get_input_embeddings()(torch.tensor([tokens]))
         together = torch.cat([embeddings[:, :before], prompt[None], embeddings[:, before:]], dim=1)
         logits = base(inputs_embeds=together).logits[0]
         expected = torch.cat([logits[:before], logits[before + 3 :]])
-        torch.testing.assert_close(found[row][mask[row] == 1], expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(computed_logits[row][mask[row] == 1], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("cuts", [(0, 4, 5, 7), (0, 2, 3, 7), (0, 3, 7)], ids=str)

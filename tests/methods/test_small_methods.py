@@ -89,8 +89,8 @@ def test_houlsby_puts_an_adapter_behind_both_parts_of_a_block() -> None:
 
 
 def test_near_zero_starts_are_close_to_the_base_model() -> None:
-    found = batch_logits(patched(Adapters, "gpt2", disturbed=False, placement="houlsby"))
-    difference = float((found - batch_logits(tiny_model("gpt2"))).abs().max())
+    computed_logits = batch_logits(patched(Adapters, "gpt2", disturbed=False, placement="houlsby"))
+    difference = float((computed_logits - batch_logits(tiny_model("gpt2"))).abs().max())
     assert 0 < difference < 0.05
 
 

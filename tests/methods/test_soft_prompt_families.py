@@ -69,9 +69,9 @@ def base(family: str) -> Any:
     return tiny_family(family, dtype_of(family))
 
 
-def close(found: torch.Tensor, expected: torch.Tensor, family: str) -> None:
+def close(computed: torch.Tensor, expected: torch.Tensor, family: str) -> None:
     """Rotary tables and some norms are float32 whatever the model is."""
-    torch.testing.assert_close(found, expected, atol=1e-5 if dtype_of(family) == torch.float64 else 3e-4, rtol=0)
+    torch.testing.assert_close(computed, expected, atol=1e-5 if dtype_of(family) == torch.float64 else 3e-4, rtol=0)
 
 
 def patched(method_class: Any, family: str, **config: Any) -> Any:
@@ -99,9 +99,9 @@ def close_in_batches(model: Any, rows: Sequence[list[int]], expected: Sequence[t
     sides: tuple[Side, ...] = ("left", "right")
     for side in sides:
         ids, mask = padded(rows, 0, side)
-        found = logits(model, ids, mask)
+        computed_logits = logits(model, ids, mask)
         for row, wanted in enumerate(expected):
-            close(found[row][mask[row] == 1], wanted, family)
+            close(computed_logits[row][mask[row] == 1], wanted, family)
 
 
 def generated(model: Any, rows: Any, beams: int, use_cache: bool) -> tuple[torch.Tensor, torch.Tensor]:

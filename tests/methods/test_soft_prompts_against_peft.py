@@ -24,8 +24,8 @@ def logits(model: Any) -> torch.Tensor:
     """Of right-padded rows, at real tokens; positions are left to the model, as peft drops them."""
     ids, mask = padded(ROWS, 0, "right")
     with torch.no_grad():
-        found: torch.Tensor = model(input_ids=ids, attention_mask=mask).logits
-    return found[mask == 1]
+        computed_logits: torch.Tensor = model(input_ids=ids, attention_mask=mask).logits
+    return computed_logits[mask == 1]
 
 
 def theirs(family: str, config: Any) -> Any:
@@ -77,8 +77,8 @@ def test_a_prompt_is_peft_prompt_tuning(family: str) -> None:
         """Of the tokens: peft returns those of the prompt too."""
         ids, mask = padded(ROWS, 0, "right")
         with torch.no_grad():
-            found: torch.Tensor = other(input_ids=ids, attention_mask=mask).logits
-        return found[:, COUNT:][mask == 1]
+            computed_logits: torch.Tensor = other(input_ids=ids, attention_mask=mask).logits
+        return computed_logits[:, COUNT:][mask == 1]
 
     assert float((their_logits() - logits(model)).abs().max()) > 0.1
     (name,) = method.adapter_state(model)

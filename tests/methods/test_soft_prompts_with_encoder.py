@@ -53,13 +53,13 @@ def test_a_layer_does_what_its_base_layer_does_with_the_prompt_in_front(family: 
         base, names = layer.base_attention_layer, layer.site.names
         prompt = layer.prompt_embeddings.weight.expand(2, -1, -1)
         if layer.site.role == "cross":
-            found = layer(x, key_value_states=source, **{names.mask: None})[0]
+            layer_output = layer(x, key_value_states=source, **{names.mask: None})[0]
             expected = base(x, key_value_states=torch.cat([prompt, source], dim=1), **{names.mask: None})[0]
         else:
-            found = layer(x, **{names.mask: None})[0]
+            layer_output = layer(x, **{names.mask: None})[0]
             causal = torch.ones(8, 8).tril().bool()[None, None] if layer.site.role == "decoder" else None
             expected = base(torch.cat([prompt, x], dim=1), **{names.mask: causal})[0][:, 3:]
-        torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(layer_output, expected, atol=TOLERANCE, rtol=0)
 
 
 def test_the_decoder_of_t5_starts_as_if_the_initial_text_stood_in_front() -> None:
@@ -88,12 +88,12 @@ def test_a_prompt_equals_concatenation_at_the_input_of_the_encoder(family: str, 
     ids, mask = padded(rows, 0, side)
     decoder_ids = torch.tensor([[0, 13, 2], [0, 60, 9], [0, 90, 6]])
     with torch.no_grad():
-        found = model(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids).logits
+        computed_logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids).logits
         for row, tokens in enumerate(rows):
             embeddings = base.get_encoder().get_input_embeddings()(torch.tensor([tokens]))
             together = torch.cat([prompt[None], embeddings], dim=1)
             expected = base(inputs_embeds=together, decoder_input_ids=decoder_ids[row : row + 1]).logits[0]
-            torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=0)
+            torch.testing.assert_close(computed_logits[row], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("method_class", [PrefixTuning, PromptTuning])
@@ -104,8 +104,8 @@ def test_generation_with_a_static_cache(family: str, method_class: Any) -> None:
     settings = {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0, "disable_compile": True}
     for beams in (1, 2):
         expected = model.generate(ids, attention_mask=mask, num_beams=beams, **settings)
-        found = model.generate(ids, attention_mask=mask, num_beams=beams, cache_implementation="static", **settings)
-        assert torch.equal(found, expected)
+        generated = model.generate(ids, attention_mask=mask, num_beams=beams, cache_implementation="static", **settings)
+        assert torch.equal(generated, expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -72,11 +72,11 @@ FEED_FORWARD = {
 @pytest.mark.parametrize("name", MODELS)
 def test_blocks_read_and_write_where_their_family_does(name: str) -> None:
     model = small_model(name)
-    found = blocks(model)
+    model_blocks = blocks(model)
     encoder_decoder = model.config.is_encoder_decoder
-    assert len(found) == (4 if encoder_decoder else 2)
-    assert [len(block.attention_outputs) for block in found] == ([1, 1, 2, 2] if encoder_decoder else [1, 1])
-    for block in found:
+    assert len(model_blocks) == (4 if encoder_decoder else 2)
+    assert [len(block.attention_outputs) for block in model_blocks] == ([1, 1, 2, 2] if encoder_decoder else [1, 1])
+    for block in model_blocks:
         names = block.plain.readers[0].attribute, block.plain.writer.attribute
         assert names == FEED_FORWARD.get(name, ("gate_proj", "down_proj"))
         for output in block.attention_outputs:
@@ -193,6 +193,6 @@ def test_a_role_that_is_missing_in_a_block_is_refused_by_its_name() -> None:
 
 
 def test_keys_and_values_of_an_earlier_layer_are_adapted_there() -> None:
-    found = projections_in_every_block(small_model("Gemma4ForCausalLM"), ("query", "value"))
-    assert [projection.role for projection in found].count("query") == 4
-    assert [projection.role for projection in found].count("value") == 2
+    projections = projections_in_every_block(small_model("Gemma4ForCausalLM"), ("query", "value"))
+    assert [projection.role for projection in projections].count("query") == 4
+    assert [projection.role for projection in projections].count("value") == 2

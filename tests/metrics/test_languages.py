@@ -221,13 +221,13 @@ def test_score_and_records_say_that_no_text_is_long_enough_for_bleu(tmp_path: Pa
     write_task(tmp_path, ["three little words", "two words"])
     (tmp_path / "system.txt").write_text("three little words\ntwo words\n")
     file = str(tmp_path / "system.txt")
-    found = load_json("score", "--task", "jsonl", "--set", f"path={tmp_path}", "--hypotheses", file)
-    assert found["values"]["bleu"] == 0
-    assert found["remarks"] == [
+    document = load_json("score", "--task", "jsonl", "--set", f"path={tmp_path}", "--hypotheses", file)
+    assert document["values"]["bleu"] == 0
+    assert document["remarks"] == [
         "No prediction has four words in a row, so that BLEU is 0 whatever they say, as sacrebleu's corpus BLEU is; "
         "with its option effective_order, which leaves out orders that no text reaches, it is 100.0."
     ]
-    assert found["examples"][0]["scores"]["bleu"] == pytest.approx(100), "single sources have effective order"
+    assert document["examples"][0]["scores"]["bleu"] == pytest.approx(100), "single sources have effective order"
 
 
 def test_meteor_is_for_english() -> None:

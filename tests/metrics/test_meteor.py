@@ -72,8 +72,8 @@ def test_every_kind_of_match(files: Path) -> None:
         "the men pay for cheap boxes near town",
         "the man paid for inexpensive cartons close to town",
     )
-    found = align(hypothesis.split(), reference.split(), resources(files, hypothesis, reference))
-    assert found.matches == (
+    alignment = align(hypothesis.split(), reference.split(), resources(files, hypothesis, reference))
+    assert alignment.matches == (
         Match(0, 1, 0, 1, EXACT),
         Match(1, 1, 1, 1, SYNONYM),
         Match(3, 1, 3, 1, EXACT),
@@ -82,16 +82,16 @@ def test_every_kind_of_match(files: Path) -> None:
         Match(6, 2, 6, 1, PARAPHRASE),
         Match(8, 1, 7, 1, EXACT),
     )
-    assert found.chunks == 2
+    assert alignment.chunks == 2
     (stemmed,) = align(["pays"], ["paying"], resources(files)).matches
     assert stemmed.module == STEM
 
 
 def test_fewest_chunks_win(files: Path) -> None:
     hypothesis, reference = ["a", "b", "a", "c"], ["a", "c"]
-    found = align(hypothesis, reference, resources(files))
-    assert [match.prediction_start for match in found.matches] == [2, 3]
-    assert found.chunks == 1
+    alignment = align(hypothesis, reference, resources(files))
+    assert [match.prediction_start for match in alignment.matches] == [2, 3]
+    assert alignment.chunks == 1
 
 
 def test_scores_worked_by_hand(files: Path) -> None:

@@ -248,10 +248,10 @@ def test_references_that_are_prepared_into_something_else_do_not_fail(shared_dat
 
 def test_score_checks_the_task(tiny_task: Path, tmp_path: Path) -> None:
     (tmp_path / "system.txt").write_text("\n" * 6)
-    found = load_json(
+    document = load_json(
         *("score", "--task", "jsonl", "--set", f"path={tiny_task}", "--split", "dev"),
         *("--hypotheses", str(tmp_path / "system.txt")),
     )
-    assert found["remarks"] == ["All predictions are empty."]
+    assert document["remarks"] == ["All predictions are empty."]
     splits: dict[Split, int] = {"dev": 6}
-    assert len(found["examples"]) == splits["dev"]
+    assert len(document["examples"]) == splits["dev"]

@@ -61,8 +61,8 @@ def trained_adapter(
 def logits(model: Any, base: Path) -> torch.Tensor:
     inputs = architecture(ModelSpec(path=str(base))).batch(PAIRS, pad_token_id=0).inputs
     with torch.no_grad():
-        found: torch.Tensor = model(**inputs).logits
-    return found
+        computed_logits: torch.Tensor = model(**inputs).logits
+    return computed_logits
 
 
 # Settings without which a method cannot be.

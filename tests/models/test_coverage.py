@@ -54,14 +54,14 @@ LLAMA = {
     ],
 )
 def test_layers_are_counted_by_what_they_are_for(method: str, config: dict[str, Any], adapted: dict[str, int]) -> None:
-    found = coverage(method, tiny_model("llama"), **config)
-    layers = {kind: counts for kind, counts in found.items() if kind not in ("attention_layer", "mixture")}
+    counts_by_kind = coverage(method, tiny_model("llama"), **config)
+    layers = {kind: counts for kind, counts in counts_by_kind.items() if kind not in ("attention_layer", "mixture")}
     assert layers == {kind: (adapted.get(kind, 0), number) for kind, number in LLAMA.items()}
 
 
 def test_a_prefix_adapts_attention_layers_as_a_whole() -> None:
-    found = coverage("prefix_tuning", tiny_model("llama"), num_prompt_tokens=3, parametrization="key_value")
-    assert found["attention_layer"] == (2, 2)
+    counts_by_kind = coverage("prefix_tuning", tiny_model("llama"), num_prompt_tokens=3, parametrization="key_value")
+    assert counts_by_kind["attention_layer"] == (2, 2)
 
 
 def test_experts_are_counted_by_matrix_and_a_mixture_as_a_whole() -> None:
@@ -77,9 +77,9 @@ def test_experts_are_counted_by_matrix_and_a_mixture_as_a_whole() -> None:
 
 def test_fused_and_latent_layers_have_kinds_of_their_own() -> None:
     assert coverage("lora", tiny_model("gpt2"))["query_key_value"] == (2, 2)
-    found = coverage("lora", small_model("DeepseekV3ForCausalLM"))
-    assert found["query"] == found["key_value"] == (2, 2)
-    assert found["latent"] == (0, 4)
+    counts_by_kind = coverage("lora", small_model("DeepseekV3ForCausalLM"))
+    assert counts_by_kind["query"] == counts_by_kind["key_value"] == (2, 2)
+    assert counts_by_kind["latent"] == (0, 4)
     assert coverage("lora", small_model("MambaForCausalLM"), target_modules="all_linear")["state_space"] == (6, 10)
 
 

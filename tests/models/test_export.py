@@ -47,9 +47,9 @@ def test_transformers_loads_a_merged_model_and_gives_the_same_logits(
     expected = trained_adapter(name, config, base, tmp_path / "adapter")
     assert export_merged(tmp_path / "adapter", merged) < 1e-4
     auto: Any = AutoModelForSeq2SeqLM if family == "t5" else AutoModelForCausalLM
-    found = logits(auto.from_pretrained(merged).eval(), base)
+    computed_logits = logits(auto.from_pretrained(merged).eval(), base)
     real = torch.isfinite(expected)
-    torch.testing.assert_close(found[real], expected[real], atol=5e-5, rtol=1e-4)
+    torch.testing.assert_close(computed_logits[real], expected[real], atol=5e-5, rtol=1e-4)
     text = "Data: Ann : home : Rome"
     assert AutoTokenizer.from_pretrained(merged)(text) == AutoTokenizer.from_pretrained(base)(text)
     own, kept = (GenerationConfig.from_pretrained(folder).to_diff_dict() for folder in (base, merged))

@@ -199,8 +199,8 @@ def test_a_peft_folder_says_how_its_base_model_is_quantised(tiny_models: dict[st
     assert settings.load_in_8bit
     loaded = AutoModelForCausalLM.from_pretrained(base, quantization_config=settings, dtype=torch.float32)
     # In evaluation mode layers of bitsandbytes round what comes in as well.
-    found = PeftModel.from_pretrained(loaded, str(tmp_path / "peft")).train()
-    torch.testing.assert_close(logits(found, base), expected, atol=1e-4, rtol=1e-4)
+    their_model = PeftModel.from_pretrained(loaded, str(tmp_path / "peft")).train()
+    torch.testing.assert_close(logits(their_model, base), expected, atol=1e-4, rtol=1e-4)
     assert set(load_file(tmp_path / "peft" / "adapter_model.safetensors"))
 
 

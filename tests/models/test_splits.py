@@ -48,9 +48,9 @@ def test_subsets_are_stratified(kinds: list[str], seed: int, data: st.DataObject
     drawn = subset(everything, size, seed, "test")
     assert len({example.id for example in drawn}) == size
     assert [example.id for example in drawn] == sorted((example.id for example in drawn), key=int)
-    found = Counter(example.tags[1] for example in drawn)
+    counts = Counter(example.tags[1] for example in drawn)
     for kind, number in Counter(kinds).items():
-        assert abs(found[kind] - size * number / len(kinds)) < 1
+        assert abs(counts[kind] - size * number / len(kinds)) < 1
 
 
 def test_the_training_subset_has_a_seed_of_its_own() -> None:

@@ -103,10 +103,10 @@ def test_every_field_has_a_hostile_value() -> None:
 def decoded(model: Any, tokenizer: Any, **settings: Any) -> generate.Decoded:
     sources = [tokenizer(f"{name} lives in")["input_ids"] for name in ("Ann", "Bob Bob", "Cid")]
     spec = DecodeSpec(**{"max_new_tokens": 12, "batch_size": 2, **settings})
-    found = generate.generate(
+    generated = generate.generate(
         model, tokenizer, architecture_of(model.config), sources, spec, torch.device("cpu"), rank=0, ranks=1
     )
-    return replace(found, seconds=0.0)
+    return replace(generated, seconds=0.0)
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,8 @@ def test_only_the_sweep_decides_how_texts_are_generated(
         setattr(model.generation_config, name, HOSTILE[name])
     assert decoded(model, tokenizer, beams=beams) == expected
     monkeypatch.setattr(batched, "unsupported", lambda model: "for a test")
-    found = decoded(model, tokenizer, beams=beams)
-    assert (found.texts, found.new_tokens) == (expected.texts, expected.new_tokens)
+    generated = decoded(model, tokenizer, beams=beams)
+    assert (generated.texts, generated.new_tokens) == (expected.texts, expected.new_tokens)
     assert all(getattr(model.generation_config, name) == HOSTILE[name] for name in fields), "a model keeps its settings"
 
 
@@ -151,15 +151,15 @@ def test_the_end_tokens_of_a_checkpoint_end_a_text(
         monkeypatch.setattr(batched, "unsupported", lambda model: "for a test")
     spec = DecodeSpec(beams=beams, max_new_tokens=20)
     arguments = (model, tokenizer, architecture_of(model.config), [source], spec, torch.device("cpu"), 0, 1)
-    found = generate.generate(*arguments)
-    assert found.engine == engine
+    generated = generate.generate(*arguments)
+    assert generated.engine == engine
     with torch.no_grad():
         oracle = model.generate(torch.tensor([source]), num_beams=beams, max_new_tokens=20, pad_token_id=0)
-    assert found.new_tokens == oracle.shape[1] - len(source)
+    assert generated.new_tokens == oracle.shape[1] - len(source)
     if beams == 1:
-        assert found.new_tokens == 1
-        assert found.texts == {0: ""}, "an end token is no part of the text"
-        assert found.truncated == []
+        assert generated.new_tokens == 1
+        assert generated.texts == {0: ""}, "an end token is no part of the text"
+        assert generated.truncated == []
 
 
 def test_end_tokens_of_tokenizer_config_and_generation_config_are_united(tiny_models: dict[str, Path]) -> None:

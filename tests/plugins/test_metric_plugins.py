@@ -115,17 +115,17 @@ def test_a_metric_of_thirty_lines_takes_part_in_a_sweep(
 def test_differences_in_it_are_tested(plugins_dir: Path, tmp_path: Path) -> None:
     metrics = trial("word_recall", tmp_path, plugins_dir).task.plugin_metrics
     cells = write_sweep(tmp_path / "demo", {"full": 0.9, "lora": 0.5}, seeds=3, metrics=metrics)
-    found = significance(tmp_path / "demo", cells, "word_recall", True)
-    assert found is not None
-    assert found.means == pytest.approx(
+    significance_of_pairs = significance(tmp_path / "demo", cells, "word_recall", True)
+    assert significance_of_pairs is not None
+    assert significance_of_pairs.means == pytest.approx(
         {name: sum(one.outcome.scores.values["word_recall"] for one in cell) / 3 for name, cell in cells.items()}
     )
-    assert found.differences[0].told_apart
+    assert significance_of_pairs.differences[0].told_apart
     LOADED.clear()  # as in the process of another command, which imports nothing that a record names
     with pytest.raises(StatisticsError, match=r"plugin \(word_recall:WordRecall.*give its folder with --plugins-dir"):
         significance(tmp_path / "demo", cells, "word_recall", True)
     load_metrics(plugins_dir)
-    assert significance(tmp_path / "demo", cells, "word_recall", True) == found
+    assert significance(tmp_path / "demo", cells, "word_recall", True) == significance_of_pairs
 
 
 def test_settings_are_chosen_by_it(plugins_dir: Path, tmp_path: Path) -> None:

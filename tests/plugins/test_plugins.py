@@ -97,8 +97,8 @@ def test_an_installed_package_is_found_by_its_name(installed: Path, monkeypatch:
 def test_the_package_keeps_the_contract(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(installed)
     method_class = load_method("embedding_offset.method:EmbeddingOffset")
-    found = list(verdicts(method_class, method_class.Config(init_std=0.1), CORE_FAMILIES, processes=1))
-    assert [verdict for verdict in found if verdict.outcome != "pass"] == []
+    all_verdicts = list(verdicts(method_class, method_class.Config(init_std=0.1), CORE_FAMILIES, processes=1))
+    assert [verdict for verdict in all_verdicts if verdict.outcome != "pass"] == []
 
 
 def test_a_file_of_a_folder_is_a_method(methods_dir: Path, tmp_path: Path) -> None:

@@ -51,10 +51,10 @@ def losses(job: Job, log: Path) -> list[float]:
             assert running.first_step_seconds > 0
             return running.losses()
     reports = io.StringIO()
-    found = run(job, Pacer(job.bursts, io.StringIO("go\n" * 9), reports))
+    output = run(job, Pacer(job.bursts, io.StringIO("go\n" * 9), reports))
     said = [json.loads(line) for line in reports.getvalue().splitlines()]
     assert [len(burst["seconds"]) for burst in said if "seconds" in burst] == job.bursts
-    return found
+    return output
 
 
 # LoRA of queries and values in GPT-2 is another one in peft, which trains one pair for the whole of c_attn.

@@ -150,13 +150,13 @@ def test_a_cost_within_the_spread_of_another_is_not_the_best(
     assert {
         configuration.name for configuration in comparison.configurations if comparison.is_best(configuration, rate)
     } == best
-    found = {configuration.name: configuration.estimate(rate.name) for configuration in comparison.configurations}[
+    interval = {configuration.name: configuration.estimate(rate.name) for configuration in comparison.configurations}[
         "full"
     ]
-    assert found is not None
-    assert (found.values, found.basis) == (tuple(full), "repetitions")
+    assert interval is not None
+    assert (interval.values, interval.basis) == (tuple(full), "repetitions")
     if len(full) > 1:
-        assert f"{rate.text(found.mean)} ± {rate.text(found.standard_deviation or 0.0)}" in markdown(content)
+        assert f"{rate.text(interval.mean)} ± {rate.text(interval.standard_deviation or 0.0)}" in markdown(content)
         assert "(stage cost; repetitions: 3); there ± is over repetitions" in markdown(content)
     else:
         assert "The cost of full, lora was measured once: how far it varies is not known, and none is best." in (
@@ -169,6 +169,6 @@ def test_one_seed_and_unequal_training_are_said() -> None:
     cost = completed().train
     assert cost is not None
     longer = outcome(train=cost.model_copy(update={"steps": 20}))
-    found = caveats([record(trial("full"), completed()), record(short, longer)])
-    assert "One seed: differences between methods may be chance." in found
-    assert "Trials saw different numbers of training pairs (80: full; 160: prefix_tuning)." in found
+    caveat_lines = caveats([record(trial("full"), completed()), record(short, longer)])
+    assert "One seed: differences between methods may be chance." in caveat_lines
+    assert "Trials saw different numbers of training pairs (80: full; 160: prefix_tuning)." in caveat_lines

@@ -37,8 +37,8 @@ def call(*arguments: object) -> Result:
 
 
 def document(*arguments: object) -> list[dict[str, object]]:
-    found: list[dict[str, object]] = json.loads(call(*arguments, "--json").stdout)
-    return found
+    document: list[dict[str, object]] = json.loads(call(*arguments, "--json").stdout)
+    return document
 
 
 @pytest.fixture(scope="module")

@@ -112,9 +112,14 @@ def test_cells_of_markdown_come_out_as_they_went_in() -> None:
 
 
 def test_no_format_lets_a_name_control_anything() -> None:
-    found = content(*hostile())
-    drawn = pictures(found)
-    texts = [report.markdown(found), latex(found), html(found, drawn, None), *(one.svg for one in drawn[0])]
+    report_content = content(*hostile())
+    drawn = pictures(report_content)
+    texts = [
+        report.markdown(report_content),
+        latex(report_content),
+        html(report_content, drawn, None),
+        *(one.svg for one in drawn[0]),
+    ]
     for text in texts:
         assert not FORBIDDEN.search(text)
     assert any("$x^2$ and $" in one.svg for one in drawn[0]), "a dollar is a dollar"
@@ -153,19 +158,19 @@ def broken(**values: Any) -> TrialResult:
 @pytest.mark.parametrize("beside", [0, 1, 2])
 def test_one_number_that_is_not_finite_is_absent_and_named(beside: int) -> None:
     others = [record(trial("lora"), completed(50.0)), record(trial("full"), completed(55.0, trained=500))][:beside]
-    found = content(broken(), *others)
+    report_content = content(broken(), *others)
     texts = {
-        "md": report.markdown(found),
-        "tex": latex(found),
-        "csv": report.csv_text(found.records),
-        "html": html(found, pictures(found), None),
+        "md": report.markdown(report_content),
+        "tex": latex(report_content),
+        "csv": report.csv_text(report_content.records),
+        "html": html(report_content, pictures(report_content), None),
     }
     for kind in ("md", "html"):
         assert f"Absent, not finite: bleu, test_loss, dev_loss of {broken().trial_id}." in texts[kind]
     for kind, text in texts.items():
         assert not re.search(r"\b(nan|inf)\b", re.sub("<script>.*", "", text, flags=re.DOTALL)), kind
     if beside:
-        (lora,) = [one for one in found.comparisons[0].configurations if one.method == "lora"]
+        (lora,) = [one for one in report_content.comparisons[0].configurations if one.method == "lora"]
         estimate = lora.estimate("bleu")
         assert estimate is not None and estimate.values == (50.0,)
 

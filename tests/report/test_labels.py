@@ -100,8 +100,8 @@ def test_labels_are_unique_whatever_differs() -> None:
 def test_what_labels_leave_out_is_a_caveat() -> None:
     """Rows that differ in more than a label can hold do not look as if they differed in less."""
     other = {"steps": 20, "learning_rate": 1e-4, "warmup_steps": 2, "label_smoothing": 0.1}
-    found = caveats([record(LORA, completed()), record(varied(LORA, train=other), completed())])
-    (caveat,) = [line for line in found if "called by" in line]
+    caveat_lines = caveats([record(LORA, completed()), record(varied(LORA, train=other), completed())])
+    (caveat,) = [line for line in caveat_lines if "called by" in line]
     assert caveat == "Rows of lora differ in more than they are called by: train.learning_rate."
 
 
@@ -142,18 +142,18 @@ def test_rows_that_a_confound_sets_apart_are_tested(tmp_path: Path) -> None:
         (varied(LORA, config={"rank": 4}, resources={"precision": "bf16"}), 0.3),
     )
     content = load_content(root)
-    (found,) = content.significances
-    assert found is not None and not isinstance(found, str)
-    assert found.leaders == ("lora (rank=64, precision=fp32)",)
+    (significance_of_pairs,) = content.significances
+    assert significance_of_pairs is not None and not isinstance(significance_of_pairs, str)
+    assert significance_of_pairs.leaders == ("lora (rank=64, precision=fp32)",)
     assert "Rows were made with different precisions." in content.caveats
 
 
 def test_rows_of_other_sources_are_named_and_not_tested(tmp_path: Path) -> None:
     root = write_rows(tmp_path / "demo", (varied(LORA, task={"config": {"test_examples": 24}}), 0.9))
     write_rows(root, (varied(LORA, task={"config": {"test_examples": 20}}), 0.3), sources=20)
-    (found,) = load_content(root).significances
-    assert isinstance(found, str)
-    assert "lora (test_examples=20) (seed 0) was not tested on the sources and references of" in found
+    (report_content,) = load_content(root).significances
+    assert isinstance(report_content, str)
+    assert "lora (test_examples=20) (seed 0) was not tested on the sources and references of" in report_content
 
 
 def compare(*arguments: object) -> Result:
@@ -168,12 +168,12 @@ def test_two_sweeps_that_differ_throughout(tmp_path: Path) -> None:
     second = write_rows(tmp_path / "b" / "demo", (halves[0], 0.3), (halves[1], 0.5), (trial("full"), 0.5))
     done = compare(first, second)
     assert "b/demo: full has no counterpart." in done.stdout
-    found = json.loads(compare(first, second, "--json").stdout)
-    assert [(one["first"], one["second"], one["verdict"]) for one in found] == [
+    document = json.loads(compare(first, second, "--json").stdout)
+    assert [(one["first"], one["second"], one["verdict"]) for one in document] == [
         ("a/demo: lora (rank=4, precision=fp32)", "b/demo: lora (rank=4, precision=bf16)", "worse"),
         ("a/demo: lora (rank=8, precision=fp32)", "b/demo: lora (rank=8, precision=bf16)", "not told apart"),
     ]
-    assert 'They differ in resources.precision ("fp32", "bf16").' in found[0]["remarks"]
+    assert 'They differ in resources.precision ("fp32", "bf16").' in document[0]["remarks"]
 
 
 def test_what_has_several_counterparts_is_left_over(tmp_path: Path) -> None:
@@ -195,8 +195,8 @@ def test_failed_and_cancelled_trials_enter_no_mean() -> None:
         for seed, reason in enumerate(("cancelled", "out_of_memory", "timed_out"), start=1)
     ]
     (configuration,) = configurations([slow, *lost])
-    found = configuration.estimate("total_seconds")
-    assert found is not None and (found.mean, found.standard_deviation) == (40.0, None)
+    interval = configuration.estimate("total_seconds")
+    assert interval is not None and (interval.mean, interval.standard_deviation) == (40.0, None)
     table = frame([slow, *lost])
     assert table.groupby("method")["total_seconds"].mean()["lora"] == 40.0
     assert list(table["failed_after_seconds"].dropna()) == [0.2] * 3

@@ -13,8 +13,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "configs" / "papers" / "published
 
 
 def rows(name: str, **wanted: str) -> list[Quoted]:
-    found = quoted(load_published(FOLDER / name))
-    return [row for row in found if all(str(getattr(row, key)) == value for key, value in wanted.items())]
+    rows_quoted = quoted(load_published(FOLDER / name))
+    return [row for row in rows_quoted if all(str(getattr(row, key)) == value for key, value in wanted.items())]
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)

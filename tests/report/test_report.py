@@ -113,10 +113,10 @@ def test_latex_survives_hostile_names() -> None:
 
 
 def test_intervals_are_those_of_student() -> None:
-    found = estimate([1.0, 2.0, 3.0])
-    assert found is not None
-    assert (found.mean, found.standard_deviation) == (2.0, 1.0)
-    assert found.half_width == pytest.approx(4.302652729911275 / 3**0.5)  # t for 97.5 % and two degrees of freedom
+    interval = estimate([1.0, 2.0, 3.0])
+    assert interval is not None
+    assert (interval.mean, interval.standard_deviation) == (2.0, 1.0)
+    assert interval.half_width == pytest.approx(4.302652729911275 / 3**0.5)  # t for 97.5 % and two degrees of freedom
     alone = estimate([1.0])
     assert alone is not None
     assert alone.half_width is None and alone.low == alone.high == 1.0
@@ -212,8 +212,8 @@ def test_old_records_load_and_render(old: Path) -> None:
     result = TrialResult.model_validate_json(old.read_text())
     assert report.row(result)["trial_id"] == result.trial_id
     assert result.outcome.status in report.csv_text([result])
-    found = content(result)
-    assert "1 trials" in report.markdown(found)
-    assert json.loads(json_text(found))["trials"] == 1
-    assert "tabular" in latex(found) or result.outcome.status == "failed"
-    assert result.trial_id in html(found, pictures(found), None)
+    report_content = content(result)
+    assert "1 trials" in report.markdown(report_content)
+    assert json.loads(json_text(report_content))["trials"] == 1
+    assert "tabular" in latex(report_content) or result.outcome.status == "failed"
+    assert result.trial_id in html(report_content, pictures(report_content), None)

@@ -162,8 +162,8 @@ def test_the_front_is_what_nothing_beats() -> None:
 
 
 def test_learning_rates_join_what_differs_in_nothing_else() -> None:
-    found = sample_results(seeds=1)
-    (comparison,) = comparisons(found)
+    results = sample_results(seeds=1)
+    (comparison,) = comparisons(results)
     picture = learning_rate_curves(comparison.configurations, looks(METHODS), "rates")
     assert picture is not None
     assert "diverged" in picture.svg
@@ -209,9 +209,9 @@ def many(count: int) -> list[TrialResult]:
 
 
 def test_thousands_of_trials_render_in_seconds() -> None:
-    found = content(*many(3000))
+    report_content = content(*many(3000))
     started = time.process_time()
-    text = html(found, pictures(found), None)
+    text = html(report_content, pictures(report_content), None)
     seconds = time.process_time() - started
     assert text.count("grid=") > 3000
     assert len(text) < 5_000_000

@@ -82,10 +82,10 @@ def test_a_command_that_is_mentioned_exists(file: str, command: str) -> None:
 
 
 def test_commands_are_found_and_wrong_ones_are_refused() -> None:
-    found = documented()
-    assert ("docs/use/cluster.md", "tuneoff doctor --address HOST:6379") in found
+    document = documented()
+    assert ("docs/use/cluster.md", "tuneoff doctor --address HOST:6379") in document
     assert {"tuneoff plan", "tuneoff run --retry-failed"} <= {command for _, command in mentioned()}
-    assert {"README.md", "Makefile", "configs/cluster/slurm/tuneoff.sbatch"} <= {file for file, _ in found}
+    assert {"README.md", "Makefile", "configs/cluster/slurm/tuneoff.sbatch"} <= {file for file, _ in document}
     for wrong in ("tuneoff walk", "tuneoff run", "tuneoff run a.yaml --speed 3", "tuneoff doctor --address"):
         with pytest.raises(UsageError):
             parse(wrong)

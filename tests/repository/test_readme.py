@@ -17,9 +17,9 @@ README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding=
 
 
 def block(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", README, re.DOTALL)
-    assert found, f"the README has no {language} block"
-    return found.group(1)
+    match = re.search(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    assert match, f"the README has no {language} block"
+    return match.group(1)
 
 
 def test_the_sweep_is_valid(tmp_path: Path, shared_data: Path) -> None:
@@ -35,5 +35,5 @@ def test_the_method_in_twenty_lines_keeps_the_contract(tmp_path: Path, monkeypat
     (tmp_path / "norm_scales.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     method_class = load_method("norm_scales:NormScales")
-    found = list(verdicts(method_class, method_class.Config(), CORE_FAMILIES, processes=1))
-    assert [verdict for verdict in found if verdict.outcome != "pass"] == []
+    all_verdicts = list(verdicts(method_class, method_class.Config(), CORE_FAMILIES, processes=1))
+    assert [verdict for verdict in all_verdicts if verdict.outcome != "pass"] == []

@@ -61,8 +61,8 @@ def test_a_cluster_that_we_start_takes_in_nobody_without_its_token(
     assert probe(place, {**clean, "RAY_AUTH_MODE": "disabled"}) == "refused"
     assert probe(place, {**clean, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}) == "refused"
     assert probe(place, {**clean, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}) == "accepted"
-    (found,) = doctor_cluster.check_openness(place)
-    assert (found.status, found.found) == ("ok", "strangers are refused")
+    (finding,) = doctor_cluster.check_openness(place)
+    assert (finding.status, finding.found) == ("ok", "strangers are refused")
 
 
 def test_its_token_is_on_no_command_line_and_in_no_log(cluster: tuple[str, Path, EmbeddedCluster]) -> None:
@@ -181,13 +181,13 @@ def test_open_clusters_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "the real one")
     monkeypatch.setattr(doctor_cluster, "probe", accepts)
     for place, status in ((ELSEWHERE, "problem"), (HERE, "warning")):
-        (found,) = doctor_cluster.check_openness(place)
-        assert found.status == status
-        assert "anyone who reaches the cluster can run code on it" in found.found
+        (finding,) = doctor_cluster.check_openness(place)
+        assert finding.status == status
+        assert "anyone who reaches the cluster can run code on it" in finding.found
     assert "the real one" not in seen, "what strangers would present is made up"
     monkeypatch.setattr(doctor_cluster, "probe", lambda address, environment: "failed")
-    (found,) = doctor_cluster.check_openness(HERE)
-    assert found.status == "warning"
+    (finding,) = doctor_cluster.check_openness(HERE)
+    assert finding.status == "warning"
 
 
 def test_tokens_that_others_can_read_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -197,9 +197,9 @@ def test_tokens_that_others_can_read_are_found(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
     for mode, status in ((0o644, "warning"), (0o640, "warning"), (0o600, "ok")):
         file.chmod(mode)
-        (found,) = doctor_cluster.check_token_file()
-        assert found.status == status
-        assert "secret" not in found.model_dump_json()
+        (finding,) = doctor_cluster.check_token_file()
+        assert finding.status == status
+        assert "secret" not in finding.model_dump_json()
     file.unlink()
     assert doctor_cluster.check_token_file() == []
 

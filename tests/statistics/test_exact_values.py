@@ -25,30 +25,30 @@ from bench.statistics.spreads import _own_variances, crossed, method_spread, pai
 def test_the_deviation_of_seeds_is_that_of_a_sample() -> None:
     scores = np.array([[10.0, 20.0], [14.0, 20.0], [30.0, 20.0]])  # three seeds, two sources
     method = SeedStatistics(np.stack([with_values(row) for row in scores]), (0, 1, 2))
-    found = PairedTests(2, mean, resamples=10).estimate(method)
+    interval = PairedTests(2, mean, resamples=10).estimate(method)
     of_seeds = [15.0, 17.0, 25.0]
-    assert found.values == pytest.approx(of_seeds)
-    assert found.mean == pytest.approx(19.0)
-    assert found.standard_deviation == pytest.approx(statistics.stdev(of_seeds))
+    assert interval.values == pytest.approx(of_seeds)
+    assert interval.mean == pytest.approx(19.0)
+    assert interval.standard_deviation == pytest.approx(statistics.stdev(of_seeds))
 
 
 def test_an_interval_over_seeds_is_that_of_a_t_distribution() -> None:
     values = [15.0, 17.0, 25.0, 21.0]
-    found = estimate(values)
-    assert found.standard_deviation == pytest.approx(statistics.stdev(values))
+    interval = estimate(values)
+    assert interval.standard_deviation == pytest.approx(statistics.stdev(values))
     expected = stats.t.ppf(0.975, 3) * statistics.stdev(values) / 2
-    assert found.half_width == pytest.approx(expected)
+    assert interval.half_width == pytest.approx(expected)
 
 
 def test_a_single_value_has_no_interval() -> None:
-    found = estimate([15.0])
-    assert (found.low, found.high, found.half_width) == (15.0, 15.0, None)
+    interval = estimate([15.0])
+    assert (interval.low, interval.high, interval.half_width) == (15.0, 15.0, None)
 
 
 def test_more_groups_than_letters_get_a_number() -> None:
     names = [f"method {number:02}" for number in range(28)]
-    found = list(letters(names, combinations(names, 2)).values())
-    assert (found[:2], found[25:]) == (["a", "b"], ["z", "a2", "b2"])
+    letters_of_names = list(letters(names, combinations(names, 2)).values())
+    assert (letters_of_names[:2], letters_of_names[25:]) == (["a", "b"], ["z", "a2", "b2"])
 
 
 def test_far_is_six_robust_deviations_from_the_median() -> None:
@@ -69,9 +69,9 @@ def test_six_distances_tell_how_far_seeds_spread_and_five_do_not() -> None:
 
 def test_the_largest_difference_comes_first(tmp_path: Path) -> None:
     configurations = write_sweep(tmp_path / "demo", {"none": 0.2, "full": 0.85, "lora": 0.6})
-    found = significance(tmp_path / "demo", configurations, "bleu", higher_is_better=True)
-    assert found is not None
-    assert next((one.first, one.second) for one in found.differences) == ("full", "none")
+    significance_of_pairs = significance(tmp_path / "demo", configurations, "bleu", higher_is_better=True)
+    assert significance_of_pairs is not None
+    assert next((one.first, one.second) for one in significance_of_pairs.differences) == ("full", "none")
 
 
 @pytest.mark.parametrize(("seeds", "quantile"), [(3, 1.060660), (6, 0.919544)])
@@ -128,8 +128,8 @@ def test_a_methods_own_variance_leaves_out_what_a_seed_does_to_all() -> None:
     scores = np.array([[1.0, 2.0, 6.0], [2.0, 2.0, 2.0], [0.0, 1.0, 5.0]])  # three methods, three seeds
     residual = scores - scores.mean(axis=1, keepdims=True)
     residual -= residual.mean(axis=0)
-    found = _own_variances(crossed(scores, np.zeros((3, 3, 5)), np.ones(3, dtype=bool)), np.ones(3, dtype=bool))
-    assert found == pytest.approx((residual**2).sum(axis=1) * (3 / 2) / 2)
+    variances = _own_variances(crossed(scores, np.zeros((3, 3, 5)), np.ones(3, dtype=bool)), np.ones(3, dtype=bool))
+    assert variances == pytest.approx((residual**2).sum(axis=1) * (3 / 2) / 2)
 
 
 def test_sacrebleus_bootstrap_takes_distances_from_their_mean() -> None:

@@ -31,31 +31,34 @@ QUALITIES = {"none": 0.2, "full": 0.85, "lora": 0.84, "prompt_tuning": 0.6}
 
 def test_methods_are_grouped_by_what_can_be_told_apart(tmp_path: Path) -> None:
     configurations = write_sweep(tmp_path / "demo", QUALITIES)
-    found = significance(tmp_path / "demo", configurations, "bleu", higher_is_better=True)
-    assert found is not None
-    assert list(found.means) in (["full", "lora", "prompt_tuning", "none"], ["lora", "full", "prompt_tuning", "none"])
-    assert {frozenset(group) for group in found.groups} == {
+    significance_of_pairs = significance(tmp_path / "demo", configurations, "bleu", higher_is_better=True)
+    assert significance_of_pairs is not None
+    assert list(significance_of_pairs.means) in (
+        ["full", "lora", "prompt_tuning", "none"],
+        ["lora", "full", "prompt_tuning", "none"],
+    )
+    assert {frozenset(group) for group in significance_of_pairs.groups} == {
         frozenset({"full", "lora"}),
         frozenset({"prompt_tuning"}),
         frozenset({"none"}),
     }
-    assert found.letters["full"] == found.letters["lora"] == "a"
-    assert (found.letters["prompt_tuning"], found.letters["none"]) == ("b", "c")
-    assert len(found.differences) == 6
-    assert all(one.seeds == 5 for one in found.differences), "the base model stands against every seed"
-    assert all(one.difference >= 0 for one in found.differences), "the better one is named first"
-    assert found.remarks == ()
-    assert found.sources == 24
+    assert significance_of_pairs.letters["full"] == significance_of_pairs.letters["lora"] == "a"
+    assert (significance_of_pairs.letters["prompt_tuning"], significance_of_pairs.letters["none"]) == ("b", "c")
+    assert len(significance_of_pairs.differences) == 6
+    assert all(one.seeds == 5 for one in significance_of_pairs.differences), "the base model stands against every seed"
+    assert all(one.difference >= 0 for one in significance_of_pairs.differences), "the better one is named first"
+    assert significance_of_pairs.remarks == ()
+    assert significance_of_pairs.sources == 24
 
 
 @pytest.mark.parametrize("metric", ["bleu", "chrf", "ter", "rouge_l"])
 def test_every_score_can_be_tested(metric: str, tmp_path: Path) -> None:
     configurations = write_sweep(tmp_path / "demo", {"full": 0.9, "lora": 0.5}, seeds=3)
-    found = significance(tmp_path / "demo", configurations, metric, higher_is_better=metric != "ter")
-    assert found is not None
-    assert list(found.means) == ["full", "lora"]
-    assert found.differences[0].told_apart
-    assert (found.differences[0].difference > 0) == (metric != "ter")
+    significance_of_pairs = significance(tmp_path / "demo", configurations, metric, higher_is_better=metric != "ter")
+    assert significance_of_pairs is not None
+    assert list(significance_of_pairs.means) == ["full", "lora"]
+    assert significance_of_pairs.differences[0].told_apart
+    assert (significance_of_pairs.differences[0].difference > 0) == (metric != "ter")
 
 
 @pytest.mark.parametrize(
@@ -68,10 +71,10 @@ def test_every_score_can_be_tested(metric: str, tmp_path: Path) -> None:
 )
 def test_too_few_seeds_are_said_plainly(seeds: int, remark: str, tmp_path: Path) -> None:
     configurations = write_sweep(tmp_path / "demo", {"full": 0.9, "lora": 0.5}, seeds=seeds)
-    found = significance(tmp_path / "demo", configurations, "bleu", higher_is_better=True)
-    assert found is not None
-    assert found.remarks[0].startswith(remark)
-    assert found.conclusive == (seeds >= 3)
+    significance_of_pairs = significance(tmp_path / "demo", configurations, "bleu", higher_is_better=True)
+    assert significance_of_pairs is not None
+    assert significance_of_pairs.remarks[0].startswith(remark)
+    assert significance_of_pairs.conclusive == (seeds >= 3)
     text = report.markdown(report.load_content(tmp_path / "demo"))
     assert remark in text
     assert ("| method | group |" in text) == (seeds >= 3)
@@ -79,12 +82,12 @@ def test_too_few_seeds_are_said_plainly(seeds: int, remark: str, tmp_path: Path)
 
 def test_failed_seeds_are_counted_and_left_out_of_pairs(tmp_path: Path) -> None:
     configurations = write_sweep(tmp_path / "demo", {"full": 0.9, "lora": 0.5}, failed=(("full", 1), ("lora", 4)))
-    found = significance(tmp_path / "demo", configurations, "bleu", higher_is_better=True)
-    assert found is not None
-    assert found.seeds == (0, 2, 3)
-    (one,) = found.differences
+    significance_of_pairs = significance(tmp_path / "demo", configurations, "bleu", higher_is_better=True)
+    assert significance_of_pairs is not None
+    assert significance_of_pairs.seeds == (0, 2, 3)
+    (one,) = significance_of_pairs.differences
     assert one.seeds == 3
-    assert found.remarks[:3] == (
+    assert significance_of_pairs.remarks[:3] == (
         "full: 1 of 5 seeds failed.",
         "lora: 1 of 5 seeds failed.",
         "Means and differences are over the seeds that all completed (0, 2, 3).",
@@ -97,8 +100,10 @@ def test_failed_seeds_are_counted_and_left_out_of_pairs(tmp_path: Path) -> None:
         ]
         for name, results in configurations.items()
     }
-    assert found.means["full"] == pytest.approx(statistics.fmean(common["full"]))
-    assert one.difference == pytest.approx(found.means[one.first] - found.means[one.second])
+    assert significance_of_pairs.means["full"] == pytest.approx(statistics.fmean(common["full"]))
+    assert one.difference == pytest.approx(
+        significance_of_pairs.means[one.first] - significance_of_pairs.means[one.second]
+    )
 
 
 def edit_predictions(root: Path, trial_id: str, key: str, value: object) -> None:
@@ -166,9 +171,11 @@ def test_the_headline_names_the_group_that_leads(tmp_path: Path) -> None:
     write_sweep(root, QUALITIES)
     content = report.load_content(root)
     (line,) = content.headlines
-    found = significance(root, {c.name: c.results for c in content.comparisons[0].configurations}, "bleu", True)
-    assert found is not None and set(found.leaders) == {"full", "lora"}
-    first, second = (f"{name} ({found.means[name]:.1f})" for name in found.leaders)
+    significance_of_pairs = significance(
+        root, {c.name: c.results for c in content.comparisons[0].configurations}, "bleu", True
+    )
+    assert significance_of_pairs is not None and set(significance_of_pairs.leaders) == {"full", "lora"}
+    first, second = (f"{name} ({significance_of_pairs.means[name]:.1f})" for name in significance_of_pairs.leaders)
     assert line.startswith(f"BLEU: {first} and {second} lead and cannot be told apart. Next: prompt_tuning (")
     assert f"**{line}**" in report.markdown(content)
     assert f'<p class="verdict">{line}</p>' in html(content, [[]], None)
@@ -180,7 +187,7 @@ def test_the_headline_names_the_group_that_leads(tmp_path: Path) -> None:
         for configuration in comparison.configurations
         if comparison.is_best(configuration, comparison.metrics[0])
     ]
-    assert bold == list(found.leaders), "both are bold, not the one that came out first"
+    assert bold == list(significance_of_pairs.leaders), "both are bold, not the one that came out first"
     assert "in BLEU all that cannot be told apart from the best" in report.markdown(content)
 
 
@@ -218,12 +225,12 @@ def test_without_a_test_nobody_leads(seeds: int, tmp_path: Path) -> None:
 
 
 def test_tables_and_differences_are_over_the_same_seeds() -> None:
-    found = cell_of("full", {0: 60.0, 1: 61.0, 2: 62.0, 3: 63.0}) + cell_of(
+    results = cell_of("full", {0: 60.0, 1: 61.0, 2: 62.0, 3: 63.0}) + cell_of(
         "lora", {0: 60.5, 1: 61.5, 2: 62.5, 3: 20.0}
     )
     failure = Failed(reason="diverged", phase="train", rank=0, message="nan")
-    found[7] = record(found[7].spec, failure)
-    (comparison,) = Content("demo", tuple(found)).comparisons
+    results[7] = record(results[7].spec, failure)
+    (comparison,) = Content("demo", tuple(results)).comparisons
     assert {configuration.name: configuration.mean("bleu") for configuration in comparison.configurations} == {
         "lora": 61.5,
         "full": 61.0,
@@ -272,8 +279,8 @@ def test_a_mean_of_a_tested_configuration_has_an_interval_over_seeds_and_sources
 
 def test_a_seed_far_from_the_others_is_said_with_all_single_seeds() -> None:
     usual = cell_of("full", {0: 61.0, 1: 61.4, 2: 60.8})
-    found = usual + cell_of("lora", {0: 60.9, 1: 31.2, 2: 61.1}) + cell_of("ia3", {0: 60.1, 1: 60.4, 2: 60.9})
-    far_seeds = [line for line in Content("demo", tuple(found)).caveats if "is far from" in line]
+    results = usual + cell_of("lora", {0: 60.9, 1: 31.2, 2: 61.1}) + cell_of("ia3", {0: 60.1, 1: 60.4, 2: 60.9})
+    far_seeds = [line for line in Content("demo", tuple(results)).caveats if "is far from" in line]
     assert far_seeds == [
         "lora: BLEU of seed 1 is far from that of its other seeds: 60.9 (seed 0), 31.2 (seed 1), 61.1 (seed 2). If "
         "trainings go wrong now and then, no test of means is honest: look at the single seeds."

@@ -111,20 +111,20 @@ def test_p_values_of_one_seed_are_those_of_sacrebleu(name: str, kind: str, monke
     expected = list(test()[1].values())[-1][1].p_value
     metric = BUILT_IN[name](Scoring(lowercase=True))
     tests = PairedTests(len(references), metric.score, resamples=400, sacrebleu=True)
-    (found,) = tests.all_pairs(
+    (pair,) = tests.all_pairs(
         seeded({system: statistics_of(metric, texts, references)[None] for system, (texts, _) in systems.items()})
     )
     assert expected is not None
     assert 0.01 < expected < 0.99, "a p-value at the end of its range would prove little"
-    ours = found.p_sacrebleu_bootstrap if kind == "bs" else found.p_randomisation
+    ours = pair.p_sacrebleu_bootstrap if kind == "bs" else pair.p_randomisation
     assert ours == pytest.approx(expected, abs=1.01 / 401), "sacrebleu sums in 32 bits, which may move one"
 
 
 def test_estimates_over_seeds() -> None:
-    found = estimate([1.0, 2.0, 4.0])
-    assert found is not None
+    interval = estimate([1.0, 2.0, 4.0])
+    assert interval is not None
     low, high = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem([1.0, 2.0, 4.0]))
-    assert (found.low, found.high) == pytest.approx((low, high))
+    assert (interval.low, interval.high) == pytest.approx((low, high))
     assert two_sided_p(2.5, 7) == pytest.approx(2 * stats.t.sf(2.5, 7))
     assert estimate([]) is None
     single = estimate([3.0])
@@ -161,8 +161,8 @@ def share_called(
     # Against a method whose scores are all 0, which is as good as a pair: what varies is the difference.
     values = np.stack([drawn, np.zeros_like(drawn)], axis=1)
     moved = values - values.mean(axis=-1, keepdims=True)
-    found = crossed(np.stack([scores, np.zeros_like(scores)], axis=1), moved, np.array([True, True]))
-    from_all, *_ = pair_spreads(found)
+    variances = crossed(np.stack([scores, np.zeros_like(scores)], axis=1), moved, np.array([True, True]))
+    from_all, *_ = pair_spreads(variances)
     return float((np.abs(scores.mean(axis=1)) > from_all.half_width(0.05)[:, 0]).mean())
 
 
@@ -261,10 +261,10 @@ def test_the_base_model_has_one_seed_and_stands_against_all() -> None:
     generator = np.random.default_rng(3)
     tests = PairedTests(40, bleu, resamples=100)
     base, tuned = simulated_bleu(generator, 1, 40, 0.3), simulated_bleu(generator, 5, 40, 0.7)
-    (found,) = tests.all_pairs({"none": SeedStatistics(base, None), "full": SeedStatistics(tuned, (0, 1, 2, 3, 4))})
-    assert found.seeds == 5
-    assert found.told_apart
-    assert found.difference == pytest.approx(float(corpus_scores(base, bleu)[0] - corpus_scores(tuned, bleu).mean()))
+    (pair,) = tests.all_pairs({"none": SeedStatistics(base, None), "full": SeedStatistics(tuned, (0, 1, 2, 3, 4))})
+    assert pair.seeds == 5
+    assert pair.told_apart
+    assert pair.difference == pytest.approx(float(corpus_scores(base, bleu)[0] - corpus_scores(tuned, bleu).mean()))
 
 
 def test_seeds_are_paired_across_methods() -> None:
@@ -287,23 +287,23 @@ def test_few_seeds_conclude_nothing_about_methods() -> None:
     tests = PairedTests(40, bleu, resamples=100)
     for seeds in (1, 2):
         statistics = {name: simulated_bleu(generator, seeds, 40, quality) for name, quality in (("a", 0.3), ("b", 0.9))}
-        (found,) = tests.all_pairs(seeded(statistics))
+        (pair,) = tests.all_pairs(seeded(statistics))
         assert seeds < FEWEST_SEEDS
-        assert not found.conclusive
-        assert not found.told_apart
-        assert found.p_randomisation < 0.05, "these two trained models differ, which is another statement"
-        assert (found.p_value is None) == (seeds == 1)
-        assert found.low < found.difference < found.high
-        assert found.p_adjusted == (None if seeds == 1 else pytest.approx(found.p_value)), "there is one pair"
+        assert not pair.conclusive
+        assert not pair.told_apart
+        assert pair.p_randomisation < 0.05, "these two trained models differ, which is another statement"
+        assert (pair.p_value is None) == (seeds == 1)
+        assert pair.low < pair.difference < pair.high
+        assert pair.p_adjusted == (None if seeds == 1 else pytest.approx(pair.p_value)), "there is one pair"
 
 
 def test_a_method_does_not_differ_from_itself() -> None:
     same = simulated_bleu(np.random.default_rng(3), 5, 40, 0.7)
-    (found,) = PairedTests(40, bleu, resamples=100).all_pairs(seeded({"a": same, "b": same.copy()}))
-    assert found.difference == 0
-    assert found.p_value == 1.0
-    assert found.p_randomisation == 1.0
-    assert not found.told_apart
+    (pair,) = PairedTests(40, bleu, resamples=100).all_pairs(seeded({"a": same, "b": same.copy()}))
+    assert pair.difference == 0
+    assert pair.p_value == 1.0
+    assert pair.p_randomisation == 1.0
+    assert not pair.told_apart
 
 
 def of_means(values: dict[str, Array]) -> dict[str, SeedStatistics]:
@@ -315,10 +315,10 @@ def test_intervals_and_p_values_carry_the_same_correction() -> None:
     generator = np.random.default_rng(5)
     values = {f"m{index}": generator.normal(loc=index / 4, size=(6, 30)) for index in range(5)}
     tests = PairedTests(30, mean, resamples=200)
-    found = tests.all_pairs(of_means(values))
-    assert len(found) == 10
-    assert 0 < sum(one.told_apart for one in found) < 10
-    for one in found:
+    pairs = tests.all_pairs(of_means(values))
+    assert len(pairs) == 10
+    assert 0 < sum(one.told_apart for one in pairs) < 10
+    for one in pairs:
         assert one.p_adjusted is not None and one.p_value is not None
         assert (one.low > 0 or one.high < 0) == one.told_apart, one
         assert one.p_value < 0.05 or not one.told_apart, "the seeds of the pair itself have to agree"
@@ -444,8 +444,8 @@ def test_what_is_simulated_is_what_reports_do() -> None:
     tests = PairedTests(64, mean, resamples=2)
     for number in range(12):
         values = scores[number][..., None] + influences[number]
-        found = tests.all_pairs(of_means({f"m{method}": values[method].astype(float) for method in range(5)}))
-        assert [one.told_apart for one in found] == expected[number].tolist()
+        pairs = tests.all_pairs(of_means({f"m{method}": values[method].astype(float) for method in range(5)}))
+        assert [one.told_apart for one in pairs] == expected[number].tolist()
     assert 0 < expected.mean() < 1
 
 
@@ -456,10 +456,10 @@ def test_randomisation_holds_where_sacrebleus_bootstrap_does_not(sources: int) -
     called = called_by_sacrebleu = 0
     for _ in range(300):
         values = {name: generator.normal(size=(1, sources)) for name in ("a", "b")}
-        (found,) = tests.all_pairs(of_means(values))
-        called += found.p_randomisation < 0.05
-        assert found.p_sacrebleu_bootstrap is not None
-        called_by_sacrebleu += found.p_sacrebleu_bootstrap < 0.05
+        (pair,) = tests.all_pairs(of_means(values))
+        called += pair.p_randomisation < 0.05
+        assert pair.p_sacrebleu_bootstrap is not None
+        called_by_sacrebleu += pair.p_sacrebleu_bootstrap < 0.05
     assert called / 300 <= 0.05 + tolerance(0.05, 300)
     assert called_by_sacrebleu / 300 > 0.05 + tolerance(0.05, 300)
 
@@ -468,9 +468,9 @@ def test_ten_methods_of_five_seeds_take_a_second_for_a_thousand_resamples() -> N
     generator = np.random.default_rng(0)
     statistics = {f"m{index}": simulated_bleu(generator, 5, 630, 0.7) for index in range(10)}
     start = time.process_time()
-    found = PairedTests(630, bleu).all_pairs(seeded(statistics))
+    pairs = PairedTests(630, bleu).all_pairs(seeded(statistics))
     seconds = time.process_time() - start
-    assert len(found) == 45
+    assert len(pairs) == 45
     assert seconds < 4, f"{seconds:.1f} s of CPU time; a quiet core takes about one"
 
 
@@ -490,8 +490,8 @@ def test_groups_hold_no_pair_that_differs_and_every_pair_that_does_not(seed: int
     names = [f"m{index}" for index in range(7)]
     pairs = [(x, y) for index, x in enumerate(names) for y in names[index + 1 :]]
     apart = {pair for pair in pairs if generator.random() < 0.5}
-    found = groups(names, apart)
+    groups_of_names = groups(names, apart)
     for pair in pairs:
-        together = any(set(pair) <= set(group) for group in found)
+        together = any(set(pair) <= set(group) for group in groups_of_names)
         assert together == (pair not in apart)
-    assert not any(set(one) < set(other) for one in found for other in found)
+    assert not any(set(one) < set(other) for one in groups_of_names for other in groups_of_names)

@@ -31,9 +31,9 @@ def test_an_answer_is_found_under_another_readable_part_and_without_training_und
         store.commit(record(spec, completed(train=trains(spec))), [])
     store.commit(record(trial(seed=2), failed("error")), [])
     earlier = EarlierAnswers(store, trains)
-    found = earlier.find(labelled)
-    assert found is not None
-    assert (found.trial_id, found.status) == (answered.trial_id, "completed")
+    stored_result = earlier.find(labelled)
+    assert stored_result is not None
+    assert (stored_result.trial_id, stored_result.status) == (answered.trial_id, "completed")
     assert earlier.find(trial(seed=2, label="rank=4")) is None, "a failure answers nothing"
     assert earlier.find(trial(seed=3)) is None
     assert earlier.find(varied(answered, train={"steps": 20})) is None, "another length is another answer"

@@ -242,5 +242,5 @@ def small_model(name: str) -> Any:
 def logits(model: Any) -> torch.Tensor:
     ids = torch.tensor([[5, 9, 3, 7, 2, 8]])
     decoder = {"decoder_input_ids": torch.tensor([[4, 6, 1]])} if model.config.is_encoder_decoder else {}
-    found: torch.Tensor = model(input_ids=ids, **decoder).logits
-    return found
+    computed_logits: torch.Tensor = model(input_ids=ids, **decoder).logits
+    return computed_logits

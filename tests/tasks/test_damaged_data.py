@@ -151,9 +151,9 @@ def test_csv_reads_back_what_was_written(rows: list[tuple[str, str]], tmp_path_f
     path = tmp_path_factory.mktemp("csv") / "some.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("a", "b"), *rows])
-    found = list(read_csv(str(path), ("a", "b")))
-    assert [(row["a"], row["b"]) for _, row in found] == rows
-    assert [number for number, _ in found] == sorted({number for number, _ in found})
+    examples = list(read_csv(str(path), ("a", "b")))
+    assert [(row["a"], row["b"]) for _, row in examples] == rows
+    assert [number for number, _ in examples] == sorted({number for number, _ in examples})
 
 
 json_objects = st.dictionaries(

@@ -129,13 +129,13 @@ def test_empty_cells_leave_no_hole_in_a_template(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text(rows)
     template = "name : {name} | home : {home} | born : {born}"
     task = Csv(Csv.Config(path=str(tmp_path), source=template, references="text"))
-    found = task.load("train")
-    assert [example.source for example in found] == [
+    examples = task.load("train")
+    assert [example.source for example in examples] == [
         "name : Ann | home : Rome | born : 1990",
         "name : Bob | born : 1991",
         "name : Cid",
     ]
-    assert found[1].facts == (("name", "Bob"), ("born", "1991"))
+    assert examples[1].facts == (("name", "Bob"), ("born", "1991"))
     assert task.skipped("train") == {"facts without a value": 6, "rows without a source": 1}
     prose = Csv(Csv.Config(path=str(tmp_path), source="{name} of {home}, {{x}}", references="text"))
     assert [example.source for example in prose.load("train")][:2] == ["Ann of Rome, {x}", "Bob of , {x}"]

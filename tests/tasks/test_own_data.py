@@ -179,8 +179,8 @@ def test_a_template_is_checked_before_anything_starts(template: str) -> None:
 
 @given(st.lists(st.text(min_size=1, max_size=6), min_size=300, max_size=300, unique=True))
 def test_an_undivided_file_is_shared_out_by_its_sources(sources: list[str]) -> None:
-    found = Counter(share_of(source) for source in sources)
-    assert found["train"] > 200
+    counts = Counter(share_of(source) for source in sources)
+    assert counts["train"] > 200
     assert share_of(sources[0]) == share_of(str(sources[0]))
 
 
@@ -202,6 +202,6 @@ def test_templates_name_their_columns(columns: list[str], between: list[str]) ->
 
 def test_every_task_of_the_table_can_be_loaded() -> None:
     for name in ("csv", "parquet", "hub", "jsonl", "e2e", "webnlg", "dart", "facts"):
-        found = load_task(resolve("task", name))
-        assert (found.__doc__ or "").strip()
+        task_class = load_task(resolve("task", name))
+        assert (task_class.__doc__ or "").strip()
     assert Hub.licence

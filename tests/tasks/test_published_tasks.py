@@ -245,15 +245,15 @@ def test_malformed_paper_lines(tmp_path: Path) -> None:
 
 
 def test_a_very_long_source_is_read_whole(tmp_path: Path) -> None:
-    (found,) = e2e(tmp_path, f'mr,ref\n"name[{"a" * 200_000}]",x\n'.encode())
-    assert len(found.source) == 200_007
+    (example,) = e2e(tmp_path, f'mr,ref\n"name[{"a" * 200_000}]",x\n'.encode())
+    assert len(example.source) == 200_007
 
 
 def test_an_empty_reference_of_e2e_is_left_out_and_counted(tmp_path: Path) -> None:
     (tmp_path / "testset_w_refs.csv").write_text('mr,ref\n"name[A]",\n"name[A]",A is here.\n"name[B]",\n')
     task = E2E(E2E.Config(path=str(tmp_path), check_counts=False))
-    (found,) = task.load("test")
-    assert found.references == ("A is here.",)
+    (example,) = task.load("test")
+    assert example.references == ("A is here.",)
     assert task.skipped("test") == {"empty references": 2, "entries left without a reference": 2}
 
 
@@ -325,8 +325,8 @@ def test_webnlg_from_the_challenges_json(tmp_path: Path) -> None:
 
     with pytest.raises(TaskError, match=r"test.json: line 5: not an entry of the challenge: KeyError"):
         load(CHALLENGE_JSON)
-    (found,) = load(CHALLENGE_JSON.replace(',\n    {"2": {"category": "Artist"}}', ""))
-    assert found == Example(
+    (example,) = load(CHALLENGE_JSON.replace(',\n    {"2": {"category": "Artist"}}', ""))
+    assert example == Example(
         "test/Id1", (("A_B", "isIn", "C"),), "A B : is in : C", ("A B is in C.",), ("seen", "City", "1 triple")
     )
     with pytest.raises(TaskError, match=r"test.json: line 5: not valid JSON"):
@@ -386,8 +386,8 @@ def test_benchmark_xml_reads_back_what_was_written(entries: list[tuple[list[tupl
         + f'<lex comment="good">{escape(text)}</lex></entry>\n'
         for number, (triples, text) in enumerate(entries)
     )
-    found = read_entries(f"<benchmark><entries>{written}</entries></benchmark>", "here")
-    assert [(entry.triples, entry.texts) for entry in found] == [(ts, [("good", text)]) for ts, text in entries]
+    examples = read_entries(f"<benchmark><entries>{written}</entries></benchmark>", "here")
+    assert [(entry.triples, entry.texts) for entry in examples] == [(ts, [("good", text)]) for ts, text in entries]
 
 
 @given(st.lists(json_values, max_size=5), st.sampled_from([None, 0, 2]))
@@ -395,10 +395,10 @@ def test_json_arrays_read_back_what_was_written(values: list[dict[str, Any]], in
     import json
 
     text = json.dumps(values, indent=indent)
-    found = list(read_json_array(text, "here"))
-    assert [value for _, value in found] == values
+    examples = list(read_json_array(text, "here"))
+    assert [value for _, value in examples] == values
     lines = text.split("\n")
-    assert all(lines[number - 1].lstrip(" [").startswith("{") for number, _ in found)
+    assert all(lines[number - 1].lstrip(" [").startswith("{") for number, _ in examples)
 
 
 @given(st.text(st.sampled_from('{}[]", :|\n<>/a1\\'), max_size=40))

@@ -20,8 +20,8 @@ BUILDERS = {"word_problems": build_word_problems, "requests": build_requests}
 
 
 def task(name: str) -> Task:
-    found = load_task(resolve("task", name))
-    return found(found.Config())
+    task_class = load_task(resolve("task", name))
+    return task_class(task_class.Config())
 
 
 @pytest.mark.parametrize("builder", BUILDERS.values())

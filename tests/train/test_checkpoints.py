@@ -356,13 +356,13 @@ def test_a_killed_rank_continues_until_the_trial_is_done(
             Schedule(store, launcher, name, retries=RetryPolicy(backoff_seconds=0.1)).run([spec])
         finally:
             launcher.close()
-        found = store.read(spec.trial_id)
-        assert isinstance(found, TrialResult)
-        assert isinstance(found.outcome, Completed), found.outcome
-        records.append(found.outcome)
+        stored_result = store.read(spec.trial_id)
+        assert isinstance(stored_result, TrialResult)
+        assert isinstance(stored_result.outcome, Completed), stored_result.outcome
+        records.append(stored_result.outcome)
         assert not checkpoints_beside(store.outbox, spec.trial_id).exists(), "what is committed needs none"
     whole, continued = records
-    assert found.attempt.earlier_reasons == ["worker_lost", "worker_lost"]
+    assert stored_result.attempt.earlier_reasons == ["worker_lost", "worker_lost"]
     assert whole.train is not None
     assert continued.train is not None
     assert (whole.train.continued_after_steps, continued.train.continued_after_steps) == ([], [2, 4])

@@ -80,19 +80,19 @@ def trained_alone(family: str, name: str, train: TrainSpec, seed: int) -> Traine
     return result
 
 
-def require_equal(found: Trained | Diverged, expected: Trained) -> None:
-    assert isinstance(found, Trained)
+def require_equal(computed: Trained | Diverged, expected: Trained) -> None:
+    assert isinstance(computed, Trained)
     for curve in ("train_curve", "dev_curve"):
-        points, wanted = getattr(found, curve), getattr(expected, curve)
+        points, wanted = getattr(computed, curve), getattr(expected, curve)
         assert [point.step for point in points] == [point.step for point in wanted]
         assert [point.loss for point in points] == pytest.approx([point.loss for point in wanted], abs=TOLERANCE)
-    assert [point.learning_rate for point in found.train_curve] == [
+    assert [point.learning_rate for point in computed.train_curve] == [
         point.learning_rate for point in expected.train_curve
     ]
-    assert found.best.step == expected.best.step
-    assert found.state.keys() == expected.state.keys()
+    assert computed.best.step == expected.best.step
+    assert computed.state.keys() == expected.state.keys()
     for key, tensor in expected.state.items():
-        torch.testing.assert_close(found.state[key], tensor, atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(computed.state[key], tensor, atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -321,14 +321,14 @@ def test_heads_as_rows_are_the_heads(mask: str) -> None:
     )
     seen = torch.rand(1 if mask == "of all" else 3, 1, 5, 7, generator=generator) < 0.7
     seen[..., 0] = True
-    found = heads_as_rows(query, key, value, seen, 0.0, 0.3)
+    by_rows = heads_as_rows(query, key, value, seen, 0.0, 0.3)
     expected = nn.functional.scaled_dot_product_attention(
         query, key.repeat_interleave(3, 1), value.repeat_interleave(3, 1), seen, scale=0.3
     )
-    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(by_rows, expected, atol=1e-12, rtol=0)
     weights = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
     for one, other in zip(
-        torch.autograd.grad((found * weights).sum(), (query, key, value)),
+        torch.autograd.grad((by_rows * weights).sum(), (query, key, value)),
         torch.autograd.grad((expected * weights).sum(), (query, key, value)),
         strict=True,
     ):

@@ -103,9 +103,9 @@ def test_an_inner_best_value_of_a_grid_is_refined_towards_its_better_neighbour()
 def test_a_grid_whose_first_trials_failed_goes_on_elsewhere() -> None:
     of = search(trials=6)
     failed = results((1e-4, None), (4.64e-4, None), (2.15e-3, None), (1e-2, None))
-    found = following(of, failed)
-    assert found is not None
-    settings, origin = found
+    next_point = following(of, failed)
+    assert next_point is not None
+    settings, origin = next_point
     assert origin == "refinement"
     assert 1e-4 < settings[RATE] < 1e-2 and settings not in [one.ask.settings for one in failed]
     choices = search({"config.init": Choices(values=("text", "normal"))}, trials=6)
@@ -139,9 +139,9 @@ def test_the_border_of_scattered_points_is_the_edge_of_the_range(sampler: str, s
     inside = results((2e-4, 1.0), (5e-4, 1.5), (2e-3, 2.0), (6e-3, 3.0))
     assert following(of, inside)[1] == "sampler", "the outermost one that was tried is not the border"  # type: ignore[index]
     at_edge = results((1.2e-4, 1.0), (5e-4, 1.5), (2e-3, 2.0), (6e-3, 3.0))
-    found = following(of, at_edge)
-    assert found is not None and found[1] == "border"
-    assert found[0][RATE] == pytest.approx(1e-4 * 100**-step, rel=0.01), "a step beyond the edge, not the point"
+    next_point = following(of, at_edge)
+    assert next_point is not None and next_point[1] == "border"
+    assert next_point[0][RATE] == pytest.approx(1e-4 * 100**-step, rel=0.01), "a step beyond the edge, not the point"
     further = results((1.2e-4, 1.5), (5e-4, 1.0), (2e-3, 2.0), (1.1e-4, 3.0))
     assert following(of, further)[1] == "sampler"  # type: ignore[index]
 

@@ -198,8 +198,8 @@ def test_reports_tell_how_settings_were_chosen() -> None:
 
 def test_the_expected_best_is_drawn_against_the_budget() -> None:
     searched, records = rows(SEARCHED)
-    found = tuple(tunings([searched], records))
-    picture = budget_curves(found, looks(["full"]), "budget")
+    searches = tuple(tunings([searched], records))
+    picture = budget_curves(searches, looks(["full"]), "budget")
     assert picture is not None
     assert "budget, device-seconds" in picture.svg
     assert picture.png.startswith(b"\x89PNG")
@@ -219,8 +219,8 @@ def test_a_torn_row_is_named(tmp_path: Path) -> None:
 def test_ranges_of_unequal_width_are_said() -> None:
     searched, records = rows(SEARCHED)
     narrow = searched.search.model_copy(update={"method": "ia3", "space": {RATE: Range(low=1e-3, high=2e-3)}})
-    found = tunings([searched, SearchRows(narrow, searched.asks, ())], records)
-    assert Content("demo", (), tunings=tuple(found)).caveats == [
+    searches = tunings([searched, SearchRows(narrow, searched.asks, ())], records)
+    assert Content("demo", (), tunings=tuple(searches)).caveats == [
         "Searches look at ranges of learning_rate of unequal width in decades (full 2; ia3 0.3): the same budget finds "
         "the best value of a narrower range more closely."
     ]

@@ -188,15 +188,15 @@ class Experiment:
     def record(self, name: str) -> dict[str, Any]:
         """The one record of a sweep."""
         (path,) = (self.folder / "results" / name / "trials").glob("*/result.json")
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
+        document: dict[str, Any] = json.loads(path.read_text())
+        return document
 
     def status(self, name: str) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = json.loads((self.folder / "results" / name / "status.json").read_text())
+            document: dict[str, Any] = json.loads((self.folder / "results" / name / "status.json").read_text())
         except (OSError, ValueError):
             return {}
-        return found
+        return document
 
 
 def say(text: str) -> None:

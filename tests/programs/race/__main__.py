@@ -261,7 +261,7 @@ def _run(record: Result, name: str, run: Callable[[], Result], log: Path) -> Non
     started, busy = time.monotonic(), machine.busy_fraction()
     at = datetime.now(UTC).isoformat(timespec="seconds")
     try:
-        found = run()
+        output = run()
     except Exception as error:  # noqa: BLE001 - the other parts are worth having
         with log.open("a") as file:
             traceback.print_exc(file=file)
@@ -270,7 +270,7 @@ def _run(record: Result, name: str, run: Callable[[], Result], log: Path) -> Non
         return
     record["left_out"].pop(name, None)
     seconds = time.monotonic() - started
-    record["parts"][name] = {"at": at, "seconds": seconds, "others_busy_fraction": busy, **found}
+    record["parts"][name] = {"at": at, "seconds": seconds, "others_busy_fraction": busy, **output}
     print(f"{name}: {seconds:.0f} s", flush=True)  # noqa: T201 - a script's output
 
 
