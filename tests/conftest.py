@@ -149,6 +149,18 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
+def trials_in_this_process(monkeypatch: pytest.MonkeyPatch, one_rank: None) -> None:
+    """Commands of this process run their trials here, one after the other: no process starts."""
+    from in_process import run_here
+
+    from bench.driver.rounds import RoundRunner
+
+    monkeypatch.setattr(
+        RoundRunner, "_run", lambda runner, pending: run_here(runner.store, pending, sweep=runner.sweep)
+    )
+
+
+@pytest.fixture
 def store(tmp_path: Path) -> Store:
     """The store of a sweep that has not begun."""
     from bench.store.records import Store

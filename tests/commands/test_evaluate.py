@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +12,22 @@ import pytest
 import torch
 from command import Done
 from disturbed import disturb
-from one_rank import CPU
 from safetensors.torch import load_file, save_file
 from test_adapters import logits, trained_adapter
 
 from bench.config.evaluation import Evaluations
 from bench.config.load import expand, load_sweep
 from bench.config.resolver import RegistryResolver
-from bench.driver.rounds import RoundRunner
 from bench.driver.status import read_status
-from bench.measure.phases import PhaseMeter
 from bench.models.base import load_model, load_tokenizer
 from bench.models.loaded import load_into
 from bench.models.tokens import tokenization
 from bench.plugins.registry import make_method, make_task
-from bench.rank.context import RankContext
-from bench.rank.trial import _Trial, run_trials
 from bench.report.configurations import comparisons
 from bench.schema.record import Completed
-from bench.schema.trial import ModelSpec, TrialSpec
+from bench.schema.trial import ModelSpec
 from bench.schema.validation import ConfigError
 from bench.statistics.systems import PairedSystems, load_system
-from bench.store.outbox import new_attempt, payload
 from bench.store.records import Store
 from bench.tasks.splits import load_splits
 
@@ -45,20 +39,8 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch, one_rank: None) -> None:
+def in_this_process(monkeypatch: pytest.MonkeyPatch, trials_in_this_process: None) -> None:
     """Trials run in this process, and no report is made."""
-
-    def run(self: RoundRunner, pending: Sequence[TrialSpec]) -> None:
-        for spec in pending:
-            started = new_attempt(spec, self.sweep, "local", [])
-            outbox = self.store.outbox / spec.trial_id
-            outbox.mkdir(parents=True)
-            context = RankContext(0, 1, 0, torch.distributed.HashStore(), outbox, "", 1)
-            outcome = run_trials([_Trial(spec, context, CPU, PhaseMeter(CPU))]).outcome
-            assert outcome is not None
-            self.store.commit(started.result(outcome, None, 1.0, None), payload(outbox))
-
-    monkeypatch.setattr(RoundRunner, "_run", run)
     for command in ("evaluate", "sweeps"):  # pages and plots are tested elsewhere
         monkeypatch.setattr(f"bench.commands.{command}.report_sweep", lambda store: None)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from command import Done
 
 from bench.config.load import expand, load_sweep
 from bench.config.resolver import RegistryResolver
@@ -135,8 +134,31 @@ def test_every_row_of_the_tables_that_a_set_up_reproduces_is_in_it(
             assert any(fits(row, trial) for trial in found[sweep]), row
 
 
-def run_tiny(path: Path, models: dict[str, Path], shared_data: Path, folder: Path, methods: list[str]) -> list[Any]:
-    """Run these methods of a set-up for two steps; returns the records."""
+Run = Callable[[Path, list[str]], list[Any]]
+
+
+@pytest.fixture
+def run_tiny(
+    models: dict[str, Path],
+    shared_data: Path,
+    tmp_path: Path,
+    tuneoff: Callable[..., Done],
+    trials_in_this_process: None,
+) -> Run:
+    """Runs these methods of a set-up for two steps, in this process; returns the records."""
+
+    def run(path: Path, methods: list[str]) -> list[Any]:
+        sweep = tiny_sweep_of(path, models, shared_data, tmp_path, methods)
+        results = tmp_path / "results"
+        done = tuneoff("run", str(sweep), "--results", str(results), "--launcher", "local")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return [json.loads(record.read_text()) for record in results.glob(f"{path.stem}/trials/*/result.json")]
+
+    return run
+
+
+def tiny_sweep_of(path: Path, models: dict[str, Path], shared_data: Path, folder: Path, methods: list[str]) -> Path:
+    """A set-up with these methods alone, one seed and two steps."""
     original = yaml.safe_load(path.read_text())
     entries = []
     for entry in original["methods"]:
@@ -157,18 +179,12 @@ def run_tiny(path: Path, models: dict[str, Path], shared_data: Path, folder: Pat
     for name, model in models.items():
         text = text.replace(name, str(model))
     sweep.write_text(text)
-    command = [sys.executable, "-m", "bench.cli", "run", str(sweep), "--results", str(folder / "results")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command += ["--launcher", "local", "--set", "resources.cpus_per_rank=1"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = (folder / "results" / original["name"] / "trials").glob("*/result.json")
-    return [json.loads(record.read_text()) for record in found]
+    return sweep
 
 
-def test_a_set_up_runs_with_a_tiny_model(models: dict[str, Path], shared_data: Path, tmp_path: Path) -> None:
+def test_a_set_up_runs_with_a_tiny_model(run_tiny: Run, tmp_path: Path) -> None:
     path = FOLDER / "li_liang_2021_e2e.yaml"
-    (record,) = run_tiny(path, models, shared_data, tmp_path, ["prefix_tuning"])
+    (record,) = run_tiny(path, ["prefix_tuning"])
     assert record["outcome"]["status"] == "completed"
     assert record["spec"]["train"]["loss_reduction"] == "sequence_sum"
     assert record["outcome"]["parameters"]["stored"] == 5 * 2 * 2 * 16
@@ -181,10 +197,8 @@ def test_a_set_up_runs_with_a_tiny_model(models: dict[str, Path], shared_data: P
 @pytest.mark.full
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_every_set_up_runs_with_a_tiny_model(
-    path: Path, models: dict[str, Path], shared_data: Path, tmp_path: Path
-) -> None:
+def test_every_set_up_runs_with_a_tiny_model(path: Path, run_tiny: Run) -> None:
     names = {entry["name"] for entry in yaml.safe_load(path.read_text())["methods"]}
-    records = run_tiny(path, models, shared_data, tmp_path, sorted(names))
+    records = run_tiny(path, sorted(names))
     assert {record["spec"]["method"]["name"] for record in records} == names
     assert {record["outcome"]["status"] for record in records} == {"completed"}

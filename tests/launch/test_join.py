@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+from command import Done
 from test_run import Bench
 
 from bench.launch.cluster_access import parse_address, probe
@@ -23,7 +25,7 @@ def cluster_processes() -> set[int]:
 
 
 def test_a_joined_cluster_is_left_as_it_was(
-    cluster: str, tmp_path: Path, tiny_models: dict[str, Path], tiny_task: Path
+    cluster: str, tmp_path: Path, tiny_models: dict[str, Path], tiny_task: Path, tuneoff: Callable[..., Done]
 ) -> None:
     bench = Bench(tmp_path, tiny_models["llama"], tiny_task)
     bench.environment |= {name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
@@ -36,5 +38,5 @@ def test_a_joined_cluster_is_left_as_it_was(
         assert {record["launcher"] for record in bench.records().values()} == {"ray"}
         assert cluster_processes() == before, f"it lives on after --address {address}"
         assert probe(parse_address(cluster), os.environ) == "accepted"
-    bad = bench.run("  - missing_method", "--address", cluster)
+    bad = tuneoff(*bench.arguments("  - missing_method", "--address", cluster))
     assert bad.returncode == 2 and cluster_processes() == before

@@ -90,12 +90,17 @@ def trial(metrics: str, folder: Path, plugins_dir: Path | None, task: str = "fac
 
 
 def test_a_metric_of_thirty_lines_takes_part_in_a_sweep(
-    tmp_path: Path, tiny_models: dict[str, Path], tiny_task: Path, plugins_dir: Path, tuneoff: Callable[..., Done]
+    tmp_path: Path,
+    tiny_models: dict[str, Path],
+    tiny_task: Path,
+    plugins_dir: Path,
+    tuneoff: Callable[..., Done],
+    trials_in_this_process: None,
 ) -> None:
     assert len(WORD_RECALL.strip().splitlines()) <= 30
     bench = Bench(tmp_path, tiny_models["llama"], tiny_task)
     methods = "  - none\n  - layer_norm"
-    done = bench.run(methods, "--launcher", "local", "--plugins-dir", str(plugins_dir), sweep=SWEEP)
+    done = tuneoff(*bench.arguments(methods, "--launcher", "local", "--plugins-dir", str(plugins_dir), sweep=SWEEP))
     assert done.returncode == 0, done.stdout + done.stderr
     assert bench.table()["word_recall"].between(0, 100).all()
     assert bench.table()["accuracy"].between(0, 100).all()

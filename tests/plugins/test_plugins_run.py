@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from command import Done
+from test_metric_plugins import WORD_RECALL
 from test_readme import block
-from test_run import Bench, wait_for
+from test_run import SWEEP, Bench, wait_for
 
 NEEDS_A_LIBRARY = '''
 import only_where_the_sweep_was_started
@@ -60,6 +61,7 @@ def test_plugins_travel_to_a_running_cluster_and_what_is_missing_there_is_named(
     bench: Bench, methods_dir: Path, cluster: str, tmp_path: Path
 ) -> None:
     (methods_dir / "needy.py").write_text(NEEDS_A_LIBRARY)
+    (methods_dir / "word_recall.py").write_text(WORD_RECALL)
     site = tmp_path / "site"
     site.mkdir()
     (site / "only_where_the_sweep_was_started.py").write_text("")
@@ -67,10 +69,12 @@ def test_plugins_travel_to_a_running_cluster_and_what_is_missing_there_is_named(
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
         bench.environment[name] = os.environ[name]
     arguments = ("--launcher", "ray", "--address", cluster, "--methods-dir", str(methods_dir))
-    done = bench.run("  - norm_scales\n  - needy", *arguments)
+    scored_by_words = SWEEP.replace("path: {task}", "path: {task}, metrics: [word_recall]")
+    done = bench.run("  - norm_scales\n  - needy", *arguments, sweep=scored_by_words)
     assert done.returncode == 1, done.stdout + done.stderr
     table = bench.table().set_index("method")
     assert table["status"].to_dict() == {"norm_scales": "completed", "needy": "failed"}
+    assert table.loc["norm_scales", "word_recall"] >= 0, "a metric travels too"
     assert table.loc["needy", "reason"] == "error"
     message = str(table.loc["needy", "message"])
     assert f"node {os.uname().nodename}: the method 'needy' of {methods_dir / 'needy.py'} is missing here" in message

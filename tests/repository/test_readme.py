@@ -35,5 +35,5 @@ def test_the_method_in_twenty_lines_keeps_the_contract(tmp_path: Path, monkeypat
     (tmp_path / "norm_scales.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     method_class = load_method("norm_scales:NormScales")
-    all_verdicts = list(verdicts(method_class, method_class.Config(), CORE_FAMILIES, processes=1))
+    all_verdicts = list(verdicts(method_class, method_class.Config(), CORE_FAMILIES, processes=0))
     assert [verdict for verdict in all_verdicts if verdict.outcome != "pass"] == []
