@@ -110,18 +110,19 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class ExactFloat64(TorchFunctionMode):
-    """Inside the block no tensor in float64 becomes float32.
+    """Inside the block no tensor in float64, and none of whole numbers, becomes float32: all become float64.
 
-    Norms and softmax of transformers compute in float32 for any input, which is too inexact for finite differences.
+    Norms and softmax of transformers compute in float32 for any input, which is too inexact for finite differences, and
+    up to 5.18 it multiplies positions by frequencies in one product, which takes tensors of one dtype only.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        exact = bool(args) and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64
+        exact = bool(args) and isinstance(args[0], torch.Tensor) and args[0].dtype in (torch.float64, torch.int64)
         if exact and func is torch.Tensor.float:
-            return args[0]
+            return args[0].double()
         if exact and func in (torch.Tensor.to, torch.Tensor.type) and torch.float32 in (*args[1:], *kwargs.values()):
-            return args[0]
+            return args[0].double()
         if exact and kwargs.get("dtype") is torch.float32 and func in _SOFTMAX:
             kwargs["dtype"] = torch.float64
         return func(*args, **kwargs)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from broken_methods import computes_twice
 from torch import nn
 
 from bench.conformance import method_checks
@@ -176,7 +177,7 @@ class KeepsThePromptPositions(Method):
 
 class DetachesWhenCheckpointed(AddsToEmbeddings):
     def change(self, _: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-        return output + self.model.offset * (2 if self.model.is_activation_checkpointing else 1)
+        return output + self.model.offset * (2 if computes_twice(self.model) else 1)
 
 
 class StaysMerged(AddsToEmbeddings):

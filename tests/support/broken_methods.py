@@ -37,6 +37,12 @@ def breaks(check: str) -> Callable[[type[Any]], type[Any]]:
     return enter
 
 
+def computes_twice(model: Any) -> bool:
+    """Whether activation checkpointing is on. Older releases of transformers call it gradient checkpointing."""
+    on: bool | None = getattr(model, "is_activation_checkpointing", None)
+    return bool(model.is_gradient_checkpointing if on is None else on)
+
+
 def vector(model: Any, count: int | None = None) -> nn.Parameter:
     like = model.get_input_embeddings().weight
     return nn.Parameter(like.new_zeros(count or like.shape[1]))
@@ -310,7 +316,7 @@ class LeaksBeyond64InTraining(Leaks):
 @breaks("causal")
 class LeaksWhenCheckpointed(Leaks):
     def here(self, output: torch.Tensor) -> bool:
-        return bool(self.model.is_activation_checkpointing)
+        return computes_twice(self.model)
 
 
 @breaks("causal")
@@ -356,7 +362,7 @@ class MixesLongRowsInTraining(Mixes):
 @breaks("rows do not meet")
 class MixesWhenCheckpointed(Mixes):
     def here(self, output: torch.Tensor) -> bool:
-        return bool(self.model.is_activation_checkpointing) and len(output) > 1
+        return computes_twice(self.model) and len(output) > 1
 
 
 @breaks("rows do not meet")
