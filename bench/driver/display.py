@@ -74,7 +74,7 @@ class Display(Observer):
         self._print(("start", "bold"), f"  {attempt.spec.trial_id}{again}")
 
     def progressed(self, progress: Progress) -> None:
-        if self._is_live or progress.rank != 0 or "step" not in progress.data:
+        if self._is_live or progress.rank != 0 or not progress.data.keys() & {"step", "downloaded_bytes"}:
             return
         now = time.monotonic()
         if now - self._last_line_at.get(progress.trial_id, 0.0) > LINE_SECONDS:
@@ -201,8 +201,9 @@ def _memory(trial: RunningTrial) -> str:
 def _facts(trial: RunningTrial) -> list[str]:
     """The progress of a trial, each number with its unit."""
     step, loss, rate, left = _step_cells(trial)
+    of_phase = {"decode": f"{step} sources", "download": f"{step} downloaded"}
     wording = (
-        f"step {step}" if trial.phase != "decode" else f"{step} sources",
+        of_phase.get(trial.phase, f"step {step}"),
         f"loss {loss}",
         f"{rate} tokens/s",
         f"{left} left",
@@ -215,6 +216,9 @@ def _step_cells(trial: RunningTrial) -> tuple[str, str, str, str]:
     left = "" if trial.remaining_seconds is None else duration(trial.remaining_seconds)
     if trial.phase == "decode" and trial.decoded is not None:
         return f"{trial.decoded}/{trial.of}", "", "", left
+    if trial.phase == "download" and trial.downloaded_bytes is not None:
+        of_all = "" if trial.download_bytes is None else f"/{trial.download_bytes / 1e9:.1f}"
+        return f"{trial.downloaded_bytes / 1e9:.1f}{of_all} GB", "", "", left
     if trial.step is None or trial.loss is None or trial.tokens_per_second is None:
         return "", "", "", left
     if trial.phase != "train":

@@ -43,6 +43,8 @@ class RunningTrial(Spec):
     )
     decoded: int | None = None
     of: int | None = Field(None, description="sources to decode")
+    downloaded_bytes: int | None = Field(None, description="of the base model, on rank 0's machine")
+    download_bytes: int | None = Field(None, description="of all its files, where the hub says it")
     memory_bytes: int | None = Field(None, description="of the largest rank, now")
 
 

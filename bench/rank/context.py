@@ -52,6 +52,12 @@ def tell_phase(contexts: Sequence[RankContext], phase: str) -> None:
         context.progress({"phase": phase})
 
 
+def tell_downloaded(contexts: Sequence[RankContext], here: int, of_all: int | None) -> None:
+    """Tell the driver how many bytes of the base model are on this machine, and how many there will be."""
+    for context in contexts:
+        context.progress({"downloaded_bytes": here, "download_bytes": of_all})
+
+
 def member_context(context: RankContext, number: int) -> RankContext:
     """The context of a later member of a launch, with a folder of its own."""
     folder = context.outbox / f"member-{number}"
@@ -121,6 +127,16 @@ def wait_for(context: RankContext, key: str) -> None:
     """Wait until a rank has set a key in the store, however long that takes. The launcher ends ranks of a dead one."""
     while not context.store.check([key]):
         time.sleep(WAIT_SECONDS)
+
+
+def once_for_machine(context: RankContext, what: str, act: Callable[[], None]) -> None:
+    """Do something on one rank of each machine, while its other ranks wait."""
+    done = f"{what}/{platform.node()}"
+    if context.local_rank:
+        wait_for(context, done)
+        return
+    act()
+    context.store.set(done, "")
 
 
 def failure(error: Exception, phase: str | None, rank: int) -> Failed:

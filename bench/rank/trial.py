@@ -24,6 +24,7 @@ from bench.models import base as models
 from bench.models.adapter import save_adapter
 from bench.models.architecture import Architecture, Pair
 from bench.models.coverage import patch_and_count
+from bench.models.hub_files import download, is_on_hub
 from bench.models.loaded import load_into, size_of
 from bench.models.masters import compute_in
 from bench.models.split_data import data_summary
@@ -37,8 +38,10 @@ from bench.rank.context import (
     in_shards,
     join_process_group,
     member_context,
+    once_for_machine,
     select_device,
     share_json,
+    tell_downloaded,
     tell_phase,
 )
 from bench.rank.data import TrialData, read_data
@@ -88,6 +91,10 @@ def run_rank(spec: TrialSpec, context: RankContext, other_members: Sequence[Tria
         if in_shards(spec) and device.type == "cpu":
             give_freed_memory_back()
         join_process_group(context, device)
+        if is_on_hub(spec.scored_model):
+            with meter.phase("download"):
+                told = partial(tell_downloaded, contexts)
+                once_for_machine(context, "downloaded", partial(download, spec.scored_model, told))
         trials = [
             _Trial(each, own, device, meter, not other_members)
             for each, own in zip([spec, *other_members], contexts, strict=True)

@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
+import pytest
+
 
 @dataclass
 class StandIn:
@@ -67,8 +69,9 @@ def _handler(hub: StandIn) -> type[BaseHTTPRequestHandler]:
                 if commit is None:
                     self._send(404, b"", {"X-Error-Code": "RevisionNotFound" if known else "RepoNotFound"}, with_body)
                 else:
-                    names = sorted(path.name for path in hub.commits[name, commit].iterdir())
-                    found = {"id": name, "sha": commit, "siblings": [{"rfilename": each} for each in names]}
+                    files = sorted(hub.commits[name, commit].iterdir())
+                    siblings = [{"rfilename": each.name, "size": each.stat().st_size} for each in files]
+                    found = {"id": name, "sha": commit, "siblings": siblings}
                     self._send_json(found, with_body)
             elif (folder := self._folder_of_tree("tree")) is not None:
                 self._send_json([_file(path) for path in sorted(folder.iterdir())], with_body)
@@ -105,6 +108,21 @@ def _handler(hub: StandIn) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(body)
 
     return Handler
+
+
+def point_at(hub: StandIn, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make this process, and those that it starts, ask this hub, with an empty cache."""
+    from huggingface_hub import constants, hf_api
+
+    # Functions of the package belong to one object, which has the endpoint of the time when it was imported.
+    monkeypatch.setattr(hf_api.api, "endpoint", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from command import Done
 from fakes import trial, varied
-from hub_stand_in import StandIn, stand_in
+from hub_stand_in import StandIn, point_at, stand_in
 
 from bench.config.resolver import RegistryResolver, _model
 from bench.driver.moved import moved_commits
@@ -32,19 +32,9 @@ FIRST, SECOND = "a" * 39 + "1", "b" * 39 + "2"
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     """A hub that this process and those that it starts ask, with an empty cache."""
-    from huggingface_hub import constants
-
     forget()
     with stand_in() as found:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", found.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", found.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        monkeypatch.setenv("HF_ENDPOINT", found.url)
-        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+        point_at(found, tmp_path / "hub", monkeypatch)
         yield found
     forget()
 
@@ -119,6 +109,7 @@ def test_a_sweep_whose_model_moves_makes_new_trials_and_says_so(
     assert (first.spec.model.revision, first.spec.model.commit) == (None, FIRST)
     assert FIRST[:12] in (tmp_path / "moving" / "report" / "report.md").read_text()
     assert not any("/resolve/main/" in path for path in hub.requested_paths), "what is loaded is the commit"
+    assert "download" in first.outcome.ranks[0].phases
 
     hub.push("org/tiny", tiny_models["gpt2"], SECOND)
     forget()

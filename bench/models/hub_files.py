@@ -1,0 +1,108 @@
+"""Downloads the base model of a trial from the Hugging Face hub, once for all ranks of a machine. Imports no torch."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from bench.models.model_files import EMBEDDED, IDENTIFYING_FILES, local_folder
+from bench.schema.trial import DEFAULT_BRANCH, ModelSpec
+
+# Files of other libraries: those in folders, and weights in a form of their own beside those of transformers.
+OF_OTHERS = ("*/*", "consolidated*.safetensors")
+# How often the size of what has been downloaded is told.
+TELL_SECONDS = 1.0
+
+Told = Callable[[int, int | None], None]
+"""Is told the bytes that are here, and those of all files; None where the hub does not say."""
+
+
+def is_on_hub(spec: ModelSpec) -> bool:
+    """Whether a model is loaded from the hub's cache, to which it may have to be downloaded."""
+    return spec.path != EMBEDDED and local_folder(spec) is None
+
+
+def download(spec: ModelSpec, told: Told) -> None:
+    """Download the files of a model that are not in this machine's cache yet.
+
+    If that fails, the log of the rank says so, and loading the model says what is missing: mirrors of the hub may not
+    list the files of a repository, and still have them.
+
+    Args:
+        spec: A model of the hub.
+        told: Called about once a second, if anything has to be downloaded.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    if constants.HF_HUB_OFFLINE:
+        return  # loading says what is missing
+    wanted: dict[str, Any] = {
+        "repo_id": spec.path,
+        "revision": spec.pinned_revision or DEFAULT_BRANCH,
+        "allow_patterns": list(IDENTIFYING_FILES),
+        "ignore_patterns": list(OF_OTHERS),
+    }
+    try:
+        with _telling(spec, told):
+            snapshot_download(**wanted)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"the files of {spec.path!r} are not downloaded before they are loaded: {error}\n")
+
+
+@contextmanager
+def _telling(spec: ModelSpec, told: Told) -> Iterator[None]:
+    """Inside the block the size of the files in the cache is told once a second, by a thread."""
+    ended = threading.Event()
+
+    def tell() -> None:
+        of_all: int | None = None
+        asked = False
+        while not ended.wait(TELL_SECONDS):
+            if not asked:  # not at once: what is here already needs no telling
+                of_all, asked = _bytes_of(spec), True
+            told(_bytes_here(spec), of_all)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _bytes_of(spec: ModelSpec) -> int | None:
+    """Bytes of the files that are downloaded, as the hub says; None if it does not."""
+    from huggingface_hub import HfApi
+
+    try:
+        found = HfApi().model_info(spec.path, revision=spec.pinned_revision, files_metadata=True)
+    except Exception:  # noqa: BLE001 - the download itself says what is wrong
+        return None
+    sizes = [sibling.size for sibling in found.siblings or () if _is_wanted(sibling.rfilename)]
+    return None if None in sizes else sum(size for size in sizes if size)
+
+
+def _is_wanted(name: str) -> bool:
+    wanted, unwanted = (any(fnmatch(name, each) for each in some) for some in (IDENTIFYING_FILES, OF_OTHERS))
+    return wanted and not unwanted
+
+
+def _bytes_here(spec: ModelSpec) -> int:
+    """Bytes of a repository in the cache, of files that are not complete as well."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=spec.path, repo_type="model") / "blobs"
+    sizes = []
+    for path in folder.glob("*"):
+        try:
+            sizes.append(path.stat().st_size)
+        except FileNotFoundError:
+            continue  # it has just got its final name
+    return sum(sizes)
