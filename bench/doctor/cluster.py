@@ -28,7 +28,7 @@ from bench.launch.cluster_access import (
     token_file,
 )
 from bench.launch.embedded_cluster import ClusterError, EmbeddedCluster
-from bench.measure.provenance import sources_sha256
+from bench.measure.provenance import cpu_name, sources_sha256
 from bench.schema.trial import JsonDict
 from bench.schema.validation import ConfigError
 
@@ -44,6 +44,7 @@ class Node:
     node_id: str
     name: str
     gpus: int
+    device: str  # type of its GPUs; of its cores if it has none
     visitor: Any
 
 
@@ -52,6 +53,9 @@ class Visitor:
 
     def name(self) -> str:
         return host_name()
+
+    def processor(self) -> str:
+        return cpu_name()
 
     def address(self) -> str:
         import ray
@@ -158,6 +162,7 @@ def _look_at_nodes(ray: Any, expected: Expected, local: bool) -> Iterator[Findin
         cpus, gpus = int(totals.get("CPU", 0)), int(totals.get("GPU", 0))
         gone = f"; {lost} more were lost since it started" if lost else ""
         yield ok("nodes", f"{len(alive)} with {cpus} CPU cores and {gpus} GPUs{gone}")
+        yield kinds_finding([(node.name, node.gpus, node.device) for node in nodes])
         for node in nodes:
             try:
                 if not local:  # this machine has been looked at already
@@ -178,14 +183,19 @@ def _visit(ray: Any, node: JsonDict) -> tuple[Node | None, list[Finding]]:
     visitor = _visitor_on(ray, node["NodeID"])
     try:
         name = ray.get(visitor.name.remote(), timeout=VISIT_TIMEOUT_SECONDS)
+        processor = ray.get(visitor.processor.remote(), timeout=VISIT_TIMEOUT_SECONDS)
     except ray.exceptions.RayError as error:
         why = " ".join(str(error).split())[:400]
         remedy = (
             "see the logs under /tmp/ray/session_latest/logs there; the node's environment must have tuneoff's packages"
         )
         return None, [problem("node", f"no process starts there: {why}", remedy).on(node["NodeManagerAddress"])]
+    from bench.launch.ray_cluster import accelerator_of
+
     gpus = int(node["Resources"].get("GPU", 0))
-    return Node(node["NodeID"], f"{name} ({node['NodeManagerAddress']})", gpus, visitor), []
+    accelerator = accelerator_of(node.get("Labels") or {}, node["Resources"]) or "GPUs of a type that Ray does not know"
+    device = accelerator if gpus else processor
+    return Node(node["NodeID"], f"{name} ({node['NodeManagerAddress']})", gpus, device, visitor), []
 
 
 def _visitor_on(ray: Any, node_id: str, gpus: int = 0) -> Any:
@@ -213,6 +223,26 @@ def _clock_offset(ray: Any, node: Node) -> float:
         after = time.time()
         answers.append((after - before, there - (before + after) / 2))
     return float(min(answers)[1])
+
+
+def kinds_finding(nodes: Sequence[tuple[str, int, str]]) -> Finding:
+    """Whether the nodes that trials run on have devices of one kind.
+
+    Args:
+        nodes: Name, number of GPUs, and type of the devices of each. Where some have GPUs, trials run on those.
+    """
+    name, with_gpus = "kinds of devices", [node for node in nodes if node[1]]
+    kinds: dict[str, list[str]] = {}
+    for node, _, device in with_gpus or nodes:
+        kinds.setdefault(device, []).append(node)
+    listed = "; ".join(f"{device} on {', '.join(those)}" for device, those in sorted(kinds.items()))
+    if len(kinds) > 1:
+        remedy = (
+            "no trial is spread over two kinds that fits on one, but costs of trials on different ones cannot be "
+            "compared: resources.accelerator names one type of GPU"
+        )
+        return warning(name, listed, remedy)
+    return ok(name, listed or "no node answers")
 
 
 def clock_finding(node: str, offset_seconds: float) -> Finding:

@@ -14,13 +14,11 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-import psutil
-
 from bench.doctor import engine, packages
 from bench.doctor.finding import Finding, ok, problem, warning
 from bench.doctor.packages import Expected
 from bench.doctor.tokens import check_embedded_tokens
-from bench.measure.device_memory import memory_limit
+from bench.measure.device_memory import host_memory, memory_of_machine
 from bench.measure.provenance import SOURCE_ROOT
 from bench.models import base
 from bench.models.base import ModelError
@@ -48,7 +46,7 @@ def look_at_machine(expected: Expected, results: Path | None) -> Iterator[Findin
     yield from engine.check_compile_locks()
     yield from engine.check_compiler()
     yield from engine.check_devices(seen)
-    yield from check_memory(psutil.virtual_memory().total, memory_limit())
+    yield from check_memory(host_memory(), memory_of_machine())
     if results is not None:
         yield from check_folder("results", results)
     yield from check_folder("temporary files", Path(tempfile.gettempdir()))
@@ -106,9 +104,8 @@ def check_shared_memory(
     return [ok("shared memory", found)]
 
 
-def check_memory(total: int, limit: int | None) -> list[Finding]:
-    """Bytes of memory of the machine, or of the container if it has less."""
-    usable = total if limit is None else min(total, limit)
+def check_memory(usable: int, total: int) -> list[Finding]:
+    """Bytes of memory that ranks may use, and of the whole machine."""
     found = f"{usable / GIB:.1f} GiB" + (", the limit of a control group" if usable < total else "")
     if usable < FEW_MEMORY_BYTES:
         return [warning("memory", found, "the embedded model takes 3 to 5 GiB: give more, or choose smaller models")]

@@ -77,7 +77,7 @@ class Pace:
         known = self._known_of(result.spec)
         for key in known.keys:
             taken, expected = self._learned[key]
-            total = taken + result.total_seconds / members
+            total = taken + (result.total_seconds - result.download_seconds) / members
             self._learned[key] = _Sum(total, expected + known.expected_seconds)
 
     def seconds(self, spec: TrialSpec) -> float | None:

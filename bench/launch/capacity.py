@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bench.schema.trial import TrialSpec
@@ -17,6 +17,7 @@ class Machine:
     gpus: int
     node_id: str = "local"
     accelerator: str = ""  # type of its GPUs, as Ray labels it (H100) or as the device calls itself (NVIDIA H100 ...)
+    processor: str = ""  # type of its cores, where a host has told it
 
     def most_ranks(self, need: Need) -> int:
         """How many ranks it holds if nothing else runs there."""
@@ -30,6 +31,10 @@ class Machine:
     def is_of_kind(self, accelerator: str | None) -> bool:
         """Whether its GPUs are of a type that a trial asks for."""
         return accelerator is None or accelerator.casefold() in self.accelerator.casefold()
+
+    def kind(self, need: Need) -> str:
+        """The type of the device that a rank gets here."""
+        return self.accelerator if need.gpus_per_rank else self.processor
 
 
 @dataclass(frozen=True)
@@ -150,26 +155,38 @@ class Cluster:
 
     def room(self, need: Need) -> int:
         """How many more trials that need so much could start now."""
-        return sum(self._room(node, need) for node in self._nodes.values()) // need.ranks
+        return sum(sum(self._room(node, need) for node in nodes) // need.ranks for nodes in self._apart(need))
 
     def at_once(self, need: Need) -> int:
         """How many trials that need so much could run side by side if nothing else ran; at least 1."""
-        ranks = [machine.most_ranks(need) for machine in self.machines]
-        if need.whole_nodes and any(ranks):
-            return max(1, sum(count > 0 for count in ranks) // -(-need.ranks // max(ranks)))
-        return max(1, sum(ranks) // need.ranks)
+        return max(1, sum(_at_once([node.machine for node in nodes], need) for nodes in self._apart(need)))
+
+    def _apart(self, need: Need) -> list[list[_Node]]:
+        """The nodes by the kind of their devices: no trial is spread over two kinds.
+
+        If no kind could hold all ranks on empty nodes, all nodes are one set, because the trial could else never run.
+        Its record then names the device of each rank, and its report says so.
+        """
+        kinds: dict[str, list[_Node]] = {}
+        for node in self._nodes.values():
+            kinds.setdefault(node.machine.kind(need), []).append(node)
+        enough = [
+            nodes for nodes in kinds.values() if sum(node.machine.most_ranks(need) for node in nodes) >= need.ranks
+        ]
+        return enough or [list(self._nodes.values())]
 
     def seat(self, trial_id: str, need: Need) -> list[Seat] | None:
         """Seats for all ranks of a trial at once, taken until :meth:`release`; None if there is no room now.
 
-        All on one machine if one has room, the fullest of those; else on as few as possible. In the order of ranks:
-        ranks of one machine are neighbours.
+        All on one machine if one has room, the fullest of those; else on as few as possible, with devices of one kind
+        unless no kind could ever hold them all. In the order of ranks: ranks of one machine are neighbours.
         """
-        room = {node_id: self._room(node, need) for node_id, node in self._nodes.items()}
-        if sum(room.values()) < need.ranks:
+        rooms = [{node.machine.node_id: self._room(node, need) for node in nodes} for nodes in self._apart(need)]
+        orders = [_fewest(room, need.ranks) for room in rooms if sum(room.values()) >= need.ranks]
+        if not orders:
             return None
-        whole = [node_id for node_id in room if room[node_id] >= need.ranks]
-        order = [min(whole, key=room.__getitem__)] if whole else sorted(room, key=lambda node_id: -room[node_id])
+        room = {node_id: count for each in rooms for node_id, count in each.items()}
+        order = min(orders, key=lambda order: (len(order), room[order[0]]))
         seats: list[Seat] = []
         for node_id in order:
             while room[node_id] and len(seats) < need.ranks:
@@ -222,6 +239,25 @@ class Cluster:
             if trial_id in node.tenants:
                 found |= node.tenants.keys() - {trial_id}
         return found
+
+
+def _at_once(machines: Sequence[Machine], need: Need) -> int:
+    """How many trials these machines hold when they are empty."""
+    ranks = [machine.most_ranks(need) for machine in machines]
+    if need.whole_nodes and any(ranks):
+        return sum(count > 0 for count in ranks) // -(-need.ranks // max(ranks))
+    return sum(ranks) // need.ranks
+
+
+def _fewest(room: Mapping[str, int], ranks: int) -> list[str]:
+    """The nodes that ranks take: the fullest that holds them all, else those with most room."""
+    if whole := [node_id for node_id in room if room[node_id] >= ranks]:
+        return [min(whole, key=room.__getitem__)]
+    taken: list[str] = []
+    for node_id in sorted(room, key=lambda node_id: -room[node_id]):
+        if sum(room[each] for each in taken) < ranks:
+            taken.append(node_id)
+    return taken
 
 
 def _sizes(machines: Sequence[Machine]) -> str:

@@ -39,7 +39,7 @@ from bench.launch.wire import (
     line_of,
     message_of,
 )
-from bench.measure.provenance import sources_sha256, usable_cores
+from bench.measure.provenance import cpu_name, sources_sha256, usable_cores
 from bench.schema.trial import JsonDict
 
 # How many calls may be in progress at once.
@@ -171,6 +171,7 @@ def greeting() -> Greeting:
         cpus=usable_cores() if machine is None else machine.cpus,
         gpus=[] if machine is None else [visible_gpu(number) for number in range(machine.gpus)],
         accelerator="" if machine is None else machine.accelerator,
+        processor=cpu_name(),
     )
 
 

@@ -45,6 +45,7 @@ MOST_TO_COME = 256
 JOIN_SECONDS = 10.0
 NODE_LABEL = "ray.io/node-id"
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
+ACCELERATOR_RESOURCE = "accelerator_type:"
 # A host that takes longer to answer is taken to be gone.
 ANSWER_SECONDS = END_SECONDS + 30.0
 CLOSE_ANSWER_SECONDS = 10.0
@@ -360,7 +361,7 @@ class Head:
                 int(node.resources.get("CPU", 0)),
                 int(node.resources.get("GPU", 0)),
                 node_id,
-                node.labels.get(ACCELERATOR_LABEL, ""),
+                accelerator_of(node.labels, node.resources),
             )
             for node_id, node in sorted(self.nodes().items())
         ]
@@ -413,6 +414,12 @@ def machines_to_come() -> list[Machine]:
         label = kind.labels.get(ACCELERATOR_LABEL, "") if hasattr(kind, "labels") else ""
         found.extend(Machine(*size, f"{kind.name} {number}", label) for number in range(count))
     return found
+
+
+def accelerator_of(labels: Mapping[str, str], resources: Mapping[str, float]) -> str:
+    """The type of a node's GPUs: its label, or as Ray names it among the resources of a node without one."""
+    named = (name.removeprefix(ACCELERATOR_RESOURCE) for name in resources if name.startswith(ACCELERATOR_RESOURCE))
+    return labels.get(ACCELERATOR_LABEL) or next(named, "")
 
 
 def join(cluster: str | EmbeddedCluster, plugins: Sequence[Path] = (), runtime_env: JsonDict | None = None) -> None:

@@ -72,7 +72,7 @@ class ListedHost:
             gpus = self.count
         elif self.count is not None:
             cpus = self.count  # the list is believed, since containers may show fewer
-        return Machine(cpus, gpus, self.name, greeting.accelerator)
+        return Machine(cpus, gpus, self.name, greeting.accelerator, greeting.processor)
 
 
 class SshLauncher(HostLauncher):

@@ -36,6 +36,7 @@ class Greeting(Spec):
     cpus: int
     gpus: list[str] = Field(default_factory=list, description="as CUDA_VISIBLE_DEVICES names them")
     accelerator: str = ""
+    processor: str = ""
 
 
 class Setup(Spec):

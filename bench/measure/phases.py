@@ -125,9 +125,11 @@ class PhaseMeter:
         if outer is not None:
             self._open(outer)
 
-    def rank_cost(self, rank: int) -> RankCost:
+    def rank_cost(self, rank: int, device: str) -> RankCost:
+        """What a rank spent on a device of this name."""
         return RankCost(
             rank=rank,
+            device=device,
             phases=self.phases,
             baseline_memory_bytes=self.baseline_memory_bytes,
             memory_method=self.memory.method,

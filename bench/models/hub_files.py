@@ -1,14 +1,17 @@
-"""Downloads the base model of a trial from the Hugging Face hub, once for all ranks of a machine. Imports no torch."""
+"""Downloads the base model of a trial from the Hugging Face hub, once for all that share a cache. Imports no torch."""
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from bench.models.model_files import EMBEDDED, IDENTIFYING_FILES, local_folder
 from bench.schema.trial import DEFAULT_BRANCH, ModelSpec
@@ -17,6 +20,8 @@ from bench.schema.trial import DEFAULT_BRANCH, ModelSpec
 OF_OTHERS = ("*/*", "consolidated*.safetensors")
 # How often the size of what has been downloaded is told.
 TELL_SECONDS = 1.0
+# How often a process looks whether another one has finished.
+LOOK_SECONDS = 0.5
 
 Told = Callable[[int, int | None], None]
 """Is told the bytes that are here, and those of all files; None where the hub does not say."""
@@ -27,15 +32,19 @@ def is_on_hub(spec: ModelSpec) -> bool:
     return spec.path != EMBEDDED and local_folder(spec) is None
 
 
-def download(spec: ModelSpec, told: Told) -> None:
+def download(spec: ModelSpec, told: Told | None = None) -> None:
     """Download the files of a model that are not in this machine's cache yet.
 
-    If that fails, the log of the rank says so, and loading the model says what is missing: mirrors of the hub may not
+    Of all processes that share the cache one downloads; the others wait for it, and then have nothing to do. If it
+    fails or dies, the next one tries. A lock in the cache sees to that, which needs no agreement on what a machine is:
+    names of machines may be equal, and machines may share a cache.
+
+    If it fails, the log of the rank says so, and loading the model says what is missing: mirrors of the hub may not
     list the files of a repository, and still have them.
 
     Args:
         spec: A model of the hub.
-        told: Called about once a second, if anything has to be downloaded.
+        told: Called about once a second, if anything has to be downloaded; None: nobody is told.
     """
     from huggingface_hub import constants, snapshot_download
 
@@ -47,16 +56,48 @@ def download(spec: ModelSpec, told: Told) -> None:
         "allow_patterns": list(IDENTIFYING_FILES),
         "ignore_patterns": list(OF_OTHERS),
     }
+    if _are_here(wanted):
+        return
     try:
-        with _telling(spec, told):
-            snapshot_download(**wanted)
-    except (OSError, ValueError) as error:
+        with _telling(spec, told), _alone(spec):
+            if not _are_here(wanted):
+                snapshot_download(**wanted)
+    except Exception as error:  # noqa: BLE001 - loading tries again, and its error is the one that counts
         sys.stderr.write(f"the files of {spec.path!r} are not downloaded before they are loaded: {error}\n")
 
 
+def _are_here(wanted: dict[str, Any]) -> bool:
+    """Whether the cache has a model's configuration and all its weights, so that the hub need not be asked."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(**wanted, local_files_only=True))
+        index = folder / "model.safetensors.index.json"
+        names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    except (OSError, ValueError, KeyError):
+        return False
+    return all((folder / name).is_file() for name in {"config.json", *names})
+
+
 @contextmanager
-def _telling(spec: ModelSpec, told: Told) -> Iterator[None]:
+def _alone(spec: ModelSpec) -> Iterator[None]:
+    """Inside the block no other process downloads this model to the same cache, where it can be locked."""
+    lock = _folder_of(spec, ".locks") / "tuneoff.lock"
+    with ExitStack() as held:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(lock, poll_interval=LOOK_SECONDS))
+        except (OSError, NotImplementedError) as error:
+            sys.stderr.write(f"{lock} cannot be locked, so that each rank may download {spec.path!r}: {error}\n")
+        yield
+
+
+@contextmanager
+def _telling(spec: ModelSpec, told: Told | None) -> Iterator[None]:
     """Inside the block the size of the files in the cache is told once a second, by a thread."""
+    if told is None:
+        yield
+        return
     ended = threading.Event()
 
     def tell() -> None:
@@ -95,14 +136,18 @@ def _is_wanted(name: str) -> bool:
 
 def _bytes_here(spec: ModelSpec) -> int:
     """Bytes of a repository in the cache, of files that are not complete as well."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=spec.path, repo_type="model") / "blobs"
     sizes = []
-    for path in folder.glob("*"):
+    for path in (_folder_of(spec) / "blobs").glob("*"):
         try:
             sizes.append(path.stat().st_size)
         except FileNotFoundError:
             continue  # it has just got its final name
     return sum(sizes)
+
+
+def _folder_of(spec: ModelSpec, within: str = "") -> Path:
+    """The folder of a repository in the cache, or within a folder of the cache."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / within / repo_folder_name(repo_id=spec.path, repo_type="model")

@@ -9,9 +9,9 @@ import functools
 import time
 from dataclasses import dataclass
 
-import psutil
 import torch
 
+from bench.measure.device_memory import host_memory
 from bench.measure.provenance import cpu_name
 
 GIB = 2**30
@@ -115,7 +115,7 @@ def measured_cpu(threads: int) -> Device:
         kind="cpu",
         flops_per_second={"fp32": flops, "bf16": flops, "fp16": flops},
         bytes_per_second=bandwidth,
-        memory_bytes=psutil.virtual_memory().total,
+        memory_bytes=host_memory(),
         source="measured here",
         efficiency=0.75,
         kernel_seconds=10e-6,

@@ -106,19 +106,22 @@ def _wall_seconds(trials: Iterable[PlannedTrial], devices: int) -> float:
 def calibrated(device: Device, records: Iterable[TrialResult]) -> tuple[Device, int]:
     """A device whose rates agree with what trials on it took, and the number of those trials.
 
-    Rates are divided by the median of measured over forecast step time.
+    Rates are divided by the median of measured over forecast step time. An entry of the table stands for devices of
+    several names (SXM, PCIe), whose rates differ: of those, the one with most trials counts, which its source says.
     """
-    ratios = []
+    ratios_of: dict[str, list[float]] = {}
     for record in records:
         forecast = getattr(record.outcome, "predicted", None)
         cost = getattr(record.outcome, "train", None)
         if forecast is None or cost is None or not forecast.step_seconds or not cost.step_seconds_p50:
             continue
         if forecast.device == device.name or known_gpu(forecast.device) == device:
-            ratios.append(cost.step_seconds_p50 / forecast.step_seconds)
-    if not ratios:
+            ratios_of.setdefault(forecast.device, []).append(cost.step_seconds_p50 / forecast.step_seconds)
+    if not ratios_of:
         return device, 0
-    ratio = statistics.median(ratios)
+    name = max(sorted(ratios_of), key=lambda name: len(ratios_of[name]))
+    ratio = statistics.median(ratios_of[name])
+    left_out = "".join(f", without {len(of)} on {other}" for other, of in ratios_of.items() if other != name)
     return (
         replace(
             device,
@@ -126,8 +129,9 @@ def calibrated(device: Device, records: Iterable[TrialResult]) -> tuple[Device, 
             kernel_seconds=device.kernel_seconds * ratio,
             step_seconds=device.step_seconds * ratio,
             bytes_per_second=device.bytes_per_second / ratio,
+            source=f"{device.source}; step times of {len(ratios_of[name])} trials on {name}{left_out}",
         ),
-        len(ratios),
+        len(ratios_of[name]),
     )
 
 

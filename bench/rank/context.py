@@ -123,20 +123,19 @@ def share_json(context: RankContext, key: str, value: JsonDict) -> list[JsonDict
     return [json.loads(context.store.get(f"{key}/{rank}")) for rank in range(context.ranks)]
 
 
-def wait_for(context: RankContext, key: str) -> None:
-    """Wait until a rank has set a key in the store, however long that takes. The launcher ends ranks of a dead one."""
-    while not context.store.check([key]):
+def wait_for(context: RankContext, *keys: str) -> None:
+    """Wait until ranks have set keys in the store, however long that takes.
+
+    The launcher ends ranks that wait for one that has failed or died.
+    """
+    while not context.store.check(list(keys)):
         time.sleep(WAIT_SECONDS)
 
 
-def once_for_machine(context: RankContext, what: str, act: Callable[[], None]) -> None:
-    """Do something on one rank of each machine, while its other ranks wait."""
-    done = f"{what}/{platform.node()}"
-    if context.local_rank:
-        wait_for(context, done)
-        return
-    act()
-    context.store.set(done, "")
+def wait_for_all(context: RankContext, where: str) -> None:
+    """Wait until all ranks have come here, for longer than a collective operation would."""
+    context.store.set(f"{where}/{context.rank}", "")
+    wait_for(context, *(f"{where}/{rank}" for rank in range(context.ranks)))
 
 
 def failure(error: Exception, phase: str | None, rank: int) -> Failed:

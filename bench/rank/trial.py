@@ -38,15 +38,16 @@ from bench.rank.context import (
     in_shards,
     join_process_group,
     member_context,
-    once_for_machine,
     select_device,
     share_json,
     tell_downloaded,
     tell_phase,
+    wait_for_all,
 )
 from bench.rank.data import TrialData, read_data
 from bench.rank.scoring import Scored, Scoring
 from bench.schema.record import (
+    DOWNLOAD,
     Completed,
     Forecast,
     Outcome,
@@ -92,9 +93,9 @@ def run_rank(spec: TrialSpec, context: RankContext, other_members: Sequence[Tria
             give_freed_memory_back()
         join_process_group(context, device)
         if is_on_hub(spec.scored_model):
-            with meter.phase("download"):
-                told = partial(tell_downloaded, contexts)
-                once_for_machine(context, "downloaded", partial(download, spec.scored_model, told))
+            with meter.phase(DOWNLOAD):
+                download(spec.scored_model, partial(tell_downloaded, contexts) if context.rank == 0 else None)
+                wait_for_all(context, "downloaded")
         trials = [
             _Trial(each, own, device, meter, not other_members)
             for each, own in zip([spec, *other_members], contexts, strict=True)
@@ -237,6 +238,9 @@ class _Trial:
                 decoded = data.splits[spec.scored_split].examples if spec.scored_split else []
                 choices = len(decoded[0].choices) if decoded else 0
                 forecast = self._forecast(data.tokens.architecture, data.pairs, len(decoded), choices)
+            names = sorted({cost.device for cost in ranks if cost.device is not None})
+            if forecast is not None and len(names) > 1:  # rates are known of each kind alone
+                forecast = forecast.without_seconds(" and ".join(names))
         return self._outcome(data, trained, scored, ranks, forecast, counts, adapter_bytes)
 
     def _outcome(
@@ -336,7 +340,7 @@ class _Trial:
         return scored, counts or fresh_counts
 
     def _gathered_costs(self) -> list[RankCost]:
-        cost = self.meter.rank_cost(self.context.rank)
+        cost = self.meter.rank_cost(self.context.rank, device_name(self.device))
         shares = share_json(self.context, "costs", cost.model_dump(mode="json"))
         return [RankCost.model_validate(share) for share in shares]
 

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence, Set
 
 from bench.report.columns import metric_columns
-from bench.report.configurations import Configuration, Costs, configurations
+from bench.report.configurations import Configuration, Costs, by_table, configurations, costs_left_out
+from bench.report.one_kind import kind_name
 from bench.report.rows import not_finite
 from bench.schema.record import Completed, Probed, Provenance, TrialResult
 from bench.statistics.outliers import outlying_seeds
@@ -29,7 +30,7 @@ def caveats(results: Sequence[TrialResult], costs: Costs | None = None) -> list[
     if not done:
         return []
     groups = configurations(results, costs)
-    checks = (_mixed, _unsaid, _machine, _alone, _seeds, _outliers, _data, _scores, _training)
+    checks = (_mixed, _devices, _unsaid, _machine, _alone, _seeds, _outliers, _data, _scores, _training)
     return [text for check in checks for text in check(done, groups)]
 
 
@@ -62,6 +63,16 @@ def _mixed(done: Finished, _: Sequence[Configuration]) -> Iterator[str]:
         yield "Some rows were made with sources that were not committed."
 
 
+def _devices(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
+    """Costs that are left out because of their kind of device, and trials whose ranks had several kinds."""
+    tables = ([groups[place] for place in places] for places in by_table(groups).values())
+    yield from dict.fromkeys(sentence for rows in tables for sentence in costs_left_out(rows))
+    spread = [result.devices for result, _ in done if len(result.devices) > 1]
+    if spread:
+        kinds = "; ".join(sorted({kind_name(devices) for devices in spread}))
+        yield f"The ranks of {_trials(len(spread))} had devices of different kinds ({kinds}): all wait for the slowest."
+
+
 def _unsaid(_: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
     """Settings in which rows of a method differ and which their labels do not name."""
     keys_of_methods = {
@@ -79,7 +90,6 @@ def _of_machines(made: Sequence[Provenance]) -> list[tuple[str, Set[Hashable]]]:
     """Facts of provenance that make times and memory incomparable if they differ, with their values."""
     return [
         ("sources of Tuneoff", {provenance.code_sha256 for provenance in made}),
-        ("devices", {provenance.device for provenance in made}),
         ("package versions", {json.dumps(provenance.package_versions, sort_keys=True) for provenance in made}),
         ("numbers of threads", {provenance.threads_per_rank for provenance in made}),
     ]
@@ -92,6 +102,8 @@ def _alone(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
         return
     made = [result.provenance for result in trials if result.provenance is not None]
     of_rows = [result.provenance for result, _ in done if result.provenance is not None]
+    if (alone_on := {r.devices for r in trials}) - {r.devices for r, _ in done} and len(alone_on) == 1:
+        yield "Trials of the stage cost were made with other devices than the rows whose costs they show."
     for (what, values), (_, of_others) in zip(_of_machines(made), _of_machines(of_rows), strict=True):
         if len(values) > 1:
             yield f"Trials of the stage cost were made with different {what}: do not compare their costs."

@@ -215,7 +215,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("ranks", read=lambda r: r.spec.resources.ranks, group=Group.SETTING),
     Column("zero_stage", read=lambda r: r.spec.resources.zero_stage, group=Group.SETTING),
     Column("precision", read=lambda r: r.spec.resources.precision, group=Group.SETTING, is_text=True),
-    Column("device", read=origin_reader("device"), is_text=True),
+    Column("device", read=lambda r: " and ".join(r.devices) or None, is_text=True),
     Column("launcher", read=lambda r: r.launcher, is_text=True),
     Column("message", read=failed_reader(lambda outcome: outcome.message), group=Group.OUTCOME, is_text=True),
     Column("phase", read=failed_reader(lambda outcome: outcome.phase), group=Group.OUTCOME, is_text=True),

@@ -13,7 +13,7 @@ from typing import Literal
 from bench.metrics.scoring import did_you_mean
 from bench.report.column import Column, Shown
 from bench.report.columns import columns_of, metric_columns
-from bench.report.configurations import Configuration
+from bench.report.configurations import Configuration, costs_left_out, costs_of_one_kind
 from bench.report.counterparts import Side, differences
 from bench.report.published import Quoted, fits, is_same_model
 from bench.schema.record import TrialResult
@@ -81,7 +81,8 @@ def compare(first: Side, second: Side, metric: str | None = None) -> Compared:
         StatisticsError: They were not, or scores cannot be computed again.
         ValueError: There is no such score.
     """
-    columns = _metric_first([*first.configuration.results, *second.configuration.results], metric)
+    sides = (first.configuration, second.configuration)
+    columns = _metric_first([result for side in sides for result in side.results], metric)
     paired = PairedSystems(
         (
             load_system(second.root, second.name, second.configuration.results),
@@ -97,8 +98,8 @@ def compare(first: Side, second: Side, metric: str | None = None) -> Compared:
         second.name,
         tuple(line for line in scores if line is not None),
         tuple(line for line in of_tags if line is not None),
-        tuple(cost_lines(first.configuration, second.configuration)),
-        tuple(differences(first, second)),
+        tuple(cost_lines(*costs_of_one_kind(sides))),
+        (*differences(first, second), *costs_left_out(sides)),
     )
 
 

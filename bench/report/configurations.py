@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from bench.report.column import Column, Shown
 from bench.report.columns import column_or_score, columns_of, metric_columns, present
+from bench.report.one_kind import Devices, chosen_kind, kind_name, kinds_text
 from bench.report.row_labels import row_labels
 from bench.schema.record import Completed, Failed, TrialResult
 from bench.schema.same_answer import answer_key, cost_class, untrained
@@ -33,6 +34,8 @@ class Configuration:
     intervals: Mapping[str, Estimate] = field(default_factory=dict)  # over seeds and sources, by score
     label: str = ""  # distinguishes it from the other rows of its method in the same table
     unsaid: tuple[str, ...] = ()  # keys of the sweep file in which these rows differ and that no label names
+    costs_on: Devices | None = None  # whose final trials costs are taken from, where the table has several kinds
+    alone_on: Devices | None = None  # likewise of the stage cost
 
     @property
     def name(self) -> str:
@@ -52,6 +55,11 @@ class Configuration:
     def counted_results(self) -> list[tuple[TrialResult, Completed]]:
         """Completed trials that means are over."""
         return [pair for pair in self.completed if self._counts(pair[0].spec.seed)]
+
+    @cached_property
+    def with_costs(self) -> list[tuple[TrialResult, Completed]]:
+        """Completed trials whose costs count here: their own, on the kind of device that the table's costs are of."""
+        return [pair for pair in self.completed if pair[0].has_own_costs and self.costs_on in (None, pair[0].devices)]
 
     @cached_property
     def trains(self) -> bool:
@@ -83,9 +91,12 @@ class Configuration:
         """Counted seed to value of a column; repetition to value if the stage cost has measured it."""
         column = column_or_score(name)
         if self.was_measured_alone(name):
-            measured = [(result.spec.repetition, column.number(result)) for result in self.costs]
+            numbered, kind = [(result.spec.repetition, result) for result in self.costs], self.alone_on
         else:
-            measured = [(result.spec.seed, column.number(result)) for result, _ in self.counted_results]
+            numbered, kind = [(result.spec.seed, result) for result, _ in self.counted_results], self.costs_on
+        if column.is_cost and kind is not None:
+            numbered = [pair for pair in numbered if pair[1].devices == kind]
+        measured = ((number, column.number(result)) for number, result in numbered)
         return {number: value for number, value in measured if value is not None}
 
     def was_measured_alone(self, name: str) -> bool:
@@ -207,7 +218,7 @@ def _once(members: Sequence[TrialResult]) -> list[TrialResult]:
     return list(by_seed.values())
 
 
-def _by_table(made: Sequence[Configuration]) -> dict[tuple[str, str], list[int]]:
+def by_table(made: Sequence[Configuration]) -> dict[tuple[str, str], list[int]]:
     """Model and task, to the positions of their configurations."""
     tables: dict[tuple[str, str], list[int]] = {}
     for place, configuration in enumerate(made):
@@ -220,8 +231,8 @@ def comparisons(results: Sequence[TrialResult], costs: Costs | None = None) -> t
     """The configurations of each model and task, best first by the first metric that the records name."""
     made = configurations(results, costs)
     return tuple(
-        Comparison(model, task, _best_first(over_common_seeds([made[place] for place in places])))
-        for (model, task), places in sorted(_by_table(made).items())
+        Comparison(model, task, _best_first(costs_of_one_kind(over_common_seeds([made[place] for place in places]))))
+        for (model, task), places in sorted(by_table(made).items())
     )
 
 
@@ -251,6 +262,41 @@ def over_common_seeds(members: Sequence[Configuration]) -> list[Configuration]:
         replace(configuration, counted_seeds=frozenset(common)) if configuration.trains else configuration
         for configuration in members
     ]
+
+
+def costs_of_one_kind(members: Sequence[Configuration]) -> list[Configuration]:
+    """The configurations with costs of trials on one kind of device, where they ran on several.
+
+    A row without a trial there has no costs; see :func:`costs_left_out`.
+    """
+    final, alone = chosen_kind([_own_costs(row) for row in members]), chosen_kind([row.costs for row in members])
+    if final is None and alone is None:
+        return list(members)
+    return [replace(configuration, costs_on=final, alone_on=alone) for configuration in members]
+
+
+def costs_left_out(members: Sequence[Configuration]) -> list[str]:
+    """Sentences that say which costs a table leaves out, because they are of another kind of device."""
+    sentences = []
+    kept = costs_of_one_kind(members)
+    for of_rows, kind, what in (
+        ([_own_costs(row) for row in kept], kept[0].costs_on if kept else None, "Rows"),
+        ([list(row.costs) for row in kept], kept[0].alone_on if kept else None, "Trials of the stage cost"),
+    ):
+        if kind is None:
+            continue
+        named = zip(kept, of_rows, strict=True)
+        absent = [row.name for row, own in named if own and not any(result.devices == kind for result in own)]
+        without = f", and {', '.join(absent)} has none there" if absent else ""
+        sentences.append(
+            f"{what} were made with different devices ({kinds_text(r for own in of_rows for r in own)}): costs are "
+            f"those of trials on {kind_name(kind)} alone{without}. resources.accelerator names one type of GPU."
+        )
+    return sentences
+
+
+def _own_costs(configuration: Configuration) -> list[TrialResult]:
+    return [result for result, _ in configuration.completed if result.has_own_costs]
 
 
 def with_tests(comparison: Comparison, tests: Significance | str | None) -> Comparison:

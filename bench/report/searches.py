@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from bench.report.column import ABSENT
+from bench.report.one_kind import kind_name
 from bench.schema.search_space import Choices, Range, SearchSpace
 from bench.schema.trial import JsonDict
 from bench.tuning.summary import Tuning
@@ -54,6 +55,12 @@ def tuning_caveats(tunings: Sequence[Tuning]) -> list[str]:
     if len(set(settings.values())) > 1:
         lines.append(
             f"Searches vary different numbers of settings ({_each(settings)}): the same budget is thinner over more."
+        )
+    kinds = {kind_name(one.devices) for tuning in tunings for one in tuning.trained_trials if one.devices}
+    if len(kinds) > 1:
+        lines.append(
+            f"Trials of searches ran on different devices ({'; '.join(sorted(kinds))}): equal device-seconds are no "
+            "equal budgets. resources.accelerator names one type of GPU."
         )
     return lines
 

@@ -157,7 +157,8 @@ def _parts(outcome: Completed | Probed, pool: _Pool) -> JsonDict:
 
 def _rank(cost: RankCost, pool: _Pool) -> RankCost:
     phases = {pool.value(name): pool.slim(phase, {}) for name, phase in cost.phases.items()}
-    return pool.slim(cost, {"phases": phases, "memory_method": pool.value(cost.memory_method)})
+    same = {name: pool.value(getattr(cost, name)) for name in ("memory_method", "device")}
+    return pool.slim(cost, {"phases": phases, **same})
 
 
 def _provenance(provenance: Provenance, pool: _Pool) -> Provenance:

@@ -83,6 +83,10 @@ class ParameterCounts(Spec):
         return f"{text}; leaves {', '.join(left)}" if left else text
 
 
+# The phase in which a rank waits for the files of the base model: no cost of a method.
+DOWNLOAD = "download"
+
+
 class PhaseCost(Spec):
     """Time and memory of one phase on one rank."""
 
@@ -100,6 +104,7 @@ class RankCost(Spec):
     phases: dict[str, PhaseCost]
     baseline_memory_bytes: int = Field(description="after imports, before the model is loaded")
     memory_method: str = Field(description="where the bytes were read, e.g. cuda_allocated or vm_hwm")
+    device: str | None = Field(None, description="name of its device; None before 2026-11-30")
 
 
 class TrainCost(Spec):
@@ -214,6 +219,11 @@ class Forecast(Spec):
     def peak_memory_bytes(self) -> int:
         """Bytes at the peak of training."""
         return sum(self.memory_bytes.values())
+
+    def without_seconds(self, device: str) -> Forecast:
+        """The same for devices of these names, whose rates are not known."""
+        unknown = dict.fromkeys(("step_seconds", "train_seconds", "total_seconds"))
+        return self.model_copy(update={"device": device, **unknown})
 
     @property
     def phases(self) -> dict[str, int]:
@@ -409,6 +419,16 @@ class TrialResult(Spec):
         return train is not None and bool(train.continued_after_steps)
 
     @property
+    def devices(self) -> tuple[str, ...]:
+        """Names of the devices of its ranks, each once; none where it is not known.
+
+        Rates of trials on different ones are not comparable, and a trial on several is as fast as the slowest.
+        """
+        ranks = () if isinstance(self.outcome, Failed) else self.outcome.ranks
+        named = tuple(sorted({cost.device for cost in ranks if cost.device is not None}))
+        return named or (() if self.provenance is None else (self.provenance.device,))
+
+    @property
     def has_own_costs(self) -> bool:
         """Whether its time and memory are its own: it was neither fused nor continued from a checkpoint."""
         return self.fused is None and not self.continued
@@ -417,15 +437,26 @@ class TrialResult(Spec):
     def device_seconds(self) -> float:
         """Seconds that its ranks worked, added up: the currency of a budget for tuning.
 
-        The start of processes is left out, which depends on what ran before. Of what a trial shared with others it has
-        used its part. Of a failed trial, whose ranks left no account of their phases, wall time times ranks.
+        The start of processes and the download of the base model are left out, which depend on what ran before. Of what
+        a trial shared with others it has used its part. Of a failed trial, whose ranks left no account of their phases,
+        wall time times ranks.
         """
         if isinstance(self.outcome, Failed):
             return self.total_seconds * self.spec.resources.ranks
-        seconds = sum(phase.seconds for cost in self.outcome.ranks for phase in cost.phases.values())
+        phases = [item for cost in self.outcome.ranks for item in cost.phases.items()]
+        seconds = sum(phase.seconds for name, phase in phases if name != DOWNLOAD)
         if self.fused is None:
             return seconds
-        return seconds - self.fused.shared_seconds * (1 - 1 / (1 + len(self.fused.trials)))
+        shared = self.fused.shared_seconds - self.download_seconds
+        return seconds - shared * (1 - 1 / (1 + len(self.fused.trials)))
+
+    @property
+    def download_seconds(self) -> float:
+        """Seconds that its ranks waited for the files of the base model, which the next trial finds there."""
+        if isinstance(self.outcome, Failed):
+            return 0.0
+        phases = [cost.phases[DOWNLOAD] for cost in self.outcome.ranks if DOWNLOAD in cost.phases]
+        return max((phase.seconds for phase in phases), default=0.0)
 
 
 def hub_commits(trial: TrialSpec) -> tuple[tuple[str, str, str], ...]:

@@ -34,6 +34,7 @@ class Tried:
     value: float | None  # of the metric that settings are chosen by; None: failed
     reason: str | None  # why it failed
     device_seconds: float
+    devices: tuple[str, ...] = ()  # of its ranks, each once
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,7 @@ def _tuning(rows: SearchRows, records: Mapping[str, TrialResult]) -> Tuning:
                     value=-loss if higher_is_better and loss is not None else loss,
                     reason=outcome.reason if isinstance(outcome, Failed) else None,
                     device_seconds=record.device_seconds,
+                    devices=record.devices,
                 )
             )
     return Tuning(search, higher_is_better, tuple(tried))

@@ -38,6 +38,7 @@ class Ray:
     def __init__(self, nodes: list[dict[str, Any]], **answers: Any) -> None:
         healthy = {
             "name": "host-two",
+            "processor": "Testium",
             "code": sources_sha256(),
             "look": [FINE],
             "now": time.time,
@@ -93,6 +94,18 @@ def test_a_healthy_node() -> None:
     assert findings["nodes"].found == "1 with 4 CPU cores and 0 GPUs; 1 more were lost since it started"
     assert findings["Python"].node == "host-two (10.0.0.2)"
     assert ray.killed == 3, "the visitor and two ranks are gone"
+
+
+def test_nodes_with_devices_of_two_kinds_are_told_apart() -> None:
+    old = {**NODE, "Resources": {"CPU": 4.0, "GPU": 1.0, "accelerator_type:A100": 1.0}}
+    new = {**old, "NodeManagerAddress": "10.0.0.3", "Labels": {"ray.io/accelerator-type": "H100"}}
+    found = look(Ray([old, new, NODE], all_reduce=6.0))["kinds of devices"]
+    assert found.status == "warning"
+    assert found.found == "A100 on host-two (10.0.0.2); H100 on host-two (10.0.0.3)", "trials run on those with GPUs"
+    assert "resources.accelerator" in str(found.remedy)
+    cores = [("a", 0, "Testium"), ("b", 0, "Testium"), ("c", 0, "Another")]
+    assert cluster.kinds_finding(cores[:2]).found == "Testium on a, b"
+    assert cluster.kinds_finding(cores).status == "warning"
 
 
 def test_a_node_where_no_process_starts() -> None:

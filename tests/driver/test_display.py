@@ -249,3 +249,32 @@ def screen(output: str) -> list[str]:
             lines[row] = line[:column] + character + line[column + 1 :]
             column += 1
     return [line.rstrip() for line in lines if line.strip()]
+
+
+def test_a_download_is_no_cost_of_the_trial_that_made_it_and_is_shown() -> None:
+    plain = record(trial("lora"), completed())
+    (cost,) = plain.outcome.ranks
+    some = next(iter(cost.phases.values()))
+    phases = {"download": some.model_copy(update={"seconds": 500.0}), **cost.phases}
+    outcome = plain.outcome.model_copy(update={"ranks": [cost.model_copy(update={"phases": phases})]})
+    downloaded = plain.model_copy(update={"outcome": outcome, "total_seconds": plain.total_seconds + 500.0})
+    assert downloaded.device_seconds == plain.device_seconds
+    one, other = pace(), pace()
+    one.learn(plain)
+    other.learn(downloaded)
+    assert one.seconds(plain.spec) == pytest.approx(other.seconds(plain.spec))
+
+
+def test_a_download_is_shown_with_its_size(tmp_path: Path) -> None:
+    spec, text = trial("lora"), io.StringIO()
+    board = StatusBoard(tmp_path, "demo")
+    board.begin_round([], [spec])
+    board.started(new_attempt(spec, "demo", "fake", []))
+    display = Display(Console(file=text, width=200, color_system=None), board)
+    for data in ({"phase": "download"}, {"downloaded_bytes": 1_500_000_000, "download_bytes": 6_000_000_000}):
+        progress = Progress(spec.trial_id, 0, data)
+        board.progressed(progress)
+        display.progressed(progress)
+    assert "1.5/6.0 GB downloaded" in text.getvalue()
+    display.console.print(status_view(board.now(), None))
+    assert "download  1.5/6.0 GB" in text.getvalue()

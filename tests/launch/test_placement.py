@@ -86,6 +86,38 @@ def test_ranks_stay_on_one_node_if_one_has_room_else_on_as_few_as_possible_in_or
     assert cluster.release("other") == ["single", "three"]
 
 
+def test_no_trial_is_spread_over_two_kinds_of_devices_that_fits_on_one() -> None:
+    old, new = (
+        [Machine(8, 2, f"old-{n}", "A100") for n in range(2)],
+        [Machine(8, 2, f"new-{n}", "H100") for n in range(2)],
+    )
+    cluster = Cluster([old[0], new[0], old[1], new[1]])
+    need = cluster.need(trial(ranks=3, cpus_per_rank=1))
+    assert (cluster.at_once(need), cluster.room(need)) == (2, 2)
+
+    def kinds(name: str) -> list[str] | None:
+        seats = cluster.seat(name, need)
+        return None if seats is None else sorted({seat.node_id.partition("-")[0] for seat in seats})
+
+    first, second = kinds("a"), kinds("b")
+    assert sorted([first, second]) == [["new"], ["old"]]
+    assert (kinds("c"), cluster.room(need)) == (None, 0), "two GPUs are free, one of each kind: it waits"
+    single = cluster.need(trial(cpus_per_rank=1))
+    assert cluster.room(single) == 2
+    cluster.release("a")
+    assert kinds("c") == first
+    cluster.release("b")
+    cluster.release("c")
+    need = cluster.need(trial(ranks=6, cpus_per_rank=1))
+    assert (cluster.at_once(need), cluster.missing(trial(ranks=6, cpus_per_rank=1))) == (1, None)
+    assert kinds("large") == ["new", "old"], "no kind could ever hold it"
+
+
+def test_cores_are_of_one_kind_too_where_hosts_tell_it() -> None:
+    cluster = Cluster([Machine(1, 0, f"n{n}", processor=name) for n, name in enumerate(["x", "y", "x"])])
+    assert cluster.seat("a", cluster.need(trial(ranks=2, cpus_per_rank=1))) == [Seat("n0"), Seat("n2")]
+
+
 def test_a_trial_that_wants_whole_nodes_shares_them_with_nobody() -> None:
     cluster = Cluster(nodes(1, cpus=4))
     alone = cluster.need(trial(cpus_per_rank=1, exclusive="node"))

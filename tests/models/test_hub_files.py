@@ -1,11 +1,14 @@
-"""A model of the hub is downloaded once for all ranks of a machine, before they load it."""
+"""A model of the hub is downloaded once for all ranks that share a cache, before they load it."""
 
 from __future__ import annotations
 
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from hub_stand_in import point_at, stand_in
@@ -13,7 +16,7 @@ from hub_stand_in import point_at, stand_in
 from bench.models import hub_files
 from bench.models.base import load_config
 from bench.models.hub_files import download, is_on_hub
-from bench.rank.context import RankContext, once_for_machine
+from bench.rank.context import RankContext, wait_for_all
 from bench.schema.trial import ModelSpec
 
 COMMIT = "a" * 39 + "1"
@@ -40,9 +43,12 @@ def test_what_a_model_is_loaded_from_is_downloaded_once(
         total = sum(path.stat().st_size for path in wanted)
         assert (hub_files._bytes_here(spec), hub_files._bytes_of(spec)) == (total, total)
         hub.requested_paths.clear()
-        download(spec, lambda here, of_all: None)
+        download(spec)
+        assert hub.requested_paths == [], "all of it is here"
         assert load_config(spec).model_type == "gpt2"
-        assert not any(path.endswith(".safetensors") for path in hub.requested_paths), "all of it is here"
+        (snapshot / "model.safetensors").unlink()
+        download(spec)
+        assert (snapshot / "model.safetensors").is_file()
         download(ModelSpec(path="org/none"), lambda here, of_all: None)
     assert "the files of 'org/none' are not downloaded before they are loaded" in capsys.readouterr().err
 
@@ -63,21 +69,67 @@ def test_progress_is_told_while_a_download_runs(monkeypatch: pytest.MonkeyPatch)
     assert set(told) == {(4, 10)}
 
 
-def test_other_ranks_of_a_machine_wait_for_the_first(tmp_path: Path) -> None:
-    store, order = torch.distributed.HashStore(), []
-    begun = threading.Event()
+def test_of_ranks_that_share_a_cache_one_downloads_and_after_its_failure_the_next(
+    tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hub_files, "LOOK_SECONDS", 0.01)
+    whole, began, others_wait = huggingface_hub.snapshot_download, threading.Semaphore(0), threading.Event()
+    attempts: list[str] = []
 
-    def act(rank: int) -> None:
-        order.append(f"rank {rank} acts")
+    def first_fails(*args: Any, **options: Any) -> str:
+        if options.get("local_files_only"):
+            began.release()
+            return whole(*args, **options)
+        attempts.append(threading.current_thread().name)
+        assert others_wait.wait(30)
+        if len(attempts) == 1:
+            raise RuntimeError("the line is cut")
+        return whole(*args, **options)
 
-    def second() -> None:
-        begun.set()
-        once_for_machine(RankContext(1, 2, 1, store, tmp_path, "", 1), "done", lambda: act(1))
-        order.append("rank 1 goes on")
+    spec = ModelSpec(path="org/tiny", commit=COMMIT)
+    with stand_in() as hub, ThreadPoolExecutor(4) as ranks:
+        point_at(hub, tmp_path / "hub", monkeypatch)
+        hub.push("org/tiny", tiny_models["gpt2"], COMMIT)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", first_fails)
+        done = [ranks.submit(download, spec) for _ in range(4)]
+        for _ in range(5):  # all have looked, and the first once more inside the lock
+            assert began.acquire(timeout=30)
+        others_wait.set()
+        for each in done:
+            each.result(30)
+    assert len(attempts) == 2, "one fails, one downloads, and two find it there"
+    assert "the line is cut" in capsys.readouterr().err
 
-    waiting = threading.Thread(target=second)
-    waiting.start()
-    assert begun.wait(30)
-    once_for_machine(RankContext(0, 2, 0, store, tmp_path, "", 1), "done", lambda: act(0))
-    waiting.join(30)
-    assert order == ["rank 0 acts", "rank 1 goes on"]
+
+def test_without_locks_every_rank_downloads(
+    tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / ".locks").write_text("a file where locks would be")
+    with stand_in() as hub:
+        point_at(hub, tmp_path / "hub", monkeypatch)
+        hub.push("org/tiny", tiny_models["gpt2"], COMMIT)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda **wanted: str(tmp_path))
+        download(ModelSpec(path="org/tiny", commit=COMMIT))
+    assert "cannot be locked, so that each rank may download 'org/tiny'" in capsys.readouterr().err
+
+
+def test_an_index_names_the_files_that_have_to_be_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda **wanted: str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}'
+    )
+    (tmp_path / "one.safetensors").touch()
+    assert not hub_files._are_here({})
+    (tmp_path / "two.safetensors").touch()
+    assert hub_files._are_here({})
+
+
+def test_ranks_go_on_together(tmp_path: Path) -> None:
+    store: Any = torch.distributed.HashStore()
+    with ThreadPoolExecutor(1) as other:
+        waits = other.submit(wait_for_all, RankContext(1, 2, 0, store, tmp_path, "", 1), "here")
+        assert not waits.done()
+        wait_for_all(RankContext(0, 2, 0, store, tmp_path, "", 1), "here")
+        waits.result(30)

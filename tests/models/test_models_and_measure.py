@@ -78,7 +78,7 @@ def test_time_and_memory_belong_to_the_inner_phase() -> None:
             del block
             time.sleep(0.2)
         time.sleep(0.05)
-    cost = meter.rank_cost(0)
+    cost = meter.rank_cost(0, "Testium 9000")
     train, validate = cost.phases["train"], cost.phases["validate"]
     assert 0.1 <= train.seconds < 0.2 <= validate.seconds
     if cost.memory_method == "vm_hwm":

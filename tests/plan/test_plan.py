@@ -491,6 +491,13 @@ def test_measured_steps_set_the_rates(trial: Callable[..., TrialSpec]) -> None:
     again = forecast_of(spec, planned_work(spec), device, device.name)
     assert again.step_seconds == pytest.approx(3 * expected.step_seconds)
     assert calibrated(DEVICES["l4"], [slow])[1] == 0, "another device says nothing"
+    with_bus = expected.model_copy(update={"device": "NVIDIA H100 PCIe", "step_seconds": 1e-6})
+    other = record(spec, slow.outcome.model_copy(update={"predicted": with_bus}))
+    mixed, count = calibrated(H100, [slow, other, slow])
+    assert (mixed.efficiency, count) == (device.efficiency, 2), "rates of the other kind are not mixed in"
+    assert mixed.source.endswith("step times of 2 trials on NVIDIA H100 80GB HBM3, without 1 on NVIDIA H100 PCIe")
+    spread = record(spec, slow.outcome.model_copy(update={"predicted": expected.without_seconds("H100 and L4")}))
+    assert calibrated(H100, [spread])[1] == 0
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ A rank's own memory is what it does not share with another process (``Private_Cl
 ``/proc/self/smaps_rollup``), sampled twice a second in all phases, above what it has after its imports. The limits are
 those of the table: a share of the model, the activations and logits that ``tuneoff plan`` names, and 350 MB. What is
 planned is the largest phase of the plan, which aims at 15 % of what is measured. A case that needs more memory than is
-free is left for another time.
+free is left for another time. ``--plan`` plans the cases of the table anew, and measures nothing.
 """
 
 from __future__ import annotations
@@ -86,12 +86,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--most", type=int, default=len(CASES), help="how many cases to measure this time")
+    parser.add_argument("--plan", action="store_true", help="plan what was measured anew")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     results = arguments.out / "memory.json"
     rows: list[dict[str, Any]] = json.loads(results.read_text()) if results.is_file() else []
     left = [case for case in CASES if not any(asdict(case).items() <= row.items() for row in rows)]
+
+    def keep() -> None:
+        results.write_text(json.dumps(rows, indent=1) + "\n")
+        (arguments.out / "memory.md").write_text(table(rows))
+
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.plan:
+            for row in rows:
+                row.update(planned_anew(row, Path(folder) / row["size"]))
+            keep()
+            return
         for case in left[: arguments.most]:
             if (needed := needed_mb(case)) > (free := psutil.virtual_memory().available / MB):
                 sys.stdout.write(f"{case}: needs {needed:,.0f} MB, and {free:,.0f} are free; left out\n")
@@ -99,8 +110,7 @@ def main() -> None:
             rows.append({**asdict(case), **measured(case, SIZES[case.size], Path(folder) / case.size)})
             sys.stdout.write(line(rows[-1]) + "\n")
             sys.stdout.flush()
-            results.write_text(json.dumps(rows, indent=1) + "\n")
-            (arguments.out / "memory.md").write_text(table(rows))
+            keep()
 
 
 def measured(case: Case, size: Size, folder: Path) -> dict[str, Any]:
@@ -114,13 +124,9 @@ def measured(case: Case, size: Size, folder: Path) -> dict[str, Any]:
         port = probe.getsockname()[1]
     mp.spawn(rank_main, (case, str(folder), port, str(out)), nprocs=case.ranks)
     ranks = [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(case.ranks)]
-    parts = ranks[0]["predicted"]["memory_bytes"] if ranks[0]["predicted"] else {}
     return {
         "model_mb": ranks[0]["model_bytes"] / MB,
-        "activations_mb": sum(parts.get(name, 0) for name in ("activations", "logits")) / MB,
-        "planned_mb": {
-            name: each / MB for name, each in (ranks[0]["predicted"] or {}).get("phase_memory_bytes", {}).items()
-        },
+        **in_plan(ranks[0]["predicted"] or {}),
         "baseline_mb": max(rank["baseline"] for rank in ranks) / MB,
         "peaks_mb": {
             phase: max(rank["peaks"].get(phase, 0) - rank["baseline"] for rank in ranks) / MB
@@ -130,6 +136,28 @@ def measured(case: Case, size: Size, folder: Path) -> dict[str, Any]:
         "stored_dev_loss": ranks[0]["stored_dev_loss"],
         "seconds": time.perf_counter() - started,
     }
+
+
+def in_plan(forecast: dict[str, Any]) -> dict[str, Any]:
+    """What a forecast says of memory, in MB."""
+    parts, phases = forecast.get("memory_bytes", {}), forecast.get("phase_memory_bytes", {})
+    return {
+        "activations_mb": sum(parts.get(name, 0) for name in ("activations", "logits")) / MB,
+        "planned_mb": {name: size / MB for name, size in phases.items()},
+    }
+
+
+def planned_anew(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The plan of a case that was measured before."""
+    from bench.plan.cost_model import forecast_of
+    from bench.plan.devices import measured_cpu
+    from bench.plan.plan import planned_work
+
+    case = Case(**{name: row[name] for name in Case.__dataclass_fields__})
+    if not folder.exists():
+        make_surroundings(folder, SIZES[case.size], with_weights=False)
+    trial, device = trial_of(case, folder), measured_cpu(1)
+    return in_plan(forecast_of(trial, planned_work(trial), device, device.name).model_dump())
 
 
 def needed_mb(case: Case) -> float:
@@ -142,8 +170,8 @@ def needed_mb(case: Case) -> float:
     return model + states * model * whole + case.ranks * ROOM_OF_PROCESS_MB
 
 
-def make_surroundings(folder: Path, size: Size) -> None:
-    """A model folder and the files of a task."""
+def make_surroundings(folder: Path, size: Size, with_weights: bool = True) -> None:
+    """A model folder, whose file of weights may be empty, and the files of a task."""
     from conftest import CITIES, NAMES, save_tokenizer, write_task
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -164,7 +192,11 @@ def make_surroundings(folder: Path, size: Size) -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(folder / "model", max_shard_size="400MB")
+    if with_weights:
+        LlamaForCausalLM(config).save_pretrained(folder / "model", max_shard_size="400MB")
+    else:
+        config.save_pretrained(folder / "model")
+        (folder / "model" / "model.safetensors").touch()
 
 
 def rank_main(rank: int, case: Case, folder: str, port: int, out: str) -> None:

@@ -113,9 +113,12 @@ def _handler(hub: StandIn) -> type[BaseHTTPRequestHandler]:
 def point_at(hub: StandIn, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make this process, and those that it starts, ask this hub, with an empty cache."""
     from huggingface_hub import constants, hf_api
+    from transformers.utils import hub as of_transformers
 
     # Functions of the package belong to one object, which has the endpoint of the time when it was imported.
     monkeypatch.setattr(hf_api.api, "endpoint", hub.url)
+    # transformers makes such an object when it first needs one, and keeps it.
+    monkeypatch.setattr(of_transformers, "_hf_api", None)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")

@@ -12,7 +12,7 @@ from bench.report.figures.picture import Picture, finished_picture
 from bench.report.figures.style import PARTS, drawing
 from bench.report.figures.words import drawable_text
 from bench.report.planned import with_different_costs
-from bench.schema.record import Completed
+from bench.schema.record import DOWNLOAD, Completed
 
 MOST_BARS = 24
 LONGEST_BAR = 44
@@ -60,7 +60,10 @@ def time_bars(configurations: Sequence[Configuration], name: str) -> Picture | N
         for configuration in with_different_costs(configurations)
         if (parts := _mean_parts(configuration, _seconds))
     ]
-    caption = "Seconds of each phase on the slowest rank, mean over seeds; start-up of processes is not in it."
+    caption = (
+        "Seconds of each phase on the slowest rank, mean over seeds; start-up of processes and the download of the "
+        "base model are not in it."
+    )
     return _stacked(bars, name, "Time by phase", "seconds", caption)
 
 
@@ -86,6 +89,7 @@ def _planned(outcome: Completed) -> Parts:
 
 def _seconds(outcome: Completed) -> Parts:
     phases = dict.fromkeys([*TIMED_PHASES, *(phase for cost in outcome.ranks for phase in cost.phases)])
+    phases.pop(DOWNLOAD, None)
     found = {
         phase: max((cost.phases[phase].seconds for cost in outcome.ranks if phase in cost.phases), default=0.0)
         for phase in phases
@@ -94,9 +98,7 @@ def _seconds(outcome: Completed) -> Parts:
 
 
 def _mean_parts(configuration: Configuration, parts_of: Callable[[Completed], Parts]) -> Parts:
-    found = [
-        parts for result, outcome in configuration.completed if result.has_own_costs and (parts := parts_of(outcome))
-    ]
+    found = [parts for _, outcome in configuration.with_costs if (parts := parts_of(outcome))]
     labels = dict.fromkeys(label for parts in found for label in parts)
     return {label: sum(parts.get(label, 0.0) for parts in found) / len(found) for label in labels}
 
