@@ -9,18 +9,19 @@ COMPILE := $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 DEVICE ?= auto
 E2E ?= $(wildcard ../shared/data/e2e)
 
-.PHONY: measure exhibits quickstart test test-all test-lowest test-newest test-html chaos exits multihost overhead race false-calls mutants profile docs lint format
+.PHONY: measure exhibits quickstart test test-all test-lowest test-newest test-html chaos exits multihost overhead race false-calls mutants profile docs lint style format
 
 quickstart: $(INSTALLED)
 	@echo 'Trains a model of 135M weights in three ways, one after the other: two to four minutes on two cores.'
 	$(BIN)/tuneoff run configs/quickstart.yaml
 
-# Three workers on two cores: tests that wait for processes to start, or to end, leave room for others.
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
-
-test-all: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal -m 'not browser'
+# Three workers on two cores: tests that wait for processes to start, or to end, leave room for others. mypy runs beside
+# them, and what it says is printed after them.
+test-all: FURTHER = -m 'not browser'
+test test-all: style
+	$(BIN)/mypy > .venv/mypy.txt & \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal $(FURTHER); tests=$$?; \
+	wait $$!; types=$$?; cat .venv/mypy.txt; exit $$((tests + types))
 
 # The tests with the lowest, or the newest, version of each dependency that pyproject.toml allows: docs/inside/versions.md.
 # PYTHON=python3.13 tries another Python.
@@ -81,10 +82,12 @@ exits: $(STAMP)
 multihost: $(STAMP)
 	$(BIN)/python tests/programs/multihost/two_hosts.py
 
-lint: $(STAMP)
+lint: style
+	$(BIN)/mypy
+
+style: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 # Against peft, transformers and Ray Tune: docs/inside/performance.md. E2E=FOLDER has the data; otherwise they are downloaded.

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from bench.schema.familiar_names import meant_here
 from bench.schema.sweep import Sweep
 from bench.schema.trial import DecodeSpec, ModelSpec, ResourceSpec, TrainSpec
+from bench.task import TaskConfig
 
 SpecT = TypeVar("SpecT", bound=BaseModel)
 
@@ -88,6 +89,7 @@ def _section_with(key: str) -> str | None:
         "decode": DecodeSpec,
         "resources": ResourceSpec,
         "model": ModelSpec,
+        "task": TaskConfig,
     }
     return next((name for name, of_section in sections.items() if key in of_section.model_fields), None)
 

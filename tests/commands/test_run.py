@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from command import Done, processes_with
+from event_files import scalars
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,9 +67,9 @@ class Bench:
         where = ["--results", str(self.folder / "results")] if verb == "run" else []
         return [sys.executable, "-m", "bench.cli", verb, str(path), *where, *arguments]
 
-    def arguments(self, methods: str, *arguments: str, verb: str = "run") -> list[str]:
+    def arguments(self, methods: str, *arguments: str, verb: str = "run", sweep: str = SWEEP) -> list[str]:
         """For a command that starts no process, so that this one can run it."""
-        return self.command(methods, *arguments, verb=verb)[3:]
+        return self.command(methods, *arguments, verb=verb, sweep=sweep)[3:]
 
     def run(
         self, methods: str, *arguments: str, verb: str = "run", sweep: str = SWEEP
@@ -112,9 +113,23 @@ def bench(tmp_path: Path, tiny_models: dict[str, Path], tiny_task: Path) -> Benc
     return Bench(tmp_path, tiny_models["llama"], tiny_task)
 
 
-def test_a_sweep_runs_resumes_and_extends(bench: Bench, tuneoff: Callable[..., Done]) -> None:
-    done = bench.run(THREE, "--launcher", "local")
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path], tiny_task: Path
+) -> tuple[Bench, str]:
+    """Where a sweep has run through processes of this machine, beside a tracker that raises; and what it printed."""
+    bench = Bench(tmp_path_factory.mktemp("finished"), tiny_models["llama"], tiny_task)
+    done = bench.run(THREE, "--launcher", "local", "--tracker", "odd_trackers:CannotLog", "--tracker", "tensorboard")
     assert done.returncode == 0, done.stdout + done.stderr
+    return bench, done.stdout
+
+
+def test_a_sweep_runs_resumes_and_extends(
+    finished: tuple[Bench, str],
+    tuneoff: Callable[..., Done],
+    trials_in_this_process: None,
+) -> None:
+    bench, _ = finished
     table = bench.table()
     assert set(table["method"]) == {"none", "full", "prompt_tuning", "prefix_tuning"}
     assert (table["status"] == "completed").all()
@@ -132,7 +147,7 @@ def test_a_sweep_runs_resumes_and_extends(bench: Bench, tuneoff: Callable[..., D
             + (["adapter.json", "adapter.safetensors"] if record["spec"]["method"]["name"] != "none" else [])
         )
     before = {path: path.stat().st_mtime_ns for path in bench.results.glob("trials/*/result.json")}
-    again = bench.run(THREE, "--launcher", "local")
+    again = tuneoff(*bench.arguments(THREE, "--launcher", "local"))
     assert again.returncode == 0
     assert "4 done, 0 to run" in again.stdout
     adapter = next((bench.results / "trials").glob("prefix_tuning-*"))
@@ -141,7 +156,9 @@ def test_a_sweep_runs_resumes_and_extends(bench: Bench, tuneoff: Callable[..., D
     said = tuneoff("generate", str(adapter), "--json", *(word for row in rows for word in ("--source", row["source"])))
     assert [row["text"] for row in json.loads(said.stdout)] == [row["prediction"] for row in rows], said.stderr
     assert {path: path.stat().st_mtime_ns for path in bench.results.glob("trials/*/result.json")} == before
-    more = bench.run("  - none", "--launcher", "local", "--set", "seeds=[0, 1]", "--set", "train.steps=9")
+    more = tuneoff(
+        *bench.arguments("  - none", "--launcher", "local", "--set", "seeds=[0, 1]", "--set", "train.steps=9")
+    )
     assert "2 trials, 1 done, 1 to run" in more.stdout, "what trains nothing does not run again for other steps"
     assert len(bench.records()) == 5
     assert len(bench.table()) == 2, "of the sweep as it is now"
@@ -150,6 +167,14 @@ def test_a_sweep_runs_resumes_and_extends(bench: Bench, tuneoff: Callable[..., D
     report = (bench.results / "report" / "report.md").read_text()
     assert "| prefix_tuning |" in report
     assert "not finished" not in report
+
+
+def test_a_tracker_that_raises_fails_no_trial(finished: tuple[Bench, str]) -> None:
+    bench, output = finished
+    said = "tracker odd_trackers:CannotLog failed and is off, the trials go on: SystemExit: not logged in"
+    assert output.count(said) == 1
+    (events,) = (bench.results / "tensorboard").glob("full-*/events*")
+    assert {"train/loss", "final/test/bleu"} <= scalars(events).keys()
 
 
 STAGES = """
@@ -161,8 +186,8 @@ stages:
 """
 
 
-def test_stages_run_one_after_the_other_and_once(bench: Bench) -> None:
-    done = bench.run(STAGES, "--launcher", "local", "--set", "train.learning_rate=1e-3")
+def test_stages_run_one_after_the_other_and_once(bench: Bench, tuneoff: Callable[..., Done]) -> None:
+    done = tuneoff(*bench.arguments(STAGES, "--launcher", "local", "--set", "train.learning_rate=1e-3"))
     assert done.returncode == 2
     assert "train.learning_rate has no effect: every method searches it; leave it out" in done.stderr
     sweep = SWEEP.replace(", learning_rate: 1e-2", "")
@@ -187,18 +212,22 @@ def test_stages_run_one_after_the_other_and_once(bench: Bench) -> None:
     assert "## How settings were chosen" in report
     assert "learning_rate=0.0005" in report
     assert "decode time merged, x unmerged" in report
-    again = bench.run(STAGES, "--launcher", "local", sweep=sweep)
+    again = tuneoff(*bench.arguments(STAGES, "--launcher", "local", sweep=sweep))
     assert again.returncode == 0
     assert again.stdout.count("1 trials, 1 done, 0 to run") == 3
 
 
 def test_an_encoder_decoder_trains_decodes_and_stores_less_than_it_trained(
-    tmp_path: Path, tiny_models: dict[str, Path], tiny_task: Path
+    tmp_path: Path,
+    tiny_models: dict[str, Path],
+    tiny_task: Path,
+    tuneoff: Callable[..., Done],
+    trials_in_this_process: None,
 ) -> None:
     bench = Bench(tmp_path, tiny_models["t5"], tiny_task)
     prefix = "{num_prompt_tokens: 3, parametrization: mlp, mlp_hidden_size: 8}"
     methods = f"  - {{name: prefix_tuning, config: {prefix}}}\n  - {{name: prompt_tuning, config: {{init: uniform}}}}"
-    done = bench.run(methods, "--launcher", "local")
+    done = tuneoff(*bench.arguments(methods, "--launcher", "local"))
     assert done.returncode == 0, done.stdout + done.stderr
     outcomes = {record["spec"]["method"]["name"]: record["outcome"] for record in bench.records().values()}
     counts = {name: outcome["parameters"] for name, outcome in outcomes.items()}
@@ -217,21 +246,20 @@ def test_plan_counts_without_side_effects(bench: Bench, tuneoff: Callable[..., D
     assert not bench.results.exists()
 
 
-def test_two_ranks_through_ray_train_what_one_local_rank_trains(bench: Bench) -> None:
-    methods = "  - full\n  - {name: prefix_tuning, config: {num_prompt_tokens: 3}}"
-    for arguments in (
-        ("--launcher", "local"),
-        ("--launcher", "ray", "--set", "resources.ranks=2", "--set", "resources.zero_stage=2"),
-    ):
-        done = bench.run(methods, *arguments)
-        assert done.returncode == 0, done.stdout + done.stderr
-    records = list(bench.records().values())
-    assert len(records) == 4
+def test_two_ranks_through_ray_train_what_one_local_rank_trains_and_a_killed_one_is_noticed(
+    bench: Bench, finished: tuple[Bench, str]
+) -> None:
+    methods = "  - full\n  - odd_methods:Dies\n  - {name: prefix_tuning, config: {num_prompt_tokens: 3}}"
+    done = bench.run(methods, "--launcher", "ray", "--set", "resources.ranks=2", "--set", "resources.zero_stage=2")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert bench.table().set_index("method").loc["Dies", "reason"] == "worker_lost"
+    assert len(bench.records()) == 3
+    through_ray, local = (
+        {record["spec"]["method"]["name"]: record for record in place.records().values()}
+        for place in (bench, finished[0])
+    )
     for name in ("full", "prefix_tuning"):
-        one, two = sorted(
-            (record for record in records if record["spec"]["method"]["name"] == name),
-            key=lambda record: record["spec"]["resources"]["ranks"],
-        )
+        one, two = local[name], through_ray[name]
         assert (one["launcher"], two["launcher"]) == ("local", "ray")
         curves = [[point["loss"] for point in record["outcome"]["train_curve"]] for record in (one, two)]
         assert curves[0] == pytest.approx(curves[1], abs=1e-4)
@@ -242,7 +270,7 @@ def test_two_ranks_through_ray_train_what_one_local_rank_trains(bench: Bench) ->
     wait_for(lambda: not bench.processes(), 60, "processes are left over")
 
 
-def test_failures_are_rows_and_the_other_trials_go_on(bench: Bench) -> None:
+def test_failures_are_rows_and_the_other_trials_go_on(bench: Bench, tuneoff: Callable[..., Done]) -> None:
     methods = """
   - odd_methods:Raises
   - odd_methods:Allocates
@@ -270,16 +298,8 @@ def test_failures_are_rows_and_the_other_trials_go_on(bench: Bench) -> None:
     assert "odd_methods.py" in raised["traceback"]
     assert by_method["Dies"]["attempt"]["number"] == 3, "a lost worker is tried again"
     assert "killed by signal 9" in by_method["Dies"]["outcome"]["message"]
-    again = bench.run(methods, "--launcher", "local")
+    again = tuneoff(*bench.arguments(methods, "--launcher", "local"))
     assert "6 done, 0 to run" in again.stdout, "a failure is a result"
-
-
-def test_a_killed_rank_of_ray_is_noticed(bench: Bench) -> None:
-    done = bench.run("  - odd_methods:Dies\n  - none", "--launcher", "ray")
-    assert done.returncode == 1, done.stdout + done.stderr
-    table = bench.table().set_index("method")
-    assert table.loc["Dies", "reason"] == "worker_lost"
-    assert table.loc["none", "status"] == "completed"
 
 
 @pytest.mark.parametrize("launcher", ["local", pytest.param("ray", marks=pytest.mark.full)])
@@ -301,6 +321,8 @@ def test_a_killed_driver_leaves_no_orphans_and_the_same_command_goes_on(launcher
     assert all(after[trial_id] == record for trial_id, record in committed.items()), "a committed record was touched"
 
 
+# With light ranks: tests/programs/test_chaos.py.
+@pytest.mark.full
 def test_ctrl_c_once_finishes_what_runs_and_starts_nothing_more(bench: Bench) -> None:
     bench.environment["SLOW_SECONDS"] = "0.5"
     methods = "  - {name: 'odd_methods:Slow', resources: {priority: 1}}\n  - none"
@@ -314,12 +336,10 @@ def test_ctrl_c_once_finishes_what_runs_and_starts_nothing_more(bench: Bench) ->
     assert next(iter(bench.records().values()))["outcome"]["status"] == "completed"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "signals",
-    [
-        pytest.param([signal.SIGINT, signal.SIGINT], id="ctrl-c-twice"),
-        pytest.param([signal.SIGTERM], id="term", marks=pytest.mark.full),
-    ],
+    [pytest.param([signal.SIGINT, signal.SIGINT], id="ctrl-c-twice"), pytest.param([signal.SIGTERM], id="term")],
 )
 def test_stopping_now_keeps_what_is_done(signals: list[signal.Signals], bench: Bench) -> None:
     driver = bench.start("  - none\n  - odd_methods:Slow", "--launcher", "local", "--set", "train.steps=600")

@@ -94,6 +94,7 @@ def test_the_identity_ignores_what_does_not_change_the_answer(tmp_path: Path, ti
     ("change", "message"),
     [
         (("steps: 6", "step: 6"), r"sweep.yaml: train.step: unknown key \(value 6\); did you mean 'steps'\?"),
+        (("seeds: [0, 1]", "answer: {pattern: boxed}"), "it stands in a section: task.answer"),
         (("seeds: [0, 1]", "sed: 1"), r"sweep.yaml: sed: unknown key \(value 1\); did you mean 'seeds'\?"),
         (("batch_size: 4", "batch_size: four"), "sweep.yaml: train.batch_size: .*valid integer.*'four'"),
         (("batch_size: 4", "batch_size: -4"), "train.batch_size: .*greater than 0, got -4"),

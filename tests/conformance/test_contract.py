@@ -33,6 +33,17 @@ OF_VARIANTS = (
     "counts",
 )
 
+# Of these families nothing but attention differs from Llama: a window, biases, norms of queries and keys.
+LIKE_LLAMA = ("mistral", "qwen2", "qwen3")
+OF_ATTENTION = (
+    "causal",
+    "padding changes nothing",
+    "cached logits",
+    "beams share a row",
+    "gradients are derivatives",
+    "gradient checkpointing",
+)
+
 # The checks that `make test` runs on those core families on which it does not run all checks of a method.
 OF_OTHER_FAMILIES = ("causal", "padding changes nothing", "cached logits", "gradient checkpointing", "state reloads")
 
@@ -94,7 +105,7 @@ OFTEN = [
         if (name not in RELATIVES or (check in OF_RELATIVES and family in CORE_FAMILIES))
         if (name in RELATIVES)
         or (family in CORE_FAMILIES and (name in SOFT_PROMPTS or family == CORE_FAMILIES[number % len(CORE_FAMILIES)]))
-        or (check in OF_VARIANTS and name in SOFT_PROMPTS)
+        or (check in (OF_ATTENTION if family in LIKE_LLAMA else OF_VARIANTS) and name in SOFT_PROMPTS)
         or (check in OF_OTHER_FAMILIES and family in CORE_FAMILIES)
     ),
     named("lora_plus", {}, "llama", "lanes do not meet"),  # its groups have rates of their own

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from command import Done
 from fakes import FakeLauncher, completed, failed, probed, provenance, record, trial
+from in_process import run_here
 
 from bench.driver.fusable import fusion_of, why_alone
 from bench.driver.schedule import Fusion, Schedule
@@ -258,43 +259,39 @@ def test_as_many_share_a_launch_as_pay(
 
 
 SWEEP = """
-name: {name}
+name: fused
 model: {model}
 task: {{name: jsonl, path: {task}}}
 train: {{steps: 4, batch_size: 4, evaluate_every_steps: 2}}
 decode: {{max_new_tokens: 8, batch_size: 4}}
-resources: {{device: cpu, fuse: {fuse}}}
+resources: {{device: cpu, fuse: 4}}
 methods:
-  - {{name: prefix_tuning, config: {{num_prompt_tokens: 3}}, grid: {{train.learning_rate: {rates}}}}}
-seeds: {seeds}
+  - {{name: prefix_tuning, config: {{num_prompt_tokens: 3}}, grid: {{train.learning_rate: [1.0e-2, 3.0e-2]}}}}
+seeds: [0, 1]
 """
 
 
 def test_a_fused_sweep_finds_what_its_trials_find_alone(
-    tuneoff: Callable[..., Done], tmp_path: Path, tiny_models: dict[str, Path], tiny_task: Path
+    tuneoff: Callable[..., Done], tmp_path: Path, tiny_models: dict[str, Path], tiny_task: Path, one_rank: None
 ) -> None:
-    stores = {}
-    for name, fuse, seeds, rates in (("alone", "off", [1], [3e-2]), ("fused", "4", [0, 1], [1e-2, 3e-2])):
-        sweep = tmp_path / f"{name}.yaml"
-        own = {"name": name, "fuse": fuse, "seeds": seeds, "rates": rates}
-        sweep.write_text(SWEEP.format(model=tiny_models["llama"], task=tiny_task, **own))
-        results = tmp_path / "results"
-        done = tuneoff("run", str(sweep), "--launcher", "local", "--results", str(results))
-        assert done.returncode == 0, done.stdout + done.stderr
-        stores[name] = Store(results / name)
-    fused = stores["fused"].read_all()
+    results, sweep = tmp_path / "results", tmp_path / "sweep.yaml"
+    sweep.write_text(SWEEP.format(model=tiny_models["llama"], task=tiny_task))
+    command = ("run", str(sweep), "--launcher", "local", "--results", str(results))
+    done = tuneoff(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    store = Store(results / "fused")
+    fused = store.read_all()
     assert len(fused) == 4
     assert all(result.fused is not None and len(result.fused.trials) == 3 for result in fused)
     assert len({result.attempt.attempt_id for result in fused}) == 1
-    for alone in stores["alone"].read_all():
-        stored_result = stores["fused"].read(alone.trial_id)
-        assert stored_result is not None
-        assert stored_result.files.keys() == alone.files.keys()
-        for curve in ("train_curve", "dev_curve"):
-            losses = [[point.loss for point in getattr(each.outcome, curve)] for each in (stored_result, alone)]
-            assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-        assert stored_result.outcome.test_loss == pytest.approx(alone.outcome.test_loss, abs=1e-5)
-        # The perplexity of the references is made of losses, all other scores of texts.
-        assert stored_result.outcome.scores.values == pytest.approx(alone.outcome.scores.values, rel=1e-5)
-    again = tuneoff("run", str(tmp_path / "fused.yaml"), "--launcher", "local", "--results", str(tmp_path / "results"))
+    member = next(result for result in fused if (result.spec.seed, result.spec.train.learning_rate) == (1, 3e-2))
+    (alone,) = run_here(Store(results / "alone"), [member.spec])
+    assert member.files.keys() - {"rank-0.log"} == alone.files.keys(), "no rank writes a log here"
+    for curve in ("train_curve", "dev_curve"):
+        losses = [[point.loss for point in getattr(each.outcome, curve)] for each in (member, alone)]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert member.outcome.test_loss == pytest.approx(alone.outcome.test_loss, abs=1e-5)
+    # The perplexity of the references is made of losses, all other scores of texts.
+    assert member.outcome.scores.values == pytest.approx(alone.outcome.scores.values, rel=1e-5)
+    again = tuneoff(*command)
     assert "4 done, 0 to run" in again.stdout

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 from fakes import trial
+from in_process import run_here
 from pydantic import ValidationError
 
 from bench.config.resolver import RegistryResolver
-from bench.driver.schedule import Schedule
-from bench.launch.capacity import Machine
-from bench.launch.local import LocalLauncher
 from bench.plugins.registry import make_task
 from bench.schema.record import Probed, TrialResult
 from bench.schema.trial import DecodeSpec, ModelSpec, ResourceSpec, TrainSpec, TrialSpec
@@ -44,16 +42,14 @@ def outcome(record: TrialResult | None) -> Probed:
 
 
 def test_no_rank_of_the_stage_tune_reads_the_test_split(
-    tmp_path: Path, tiny_models: dict[str, Path], tiny_task: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_models: dict[str, Path], tiny_task: Path, one_rank: None
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "support"))
     model = tiny_models["llama"]
     whole = spec("tune", model, tiny_task, scores_dev=True)
     stopped = spec("tune", model, tiny_task, stop_after_steps=3)
     store = Store(tmp_path / "sweep")
     store.root.mkdir()
-    launcher = LocalLauncher(store.outbox, Machine(cpus=2, gpus=0))
-    Schedule(store, launcher, "sweep").run([whole, stopped])
+    run_here(store, [whole, stopped])
     assert set(load_splits(make_task(whole.task), whole.splits)) == {"train", "dev"}, "nor does the driver"
     final = spec("final", model, tiny_task)
     with pytest.raises(RuntimeError, match="the seal of the test split is broken"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 import sys
 import threading
 import time
@@ -15,9 +14,9 @@ from typing import Any
 
 import pytest
 from command import Done
+from event_files import scalars
 from fakes import FakeLauncher, completed, record, trial
 from odd_trackers import CannotLog  # noqa: F401 - named in a parameter below
-from test_run import Bench
 
 from bench.driver.schedule import Schedule
 from bench.driver.trackers import tracking
@@ -199,41 +198,12 @@ def test_a_wrong_tracker_starts_nothing(
     assert done.returncode == 2 and "--tracker clearml: known are" in done.stderr
 
 
-def test_a_tracker_that_raises_fails_no_real_trial(
-    tmp_path: Path, tiny_models: dict[str, Path], tiny_task: Path
-) -> None:
-    bench = Bench(tmp_path, tiny_models["llama"], tiny_task)
-    done = bench.run(
-        "  - full", "--launcher", "local", "--tracker", "odd_trackers:CannotLog", "--tracker", "tensorboard"
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    said = "tracker odd_trackers:CannotLog failed and is off, the trials go on: SystemExit: not logged in"
-    assert done.stdout.count(said) == 1
-    (events,) = (bench.results / "tensorboard").glob("full-*/events*")
-    assert {"train/loss", "final/test/bleu"} <= scalars(events).keys()
-
-
 def test_what_is_told_of_a_trial() -> None:
     settings = settings_of(trial("full", seed=7))
     assert settings["method.name"] == "full" and settings["seed"] == "7" and settings["train.steps"] == "10"
     values = values_of(record(trial(), completed()))
     assert values["test/bleu"] == 50.0 and values["cost/total_seconds"] == 20.0 and values["parameters/trained"] == 100
     assert values_of(record(trial(), Failed(reason="error", phase=None, rank=None, message="x"))) == {}
-
-
-def scalars(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """What an event file of TensorBoard holds: records of length, checksum, message, checksum."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    data, found, at = path.read_bytes(), {}, 0
-    while at < len(data):
-        (length,) = struct.unpack_from("<Q", data, at)
-        event = Event.FromString(data[at + 12 : at + 12 + length])
-        for value in event.summary.value:
-            if value.HasField("simple_value"):
-                found.setdefault(value.tag, []).append((event.step, value.simple_value))
-        at += 16 + length
-    return found
 
 
 def tell(name: str, root: Path, settings: dict[str, object] | None = None) -> None:

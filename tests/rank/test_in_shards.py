@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from forked_ranks import run_ranks
 from safetensors.torch import load_file, save_file
 
 from bench.decode.generate import generate
@@ -48,7 +48,7 @@ def results_folder(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPa
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(rank_main, args=(str(folder), port), nprocs=2)
+    run_ranks(rank_main, (str(folder), port), ranks=2)
     return folder
 
 

@@ -17,14 +17,13 @@ import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from filelock import FileLock
+from forked_ranks import forking, run_ranks
 from torch import nn
 
 from bench.method import Method, trained_parameters
@@ -305,7 +304,7 @@ def plain_run(variant: str, folder: str) -> tuple[list[float], dict[str, torch.T
 @functools.cache
 def process_of_its_own() -> ProcessPoolExecutor:
     """A process like those of ranks: what other tests have done to this one may change how products are rounded."""
-    return ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (1,))
+    return ProcessPoolExecutor(1, forking(), torch.set_num_threads, (1,))
 
 
 @functools.cache
@@ -433,7 +432,7 @@ def trained(
         with FileLock(shared / "ranks.lock"):
             if not (out / "done").exists():
                 out.mkdir()
-                mp.spawn(rank_main, args=(group, folders, free_port(), str(out)), nprocs=ranks)
+                run_ranks(rank_main, (group, folders, free_port(), str(out)), ranks)
                 (out / "done").touch()
         return out
 
