@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ import pandas as pd
 import pytest
 from command import Done, processes_with
 from event_files import scalars
+
+from bench.driver.rounds import RoundRunner
+from bench.schema.trial import TrialSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -321,8 +324,6 @@ def test_a_killed_driver_leaves_no_orphans_and_the_same_command_goes_on(launcher
     assert all(after[trial_id] == record for trial_id, record in committed.items()), "a committed record was touched"
 
 
-# With light ranks: tests/programs/test_chaos.py.
-@pytest.mark.full
 def test_ctrl_c_once_finishes_what_runs_and_starts_nothing_more(bench: Bench) -> None:
     bench.environment["SLOW_SECONDS"] = "0.5"
     methods = "  - {name: 'odd_methods:Slow', resources: {priority: 1}}\n  - none"
@@ -336,6 +337,19 @@ def test_ctrl_c_once_finishes_what_runs_and_starts_nothing_more(bench: Bench) ->
     assert next(iter(bench.records().values()))["outcome"]["status"] == "completed"
 
 
+def test_a_command_that_is_stopped_says_so(
+    bench: Bench, tuneoff: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(runner: RoundRunner, pending: Sequence[TrialSpec]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RoundRunner, "_run", stop)
+    done = tuneoff(*bench.arguments("  - none", "--launcher", "local"))
+    assert done.returncode == 130, done.stderr
+    assert "finished trials are kept" in done.stdout
+
+
+# With light ranks, twice Ctrl-C: tests/programs/test_chaos.py.
 @pytest.mark.full
 @pytest.mark.parametrize(
     "signals",

@@ -124,6 +124,9 @@ def test_as_many_sources_as_a_share_of_memory_holds() -> None:
     heads = config.num_key_value_heads * config.head_dim
     row = 2 * config.num_hidden_layers * heads * 4 * (30 + 2 * 10) + 3 * 4 * 2 * config.vocab_size
     assert decode_bytes(free, config, 4, 1, 30) == row
+    drawing = DecodeSpec(temperature=1.0, max_new_tokens=10)
+    of_cache = 2 * config.num_hidden_layers * heads * 4 * (30 + 10)
+    assert decode_bytes(drawing, config, 4, 2, 30) == 2 * (of_cache + (3 * 4 + 5 * 8) * config.vocab_size)
     memory = round(7 * row / SHARE_OF_MEMORY)
     assert rows_at_once(free, config, 4, 30, memory, on_cpu=True) == 7
     assert rows_at_once(free, config, 4, 30, memory // 100, on_cpu=True) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,6 +81,9 @@ def edited(
 
     monkeypatch.setattr(bench.launch.choose, "make_launcher", lambda name, outbox, *others: Launcher(outbox))
     monkeypatch.setattr(bench.driver.prepare, "prepare", lambda *others: None)
+    # Pictures take most of the time of a report, and show the same rows.
+    module = sys.modules["bench.report.write"]
+    monkeypatch.setattr(module, "pictures", lambda content: [[] for _ in content.comparisons])
     return Edited(tmp_path, tiny_models["llama"], tiny_task, tuneoff)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from fakes import completed, record, trial
-from predicted import write_sweep
+from predicted import rows, write_sweep, write_trial
 
 from bench import report
 from bench.report import significance_table
@@ -23,8 +23,9 @@ from bench.schema.record import Completed, Failed, TrialResult
 from bench.statistics.estimates import estimate
 from bench.statistics.outliers import outlying_seeds
 from bench.statistics.significance import significance
-from bench.statistics.systems import StatisticsError
+from bench.statistics.systems import PairedSystems, StatisticsError, load_system
 from bench.store.records import Store
+from bench.task import Scoring, TokenizerName
 
 QUALITIES = {"none": 0.2, "full": 0.85, "lora": 0.84, "prompt_tuning": 0.6}
 
@@ -49,6 +50,29 @@ def test_methods_are_grouped_by_what_can_be_told_apart(tmp_path: Path) -> None:
     assert all(one.difference >= 0 for one in significance_of_pairs.differences), "the better one is named first"
     assert significance_of_pairs.remarks == ()
     assert significance_of_pairs.sources == 24
+
+
+def test_what_trains_nothing_has_one_answer_for_all_seeds(tmp_path: Path) -> None:
+    store = Store(tmp_path / "demo")
+    results = [write_trial(store, trial("none", seed=seed), rows(0.3, "untouched"), trains=False) for seed in (0, 1)]
+    statistics_of_bleu = PairedSystems((load_system(store.root, "none", results),)).statistics("bleu")
+    assert statistics_of_bleu is not None
+    answers = statistics_of_bleu[1]["none"]
+    assert answers.seeds is None
+    assert answers.values.shape[:2] == (1, 24)
+
+
+@pytest.mark.parametrize("tokenize", ["13a", "char"])
+def test_predictions_are_scored_again_by_the_settings_of_their_record(tokenize: TokenizerName, tmp_path: Path) -> None:
+    scoring = Scoring(lowercase=True, tokenize=tokenize)
+    store = Store(tmp_path / "demo")
+    results = [write_trial(store, trial("full"), rows(0.6, "tokenized"), scoring=scoring)]
+    statistics_of_bleu = PairedSystems((load_system(store.root, "full", results),)).statistics("bleu")
+    assert statistics_of_bleu is not None
+    score, of_systems = statistics_of_bleu
+    outcome = results[0].outcome
+    assert isinstance(outcome, Completed)
+    assert float(score(of_systems["full"].values[0].sum(axis=0))) == pytest.approx(outcome.scores.values["bleu"])
 
 
 @pytest.mark.parametrize("metric", ["bleu", "chrf", "ter", "rouge_l"])

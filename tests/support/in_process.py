@@ -33,6 +33,5 @@ def run_here(store: Store, specs: Sequence[TrialSpec], alone: bool = True, sweep
         context = RankContext(0, 1, 0, torch.distributed.HashStore(), outbox, "", 1)
         outcome = run_trials([_Trial(spec, context, CPU, PhaseMeter(CPU), alone)]).outcome
         assert isinstance(outcome, Completed | Probed), outcome
-        results.append(started.result(outcome, None, 1.0, None))
-        store.commit(results[-1], payload(outbox))
+        results.append(store.commit(started.result(outcome, None, 1.0, None), payload(outbox)))
     return results

@@ -59,12 +59,17 @@ def rows(quality: float, seed: str, sources: int = 24) -> list[JsonDict]:
     ]
 
 
-def write_trial(store: Store, spec: TrialSpec, of_rows: list[JsonDict], trains: bool = True) -> TrialResult:
+AS_SCORED = Scoring(lowercase=True)
+
+
+def write_trial(
+    store: Store, spec: TrialSpec, of_rows: list[JsonDict], trains: bool = True, scoring: Scoring = AS_SCORED
+) -> TrialResult:
     """A completed trial, scored as the worker scores, with its predictions beside it."""
     examples = [Example(row["id"], (), row["source"], tuple(row["references"]), tuple(row["tags"])) for row in of_rows]
     also = [metric.name for metric in spec.task.plugin_metrics]
     texts = [row["prediction"] for row in of_rows]
-    system = score_examples(examples, texts, Scoring(lowercase=True), also=also, known=metrics_of(spec.task))
+    system = score_examples(examples, texts, scoring, also=also, known=metrics_of(spec.task))
     of_rows = [{**row, "scores": system.source_scores(number)} for number, row in enumerate(of_rows)]
     scores = system.scores()
     outcome = completed(trained=1000 if trains else 0, train=trains).model_copy(update={"scores": scores})

@@ -233,12 +233,9 @@ def stopped_by_people(folder: Path) -> Verdict:
         for _ in range(presses):
             driver.send_signal(signal.SIGINT)
             time.sleep(0.2)
-        output = " ".join(" ".join(driver.communicate()).split())
+        driver.communicate()
         ground.injected += 1
         ground.look()
-        messages = ("and no others are started", "finished trials are kept")[:presses]
-        if driver.returncode != 130 or not all(message in output for message in messages):
-            ground.notes.append(f"{presses} x Ctrl-C: exit code {driver.returncode}: {output}")
         if len(ground.seen) - before != (1 if presses == 1 else 0):
             ground.notes.append(f"{presses} x Ctrl-C committed {len(ground.seen) - before} trials")
     ground.finish()

@@ -91,6 +91,7 @@ TARGETS = {
                     )
                 ),
                 "tests/metrics/test_answers.py::test_one_seed_of_right_and_wrong_is_tested_exactly",
+                "tests/plugins/test_metric_plugins.py::test_differences_in_it_are_tested",
             ),
             ("scipy.stats", "sacrebleu", "pandas"),
             4,
@@ -152,6 +153,7 @@ TARGETS = {
                 "tests/methods/test_soft_prompt_families.py"
                 "::test_layers_that_share_keys_see_the_prefix_of_the_layer_that_makes_them",
                 "tests/train/test_fusion.py::test_a_trial_that_diverges_takes_nothing_from_the_others",
+                "tests/train/test_fusion.py::test_trials_in_one_pass_train_to_what_each_trains_to_alone[gpt2-prefix]",
             ),
             _TORCH,
             12,
