@@ -130,7 +130,9 @@ class HfPeft(Method):
         task_type = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
         try:
             config = peft_config(self.config.peft_type, self.config.model_extra, task_type)
-            with whole_targets(config):
+            with whole_targets(config), warnings.catch_warnings():
+                # peft asks transformers by names that transformers warns of, which is nothing for users of either.
+                warnings.simplefilter("ignore", FutureWarning)
                 patched: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
         except Exception as error:
             if kind is not None and not like.is_meta and not isinstance(error, ValueError):

@@ -70,6 +70,11 @@ def _optimizer(train: TrainSpec) -> str:
     return f"{train.optimizer} ({options})" if options else train.optimizer
 
 
+def _where_texts_are_written(name: str) -> Callable[[TrialSpec, Completed | None], str | None]:
+    """A setting of decoding; None for labels, of which the likeliest is chosen and nothing is written."""
+    return lambda spec, _: None if spec.task.config.get("choices") else str(getattr(spec.decode, name))
+
+
 SETTINGS: tuple[Setting, ...] = (
     Setting("steps", _steps),
     Setting("epochs", _epochs),
@@ -87,8 +92,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("precision", lambda spec, _: spec.resources.precision, is_of_training=False),
     Setting("ranks", lambda spec, _: str(spec.resources.ranks), is_of_training=False),
     Setting("ZeRO stage", lambda spec, _: str(spec.resources.zero_stage or "") or None, is_of_training=False),
-    Setting("beams", lambda spec, _: str(spec.decode.beams), is_of_training=False),
-    Setting("max new tokens", lambda spec, _: str(spec.decode.max_new_tokens), is_of_training=False),
+    Setting("beams", _where_texts_are_written("beams"), is_of_training=False),
+    Setting("max new tokens", _where_texts_are_written("max_new_tokens"), is_of_training=False),
     *(
         Setting(name.replace("_", " "), _unless_default("decode", name), is_of_training=False)
         for name in (

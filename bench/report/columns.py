@@ -44,6 +44,8 @@ METRIC_TITLES = {
     "bertscore": "BERTScore",
     "bleurt": "BLEURT",
     "mauve": "MAUVE",
+    "macro_f1": "macro-F1",
+    "matthews": "Matthews",
 }
 
 CSV, TABLES, TRIALS, RATIOS = Shown.CSV, Shown.CONFIGURATIONS, Shown.TRIALS, Shown.RATIOS

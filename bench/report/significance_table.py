@@ -21,6 +21,7 @@ MOST_CONFIGURATIONS = 12
 # All pairs of so many configurations are shown; if there are more, each is shown against the best.
 MOST_IN_FULL = 5
 
+MCNEMAR = "McNemar's test in its exact form"
 PAIR_HEADING = ("", "mean", "against", "mean", "difference", "95 % interval", "p", "p, these models")
 
 
@@ -88,9 +89,13 @@ def pair_note(found: Significance, metric: Column) -> str:
         if found.conclusive
         else "Intervals are over these sources, corrected for the number of pairs."
     )
+    exactly = {one.exactly for one in found.differences}
+    tests = ["McNemar's test in its exact form"] * (True in exactly) + ["approximate randomisation"] * (
+        False in exactly
+    )
     return (
         f"Differences in {metric.title} over {found.sources} test sources, seeds paired. {corrected} p, these models: "
-        "the same for the trained models at hand, over sources alone (approximate randomisation), not corrected."
+        f"the same for the trained models at hand, over sources alone ({' or '.join(tests)}), not corrected."
     )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rich.table import Table
 from rich.text import Text
 
 from bench.report.column import ABSENT, Column, Shown
 from bench.report.columns import columns_of, metric_columns, title
 from bench.report.configurations import names
+from bench.report.fitting_table import FittingTable
 from bench.report.others import TITLE as OTHERS
 from bench.report.others import other_rows
 from bench.report.searches import HEADING, budget_rows, metric_title
@@ -23,14 +23,16 @@ MOST_METRICS = 4
 MOST_ROWS = 40
 
 
-def results_table(results: Sequence[TrialResult]) -> Table:
+def results_table(results: Sequence[TrialResult]) -> FittingTable:
     """All trials, the best first by the first metric that the records name; failed ones last."""
     several_seeds = len({result.spec.seed for result in results}) > 1
     metrics = metric_columns(results)[:MOST_METRICS]
-    table = Table(padding=(0, 1), collapse_padding=True)
-    table.add_column("method", overflow="fold", min_width=14)
     columns = (*metrics, *columns_of(Shown.TERMINAL))
-    for heading in (*(column.terminal_title or column.title for column in columns), "s"):
+    headings = [*(column.terminal_title or column.title for column in columns), "s"]
+    # A method and its first score are always there; further scores go before costs.
+    table = FittingTable([*reversed(headings[1 : len(metrics)]), *reversed(headings[max(1, len(metrics)) :])])
+    table.add_column("method", overflow="fold")
+    for heading in headings:
         table.add_column(Text(heading), justify="right", no_wrap=True)
     rows, called = list(results), names(results)
     if metrics:
@@ -47,9 +49,9 @@ def results_table(results: Sequence[TrialResult]) -> Table:
     return table
 
 
-def tuning_table(searches: Sequence[Tuning]) -> Table:
+def tuning_table(searches: Sequence[Tuning]) -> FittingTable:
     """How much of its budget each search used, and what it chose."""
-    table = Table(padding=(0, 1), collapse_padding=True)
+    table = FittingTable(["range extended", "full lengths", "device s", "failed", "trained", "searched"])
     for heading in (*HEADING[:-1], metric_title(searches[0])):
         table.add_column(heading, overflow="fold")
     for cells in budget_rows(searches):
@@ -73,10 +75,10 @@ def _rank(value: float | None, metric: Column) -> tuple[bool, float]:
     return value is None, 0.0 if value is None else -value if metric.higher_is_better else value
 
 
-def others_table(current_records: Sequence[TrialResult], others: Sequence[TrialResult]) -> Table:
+def others_table(current_records: Sequence[TrialResult], others: Sequence[TrialResult]) -> FittingTable:
     """A table of records that earlier versions of the sweep asked for."""
     heading, rows = other_rows(current_records, others)
-    table = Table(padding=(0, 1), collapse_padding=True, caption=OTHERS)
+    table = FittingTable([], caption=OTHERS)
     for name in heading:
         table.add_column(name, overflow="fold")
     for cells in rows:

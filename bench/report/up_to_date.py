@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from bench.measure.provenance import installed_version, sources_sha256
+from bench.report.fitting_table import FittingTable
 from bench.schema.digests import sha256_of
 from bench.schema.trial import JsonDict
 from bench.store.files import write_atomically
@@ -36,7 +36,7 @@ ALWAYS_NEW = ("status.json", "journal.jsonl")
 class TerminalPart:
     """The part of a report that a terminal shows."""
 
-    tables: tuple[Table, ...]
+    tables: tuple[FittingTable, ...]
     headlines: tuple[str, ...]
     remarks: tuple[str, ...] = ()
 
@@ -96,7 +96,7 @@ def _files(folder: Path) -> JsonDict:
     return found
 
 
-def _table_content(table: Table) -> JsonDict:
+def _table_content(table: FittingTable) -> JsonDict:
     """A table of texts as JSON."""
     columns = [
         {
@@ -109,15 +109,20 @@ def _table_content(table: Table) -> JsonDict:
         for column in table.columns
     ]
     rows = zip(*(list(column.cells) for column in table.columns), strict=True)
-    return {"columns": columns, "rows": [[_cell(cell) for cell in row] for row in rows], "caption": table.caption}
+    return {
+        "columns": columns,
+        "rows": [[_cell(cell) for cell in row] for row in rows],
+        "caption": table.caption,
+        "leave_out": table.leave_out,
+    }
 
 
 def _cell(cell: Any) -> Sequence[str]:
     return (cell.plain, str(cell.style)) if isinstance(cell, Text) else (str(cell), "")
 
 
-def _table(content: JsonDict) -> Table:
-    table = Table(padding=(0, 1), collapse_padding=True, caption=content["caption"])
+def _table(content: JsonDict) -> FittingTable:
+    table = FittingTable(content["leave_out"], content["caption"])
     for column in content["columns"]:
         table.add_column(**column)
     for row in content["rows"]:

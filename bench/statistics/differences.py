@@ -45,6 +45,7 @@ class Difference:
     p_randomisation: float  # for these trained models: over sources alone, by resamples or exactly; uncorrected
     p_adjusted: float | None = None  # over all pairs of the comparison; None with a single pair of seeds
     p_sacrebleu_bootstrap: float | None = None  # by sacrebleu's own formula, where it was asked for
+    exactly: bool = False  # whether p_randomisation is that of McNemar's test in its exact form
 
     @property
     def conclusive(self) -> bool:
@@ -159,6 +160,7 @@ class PairedTests:
         widths = np.maximum(
             from_all.half_width(LEVEL / np.where(held, steps, undecided)), by_itself.half_width(own_level) * pooled
         )
+        of_these_models = list(map(self._of_these_models, pairs))
         return [
             Difference(
                 first=pair.one,
@@ -172,7 +174,8 @@ class PairedTests:
                 standard_error=float(from_all.standard_error[place]),
                 p_value=float(own[place]) if seeds[place] > 1 else None,
                 p_adjusted=float(adjusted[place]) if seeds[place] > 1 else None,
-                p_randomisation=self._of_these_models(pair),
+                p_randomisation=of_these_models[place][0],
+                exactly=of_these_models[place][1],
                 p_sacrebleu_bootstrap=None
                 if self.bootstrap is None
                 else self.bootstrap(pair.first.statistics, pair.second.statistics),
@@ -180,11 +183,17 @@ class PairedTests:
             for place, pair in enumerate(pairs)
         ]
 
-    def _of_these_models(self, pair: _Pair) -> float:
-        """Whether the trained models differ on other sources: exactly where that can be told, else by resamples."""
+    def _of_these_models(self, pair: _Pair) -> tuple[float, bool]:
+        """Whether the trained models differ on other sources: exactly where that can be told, else by resamples.
+
+        Returns:
+            The p-value, and whether it is exact.
+        """
         first, second = pair.first.statistics, pair.second.statistics
         exact = exact_paired_p_value(first, second) if self.score is mean else None
-        return randomisation_p_value(first, second, self.swaps, self.score) if exact is None else exact
+        if exact is not None:
+            return exact, True
+        return randomisation_p_value(first, second, self.swaps, self.score), False
 
     def _method(self, one: SeedStatistics) -> _Method:
         scores, influences = corpus_scores(one.values, self.score), jackknife(one.values, self.score)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,12 @@ def test_what_peft_cannot_apply_is_a_method_error(config: dict[str, Any], family
 def test_adapters_of_peft_keep_the_contract(config: dict[str, Any]) -> None:
     all_verdicts = list(verdicts(HfPeft, HfPeft.Config(**config), ["llama"], processes=0))
     assert [verdict for verdict in all_verdicts if verdict.outcome != "pass"] == []
+
+
+def test_nobody_is_warned_of_what_peft_and_transformers_have_to_settle() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        HfPeft(HfPeft.Config(peft_type="MISS", r=4, target_modules=["q_proj"])).patch(tiny_model("llama"))
 
 
 def test_the_table_of_broken_types_is_what_the_contract_finds() -> None:

@@ -133,7 +133,7 @@ def factors(model: Any) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["rslora", "lora_plus", "lora_fa", "dora", "pissa", "olora", "corda", "lora_ga"])
+@pytest.mark.parametrize("name", NAMES)
 def test_equal_to_peft_at_the_start_and_after_three_steps(name: str) -> None:
     method, model = patched(name, **TARGETS)
     other = peft_of(name)
@@ -247,13 +247,21 @@ def quantised(family: str = "llama") -> Any:
     return model
 
 
-def test_loftq_starts_at_what_quantising_took_away_as_in_peft() -> None:
+@pytest.mark.filterwarnings("ignore")
+def test_loftq_starts_at_what_quantising_took_away_and_trains_on_as_in_peft() -> None:
+    """As peft's ``replace_lora_weights_loftq`` starts, which needs a GPU, on the dequantised weights.
+
+    bitsandbytes' own layers, on which peft would train, lose the gradient on a CPU.
+    """
+    from peft import LoraConfig, get_peft_model
     from peft.utils.loftq_utils import _low_rank_decomposition
 
     method_class = load_method(targets("method")["loftq"])
     method = method_class(method_class.Config(rank=RANK, alpha=RANK, **TARGETS))
     model: Any = method.patch(quantised()).eval()
-    before, packed = tiny_model("llama", dtype=torch.float32), quantised()
+    before, packed, whole = tiny_model("llama", dtype=torch.float32), quantised(), quantised()
+    dequantize(whole)
+    theirs: Any = get_peft_model(whole, LoraConfig(r=RANK, lora_alpha=RANK, **TARGETS)).eval()
     for name, layer in lora_layers(model).items():
         lost = before.get_submodule(name).weight - packed.get_submodule(name).dequantized(torch.float32)
         their_factors = _low_rank_decomposition(lost, reduced_rank=RANK)
@@ -262,6 +270,10 @@ def test_loftq_starts_at_what_quantising_took_away_as_in_peft() -> None:
         )
         torch.testing.assert_close(layer.lora_A.abs(), their_factors["R"].abs(), atol=1e-3, rtol=0)
         torch.testing.assert_close(layer.lora_B.abs(), their_factors["L"].abs(), atol=1e-3, rtol=0)
+        down, up = factors(theirs)[name]
+        with torch.no_grad():
+            down.copy_(their_factors["R"])
+            up.copy_(their_factors["L"])
 
     def distance(other: Any) -> float:
         return float((logits(other) - logits(before)).norm())
@@ -272,6 +284,10 @@ def test_loftq_starts_at_what_quantising_took_away_as_in_peft() -> None:
     exported = method.to_peft(model)
     assert exported.config["peft_type"] == "LORA"
     assert set(method.adapter_state(model)) == {name for name, _ in trained_parameters(model)}
+    three_steps(model)
+    three_steps(theirs)
+    assert float((logits(model) - logits(scaled)).abs().max()) > 1e-2, "it has learnt"
+    torch.testing.assert_close(logits(model), logits(theirs), atol=2e-4, rtol=0)
     half = quantised()
     half.model.layers[0].self_attn.q_proj.original = None
     with pytest.raises(MethodError, match="q_proj: what quantising took away is not known"):

@@ -63,12 +63,12 @@ def patched(method: str = "full", model: Any = None) -> tuple[Method, Any]:
     return made, made.patch(tiny_model("llama", dtype=torch.float32) if model is None else model)
 
 
-def train(lanes: Sequence[Lane], **resources: Any) -> list[Trained]:
+def train(lanes: Sequence[Lane], rank: int = 0, **resources: Any) -> list[Trained]:
     training = Training(
         lanes=lanes,
         architecture=architecture_of(lanes[0].model.config),
         resources=ResourceSpec.model_validate(resources),
-        rank=0,
+        rank=rank,
         device=CPU,
         pad_token_id=0,
         meter=PhaseMeter(CPU),

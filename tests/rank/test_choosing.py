@@ -11,6 +11,7 @@ import pytest
 import torch
 from in_process import run_here
 from one_rank import CPU
+from scipy.stats import binomtest
 
 from bench.config.load import expand, load_sweep
 from bench.config.resolver import RegistryResolver
@@ -23,6 +24,10 @@ from bench.rank.choosing import Chooser, shares_of
 from bench.rank.context import RankContext
 from bench.rank.data import read_data
 from bench.rank.trial import _Trial, run_trials
+from bench.report.budget import budget
+from bench.report.columns import metric_columns
+from bench.report.configurations import comparisons
+from bench.report.significance_table import pair_note
 from bench.schema.record import Completed, TrialResult
 from bench.schema.trial import ModelSpec, TrialSpec
 from bench.schema.validation import ConfigError
@@ -120,6 +125,7 @@ def test_five_methods_are_compared_by_exact_tests(
     labels = "{labels: [delivery, payment, returns, account, advice], prior: training}"
     specs = trials(tmp_path, tiny_models["gpt2"], labels)
     results = run(store, specs)
+    right: dict[str, list[bool]] = {}
     for name, (result,) in results.items():
         assert isinstance(result.outcome, Completed)
         scores = result.outcome.scores
@@ -132,12 +138,23 @@ def test_five_methods_are_compared_by_exact_tests(
         assert rows is not None
         for row in rows:
             assert row["prediction"] == max(row["log_likelihoods"], key=row["log_likelihoods"].get)
-        right = [row["prediction"] in row["references"] for row in rows]
-        assert scores.values["accuracy"] == pytest.approx(10 * sum(right)), name
+        right[name] = [row["prediction"] in row["references"] for row in rows]
+        assert scores.values["accuracy"] == pytest.approx(10 * sum(right[name])), name
     for metric in ("accuracy", "macro_f1", "matthews"):
         tested = significance(store.root, results, metric, True)
         assert tested is not None
         assert len(tested.differences) == 10
+        for one in tested.differences if metric == "accuracy" else ():
+            pairs = list(zip(right[one.first], right[one.second], strict=True))
+            gained, lost = pairs.count((True, False)), pairs.count((False, True))
+            exactly = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+            assert one.p_randomisation == pytest.approx(exactly), "McNemar's test"
+        assert {one.exactly for one in tested.differences} == {metric == "accuracy"}
+        (column,) = (one for one in metric_columns([one for (one,) in results.values()]) if one.name == metric)
+        test = "McNemar's test in its exact form" if metric == "accuracy" else "approximate randomisation"
+        assert f"over sources alone ({test})" in pair_note(tested, column)
+    (comparison,) = comparisons([one for (one,) in results.values()])
+    assert "beams" not in budget(comparison).sentence, "nothing is written"
     data = read_data(specs[0])
     shares = shares_of(data)
     assert shares is not None

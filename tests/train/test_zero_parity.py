@@ -75,8 +75,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], float]] = {
     "loftq-nf4": ("loftq", {}, 3e-3),
     "dora-nf4": ("dora", {}, 3e-3),
 }
+# Relatives of LoRA that work on weights in four bits too; `make test-all` alone has the time for them.
+MORE_ON_NF4 = {
+    f"{name}-nf4": VARIANTS[name]
+    for name in ("rslora", "lora_plus", "lora_fa", "eva", "loreft", "adapters-parallel", "ia3", "peft-VERA")
+}
 # Variants on a base model whose weights are quantised.
 QUANTIZED: dict[str, Any] = {
+    **dict.fromkeys(MORE_ON_NF4, "nf4"),
     "lora-nf4": "nf4",
     "loftq-nf4": "nf4",
     "dora-nf4": "nf4",
@@ -134,6 +140,9 @@ def possible(case: Case) -> bool:
     return case.variant not in ("peft-ADALORA", "lisa") or case.stage == 0
 
 
+CASES_ON_NF4 = [
+    Case(variant, family, 2, stage) for stage in STAGES for variant in MORE_ON_NF4 for family in ("llama", "t5")
+]
 WHOLE = [
     case
     for ranks in (1, 2)
@@ -189,11 +198,12 @@ REPRESENTATIVE_IN_BF16 = [
     and case.accumulation == (4 if case.stage in (0, 3) else 1)
     and case.clips == ((case.stage + case.ranks) % 2 == 0)
 ]
-CASES_OF_PEFT = [Case(name, "llama", 2, stage) for stage in (2, 3) for name in VARIANTS_OF_PEFT]
+CASES_OF_PEFT = [Case(name, "llama", 2, stage) for stage in STAGES for name in VARIANTS_OF_PEFT]
+ALL_SETTINGS = {**VARIANTS, **MORE_ON_NF4, **VARIANTS_OF_PEFT}
 
 
 def settings_of(variant: str) -> tuple[str, dict[str, Any], float]:
-    return VARIANTS_OF_PEFT[variant] if variant in VARIANTS_OF_PEFT else VARIANTS[variant]
+    return ALL_SETTINGS[variant]
 
 
 def pairs() -> list[Pair]:
@@ -275,7 +285,7 @@ def plain_run(variant: str, folder: str) -> tuple[list[float], dict[str, torch.T
     start_from_examples(method, model, data, 0, architecture, torch.device("cpu"))
     parameters = dict(trained_parameters(model))
     groups = decay_groups(model, train.weight_decay)
-    if variant == "lora_plus":
+    if settings_of(variant)[0] == "lora_plus":
         of_b = [parameter for name, parameter in parameters.items() if name.endswith("lora_B")]
         of_a = [parameter for name, parameter in parameters.items() if name.endswith("lora_A")]
         decay = {"weight_decay": train.weight_decay}
@@ -473,7 +483,7 @@ def test_ranks_and_stages_train_what_one_plain_process_trains(
 
 @pytest.mark.full
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("case", [case for case in WHOLE if case not in REPRESENTATIVE], ids=str)
+@pytest.mark.parametrize("case", [*(case for case in WHOLE if case not in REPRESENTATIVE), *CASES_ON_NF4], ids=str)
 def test_the_whole_matrix(case: Case, trained: Any, tiny_models: dict[str, Path]) -> None:
     compare(case, trained(case), tiny_models[case.family])
 
