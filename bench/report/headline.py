@@ -31,11 +31,9 @@ def headline(comparison: Comparison, found: Significance | str | None) -> str | 
     if len(known) == 1:
         return f"{metric.title}: {_with_interval(known[0], metric)}. There is nothing to compare it with."
     if found is None or isinstance(found, str) or not found.conclusive:
-        best, *others = known
-        return (
-            f"{metric.title}: the best mean is that of {_with_mean(best, metric)}, which does not say that it leads: "
-            f"{_why_unknown(found)}. {_following(others, metric)}"
-        ).strip()
+        best = [one for one in known if one.mean(metric.name) == known[0].mean(metric.name)]
+        following = _following(known[len(best) :], metric)
+        return f"{metric.title}: {_best_means(best, metric)}: {_why_unknown(found)}. {following}".strip()
     by_name = {configuration.name: configuration for configuration in known}
     leaders = [by_name[name] for name in found.leaders]
     others = [
@@ -54,6 +52,18 @@ def headline(comparison: Comparison, found: Significance | str | None) -> str | 
     untested = len(known) - len(found.means)
     rest = f"Of each method the configuration with the lowest dev loss is tested, {untested} more are not."
     return " ".join(part for part in (first, _following(others, metric), rest if untested > 0 else "") if part)
+
+
+def _best_means(best: list[Configuration], metric: Column) -> str:
+    """Whose mean is the best one, which several may have."""
+    if len(best) == 1:
+        return f"the best mean is that of {_with_mean(best[0], metric)}, which does not say that it leads"
+    names = [configuration.name for configuration in best[:MOST_NAMES]]
+    if len(best) > MOST_NAMES:
+        names.append(f"{len(best) - MOST_NAMES} more")
+    mean = metric.text(best[0].mean(metric.name) or 0.0)
+    listed = f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"{listed} have the same best mean ({mean}), which does not say that they are equal"
 
 
 def _with_mean(configuration: Configuration, metric: Column) -> str:
