@@ -19,6 +19,7 @@ from command import Done
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
+    from bench.schema.trial import TrialSpec
     from bench.store.records import Store
 
 # Before ray is imported anywhere: Ray decides at import time how clusters authenticate.
@@ -155,9 +156,11 @@ def trials_in_this_process(monkeypatch: pytest.MonkeyPatch, one_rank: None) -> N
 
     from bench.driver.rounds import RoundRunner
 
-    monkeypatch.setattr(
-        RoundRunner, "_run", lambda runner, pending: run_here(runner.store, pending, sweep=runner.sweep)
-    )
+    def run(runner: RoundRunner, pending: Sequence[TrialSpec]) -> None:
+        for result in run_here(runner.store, pending, sweep=runner.sweep):
+            runner._board.committed(result)  # of which reports learn what is missing
+
+    monkeypatch.setattr(RoundRunner, "_run", run)
 
 
 @pytest.fixture
