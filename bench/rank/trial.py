@@ -79,8 +79,9 @@ def run_rank(spec: TrialSpec, context: RankContext, other_members: Sequence[Tria
     try:
         if context.driver_code_sha256 != sources_sha256():
             raise RuntimeError(  # noqa: TRY301
-                "this rank has other sources of bench and methods than the driver; install the same revision on all "
-                "nodes, or let the sweep ship its code"
+                "this rank has other sources of bench and methods than the driver had at its start; install the same "
+                "revision on all nodes, or let the sweep ship its code. If they were edited meanwhile, run the same "
+                "command again, with --retry-failed"
             )
         require_plugins(spec)
         device = select_device(spec, context)
