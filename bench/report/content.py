@@ -142,7 +142,7 @@ class Content:
             ("Revision", _alternatives(revisions)),
             ("Python", _alternatives(one.python_version for one in made)),
             ("Packages", " or ".join(versions)),
-            ("Device", _alternatives(" and ".join(result.devices) for result in self.results)),
+            ("Device", _alternatives(" and ".join(result.devices) for result in self.results if result.devices)),
             ("Cores", f"{_alternatives(str(one.cpu_cores) for one in made)}{_alternatives(threads)}"),
             ("Model commit", _alternatives((r.spec.model.commit or "")[:12] for r in self.results)),
             ("Test data", _alternatives((r.spec.task.data_sha256 or "")[:12] for r in self.results)),

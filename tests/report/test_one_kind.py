@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fakes import completed, probed, record, trial
+from fakes import completed, failed, probed, record, trial
 
 from bench.report.caveats import caveats
 from bench.report.columns import column_named
 from bench.report.comparison import cost_lines
 from bench.report.configurations import comparisons, costs_left_out, costs_of_one_kind
+from bench.report.content import Content
 from bench.report.figures.bars import time_bars
 from bench.schema.record import Completed, TrialResult
 from bench.schema.same_answer import cost_class
@@ -55,6 +56,12 @@ def test_costs_are_those_of_trials_on_one_kind_and_scores_are_of_all() -> None:
         "H100 alone, and none has none there. resources.accelerator names one type of GPU."
     )
     assert time_bars([rows["none"]], "time") is None
+
+
+def test_a_trial_that_never_started_has_no_device() -> None:
+    lost = record(trial("full", 1), failed()).model_copy(update={"provenance": None})
+    content = Content("demo", (made("full", 0, NEW, 1.0), lost))
+    assert dict(content.provenance)["Device"] == NEW
 
 
 def test_one_kind_of_device_changes_nothing() -> None:
