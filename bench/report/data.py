@@ -40,8 +40,11 @@ def csv_of(rows: pd.DataFrame) -> str:
 
     Carriage returns become line feeds: some readers would begin a row at one.
     """
+    from pandas.api.types import is_string_dtype  # imported late, because pandas takes half a second
+
     table = rows.copy(deep=False)
-    for column in table.columns[table.dtypes == "str"]:
+    # Texts have the type str from pandas 3 on, and the type object before.
+    for column in table.columns[[is_string_dtype(dtype) for dtype in table.dtypes]]:
         table[column] = table[column].map(_for_spreadsheets)
     table.columns = table.columns.map(_for_spreadsheets)
     return str(table.to_csv(index=False, lineterminator="\n"))

@@ -111,13 +111,15 @@ def test_flops_follow_the_textbook(trial: Callable[..., TrialSpec]) -> None:
     linears = {module for name, module in model.named_modules() if isinstance(module, nn.Linear) and "head" not in name}
     body = sum(module.weight.numel() for module in linears)
     head = model.get_output_embeddings().weight.numel()
-    assert costs.other_flops == 6 * costs.padded_tokens * body
+    # Up to transformers 5.18 the angles of positions are a product of matrices, of 16 FLOPs for each token here.
+    assert 0 <= costs.other_flops - 6 * costs.padded_tokens * body <= 16 * costs.padded_tokens
     assert costs.vocabulary_flops == 6 * costs.target_tokens * head
     frozen = trial("layer_norm")
     traced = step_costs(frozen, planned_work(frozen)).large
     assert traced.vocabulary_flops == 4 * traced.target_tokens * head
     first_inputs = 3 * 2 * 32 * 32  # no gradient flows below the first norm, but its projections' inputs need one
-    assert 0.9 < traced.other_flops / (4 * traced.padded_tokens * body) <= 1.0, first_inputs
+    rotary = 16 * traced.padded_tokens
+    assert 0.9 < traced.other_flops / (4 * traced.padded_tokens * body + rotary) <= 1.0, first_inputs
 
 
 def test_a_mixture_is_planned_by_the_experts_that_a_token_meets(
