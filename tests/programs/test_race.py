@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from race import decoding, one_process, peers, sweep, trainer_trial, training, workload
+from race import decoding, one_process, sweep, trainer_trial, training, workload
 from race.__main__ import main
 from race.contender import Contender, Job, run
 from race.ours import LEVERS
@@ -88,8 +88,6 @@ def test_contenders_have_the_same_losses(
         workload.write_start(tmp_path / "start", method, tiny_models[family])
         adapter = str(tmp_path / "start")
     monkeypatch.delenv("LOCAL_RANK", raising=False)  # other tests set it, and accelerate would look for ranks
-    # What the best flags set in this process would change what other tests measure.
-    monkeypatch.setattr(peers, "BEST_ENVIRONMENT", {})
     rows = []
     contenders: tuple[Contender, ...] = ("tuneoff", "trainer", "trainer_best", "accelerate")
     contenders = contenders if precision == "fp32" else contenders[:3]
