@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from chaos import light_faults as light
 from chaos import odd_systems as odd
 from chaos.ground import NotPossibleError, Verdict
+from chaos.traces import SHARED_MEMORY, Traces
 
 from bench.store.crash_points import CrashPoint
 
@@ -60,6 +62,22 @@ def test_kills_between_commits_are_counted_whatever_the_speed(tmp_path: Path) ->
     verdict = light.driver_killed_at_random(tmp_path, trials=30, times=3, seed=0, fake=True)
     assert verdict.good, verdict
     assert verdict.injected == 3
+
+
+def test_a_semaphore_of_another_program_is_not_ours(tmp_path: Path) -> None:
+    traces = Traces(lambda: [])
+    traces.close()
+    lock = multiprocessing.get_context("spawn").Lock()
+    semaphore = f"sem.{lock._semlock.name.lstrip('/')}"
+    assert (SHARED_MEMORY / semaphore).exists()
+    left = SHARED_MEMORY / f"left-{tmp_path.name}-{os.getpid()}"
+    left.touch()
+    try:
+        found = traces.shared_memory()
+    finally:
+        left.unlink()
+    assert left.name in found
+    assert semaphore not in found
 
 
 def test_what_is_not_possible_is_a_row_and_not_left_out(

@@ -85,6 +85,16 @@ class Ground:
         self.injected = 0
         self.notes: list[str] = []
         self._traces = Traces(self.processes)
+        self._gate = folder / f"gate-{name}"
+
+    def hold_ranks(self) -> None:
+        """Ranks of drivers that start from now on train until ``release_ranks``, whatever the speed."""
+        self._gate.unlink(missing_ok=True)
+        self.variables["LIGHT_GATE"] = str(self._gate)
+
+    def release_ranks(self) -> None:
+        """Ranks that were held finish, and later ones are not held."""
+        self._gate.touch()
 
     def start(self, **variables: str) -> subprocess.Popen[str]:
         """Start a driver."""

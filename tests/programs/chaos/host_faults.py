@@ -17,7 +17,8 @@ from chaos.ground import Ground, Verdict, command_of, journal_events, wait_until
 def ground_with_hosts(folder: Path, trials: int) -> Iterator[Ground]:
     """A sweep whose ranks, two for each trial, run on two hosts in process trees of their own."""
     ground = Ground(folder, trials)
-    variables = {"TUNEOFF_TEST_TAG": ground.tag, "TMPDIR": str(ground.temporary), "LIGHT_SECONDS": "0.7"}
+    ground.hold_ranks()
+    variables = {"TUNEOFF_TEST_TAG": ground.tag, "TMPDIR": str(ground.temporary), **ground.variables}
     with far_machine(folder, **variables) as command:
         ground.variables = {"LIGHT_HOST_COMMAND": command, "LIGHT_RANKS": "2"}
         yield ground
@@ -33,6 +34,7 @@ def hosts_lost(folder: Path) -> Verdict:
             wait_until(
                 lambda: len(journal_events(ground.root, "lost")) >= ground.injected, "a lost host was not noticed"
             )
+        ground.release_ranks()
         ground.wait(driver)
         if [event["reason"] for event in journal_events(ground.root, "lost")] != ["worker_lost", "worker_lost"]:
             ground.notes.append(f"lost: {journal_events(ground.root, 'lost')}")
@@ -46,6 +48,7 @@ def killed_driver_of_hosts(folder: Path) -> Verdict:
         wait_until(lambda: len(ground.ranks()) == 2, "no ranks run")
         ground.kill(driver)
         wait_until(lambda: not ground.processes(), "processes are left behind", 20.0)
+        ground.release_ranks()
         ground.finish()
         return ground.judge("SIGKILL of a driver with ranks on hosts")
 
@@ -59,6 +62,7 @@ def driver_of_hosts_asked_to_end(folder: Path) -> Verdict:
         ground.injected += 1
         ground.wait(driver, (130,))
         wait_until(lambda: not ground.processes(), "processes are left behind", 20.0)
+        ground.release_ranks()
         ground.finish()
         return ground.judge("SIGTERM of a driver with ranks on hosts")
 

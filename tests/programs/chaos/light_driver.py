@@ -99,7 +99,7 @@ def main() -> int:
                 observers.append(FullDisk(int(full)))
             schedule = Schedule(store, launcher, "light", observers, retries=RetryPolicy(backoff_seconds=0.1))
             try:
-                with stoppable(schedule.drain, lambda message: None):
+                with stoppable(schedule.drain, lambda message: sys.stderr.writelines([message, "\n"])):
                     schedule.run(pending)
             finally:
                 launcher.close()

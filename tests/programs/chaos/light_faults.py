@@ -76,12 +76,14 @@ def _has_passed(moment: float, ground: Ground, driver: subprocess.Popen[str], re
 def rank_killed(folder: Path) -> Verdict:
     """Ranks are killed while they train; their trials are tried again."""
     ground = Ground(folder, trials=4)
-    driver = ground.start(LIGHT_SECONDS="1")
+    ground.hold_ranks()
+    driver = ground.start()
     for _ in range(2):
         wait_until(ground.ranks, "no rank runs")
         os.kill(ground.ranks()[0], signal.SIGKILL)
         ground.injected += 1
         wait_until(lambda: len(journal_events(ground.root, "lost")) >= ground.injected, "a dead rank was not noticed")
+    ground.release_ranks()
     driver.communicate()
     ground.look()
     return ground.judge("SIGKILL of a rank")
@@ -90,10 +92,12 @@ def rank_killed(folder: Path) -> Verdict:
 def rank_stopped(folder: Path) -> Verdict:
     """A rank is stopped (SIGSTOP) and says nothing any more. Its trial is tried again."""
     ground = Ground(folder, trials=2)
-    driver = ground.start(LIGHT_SECONDS="5", LIGHT_HANG_SECONDS="6")
+    ground.hold_ranks()
+    driver = ground.start(LIGHT_HANG_SECONDS="6")
     wait_until(lambda: ground.phases() == ["train", "train"], "the ranks have not said that they are alive")
     os.kill(ground.ranks()[0], signal.SIGSTOP)
     ground.injected += 1
+    ground.release_ranks()
     driver.communicate()
     ground.look()
     if [event["reason"] for event in journal_events(ground.root, "lost")] != ["hung"]:
@@ -104,7 +108,8 @@ def rank_stopped(folder: Path) -> Verdict:
 def ranks_paused(folder: Path) -> Verdict:
     """Ranks are stopped, and continued before they count as hanging. No attempt is lost."""
     ground = Ground(folder, trials=4)
-    driver = ground.start(LIGHT_SECONDS="2")
+    ground.hold_ranks()
+    driver = ground.start()
     wait_until(lambda: ground.phases() == ["train", "train"], "the ranks have not said that they are alive")
     paused = ground.ranks()
     for number in (signal.SIGSTOP, signal.SIGCONT):
@@ -112,6 +117,7 @@ def ranks_paused(folder: Path) -> Verdict:
             os.kill(rank, number)
             ground.injected += number == signal.SIGSTOP
         time.sleep(3.0)
+    ground.release_ranks()
     ground.wait(driver)
     if lost := journal_events(ground.root, "lost"):
         ground.notes.append(f"attempts were lost: {lost}")
@@ -121,10 +127,12 @@ def ranks_paused(folder: Path) -> Verdict:
 def keeper_killed(folder: Path) -> Verdict:
     """A keeper is killed: its rank loses its driver, and ends."""
     ground = Ground(folder, trials=2)
-    driver = ground.start(LIGHT_SECONDS="2")
+    ground.hold_ranks()
+    driver = ground.start()
     wait_until(ground.ranks, "no rank runs")
     os.kill(_keeper_of(ground.ranks()[0]), signal.SIGKILL)
     ground.injected += 1
+    ground.release_ranks()
     driver.communicate()
     ground.look()
     return ground.judge("SIGKILL of a keeper")
@@ -133,12 +141,14 @@ def keeper_killed(folder: Path) -> Verdict:
 def outbox_removed(folder: Path) -> Verdict:
     """Somebody removes the folder in which attempts wait while trials run; they are tried again."""
     ground = Ground(folder, trials=4)
-    driver = ground.start(LIGHT_SECONDS="1")
+    ground.hold_ranks()
+    driver = ground.start()
     wait_until(lambda: ground.phases() == ["train", "train"], "no rank runs")
     removed = ground.root / ".removed"  # In one step: ranks write into it, so that it is never empty for long.
     (ground.root / ".outbox").rename(removed)
     shutil.rmtree(removed)
     ground.injected += 1
+    ground.release_ranks()
     ground.wait(driver)
     if not journal_events(ground.root, "lost"):
         ground.notes.append("no attempt was lost")
@@ -148,7 +158,8 @@ def outbox_removed(folder: Path) -> Verdict:
 def asked_to_end(folder: Path) -> Verdict:
     """SIGTERM, with which batch systems ask: the driver ends at once, whatever its ranks do; one of them is stopped."""
     ground = Ground(folder, trials=4)
-    driver = ground.start(LIGHT_SECONDS="30")
+    ground.hold_ranks()
+    driver = ground.start()
     wait_until(lambda: ground.phases() == ["train", "train"], "no rank runs")
     os.kill(ground.ranks()[0], signal.SIGSTOP)
     driver.send_signal(signal.SIGTERM)
@@ -157,6 +168,7 @@ def asked_to_end(folder: Path) -> Verdict:
     ground.wait(driver, (130, -signal.SIGINT))
     if time.monotonic() - started > TERM_SECONDS:
         ground.notes.append(f"the driver took {time.monotonic() - started:.0f} s to end")
+    ground.release_ranks()
     ground.finish()
     return ground.judge("SIGTERM of the driver")
 
@@ -211,13 +223,15 @@ def records_damaged(folder: Path) -> Verdict:
 def two_drivers(folder: Path) -> Verdict:
     """A second driver comes while the first one works."""
     ground = Ground(folder, trials=3)
-    first = ground.start(LIGHT_SECONDS="5")
+    ground.hold_ranks()
+    first = ground.start()
     wait_until(ground.ranks, "no rank runs")
     second = ground.start()
     _, errors = second.communicate()
     ground.injected += 1
     if second.returncode != 2 or f"process {first.pid} on " not in errors:
         ground.notes.append(f"the second driver was not refused properly: {second.returncode} {errors}")
+    ground.release_ranks()
     first.communicate()
     ground.look()
     return ground.judge("two drivers")
@@ -227,17 +241,22 @@ def stopped_by_people(folder: Path) -> Verdict:
     """Ctrl-C once: what runs is finished. Ctrl-C twice: it is not."""
     ground = Ground(folder, trials=6)
     for presses in (1, 2):
-        driver = ground.start(LIGHT_SECONDS="1", LIGHT_CPUS="1")
+        ground.hold_ranks()
+        driver = ground.start(LIGHT_CPUS="1")
         wait_until(lambda: len(ground.ranks()) == 1, "no rank runs")
         before = len(ground.seen)
         for _ in range(presses):
             driver.send_signal(signal.SIGINT)
-            time.sleep(0.2)
+            if driver.stderr is not None:
+                driver.stderr.readline()  # what the driver says when it has caught the signal
+        if presses == 1:
+            ground.release_ranks()
         driver.communicate()
         ground.injected += 1
         ground.look()
         if len(ground.seen) - before != (1 if presses == 1 else 0):
             ground.notes.append(f"{presses} x Ctrl-C committed {len(ground.seen) - before} trials")
+    ground.release_ranks()
     ground.finish()
     return ground.judge("Ctrl-C once, twice")
 

@@ -36,6 +36,8 @@ def main() -> None:
     taken = bytearray(int(os.environ.get("LIGHT_BYTES", "0")))
     taken[:: mmap.PAGESIZE] = b"x" * len(taken[:: mmap.PAGESIZE])
     time.sleep(float(os.environ.get("LIGHT_SECONDS", "0.05")))
+    while (gate := os.environ.get("LIGHT_GATE")) and not Path(gate).exists():
+        time.sleep(0.02)
     for number in range(2 if job.rank == 0 else 0):
         (outbox / f"file-{number}.txt").write_text(f"{job.spec.trial_id} {number}\n")
     report = RankReport(outcome=completed() if job.rank == 0 else None, provenance=provenance())

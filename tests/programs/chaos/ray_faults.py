@@ -81,11 +81,13 @@ def actor_killed(folder: Path) -> Verdict:
     """The actors that hold the ranks of their nodes are killed."""
     ground = Ground(folder, trials=4)
     with cluster_of(2) as nodes:
-        driver = ground.start(LIGHT_ADDRESS=nodes.address, LIGHT_SECONDS="3")
+        ground.hold_ranks()
+        driver = ground.start(LIGHT_ADDRESS=nodes.address)
         for _ in range(2):
             wait_until(lambda: ground.ranks() and _actors(ground), "no rank runs")
             ground.kill_pid(_actors(ground)[0])
             wait_until(lambda: len(journal_events(ground.root, "lost")) >= ground.injected, "nobody noticed")
+        ground.release_ranks()
         ground.wait(driver)
         verdict = ground.judge("SIGKILL of an actor")
     return verdict
@@ -118,7 +120,8 @@ def only_node_lost(folder: Path) -> Verdict:
     """The only node dies. No trial fails for it: the driver waits, says so and ends. The same command goes on."""
     ground = Ground(folder, trials=3)
     with cluster_of(1) as nodes:
-        variables = {"LIGHT_ADDRESS": nodes.address, "LIGHT_SECONDS": "2", "LIGHT_PATIENCE_SECONDS": "5"}
+        variables = {"LIGHT_ADDRESS": nodes.address, "LIGHT_PATIENCE_SECONDS": "5"}
+        ground.hold_ranks()
         driver = ground.start(**variables)
         wait_until(ground.ranks, "no rank runs")
         nodes.remove(0)
@@ -127,6 +130,7 @@ def only_node_lost(folder: Path) -> Verdict:
         if driver.returncode != 1 or "no machines: 1 ranks need 1 CPU cores" not in errors:
             ground.notes.append(f"exit code {driver.returncode}: {output}{errors}")
         ground.look()
+        ground.release_ranks()
         nodes.add()
         ground.wait(ground.start(**variables))
         return ground.judge("the only node lost, and back")
@@ -136,7 +140,8 @@ def head_lost(folder: Path) -> Verdict:
     """The head dies. The driver says so and ends before Ray ends it. The same command goes on with a new head."""
     ground = Ground(folder, trials=3)
     with cluster_of(1) as nodes:
-        variables = {"LIGHT_SECONDS": "2", "LIGHT_PATIENCE_SECONDS": "5"}
+        variables = {"LIGHT_PATIENCE_SECONDS": "5"}
+        ground.hold_ranks()
         driver = ground.start(LIGHT_ADDRESS=nodes.address, **variables)
         wait_until(ground.ranks, "no rank runs")
         nodes.kill_head()
@@ -145,6 +150,7 @@ def head_lost(folder: Path) -> Verdict:
         if driver.returncode != 1 or "the head of the Ray cluster" not in errors:
             ground.notes.append(f"exit code {driver.returncode}: {output}{errors}")
         ground.look()
+    ground.release_ranks()
     with cluster_of(1) as nodes:
         ground.wait(ground.start(LIGHT_ADDRESS=nodes.address, **variables))
         return ground.judge("head lost, another one started")
@@ -154,7 +160,8 @@ def second_node_lost(folder: Path, times: int = 2) -> Verdict:
     """The second of two nodes dies under a trial of two ranks and comes back: the same driver waits and goes on."""
     ground = Ground(folder, trials=3)
     with cluster_of(2) as nodes:
-        driver = ground.start(LIGHT_ADDRESS=nodes.address, LIGHT_RANKS="2", LIGHT_SECONDS="6")
+        ground.hold_ranks()
+        driver = ground.start(LIGHT_ADDRESS=nodes.address, LIGHT_RANKS="2")
         for _ in range(times):
             wait_until(lambda: len(ground.ranks()) == 2, "no trial runs on both nodes")
             nodes.remove(1)
@@ -162,6 +169,7 @@ def second_node_lost(folder: Path, times: int = 2) -> Verdict:
             wait_until(lambda: len(journal_events(ground.root, "lost")) >= ground.injected, "nobody noticed")
             time.sleep(2.0)
             nodes.add()
+        ground.release_ranks()
         ground.wait(driver)
         if {event["reason"] for event in journal_events(ground.root, "lost")} != {"node_lost"}:
             ground.notes.append(f"lost: {journal_events(ground.root, 'lost')}")
@@ -190,7 +198,8 @@ def head_restarted(folder: Path) -> Verdict:
     The new cluster knows nothing of the driver, which says so and ends. The same command goes on.
     """
     ground, port = Ground(folder, trials=4), free_port()
-    variables = {"LIGHT_ADDRESS": f"127.0.0.1:{port}", "LIGHT_SECONDS": "2", "LIGHT_PATIENCE_SECONDS": "5"}
+    variables = {"LIGHT_ADDRESS": f"127.0.0.1:{port}", "LIGHT_PATIENCE_SECONDS": "5"}
+    ground.hold_ranks()
     with started_head(folder / "r1", port):
         driver = ground.start(**variables)
         wait_until(ground.ranks, "no rank runs")
@@ -200,6 +209,7 @@ def head_restarted(folder: Path) -> Verdict:
         if driver.returncode != 1 or "has started anew" not in errors:
             ground.notes.append(f"exit code {driver.returncode}: {output}{errors}")
         ground.look()
+        ground.release_ranks()
         ground.wait(ground.start(**variables))
         return ground.judge("head restarted at the same address")
 

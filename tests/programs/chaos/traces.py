@@ -45,14 +45,8 @@ class Traces:
         if not new:
             return []
         ours = set(self._processes())
-        used = {
-            name
-            for pid in _pids()
-            if pid not in ours
-            for name in _opened(pid)
-            if name.startswith(f"{SHARED_MEMORY}{os.sep}")
-        }
-        return sorted(name for name in new if str(SHARED_MEMORY / name) not in used)
+        used = {inode for pid in _pids() if pid not in ours for inode in _opened(pid)}
+        return sorted(name for name in new if _inode(SHARED_MEMORY / name) not in used | {None})
 
     def _follow(self) -> None:
         while not self._done.wait(LOOK_SECONDS):
@@ -91,9 +85,29 @@ def _sockets_of(pid: int) -> set[str]:
     return {link[len("socket:[") : -1] for link in _links(pid) if link.startswith("socket:[")}
 
 
-def _opened(pid: int) -> Iterator[str]:
-    """Files that a process has open or mapped."""
-    yield from _links(pid)
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
+
+
+def _opened(pid: int) -> Iterator[int]:
+    """Inodes of files in /dev/shm that a process has open or mapped.
+
+    Not their names: a semaphore is mapped under a name of the moment before the C library gives it its own.
+    """
+    with contextlib.suppress(OSError):
+        for path in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if _is_shared_memory(str(path.readlink())):
+                    yield path.stat().st_ino
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            yield line.split(maxsplit=5)[-1]
+            _, _, _, _, inode, *name = line.split(maxsplit=5)
+            if name and _is_shared_memory(name[0]):
+                yield int(inode)
+
+
+def _is_shared_memory(name: str) -> bool:
+    return name.startswith(f"{SHARED_MEMORY}{os.sep}")
