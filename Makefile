@@ -21,7 +21,7 @@ test-all: FURTHER = -m 'not browser'
 test test-all: style
 	$(BIN)/mypy > .venv/mypy.txt & \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal $(FURTHER); tests=$$?; \
-	wait $$!; types=$$?; cat .venv/mypy.txt; exit $$((tests + types))
+	wait $$!; types=$$?; cat .venv/mypy.txt; exit $$((tests ? tests : types))
 
 # The tests with the lowest, or the newest, version of each dependency that pyproject.toml allows: docs/inside/versions.md.
 # PYTHON=python3.13 tries another Python.

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from bench.models.model_files import EMBEDDED, IDENTIFYING_FILES, local_folder
+from bench.models.model_files import EMBEDDED, IDENTIFYING_FILES, INDEX, local_folder
 from bench.schema.trial import DEFAULT_BRANCH, ModelSpec
 
 # Files of other libraries: those in folders, and weights in a form of their own beside those of transformers.
@@ -72,7 +72,7 @@ def _are_here(wanted: dict[str, Any]) -> bool:
 
     try:
         folder = Path(snapshot_download(**wanted, local_files_only=True))
-        index = folder / "model.safetensors.index.json"
+        index = folder / INDEX
         names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
     except (OSError, ValueError, KeyError):
         return False
@@ -101,11 +101,11 @@ def _telling(spec: ModelSpec, told: Told | None) -> Iterator[None]:
     ended = threading.Event()
 
     def tell() -> None:
-        of_all: int | None = None
-        asked = False
+        if ended.wait(TELL_SECONDS):
+            return  # what is here already needs no telling
+        of_all = _bytes_of(spec)
+        told(_bytes_here(spec), of_all)
         while not ended.wait(TELL_SECONDS):
-            if not asked:  # not at once: what is here already needs no telling
-                of_all, asked = _bytes_of(spec), True
             told(_bytes_here(spec), of_all)
 
     thread = threading.Thread(target=tell, daemon=True)

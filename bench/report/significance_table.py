@@ -21,7 +21,8 @@ MOST_CONFIGURATIONS = 12
 # All pairs of so many configurations are shown; if there are more, each is shown against the best.
 MOST_IN_FULL = 5
 
-MCNEMAR = "McNemar's test in its exact form"
+# What the p-value of trained models is made by, exactly or not.
+TESTS_OF_MODELS = {True: "McNemar's test in its exact form", False: "approximate randomisation"}
 PAIR_HEADING = ("", "mean", "against", "mean", "difference", "95 % interval", "p", "p, these models")
 
 
@@ -90,9 +91,7 @@ def pair_note(found: Significance, metric: Column) -> str:
         else "Intervals are over these sources, corrected for the number of pairs."
     )
     exactly = {one.exactly for one in found.differences}
-    tests = ["McNemar's test in its exact form"] * (True in exactly) + ["approximate randomisation"] * (
-        False in exactly
-    )
+    tests = [name for exact, name in TESTS_OF_MODELS.items() if exact in exactly]
     return (
         f"Differences in {metric.title} over {found.sources} test sources, seeds paired. {corrected} p, these models: "
         f"the same for the trained models at hand, over sources alone ({' or '.join(tests)}), not corrected."

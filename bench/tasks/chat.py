@@ -14,7 +14,7 @@ from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_se
 from bench.task import CHAT, Example, Split, TaskConfig, TaskError, Turn
 from bench.tasks.conversations import DataTurn, Reply, replies_in, turns_in
 from bench.tasks.file_forms import PACKED_ENDINGS
-from bench.tasks.hub_rows import commit_sha256, hub_records, pinned_revision
+from bench.tasks.hub_rows import commit_sha256, hub_records, no_examples, pinned_revision
 from bench.tasks.records import NO_TAG, Record, SplitFiles, cell, column_error, names_of, omissions_text
 from bench.tasks.rows import read_json_lines
 from bench.tasks.tables import read_parquet
@@ -150,8 +150,7 @@ class Chat(SplitFiles):
 
     def require_some(self, examples: Sequence[Example], split: Split) -> None:
         if self.config.on_hub and not examples:
-            left_out = omissions_text(self.skipped(split))
-            raise TaskError(f"{self.config.path}: no examples in the {split} split{left_out}")
+            raise no_examples(self.config.path, split, omissions_text(self.skipped(split)))
         super().require_some(examples, split)
 
     def read(self, location: str) -> Iterator[Record]:

@@ -10,8 +10,8 @@ from typing import ClassVar
 from pydantic import Field, model_validator
 
 from bench.schema.digests import sha256_of
-from bench.task import Example, Split, TaskError
-from bench.tasks.hub_rows import commit_sha256, hub_records, pinned_revision
+from bench.task import Example, Split
+from bench.tasks.hub_rows import commit_sha256, hub_records, no_examples, pinned_revision
 from bench.tasks.records import Record, RecordConfig, RecordTask, omissions_text
 
 
@@ -74,6 +74,5 @@ class Hub(RecordTask):
     def load(self, split: Split) -> list[Example]:
         examples = super().load(split)
         if not examples:
-            left_out = omissions_text(self.skipped(split))
-            raise TaskError(f"{self.config.path}: no examples in the {split} split{left_out}")
+            raise no_examples(self.config.path, split, omissions_text(self.skipped(split)))
         return examples

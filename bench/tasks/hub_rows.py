@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.task import TaskError
+from bench.task import Split, TaskError
 from bench.tasks.arrow_values import exact, has_short_floats
 from bench.tasks.hub_commits import HubError, commit_of
 from bench.tasks.records import Record
@@ -28,6 +28,11 @@ def pinned_revision(path: str, revision: str | None) -> str:
 def commit_sha256(path: str, revision: str | None) -> str:
     """Hash over name and commit of a data set on the hub, which fix its content."""
     return hashlib.sha256(f"{path}@{revision}".encode()).hexdigest()
+
+
+def no_examples(path: str, split: Split, left_out: str) -> TaskError:
+    """What is wrong with a split that has none; ``left_out`` says what was not taken."""
+    return TaskError(f"{path}: no examples in the {split} split{left_out}")
 
 
 def hub_records(

@@ -38,12 +38,6 @@ from bench.train.loss import TargetLoss
 from bench.train.order import training_order
 
 
-@pytest.fixture(autouse=True)
-def without_flags_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The race sets this variable for peers, in a process that may run these tests next."""
-    monkeypatch.delenv("TRANSFORMERS_SDPA_FORCE_GQA", raising=False)
-
-
 def patched(family: str, name: str, **settings: Any) -> Any:
     method_class = load_method(targets("method")[name])
     with torch.random.fork_rng():

@@ -14,8 +14,6 @@ from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, 
 # What helps on a CPU and changes no number: no search for non-finite losses (it reads the loss at every step), no
 # pinned memory. Grouping by length is in the order of the batches. Liger needs a GPU; neither side compiles.
 BEST_FLAGS: dict[str, Any] = {"logging_nan_inf_filter": False, "dataloader_pin_memory": False, "disable_tqdm": True}
-# Attention on a CPU that copies no keys and values for the heads that share them, as ours does.
-BEST_ENVIRONMENT = {"TRANSFORMERS_SDPA_FORCE_GQA": "1"}
 
 
 def load(model: str, adapter: Path | None, precision: str = "fp32") -> Any:
