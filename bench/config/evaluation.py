@@ -18,7 +18,7 @@ from bench.plugins.registry import RegistryError
 from bench.plugins.source import PluginError, plugin_source
 from bench.schema.digests import sha256_of
 from bench.schema.sweep import MethodEntry, Sweep
-from bench.schema.trial import JsonDict, LoadedSpec, MethodSpec, ModelSpec, TrialSpec
+from bench.schema.trial import LoadedSpec, MethodSpec, ModelSpec, TrialSpec
 from bench.schema.validation import ConfigError
 from bench.store.records import RECORD_FILE, read_record
 
@@ -94,7 +94,7 @@ class Evaluations:
         return values[0]
 
     def _ours(self, trial: TrialSpec, loaded: LoadedSpec, seed: int | None) -> TrialSpec:
-        """Method, template and precision of an adapter's card; the seed of its trial, where the record lies beside."""
+        """Method, precision and how sources are read, by an adapter's card; the seed by a record that lies beside it."""
         folder = Path(loaded.path)
         card = read_card(folder)
         _require_base(folder, card.model, trial.model)
@@ -105,11 +105,8 @@ class Evaluations:
                 if path.name in record.files and sha256_of(path) != record.files[path.name]:
                     raise AdapterError(f"{folder}: {path.name} is damaged: it is not the file that was recorded")
             trial = trial.model_copy(update={"seed": record.spec.seed if seed is None else seed})
-        read_so: JsonDict = {"template": card.template}
-        if card.max_source_tokens is not None:
-            read_so["max_source_tokens"] = card.max_source_tokens
-        read_so = {key: value for key, value in read_so.items() if f"task.{key}" not in self._set_keys}
-        task = trial.task.model_copy(update={"config": {**trial.task.config, **read_so}})
+        reading = {key: value for key, value in card.reading.items() if f"task.{key}" not in self._set_keys}
+        task = trial.task.model_copy(update={"config": {**trial.task.config, **reading}})
         precision = {} if "resources.precision" in self._set_keys else {"precision": card.precision}
         return trial.model_copy(
             update={

@@ -57,6 +57,14 @@ class AdapterCard(Spec):
         """Adapters whose card does not say were trained on sources without a beginning token."""
         return {"beginning_token": False, **model} if isinstance(model, dict) else model
 
+    @property
+    def reading(self) -> JsonDict:
+        """The settings of a task that say how its sources were read in training, as far as they are recorded."""
+        names = {"template", "system_prompt", "system_in", "chat_options"}
+        if self.max_source_tokens is not None:
+            names.add("max_source_tokens")
+        return self.model_dump(mode="json", include=names)
+
 
 def save_adapter(folder: Path, spec: TrialSpec, task: TaskConfig, state: Mapping[str, torch.Tensor]) -> int:
     """Write card and tensors.
@@ -123,11 +131,8 @@ class Restored:
 
     def source_ids(self, source: str) -> list[int]:
         """The tokens that the model reads for a source, by the template of its training."""
-        limit = {} if self.card.max_source_tokens is None else {"max_source_tokens": self.card.max_source_tokens}
-        card = self.card
-        chat = {"system_prompt": card.system_prompt, "system_in": card.system_in, "chat_options": card.chat_options}
-        config = TaskConfig(template=card.template, **chat, **limit)
-        tokens = Tokenization(self.tokenizer, config, self.architecture, card.model.beginning_token)
+        config = TaskConfig(**self.card.reading)
+        tokens = Tokenization(self.tokenizer, config, self.architecture, self.card.model.beginning_token)
         return tokens.source(Example("", (), source, ()))
 
 

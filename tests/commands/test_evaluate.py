@@ -204,6 +204,20 @@ def test_what_is_no_adapter_of_this_base_model_is_one_line(
     assert "this model does not have it; a model of another make is compared in a sweep of its own" in message
 
 
+def test_an_adapter_trained_in_a_chat_template_is_asked_as_in_training(
+    evaluations: Callable[..., Evaluations], tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    trained_adapter("lora", {"rank": 2}, tiny_models["llama"], tmp_path / "adapter")
+    card = tmp_path / "adapter" / "adapter.json"
+    in_training = {"template": "chat", "system_prompt": "Be brief.", "system_in": "user", "chat_options": {"a": 1}}
+    card.write_text(json.dumps({**json.loads(card.read_text()), **in_training}))
+    config = evaluations().stored_trial(card.parent, 0, None, None).task.config
+    assert {name: config[name] for name in in_training} == in_training
+    settings = ("task.template=chat", "task.system_prompt=At length.")
+    config = evaluations(*settings).stored_trial(card.parent, 0, None, None).task.config
+    assert config["system_prompt"] == "At length.", "that of the command line"
+
+
 def write_bytes(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
