@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def print_listing(kind: Kind, as_json: bool, plugins_dir: Path | None = None) -> None:
-    """Print all methods, tasks or metrics; what cannot be used is among them, with the reason.
+    """Print all methods, tasks, metrics or optimisers; what cannot be used is among them, with the reason.
 
     Raises:
         ConfigError: The folder of plugins cannot be used.

@@ -37,7 +37,7 @@ PluginsDir = Annotated[
     typer.Option(
         "--plugins-dir",
         "--methods-dir",
-        help="folder whose files are methods, tasks or metrics, each under the name of its file",
+        help="folder whose files are methods, tasks, metrics or optimisers, each under the name of its file",
     ),
 ]
 LauncherName = Annotated[

@@ -62,7 +62,7 @@ def offers_by_name(
     """All names with their offers, built-in ones first. Several offers of a name are a clash. Imports no plugin.
 
     Args:
-        kind: Methods, tasks or metrics.
+        kind: Methods, tasks, metrics or optimisers.
         plugins_dir: A folder whose files are plugins, too. Their imports tell their kinds.
         requested: Names whose files are offers of this kind, whatever they import.
 
