@@ -141,6 +141,7 @@ def _show(name: str, plugins_dir: Path | None, as_json: bool) -> None:
     from bench.plugins.registry import BUILT_IN, summary
     from bench.plugins.settings import settings_of
     from bench.plugins.source import plugin_source
+    from bench.report.searches import space_text
 
     target, method_class = _load(name, plugins_dir)
     source = plugin_source(target)
@@ -152,16 +153,20 @@ def _show(name: str, plugins_dir: Path | None, as_json: bool) -> None:
         "target": target,
         "origin": BUILT_IN if source is None else source.origin,
     }
+    space = method_class.search_space if method_class.trains else {}
     example = _example(name, {setting.name: setting.example for setting in settings if setting.example is not None})
     if as_json:
         rows = [vars(setting) for setting in settings]
-        console.print_json(json.dumps({**about, "settings": rows, "example": example}))
+        searched = {key: dimension.model_dump(mode="json") for key, dimension in space.items()}
+        console.print_json(json.dumps({**about, "settings": rows, "search_space": searched, "example": example}))
         return
     console.print(Text(f"{name}: {about['description']}"))
     for key in ("paper", "target", "origin"):
         if about[key]:
             console.print(Text(f"{key}: {about[key]}", style="dim"))
     console.print(settings_table(settings))
+    if space:
+        console.print(Text(f"stages.tune searches: {space_text(space)}", style="dim"))
     console.print(Text(f"in a sweep:\n\n{example}"))
 
 

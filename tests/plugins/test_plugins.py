@@ -250,6 +250,7 @@ def test_a_method_is_explained_with_an_example_that_works(
     shown_to_people = tuneoff("methods", "prefix_tuning").stdout
     assert "num_prompt_tokens" in shown_to_people
     assert "Li & Liang 2021" in shown_to_people
+    assert "stages.tune searches: learning_rate 0.001 to 0.1 (2 decades)" in shown_to_people
 
 
 @pytest.mark.parametrize("name", targets("method"))
