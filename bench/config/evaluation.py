@@ -94,7 +94,7 @@ class Evaluations:
         return values[0]
 
     def _ours(self, trial: TrialSpec, loaded: LoadedSpec, seed: int | None) -> TrialSpec:
-        """Method, precision and how sources are read, by an adapter's card; the seed by a record that lies beside it."""
+        """With the adapter's method, precision and way to read sources, and its seed if its record lies beside it."""
         folder = Path(loaded.path)
         card = read_card(folder)
         _require_base(folder, card.model, trial.model)
