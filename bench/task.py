@@ -200,51 +200,47 @@ def require_choices(labels: Sequence[str]) -> None:
 class TaskConfig(StrictNumbers):
     """Settings that every task has."""
 
-    train_examples: PositiveInt | None = Field(None, description="training pairs (source, one reference); None is all")
-    dev_examples: PositiveInt | None = Field(None, description="unique dev sources; None is all")
-    test_examples: PositiveInt | None = Field(None, description="unique test sources; None is all")
-    subset_seed: int = Field(
-        0, description="draws the subsets, the same for every method and seed, in proportion to the first two tags"
-    )
+    train_examples: PositiveInt | None = Field(None, description="training pairs (source, one reference); null: all")
+    dev_examples: PositiveInt | None = Field(None, description="dev sources; null: all")
+    test_examples: PositiveInt | None = Field(None, description="test sources; null: all")
+    subset_seed: int = Field(0, description="draws the subsets, which are the same for every method and seed")
     train_seed: int | None = Field(
-        None, description="draws the training subset alone, for several small training sets; None is subset_seed"
+        None, description="draws the training subset alone, for several small training sets; null: subset_seed"
     )
     loss_references: PositiveInt | None = Field(
-        1, description="references of a source that dev and test loss are taken on; None is all"
+        1, description="references of each source in dev and test loss; null: all"
     )
     metrics: tuple[str, ...] = Field(
-        (), description="metrics beside the official ones, e.g. bertscore, of which package and weights must be there"
+        (), description="metrics beside the official ones, e.g. bertscore, whose package and weights must be there"
     )
     tokenize: TokenizerName | None = Field(
         None,
-        description="how scores cut words, by sacrebleu's names: 13a, intl, zh, ja-mecab, ko-mecab, char, flores200, "
-        "...; None is the task's own, which is 13a where no task says otherwise",
+        description="how scores cut words, by sacrebleu's names; null: as the task says, usually 13a",
     )
     answer: AnswerConfig | None = Field(
         None,
-        description="where texts have their answers, e.g. {pattern: last_number}: gives the score accuracy, ahead of "
-        "the scores of texts",
+        description="where texts have their answers, e.g. {pattern: last_number}, for the score accuracy",
     )
     choices: ChoicesConfig | None = Field(
         None,
-        description="labels of which the likeliest is the prediction, and nothing is written: [negative, positive], "
-        "the name of a column with a list of each source's own, or {labels or column, likelihood, prior, reference}",
+        description="the prediction is the likeliest of these labels: [negative, positive], the name of a column with "
+        "each source's own list, or {labels or column, likelihood, prior, reference}",
         json_schema_extra=_also_in_short,
     )
     template: str = Field(
         "Data: {source}\nText:",
-        description="what the model reads before it writes; {bos} is the tokenizer's beginning token. chat: the chat "
-        "template of the tokenizer, with the source as a user's turn",
+        description="what the model reads before it writes; {bos} is the tokenizer's beginning token. chat: the "
+        "tokenizer's chat template, with the source as a turn of the user",
     )
     system_prompt: str | None = Field(
         None,
-        description="with template: chat, what the system says in conversations where it says nothing; null: nothing, "
-        "or what the chat template has it say",
+        description="with template: chat, the system turn of conversations that have none; null: none, or the chat "
+        "template's own",
     )
     system_in: Literal["system", "user"] = Field(
         "system",
-        description="with template: chat, whose turn has the words of the system: its own, or the first of the user, "
-        "for chat templates without system turns",
+        description="with template: chat, where the system prompt stands: system, in a turn of its own; user, in the "
+        "first turn of the user, for chat templates without system turns",
     )
     chat_options: dict[str, Any] = Field(
         default={}, description="with template: chat, further variables of the chat template: {enable_thinking: false}"

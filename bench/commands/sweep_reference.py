@@ -18,15 +18,21 @@ from bench.schema.trial import DecodeSpec, EvaluationSpec, JsonDict, ModelSpec, 
 from bench.task import TaskConfig
 
 # Keys that the driver fills in itself.
-FILLED_IN = {"model": {"weights_sha256", "commit"}}
+FILLED_IN = {
+    "model": {"weights_sha256", "commit", "checkpoint_quantization"},
+    "evaluations": {"lm_eval_version", "config_sha256"},
+}
 
 INTRODUCTION = """# Every key of a sweep file
 
-Made by `make docs` from the classes that read sweeps. `tuneoff schema` prints the same for editors: save it as
-sweep.schema.json, and in VS Code with the YAML extension begin a sweep with the line
-`# yaml-language-server: $schema=sweep.schema.json`. `tuneoff init DATA` writes a sweep to begin with.
-`--set key.path=value` sets any of these keys on the command line. The settings of a task stand in `task` beside its
-name (`tuneoff tasks NAME` lists them), those of a method in `config` (`tuneoff methods NAME`).
+`tuneoff init DATA` writes a sweep to begin with. `--set key.path=value` sets any key on the command line:
+`--set train.steps=10`, `--set methods.1.train.learning_rate=1e-3` (methods are counted from 0). A default that is
+left empty here is `null`, or no entry.
+
+For completion and checks in VS Code with the YAML extension, save what `tuneoff schema` prints as sweep.schema.json, and
+begin the sweep with the line `# yaml-language-server: $schema=sweep.schema.json`.
+
+`make docs` makes this page from the classes that read sweeps.
 """
 
 

@@ -63,5 +63,7 @@ def _type(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return str(schema["const"])
     if schema.get("type") == "array" and "items" in schema:
         return f"list of {_type(schema['items'], definitions)}"
+    if isinstance(kinds := schema.get("type", "any"), list):
+        return " | ".join(kinds)
     bounds = [f"{sign} {schema[key]:g}" for key, sign in _BOUNDS.items() if key in schema]
-    return " ".join([str(schema.get("type", "any")), *bounds])
+    return " ".join([kinds, *bounds])

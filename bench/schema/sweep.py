@@ -16,28 +16,35 @@ class HalvingSpec(Settings):
     A trial that goes on is trained again from the start, which gives the same first steps; that is counted.
     """
 
-    factor: Annotated[int, Field(ge=2)] = Field(3, description="one in so many trials goes on at each cut")
+    factor: Annotated[int, Field(ge=2)] = Field(3, description="at each cut, one in so many trials goes on")
     first_cut_steps: PositiveInt | None = Field(
-        None, description="training before the first cut; None: thrice the warm-up, at least a ninth of the length"
+        None, description="steps before the first cut; null: three times the warm-up, at least a ninth of all steps"
     )
     audit_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.1, description="share of the cut trials, at least one unless 0, that is trained to its end all the same"
+        0.1, description="share of the cut trials, at least one, that is trained to the end nevertheless; 0: none"
     )
 
 
 class TuneSpec(Settings):
     """The stage that chooses settings for each method, with the same budget for all, by the dev split alone."""
 
-    trials: PositiveInt | None = Field(None, description="budget of each method, in trainings of full length")
+    trials: PositiveInt | None = Field(
+        None, description="budget of each method in trainings of full length; set either this or device_seconds"
+    )
     device_seconds: PositiveFloat | None = Field(
-        None, description="budget of each method, in seconds that its ranks work; start-up is not counted"
+        None, description="budget of each method in seconds that its ranks work, without start-up"
     )
     sampler: Literal["grid", "quasi_random", "tpe"] = Field(
-        "grid", description="how settings are tried: a grid, a Halton sequence, or Optuna's TPE, which learns"
+        "grid",
+        description="how settings are tried: a grid, a Halton sequence, or Optuna's TPE, which learns from results",
     )
-    metric: str = Field("dev_loss", description="dev_loss, or a score (e.g. bleu) of predictions for the dev sources")
-    seed: int = Field(1000, description="of the sampler and of the trials; final trials have seeds of their own")
-    halving: HalvingSpec | None = Field(None, description="ends the worse trials early; None trains all to the end")
+    metric: str = Field(
+        "dev_loss", description="what settings are chosen by: dev_loss, or a score such as bleu on the dev sources"
+    )
+    seed: int = Field(1000, description="of the sampler and of its trials; none of the seeds of the stage final")
+    halving: HalvingSpec | None = Field(
+        None, description="ends the worse trials early; keys below. null: all are trained to the end"
+    )
 
     @model_validator(mode="after")
     def _effective(self) -> TuneSpec:
@@ -53,7 +60,7 @@ class TuneSpec(Settings):
 class FinalStageSpec(Settings):
     """The stage that takes the test scores, once, with the settings that were chosen."""
 
-    seeds: Annotated[list[int], Field(min_length=1, description="each trains every method once; five or more are good")]
+    seeds: Annotated[list[int], Field(min_length=1, description="each trains every method once; use five or more")]
 
 
 class CostStageSpec(Settings):
@@ -62,16 +69,18 @@ class CostStageSpec(Settings):
     All final trials that differ only in seed, learning rate or length share them.
     """
 
-    steps: PositiveInt = Field(20, description="optimiser steps; the first tenth, at least 5, are warm-up")
-    repetitions: PositiveInt = Field(3, description="measurements of each class, in turns over methods")
+    steps: PositiveInt = Field(
+        20, description="optimiser steps of a measurement; the first tenth, at least 5, are not measured"
+    )
+    repetitions: PositiveInt = Field(3, description="how often each class is measured, in turns over the methods")
 
 
 class StagesSpec(Settings):
     """The stages of a sweep, one after the other. A stage that is not named is left out."""
 
-    tune: TuneSpec | None = Field(None, description="searches settings for each method on the dev split")
-    final: FinalStageSpec | None = Field(None, description="takes the test scores with the settings chosen")
-    cost: CostStageSpec | None = Field(None, description="measures time and memory, alone on the machine")
+    tune: TuneSpec | None = Field(None, description="searches settings for each method on the dev split; keys below")
+    final: FinalStageSpec | None = Field(None, description="takes the test scores with the settings chosen; keys below")
+    cost: CostStageSpec | None = Field(None, description="measures time and memory, alone on the machine; keys below")
 
     @model_validator(mode="after")
     def _some(self) -> StagesSpec:
@@ -91,54 +100,63 @@ def _bare_model(entry: Any) -> Any:
 
 
 class MethodEntry(Settings):
-    """One line of a sweep's ``methods:``; a bare name is short for ``{name: ...}``."""
+    """An entry of a sweep's ``methods:``; a bare name is short for ``{name: ...}``."""
 
-    name: str = Field(description='a registered name, or "module:Class"')
-    config: JsonDict = Field(default_factory=dict, description="settings of the method's own Config")
-    train: JsonDict = Field(default_factory=dict, description="fields of train that differ for this method")
-    resources: JsonDict = Field(default_factory=dict, description="fields of resources that differ for this method")
+    name: str = Field(description="a name that `tuneoff methods` lists, or module:Class")
+    config: JsonDict = Field(default_factory=dict, description="the method's own settings: `tuneoff methods NAME`")
+    train: JsonDict = Field(default_factory=dict, description="keys of train that differ for this method")
+    resources: JsonDict = Field(default_factory=dict, description="keys of resources that differ for this method")
     grid: dict[str, list[Any]] = Field(
-        default_factory=dict, description="dotted key (config.x, train.x, resources.x) to values: one trial each"
+        default_factory=dict,
+        description="dotted key (config.x, train.x, resources.x) to a list of values: one row each",
     )
     search: SearchSpace | None = Field(
-        None, description="dotted key (config.x, train.x) to what the stage tune tries; None: what the method declares"
+        None,
+        description="dotted key (config.x, train.x) to what the stage tune tries: "
+        "{low, high} or a list; null: what the "
+        "method declares",
     )
 
 
 class Sweep(Settings):
     """One YAML file: what to compare."""
 
-    name: Annotated[
-        str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="results go to the folder of this name")
-    ]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="results go to results/NAME/")]
     model: Annotated[ModelSpec, BeforeValidator(_bare_model)] = Field(
-        ModelSpec(), description="a bare text is its path; keys below"
+        ModelSpec(), description="the base model: its path, or the keys below"
     )
-    task: Annotated[JsonDict, BeforeValidator(_bare_name)] = Field(description="name, and the settings of that task")
+    task: Annotated[JsonDict, BeforeValidator(_bare_name)] = Field(
+        description="its name, or a mapping: name, its own settings (`tuneoff tasks NAME`), and the keys below"
+    )
     train: TrainSpec = Field(TrainSpec(), description="how all methods train; keys below")
     decode: DecodeSpec = Field(DecodeSpec(), description="how texts are decoded; keys below")
-    resources: ResourceSpec = Field(ResourceSpec(), description="what a trial takes; keys below")
+    resources: ResourceSpec = Field(ResourceSpec(), description="what a trial runs on; keys below")
     methods: Annotated[
         list[Annotated[MethodEntry, BeforeValidator(_bare_name)]],
-        Field(min_length=1, description="what is compared; a bare text is the name of a method; keys below"),
+        Field(min_length=1, description="what is compared: names, or the keys below"),
     ]
-    seeds: list[int] = Field([0], min_length=1, description="each trains every method once, in sweeps without stages")
+    seeds: list[int] = Field(
+        [0], min_length=1, description="each trains every method once; with stages, set stages.final.seeds instead"
+    )
     grid: dict[str, list[Any]] = Field(
-        default_factory=dict, description="dotted key (task.x, train.x, decode.x, ...) to values, for every method"
+        default_factory=dict,
+        description="dotted key (task.x, train.x, decode.x, ...) to a list of values, for every method",
     )
     evaluations: list[EvaluationSpec] = Field(
         default_factory=list,
-        description="tasks of the lm-evaluation-harness that final trials are scored on besides their own; keys below",
+        description="tasks of lm-evaluation-harness on which final trials are scored, too; keys below",
     )
     published: list[str] = Field(
         default_factory=list,
-        description="files of published numbers that reports show beside ours, found from the folder of this file",
+        description="files of published numbers that reports show beside ours, relative to the folder of this file",
     )
     trackers: dict[str, JsonDict] = Field(
         default_factory=dict,
-        description="trackers that hear of the trials, with their settings, e.g. wandb: {entity: my-team, tags: [a]}",
+        description="programs that show trials live, with their settings, e.g. {wandb: {entity: my-team}}",
     )
-    stages: StagesSpec | None = Field(None, description="None: every trial is a final one, with the settings given")
+    stages: StagesSpec | None = Field(
+        None, description="search, final and cost; keys below. null: every trial is a final one"
+    )
 
     @model_validator(mode="after")
     def _effective(self) -> Sweep:

@@ -101,24 +101,22 @@ class ModelSpec(Settings):
     """The base model: a local folder, a hub id, or the embedded default ``smollm2-135m``."""
 
     path: str = Field("smollm2-135m", description="a local folder, a hub id, or the embedded model")
-    revision: str | None = Field(None, description="hub revision (branch, tag or commit); None is the hub's main")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub; null: main")
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
-        "sdpa", description="how attention is computed, in the words of transformers"
+        "sdpa", description="the implementation of attention, by the names of transformers"
     )
     beginning_token: bool = Field(
         True, description="whether sources begin with the token that the tokenizer puts before a text (Llama, Gemma)"
     )
-    trust_remote_code: bool = Field(False, description="run code that a hub repository ships; off for a reason")
+    trust_remote_code: bool = Field(False, description="run code that the model's repository ships, with your rights")
     quantization: Literal["nf4", "fp4", "int8"] | None = Field(
         None,
-        description="how the weights of linear layers are stored, but for the output head: four bits (nf4, fp4) or "
-        "eight (int8), by bitsandbytes, dequantised where they are multiplied; null: as they are",
+        description="stores linear layers, without the output head, in four bits (nf4, fp4) or eight (int8), by "
+        "bitsandbytes; null: as they are",
     )
-    double_quantization: bool = Field(
-        False, description="with nf4 and fp4: the scales of blocks of weights are quantised too (QLoRA)"
-    )
+    double_quantization: bool = Field(False, description="with nf4 and fp4: scales are quantised, too (QLoRA)")
     quantization_compute: Literal["fp32", "bf16"] | None = Field(
-        None, description="in which quantised weights are multiplied; null: as resources.precision says"
+        None, description="dtype in which quantised weights are multiplied; null: that of resources.precision"
     )
     weights_sha256: str | None = Field(None, description="set by the driver for local folders; part of the identity")
     checkpoint_quantization: str | None = Field(
@@ -160,35 +158,38 @@ class TrainSpec(Settings):
     """How a trial trains. All methods of a sweep share it; a method entry may override single fields."""
 
     learning_rate: PositiveFloat = Field(1e-4, description="the highest of the schedule")
-    steps: PositiveInt | None = Field(None, description="optimiser steps; exactly one of steps and epochs is set")
+    steps: PositiveInt | None = Field(
+        None, description="optimiser steps; set either steps or epochs. Without both: one epoch"
+    )
     epochs: PositiveFloat | None = Field(None, description="passes over the training pairs")
     batch_size: PositiveInt = Field(8, description="sequences per optimiser step over all ranks")
     micro_batch_size: PositiveInt | None = Field(
-        None, description="sequences per forward pass of one rank; None takes the rank's whole share at once"
+        None, description="sequences per forward pass of one rank; null: all of its share at once"
     )
     schedule: Literal["linear", "cosine", "constant", "inverse_sqrt", "wsd"] = Field(
         "linear",
-        description="the learning rate after the warm-up; linear and cosine end at 0; inverse_sqrt falls with the root "
-        "of the step (without a warm-up as after one of 10,000 steps); wsd (warm-up, stable, decay) is constant until "
-        "it falls by a cosine to 0, over decay_fraction. All as in transformers",
+        description="the learning rate after the warm-up, as in transformers: linear and cosine end at 0; inverse_sqrt "
+        "falls with the root of the step; wsd (warm-up, stable, decay) stays, then falls to 0 over decay_fraction",
     )
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.1, description="with schedule: wsd; of all steps, rounded up, those of the decay at the end"
+        0.1, description="with schedule: wsd, the share of all steps, rounded up, over which the rate falls"
     )
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="over which the learning rate rises linearly")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="steps over which the learning rate rises linearly"
+    )
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="the same as a share of all steps, rounded up; at most one of the two is set"
+        0.0, description="the warm-up as a share of all steps, rounded up, in place of warmup_steps"
     )
     warmup_start: Literal["zero", "first_step"] = Field(
         "zero",
-        description="the first learning rate of a warm-up. zero: 0, as in transformers; first_step: 1/warmup_steps of "
-        "the full one",
+        description="the first learning rate of a warm-up: zero, as in transformers, or first_step: 1/warmup_steps of "
+        "the highest",
     )
     optimizer: Annotated[str, Field(min_length=1)] = Field(
         "adamw",
         description="adamw, adafactor (as Lester et al. 2021, without parameter scaling), adamw_8bit, lion, muon, "
-        "schedule_free, galore, apollo, the name of a plugin, or module:Class, also of torch's, such as "
-        "torch.optim:NAdam; `tuneoff optimizers` lists them. What needs whole matrices needs ZeRO 0",
+        "schedule_free, galore, apollo, the name of a plugin, or module:Class, such as torch.optim:NAdam; `tuneoff "
+        "optimizers` lists them, optimizers.md says which work under which ZeRO stage",
     )
     optimizer_options: JsonDict = Field(
         default={},
@@ -197,27 +198,33 @@ class TrainSpec(Settings):
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled, as in AdamW")
     weight_decay_on: Literal["weights", "all"] = Field(
         "weights",
-        description="weights: what is trained but norms and biases, by the rule of transformers' Trainer; all: what is "
-        "trained",
+        description="weights: all trained tensors except norms and biases, as transformers' Trainer does; all: all "
+        "trained tensors",
     )
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of AdamW's mean of gradients")
-    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.999, description="of AdamW's mean of their squares")
-    adam_epsilon: PositiveFloat = Field(1e-8, description="of AdamW")
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="decay of AdamW's mean of gradients")
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.999, description="decay of AdamW's mean of squared gradients"
+    )
+    adam_epsilon: PositiveFloat = Field(1e-8, description="of AdamW, against division by 0")
     loss_reduction: Literal["token_mean", "sequence_sum"] = Field(
         "token_mean",
-        description="what is minimised: the mean over the batch's target tokens, or the sum over a sequence's target "
-        "tokens, averaged over sequences (Li & Liang 2021), which takes larger steps at the same learning rate",
+        description="what is minimised: token_mean, the mean over the batch's target tokens; sequence_sum, the sum "
+        "over a sequence's target tokens, averaged over sequences (Li & Liang 2021), which takes larger steps at the "
+        "same learning rate",
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        None, description="within the base model; None: what its configuration says. A method's own dropout stays"
+        None,
+        description="within the base model; null: what its configuration says. A method's own dropout is its setting",
     )
-    max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="global gradient norm; 0 does not clip")
+    max_grad_norm: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="gradients with a larger global norm are clipped to it; 0: never"
+    )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="in training only")
     gradient_checkpointing: bool = Field(
-        False, description="computes activations a second time in the backward pass, which takes time and saves memory"
+        False, description="saves memory and takes time: activations are computed again in the backward pass"
     )
     evaluate_every_steps: PositiveInt | None = Field(
-        None, description="dev loss every n steps, best state kept; None evaluates after the last step only"
+        None, description="computes the dev loss every n steps and keeps the best state; null: after the last step only"
     )
 
     @model_validator(mode="after")
@@ -257,40 +264,42 @@ class TrainSpec(Settings):
 class DecodeSpec(Settings):
     """How predictions are generated, the same for every method."""
 
-    beams: PositiveInt = Field(1, description="of beam search; 1 decodes greedily")
+    beams: PositiveInt = Field(1, description="of beam search; 1: greedy decoding")
     max_new_tokens: PositiveInt = Field(96, description="longer texts are cut, and counted")
-    min_new_tokens: Annotated[int, Field(ge=0)] = Field(0, description="before a text may end")
-    length_penalty: float = Field(1.0, description="exponent on the length in beam search; ineffective with beams: 1")
+    min_new_tokens: Annotated[int, Field(ge=0)] = Field(0, description="tokens before a text may end")
+    length_penalty: float = Field(1.0, description="exponent on the length; with beams above 1")
     early_stopping: bool | Literal["never"] = Field(
-        False, description="true: a source is done when it has as many finished texts as beams; else see transformers"
+        False,
+        description="with beams above 1. true: ends when there are as many finished "
+        "texts as beams; else as in transformers",
     )
     no_repeat_ngram_size: Annotated[int, Field(ge=0)] = Field(
-        0, description="no text says the same n tokens twice; what the source says may be said; 0 allows all"
+        0, description="no text has the same n tokens twice; those of the source are allowed. 0: no limit"
     )
     banned_token_ids: list[Annotated[int, Field(ge=0)]] = Field(
-        default=[], description="tokens that are never generated; ids of the base model's tokenizer"
+        default=[], description="ids of tokens that are never generated"
     )
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
         default=["\n"],
-        description="strings that end a text and are no part of it, also across tokens; [] ends at the model's end "
-        "tokens alone. Unset: those of the task, a line break for data-to-text",
+        description="strings that end a text and do not belong to it; []: only the model's end tokens end it. Unset: "
+        "those of the task, which is a line break for data-to-text",
     )
     batch_size: PositiveInt | None = Field(
         None,
-        description="sources that are decoded at once; one that ends makes room for the next. None: as many as a "
-        "sixteenth of the device's memory holds, on a CPU at most 128 texts; 16 where nothing is decoded so (choices, "
-        "evaluations, models that are left to `generate`)",
+        description="sources that are decoded at once; one that ends makes room for the next. null: as many as a "
+        "sixteenth of the device's memory holds, on a CPU at most 128 texts; 16 for choices, evaluations and models "
+        "that `generate` of transformers decodes",
     )
     temperature: Annotated[float, Field(ge=0)] = Field(
         0.0,
-        description="above 0: tokens are drawn from the softmax of the logits divided by it; 0: greedily or by beams",
+        description="above 0: tokens are drawn, from the softmax of the logits divided by it; 0: greedy or beams",
     )
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="with a temperature: drawn from the fewest tokens that are together so likely; 1: from all"
+        1.0, description="with a temperature: only the likeliest tokens that together have this probability are drawn"
     )
     seed: NonNegativeInt | None = Field(
         None,
-        description="with a temperature: of what is drawn for each source, whatever the batch; null: the trial's seed",
+        description="with a temperature: seed of the draws, the same for every batch size; null: the trial's seed",
     )
 
     @property
@@ -325,13 +334,14 @@ def _no_nvme(value: Any) -> Any:
 
 
 class OffloadSpec(Settings):
-    """What lies in the memory of the host while it is not needed on the device."""
+    """What is kept in the memory of the host while it is not needed on the device."""
 
     optimizer: Annotated[Literal["cpu"] | None, BeforeValidator(_no_nvme)] = Field(
-        None, description="moments and fp32 copies of what is trained, which are updated there; needs ZeRO 1 to 3"
+        None,
+        description="cpu: moments and fp32 copies of trained tensors, which are updated there; needs zero_stage 1 to 3",
     )
     parameters: Annotated[Literal["cpu"] | None, BeforeValidator(_no_nvme)] = Field(
-        None, description="weights that are not being computed with; needs ZeRO 3"
+        None, description="cpu: weights of layers that are not computing; needs zero_stage 3"
     )
 
 
@@ -352,42 +362,48 @@ class ResourceSpec(Settings):
     )
     precision: Precision = Field(
         "fp32",
-        description="bf16, fp16: base model and computation in it; what is trained and its moments stay fp32. fp16 "
-        "scales losses, and skips steps whose gradients overflow",
+        description="of the base model and of the computation; trained tensors and their moments are fp32 in any case. "
+        "fp16 scales losses, and skips steps whose gradients overflow",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is cuda where there is a GPU, else cpu")
-    cpus_per_rank: PositiveInt | None = Field(None, description="None: all cores of the machine, shared by the ranks")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is a GPU, else cpu")
+    cpus_per_rank: PositiveInt | None = Field(
+        None, description="cores; null: all cores of the machine, shared by the ranks"
+    )
     gpus_per_rank: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="below 1 several trials of one rank share a GPU, and none of them has it to itself"
+        1.0, description="below 1, several trials of one rank share a GPU; needs exclusive: none"
     )
     exclusive: Literal["device", "node", "none"] = Field(
-        "device", description="what a trial has to itself, so that its cost can be compared; cores and GPUs, or nodes"
+        "device",
+        description="what no other trial may use meanwhile, so that costs can be compared: cores and GPUs, or nodes",
     )
     fuse: Annotated[Literal["off", "auto"] | Annotated[int, Field(ge=2)], BeforeValidator(_off)] = Field(
         "off",
-        description="whether trials that may train in one pass do: as many as pay by the size of their batches (auto), "
-        "or at most so many; never in the stage cost",
+        description="trains several trials in one pass if they allow it: as many as pay off (auto), or at most so "
+        "many; never in the stage cost",
     )
     compile: bool = Field(
         False,
-        description="layers go through torch.compile while they train: seconds of compiling for fewer and larger "
-        "kernels in every step; below ZeRO 3",
+        description="trains with torch.compile: compiling takes seconds, then steps have fewer and larger kernels; "
+        "needs zero_stage below 3",
     )
-    offload: OffloadSpec | None = Field(None, description="what goes to the host's memory; keys below. null: nothing")
+    offload: OffloadSpec | None = Field(
+        None, description="what is kept in the host's memory; keys below. null: nothing"
+    )
     deepspeed: JsonDict = Field(
         default={},
         description="further keys of DeepSpeed's configuration, e.g. {zero_optimization: {overlap_comm: true}}",
     )
     accelerator: str | None = Field(
         None,
-        description="type of GPU that ranks need, by Ray's label (H100, A100-80G), so that one comparison is not "
-        "spread over several types; None: any",
+        description="type of GPU that ranks need, by Ray's label (H100, A100-80G); null: any",
     )
-    priority: int = Field(0, description="higher ones start first; of equals the larger trials do")
-    timeout_seconds: PositiveFloat | None = Field(None, description="wall time of a trial, start-up included")
+    priority: int = Field(0, description="trials with a higher one start first; of equals the larger trials")
+    timeout_seconds: PositiveFloat | None = Field(
+        None, description="a trial that takes longer, start-up included, fails; null: no limit"
+    )
     hang_seconds: PositiveFloat = Field(120.0, description="a rank that gives no sign of life for so long is replaced")
     checkpoint_every_steps: PositiveInt | None = Field(
-        None, description="a retry continues from the last checkpoint. None: from the start"
+        None, description="a retry continues from the last checkpoint; null: from the start"
     )
 
     @model_validator(mode="after")
@@ -472,13 +488,15 @@ class LoadedSpec(Spec):
 
 
 class EvaluationSpec(Settings):
-    """A task of the lm-evaluation-harness that a final trial's model is scored on besides the sweep's own task."""
+    """A task of lm-evaluation-harness on which final trials are scored besides the sweep's own task."""
 
-    lm_eval: str = Field(min_length=1, description="name of a task or group of the lm-evaluation-harness")
-    num_fewshot: NonNegativeInt | None = Field(None, description="examples before a question; None: what the task says")
-    limit: PositiveInt | None = Field(None, description="the first so many questions of each task; None: all")
+    lm_eval: str = Field(min_length=1, description="name of a task or group")
+    num_fewshot: NonNegativeInt | None = Field(None, description="examples before a question; null: what the task says")
+    limit: PositiveInt | None = Field(None, description="the first so many questions of each task; null: all")
     include_path: str | None = Field(None, description="a folder with YAML files of tasks of your own")
-    apply_chat_template: bool = Field(False, description="whether questions are put as the turn of a user")
+    apply_chat_template: bool = Field(
+        False, description="whether questions become turns of a user in the model's chat template"
+    )
     lm_eval_version: str | None = Field(None, description="of the package; filled in when the sweep is read")
     config_sha256: str | None = Field(
         None, description="of the task's YAML and, under include_path, of the files beside it; filled in likewise"

@@ -55,6 +55,7 @@ def test_the_schema_refuses_what_sweeps_refuse(
 
 def test_every_key_has_a_meaning_and_the_page_is_that_of_the_classes() -> None:
     assert [f"{part.path}.{one.name}" for part in sections() for one in part.settings if not one.description] == []
+    assert [one.type for part in sections() for one in part.settings if "[" in one.type] == [], "words, not Python"
     assert (ROOT / "docs" / "use" / "sweep.md").read_text() == page(), "make docs"
 
 
