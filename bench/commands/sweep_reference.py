@@ -29,8 +29,8 @@ INTRODUCTION = """# Every key of a sweep file
 `--set train.steps=10`, `--set methods.1.train.learning_rate=1e-3` (methods are counted from 0). A default that is
 left empty here is `null`, or no entry.
 
-For completion and checks in VS Code with the YAML extension, save what `tuneoff schema` prints as sweep.schema.json, and
-begin the sweep with the line `# yaml-language-server: $schema=sweep.schema.json`.
+For completion and checks in VS Code with the YAML extension, save what `tuneoff schema` prints as sweep.schema.json,
+and begin the sweep with the line `# yaml-language-server: $schema=sweep.schema.json`.
 
 `make docs` makes this page from the classes that read sweeps.
 """
