@@ -11,7 +11,7 @@ from methods.parts.lora_family import LoRAConfig, LoRAFamily, svd_factors
 
 
 class LoftQ(LoRAFamily):
-    """LoRA on quantised base weights whose product starts as the best of its rank for what quantising took away.
+    """LoRA on quantised base weights that starts as the best approximation, of its rank, to the error of quantising.
 
     Source: Li et al. 2023, algorithm 1 with T = 1, in the form of peft's ``replace_lora_weights_loftq``: A and B start
     as singular vectors of what the weights were without the quantised ones, each times the root of the singular values.

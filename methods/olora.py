@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from methods.parts.lora_family import FactorConfig, StartedLoRA, require_rank
+from methods.parts.lora_family import FactorConfig, StartedLoRA, remember_start_of_rank, require_rank
 
 
 class OrthonormalLoRA(StartedLoRA):
@@ -25,7 +25,7 @@ class OrthonormalLoRA(StartedLoRA):
 
     def begin(self, name: str, layer: Any) -> None:
         if layer.lora_A.is_meta:
-            layer.remember_start()
+            remember_start_of_rank(layer, self.config.rank, name)
             return
         rank, factors = self.config.rank, []
         for weight in layer.weights_of_parts():

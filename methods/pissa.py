@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from methods.parts.lora_family import FactorConfig, StartedLoRA, svd_factors
+from methods.parts.lora_family import FactorConfig, StartedLoRA, remember_start_of_rank, svd_factors
 
 
 class PiSSA(StartedLoRA):
-    """LoRA whose A and B start from the largest singular values of the weight, which the rest of it stays without.
+    """LoRA whose A and B start as the largest part of the weight, by singular values; the rest of it is frozen.
 
     Source: Meng et al. 2024, section 3: A and B are the roots of the values times the vectors. The base weight stays
     as it is: the product of the start, which is stored, is taken off what the layer puts out.
@@ -23,7 +23,7 @@ class PiSSA(StartedLoRA):
 
     def begin(self, name: str, layer: Any) -> None:
         if layer.lora_A.is_meta:
-            layer.remember_start()
+            remember_start_of_rank(layer, self.config.rank, name)
             return
         factors = []
         for weight in layer.weights_of_parts():

@@ -233,14 +233,13 @@ def _stored(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def remember_start_of_rank(layer: Any, rank: int, name: str) -> None:
-    """Have a layer remember the start that it gets from examples later, if the rank of each part allows for one.
+    """Have a layer remember a start that it gets later, or whose values are nowhere, if the weight allows for one.
 
     Raises:
-        MethodError: A part has less than this rank.
+        MethodError: A part has less than this rank, or the weight is quantised.
     """
-    if not layer.lora_A.is_meta:
-        for weight in layer.weights_of_parts():
-            require_rank(rank, weight.shape, name)
+    for weight in layer.weights_of_parts():
+        require_rank(rank, weight.shape, name)
     layer.remember_start()
 
 

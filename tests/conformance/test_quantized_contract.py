@@ -6,11 +6,13 @@ import re
 from typing import Any
 
 import pytest
+import torch
 from test_contract import DEFAULTS, NEEDS_QUANTIZED, OF_RELATIVES, VARIANTS, named
 
 from bench.conformance.method_checks import CHECKS, PROCESS_CHECK, Subject
-from bench.conformance.tiny_models import CORE_FAMILIES
+from bench.conformance.tiny_models import CORE_FAMILIES, FAMILIES
 from bench.method import MethodError
+from bench.models.quantization import Storage, quantize
 from bench.plugins.registry import load_method, targets
 
 KINDS = ("nf4", "int8")
@@ -50,9 +52,15 @@ def test_contract(name: str, family: str, kind: str, check: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", REFUSE)
-def test_what_needs_whole_weights_refuses(name: str, kind: str) -> None:
+def test_what_needs_whole_weights_refuses(name: str, kind: Any) -> None:
+    of_kind = subject(name, {}, "llama", kind)
     with pytest.raises(MethodError, match=re.escape(WHOLE_WEIGHTS[name].format(kind))):
-        subject(name, {}, "llama", kind).patched()
+        of_kind.patched()
+    with torch.device("meta"):
+        without_weights = FAMILIES["llama"]().requires_grad_(False)
+    quantize(without_weights, Storage(kind))
+    with pytest.raises(MethodError, match=re.escape(WHOLE_WEIGHTS[name].format(kind))):
+        of_kind.patched(disturbed=False, base=without_weights)
 
 
 def test_what_needs_quantised_weights_refuses_others() -> None:

@@ -320,8 +320,12 @@ def test_dora_on_quantised_weights_is_peft_on_the_dequantised_ones() -> None:
 
 def test_a_rank_that_a_weight_does_not_have_is_refused() -> None:
     for name in ("pissa", "olora", "corda", "lora_ga"):
-        with pytest.raises(MethodError, match=r"rank: 40 is more than model.layers.0|rank: 80 is more"):
+        refusal = r"rank: 40 is more than model.layers.0|rank: 80 is more"
+        with pytest.raises(MethodError, match=refusal):
             patched(name, rank=40)
+        method_class = load_method(targets("method")[name])
+        with pytest.raises(MethodError, match=refusal):
+            method_class(method_class.Config(rank=40)).patch(tiny_model("llama").to("meta"))
 
 
 def test_a_start_is_made_without_values_where_models_have_none() -> None:
