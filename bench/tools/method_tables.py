@@ -27,6 +27,8 @@ from bench.plugins.settings import settings_of
 
 BRIDGE = "hf_peft"
 KEEPS = "keeps it"
+# A method's settings are told by those of another one that has at least so many of them.
+FEWEST_IN_COMMON = 3
 MARKER = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
 # For each type of peft, settings small enough for tiny models. The defaults of all other types fit.
@@ -76,20 +78,36 @@ FLOAT32_ONLY = frozenset({"PSOFT"})
 def native_table() -> str:
     """A table of Tuneoff's methods: description, source, sizes on GPT-2 medium by default; then their settings."""
     rows = ["| method | what it does | source | trained / stored of GPT-2 medium |", "|---|---|---|---|"]
-    sections = []
     for name, target in targets("method").items():
         method_class = load_method(target)
         counts = "depends on the type" if name == BRIDGE else _counts(method_class)
         rows.append(f"| `{name}` | {summary(method_class)} | {method_class.paper or 'none'} | {counts} |")
-        if settings := settings_of(method_class.Config):
-            lines = [
-                f"| `{one.name}` | {_cell(one.type)} | {_cell(one.default_text)} | {_cell(one.description)} |"
-                for one in settings
-            ]
-            sections.append(
-                "\n".join([f"### `{name}`", "", "| setting | type | default | meaning |", "|---|---|---|---|", *lines])
-            )
-    return "\n\n".join(["\n".join(rows), *sections])
+    return "\n\n".join(["\n".join(rows), *settings_sections()])
+
+
+def settings_sections() -> list[str]:
+    """A section of settings for each method that has any. What an earlier section lists too is not listed again."""
+    whole: dict[str, dict[str, str]] = {}
+    sections = []
+    for name, target in targets("method").items():
+        lines = {
+            one.name: f"| `{one.name}` | {_cell(one.type)} | {_cell(one.default_text)} | {_cell(one.description)} |"
+            for one in settings_of(load_method(target).Config)
+        }
+        if not lines:
+            continue
+        like = max(whole, key=lambda other: len(lines.items() & whole[other].items()), default=None)
+        text = ""
+        if like is None or len(lines.items() & whole[like].items()) < FEWEST_IN_COMMON:
+            whole[name] = lines
+        else:
+            lacking = [f"`{setting}`" for setting in whole[like] if setting not in lines]
+            lines = {setting: line for setting, line in lines.items() if whole[like].get(setting) != line}
+            without = f", without {', '.join(lacking)}" if lacking else ""
+            text = f"As `{like}`{without}" + ((" and with:" if lacking else ", but with:") if lines else ".")
+        table = ["| setting | type | default | meaning |", "|---|---|---|---|", *lines.values()] if lines else []
+        sections.append("\n\n".join(part for part in (f"### `{name}`", text, "\n".join(table)) if part))
+    return sections
 
 
 def _counts(method_class: Any) -> str:

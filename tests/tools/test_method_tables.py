@@ -7,13 +7,32 @@ from pathlib import Path
 import pytest
 
 from bench.plugins.registry import targets
-from bench.tools.method_tables import BRIDGE, PEFT_SETTINGS, native_table, peft_outcome, peft_table, peft_types, renew
+from bench.tools.method_tables import (
+    BRIDGE,
+    PEFT_SETTINGS,
+    native_table,
+    peft_outcome,
+    peft_table,
+    peft_types,
+    renew,
+    settings_sections,
+)
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "methods" / "methods.md"
 
 
 def test_the_page_has_every_method_with_its_settings() -> None:
     assert native_table() in PAGE.read_text(), "docs/methods/methods.md is out of date; run make docs"
+
+
+def test_settings_are_listed_once() -> None:
+    sections = {section.split("`")[1]: section for section in settings_sections()}
+    assert sections["loftq"] == "### `loftq`\n\nAs `lora`."
+    assert sections["dora"] == "### `dora`\n\nAs `lora`, without `dropout`."
+    assert sections["corda"].startswith("### `corda`\n\nAs `lora`, without `dropout` and with:\n\n| setting |")
+    assert "| `alpha` |" in sections["rslora"]
+    assert "| `rank` |" not in sections["rslora"]
+    assert "| `rank` |" in sections["loreft"]
 
 
 def test_the_page_has_every_type_of_the_installed_peft() -> None:
