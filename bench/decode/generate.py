@@ -133,7 +133,7 @@ def decoding_settings(tokenizer: Any, decode: DecodeSpec, model: Any = None) -> 
         ends = end_token_ids(tokenizer, model.config, model.generation_config)
         vocabulary = vocabulary_size(model.config)
     ends |= stop_token_ids(tokenizer, tuple(decode.stop), vocabulary)
-    spelled = [stop for stop in decode.stop if len(stop) > 1]
+    spelled = [stop for stop in decode.stop if len(stop.encode()) > 1]
     return DecodingSettings(
         ends=tuple(sorted(ends - set(decode.banned_token_ids))),
         beams=decode.beams,

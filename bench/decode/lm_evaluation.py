@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from bench.plugins.lm_eval_tasks import manager_with
@@ -69,7 +70,7 @@ def evaluate(model: Any, tokenizer: Any, evaluations: Sequence[EvaluationSpec], 
             results = _results(wrapped_model, evaluation)
         except Exception as error:
             raise EvaluationError(f"evaluations: lm_eval: {evaluation.lm_eval}: {error}") from error
-        _add(whole, results, evaluation)
+        _add(whole, results, evaluation, _told_apart(evaluation, evaluations))
     return whole
 
 
@@ -98,7 +99,23 @@ def _results(wrapped_model: Any, evaluation: EvaluationSpec) -> Mapping[str, Any
     return results
 
 
-def _add(whole: Evaluated, results: Mapping[str, Any], evaluation: EvaluationSpec) -> None:
+def _told_apart(evaluation: EvaluationSpec, evaluations: Sequence[EvaluationSpec]) -> str:
+    """What stands behind a task's name where a sweep asks for the task several times, with other settings."""
+    same = [one for one in evaluations if one.lm_eval == evaluation.lm_eval]
+
+    def differ(field_name: str) -> bool:
+        return len({getattr(one, field_name) for one in same}) > 1
+
+    shots, limit, folder = evaluation.num_fewshot, evaluation.limit, evaluation.include_path
+    parts = [] if not differ("num_fewshot") else ["its own shots" if shots is None else f"{shots} shots"]
+    parts += [] if not differ("limit") else ["all" if limit is None else f"first {limit}"]
+    parts += ["chat"] if differ("apply_chat_template") and evaluation.apply_chat_template else []
+    parts += [] if not differ("include_path") or folder is None else [Path(folder).name]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _add(whole: Evaluated, results: Mapping[str, Any], evaluation: EvaluationSpec, suffix: str) -> None:
+    """Keep what the package has found; ``suffix`` is put behind the names of tasks."""
     for task, scores in {**results["results"], **results.get("groups", {})}.items():
         shots = results["n-shot"].get(task)
         counted = results["n-samples"].get(task, {}).get("effective")
@@ -108,14 +125,14 @@ def _add(whole: Evaluated, results: Mapping[str, Any], evaluation: EvaluationSpe
         signature_parts += [] if counted is None else [f"questions:{counted}"]
         signature_parts += ["chat template"] if evaluation.apply_chat_template else []
         for metric, name, value in _numbers(scores):
-            key = f"{task}/{name}"
+            key = f"{task}{suffix}/{name}"
             whole.values[key] = value
             whole.signatures[key] = "|".join(signature_parts)
             better = results["higher_is_better"].get(task, {}).get(metric)
             if better is not None and not metric.endswith(STDERR):
                 whole.higher_is_better[key] = bool(better)
     for task, rows in results.get("samples", {}).items():
-        whole.samples.extend({"task": task, **json.loads(json.dumps(row, default=str))} for row in rows)
+        whole.samples.extend({"task": f"{task}{suffix}", **json.loads(json.dumps(row, default=str))} for row in rows)
 
 
 def _numbers(scores: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bench.models.text_ends import first_stop, text_of, tokens_beginning_with
+from bench.models.text_ends import MOST_BYTES, first_stop, last_bytes, text_of, tokens_beginning_with
 
 
 class StopStrings:
-    """Stop strings of more than one character, in terms of tokens.
+    """Stop strings of more than one byte, in terms of tokens.
 
     A token that contains a whole stop string counts as an end token. Another token ends a text if the tokens before it
-    end with the first part of a stop string and its own text begins with the rest.
+    end with the first part of a stop string and its own bytes begin with the rest. Parts are counted in bytes, because
+    tokens may begin and end within a character.
 
     Args:
         tokenizer: Of the model.
@@ -24,14 +25,15 @@ class StopStrings:
         self._tokenizer = tokenizer
         self._stops = tuple(stops)
         self._vocabulary = vocabulary
-        # A token has at least one byte of text, and a character has at most four.
-        self._reach = 4 * max(map(len, stops))
+        self._bytes = [stop.encode() for stop in stops]
+        # A token has at least one byte; the first of these may be the end of a character.
+        self._reach = max(map(len, self._bytes)) + MOST_BYTES
 
     def completing(self, tokens: Sequence[int]) -> frozenset[int]:
         """The tokens that would complete a stop string after these tokens."""
-        tail = text_of(self._tokenizer, tokens[-self._reach :])
+        tail = last_bytes(self._tokenizer, tokens, self._reach, self._vocabulary)
         last_tokens: frozenset[int] = frozenset()
-        for stop in self._stops:
+        for stop in self._bytes:
             for begun in range(1, len(stop)):
                 if tail.endswith(stop[:begun]):
                     last_tokens |= tokens_beginning_with(self._tokenizer, stop[begun:], self._vocabulary)

@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
 
 from bench.metrics import choices
+from bench.metrics.answer_forms import last_number, number, plain
 from bench.metrics.metric import MeanOfSources
 from bench.metrics.texts import Texts
 from bench.task import ANSWER_PATTERNS, Answer, Example
 
-# A sign counts unless a letter, digit, dot or closing bracket is right before it, where it is a minus or a hyphen.
-_NUMBER = (
-    r"(?<![\w.)\]])[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?|(?<![\w.])[-+]?\.\d+"
+# What stands in front of a letter that is an answer: "the answer is", "Answer: option". Nothing of it is tried twice,
+# so that long texts take no longer than they are.
+_LEAD = (
+    r"(?:\s+(?i:is|was|choice|option|letter|(?:should|must|would)\s+be)\b)*+"
+    r"(?:[\s:=\[({*$\"'`-]|\\\w+\{)*+(?:(?i:option|choice)\s)?+(?:[\s:\[({*$\"'`]|\\\w+\{)*+"
 )
-_ANY_NUMBER = re.compile(rf"{_NUMBER}|\d+(?:\.\d+)?")
-_UNITS = str.maketrans("", "", "$€£¥%_ \t\n")
-_POWERS = re.compile("[\u00b2\u00b3\u00b9\u2070\u2074-\u2079]+")
+_ANSWER, _OPTION = rf"(?i:answer){_LEAD}", rf"(?i:choice|option){_LEAD}"
+# Neither the pronoun "I" nor the article "A" is a letter of a choice; "A because" is one.
+_LETTER = (
+    r"([A-J])(?![\w'\u2019])(?!(?<=I)\s+[a-z])"
+    r"(?!(?<=A)\s+(?!(?:and|as|because|based|by|due|for|from|is|or|since|which|with)\b)[a-z])"
+)
+_SMALL_LETTER = r"([a-j])[ \t]*+(?:[).,:;*\]}\"'$]|$)"
 _CHOICES = (
-    re.compile(r"(?i:answer|choice|option)(?i:\s+is)?\s*:?\s*[\[(*\s]*([A-J])\b(?!')"),
-    re.compile(r"(?i:answer|choice|option)(?i:\s+is)?\s*:?\s*([a-j])\s*(?:[).,]|\Z)"),
-    re.compile(r"\A\s*([a-j])\s*[.)]?\s*\Z"),
+    re.compile(_ANSWER + _LETTER),
+    re.compile(rf"(?m){_ANSWER}{_SMALL_LETTER}"),
+    re.compile(r"\\(?:boxed|fbox)\s*\{(?:[\s(]|\\\w+\s*\{)*+([A-Ja-j])(?!\w)"),
+    re.compile(_OPTION + _LETTER),
+    re.compile(rf"(?m){_OPTION}{_SMALL_LETTER}"),
+    re.compile(r"\A\W*+([a-j])\W*+\Z"),
     re.compile(r"[(\[]([A-Ja-j])[)\]]"),
-    re.compile(r"(?m:^)\s*\**([A-J])(?:[.):]|\**\s*(?m:$))"),
-    re.compile(r"(?<!\w)([A-J])\W*\Z"),
+    re.compile(r"(?m)^[ \t]*+\**+([A-J])(?:[.):]|\**[ \t]*$)"),
+    re.compile(r"(?<!\w)([A-J])\W*+\Z"),
 )
-_LATEX = (
-    (re.compile(r"\\(?:left|right|displaystyle)\b|\\[!,;: ]|\$"), ""),
-    (re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}"), r"\1"),
-    (re.compile(r"\\[dt]frac"), r"\\frac"),
-)
-_FRACTION = re.compile(r"([-+]?)\\[dt]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
 
 
 class Accuracy(MeanOfSources):
@@ -59,7 +62,7 @@ class Accuracy(MeanOfSources):
         if texts.scoring.choices is not None:
             return choices.signature(texts)
         answer = texts.scoring.answer
-        return "no answer" if answer is None else f"answer:{answer.pattern!r}|{answer.normalise}|any reference|v1"
+        return "no answer" if answer is None else f"answer:{answer.pattern!r}|{answer.normalise}|any reference|v2"
 
     def values(self, texts: Texts) -> list[float]:
         if texts.scoring.choices is not None:
@@ -86,7 +89,7 @@ def answer_of(text: str, answer: Answer) -> str | Fraction | None:
 
 @lru_cache(maxsize=16)
 def _finder(pattern: str) -> Callable[[str], str | None]:
-    known = {"last_number": _last_number, "boxed": boxed, "choice": choice}
+    known = {"last_number": last_number, "boxed": boxed, "choice": choice}
     if pattern in ANSWER_PATTERNS:
         return known[pattern]
     compiled = re.compile(pattern)
@@ -98,65 +101,40 @@ def _finder(pattern: str) -> Callable[[str], str | None]:
     return last
 
 
-def _last_number(text: str) -> str | None:
-    numbers = _ANY_NUMBER.findall(_upright(text))
-    return numbers[-1] if numbers else None
-
-
 def boxed(text: str) -> str | None:
-    r"""The content of the last ``\boxed{...}``, whose braces may be nested; None if there is no complete one."""
-    for start in reversed([found.end() for found in re.finditer(r"\\f?boxed\s*\{", text)]):
-        depth = 1
-        for place in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[place], 0) if text[place - 1] != "\\" else 0
-            if not depth:
-                return text[start:place]
-    unbraced = re.findall(r"\\boxed\s+([^\s$]+)", text)
-    return unbraced[-1] if unbraced else None
+    r"""The content of the last ``\boxed{...}``, whose braces may be nested; None if there is no complete one.
+
+    ``\boxed 7`` has one token or word, and ``\fbox`` counts where there is no ``\boxed``.
+    """
+    for begins in (r"\\boxed\s*(\{|(?<=\s)[^\s${]+)", r"\\fbox\s*(\{)"):
+        end = len(text)
+        for found in reversed(list(re.finditer(begins, text))):
+            content = _braced(text, found.end(), end) if found[1] == "{" else found[1]
+            if content is not None:
+                return content
+            end = found.start()  # what holds a box that never ends does not end either
+    return None
+
+
+def _braced(text: str, start: int, end: int) -> str | None:
+    """What stands between ``start`` and the brace that closes the one before it; None where there is none."""
+    depth = 1
+    for place in range(start, end):
+        depth += {"{": 1, "}": -1}.get(text[place], 0) if text[place - 1] != "\\" else 0
+        if not depth:
+            return text[start:place]
+    return None
 
 
 def choice(text: str) -> str | None:
-    """The letter of a choice, A to J: after "answer", else in brackets, at the start of a line, or at the end."""
+    r"""The letter of a choice, A to J, that comes last after "answer".
+
+    Else the one in a ``\boxed``, after "option" or "choice", in brackets, at the start of a line, or at the end.
+    """
     for pattern in _CHOICES:
         if found := pattern.findall(text):
             return str(found[-1]).upper()
     return None
-
-
-def number(text: str) -> Fraction | None:
-    r"""The value of a number, exactly: 1,234.50, -3, 50 %, $7, 1/2, \frac{1}{2}, 1e3; the last one of several words."""
-    upright = _upright(text)
-    if found := _FRACTION.fullmatch(upright.strip(" .$")):
-        sign, *digits = found.groups()
-        over, under = filter(None, digits)
-        return _fraction(f"{sign}{over}/{under}")
-    whole = _fraction(upright.translate(_UNITS).rstrip("."))
-    last = _last_number(upright) if whole is None else None
-    return whole if last is None else _fraction(last.translate(_UNITS))
-
-
-def _fraction(text: str) -> Fraction | None:
-    over, slash, under = text.replace(",", "").partition("/")
-    try:
-        if len(text) > 400 or abs(int(re.sub(r".*[eE]", "", over) if re.search("[eE]", over) else 0)) > 400:
-            return None
-        return Fraction(over) / (Fraction(under) if slash else 1)
-    except (ValueError, ZeroDivisionError):
-        return None
-
-
-def plain(text: str) -> str:
-    """The text without case, white space, TeX's spacing, and punctuation around it."""
-    text = unicodedata.normalize("NFKC", text)
-    for pattern, instead in _LATEX:
-        text = pattern.sub(instead, text)
-    return " ".join(text.casefold().split()).strip(" .,;:!?\"'`*")
-
-
-def _upright(text: str) -> str:
-    """The text with ASCII signs and fractions, and without powers: m² does not contain the number 2."""
-    text = _POWERS.sub("", text)
-    return unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace("\u2044", "/")
 
 
 def without_answer(examples: Sequence[Example], answer: Answer) -> list[tuple[str, str]]:

@@ -7,10 +7,16 @@ stop string of data-to-text is a line break.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bench.models.architecture import vocabulary_size
+
+# What tokenizers decode bytes to that are no whole character, and the most bytes of a character.
+NO_CHARACTER, MOST_BYTES = "\ufffd", 4
+# How SentencePiece writes a byte of what it has no piece for. Its decoder reads a run of them whole or not at all.
+BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def end_token_ids(tokenizer: Any, config: Any, generation_config: Any) -> frozenset[int]:
@@ -54,17 +60,74 @@ def token_texts(tokenizer: Any, vocabulary: int | None = None) -> tuple[tuple[in
     return tuple((token, text[before : len(text) - after]) for token, text in zip(ids, texts, strict=True))
 
 
+@functools.lru_cache(maxsize=4)
+def token_bytes(tokenizer: Any, vocabulary: int | None = None) -> dict[int, bytes]:
+    """The bytes that each token adds to a text. Those of a part of a character are no text of their own."""
+    return {
+        token: _bytes_of(tokenizer.convert_ids_to_tokens(token), text) if NO_CHARACTER in text else text.encode()
+        for token, text in token_texts(tokenizer, vocabulary)
+    }
+
+
+def _bytes_of(token: str, text: str) -> bytes:
+    """Of a byte token of SentencePiece or of a token of byte-level BPE; of others those of their text."""
+    if byte := BYTE_TOKEN.fullmatch(token):
+        return bytes.fromhex(byte[1])
+    letters = _byte_letters()
+    return bytes(letters[letter] for letter in token) if all(map(letters.__contains__, token)) else text.encode()
+
+
+@functools.cache
+def _byte_letters() -> dict[str, int]:
+    """The letters by which byte-level BPE writes bytes."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return {letter: byte for byte, letter in bytes_to_unicode().items()}
+
+
 @functools.lru_cache(maxsize=16)
 def stop_token_ids(tokenizer: Any, stops: tuple[str, ...], vocabulary: int | None = None) -> frozenset[int]:
-    """The tokens whose text contains a whole stop string."""
+    """The tokens whose text contains a whole stop string, and special tokens, which have no text, that are named so."""
     texts = token_texts(tokenizer, vocabulary) if stops else ()
-    return frozenset(token for token, text in texts if any(stop in text for stop in stops))
+    named = {stop.strip() for stop in stops}
+    special = {
+        token: str(added) for token, added in getattr(tokenizer, "added_tokens_decoder", {}).items() if added.special
+    }
+    return frozenset(
+        token for token, text in texts if any(stop in text for stop in stops) or special.get(token) in named
+    )
 
 
 @functools.lru_cache(maxsize=256)
-def tokens_beginning_with(tokenizer: Any, rest: str, vocabulary: int | None = None) -> frozenset[int]:
-    """The tokens whose text begins with the rest of a stop string."""
-    return frozenset(token for token, text in token_texts(tokenizer, vocabulary) if text.startswith(rest))
+def tokens_beginning_with(tokenizer: Any, rest: bytes, vocabulary: int | None = None) -> frozenset[int]:
+    """The tokens whose bytes begin with the rest of a stop string."""
+    return frozenset(token for token, own in token_bytes(tokenizer, vocabulary).items() if own.startswith(rest))
+
+
+@functools.lru_cache(maxsize=4)
+def _byte_tokens(tokenizer: Any) -> frozenset[int]:
+    return frozenset(token for name, token in tokenizer.get_vocab().items() if BYTE_TOKEN.fullmatch(name))
+
+
+def last_bytes(tokenizer: Any, tokens: Sequence[int], count: int, vocabulary: int | None = None) -> bytes:
+    """The end of the text of tokens in UTF-8, with the bytes of a character that its last tokens have only begun.
+
+    Args:
+        tokenizer: Of the model.
+        tokens: Of the text.
+        count: So many tokens are read at least, if there are so many.
+        vocabulary: The number of tokens that the model can generate; None: all of its tokenizer.
+    """
+    start = max(0, len(tokens) - count)
+    while start and tokens[start] in _byte_tokens(tokenizer):
+        start -= 1
+    tokens = tokens[start:]
+    begun, text = 0, text_of(tokenizer, tokens)
+    while text.endswith(NO_CHARACTER) and begun < min(len(tokens), MOST_BYTES - 1):
+        begun += 1
+        text = text_of(tokenizer, tokens[:-begun])
+    known = token_bytes(tokenizer, vocabulary) if begun else {}
+    return text.encode() + b"".join(known.get(token, b"") for token in tokens[len(tokens) - begun :])
 
 
 def first_stop(text: str, stops: Sequence[str]) -> str | None:

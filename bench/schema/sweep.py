@@ -163,6 +163,9 @@ class Sweep(Settings):
         stages = self.stages
         if stages is not None and "seeds" in self.model_fields_set:
             raise ValueError("seeds has no effect beside stages; name the seeds in stages.final.seeds")
+        for number, evaluation in enumerate(self.evaluations):
+            if evaluation in self.evaluations[:number]:
+                raise ValueError(f"evaluations.{number}: {evaluation.lm_eval} is there already with the same settings")
         tuned = stages is not None and stages.tune is not None
         for number, entry in enumerate(self.methods):
             if entry.search is not None and not tuned:

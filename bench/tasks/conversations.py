@@ -12,7 +12,7 @@ from bench.tasks.values import TURNS, CellError, is_missing
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "ai", "bing", "bard"), "assistant"),
 }
 OF_TOOLS = ("tool", "function", "observation", "ipython", "function_call", "function_response", "tool_call")
 CALLS = ("tool_calls", "function_call", "tools", "functions")

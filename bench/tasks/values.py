@@ -23,7 +23,10 @@ SMALLEST_PLAIN, LARGEST_PLAIN = 1e-9, 1e16
 
 # The keys of a turn in the two usual formats of conversations, and the possible speakers.
 TURNS = (("role", "content"), ("from", "value"))
-SPEAKERS = {"system", "developer", "user", "human", "assistant", "gpt", "model", "bot", "tool", "function"}
+SPEAKERS = {
+    *("system", "developer", "user", "human", "prompter"),
+    *("assistant", "gpt", "chatgpt", "model", "bot", "ai", "bing", "bard", "tool", "function"),
+}
 _WRITTEN_TURN = re.compile(rf"""["'](?:role|from)["']\s*:\s*["'](?:{"|".join(sorted(SPEAKERS))})["']""")
 
 

@@ -30,9 +30,8 @@ def tokens(text: str) -> list[int]:
 def stops(monkeypatch: pytest.MonkeyPatch) -> StopStrings:
     """The stop string "xyz", which each of its letters may begin or end."""
     monkeypatch.setattr(stop_strings, "text_of", letters)
-    monkeypatch.setattr(
-        stop_strings, "tokens_beginning_with", lambda tokenizer, text, vocabulary: frozenset(tokens(text[0]))
-    )
+    monkeypatch.setattr(stop_strings, "tokens_beginning_with", lambda tokenizer, rest, vocabulary: frozenset(rest[:1]))
+    monkeypatch.setattr(stop_strings, "last_bytes", lambda tokenizer, tokens, *_: letters(tokenizer, tokens).encode())
     return StopStrings(None, ["xyz"], None)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from bench.decode import lm_evaluation
 from bench.decode.lm_evaluation import EvaluationError, evaluate
+from bench.schema.sweep import Sweep
 from bench.schema.trial import EvaluationSpec
 
 RESULTS: dict[str, Any] = {
@@ -119,6 +120,22 @@ def test_shots_are_those_asked_for_unless_a_task_says_none(
     evaluate(model_of(False), "tokenizer", [EvaluationSpec(lm_eval="sums", num_fewshot=num_fewshot)], 1)
     assert [task.config["num_fewshot"] for task in package.tasks.values()] == shots
     assert {task.seed for task in package.tasks.values()} == {1234}
+
+
+def test_a_task_that_is_asked_for_several_times_has_a_column_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    Package(monkeypatch, {**RESULTS, "results": {"sums": {"acc,none": 0.5}}, "groups": {}})
+    asked: list[dict[str, Any]] = [
+        {"num_fewshot": 5},
+        {"num_fewshot": 0, "limit": 8},
+        {"apply_chat_template": True, "include_path": "my/tasks"},
+    ]
+    found = evaluate(model_of(False), "tokenizer", [EvaluationSpec(lm_eval="sums", **one) for one in asked], 1)
+    names = ["sums (5 shots, all)", "sums (0 shots, first 8)", "sums (its own shots, all, chat, tasks)"]
+    assert list(found.values) == [f"{name}/acc" for name in names]
+    assert [row["task"] for row in found.samples if row["doc_id"] == 1] == names
+    sweep = {"name": "s", "task": "facts", "methods": ["none"]}
+    with pytest.raises(ValueError, match=r"evaluations\.1: sums is there already with the same settings"):
+        Sweep.model_validate({**sweep, "evaluations": [{"lm_eval": "sums", "limit": 1}] * 2})
 
 
 def test_a_task_that_gives_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

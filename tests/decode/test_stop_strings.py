@@ -109,3 +109,27 @@ def test_completing_tokens_are_those_whose_text_completes_a_stop_string(tiny_mod
             assert stops.completing(tokens) | alone == expected | alone
             completed += bool(expected - alone)
     assert completed >= 2
+
+
+@pytest.mark.parametrize("engine", ["batched", "transformers"])
+@pytest.mark.parametrize("stop", ["。", "no。", "<|end|>"])
+def test_a_stop_string_ends_the_text_within_its_characters_and_as_a_special_token(
+    stop: str, engine: str, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, model = model_of(tiny_models["gpt2"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    model.resize_token_embeddings(len(tokenizer))
+    says = tokenizer(f"a{stop}b", add_special_tokens=False)["input_ids"]
+    assert len(says) == (3 if stop == "<|end|>" else len(stop.encode()) + 2), "a token for each byte"
+    spoken = itertools.cycle(says)
+
+    def take_turns(*arguments: Any) -> None:
+        arguments[-1][..., next(spoken)] = 1000.0
+
+    model.lm_head.register_forward_hook(take_turns)
+    if engine == "transformers":
+        monkeypatch.setattr(batched, "unsupported", lambda model: "for a test")
+    stopped = decoded(tokenizer, model, stop=[stop], batch_size=3)
+    assert set(stopped.texts.values()) == {"a"}
+    assert stopped.new_tokens == len(SOURCES) * (len(says) - 1), "decoding went on behind the stop string"
+    assert stopped.truncated == []

@@ -11,6 +11,7 @@ import pytest
 from fakes import trial, varied
 
 from bench.config.resolver import RegistryResolver
+from bench.metrics.answer_forms import number, plain
 from bench.metrics.answers import answer_of, boxed, choice
 from bench.metrics.checks import answers_missing, check_metrics
 from bench.metrics.metric import MetricError, with_values
@@ -40,6 +41,24 @@ from bench.task import Answer, Example, Scoring
         ("", None),
         ("divided 1/0", None),
         ("1e999999999", None),
+        ("The loss is -$1,234.50.", Fraction("-1234.5")),
+        ("it is $-5", -5),
+        ("about \u20135 degrees on pages 1\u2013\u2009", 1),
+        ("costs USD1,000", 1000),
+        ("costs Rs.1,00,000 only", 100_000),
+        ("1\u202f000\u202f000 or 1\u2019000\u2019000", 1_000_000),
+        (r"10{,}000 = 10,\!000", 10_000),
+        ("1 1/2 cups", Fraction(3, 2)),
+        ("-2\u00bd", Fraction(-5, 2)),
+        ("-5 100", 100),
+        ("7 7/2", Fraction(7, 2)),
+        (r"$\frac{3}{4}$ cups", Fraction(3, 4)),
+        (r"5\text{ cm}^{2}", 5),
+        ("5 cm^2 or 5 cm2", 5),
+        ("5 = x_{12}", 5),
+        (r"3 \times 10^4", 30_000),
+        ("2\u00b9\u2070", 1024),
+        ("with CO\u2082 5 times as much CO\u2082", 5),
     ],
 )
 def test_the_last_number(text: str, value: Any) -> None:
@@ -54,6 +73,9 @@ def test_the_last_number(text: str, value: Any) -> None:
         (r"\boxed{a_{n_{1}}}", "a_{n_{1}}"),
         (r"\fbox{no} \boxed 7", "7"),
         (r"\boxed{never ends", None),
+        (r"\boxed{1} or \boxed{never ends", "1"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\fbox{3}", "3"),
         ("12", None),
     ],
 )
@@ -87,10 +109,48 @@ def test_boxed_numbers_are_equal_by_value() -> None:
         ("The answer is a dog", None),
         ("A dog barks.", None),
         ("nothing", None),
+        ("The answer is C. Option A is wrong because it rains.", "C"),
+        ("Answer: I think it is B", "B"),
+        ("Answer: A because it rains", "A"),
+        ("The answer is A dog", None),
+        ("Answer: b\nIt rains.", "B"),
+        ("The answer must be option **b**", "B"),
+        (r"So \boxed{\textbf{(C) } 12} it is", "C"),
+        (r"The answer is $\mathbf{(B)}$ indeed", "B"),
     ],
 )
 def test_the_letter_of_a_choice(text: str, letter: str | None) -> None:
     assert choice(text) == letter
+
+
+def test_numbers_are_read_from_whole_answers() -> None:
+    values = {
+        "1 1/2": Fraction(3, 2),
+        "1 000": 1000,
+        "- 5": -5,
+        r"1\frac12": Fraction(3, 2),
+        r"x = \frac{-1}{2}": Fraction(-1, 2),
+        r"5 = x": 5,
+        r"2\sqrt{3}": None,
+        r"\frac{\pi}{2}": None,
+        "1" * 5000 + " 1/2": Fraction(1, 2),
+    }
+    assert {text: number(text) for text in values} == values
+
+
+def test_texts_are_equal_where_they_mean_the_same() -> None:
+    for one, other in (
+        (r"\frac12", r"\tfrac{1}{2}"),
+        ("x^{2}", "x\u00b2"),
+        ("(1, 2)", "(1,2)"),
+        ("x = 3", "$x=3$"),
+        (r"\$5", "$5"),
+        (r"90^\circ", "90\u00b0"),
+        ("Yes!", "yes"),
+    ):
+        assert plain(one) == plain(other)
+    for one, other in ((".5", "5"), ("5!", "5"), ("x\u00b2", "x2"), ("2\u00bd", "21/2"), ("New York", "NewYork")):
+        assert plain(one) != plain(other)
 
 
 def test_a_pattern_of_ones_own() -> None:

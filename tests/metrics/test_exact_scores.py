@@ -16,7 +16,7 @@ import pytest
 from test_meteor import FILES, files, resources
 
 from bench.metrics import checks
-from bench.metrics.answers import number
+from bench.metrics.answer_forms import number
 from bench.metrics.captions import Cider
 from bench.metrics.entities import EntityCoverage, coverage
 from bench.metrics.form import LengthRatio, repeats_itself

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from bench.decode import batched, generate
 from bench.models.architecture import architecture_of
 from bench.models.base import load_model, load_tokenizer
-from bench.models.text_ends import end_token_ids, stop_token_ids, until_stop
+from bench.models.text_ends import end_token_ids, last_bytes, stop_token_ids, tokens_beginning_with, until_stop
 from bench.schema.trial import DecodeSpec, ModelSpec
 
 # A value of every field that would change a text, or end it in an error, if a checkpoint's own were listened to.
@@ -208,6 +208,28 @@ def test_byte_level_tokens_that_hold_a_line_break_are_found() -> None:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
     expected = {vocabulary[piece] for piece in ("Ċ", "ĊĊ", ".Ċ", "čĊ")} | {len(vocabulary) + 1}
     assert stop_token_ids(fast, ("\n",)) == expected
+
+
+def test_bytes_of_a_character_that_is_not_whole_are_known() -> None:
+    pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
+    ((merged, _),) = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str("é")
+    vocabulary = {piece: number for number, piece in enumerate([*pieces, f"a{merged[0]}"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("a", merged[0])]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    byte_level = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="a")
+    of_sentencepiece = metaspace(["▁", "▁a", "a"])
+    names = of_sentencepiece.get_vocab()
+    first, second = "é".encode()
+    begun_word = [vocabulary[f"a{merged[0]}"]]
+    assert last_bytes(byte_level, begun_word, 9) == b"a" + bytes([first])
+    assert tokens_beginning_with(byte_level, bytes([second])) == {vocabulary[merged[1]]}
+    begun = [names["▁a"], names[f"<0x{first:02X}>"]]
+    assert last_bytes(of_sentencepiece, begun, 9) == b"a" + bytes([first])
+    assert tokens_beginning_with(of_sentencepiece, bytes([second])) == {names[f"<0x{second:02X}>"]}
+    assert last_bytes(of_sentencepiece, [names["a"], names["a"]], 9) == b"aa"
+    spelled = [names[f"<0x{byte:02X}>"] for byte in "éé a".encode()]
+    assert last_bytes(of_sentencepiece, spelled, 1) == "éé a".encode(), "a run is read from its beginning"
 
 
 @pytest.mark.parametrize(
