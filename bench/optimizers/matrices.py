@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bench.optimizers.elementwise import adam_arguments
-from bench.optimizers.optimizer import ADAM_SETTINGS, OWN_SETTINGS, Optimizer, trained
+from bench.optimizers.optimizer import ADAM_SETTINGS, OWN_SETTINGS, Optimizer, OptimizerError, trained
 
 
 class Adafactor(Optimizer):
@@ -115,6 +115,13 @@ class GaLore(Optimizer):
     def _projection(self) -> dict[str, Any]:
         options = self.train.optimizer_options
         return {name: options.get(name, default) for name, default in self.further_options().items()}
+
+    def check(self) -> None:
+        for name in ("rank", "update_proj_gap"):
+            value = self._projection()[name]
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise OptimizerError(f"optimizer_options.{name}: must be a whole number above 0, got {value!r}")
+        super().check()
 
     def arguments(self) -> dict[str, Any]:
         own = {name: value for name, value in super().arguments().items() if name not in self.further_options()}

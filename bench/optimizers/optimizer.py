@@ -122,7 +122,7 @@ class Optimizer(ABC):
         return optimizer
 
     def check(self) -> None:
-        """See that it can be had with these settings, by a step on small tensors.
+        """See that it can be had with these settings, by two steps on small tensors.
 
         Raises:
             OptimizerError: It cannot.
@@ -148,8 +148,13 @@ class Optimizer(ABC):
                 raise OptimizerError(
                     f"optimizer_options.{name}: {self.torch_class().__name__} has no such option; {meant}"
                 )
+        if self.train.weight_decay and "weight_decay" not in named and not any_name:
+            raise OptimizerError(
+                f"{self.torch_class().__name__} has no weight decay, so that weight_decay: {self.train.weight_decay:g} "
+                "has no effect; leave it out"
+            )
         try:
-            self._tried([torch.zeros(TRIED, TRIED), torch.zeros(TRIED)])
+            self._tried([torch.zeros(TRIED, TRIED), torch.zeros(TRIED)]).step()
         except OptimizerError:
             raise
         except Exception as error:

@@ -215,7 +215,8 @@ def class_of(kind: Kind, target: str) -> type[Any]:
         raise RegistryError(f"the {kind} {target!r} cannot be loaded: {module_name} has no {class_name!r}; {has}")
     loaded = getattr(module, class_name)
     if not (isinstance(loaded, type) and issubclass(loaded, base)):
-        raise RegistryError(f"{target!r} is not a {kind}: it must be a subclass of {base.__name__}")
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise RegistryError(f"{target!r} is not {article} {kind}: it must be a subclass of {base.__name__}")
     return loaded
 
 
