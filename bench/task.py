@@ -155,7 +155,9 @@ class ChoicesConfig(StrictNumbers):
     """Labels, of which the likeliest is the prediction."""
 
     labels: tuple[str, ...] = Field((), description="the labels, the same for every source")
-    column: str | None = Field(None, description="in place of labels: the column with a list of each source's own")
+    column: str | tuple[str, ...] | None = Field(
+        None, description="in place of labels: the column with a list of each source's own, or columns with one each"
+    )
     likelihood: Literal["whole", "token"] = Field(
         "whole",
         description="how likely a label is: the product over its tokens (whole), or their geometric mean (token), "
@@ -168,7 +170,9 @@ class ChoicesConfig(StrictNumbers):
         "the shares of the training data (training), or {label: share}",
     )
     reference: Literal["text", "place", "letter"] = Field(
-        "text", description="what references say: a label itself, its place from 0 on, or its letter from A on"
+        "text",
+        description="what references say: a label itself, its place from 0 on, or its letter from A on (or number from "
+        "1 on)",
     )
 
     @model_validator(mode="after")

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from bench.task import ChoicesConfig, Example, Split, Task, TaskError, require_choices
+from bench.tasks.values import CellError, is_missing, text_of
+
+# Where a record of lists has the choices; the other list is of their letters (ARC, CommonsenseQA, OpenBookQA).
+TEXTS = "text"
+
+
+def choices_in(value: Any) -> tuple[str, ...]:
+    """The choices in a cell: a list, a record with the list ``text``, or a record of a text for each letter.
+
+    Missing ones at the end are left out.
+
+    Raises:
+        CellError: The cell holds something else.
+    """
+    listed = value
+    if isinstance(value, Mapping):
+        listed = value[TEXTS] if TEXTS in value else [value[letter] for letter in sorted(value, key=str)]
+    if not isinstance(listed, list | tuple) or any(isinstance(one, Mapping | list | tuple) for one in listed):
+        raise CellError(f"must hold a list of choices, got {value!r:.200}")
+    while listed and is_missing(listed[-1]):
+        listed = listed[:-1]
+    return tuple("" if is_missing(one) else text_of(one) for one in listed)
 
 
 def with_choices(task: Task, split: Split, examples: Sequence[Example]) -> list[Example]:
@@ -41,8 +64,10 @@ def _chosen(reference: str, choices: Sequence[str], form: str) -> str:
     if form == "text":
         named = next((choice for choice in choices if " ".join(choice.split()) == text), None)
     else:
-        place = ord(text.upper()) - ord("A") if form == "letter" and len(text) == 1 else -1
-        place = int(text) if form == "place" and text.isdecimal() else place
+        mark = text.strip("()[].: ")
+        place = ord(mark.upper()) - ord("A") if form == "letter" and len(mark) == 1 else -1
+        if text.isdecimal() and form != "text":
+            place = int(text) - (form == "letter")  # data with letters count from 1 where they have digits
         named = choices[place] if 0 <= place < len(choices) else None
     if named is None:
         hint = "" if form != "text" else "; references may be places or letters instead, see task.choices.reference"

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 from pydantic import Field, field_validator
 
 from bench.task import SPLITS, Example, Split, Task, TaskConfig, TaskError
+from bench.tasks.choices import choices_in
 from bench.tasks.file_forms import PACKED_ENDINGS
 from bench.tasks.values import (
     CellError,
@@ -277,13 +278,12 @@ class RecordTask(Task):
         settings = self.config.choices
         if settings is None or settings.column is None:
             return ()
-        value = cell(record, settings.column)
-        if not isinstance(value, list | tuple):
-            raise TaskError(f"{record.where}: {settings.column!r} must hold a list of choices, got {value!r}")
+        names = names_of(settings.column)
+        value = cell(record, names[0]) if len(names) == 1 else [cell(record, name) for name in names]
         try:
-            return tuple(text_of(one) for one in value)
+            return choices_in(value)
         except CellError as error:
-            raise column_error(record, settings.column, error) from error
+            raise column_error(record, " and ".join(names), error) from error
 
     def _order_for(self, value: Any) -> KeyOrder:
         """The order of keys for a value. The data are searched for it only if the value has keys."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,22 @@ def test_choices_of_a_column(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("row", "column", "reference"),
+    [
+        ({"o": {"label": ["A", "B", "C"], "text": ["x", "y", "z"]}, "a": "C"}, "o", "letter"),
+        ({"o": {"label": ["1", "2", "3"], "text": ["x", "y", "z"]}, "a": "3"}, "o", "letter"),
+        ({"o": {"C": "z", "A": "x", "B": "y"}, "a": "(C)"}, "o", "letter"),
+        ({"o": ["x", "y", "z", None], "a": 2}, "o", "place"),
+        ({"one": "x", "two": "y", "three": "z", "a": "z"}, ["one", "two", "three"], "text"),
+    ],
+)
+def test_choices_as_published_sets_have_them(row: Any, column: Any, reference: str, tmp_path: Path) -> None:
+    rows = json.dumps({"q": "which", **row}) + "\n"
+    (one,) = load_split(task(tmp_path, rows, choices={"column": column, "reference": reference}), "train")
+    assert (one.choices, one.references) == (("x", "y", "z"), ("z",))
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"choices": ["a"]}, "choices are two or more different texts, got"),
@@ -134,6 +151,8 @@ def test_data_that_do_not_fit_are_one_error(tmp_path: Path) -> None:
         load_split(task(tmp_path, '{"q": "one", "a": "maybe"}\n', choices=["yes", "no"]), "train")
     with pytest.raises(TaskError, match=r"data.jsonl: line 1: 'o' must hold a list of choices, got 'yes'"):
         load_split(task(tmp_path, '{"q": "one", "a": "maybe", "o": "yes"}\n', choices="o"), "train")
+    with pytest.raises(TaskError, match=r"'o' must hold a list of choices, got \[\{'key': 'A'"):
+        load_split(task(tmp_path, '{"q": "one", "a": "A", "o": [{"key": "A", "value": "x"}]}\n', choices="o"), "train")
     with pytest.raises(TaskError, match=r"the reference '7' is no place of the choices"):
         choices = {"column": "o", "reference": "place"}
         load_split(task(tmp_path, '{"q": "one", "a": "7", "o": ["x", "y"]}\n', choices=choices), "train")
