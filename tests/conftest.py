@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Before ray is imported anywhere: Ray decides at import time how clusters authenticate.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray runs what it starts at niceness 15, so that ranks would wait for all other tests.
+os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Tokens of tests do not go into the user's cache.
