@@ -23,7 +23,8 @@ class FittingTable(Table):
     """
 
     def __init__(self, leave_out: Sequence[str], caption: str | None = None) -> None:
-        super().__init__(padding=(0, 1), collapse_padding=True, caption=caption)
+        # A space behind each cell and none in front: releases of rich differ in what collapsed padding takes.
+        super().__init__(padding=(0, 1, 0, 0), caption=caption)
         self.leave_out = tuple(leave_out)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -46,8 +47,7 @@ class FittingTable(Table):
             made = copy.copy(column)
             more = min(room, _most(column) - _least(column))
             room -= more
-            # rich takes the space in front of the first column from its width.
-            made.width, made._index = _least(column) + more + (number == 0), number
+            made.width, made._index = _least(column) + more, number
             fitting.columns.append(made)
         if left_out:
             names = ", ".join(str(column.header) for column in self.columns if column in left_out)
@@ -57,8 +57,8 @@ class FittingTable(Table):
 
 
 def _frame(columns: int) -> int:
-    """Lines between columns, a space behind each, and one in front."""
-    return 2 * columns + 2
+    """Lines around and between columns, and a space behind each."""
+    return 2 * columns + 1
 
 
 def _texts(column: Any) -> list[str]:

@@ -33,11 +33,11 @@ def table() -> FittingTable:
     ("width", "headings", "left_out"),
     [
         (80, "method accuracy cost d", None),
-        (41, "method accuracy cost d", None),
-        (40, "method accuracy cost", "No room for: d."),
-        (38, "method accuracy cost", "No room for: d."),
-        (37, "method accuracy", "No room for: cost, d."),
-        (30, "method accuracy", "No room for: cost, d."),
+        (40, "method accuracy cost d", None),
+        (39, "method accuracy cost", "No room for: d."),
+        (37, "method accuracy cost", "No room for: d."),
+        (36, "method accuracy", "No room for: cost, d."),
+        (29, "method accuracy", "No room for: cost, d."),
     ],
 )
 def test_columns_go_before_letters(width: int, headings: str, left_out: str | None) -> None:
