@@ -124,7 +124,7 @@ class AnswerConfig(StrictNumbers):
     normalise: Literal["number", "text"] | None = Field(
         None,
         description="how answers are compared: as numbers (1,000 is 1000.0, 1/2 is 0.5) or as texts, without case, "
-        "space and punctuation around them; None: numbers for last_number, else texts",
+        "space and punctuation around them; null: numbers for last_number, else texts",
     )
 
     @field_validator("pattern")

@@ -43,10 +43,10 @@ class Adapters(Method):
         bottleneck_size: PositiveInt = Field(64, description="inner size of each adapter")
         activation: Activation = Field("relu", description="nonlinearity of the adapters")
         scale: PositiveFloat | None = Field(
-            None, description="factor on what an adapter adds; None is 4 for parallel (He et al. 2022), 1 otherwise"
+            None, description="factor on what an adapter adds; null: 4 for parallel (He et al. 2022), 1 otherwise"
         )
         train_norms: bool | None = Field(
-            None, description="train the scales and shifts of the norms too; None is true for houlsby, false otherwise"
+            None, description="train the scales and shifts of the norms too; null: true for houlsby, false otherwise"
         )
 
     paper: ClassVar[str] = (

@@ -201,7 +201,7 @@ class LlamaAdapter(Method):
 
         num_prompt_tokens: PositiveInt = Field(10, description="prompt tokens of each layer")
         num_layers: PositiveInt | None = Field(
-            None, description="how many layers read prompts, counted from the output; None is all but the lowest two"
+            None, description="how many layers read prompts, counted from the output; null: all but the lowest two"
         )
 
     paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2303.16199"

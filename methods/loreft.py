@@ -155,7 +155,7 @@ class LoReFT(Method):
         rank: PositiveInt = Field(8, description="rows of R, dimensions of the subspace that is edited")
         layers: list[int] | None = Field(
             None,
-            description="indices of the blocks whose output is edited, from 0, negative from the last; None is all",
+            description="indices of the blocks whose output is edited, from 0, negative from the last; null: all",
             min_length=1,
         )
         first: NonNegativeInt = Field(7, description="tokens that are edited from the beginning of the prompt")

@@ -210,7 +210,7 @@ class PromptTuning(Method):
             "init_labels, the rest sampled; uniform: random within init_range; normal: random with standard deviation "
             "init_std",
         )
-        init_range: PositiveFloat | None = Field(None, description="with init: uniform; None is 0.5, for [-0.5, 0.5]")
+        init_range: PositiveFloat | None = Field(None, description="with init: uniform; null: 0.5, for [-0.5, 0.5]")
         init_labels: list[str] | None = Field(
             None, description="with init: labels; texts, such as class labels, of one prompt token each", min_length=1
         )

@@ -62,7 +62,9 @@ class Entry:
 class PublishedConfig(TaskConfig):
     """Settings that the published benchmarks share."""
 
-    path: str | None = Field(None, description="folder with the files; None downloads them from their public source")
+    path: str | None = Field(
+        None, description="folder with the files; null: they are downloaded from their public source"
+    )
     linearisation: Linearisation = Field(
         "plain",
         description="how facts become text, and the template around it: plain words, li_liang as in Li & Liang 2021, "

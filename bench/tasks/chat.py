@@ -53,7 +53,7 @@ class Chat(SplitFiles):
             "hub, e.g. HuggingFaceH4/no_robots"
         )
         revision: str | None = Field(
-            None, description="of a data set of the hub: branch, tag or commit; None is its main, by its present commit"
+            None, description="of a data set of the hub: branch, tag or commit; null: its main"
         )
         subset: str | None = Field(None, description="of a data set of the hub: its configuration, if it has several")
         train: str = Field(
@@ -71,7 +71,7 @@ class Chat(SplitFiles):
         turns: Literal["all", "last"] = Field(
             "all", description="which turns of the assistant are learned and scored; all before them are read"
         )
-        id: str | None = Field(None, description="column with an id; None numbers the conversations")
+        id: str | None = Field(None, description="column with an id; null: conversations are numbered")
         tags: str | tuple[str, ...] = Field((), description="column or columns with tags, from coarse to fine")
         template: str = Field(CHAT, description=TaskConfig.model_fields["template"].description)
         max_source_tokens: PositiveInt = Field(

@@ -27,7 +27,7 @@ class Hub(RecordTask):
 
         path: str = Field(description="name on the hub, e.g. EdinburghNLP/xsum, or a folder of that form")
         revision: str | None = Field(
-            None, description="branch, tag or commit; None is the hub's main. The record holds the commit it was at"
+            None, description="branch, tag or commit; null: main. The record holds the commit it was at"
         )
         subset: str | None = Field(None, description="configuration of the data set, where it has several")
         train: str = Field("train", description="name of the training split; slices such as train[:90%] work too")

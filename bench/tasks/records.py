@@ -73,7 +73,7 @@ class RecordConfig(TaskConfig):
         description="keys of records in the order in which they are read, whatever order a file has them in; others "
         "follow as they first come in the training split",
     )
-    id: str | None = Field(None, description="column with an id; None numbers the examples")
+    id: str | None = Field(None, description="column with an id; null: rows are numbered")
     tags: str | tuple[str, ...] = Field((), description="column or columns with tags, from coarse to fine")
 
     @field_validator("source")

@@ -26,7 +26,7 @@ class Csv(FileTask):
         test: str = Field("test.csv", description="file of the test split, within path")
         delimiter: str | None = Field(
             None,
-            description="what stands between cells; None: the comma, semicolon, tab or bar under which the header has "
+            description="what stands between cells; null: the comma, semicolon, tab or bar under which the header has "
             "the columns",
         )
 

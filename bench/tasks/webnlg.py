@@ -52,7 +52,7 @@ class WebNLG(PublishedTask):
 
         form: Form | None = Field(
             None,
-            description="which files to read: jsonl, json, or xml (folder or tar.gz); None: the first that is there",
+            description="which files to read: jsonl, json, or xml (folder or tar.gz); null: the first that is there",
         )
         fold_predictions: bool = Field(
             False,

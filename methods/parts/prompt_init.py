@@ -35,9 +35,9 @@ class PromptInitConfig(MethodConfig):
         description="text: the frozen model's own view of init_text; vocabulary: of sampled common tokens; normal: "
         "random with standard deviation init_std",
     )
-    init_text: str | None = Field(None, description="with init: text; None is a default sentence about the task")
+    init_text: str | None = Field(None, description="with init: text; null: a default sentence about the task")
     init_std: PositiveFloat | None = Field(
-        None, description="with init: normal; None is 0.02, or 1 for the MLP of a prefix"
+        None, description="with init: normal; null: 0.02, or 1 for the MLP of a prefix"
     )
 
     @model_validator(mode="after")

@@ -55,11 +55,11 @@ class PrefixConfig(PromptInitConfig):
         "keys and values; mlp: keys and values made by Li & Liang's MLP, which is trained and not stored",
     )
     mlp_hidden_size: PositiveInt | None = Field(
-        None, description="with parametrization: mlp; None is that of the paper: 512, or 800 for mam"
+        None, description="with parametrization: mlp; null: that of the paper: 512, or 800 for mam"
     )
     layers: list[int] | None = Field(
         None,
-        description="indices of the layers with a prefix, from 0, negative from the last; None is all",
+        description="indices of the layers with a prefix, from 0, negative from the last; null: all",
         min_length=1,
     )
     shift_positions: bool = Field(

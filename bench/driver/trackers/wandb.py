@@ -40,9 +40,9 @@ class WeightsAndBiases(Tracker):
     class Config(TrackerConfig):
         """Where runs go and how they are filed."""
 
-        project: str | None = Field(None, description="None: the sweep's name")
-        entity: str | None = Field(None, description="user or team; None: wandb's default")
-        group: str | None = Field(None, description="None: the sweep's name")
+        project: str | None = Field(None, description="null: the sweep's name")
+        entity: str | None = Field(None, description="user or team; null: wandb's default")
+        group: str | None = Field(None, description="null: the sweep's name")
         job_type: str | None = None
         tags: list[str] = Field(default_factory=list)
 
