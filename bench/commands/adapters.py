@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -114,8 +116,12 @@ def export(
 
 
 def _quieten() -> None:
-    """Progress of loading weights would stand among the texts."""
+    """Progress of loading weights, and what libraries have to tell each other, would stand among the texts."""
+    import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by names that transformers warns of
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed tells that it found no other

@@ -97,11 +97,13 @@ def _sides(text: str) -> list[Side]:
     ]
     if not configurations:
         raise ConfigError(f"{text}: no final trial has completed")
-    chosen = [
-        configuration
-        for configuration in configurations
-        if method is None or method in (configuration.name, configuration.method)
-    ]
+    # A row may have the bare name of a method that other rows have, too: the name of a row comes first.
+    chosen = (
+        configurations
+        if method is None
+        else [configuration for configuration in configurations if configuration.name == method]
+        or [configuration for configuration in configurations if configuration.method == method]
+    )
     if method is not None and len(chosen) != 1:
         known = ", ".join(repr(configuration.name) for configuration in chosen or configurations)
         found = "several configurations are" if chosen else "no configuration is"

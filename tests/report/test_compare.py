@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from predicted import write_sweep
+from predicted import rows, write_sweep, write_trial
 from typer.testing import CliRunner, Result
 
 from bench.cli import app
+from bench.schema.trial import LoadedSpec
 from bench.schema.validation import ConfigError
 from bench.store.records import Store
 
@@ -136,6 +137,18 @@ def test_bad_input_is_one_clear_error(first: str, second: str, message: str, swe
     assert isinstance(done.exception, ConfigError), done.output
     with pytest.raises(ConfigError, match=message):
         raise done.exception
+
+
+def test_the_name_of_a_row_comes_before_that_of_its_method(tmp_path: Path) -> None:
+    root = tmp_path / "a"
+    trained = write_sweep(root, {"full": 0.9, "lora": 0.6}, seeds=3)["lora"][0].spec
+    loaded = LoadedSpec(path="/elsewhere", form="tuneoff", sha256="0" * 64, name="elsewhere")
+    evaluated = trained.model_copy(update={"loaded": loaded, "label": "evaluated=elsewhere"})
+    write_trial(Store(root), evaluated, rows(0.9, "evaluated"))
+    (found,) = document(f"{root}:full", f"{root}:lora")
+    assert (found["second"], found["verdict"]) == ("a: lora", "worse"), "that of three seeds"
+    (found,) = document(f"{root}:full", f"{root}:lora (evaluated=elsewhere)")
+    assert found["second"] == "a: lora (evaluated=elsewhere)"
 
 
 def test_sweeps_on_other_sources_cannot_be_compared(sweeps: Path, tmp_path: Path) -> None:
