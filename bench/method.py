@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from bench.lane_rows import Lanes, for_rows, join_lanes, lane_modules, of_lanes
-from bench.quantized.linear import QuantizedLinear, computes_like, quantization_of
+from bench.quantized.linear import QuantizedLinear, computes_like, quantization_of, stored_in
 from bench.schema.search_space import Choices, Range, SearchSpace
 from bench.schema.strict_numbers import StrictNumbers
 from bench.shards.slices import whole
@@ -42,6 +42,7 @@ __all__ = [
     "positions_of",
     "quantization_of",
     "require_whole_weights",
+    "stored_in",
     "trained_parameters",
     "whole",
 ]
@@ -266,10 +267,11 @@ def require_whole_weights(model: nn.Module, method: str) -> None:
     Raises:
         MethodError: Some weights are quantised.
     """
-    if (kind := quantization_of(model)) is not None:
+    if (kind := stored_in(model)) is not None:
+        remedy = "leave model.quantization out" if quantization_of(model) else "name a checkpoint that is not quantised"
         raise MethodError(
-            f"{method} trains weights of the base model, which are stored in {kind} here and have no gradient; leave "
-            "model.quantization out, or choose a method that adds weights, such as lora"
+            f"{method} trains weights of the base model, which are stored in {kind} here and have no gradient; "
+            f"{remedy}, or choose a method that adds weights, such as lora"
         )
 
 

@@ -10,7 +10,6 @@ from rich.text import Text
 
 from bench.plan.devices import Device
 from bench.plan.plan import PlannedTrial, Totals
-from bench.plan.remedies import MOST_USED_FRACTION
 from bench.report.column import ABSENT, compact, size
 from bench.schema.trial import JsonDict
 
@@ -120,7 +119,9 @@ def _memory(trial: PlannedTrial, device: Device) -> list[str]:
         lines.append(f"in each phase besides: {size(trial.taken_bytes)} for the device's context and messages")
     if trial.too_large:
         named = ", ".join(f"{phase} ({size(trial.phases[phase])})" for phase in trial.too_large)
-        limit = round(MOST_USED_FRACTION * device.memory_bytes) - trial.taken_bytes
-        lines.append(f"does not fit into {size(limit)}: {named}")
+        resources = trial.spec.resources
+        limit = round(device.share_bytes(resources)) - trial.taken_bytes
+        shared = ", the share of one rank" if device.kind == "cpu" and resources.ranks > 1 else ""
+        lines.append(f"does not fit into {size(limit)}{shared}: {named}")
         lines += ["would fit with " * (not remedy.startswith("nothing")) + remedy for remedy in trial.remedies]
     return lines

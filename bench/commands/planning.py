@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,6 +61,7 @@ def check_plan(sweep_file: SweepFile, settings: Settings = None, plugins_dir: Pl
 def _device(name: str, calibrate: Path | None) -> Device:
     import torch
 
+    from bench.measure.device_memory import device_memory
     from bench.plan.devices import find_device, known_gpu, measured_cpu
     from bench.plan.plan import calibrated
 
@@ -74,7 +76,7 @@ def _device(name: str, calibrate: Path | None) -> Device:
             raise ConfigError(
                 f"--device local: {torch.cuda.get_device_name()} is not in the table; name one that is like it"
             )
-        device = found
+        device = replace(found, memory_bytes=device_memory(torch.device("cuda")))
     else:
         device = measured_cpu(torch.get_num_threads())
     if calibrate is None:

@@ -28,7 +28,7 @@ from bench.schema.trial import (
     TrainSpec,
     TrialSpec,
 )
-from bench.schema.validation import ConfigError, check_batches, refuse_decoding, validated
+from bench.schema.validation import ConfigError, check_attention, check_batches, refuse_decoding, validated
 
 # A bare text in place of these mappings stands for this key of theirs.
 SHORT_FORMS = {"model": "path", "task": "name"}
@@ -214,6 +214,7 @@ def configure(
     if task.config.get("choices") is not None:
         refuse_decoding(decode)
     model = resolver.model(validated(ModelSpec, parts["model"], "model"))
+    check_attention(model, resources, where)
     evaluations = [
         resolver.evaluation(evaluation, f"evaluations.{number}") for number, evaluation in enumerate(sweep.evaluations)
     ]

@@ -15,6 +15,7 @@ from bench.config.lm_eval_tasks import resolved_evaluation
 from bench.config.resolved_methods import Resolved, ResolvedMethods
 from bench.metrics import METRICS
 from bench.models import model_files
+from bench.models.hub_files import quantized_on_hub
 from bench.optimizers import OPTIMIZERS
 from bench.plugins.registry import (
     RegistryError,
@@ -227,23 +228,57 @@ def _check_optimizer(target: str, train: str) -> None:
 
 
 def _check_deepspeed(resources: ResourceSpec, where: str) -> None:
-    """Keys of DeepSpeed's ZeRO are those that it knows, with values that it takes."""
-    if not (zero_settings := resources.deepspeed.get("zero_optimization")):
+    """Keys that are passed on are those that DeepSpeed knows and heeds at this stage, with values that it takes."""
+    if not any(resources.deepspeed.get(part) for part in ("comms_logger", "flops_profiler", "zero_optimization")):
         return
+    from deepspeed.comm.config import CommsLoggerConfig
+    from deepspeed.profiling.config import DeepSpeedFlopsProfilerConfig
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    if unknown := sorted(zero_settings.keys() - _names(DeepSpeedZeroConfig)):
-        close = difflib.get_close_matches(unknown[0], _names(DeepSpeedZeroConfig), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"{where}.resources.deepspeed.zero_optimization: DeepSpeed has no key {unknown[0]!r}{hint}")
+    place = f"{where}.resources.deepspeed"
+    zero_settings = resources.deepspeed.get("zero_optimization", {})
+    aliases = {name: field.alias for name, field in DeepSpeedZeroConfig.model_fields.items() if field.alias}
+    for name, alias in aliases.items():
+        if given := sorted({name, alias} & zero_settings.keys()):
+            if len(given) > 1:
+                raise ConfigError(f"{place}.zero_optimization: {name} and {alias} are one key; leave one out")
+            if resources.zero_stage < 3:
+                raise ConfigError(
+                    f"{place}.zero_optimization.{given[0]} has no effect with zero_stage: {resources.zero_stage}; it "
+                    "is a key of stage 3: leave it out"
+                )
+    _check_section(DeepSpeedZeroConfig, zero_settings, {"stage": resources.zero_stage}, f"{place}.zero_optimization")
+    _check_section(CommsLoggerConfig, resources.deepspeed.get("comms_logger", {}), {}, f"{place}.comms_logger")
+    of_profiler = vars(DeepSpeedFlopsProfilerConfig({})).keys()
+    _check_names(resources.deepspeed.get("flops_profiler", {}), set(of_profiler), f"{place}.flops_profiler")
+
+
+def _check_section(model: Any, settings: JsonDict, beside: JsonDict, where: str) -> None:
+    """Check a part of DeepSpeed's configuration.
+
+    Args:
+        model: DeepSpeed's class of it.
+        settings: Of the sweep.
+        beside: Other settings that have a say in it.
+        where: Of the settings, for messages.
+
+    Raises:
+        ConfigError: A key is unknown, or a value impossible.
+    """
+    _check_names(settings, _names(model), where)
     try:
-        DeepSpeedZeroConfig(stage=resources.zero_stage, **zero_settings)
+        model(**beside, **settings)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ConfigError(
-            f"{where}.resources.deepspeed.zero_optimization.{key}: {first['msg']} (it is {first['input']!r})"
-        ) from error
+        key = ".".join(map(str, (where, *first["loc"])))
+        raise ConfigError(f"{key}: {first['msg']} (it is {first['input']!r})") from error
+
+
+def _check_names(settings: JsonDict, known: set[str], where: str) -> None:
+    if unknown := sorted(settings.keys() - known):
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"{where}: DeepSpeed has no key {unknown[0]!r}{hint}")
 
 
 def _names(model: Any) -> set[str]:
@@ -331,14 +366,17 @@ def _model(spec: ModelSpec) -> ModelSpec:
         return spec
     if (folder := model_files.local_folder(spec)) is not None:
         quantized = model_files.quantized_by(folder)
-        if quantized is not None and spec.quantization not in (None, quantized):
-            raise ConfigError(
-                f"model.quantization: {spec.quantization} cannot be had of {spec.path!r}, whose weights are quantised "
-                f"already, by {quantized}; leave it out, or name a checkpoint that is not quantised"
-            )
         known = {"weights_sha256": model_files.weights_sha256(spec), "checkpoint_quantization": quantized}
-        return spec.model_copy(update=known)
-    try:
-        return spec.model_copy(update={"commit": commit_of(spec.path, spec.revision, "model").sha})
-    except HubError as error:
-        raise ConfigError(f"model.path: {error}") from error
+    else:
+        try:
+            commit = commit_of(spec.path, spec.revision, "model").sha
+        except HubError as error:
+            raise ConfigError(f"model.path: {error}") from error
+        quantized = quantized_on_hub(spec.path, commit)
+        known = {"commit": commit, "checkpoint_quantization": quantized}
+    if quantized is not None and spec.quantization not in (None, quantized):
+        raise ConfigError(
+            f"model.quantization: {spec.quantization} cannot be had of {spec.path!r}, whose weights are quantised "
+            f"already, by {quantized}; leave it out, or name a checkpoint that is not quantised"
+        )
+    return spec.model_copy(update=known)

@@ -38,6 +38,9 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None], metrics: Se
     read: dict[str, tuple[Task, Examples]] = {}
     try:
         _check_methods(trials, say)  # the quickest check comes first
+        for model in dict.fromkeys(trial.scored_model for trial in trials):
+            if (folder := base.local_folder(model)) is not None:
+                base.require_readable_weights(folder)
         if any(trial.model.path == base.EMBEDDED for trial in trials) and not base.embedded_folder().is_dir():
             say(f"converting {base.EMBEDDED} to safetensors, once, into {base.embedded_folder()}")
             base.embedded_model()

@@ -22,6 +22,10 @@ Side = Literal["left", "right"]
 SpecialTokens = tuple[list[int], list[int]]  # the special tokens before a text, and those after it
 
 
+# Kinds of models whose tokens never see later ones, and whose configuration has a setting for that nevertheless.
+CAUSAL_ANYWAY = frozenset({"gpt_neox", "gpt_neox_japanese", "reformer", "trocr"})
+
+
 class ArchitectureError(ValueError):
     """The configuration of a base model lacks a setting that its kind needs."""
 
@@ -210,9 +214,15 @@ def architecture_of(config: Any) -> Architecture:
     """The kind of model that a configuration of transformers describes.
 
     Raises:
-        ArchitectureError: An encoder-decoder does not say which token its decoder starts with.
+        ArchitectureError: An encoder-decoder does not say which token its decoder starts with, or the model is an
+            encoder.
     """
     if not getattr(config, "is_encoder_decoder", False):
+        if getattr(config, "is_decoder", None) is False and config.model_type not in CAUSAL_ANYWAY:
+            raise ArchitectureError(
+                f"in {config.model_type} tokens see later ones, so that it is no language model; one that was trained "
+                "as a decoder has is_decoder: true in its config.json"
+            )
         return DecoderOnly()
     if config.decoder_start_token_id is None:
         raise ArchitectureError(

@@ -13,16 +13,19 @@ import torch
 
 from bench.models.architecture import Architecture, ArchitectureError, architecture_of, vocabulary_size
 from bench.models.lean_modules import use_lean_modules
+from bench.models.loading_faults import in_words, require_weights_of_model
 from bench.models.model_files import (
     EMBEDDED,
     EMBEDDED_GGUF,
     EMBEDDED_PACKAGE,
     ModelError,
+    adapter_in,
     cache_path,
     embedded_folder,
     embedded_package,
     local_folder,
     require_model_files,
+    require_readable_weights,
     weights_sha256,
 )
 from bench.models.original_weights import remember_originals
@@ -36,7 +39,8 @@ from bench.models.quantization import (
     use_quantized_layers,
 )
 from bench.models.sharded_loading import keeping_slices, require_all_in_shards
-from bench.schema.trial import JsonDict, ModelSpec, Precision
+from bench.quantized.linear import say_stored_in
+from bench.schema.trial import DEFAULT_BRANCH, JsonDict, ModelSpec, Precision
 from bench.shards.slices import gather_in_forward
 from bench.store.files import new_folder
 
@@ -62,6 +66,7 @@ __all__ = [
     "model_source",
     "quantization_config",
     "require_model_files",
+    "require_readable_weights",
     "stored_bytes",
     "weights_dtype",
     "weights_sha256",
@@ -100,13 +105,18 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     The attention mask hides padding, but the embedding still looks it up.
 
     Raises:
-        ModelError: There is no tokenizer, or it has no end token that the model knows.
+        ModelError: There is no usable tokenizer, or it has no end token that the model knows.
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        model_source(spec), revision=spec.pinned_revision, trust_remote_code=spec.trust_remote_code
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_source(spec), revision=spec.pinned_revision, trust_remote_code=spec.trust_remote_code
+        )
+    except ModelError:
+        raise
+    except Exception as error:  # of many kinds, by the file that is missing or damaged
+        raise ModelError(f"model.path: {spec.path!r} has no usable tokenizer: {in_words(error, spec)}") from error
     rows = vocabulary_size(load_config(spec))
     end, padding = tokenizer.eos_token_id, tokenizer.pad_token_id
     if end is None:
@@ -146,33 +156,41 @@ def load_model(
         ModelError: The model cannot be loaded, or has no dropout to set.
     """
     import transformers
+    from transformers.utils import find_adapter_config_file
 
     auto_class = getattr(transformers, architecture(spec).auto_class)
     storage = _storage(spec)
     settings: JsonDict = _dropout_settings(spec, dropout) | _padding_settings(spec)
-    if (quantization := _quantization_settings(spec, storage)) is not None:
+    source = model_source(spec)
+    if find_adapter_config_file(source, revision=spec.pinned_revision) is not None:
+        raise adapter_in(source)
+    if (quantization := _quantization_settings(spec, storage, dtype)) is not None:
         settings["quantization_config"] = quantization
     try:
         with nullcontext() if shards_on is None else keeping_slices(shards_on):
             model, loaded = auto_class.from_pretrained(
-                model_source(spec),
+                source,
                 revision=spec.pinned_revision,
                 dtype=dtype,
                 attn_implementation=spec.attention,
                 use_safetensors=True,
                 trust_remote_code=spec.trust_remote_code,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # which is refused below, by name
                 **settings,
             )
-    except (OSError, KeyError, ValueError, ImportError) as error:
+    except Exception as error:  # of many kinds: damaged files, sizes that differ, packages that are missing
         raise _unusable(spec, error) from error
+    require_weights_of_model(model, loaded, spec.path)
     if storage is not None:
         use_quantized_layers(model, storage, dtype)
         if not storage.in_checkpoint:
             remember_originals(model, partial(_files_of, spec), partial(empty_model, spec.not_quantized))
+    elif getattr(model, "hf_quantizer", None) is not None:  # one that has not dequantised the weights
+        say_stored_in(model, quantized_by(model.config) or "packed weights")
     use_lean_modules(model)
     if shards_on is not None:
-        require_all_in_shards(model, sorted(loaded["missing_keys"]), spec.path)
+        require_all_in_shards(model, spec.path)
         gather_in_forward(model)
     return model.requires_grad_(False).eval()
 
@@ -182,15 +200,20 @@ def _storage(spec: ModelSpec) -> Storage | None:
     return storage_of(spec, load_config(spec))
 
 
-def quantization_config(spec: ModelSpec) -> Any:
-    """The quantisation settings of transformers for a model that is quantised in loading; None for other models."""
-    return _quantization_settings(spec, _storage(spec))
+def quantization_config(spec: ModelSpec, precision: Precision = "fp32") -> Any:
+    """The quantisation settings of transformers for a model that is quantised in loading; None for other models.
+
+    Args:
+        spec: The model.
+        precision: Of the computation, where the model does not say in which dtype weights are multiplied.
+    """
+    return _quantization_settings(spec, _storage(spec), weights_dtype(precision))
 
 
-def _quantization_settings(spec: ModelSpec, storage: Storage | None) -> Any:
+def _quantization_settings(spec: ModelSpec, storage: Storage | None, dtype: torch.dtype) -> Any:
     if storage is None or storage.in_checkpoint:
         return None
-    return bitsandbytes_config(storage, skipped_layers(empty_model(spec.not_quantized)))
+    return bitsandbytes_config(storage, dtype, skipped_layers(empty_model(spec.not_quantized)))
 
 
 def stored_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
@@ -201,7 +224,7 @@ def stored_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
 
 def _unusable(spec: ModelSpec, error: Exception) -> ModelError:
     """The error for a base model that transformers refuses to make. It names the wrong key, and what would be right."""
-    reason = str(error)
+    reason = str(error) or type(error).__name__
     if (method := quantized_by(load_config(spec))) is not None:
         return ModelError(
             f"model.path: the weights of {spec.path!r} are quantised by {method}, and transformers cannot load them "
@@ -215,7 +238,12 @@ def _unusable(spec: ModelSpec, error: Exception) -> ModelError:
             f"model.attention: {name} in {spec.path!r} cannot be had with {spec.attention!r}; {other} "
             f"({reason.partition('. ')[0]})"
         )
-    return ModelError(f"model.path: {spec.path!r} cannot be loaded: {reason}")
+    if "use_safetensors" in reason:  # which is no setting here
+        return ModelError(
+            f"model.path: {spec.path!r} has no safetensors at {spec.pinned_revision or DEFAULT_BRANCH} on the hub, and "
+            "nothing else is read; name a revision that has them, or convert the weights and give their folder"
+        )
+    return ModelError(f"model.path: {spec.path!r} cannot be loaded: {in_words(error, spec)}")
 
 
 def _dropout_settings(spec: ModelSpec, dropout: float | None) -> dict[str, float]:
@@ -278,8 +306,12 @@ def empty_model(
         setattr(config, name, value)
     try:
         with torch.device(device):
-            model = auto_class.from_config(config, attn_implementation=spec.attention, dtype=dtype)
-    except (KeyError, ValueError, ImportError) as error:
+            model = auto_class.from_config(
+                config, attn_implementation=spec.attention, dtype=dtype, trust_remote_code=spec.trust_remote_code
+            )
+    except RuntimeError:
+        raise  # of code that a model brings, which computes while the model is made, and so needs its weights
+    except Exception as error:  # of many kinds, by the setting of the configuration that is wrong
         raise _unusable(spec, error) from error
     if (storage := _storage(spec)) is not None:
         quantize(model, storage)
@@ -301,8 +333,10 @@ def load_config(spec: ModelSpec) -> Any:
         return AutoConfig.from_pretrained(
             model_source(spec), revision=spec.pinned_revision, trust_remote_code=spec.trust_remote_code
         )
-    except (OSError, KeyError, ValueError) as error:
-        raise ModelError(f"model.path: {spec.path!r} has no usable configuration: {error}") from error
+    except ModelError:
+        raise
+    except Exception as error:  # of many kinds, and those of code that the model brings
+        raise ModelError(f"model.path: {spec.path!r} has no usable configuration: {in_words(error, spec)}") from error
 
 
 def load_generation_config(spec: ModelSpec) -> Any:

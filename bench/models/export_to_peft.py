@@ -105,7 +105,7 @@ def _write_peft(folder: Path, adapter: PeftAdapter, restored: Restored) -> None:
     config.save_pretrained(str(folder))
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state.items()}
     save_file(state, folder / PEFT_TENSORS_FILE)
-    if (quantization := base.quantization_config(restored.base)) is not None:
+    if (quantization := base.quantization_config(restored.base, restored.card.precision)) is not None:
         quantization.to_json_file(folder / QUANTIZATION_FILE)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from bench.models.model_files import EMBEDDED, IDENTIFYING_FILES, INDEX, local_folder
+from bench.models.model_files import EMBEDDED, IDENTIFYING_FILES, INDEX, local_folder, quantized_by
 from bench.schema.trial import DEFAULT_BRANCH, ModelSpec
 
 # Files of other libraries: those in folders, and weights in a form of their own beside those of transformers.
@@ -30,6 +30,19 @@ Told = Callable[[int, int | None], None]
 def is_on_hub(spec: ModelSpec) -> bool:
     """Whether a model is loaded from the hub's cache, to which it may have to be downloaded."""
     return spec.path != EMBEDDED and local_folder(spec) is None
+
+
+def quantized_on_hub(name: str, commit: str) -> str | None:
+    """The quantisation of a model's weights, by its configuration on the hub or in the cache.
+
+    None if they are not quantised, or nobody has the configuration: loading says what is wrong then.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return quantized_by(Path(hf_hub_download(name, "config.json", revision=commit)).parent)
+    except Exception:  # noqa: BLE001 - of many kinds: network, permission, no such file
+        return None
 
 
 def download(spec: ModelSpec, told: Told | None = None) -> None:

@@ -45,6 +45,8 @@ def storage_of(spec: ModelSpec, config: Any) -> Storage | None:
             f"model.quantization: {spec.quantization} cannot be had of {spec.path!r}, whose weights are quantised "
             f"already, by {method}; leave quantization out, or name a checkpoint that is not quantised"
         )
+    if method is not None and stored is None:
+        _require_known(method, spec.path)
     if stored is None and spec.quantization is None:
         return None
     require_bitsandbytes((stored.kind if stored is not None else spec.quantization) or "")
@@ -55,6 +57,22 @@ def storage_of(spec: ModelSpec, config: Any) -> Storage | None:
     return Storage(spec.quantization, spec.double_quantization, multiplied_in)
 
 
+def _require_known(method: str, path: str) -> None:
+    """Check that transformers knows a quantisation. Of another one it would take packed weights for plain ones.
+
+    Raises:
+        ModelError: It does not.
+    """
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    if method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        raise ModelError(
+            f"model.path: the weights of {path!r} are quantised by {method}, which transformers does not know "
+            "(quantization_config of its config.json); name a checkpoint that is not quantised, and set "
+            "model.quantization"
+        )
+
+
 def quantized_by(config: Any) -> str | None:
     """The quantisation of a checkpoint, by its configuration: ``nf4`` of bitsandbytes, or a name such as gptq."""
     return quantization_named(_as_dict(getattr(config, "quantization_config", None)) or None)
@@ -63,7 +81,7 @@ def quantized_by(config: Any) -> str | None:
 def _of_checkpoint(quantization: Any) -> Storage | None:
     settings = _as_dict(quantization)
     kind = quantization_named(settings or None)
-    if kind not in BITS or settings.get("quant_method") != "bitsandbytes":
+    if kind not in BITS:
         return None
     return Storage(cast(Quantization, kind), bool(settings.get("bnb_4bit_use_double_quant")), in_checkpoint=True)
 
@@ -86,11 +104,12 @@ def require_bitsandbytes(kind: str) -> None:
     import bitsandbytes  # noqa: F401 - it registers its operators
 
 
-def bitsandbytes_config(storage: Storage, skipped: list[str] | None = None) -> Any:
+def bitsandbytes_config(storage: Storage, dtype: torch.dtype, skipped: list[str] | None = None) -> Any:
     """The settings of transformers for a model that is quantised in loading.
 
     Args:
         storage: The format.
+        dtype: In which weights are multiplied, unless the format says.
         skipped: Names of layers that are not quantised; None: transformers decides, when users load the model
             elsewhere.
     """
@@ -102,7 +121,7 @@ def bitsandbytes_config(storage: Storage, skipped: list[str] | None = None) -> A
         load_in_4bit=True,
         bnb_4bit_quant_type=storage.kind,
         bnb_4bit_use_double_quant=storage.double,
-        bnb_4bit_compute_dtype=storage.multiplied_in or torch.float32,
+        bnb_4bit_compute_dtype=storage.multiplied_in or dtype,
         llm_int8_skip_modules=skipped,
     )
 
@@ -148,6 +167,12 @@ def _ours(layer: Any, storage: Storage, dtype: torch.dtype) -> QuantizedLinear:
         packed, statistics, block = weight.data, {"absmax": scale.flatten()}, BLOCK
     else:
         packed, statistics, block = weight.data.view(torch.uint8), _statistics(weight.quant_state), weight.blocksize
+    elements = layer.in_features * layer.out_features
+    if packed.numel() != (elements if storage.kind == "int8" else -(-elements // 2)):
+        raise ModelError(
+            f"model.path: a weight in its files has another size than {layer.out_features} x {layer.in_features}, as "
+            "its config.json says; take the config.json that belongs to the weights"
+        )
     return QuantizedLinear(
         layer.in_features,
         layer.out_features,

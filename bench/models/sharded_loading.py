@@ -10,7 +10,7 @@ import ctypes
 import functools
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,22 +83,19 @@ class MappedFiles:
                 libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
-def require_all_in_shards(model: nn.Module, missing: Sequence[str], path: str) -> None:
-    """Check that every weight is in the files.
-
-    transformers draws missing weights at random, with different numbers on each rank, so that the slices of the ranks
-    would belong to different models.
+def require_all_in_shards(model: nn.Module, path: str) -> None:
+    """Check that every weight was cut as it was read.
 
     Raises:
-        ModelError: A weight is missing. The message names it.
+        ModelError: This rank has a weight as a whole. The message names it.
     """
     whole = [
         name
         for name, parameter in model.named_parameters()
         if shard_of(parameter) is None and parameter.is_floating_point()
     ]
-    if lacking := sorted({*missing, *whole}):
+    if whole:
         raise ModelError(
-            f"model.path: the files of {path!r} lack {len(lacking)} weights, among them {lacking[0]!r}, which "
-            "resources.zero_stage: 3 cannot draw at random; save the model with all of its weights"
+            f"model.path: {len(whole)} weights of {path!r}, among them {whole[0]!r}, are not read from its files one "
+            "by one, as resources.zero_stage: 3 needs; set a stage below 3"
         )

@@ -6,6 +6,8 @@ Numbers are those of the makers' data sheets: dense (without sparsity), at the b
 from __future__ import annotations
 
 import functools
+import itertools
+import re
 import time
 from dataclasses import dataclass
 
@@ -13,8 +15,11 @@ import torch
 
 from bench.measure.device_memory import host_memory
 from bench.measure.provenance import cpu_name
+from bench.schema.trial import ResourceSpec
 
 GIB = 2**30
+# The rest of the memory is for workspaces of libraries and gaps of the allocator.
+MOST_USED_FRACTION = 0.9
 # Of every process that computes on a GPU: the driver's context and the kernels that torch loads. Of one that exchanges
 # messages besides: the buffers of NCCL, 4 MiB for each of up to 32 channels, both ways and for two protocols. Both are
 # assumptions for torch 2.13 on recent GPUs; `tuneoff doctor --measure` says what they are on yours.
@@ -41,6 +46,11 @@ class Device:
     start_seconds: float = 20.0  # processes, imports, weights
     link_bytes_per_second: float = 1e9  # to and from another rank of the same machine, each way; gloo's on CPUs
     host_bytes_per_second: float = 25e9  # to and from the host's memory, each way: PCIe 4 or 5, in practice
+
+    def share_bytes(self, resources: ResourceSpec) -> float:
+        """What one rank may use of its memory. Ranks share that of a machine, trials that of a GPU if they say so."""
+        share = resources.gpus_per_rank if self.kind == "cuda" else 1 / resources.ranks
+        return MOST_USED_FRACTION * share * self.memory_bytes
 
     def taken_bytes(self, ranks: int) -> int:
         """Of its memory what is no tensor: the context, and buffers for messages if a trial has several ranks."""
@@ -91,13 +101,23 @@ def find_device(name: str) -> Device:
         raise ValueError(f"--device {name}: not in the table; known: {', '.join(DEVICES)}, or local") from error
 
 
+# Words in the names of GPUs that have less than the GPU of the table: slices, and chips of portable computers.
+LESSER = {"mig", "laptop", "mobile"}
+
+
 def known_gpu(name: str) -> Device | None:
-    """The entry of the table that a GPU's own name fits, e.g. ``NVIDIA H100 80GB HBM3``."""
-    squeezed = name.lower().replace(" ", "").replace("-", "")
-    fitting = [device for device in DEVICES.values() if device.name.replace("-", "") in squeezed]
-    if not fitting and "a100" in squeezed:
-        fitting = [DEVICES["a100-80gb" if "80gb" in squeezed else "a100-40gb"]]
-    return max(fitting, key=lambda device: len(device.name), default=None)
+    """The entry of the table that a GPU's own name fits, e.g. ``NVIDIA H100 80GB HBM3``.
+
+    A name fits by whole words: an L40 is no L4, and a GH200 no H200.
+    """
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    if LESSER.intersection(words):
+        return None
+    joined = {*words, *map("".join, itertools.pairwise(words))}  # GeForce RTX 4090
+    fitting = [device for device in DEVICES.values() if device.name in joined]
+    if not fitting and "a100" in words:
+        fitting = [DEVICES["a100-80gb" if "80gb" in words else "a100-40gb"]]
+    return next(iter(fitting), None)
 
 
 @functools.cache

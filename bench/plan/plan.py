@@ -14,7 +14,7 @@ from bench.models.coverage import patch_and_count
 from bench.models.tokens import tokenization
 from bench.plan.cost_model import forecast_of, untrained_memory, with_decoded_at_once
 from bench.plan.devices import Device, known_gpu
-from bench.plan.remedies import MOST_USED_FRACTION, remedies
+from bench.plan.remedies import remedies
 from bench.plan.trace import TraceError
 from bench.plan.workload import Workload, workload
 from bench.plugins.registry import make_method, make_task
@@ -115,7 +115,8 @@ def calibrated(device: Device, records: Iterable[TrialResult]) -> tuple[Device, 
         cost = getattr(record.outcome, "train", None)
         if forecast is None or cost is None or not forecast.step_seconds or not cost.step_seconds_p50:
             continue
-        if forecast.device == device.name or known_gpu(forecast.device) == device:
+        known = known_gpu(forecast.device)
+        if forecast.device == device.name or (known is not None and known.name == device.name):
             ratios_of.setdefault(forecast.device, []).append(cost.step_seconds_p50 / forecast.step_seconds)
     if not ratios_of:
         return device, 0
@@ -145,7 +146,7 @@ def _planned(spec: TrialSpec, device: Device) -> PlannedTrial:
             remark = str(error)
     phases = _phases(spec, parameters, forecast, device)
     taken = device.taken_bytes(spec.resources.ranks)
-    limit = MOST_USED_FRACTION * device.memory_bytes - taken
+    limit = device.share_bytes(spec.resources) - taken
     too_large = tuple(sorted((phase for phase, size in phases.items() if size > limit), key=lambda one: -phases[one]))
     found: tuple[str, ...] = ()
     if too_large:

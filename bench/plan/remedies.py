@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterator
 
 from bench.plan.devices import Device
 from bench.plan.trace import TraceError
-from bench.plugins.registry import load_optimizer
-from bench.schema.trial import JsonDict, OffloadSpec, TrialSpec
-from bench.schema.validation import ConfigError, check_batches
+from bench.plugins.registry import load_optimizer, make_method
+from bench.schema.trial import JsonDict, OffloadSpec, ResourceSpec, TrialSpec
+from bench.schema.validation import ConfigError, check_batches, validated
 
-# The rest of the memory is for workspaces of libraries and gaps of the allocator.
-MOST_USED_FRACTION = 0.9
 MOST_RANKS = 8
 
 
@@ -26,7 +24,6 @@ def remedies(spec: TrialSpec, peak_bytes: Callable[[TrialSpec], int], device: De
         peak_bytes: Of a trial with other settings, in its largest phase.
         device: Of every rank.
     """
-    limit = MOST_USED_FRACTION * device.memory_bytes
     smallest: tuple[int, str] | None = None
     lean = spec.model_copy(update={"decode": spec.decode.model_copy(update={"batch_size": 1})})
     # What takes too much in two phases needs two settings.
@@ -41,7 +38,7 @@ def remedies(spec: TrialSpec, peak_bytes: Callable[[TrialSpec], int], device: De
                     peak = peak_bytes(changed)
                 except TraceError:
                     continue
-                if peak <= limit:
+                if peak <= device.share_bytes(changed.resources):
                     found = True
                     yield f"{text}{beside} ({peak / 2**30:.1f} GiB)"
                     break
@@ -109,8 +106,8 @@ def _offloading(spec: TrialSpec) -> Iterator[tuple[TrialSpec, str]]:
 
 
 def _changed(spec: TrialSpec, train: JsonDict | None = None, resources: JsonDict | None = None) -> TrialSpec | None:
-    """The trial with other settings; None if they are not valid."""
-    if (resources or {}).get("zero_stage") and load_optimizer(spec.train.optimizer).needs_zero_0():
+    """The trial with other settings; None if a sweep with them would be refused."""
+    if (resources or {}).get("zero_stage") and not _takes_zero(spec):
         return None
     changed = spec.model_copy(
         update={
@@ -118,8 +115,18 @@ def _changed(spec: TrialSpec, train: JsonDict | None = None, resources: JsonDict
             "resources": spec.resources.model_copy(update=resources or {}),
         }
     )
+    if changed.evaluations and changed.resources.zero_stage == 3:
+        return None
     try:
+        validated(ResourceSpec, changed.resources.model_dump(), "trial")
         check_batches(changed.train, changed.resources, "trial")
     except ConfigError:
         return None
     return changed
+
+
+def _takes_zero(spec: TrialSpec) -> bool:
+    """Whether optimiser and method of a trial can be had under ZeRO 1 to 3."""
+    method = make_method(spec.method)
+    in_own_way = method.adapts_in_training or method.trains_in_turns
+    return not in_own_way and not load_optimizer(spec.train.optimizer).needs_zero_0()

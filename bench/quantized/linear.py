@@ -155,6 +155,17 @@ def quantization_of(model: nn.Module) -> Quantization | None:
     return next((layer.kind for _, layer in quantized_layers(model)), None)
 
 
+def say_stored_in(model: nn.Module, kind: str) -> None:
+    """Let every module of a model say that its weights are in a format of another library, such as gptq or awq."""
+    for module in model.modules():
+        vars(module)["stored_in"] = kind
+
+
+def stored_in(model: nn.Module) -> str | None:
+    """The format of a model's, or a module's, quantised weights, of whatever library; None if it has none."""
+    return quantization_of(model) or vars(model).get("stored_in")
+
+
 def computes_like(module: nn.Module) -> torch.Tensor:
     """A tensor with the dtype and on the device in which a module computes, for a module beside it.
 

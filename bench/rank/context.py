@@ -166,8 +166,11 @@ MACHINE_ERRORS = {
 }
 
 
-def failure_reason(error: Exception) -> Reason:
-    """The reason of a failure: out of memory, divergence or the loss of another rank; else a plain error."""
+def failure_reason(error: BaseException) -> Reason:
+    """The reason of a failure: out of memory, divergence or the loss of another rank; else a plain error.
+
+    An error that was raised from another one, to say what to do, has the reason of that one.
+    """
     if isinstance(error, Diverged):
         return "diverged"
     broken = isinstance(error, RuntimeError) and any(sign in str(error) for sign in BROKEN_CONNECTION)
@@ -178,4 +181,4 @@ def failure_reason(error: Exception) -> Reason:
     cpu_allocation_failed = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or cpu_allocation_failed:
         return "out_of_memory"
-    return "error"
+    return "error" if error.__cause__ is None else failure_reason(error.__cause__)

@@ -15,7 +15,7 @@ from bench.decode.generate import decode_cost, generate
 from bench.decode.lm_evaluation import evaluate
 from bench.decode.merged import MOST_SOURCES, decode_both_ways, over_ranks
 from bench.measure.phases import PhaseMeter, synchronize
-from bench.method import Method, quantization_of
+from bench.method import Method, stored_in
 from bench.metrics.scoring import score_examples, with_perplexity
 from bench.models.architecture import Pair
 from bench.models.tokens import Tokenization
@@ -97,7 +97,7 @@ class Scoring:
             else:
                 predictions, truncated, cost = self._predictions(model, tokens, sources)
         merged_decode: MergedDecode | None = None
-        if method.mergeable and self.compares_merged and not chooses and quantization_of(model) is None:
+        if method.mergeable and self.compares_merged and not chooses and stored_in(model) is None:
             with self.meter.phase("compare_merged"):
                 merged_decode = self._merged_decode(method, model, tokens, sources)
         scores: Scores | None = None

@@ -68,6 +68,8 @@ from bench.train.lane import Diverged, Lane, Trained
 from bench.train.loop import Training
 from bench.train.zero3 import give_freed_memory_back
 
+# Packages that compute what a checkpoint continues.
+SEALED_PACKAGES = ("torch", "deepspeed", "transformers", "peft", "bitsandbytes")
 # For a state that is not kept in memory, in the folder of an attempt.
 STATE_FOLDER = ".state"
 
@@ -290,7 +292,7 @@ class _Trial:
         seal = {
             "trial": self.spec.trial_id,
             "code": code_sha256(),
-            "versions": {name: installed_version(name) for name in ("torch", "deepspeed", "transformers")},
+            "versions": {name: installed_version(name) for name in SEALED_PACKAGES},
             "kind of device": self.device.type,
         }
         return Checkpoints(self.context.checkpoints, every_steps, seal)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 # Decided by other settings, which say more than DeepSpeed hears of.
@@ -22,9 +22,21 @@ OWN = {
     "torch_autocast": "resources.precision",
     "train_batch_size": "train.batch_size",
     "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+    # The older names of the keys of offloading, which DeepSpeed still takes for them.
+    "zero_optimization.cpu_offload": "resources.offload.optimizer",
+    "zero_optimization.cpu_offload_param": "resources.offload.parameters",
+    "zero_optimization.cpu_offload_use_pin_memory": "resources.offload",
     "zero_optimization.offload_optimizer": "resources.offload.optimizer",
     "zero_optimization.offload_param": "resources.offload.parameters",
     "zero_optimization.stage": "resources.zero_stage",
+}
+# What would undo something that Tuneoff does for every trial, and what that is.
+LEFT_ALONE = {
+    "zero_optimization.memory_efficient_linear": "weights are gathered again for every operation, not for linear alone",
+    "zero_optimization.zenflow": "the optimiser is that of train.optimizer, with its moments in fp32",
+    "zero_optimization.zero_hpz_partition_size": "weights are cut over all ranks before DeepSpeed sees them",
+    "zero_optimization.zero_quantized_nontrainable_weights": "model.quantization says how frozen weights are stored",
+    "zero_optimization.zero_quantized_weights": "ranks train the weights that are scored, to the bit",
 }
 # What is left for a sweep to set; DeepSpeed ignores keys that it does not know.
 PASSED = (
@@ -37,20 +49,69 @@ PASSED = (
     "wall_clock_breakdown",
     "zero_optimization",
 )
+MAPPINGS = ("comms_logger", "flops_profiler", "zero_optimization")
+TRUTH_VALUES = ("dump_state", "memory_breakdown", "prescale_gradients", "wall_clock_breakdown")
+# How transformers' Trainer is asked to fill in a value. DeepSpeed would take it for its own default.
+AUTO = "auto"
 
 
-def refuse_own_keys(settings: Mapping[str, Any]) -> None:
-    """Check the keys of ``resources.deepspeed``.
+def refuse_own_keys(settings: Mapping[str, Any], zero_stage: int) -> None:
+    """Check the keys of ``resources.deepspeed``, and the kinds of their values.
+
+    Args:
+        settings: What is passed on.
+        zero_stage: Of the trial.
 
     Raises:
-        ValueError: One is decided by another setting, or unknown.
+        ValueError: One is decided by another setting, unknown, without effect, or has an impossible value.
     """
+    for key, value in settings.items():
+        if key in MAPPINGS and not isinstance(value, Mapping):
+            raise ValueError(f"deepspeed.{key} is {value!r}; it is a mapping")
+        if key in TRUTH_VALUES and not isinstance(value, bool):
+            raise ValueError(f"deepspeed.{key} is {value!r}; it is true or false")
     inner = settings.get("zero_optimization", {})
-    if not isinstance(inner, Mapping):
-        raise ValueError(f"deepspeed.zero_optimization is {inner!r}; it is a mapping")  # noqa: TRY004 - a bad value
     for key in (*settings, *(f"zero_optimization.{name}" for name in inner)):
         if key in OWN:
             raise ValueError(f"deepspeed.{key} is decided by {OWN[key]}; set that, and leave this out")
+        if key in LEFT_ALONE:
+            raise ValueError(f"deepspeed.{key} cannot be passed on, because {LEFT_ALONE[key]}; leave it out")
     for key in settings:
         if key not in PASSED:
             raise ValueError(f"deepspeed.{key} is no key that can be passed on; these can: {', '.join(PASSED)}")
+    for key in _filled_in(settings):
+        raise ValueError(
+            f"deepspeed.{key}: {AUTO} is for transformers' Trainer, which would fill in a number; leave the key out, "
+            "and it follows from the size of what is trained"
+        )
+    _check_scaling(settings, zero_stage)
+
+
+def _filled_in(settings: Mapping[str, Any], inside: str = "") -> Iterator[str]:
+    """The keys that somebody else is to fill in."""
+    for key, value in settings.items():
+        if value == AUTO:
+            yield f"{inside}{key}"
+        elif isinstance(value, Mapping):
+            yield from _filled_in(value, f"{inside}{key}.")
+
+
+def _check_scaling(settings: Mapping[str, Any], zero_stage: int) -> None:
+    """Gradients are not divided before they are added up where DeepSpeed cannot do it.
+
+    Raises:
+        ValueError: They would be.
+    """
+    factor = settings.get("gradient_predivide_factor", 1.0)
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or factor <= 0:
+        raise ValueError(f"deepspeed.gradient_predivide_factor is {factor!r}; it is a number above 0")
+    scattered = settings.get("zero_optimization", {}).get("reduce_scatter", True)
+    for key, differs in (
+        ("prescale_gradients", settings.get("prescale_gradients", False)),
+        ("gradient_predivide_factor", factor != 1),
+    ):
+        if differs and zero_stage >= 2 and scattered:
+            raise ValueError(
+                f"deepspeed.{key} cannot be had with zero_stage: {zero_stage}, where DeepSpeed scatters gradients as "
+                "it adds them up; leave it out, or set zero_optimization.reduce_scatter: false"
+            )

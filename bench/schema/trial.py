@@ -120,7 +120,7 @@ class ModelSpec(Settings):
     )
     weights_sha256: str | None = Field(None, description="set by the driver for local folders; part of the identity")
     checkpoint_quantization: str | None = Field(
-        None, description="set by the driver for local folders whose weights are quantised already: by what"
+        None, description="set by the driver for models whose weights are quantised already: by what"
     )
     commit: str | None = Field(
         None, description="set by the driver for hub ids: what revision was at; part of the identity in its place"
@@ -416,7 +416,7 @@ class ResourceSpec(Settings):
 
     @model_validator(mode="after")
     def _passed_through(self) -> ResourceSpec:
-        refuse_own_keys(self.deepspeed)
+        refuse_own_keys(self.deepspeed, self.zero_stage)
         if self.deepspeed.get("zero_optimization") and not self.zero_stage:
             raise ValueError(
                 "deepspeed.zero_optimization has no effect with zero_stage: 0; leave it out, or set 1 to 3"
@@ -615,6 +615,7 @@ class TrialSpec(Spec):
             del content["model"]["path"]
         if self.model.commit:
             del content["model"]["revision"]
+            content["model"].pop("checkpoint_quantization", None)  # the commit says it
         if self.stage == "final":
             for of_other_stages in ("stage", "stop_after_steps", "scores_dev"):
                 del content[of_other_stages]

@@ -35,6 +35,22 @@ def check_batches(train: TrainSpec, resources: ResourceSpec, where: str) -> None
         )
 
 
+def check_attention(model: ModelSpec, resources: ResourceSpec, where: str) -> None:
+    """Flash attention is asked for where it can compute.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if not model.attention.startswith("flash"):
+        return
+    for name, value, right in (("precision", "fp32", "bf16 or fp16"), ("device", "cpu", "cuda")):
+        if getattr(resources, name) == value:
+            raise ConfigError(
+                f"model.attention: {model.attention} cannot be had with {where}.resources.{name}: {value}; set "
+                f"{right} there, or leave model.attention out"
+            )
+
+
 def refuse_decoding(decode: DecodeSpec) -> None:
     """Where labels are chosen nothing is written, so that settings of decoding change nothing.
 

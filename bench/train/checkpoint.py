@@ -80,7 +80,7 @@ class Checkpoints:
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, whole or not at all, and remove earlier ones.
 
-        If the disk is full, the trial goes on without this checkpoint.
+        If the disk is full, the trial goes on without this checkpoint, and the files beside it are removed.
         """
         header = {"facts": json.dumps({**checkpoint.facts, "step": checkpoint.step, "seal": self.seal})}
         data = safetensors.torch.save(checkpoint.tensors, header)
@@ -95,6 +95,9 @@ class Checkpoints:
             self._remove_folders_but(checkpoint.facts)
         except OSError as error:
             print(f"no checkpoint after step {checkpoint.step}: {error}", flush=True)  # noqa: T201 - into the log
+            best = (checkpoint.facts.get("best_files") or {}).get("folder")  # which the training goes on to need
+            for name in {file.partition("/")[0] for file in checkpoint.facts.get("files", {})} - {best}:
+                shutil.rmtree(self.folder / name, ignore_errors=True)
             return
         reached("rank.after_checkpoint")
 

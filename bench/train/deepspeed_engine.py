@@ -85,8 +85,8 @@ def make_engine(
         config["zero_allow_untested_optimizer"] = True  # bench.optimizers says which must not be cut up
     visible: nn.Module
     if resources.zero_stage == 3:
-        own_keys = resources.deepspeed.get("zero_optimization", {})
-        config["zero_optimization"] |= {**zero3_settings(num_trained, largest_layer(loss), device), **own_keys}
+        by_size = zero3_settings(num_trained, largest_layer(loss), device)
+        config["zero_optimization"] |= {**by_size, **passed_to_zero(resources)}
         hand_over_shards(loss, config, device)
         visible = Regathering(loss)
     else:
@@ -206,8 +206,19 @@ def deepspeed_config(train: TrainSpec, resources: ResourceSpec, micro_batch_size
         "steps_per_print": 2**31,
     }
     passed = {key: value for key, value in resources.deepspeed.items() if key != "zero_optimization"}
-    zero = {**own["zero_optimization"], **resources.deepspeed.get("zero_optimization", {})}
-    return {**own, **passed, "zero_optimization": zero}
+    return {**own, **passed, "zero_optimization": {**own["zero_optimization"], **passed_to_zero(resources)}}
+
+
+def passed_to_zero(resources: ResourceSpec) -> JsonDict:
+    """The sweep's keys of ZeRO, under the names that DeepSpeed reads first where it knows two.
+
+    Under the other name a key would stand beside one of ours, and DeepSpeed would not heed it.
+    """
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    first_names = {name: field.alias or name for name, field in DeepSpeedZeroConfig.model_fields.items()}
+    own_keys = resources.deepspeed.get("zero_optimization", {})
+    return {first_names.get(key, key): value for key, value in own_keys.items()}
 
 
 def _offloaded(resources: ResourceSpec) -> JsonDict:

@@ -42,7 +42,7 @@ class GradientWatch:
     def __init__(self, method: Method, model: nn.Module, device: torch.device) -> None:
         self._method = type(method).__name__
         self._patient = _skips_layers(model)
-        self._moved = False
+        self._moved = self._had_moved = False  # by the last step too, and before it
         parameters = dict(trained_parameters(model))
         self._names = list(parameters)
         # Rows: whether there was a gradient, and whether one was not all zero.
@@ -94,13 +94,17 @@ class GradientWatch:
             raise MethodError(
                 self._complaint(zero, "get gradients that are all zero, so that training leaves them as they are")
             )
-        self._moved = self._moved or learning_rate > 0
+        self._had_moved, self._moved = self._moved, self._moved or learning_rate > 0
         self._alive = alive
         self.unreached = [name for name in self._names if name not in alive]
         if not self.unreached or last:
             for hook in self._hooks:
                 hook.remove()
             self._hooks, self._name_of = [], {}
+
+    def step_was_skipped(self) -> None:
+        """The engine has left the trained tensors where they were, so that the next step says nothing new of them."""
+        self._moved = self._had_moved
 
     def _see(self, index: int, gradient: torch.Tensor) -> None:
         self._seen[0, index] = True

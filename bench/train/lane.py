@@ -134,6 +134,11 @@ class Lane:
         if self.watch is not None:
             self.watch.after_backward(self.learning_rate, last=step == self.steps, idle=self._idle)
 
+    def step_was_skipped(self) -> None:
+        """The engine has left the trained tensors where they were, because gradients overflowed."""
+        if self.watch is not None:
+            self.watch.step_was_skipped()
+
     def stepped(self, step: int, loss: torch.Tensor, learning_rate: float) -> None:
         """Record a step. ``loss`` is this rank's part of the batch's mean loss."""
         self.method.after_step(self.model, step)

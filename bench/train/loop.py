@@ -157,8 +157,8 @@ class Training:
     def _save(self, engine: Any, step: int) -> None:
         if self.checkpoints is None:
             return
-        if self._kept_by_engine:
-            save_engine(engine, self.checkpoints.folder, step)
+        if self._kept_by_engine and not save_engine(engine, self.checkpoints.folder, step):
+            return
         checkpoint = self.lanes[0].checkpoint(step, self.device, self._kept_by_engine)
         if (scale := own_scale(engine)) is not None:
             checkpoint.facts.update(loss_scale=scale.state_dict(), skipped_steps=engine.skipped_steps)
@@ -206,21 +206,28 @@ class Training:
                 for lane in lanes:
                     lane.gradients_came(step)
                     lane.method.before_step(lane.model, step)
+            skipped_before = engine.skipped_steps
             engine.step()
-            self._require_finite(engine, step)
+            if engine.skipped_steps > skipped_before:
+                self._skipped(engine, lanes, step)
             totals.append(losses.detach())
         for at, lane in enumerate(lanes):
             total = torch.stack([losses[at] for losses in totals]).sum()
             lane.stepped(step, total / num_targets(chosen[at]), learning_rates[at])
 
-    def _require_finite(self, engine: Any, step: int) -> None:
+    def _skipped(self, engine: Any, lanes: Sequence[Lane], step: int) -> None:
         """A step is skipped where gradients are not finite. In fp16 that is how the scale of losses is found."""
-        if not engine.skipped_steps:
-            return
         if self.resources.precision != "fp16":
             raise Diverged(f"the gradient of step {step} is not finite")
         if is_exhausted(engine):
             raise Diverged(f"the gradient of step {step} is not finite at any scale of the loss")
+        for lane in lanes:
+            if engine.skipped_steps == lane.steps:
+                raise Diverged(
+                    f"all {lane.steps} steps were skipped, because gradients overflowed at every scale of the loss "
+                    "that was tried, so that nothing is trained; train longer, or set resources.precision: bf16"
+                )
+            lane.step_was_skipped()
 
     def _micro_batches(self, batch: Sequence[int]) -> list[Sequence[int]]:
         return micro_batches(batch, self.rank, self.resources.ranks, self.micro_batch_size)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from bench.method import MethodError, computes_like, lane_modules, of_lanes, quantization_of
+from bench.method import MethodError, computes_like, lane_modules, of_lanes, stored_in
 from methods.parts.transformer_parts import LinearWrapper
 
 
@@ -119,7 +119,7 @@ class LoRALayer(LinearWrapper):
 
     def weights_of_parts(self) -> list[torch.Tensor]:
         """The base weight of each part (its rows, I), in fp32 or more; whole, see :func:`bench.method.whole`."""
-        if (kind := quantization_of(self.base_layer)) is not None:
+        if (kind := stored_in(self.base_layer)) is not None:
             raise MethodError(
                 f"weights that are stored in {kind} cannot be taken apart for a start; leave model.quantization out"
             )
@@ -137,7 +137,7 @@ class LoRALayer(LinearWrapper):
         """Add the product to the base weight, so that the layer costs nothing extra. The weight itself is kept."""
         if self._unmerged:
             return
-        if (kind := quantization_of(self.base_layer)) is not None:
+        if (kind := stored_in(self.base_layer)) is not None:
             raise MethodError(
                 f"weights that are stored in {kind} cannot take up what is trained; dequantise them first"
             )

@@ -15,7 +15,7 @@ from bench.config.resolver import RegistryResolver
 from bench.driver.prepare import prepare
 from bench.models.base import ModelError, empty_model, load_model
 from bench.schema.trial import DecodeSpec, ModelSpec, ResourceSpec, TrainSpec, TrialSpec
-from bench.schema.validation import ConfigError
+from bench.schema.validation import ConfigError, check_attention
 
 MakeTrial = Callable[..., TrialSpec]
 
@@ -107,3 +107,14 @@ def test_flash_attention_that_is_not_there_is_refused_by_our_key(attention: Any,
     spec = ModelSpec(path=str(tiny_models["llama"]), attention=attention)
     with pytest.raises(ModelError, match=r"model.attention: LlamaForCausalLM .* leave model.attention out"):
         empty_model(spec)
+
+
+@pytest.mark.parametrize(
+    ("resources", "key"), [({}, "precision: fp32"), ({"precision": "bf16", "device": "cpu"}, "device: cpu")]
+)
+def test_flash_attention_is_asked_for_where_it_can_compute(resources: dict[str, Any], key: str) -> None:
+    flash = ModelSpec(attention="flash_attention_2")
+    with pytest.raises(ConfigError, match=rf"flash_attention_2 cannot be had with methods.0.resources.{key}"):
+        check_attention(flash, ResourceSpec.model_validate(resources), "methods.0")
+    check_attention(flash, ResourceSpec(precision="bf16"), "methods.0")
+    check_attention(ModelSpec(), ResourceSpec.model_validate(resources), "methods.0")

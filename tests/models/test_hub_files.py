@@ -14,7 +14,7 @@ import torch
 from hub_stand_in import point_at, stand_in
 
 from bench.models import hub_files
-from bench.models.base import load_config
+from bench.models.base import ModelError, load_config, load_model
 from bench.models.hub_files import download, is_on_hub
 from bench.rank.context import RankContext, wait_for_all
 from bench.schema.trial import ModelSpec
@@ -133,3 +133,24 @@ def test_ranks_go_on_together(tmp_path: Path) -> None:
         assert not waits.done()
         wait_for_all(RankContext(0, 2, 0, store, tmp_path, "", 1), "here")
         waits.result(30)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("pytorch_model.bin", f"'org/tiny' has no safetensors at {COMMIT} on the hub"),
+        ("adapter_config.json", "adapter"),
+    ],
+)
+def test_what_a_repository_has_instead_of_a_model_is_said(
+    name: str, said: str, tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = tmp_path / "files"
+    shutil.copytree(tiny_models["gpt2"], files)
+    (files / "model.safetensors").unlink()
+    (files / name).write_text("{}")
+    with stand_in() as hub:
+        point_at(hub, tmp_path / "hub", monkeypatch)
+        hub.push("org/tiny", files, COMMIT)
+        with pytest.raises(ModelError, match=said):
+            load_model(ModelSpec(path="org/tiny", commit=COMMIT), torch.float32)

@@ -137,6 +137,9 @@ def test_reasons_of_failures() -> None:
     assert failure_reason(MemoryError()) == "out_of_memory"
     assert failure_reason(RuntimeError("DefaultCPUAllocator: can't allocate memory: ...")) == "out_of_memory"
     assert failure_reason(RuntimeError("shape mismatch")) == "error"
+    full = ModelError("model.path: it cannot be loaded")
+    full.__cause__ = OSError(28, "No space left on device")
+    assert failure_reason(full) == "worker_lost", "as what it was raised from"
 
 
 def test_a_rank_with_other_sources_refuses(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from bench.models.adapter import restore
 from bench.models.base import empty_model, load_model, quantization_config, stored_bytes
 from bench.models.coverage import patch_and_count
 from bench.models.export_to_peft import QUANTIZATION_FILE, export_merged, export_to_peft
-from bench.models.model_files import ModelError
+from bench.models.model_files import ModelError, quantized_by
 from bench.models.quantization import Storage, quantize, quantized_layer, require_bitsandbytes
 from bench.plugins.registry import load_method, targets
-from bench.quantized.linear import QuantizedLinear, dequantize, quantized_layers
+from bench.quantized.linear import QuantizedLinear, dequantize, quantized_layers, say_stored_in
 from bench.schema.trial import ModelSpec
 
 KINDS = [("nf4", False), ("nf4", True), ("fp4", False), ("int8", False)]
@@ -145,6 +145,11 @@ def test_a_checkpoint_that_is_quantised_already_is_loaded_as_it_is(
     assert torch.equal(logits(load_model(own, torch.float32), folder), logits(load_model(spec, torch.float32), folder))
     assert len(dict(quantized_layers(empty_model(own)))) == 14
     assert load_model(own.model_copy(update={"quantization": kind}), torch.float32) is not None
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]["quant_method"]  # as checkpoints of 2023
+    (folder / "config.json").write_text(json.dumps(config))
+    assert quantized_by(folder) == kind
+    assert len(dict(quantized_layers(load_model(own, torch.float32)))) == 14
     other = {"nf4": "int8", "int8": "fp4"}[kind]
     with pytest.raises(ModelError, match=f"{other} cannot be had .* quantised already, by {kind}"):
         load_model(own.model_copy(update={"quantization": other}), torch.float32)
@@ -202,6 +207,24 @@ def test_a_peft_folder_says_how_its_base_model_is_quantised(tiny_models: dict[st
     their_model = PeftModel.from_pretrained(loaded, str(tmp_path / "peft")).train()
     torch.testing.assert_close(logits(their_model, base), expected, atol=1e-4, rtol=1e-4)
     assert set(load_file(tmp_path / "peft" / "adapter_model.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["full", "top_layers", "lisa", "pissa"])
+def test_weights_that_another_library_has_packed_are_not_trained(name: str) -> None:
+    """Training what is left, norms and embeddings, would be another method."""
+    model = tiny_model("llama")
+    say_stored_in(model, "gptq")
+    method_class = load_method(targets("method")[name])
+    with pytest.raises(MethodError, match="stored in gptq"):
+        method_class(method_class.Config()).patch(model)
+
+
+def test_settings_for_others_have_the_dtype_of_the_computation(tiny_models: dict[str, Path]) -> None:
+    spec = spec_of(tiny_models["llama"])
+    assert quantization_config(spec, "bf16").bnb_4bit_compute_dtype == torch.bfloat16
+    assert quantization_config(spec).bnb_4bit_compute_dtype == torch.float32
+    in_bf16 = spec.model_copy(update={"quantization_compute": "bf16"})
+    assert quantization_config(in_bf16, "fp32").bnb_4bit_compute_dtype == torch.bfloat16
 
 
 def test_dequantised_layers_compute_the_same(tiny_models: dict[str, Path]) -> None:

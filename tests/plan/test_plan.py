@@ -386,6 +386,28 @@ def test_what_a_gpu_takes_for_itself_is_no_room_for_a_trial(
     assert plan([spec], replace(H100, kind="cpu"))[0].taken_bytes == 0
 
 
+def test_ranks_share_the_memory_of_a_machine_and_trials_that_of_a_gpu(trial: Callable[..., TrialSpec]) -> None:
+    machine = replace(H100, kind="cpu")
+    spec = trial("lora", zero_stage=2, ranks=2)
+    (alone,) = plan([spec], machine)
+    needed = max(alone.phases.values())
+    assert plan([spec], small(machine, 2 * needed + 100))[0].fits
+    assert not plan([spec], small(machine, 2 * needed - 100))[0].fits
+    half = trial("lora", gpus_per_rank=0.5, exclusive="none")
+    needed = max(phases(half).values())
+    assert plan([half], small(H100, 2 * needed + 100))[0].fits
+    assert not plan([half], small(H100, 2 * needed - 100))[0].fits
+
+
+def test_no_remedy_is_one_that_a_sweep_would_refuse(trial: Callable[..., TrialSpec]) -> None:
+    tiny = small(H100, 1000)
+    for spec in (trial("lisa"), trial("full", gpus_per_rank=0.5, exclusive="none")):
+        (hopeless,) = plan([spec], tiny)
+        assert hopeless.remedies and not any("ranks" in remedy for remedy in hopeless.remedies), hopeless.remedies
+    (compiled,) = plan([trial("full", compile=True)], tiny)
+    assert not any("zero_stage: 3" in remedy for remedy in compiled.remedies)
+
+
 def test_what_is_offloaded_is_off_the_device_and_takes_time(trial: Callable[..., TrialSpec]) -> None:
     plain = trial("full", zero_stage=3, ranks=2)
     optimizer = trial("full", zero_stage=3, ranks=2, offload={"optimizer": "cpu"})
@@ -512,7 +534,12 @@ def test_measured_steps_set_the_rates(trial: Callable[..., TrialSpec]) -> None:
         ("NVIDIA L40S", "l40s"),
         ("NVIDIA L4", "l4"),
         ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA A10G", "a10g"),
         ("NVIDIA T1000", None),
+        ("NVIDIA L40", None),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
     ],
 )
 def test_gpus_are_known_by_their_own_names(name: str, expected: str | None) -> None:

@@ -78,6 +78,18 @@ def test_without_the_hub_its_cache_tells_or_nobody(
         RegistryResolver().model(ModelSpec(path="org/other"))
 
 
+def test_a_model_of_the_hub_says_how_its_weights_are_quantised(hub: StandIn, tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "config.json").write_text('{"quantization_config": {"quant_method": "gptq"}}')
+    hub.push("org/packed", tmp_path / "files", FIRST)
+    found = RegistryResolver().model(ModelSpec(path="org/packed"))
+    assert (found.commit, found.stored_in) == (FIRST, "gptq")
+    with pytest.raises(ConfigError, match="nf4 cannot be had of 'org/packed', whose weights are quantised already, by"):
+        RegistryResolver().model(ModelSpec(path="org/packed", quantization="nf4"))
+    spec = varied(trial(), model={"path": "org/packed", "commit": FIRST})
+    assert varied(spec, model={"checkpoint_quantization": "gptq"}).trial_id == spec.trial_id, "the commit says it"
+
+
 def test_data_of_the_hub_are_named_by_their_commit(hub: StandIn, tmp_path: Path) -> None:
     hub.push("org/rows", tmp_path, FIRST)
     named = {"path": "org/rows", "source": "document", "references": "summary"}

@@ -275,6 +275,27 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_trial(
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
+def test_a_full_disk_under_zero_costs_the_checkpoint_and_keeps_the_one_before(
+    one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, written, write = tmp_path / "checkpoints", [], torch.save
+
+    def until_full(state: Any, path: str, **options: Any) -> None:
+        written.append(path)
+        write(state, path, **options)
+        if "engine-00000004" in path and "optim_states" in path:
+            raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    monkeypatch.setattr(torch, "save", until_full)
+    with pytest.raises(Interrupted):
+        train("lora", places(folder), 5, zero_stage=2)
+    assert "no checkpoint after step 4: PytorchStreamWriter failed" in capsys.readouterr().out
+    assert len(written) >= 4
+    assert sorted(path.name.rpartition("-")[0] for path in folder.iterdir()) == ["engine", "step-00000002"]
+    continued = train("lora", places(folder, every_steps=100), zero_stage=2)
+    assert continued.cost.continued_after_steps == [2]
+
+
 def test_storage_that_a_node_does_not_see_is_one_error(one_rank: None, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="storage that all nodes share"):
         train("lora", Checkpoints(tmp_path / "elsewhere", 2, SEAL))
