@@ -90,6 +90,11 @@ class StoredExamples(_MadeWhenAsked[Example]):
         counts: list[int] = numpy.diff(self._batch.column("references").offsets.to_numpy()).tolist()
         return counts
 
+    def all_references(self) -> Iterator[str]:
+        """The references of all examples, one after the other, without the examples."""
+        for start in range(0, len(self), CHUNK):
+            yield from self._batch.column("references").slice(start, CHUNK).flatten().to_pylist()
+
     def __len__(self) -> int:
         return int(self._batch.num_rows)
 

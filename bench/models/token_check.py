@@ -88,6 +88,14 @@ def _reference_counts(examples: Sequence[Example]) -> list[int]:
     return [len(example.references) for example in examples]
 
 
+def _references(examples: Sequence[Example]) -> Iterator[str]:
+    """All references, one after the other."""
+    if isinstance(examples, StoredExamples):
+        yield from examples.all_references()
+    else:
+        yield from itertools.chain.from_iterable(example.references for example in examples)
+
+
 def lost_references(
     tokens: Tokenization, splits: Mapping[Split, Sequence[Example]], stop: Sequence[str]
 ) -> dict[str, int]:
@@ -126,7 +134,7 @@ def check_tokens(
     rows = vocabulary_size(config)
     of_labels = {"choices are told apart": _distinct_choices(tokens, tried)}
     of_texts = {
-        "no reference holds what ends a text": _ends(tokens, tried, ends),
+        "no reference holds what ends a text": _ends(tokens, tried, splits, ends),
         "no reference holds a banned token": _banned(tried, banned),
         "tokens give the references back": _given_back(tokens, tried, task.scoring),
     }
@@ -186,14 +194,21 @@ def _distinct_choices(tokens: Tokenization, tried: Sequence[Tried]) -> Findings:
         )
 
 
-def _ends(tokens: Tokenization, tried: Sequence[Tried], ends: frozenset[int]) -> Findings:
-    broken = [one for one in tried if first_stop(one.reference.strip(), one.stop) is not None]
+def _ends(
+    tokens: Tokenization, tried: Sequence[Tried], splits: Mapping[Split, Sequence[Example]], ends: frozenset[int]
+) -> Findings:
+    stops = tried[0].stop if tried else ()
+    references = itertools.chain.from_iterable(map(_references, splits.values())) if stops else ()
+    broken, count = [], 0
+    for count, reference in enumerate(references, start=1):  # noqa: B007 - all of them, as a few may be anywhere
+        if (stop := first_stop(reference.strip(), stops)) is not None:
+            broken.append((reference, stop))
     if broken:
-        stop = first_stop(broken[0].reference.strip(), broken[0].stop)
+        reference, stop = broken[0]
         yield (
-            _weight(broken, tried),
-            f"{len(broken)} of {len(tried)} references hold {stop!r}, e.g. {_shown(broken[0].reference)}, and a text "
-            "ends at the first (decode.stop)",
+            "problem" if 2 * len(broken) > count else "warning",
+            f"{len(broken):,} of {count:,} references hold {stop!r}, e.g. {_shown(reference)}, and a text ends at the "
+            "first (decode.stop)",
             "leave it out of decode.stop ([] ends texts at the model's end tokens alone), or take it out of the data",
         )
     ended = [one for one in tried if ends.intersection(one.ids)]

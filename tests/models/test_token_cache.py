@@ -111,6 +111,7 @@ def test_a_split_is_read_once_and_is_the_same_with_and_without_the_cache(
         assert list(data.examples) == examples
         assert [data.examples[-1], *data.examples[:2]] == [examples[-1], *examples[:2]]
         assert data.examples.reference_counts == [len(example.references) for example in examples]
+        assert list(data.examples.all_references()) == [text for example in examples for text in example.references]
         assert data.sources() == [tuple(tokens.source(example)) for example in examples]
     expected = {"train_pairs": 56, "dev_sources": 6, "test_sources": 6, "truncated_sources": 0, "truncated_targets": 0}
     expected |= {**oddities(load_splits(task)), "left_out": {}, "files": task.checksums(SPLITS)}

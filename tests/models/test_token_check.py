@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,14 @@ def test_references_with_a_line_break(every: int, outcome: str, tmp_path: Path, 
     assert "\\nMore.', and a text ends at the first" in finding.found
     other = rewritten(task, lambda text: text.replace("\nMore.", "\u2028More."))
     assert "no reference holds what ends a text" not in found(model, other)
+
+
+def test_one_reference_with_a_stop_string_is_found_among_many(tmp_path: Path, task: Task) -> None:
+    example, *_ = load_splits(task)["test"]
+    many = [replace(example, references=("Ann.",))] * 998 + [replace(example, references=("Ann.\n", "Ann.\nBob."))]
+    findings = check_tokens(saved(tmp_path / "model", byte_level()), task, {"test": many})
+    (finding,) = [one for one in findings if "holds what ends a text" in one.check]
+    assert (finding.outcome, finding.found[:33]) == ("warning", "1 of 1,000 references hold '\\n', ")
 
 
 def test_an_ordinary_token_that_ends_texts_is_a_problem(tmp_path: Path, task: Task) -> None:
