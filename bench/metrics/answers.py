@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
 
@@ -74,6 +75,19 @@ class Accuracy(MeanOfSources):
             100.0 * ((own := answer_of(text, answer)) is not None and own in {answer_of(one, answer) for one in refs})
             for text, refs in zip(texts.predictions, texts.references, strict=True)
         ]
+
+
+def doubts(texts: Texts) -> Iterator[str]:
+    """Whether an accuracy is more than that of always giving the most common answer: exact binomial, one-sided."""
+    answer = texts.scoring.answer
+    if answer is None:
+        return
+    given = [{answer_of(text, answer) for text in some} - {None} for some in texts.references]
+    common = Counter(one for some in given for one in some).most_common(1)
+    if common and common[0][1] > 1:  # else no answer is more common than others
+        predicted = [answer_of(text, answer) for text in texts.predictions]
+        hits = sum(own in some for own, some in zip(predicted, given, strict=True))
+        yield from choices.of_constant(hits, len(texts), str(common[0][0]), common[0][1])
 
 
 def answer_of(text: str, answer: Answer) -> str | Fraction | None:

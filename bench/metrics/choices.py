@@ -111,14 +111,18 @@ def doubts(texts: Texts) -> Iterator[str]:
     choices = texts.scoring.choices
     if choices is None or not choices.labels:
         return
-    hits, total = sum(right(texts)), len(texts)
     (common, number), *_ = Counter(_plain(references[0]) for references in texts.references).most_common(1)
+    yield from of_constant(sum(right(texts)), len(texts), repr(common), number)
+
+
+def of_constant(hits: int, total: int, common: str, number: int) -> Iterator[str]:
+    """Whether so many hits are more than those of the most common answer, which is right so many times."""
     p_value = binomial_tail(hits, total, Fraction(number, total))
     if p_value >= LEVEL and number < total:
         constant = 100 * number / total
         yield (
             f"An accuracy of {100 * hits / total:.1f} on {total} sources is not shown to be above {constant:.1f}, "
-            f"that of always choosing {common!r} (exact binomial test, p = {p_value:.3f})."
+            f"that of always choosing {common} (exact binomial test, p = {p_value:.3f})."
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from bench.metrics import choices, overlap
+from bench.metrics import answers, choices, overlap
 from bench.metrics.metric import Measured
 from bench.metrics.scripts import advice, misfit
 from bench.metrics.texts import Texts
@@ -31,6 +31,7 @@ def remarks(texts: Texts, measured: Mapping[str, Measured]) -> list[str]:
         *_too_short_for_bleu(texts, measured),
         *_other_form(texts, measured),
         *_same(texts),
+        *answers.doubts(texts),
     ]
 
 

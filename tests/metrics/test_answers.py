@@ -178,6 +178,24 @@ def test_accuracy_stands_beside_the_scores_of_texts() -> None:
     assert "accuracy" not in score_examples(examples("12"), ["12"], Scoring()).scores().values
 
 
+def test_an_accuracy_that_the_most_common_answer_has_too_is_told() -> None:
+    scoring = Scoring(metrics=("accuracy",), answer=Answer("last_number", "number"))
+    references = [f"It is {number}." for number in (7, 7, 7, 1, 2)]
+
+    def told(*predictions: str) -> list[str]:
+        remarks = score_examples(examples(*references), predictions, scoring).scores().remarks
+        return [one for one in remarks if "exact binomial" in one]
+
+    assert told("It is 7.0.", "It is 7.", "It is 1.", "It is 1.", "It is 3.") == [
+        "An accuracy of 60.0 on 5 sources is not shown to be above 60.0, that of always choosing 7 (exact binomial "
+        "test, p = 0.683)."
+    ]
+    references = [f"It is {number}." for number in (7, 7, *range(8, 16))]
+    assert told(*references) == []
+    references = ["It is 1.", "It is 2."]
+    assert told("It is 3.", "It is 4.") == [], "no answer is more common than others"
+
+
 def resolved(path: Path, **answer: str) -> Any:
     spec = RegistryResolver().task("jsonl", {"path": str(path), "answer": answer})
     return make_task(spec)
