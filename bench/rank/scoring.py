@@ -84,7 +84,10 @@ class Scoring:
         with self.meter.phase("validate"):
             stored_dev_loss = self._mean_loss(model, pairs["dev"], tokens)
             if best is not None:
-                require_what_was_trained(stored_dev_loss, best, self.spec.resources.precision, self.spec.method.name)
+                # Quantised weights may be multiplied in less than the rest.
+                coarse = self.spec.model.quantization_compute == "bf16"
+                precision = "bf16" if coarse else self.spec.resources.precision
+                require_what_was_trained(stored_dev_loss, best, precision, self.spec.method.name)
             if "test" in pairs:
                 test_loss = self._mean_loss(model, pairs["test"], tokens)
         sources = data.splits[split].sources()

@@ -183,6 +183,14 @@ def test_gradients_that_fit_at_no_scale_are_a_divergence(
         training.run(PAIRS, PAIRS)
 
 
+def test_a_training_without_a_step_that_counts_is_a_divergence(
+    tiny_models: dict[str, Path], one_rank: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.train.loss_scale.FIRST_POWER", 40)
+    with pytest.raises(Diverged, match="all 2 steps were skipped, because gradients overflowed"):
+        training_of(tiny_models["gpt2"], 0, "fp16", steps=2).run(PAIRS, PAIRS)
+
+
 def test_fp16_under_zero_without_units_for_it_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from deepspeed.accelerator import get_accelerator
 

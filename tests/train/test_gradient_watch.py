@@ -191,3 +191,29 @@ def test_every_tensor_of_a_model_that_is_trained_whole_gets_a_gradient(family: s
     training_alone([whole]).run(PAIRS, PAIRS[:2])
     assert whole.watch is not None
     assert whole.watch.unreached == []
+
+
+def test_a_skipped_step_opens_nothing(one_rank: None) -> None:
+    """LoRA's A has no gradient while B is zero, which B stays as long as fp16 looks for its scale."""
+    model = nn.Module()
+    model.inner, model.outer = nn.Parameter(torch.ones(2)), nn.Parameter(torch.zeros(2))
+
+    def step(watch: GradientWatch, skipped: bool) -> None:
+        (model.inner * model.outer).sum().backward()
+        watch.after_backward(1e-2, last=False)
+        if skipped:
+            watch.step_was_skipped()
+
+    watch = GradientWatch(Idle(Idle.Config()), model, CPU)
+    for skipped in (True, True, True, False):
+        step(watch, skipped)
+    with torch.no_grad():
+        model.outer.add_(1)
+    step(watch, skipped=False)
+    assert watch.unreached == []
+    with torch.no_grad():
+        model.outer.zero_()
+    watch = GradientWatch(Idle(Idle.Config()), model, CPU)
+    step(watch, skipped=False)
+    with pytest.raises(MethodError, match="all zero, so that training leaves them as they are: inner"):
+        step(watch, skipped=False)
