@@ -124,6 +124,13 @@ def _of_zero_3() -> Any:
     return FWD_MODULE_STACK.clear, Init._convert_to_deepspeed_param
 
 
+def _of_checkpoints() -> Any:
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    return TorchCheckpointEngine.save, DeepSpeedEngine._copy_recovery_script
+
+
 def _of_peft() -> Any:
     from peft import LoraModel
 
@@ -186,6 +193,7 @@ SEAMS: dict[str, tuple[str, Callable[[], Any], tuple[str, ...]]] = {
         _of_zero_3,
         ("_PartitionedParameterCoordinator__params_to_release", "_convert_to_deepspeed_param"),
     ),
+    "DeepSpeed's checkpoints": ("bench/train/engine_checkpoint.py", _of_checkpoints, ("_copy_recovery_script",)),
     "peft's tuners": ("methods/hf_peft.py", _of_peft, ("_create_and_replace",)),
     "transformers' experts": ("methods/parts/experts.py", _of_experts, ("_apply_gate", "_is_expert_parallel")),
     "transformers' tokenizers": ("bench/models/whole_texts.py", _of_tokenizers, ("_switch_to_target_mode",)),
