@@ -20,6 +20,7 @@ from bench.task import Example, Scoring, Split, Task
 
 SINGLE_REFERENCE = ("meteor", "ter")
 ENOUGH = 500  # examples, from all over a split, on which references are checked
+TRIED_EMPTY = 2  # examples on which a metric is tried with empty predictions
 PERPLEXITY = "reference_perplexity"
 
 
@@ -79,7 +80,7 @@ def check_metrics(
 
 
 def try_metric(metric_class: type[Metric], texts: Texts) -> None:
-    """Try the metric of a plugin on references, so that its faults are reported before anything is trained.
+    """Try the metric of a plugin on references and on nothing, so that its faults are known before anything is trained.
 
     A metric whose ``absent`` gives a reason is not tried.
 
@@ -103,6 +104,18 @@ def try_metric(metric_class: type[Metric], texts: Texts) -> None:
         raise MetricError(f"the metric {name!r} gives {score} for references scored against themselves")
     if not (isinstance(measured.signature, str) and measured.signature.strip()):
         raise MetricError(f"the metric {name!r} has the signature {measured.signature!r}; it must say what makes it up")
+    if texts.scoring.choices is not None:  # a label is never empty
+        return
+    few = slice(TRIED_EMPTY)
+    references, facts = texts.references[few], texts.facts[few]
+    silent = prepare([""] * len(references), references, texts.scoring, facts, [False] * len(references))
+    try:
+        metric.measure(silent).over(range(len(silent)))
+    except Exception as error:
+        raise MetricError(
+            f"the metric {name!r} fails where predictions are empty, as those of a model may be: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def answers_missing(task: Task, splits: Mapping[Split, Sequence[Example]]) -> list[str]:

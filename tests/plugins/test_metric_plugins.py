@@ -214,6 +214,11 @@ def test_a_bad_class_is_told_when_a_sweep_names_it(
         ("np.maximum(1, sums[..., 1])", "(0.0 * sums[..., 1])", "gives nan|gives inf"),
         ("references[0]", "references['first']", "the metric 'word_recall' fails: TypeError"),
         ('"words between', '"" and "words', "has the signature ''"),
+        (
+            "len(told)))",
+            "len(told) // len(said.split())))",
+            "predictions are empty, as those of a model may be: Zero",
+        ),
     ],
 )
 def test_a_metric_that_cannot_score_is_told_before_the_first_trial(
