@@ -88,7 +88,7 @@ def test_what_needs_weights_is_left_to_its_trial(
     assert any(line.startswith("method hf_peft: whether it fits") for line in said)
 
 
-@pytest.mark.parametrize("family", ["BloomForCausalLM", "MptForCausalLM", "GPTJForCausalLM", "MambaForCausalLM"])
+@pytest.mark.parametrize("family", ["BloomForCausalLM", "MptForCausalLM", "MambaForCausalLM"])
 def test_attention_that_a_model_lacks_is_refused_by_our_key(
     family: str, trial: MakeTrial, tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
