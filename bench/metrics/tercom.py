@@ -19,6 +19,7 @@ from bench.metrics.edit_rate import QuickTER, exact_distance
 BEAM = 20
 LONGEST = 10  # words that are shifted together
 FARTHEST = 50  # words over which they are shifted
+NEVER = 2**30  # edits of what the search has not come to
 
 Words = tuple[str, ...]
 Shift = tuple[int, int, int]
@@ -158,42 +159,42 @@ def _path(words: Words, reference: Words) -> str:
     Among equally good steps a step in both texts wins, then an insertion.
     """
     height = len(reference)
-    column: dict[int, int] = {0: 0}  # words of the reference to edits so far
-    steps: list[dict[int, str]] = [{0: ""}]
-    best = previous_best = 10**6
-    for number in range(len(words) + 1):
-        last = number == len(words)
-        previous_best, best = best, 10**6
-        following: dict[int, int] = {}
-        taken: dict[int, str] = {}
-        row = min(column)
-        highest = max(column)
-        while row <= highest:
-            cost = column.get(row)
-            if cost is None or (not last and cost > previous_best + BEAM):
-                row += 1
+    column, taken = [NEVER] * (height + 1), [""] * (height + 1)  # by words of the reference: edits so far, last step
+    column[0] = 0
+    steps: list[list[str]] = []
+    best = NEVER - BEAM - 1
+    for word in words:
+        allowed, best = best + BEAM, NEVER - BEAM - 1
+        following, next_taken = [NEVER] * (height + 1), [""] * (height + 1)
+        for row, other in enumerate(reference):
+            cost = column[row]
+            if cost > allowed:
                 continue
-            if not last and row < height:
-                same = reference[row] == words[number]
-                diagonal = cost + (not same)
-                if row + 1 not in following or diagonal < following[row + 1]:
-                    following[row + 1], taken[row + 1] = diagonal, " " if same else "S"
-                    best = min(best, diagonal)
-                elif same:
-                    best = min(best, diagonal)
-            if not last and (row not in following or following[row] > cost + 1):
-                following[row], taken[row] = cost + 1, "I"
-            if row < height and (row + 1 not in column or column[row + 1] > cost + 1):
-                column[row + 1], steps[number][row + 1] = cost + 1, "D"
-                highest = max(highest, row + 1)
-            row += 1
-        if not last:
-            column = following
-            steps.append(taken)
+            dearer = cost + 1
+            if other == word:
+                following[row + 1], next_taken[row + 1] = cost, " "
+                if cost < best:
+                    best = cost
+            else:
+                following[row + 1], next_taken[row + 1] = dearer, "S"
+                if dearer < best:
+                    best = dearer
+            if following[row] > dearer:
+                following[row], next_taken[row] = dearer, "I"
+            if column[row + 1] > dearer:
+                column[row + 1], taken[row + 1] = dearer, "D"
+        if column[height] <= allowed and following[height] > column[height] + 1:
+            following[height], next_taken[height] = column[height] + 1, "I"
+        steps.append(taken)
+        column, taken = following, next_taken
+    for row in range(height):
+        if column[row] < NEVER and column[row + 1] > column[row] + 1:
+            column[row + 1], taken[row + 1] = column[row] + 1, "D"
+    steps.append(taken)
     return _traced(steps, len(words), height)
 
 
-def _traced(steps: Sequence[dict[int, str]], number: int, row: int) -> str:
+def _traced(steps: Sequence[Sequence[str]], number: int, row: int) -> str:
     path: list[str] = []
     while number or row:
         step = steps[number][row]
