@@ -7,6 +7,7 @@ from typing import Any
 
 from bench.decode.rows import decode_bytes, layers_of, rows_at_once
 from bench.models import base
+from bench.models.architecture import EncoderDecoder
 from bench.plan.devices import Device
 from bench.plan.step_costs import StepCosts, step_costs
 from bench.plan.workload import MicroBatch, Workload
@@ -128,7 +129,7 @@ def _evaluation_bytes(spec: TrialSpec, work: Workload, costs: StepCosts) -> floa
     rows = min(spec.train.batch_size, max(1, round(work.dev_tokens / longest.length)))
     targets = rows * longest.target_tokens / longest.rows
     batch = MicroBatch(rows, round(rows * longest.length), round(targets))
-    return costs.activation_bytes(batch) / layers_of(base.load_config(spec.model)) + costs.logits_bytes(batch)
+    return costs.activation_bytes(batch) / layers_of(_config(spec.model)) + costs.logits_bytes(batch)
 
 
 def training_memory(spec: TrialSpec, work: Workload, costs: StepCosts, on_cpu: bool) -> dict[str, int]:
@@ -263,15 +264,15 @@ def with_decoded_at_once(spec: TrialSpec, work: Workload, device: Device) -> Tri
         return spec
     config, element = _config(spec.model), base.weights_dtype(spec.resources.precision).itemsize
     rows = rows_at_once(spec.decode, config, element, work.source_tokens, device.memory_bytes, device.kind == "cpu")
-    if config.is_encoder_decoder:
+    if isinstance(base.architecture(spec.model), EncoderDecoder):
         rows = min(rows, spec.decode.padded_batch_size)
     return spec.model_copy(update={"decode": spec.decode.model_copy(update={"batch_size": rows})})
 
 
 @functools.lru_cache(maxsize=8)
 def _config(model: ModelSpec) -> Any:
-    """Read once for all trials of a sweep."""
-    return base.load_config(model)
+    """Of the part that writes texts, as models that see pictures have several; read once for all trials of a sweep."""
+    return base.load_config(model).get_text_config(decoder=True)
 
 
 def passes_seconds(spec: TrialSpec, costs: StepCosts, flops: float, passes: int, device: Device) -> float:

@@ -30,6 +30,7 @@ from bench.plan.check import check
 from bench.plan.cost_model import PROCESS_BYTES, forecast_of, phase_memory, training_memory
 from bench.plan.devices import DEVICES, Device, find_device, known_gpu, measured_cpu
 from bench.plan.plan import PlannedTrial, calibrated, plan, planned_parameters, planned_work, totals
+from bench.plan.remedies import _changed
 from bench.plan.step_costs import StepCosts, _step_costs, step_costs
 from bench.plan.trace import StepTracer, TraceError
 from bench.plan.workload import MicroBatch
@@ -400,12 +401,30 @@ def test_ranks_share_the_memory_of_a_machine_and_trials_that_of_a_gpu(trial: Cal
 
 
 def test_no_remedy_is_one_that_a_sweep_would_refuse(trial: Callable[..., TrialSpec]) -> None:
-    tiny = small(H100, 1000)
-    for spec in (trial("lisa"), trial("full", gpus_per_rank=0.5, exclusive="none")):
-        (hopeless,) = plan([spec], tiny)
-        assert hopeless.remedies and not any("ranks" in remedy for remedy in hopeless.remedies), hopeless.remedies
-    (compiled,) = plan([trial("full", compile=True)], tiny)
-    assert not any("zero_stage: 3" in remedy for remedy in compiled.remedies)
+    two = {"ranks": 2, "zero_stage": 2}
+    assert _changed(trial("full"), resources=two) is not None
+    assert _changed(trial("lisa"), resources=two) is None, "it trains in turns"
+    assert _changed(trial("full", gpus_per_rank=0.5, exclusive="none"), resources=two) is None
+    assert _changed(trial("full", compile=True), resources=two) is not None
+    assert _changed(trial("full", compile=True), resources={**two, "zero_stage": 3}) is None
+
+
+def test_models_that_see_pictures_are_planned_by_the_part_that_writes(
+    trial: Callable[..., TrialSpec], tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Gemma 3, Llama 4 and others keep the sizes of their decoders in a configuration of its own."""
+    from transformers import Gemma3Config
+
+    folder = Path(shutil.copytree(tiny_models["llama"], tmp_path / "gemma3"))
+    config = json.loads((folder / "config.json").read_text())
+    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+    text = {**{name: config[name] for name in names}, "num_key_value_heads": 2, "head_dim": 8}
+    seeing = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    Gemma3Config(text_config=text, vision_config={**seeing, "image_size": 28, "patch_size": 14}).save_pretrained(folder)
+    spec = trial("full").model_copy(update={"model": ModelSpec(path=str(folder))})
+    (planned,) = plan([spec], H100)
+    assert planned.forecast is not None and planned.fits, planned.remark
+    assert planned.phases["decode"] > planned.phases["score"]
 
 
 def test_what_is_offloaded_is_off_the_device_and_takes_time(trial: Callable[..., TrialSpec]) -> None:
