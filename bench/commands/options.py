@@ -11,6 +11,7 @@ from bench.commands.console import PlainConsole
 from bench.config.load import load_sweep, setting_value
 from bench.config.shipped import shipped_sweeps, sweep_path
 from bench.launch.choose import NAMES, launcher_options
+from bench.schema.printable import in_short
 from bench.schema.sweep import Sweep
 from bench.schema.validation import ConfigError
 
@@ -110,5 +111,7 @@ def read_stages(sweep_file: Path, settings: list[str] | None, plugins_dir: Path 
         stages = Stages(sweep, resolver)
     except ValueError as error:
         raise ConfigError(f"{sweep_file}: {error}") from error
+    except OSError as error:  # a file that it names
+        raise ConfigError(f"{sweep_file}: {in_short(str(error.filename))}: {error.strerror}") from error
     resolver.remember()
     return sweep, stages

@@ -17,6 +17,7 @@ from bench.models.peft_folder import bridge_settings, peft_settings
 from bench.plugins.registry import RegistryError
 from bench.plugins.source import PluginError, plugin_source
 from bench.schema.digests import sha256_of
+from bench.schema.home import with_home
 from bench.schema.sweep import MethodEntry, Sweep
 from bench.schema.trial import LoadedSpec, MethodSpec, ModelSpec, TrialSpec
 from bench.schema.validation import ConfigError
@@ -170,7 +171,7 @@ def _require_named_base(folder: Path, named: object, base: ModelSpec) -> None:
     """
     if not isinstance(named, str) or named == base.path:
         return
-    there = Path(named).expanduser()
+    there = with_home(named)
     if (there / "config.json").is_file():
         same = base.weights_sha256 is not None and models.weights_sha256(ModelSpec(path=named)) == base.weights_sha256
     else:  # a hub id here and another one there; a folder may hold a copy of either

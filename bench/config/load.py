@@ -6,12 +6,15 @@ Imports neither torch nor ray: the classes that validate the settings of methods
 from __future__ import annotations
 
 import copy
+import errno
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from bench.config.shipped import shipped_sweeps
+from bench.plugins.registry import RegistryError
+from bench.schema.printable import in_brief, in_short
 from bench.schema.same_answer import distinct
 from bench.schema.search_space import SearchSpace
 from bench.schema.strict_yaml import YamlError, parse_yaml
@@ -28,7 +31,7 @@ from bench.schema.trial import (
     TrainSpec,
     TrialSpec,
 )
-from bench.schema.validation import ConfigError, check_attention, check_batches, refuse_decoding, validated
+from bench.schema.validation import ConfigError, check_attention, check_batches, check_sizes, refuse_decoding, validated
 
 # A bare text in place of these mappings stands for this key of theirs.
 SHORT_FORMS = {"model": "path", "task": "name"}
@@ -67,10 +70,11 @@ def load_sweep(path: Path, settings: Sequence[str] = ()) -> Sweep:
     try:
         raw = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        shipped = f"; sweeps that come with Tuneoff: {', '.join(shipped_sweeps())}" if not path.exists() else ""
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}{shipped}") from error
+        is_missing = error.errno in (errno.ENOENT, errno.ENAMETOOLONG)
+        shipped = f"; sweeps that come with Tuneoff: {', '.join(shipped_sweeps())}" if is_missing else ""
+        raise ConfigError(f"{in_short(str(path))}: cannot be read: {error.strerror}{shipped}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8: {error}") from error
+        raise ConfigError(f"{path}: not UTF-8: {error}; save the file as UTF-8") from error
     except YamlError as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(raw, dict):
@@ -87,7 +91,7 @@ def setting_value(setting: str, option: str = "--set") -> tuple[str, Any]:
         ConfigError: It has no ``=``.
     """
     key, equals, value = setting.partition("=")
-    if not equals:
+    if not equals or not key.strip():
         raise ConfigError(f"{option} {setting}: expected {'key.path' if option == '--set' else 'name'}=value")
     return key, _value(value)
 
@@ -117,21 +121,25 @@ def set_key(raw: dict[str, Any], dotted: str, value: Any, where: str) -> None:
     node: Any = raw
     for depth, key in enumerate(parents):
         if isinstance(node, list):
-            node = _element(node, key, where)
-            continue
-        child = node.setdefault(key, {})
-        if isinstance(child, str) and (short := SHORT_FORMS.get(key)):
-            child = node[key] = {short: child}
+            child = _element(node, key, where)
+        else:
+            child = node.setdefault(key, {})
+            if isinstance(child, str) and (short := SHORT_FORMS.get(key)):
+                child = node[key] = {short: child}
         if not isinstance(child, dict | list):
-            raise ConfigError(f"{where}: {'.'.join(parents[: depth + 1])} is {child!r}, which has no keys")
+            raise ConfigError(f"{where}: {'.'.join(parents[: depth + 1])} is {in_brief(child)}, which has no keys")
         node = child
     if isinstance(node, list):
-        raise ConfigError(f"{where}: name a key of an entry, as in {'.'.join(parents)}.0.{last}")
+        path = ".".join(parents)
+        if not any(isinstance(entry, dict) for entry in node) and parents != ["methods"]:
+            raise ConfigError(f"{where}: set the whole list, as in {path}=[...]; it is {in_brief(node)}")
+        example = f"{path}.{last}.name" if last.isdecimal() else f"{path}.0.{last}"
+        raise ConfigError(f"{where}: name a key of an entry, as in {example}")
     node[last] = value
 
 
 def _element(entries: list[Any], index: str, where: str) -> Any:
-    if not index.isdigit() or int(index) >= len(entries):
+    if not index.isdecimal() or int(index) >= len(entries):
         raise ConfigError(f"{where}: {index!r} is not an index of a list of {len(entries)} (0 is the first)")
     if isinstance(entries[int(index)], str):
         entries[int(index)] = {"name": entries[int(index)]}
@@ -205,16 +213,25 @@ def configure(
     task_config = {key: value for key, value in parts["task"].items() if key != "name"}
     if "name" not in parts["task"]:
         raise ConfigError("task.name is missing: say which task, e.g. 'task: facts'")
-    method = resolver.method(entry.name, parts["config"])
+    if not isinstance(parts["task"]["name"], str):
+        raise ConfigError(f"task.name: expected a text, e.g. facts, got {in_brief(parts['task']['name'])}")
+    try:
+        method = resolver.method(entry.name, parts["config"])
+    except (ConfigError, RegistryError) as error:
+        raise type(error)(f"{where}: {error}") from error
     resolver.check_together(method, train, resources, where)
     task = resolver.task(parts["task"]["name"], task_config)
     if "stop" not in parts["decode"]:
         parts["decode"]["stop"] = list(resolver.stop(parts["task"]["name"], task_config))
     decode = validated(DecodeSpec, parts["decode"], "decode")
+    check_sizes(train, decode, where)
     if task.config.get("choices") is not None:
         refuse_decoding(decode)
+    _refuse_filled_in(ModelSpec, parts["model"], "model")
     model = resolver.model(validated(ModelSpec, parts["model"], "model"))
     check_attention(model, resources, where)
+    for number, evaluation in enumerate(sweep.evaluations):
+        _refuse_filled_in(EvaluationSpec, evaluation.model_dump(), f"evaluations.{number}")
     evaluations = [
         resolver.evaluation(evaluation, f"evaluations.{number}") for number, evaluation in enumerate(sweep.evaluations)
     ]
@@ -236,3 +253,16 @@ def configure(
         label=label,
         evaluations=evaluations,
     )
+
+
+def _refuse_filled_in(spec: type[ModelSpec | EvaluationSpec], part: JsonDict, where: str) -> None:
+    """A sweep does not say what is found out when it is read: it would be overwritten, or taken for found.
+
+    Raises:
+        ConfigError: It does.
+    """
+    for name in spec.FILLED_IN:
+        if part.get(name) is not None:
+            raise ConfigError(
+                f"{where}.{name}: {in_brief(part[name])}: this is found out when the sweep is read; leave it out"
+            )

@@ -31,6 +31,7 @@ from bench.plugins.registry import (
 )
 from bench.plugins.source import PluginError, plugin_source
 from bench.report.columns import COLUMNS
+from bench.schema.printable import in_brief
 from bench.schema.search_space import SearchSpace
 from bench.schema.trial import (
     EvaluationSpec,
@@ -293,8 +294,11 @@ def _method_key(method: MethodSpec) -> str:
 @functools.cache
 def _task(name: str, config: str, plugins_dir: Path | None) -> tuple[TaskSpec, tuple[str, ...]]:
     """A task, and the strings that end its predictions."""
-    target = resolve("task", name, plugins_dir)
-    task_class = load_task(target)
+    try:
+        target = resolve("task", name, plugins_dir)
+        task_class = load_task(target)
+    except RegistryError as error:
+        raise RegistryError(f"task.name: {error}") from error
     settings = validated(task_class.Config, json.loads(config), f"task {name}")
     try:
         settings = task_class.pinned(settings)
@@ -365,6 +369,10 @@ def _model(spec: ModelSpec) -> ModelSpec:
         model_files.embedded_package()
         return spec
     if (folder := model_files.local_folder(spec)) is not None:
+        if spec.revision is not None:
+            raise ConfigError(
+                f"model.revision: {in_brief(spec.revision)} has no effect with the folder {spec.path!r}; leave it out"
+            )
         quantized = model_files.quantized_by(folder)
         known = {"weights_sha256": model_files.weights_sha256(spec), "checkpoint_quantization": quantized}
     else:

@@ -14,6 +14,6 @@ def shipped_sweeps() -> list[str]:
 
 def sweep_path(named: Path) -> Path:
     """The file of a sweep: the one that is named, or that of a sweep which comes with Tuneoff."""
-    if not named.is_file() and str(named) in shipped_sweeps():
+    if str(named) in shipped_sweeps() and not named.is_file():
         return FOLDER / f"{named}.yaml"
     return named

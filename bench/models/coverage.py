@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from bench.method import Method
+from bench.method import Method, MethodError
 from bench.models.parameters import count_parameters
+from bench.schema.printable import in_brief
 from bench.schema.record import ParameterCounts
 from methods.parts.roles import Site, sites, whole_parts
 
@@ -20,9 +21,16 @@ Coverage = dict[str, tuple[int, int]]
 
 
 def patch_and_count(method: Method, model: Any) -> tuple[Any, ParameterCounts]:
-    """Patch a base model, and count its parameters and coverage. Call it before an engine shards the model."""
+    """Patch a base model, and count its parameters and coverage. Call it before an engine shards the model.
+
+    Raises:
+        MethodError: The method refuses the model, or returns none.
+    """
     base = BaseModel(model)
     patched = method.patch(model)
+    if not isinstance(patched, nn.Module):
+        name = type(method).__name__
+        raise MethodError(f"patch of {name} returned {in_brief(patched)}; it has to return the patched model")
     counts = count_parameters(method, patched)
     return patched, counts.model_copy(update={"coverage": base.coverage(patched)})
 

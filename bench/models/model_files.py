@@ -12,6 +12,8 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
+from bench.schema.home import with_home
+from bench.schema.printable import in_brief
 from bench.schema.trial import ModelSpec
 
 EMBEDDED = "smollm2-135m"
@@ -44,10 +46,14 @@ def local_folder(spec: ModelSpec) -> Path | None:
     Raises:
         ModelError: The path looks like one and no folder is there, or the folder is no model folder.
     """
-    folder = Path(spec.path).expanduser()
+    folder = with_home(spec.path)
     if spec.path == EMBEDDED:
         return None
-    if folder.is_dir():
+    try:
+        is_folder = folder.is_dir()
+    except OSError as error:  # the name is too long
+        raise ModelError(f"model.path: {in_brief(spec.path)}: {error.strerror}") from error
+    if is_folder:
         require_model_files(folder)
         return folder
     if spec.path.startswith((".", "/", "~")) or spec.path.count("/") > 1:

@@ -107,9 +107,9 @@ def lost_references(
     return {"references_tried": len(tried), "references_lost": lost} if lost else {}
 
 
-def check_key(decode: DecodeSpec) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def check_key(decode: DecodeSpec) -> tuple[tuple[int, ...], tuple[str, ...], int]:
     """The settings of decoding that :func:`check_tokens` uses."""
-    return tuple(decode.banned_token_ids), tuple(decode.stop)
+    return tuple(decode.banned_token_ids), tuple(decode.stop), decode.beams
 
 
 def check_tokens(
@@ -141,6 +141,7 @@ def check_tokens(
     checks = {
         "beginning token": _beginning(tokens),
         "tokens fit the embedding": _rows(tokens, tried, rows, banned),
+        "beams fit the vocabulary": _beams(rows, decode),
         **(of_texts if task.config.choices is None else of_labels),
     }
     found = []
@@ -180,6 +181,19 @@ def _rows(tokens: Tokenization, tried: Sequence[Tried], rows: int | None, banned
             "problem",
             f"decode.banned_token_ids: {outside} are no tokens of this model, which has {rows:,}",
             "leave them out, or name the ids of this model's tokenizer",
+        )
+
+
+def _beams(rows: int | None, decode: DecodeSpec | None) -> Findings:
+    if rows is None or decode is None:
+        return
+    allowed = rows - len({token for token in decode.banned_token_ids if token < rows})
+    if decode.beams > allowed:
+        yield (
+            "problem",
+            f"decode.beams: {decode.beams:,} is more than the {allowed:,} tokens with which a text of this model can "
+            "begin",
+            "set fewer",
         )
 
 

@@ -17,10 +17,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
+from pydantic import TypeAdapter, ValidationError
+
 from bench.optimizers import OPTIMIZERS
 from bench.plugins.offers import Kind, kinds_of
 from bench.plugins.read_class import read_class
 from bench.plugins.source import missing, modules_in, use_folder
+from bench.schema.home import with_home
+from bench.schema.printable import in_brief
+from bench.schema.search_space import SearchSpace
 from bench.schema.trial import MethodSpec, TaskSpec
 from bench.task import Task
 from bench.tasks import TASKS
@@ -39,6 +44,7 @@ GROUPS: dict[Kind, str] = {
     "optimizer": "tuneoff.optimizers",
 }
 BUILT_IN = "tuneoff"
+_SEARCH_SPACE = TypeAdapter(SearchSpace)
 
 
 class RegistryError(ValueError):
@@ -75,7 +81,7 @@ def offers_by_name(
         use_folder(plugins_dir)
         offers += [
             Offer(path.stem, path.stem, str(path))
-            for path in modules_in(plugins_dir.expanduser().resolve())
+            for path in modules_in(with_home(plugins_dir).resolve())
             if path.stem in requested or kind in kinds_of(path)
         ]
     by_name: dict[str, list[Offer]] = {}
@@ -197,7 +203,29 @@ def load(kind: Kind, target: str) -> type[Any]:
     loaded = class_of(kind, target)
     if lacking := sorted(getattr(loaded, "__abstractmethods__", ())):
         raise RegistryError(f"the {kind} {target!r} cannot be used: its class lacks {', '.join(lacking)}")
+    if (problem := _wrong_attribute(kind, loaded)) is not None:
+        raise RegistryError(f"the {kind} {target!r} cannot be used: {problem}")
     return loaded
+
+
+def _wrong_attribute(kind: Kind, loaded: type[Any]) -> str | None:
+    """What is wrong with the attributes of a class of methods or tasks; None if nothing is."""
+    if kind not in ("method", "task"):
+        return None
+    settings = _base(kind).Config.__base__
+    config = getattr(loaded, "Config", None)
+    if not (isinstance(config, type) and issubclass(config, settings)):
+        return f"its Config is {in_brief(config)}; it must be a subclass of {settings.__name__}"
+    if kind == "method":
+        if not isinstance(loaded.trains, bool):
+            return f"its trains is {in_brief(loaded.trains)}; it must be True or False"
+        try:
+            _SEARCH_SPACE.validate_python(loaded.search_space)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = "".join(f"[{part!r}]" for part in first["loc"][:1])
+            return f"its search_space{key} is {in_brief(first['input'])}; it must map keys to Range or Choices"
+    return None
 
 
 def class_of(kind: Kind, target: str) -> type[Any]:
@@ -223,7 +251,7 @@ def class_of(kind: Kind, target: str) -> type[Any]:
 def _import(kind: Kind, target: str, module_name: str) -> ModuleType:
     try:
         return importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         absent = isinstance(error, ModuleNotFoundError) and error.name == module_name.partition(".")[0]
         remedy = missing(module_name) if absent else "repair the plugin, install what it needs, or uninstall it"
         raise RegistryError(
@@ -275,7 +303,14 @@ def load_method(target: str) -> type[Method]:
 def make_method(spec: MethodSpec, tokenizer: Any = None) -> Method:
     """The method of a specification, with its settings; see :func:`load`."""
     method_class = load_method(spec.target)
-    return method_class(method_class.Config(**spec.config), tokenizer)
+    config = method_class.Config(**spec.config)
+    try:
+        inspect.signature(method_class).bind(config, tokenizer)
+    except TypeError as error:
+        raise RegistryError(
+            f"the method {spec.target!r} cannot be made: {error}; its __init__ takes (self, config, tokenizer)"
+        ) from error
+    return method_class(config, tokenizer)
 
 
 def load_optimizer(name: str) -> type[Optimizer]:

@@ -65,5 +65,9 @@ def _type(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return f"list of {_type(schema['items'], definitions)}"
     if isinstance(kinds := schema.get("type", "any"), list):
         return " | ".join(kinds)
-    bounds = [f"{sign} {schema[key]:g}" for key, sign in _BOUNDS.items() if key in schema]
+    bounds = [f"{sign} {_bound(schema[key])}" for key, sign in _BOUNDS.items() if key in schema]
     return " ".join([kinds, *bounds])
+
+
+def _bound(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"

@@ -19,6 +19,8 @@ from importlib.machinery import ModuleSpec
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
+from bench.schema.home import with_home
+
 # These packages travel with every trial, and have a fingerprint of their own.
 SHIPPED = frozenset({"bench", "methods"})
 
@@ -136,7 +138,7 @@ def use_folder(folder: Path) -> None:
     Raises:
         PluginError: There is no such folder, or one of its modules would hide another one of the same name.
     """
-    folder = folder.expanduser().resolve()
+    folder = with_home(folder).resolve()
     if not folder.is_dir():
         raise PluginError(f"--plugins-dir: there is no folder {str(folder)!r}")
     for path in modules_in(folder, every=True):

@@ -1,8 +1,12 @@
-"""Removes from texts the characters that control a terminal, turn its text round, or break a file."""
+"""Texts that are safe to show: without the characters that control a terminal or break a file, and not too long."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
+
+# Characters of a value in a message.
+LONGEST_VALUE = 120
 
 # Whole sequences (ECMA-48): CSI ... letter, and the strings OSC, DCS, SOS, PM and APC up to their end.
 _SEQUENCES = re.compile(
@@ -29,6 +33,22 @@ def printable(text: str) -> str:
 def in_one_line(text: str) -> str:
     """The same text on one line: each stretch of white space becomes a blank."""
     return " ".join(printable(text).split())
+
+
+def in_brief(value: Any) -> str:
+    """A value as Python writes it, for messages; of a long one the beginning, so that they can be read."""
+    try:
+        written = repr(value)
+    except (RecursionError, ValueError):  # nested too deep, or a number of thousands of digits
+        return f"a {type(value).__name__} too large to be shown"
+    return in_short(written)
+
+
+def in_short(text: str) -> str:
+    """The beginning of a long text, with its length; a short one as it is."""
+    if len(text) <= LONGEST_VALUE:
+        return text
+    return f"{text[:LONGEST_VALUE]}… ({len(text):,} characters)"
 
 
 def escaped_controls(json_text: str) -> str:

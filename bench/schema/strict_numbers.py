@@ -1,4 +1,4 @@
-"""Refuses truth values and infinities where a setting is a number."""
+"""Refuses truth values, infinities and whole numbers that computers do not count to where a setting is a number."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from functools import cache
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+# Of whole numbers: that of 64 bits, in which torch and files have them.
+LARGEST = 2**63 - 1
 
 
 class StrictNumbers(BaseModel):
@@ -15,10 +18,14 @@ class StrictNumbers(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
+    def _are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         values = value if isinstance(value, list | tuple) else (value,)
-        if any(each is True or each is False for each in values) and info.field_name in _numeric_fields(cls):
+        if info.field_name not in _numeric_fields(cls):
+            return value
+        if any(each is True or each is False for each in values):
             raise ValueError("true and false are no numbers")
+        if any(isinstance(each, int) and abs(each) > LARGEST for each in values):
+            raise ValueError(f"no number here is beyond {LARGEST:,}")
         return value
 
 

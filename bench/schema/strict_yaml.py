@@ -12,10 +12,13 @@ from typing import Any
 
 import yaml
 
+from bench.schema.printable import in_one_line
+
 # The limit on a text: a sweep has a few kilobytes, and PyYAML takes about a second for so many.
 MAX_CHARACTERS = 500_000
 MAX_VALUES = 200_000  # once anchors are followed
 MAX_DEPTH = 50
+MAX_DIGITS = 4000  # of a whole number; Python does not show many more
 MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -60,9 +63,16 @@ for tag, pattern, first in (
 
 def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
     text = node.value.replace("_", "")
+    if len(text) > MAX_DIGITS and text.startswith(("0o", "0x")):  # Python itself refuses decimal ones
+        what = f"a number of {len(text):,} digits, and at most {MAX_DIGITS:,} are read"
+        raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
     if text.startswith(("0o", "0x")):
         return int(text, 0)
     return int(text)
+
+
+def _unknown(loader: _Loader, node: yaml.Node) -> Any:
+    return loader.construct_undefined(node)
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -80,6 +90,8 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+for tag in ("binary", "omap", "pairs", "set", "timestamp"):  # of YAML 1.1; JSON has no such values
+    _Loader.add_constructor(f"tag:yaml.org,2002:{tag}", _unknown)
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
@@ -102,9 +114,18 @@ def parse_yaml(text: str) -> Any:
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
-        raise YamlError(f"not valid YAML: {error}") from error
+        raise YamlError(f"not valid YAML: {_in_one_line(error)}") from error
     except ValueError as error:  # e.g. an integer of thousands of digits
         raise YamlError(f"not valid YAML: {error}") from error
+
+
+def _in_one_line(error: yaml.YAMLError) -> str:
+    """What is wrong, behind line and column, without the excerpt that PyYAML shows."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if mark is None:
+        return in_one_line(str(error))
+    parts = (getattr(error, part, None) for part in ("context", "problem", "note"))
+    return f"line {mark.line + 1}, column {mark.column + 1}: {', '.join(in_one_line(part) for part in parts if part)}"
 
 
 def _count(node: yaml.Node, counted: dict[int, int | None]) -> int:

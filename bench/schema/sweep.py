@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from bench.schema.search_space import SearchSpace
 from bench.schema.trial import DecodeSpec, EvaluationSpec, JsonDict, ModelSpec, ResourceSpec, Settings, TrainSpec
+
+# What Python, numpy and torch all take.
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+def _once(seeds: list[int]) -> list[int]:
+    if (twice := next((seed for seed in seeds if seeds.count(seed) > 1), None)) is not None:
+        raise ValueError(f"{twice} is there twice; a seed gives one trial of each method")
+    return seeds
 
 
 class HalvingSpec(Settings):
@@ -41,7 +50,7 @@ class TuneSpec(Settings):
     metric: str = Field(
         "dev_loss", description="what settings are chosen by: dev_loss, or a score such as bleu on the dev sources"
     )
-    seed: int = Field(1000, description="of the sampler and of its trials; none of the seeds of the stage final")
+    seed: Seed = Field(1000, description="of the sampler and of its trials; none of the seeds of the stage final")
     halving: HalvingSpec | None = Field(
         None, description="ends the worse trials early; keys below. null: all are trained to the end"
     )
@@ -60,7 +69,11 @@ class TuneSpec(Settings):
 class FinalStageSpec(Settings):
     """The stage that takes the test scores, once, with the settings that were chosen."""
 
-    seeds: Annotated[list[int], Field(min_length=1, description="each trains every method once; use five or more")]
+    seeds: Annotated[
+        list[Seed],
+        Field(min_length=1, description="each trains every method once; use five or more"),
+        AfterValidator(_once),
+    ]
 
 
 class CostStageSpec(Settings):
@@ -135,7 +148,7 @@ class Sweep(Settings):
         list[Annotated[MethodEntry, BeforeValidator(_bare_name)]],
         Field(min_length=1, description="what is compared: names, or the keys below"),
     ]
-    seeds: list[int] = Field(
+    seeds: Annotated[list[Seed], AfterValidator(_once)] = Field(
         [0], min_length=1, description="each trains every method once; with stages, set stages.final.seeds instead"
     )
     grid: dict[str, list[Any]] = Field(

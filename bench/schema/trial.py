@@ -11,7 +11,7 @@ import operator
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -99,6 +99,8 @@ class Settings(StrictNumbers, Spec):
 
 class ModelSpec(Settings):
     """The base model: a local folder, a hub id, or the embedded default ``smollm2-135m``."""
+
+    FILLED_IN: ClassVar[tuple[str, ...]] = ("weights_sha256", "checkpoint_quantization", "commit")
 
     path: str = Field("smollm2-135m", description="a local folder, a hub id, or the embedded model")
     revision: str | None = Field(None, description="branch, tag or commit on the hub; null: main")
@@ -489,6 +491,8 @@ class LoadedSpec(Spec):
 
 class EvaluationSpec(Settings):
     """A task of lm-evaluation-harness on which final trials are scored besides the sweep's own task."""
+
+    FILLED_IN: ClassVar[tuple[str, ...]] = ("lm_eval_version", "config_sha256")
 
     lm_eval: str = Field(min_length=1, description="name of a task or group")
     num_fewshot: NonNegativeInt | None = Field(None, description="examples before a question; null: what the task says")

@@ -41,6 +41,13 @@ class CorruptRecordError(StoreError):
     """A record is not what was written."""
 
 
+def _no_folder(path: Path) -> StoreError:
+    return StoreError(
+        f"{path}: no folder can be made here, because a file or a dangling link is in its place; move that away, or "
+        "name another folder with --results"
+    )
+
+
 class Store:
     """The results of one sweep.
 
@@ -62,7 +69,12 @@ class Store:
         Raises:
             StoreError: Another driver works on this folder.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise _no_folder(self.root) from error
+        if os.path.lexists(self.trials) and not self.trials.is_dir():
+            raise _no_folder(self.trials)
         try:
             self._lock.acquire()
         except LockError as error:

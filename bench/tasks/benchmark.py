@@ -7,12 +7,12 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from bench.schema.digests import sha256_of
+from bench.schema.home import with_home
 from bench.task import SPLITS, Example, Split, Task, TaskConfig, TaskError
 from bench.tasks.rows import is_remote, local_copy
 from bench.tasks.values import Facts
@@ -177,7 +177,7 @@ class PublishedTask(Task):
     def _find(self, file: PublishedFile) -> str | None:
         if self.config.path is None:
             return file.url
-        folder = Path(self.config.path).expanduser()
+        folder = with_home(self.config.path)
         return next((str(folder / name) for name in file.names if (folder / name).exists()), None)
 
     def _missing(self, split: Split, file: PublishedFile) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field, model_validator
 
 from bench.schema.digests import sha256_of
+from bench.schema.home import with_home
 from bench.task import Example, Split
 from bench.tasks.hub_rows import commit_sha256, hub_records, no_examples, pinned_revision
 from bench.tasks.records import Record, RecordConfig, RecordTask, omissions_text
@@ -36,7 +36,7 @@ class Hub(RecordTask):
 
         @model_validator(mode="after")
         def _revision_has_effect(self) -> Hub.Config:
-            if self.revision is not None and Path(self.path).expanduser().is_dir():
+            if self.revision is not None and with_home(self.path).is_dir():
                 raise ValueError(
                     f"revision: {self.revision!r} has no effect with the folder {self.path!r}; leave it out"
                 )
@@ -48,7 +48,7 @@ class Hub(RecordTask):
     @classmethod
     def pinned(cls, config: Hub.Config) -> Hub.Config:
         """The settings with the present commit of the revision."""
-        if Path(config.path).expanduser().is_dir():
+        if with_home(config.path).is_dir():
             return config
         return config.model_copy(update={"revision": pinned_revision(config.path, config.revision)})
 
@@ -58,7 +58,7 @@ class Hub(RecordTask):
 
     def data_sha256(self) -> str | None:
         """Hash over the files of a folder, or over name and commit of a data set on the hub."""
-        folder = Path(self.config.path).expanduser()
+        folder = with_home(self.config.path)
         if not folder.is_dir():
             return commit_sha256(self.config.path, self.config.revision)
         digest = hashlib.sha256()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
+from bench.schema.home import with_home
 from bench.task import Split, TaskError
 from bench.tasks.arrow_values import exact, has_short_floats
 from bench.tasks.hub_commits import HubError, commit_of
@@ -57,9 +57,7 @@ def hub_records(
     where = f"{path}: {name}"
     options: dict[str, Any] = {} if revision is None else {"revision": revision}
     try:
-        rows = datasets.load_dataset(
-            str(Path(path).expanduser()) if revision is None else path, subset, split=name, **options
-        )
+        rows = datasets.load_dataset(str(with_home(path)) if revision is None else path, subset, split=name, **options)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         raise TaskError(f"{where}: cannot be loaded: {error.__cause__ or error}") from error
     for column in columns:

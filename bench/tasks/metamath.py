@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field, PositiveInt
 
+from bench.schema.home import with_home
 from bench.task import AnswerConfig, Example, Split, Task, TaskConfig, TaskError, existing_file
 from bench.tasks.rows import read_json_lines
 
@@ -60,7 +60,7 @@ class MetaMath(Task):
         self._too_long = 0
 
     def data_files(self) -> Mapping[Split, str]:
-        root = Path(self.config.path).expanduser()
+        root = with_home(self.config.path)
         what = {"train": "MetaMathQA", "dev": "GSM8K's training set", "test": "GSM8K's test set"}
         return {split: existing_file(root / name, what[split]) for split, name in FILES.items()}
 

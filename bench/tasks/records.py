@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field, field_validator
 
+from bench.schema.home import with_home
 from bench.task import SPLITS, Example, Split, Task, TaskConfig, TaskError
 from bench.tasks.choices import choices_in
 from bench.tasks.file_forms import PACKED_ENDINGS
@@ -75,6 +76,13 @@ class RecordConfig(TaskConfig):
     )
     id: str | None = Field(None, description="column with an id; null: rows are numbered")
     tags: str | tuple[str, ...] = Field((), description="column or columns with tags, from coarse to fine")
+
+    @field_validator("references")
+    @classmethod
+    def _names_a_column(cls, references: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not references:
+            raise ValueError("name at least one column")
+        return references
 
     @field_validator("source")
     @classmethod
@@ -349,11 +357,11 @@ class SplitFiles(Task):
 
     @property
     def _is_single(self) -> bool:
-        return Path(str(self._setting("path"))).expanduser().is_file()
+        return with_home(str(self._setting("path"))).is_file()
 
     def _path(self, split: Split) -> Path:
         """The split's file: with the name in the settings, with another ending of its format, or packed."""
-        root = Path(str(self._setting("path"))).expanduser()
+        root = with_home(str(self._setting("path")))
         if self._is_single:
             return root
         named = root / str(self._setting(split))

@@ -126,6 +126,8 @@ def read_csv(
         header = [name.strip() for name in next(reader, [])]
         for column in columns:
             if column not in header:
+                if not text.strip():
+                    raise TaskError(f"{location}: is empty; its first line names the columns {', '.join(columns)}")
                 json_hint = ". It looks like JSON: read it with the task jsonl" if text.lstrip()[:1] in "{[" else ""
                 raise TaskError(
                     f"{location}: line {line}: no column {column!r}; the columns are {', '.join(header)}, {read_as} "
@@ -171,7 +173,7 @@ def read_json_lines(location: str, sha256: str | None = None) -> Iterator[tuple[
     text = read_text(location, sha256)
     start = _skip_space(text, 0)
     if text[start : start + 1] == "[":
-        yield from read_json_array(text, location)
+        yield from read_json_array(text, location, is_all=True)
         return
     for number, line in numbered_lines(text):
         if line.strip():
@@ -179,13 +181,17 @@ def read_json_lines(location: str, sha256: str | None = None) -> Iterator[tuple[
                 value = _json(line, f"{location}: line {number}")
             except TaskError as error:
                 raise TaskError(f"{error}{_why_no_json_lines(text)}") from error
-            yield number, _object(value, f"{location}: line {number}")
+            found = _object(value, f"{location}: line {number}")
+            if any(line.count(f'"{key}"') > 1 for key in found):
+                _refuse_repeated(line, f"{location}: line {number}")
+            yield number, found
 
 
 def _why_no_json_lines(text: str) -> str:
     """The end of a message that names the file's real form, if it is recognised."""
     if text.lstrip()[:1] not in "{[":
-        return ". It looks like a table: read it with the task csv"
+        is_table = any(delimiter in text.lstrip().partition("\n")[0] for delimiter in DELIMITERS)
+        return ". It looks like a table: read it with the task csv" if is_table else ""
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError):
@@ -193,8 +199,16 @@ def _why_no_json_lines(text: str) -> str:
     return f". The file is one object ({', '.join(whole)}); save the array within it, or one object a line"
 
 
-def read_json_array(text: str, where: str, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_array(
+    text: str, where: str, start: int = 0, is_all: bool = False
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and object of every element of the JSON array that begins at ``start``.
+
+    Args:
+        text: That holds the array.
+        where: What messages call it.
+        start: Of the array.
+        is_all: Whether nothing may follow.
 
     Raises:
         TaskError: The text is no array of objects. The message names the first line of a malformed element.
@@ -210,6 +224,8 @@ def read_json_array(text: str, where: str, start: int = 0) -> Iterator[tuple[int
         raise TaskError(f"{place(position)}: expected a JSON array, got {text[position : position + 40]!r}")
     position = _skip_space(text, position + 1)
     more = text[position : position + 1] != "]"
+    if not more:
+        position = _skip_space(text, position + 1)
     while more:
         try:
             element, end = decoder.raw_decode(text, position)
@@ -220,9 +236,14 @@ def read_json_array(text: str, where: str, start: int = 0) -> Iterator[tuple[int
         yield bisect.bisect(breaks, position) + 1, _object(element, place(position))
         position = _skip_space(text, end)
         if text[position : position + 1] not in (",", "]"):
-            raise TaskError(f"{place(position)}: expected ',' or ']', got {text[position : position + 20]!r}")
+            found = repr(text[position : position + 20]) if position < len(text) else "the end of the file"
+            raise TaskError(f"{place(position)}: expected ',' or ']', got {found}")
         more = text[position] == ","
         position = _skip_space(text, position + 1)
+    if is_all and (rest := text[position : position + 20]):
+        raise TaskError(
+            f"{place(position)}: nothing may follow the array, got {rest!r}; save one array, or one object a line"
+        )
 
 
 def _skip_space(text: str, position: int) -> int:
@@ -235,9 +256,27 @@ def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise TaskError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from error
+        why = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+        hint = "; one object stands on a line, and nothing else" if error.msg == "Extra data" else ""
+        raise TaskError(f"{where}: not valid JSON: {why}{hint}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, deeply nested brackets
         raise TaskError(f"{where}: JSON that cannot be read: {error}") from error
+
+
+def _refuse_repeated(text: str, where: str) -> None:
+    """Refuse an object that has a key twice, of which JSON would keep the last value.
+
+    Raises:
+        TaskError: It has, or an object within it.
+    """
+
+    def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if (twice := next((key for key in keys if keys.count(key) > 1), None)) is not None:
+            raise TaskError(f"{where}: the key {twice!r} occurs twice in an object")
+        return dict(pairs)
+
+    json.loads(text, object_pairs_hook=check)
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:

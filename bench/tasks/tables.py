@@ -72,11 +72,7 @@ def read_parquet(location: str, columns: Sequence[str], optional: Sequence[str] 
     try:
         with parquet.ParquetFile(location) as file:
             schema = file.schema_arrow
-            for column in columns:
-                if column not in schema.names:
-                    known = ", ".join(schema.names)
-                    raise TaskError(f"{location}: no column {column!r}; the columns are {known}")
-            read = [*columns, *(column for column in optional if column in schema.names and column not in columns)]
+            read = _columns_of(schema.names, columns, optional, location)
             kinds = {name: schema.field(name).type for name in read}
             short = {name: kind for name, kind in kinds.items() if has_short_floats(kind)}
             for batch in file.iter_batches(columns=read):
@@ -84,6 +80,23 @@ def read_parquet(location: str, columns: Sequence[str], optional: Sequence[str] 
                     number += 1
                     corrected = {name: exact(values[name], kind) for name, kind in short.items()}
                     yield Record(f"{location}: row {number}", {**values, **corrected})
-    except (ArrowException, OSError, UnicodeDecodeError) as error:
+    except TaskError:
+        raise
+    except (ArrowException, OSError, ValueError, OverflowError) as error:  # a date that Python has not, too
         hint = "; CSV and JSON lines are read with the tasks csv and jsonl"
         raise TaskError(f"{location}: cannot be read as Parquet: {error}{hint}") from error
+
+
+def _columns_of(there: Sequence[str], columns: Sequence[str], optional: Sequence[str], location: str) -> list[str]:
+    """The columns that are read of a table that has these.
+
+    Raises:
+        TaskError: One is missing, or there twice.
+    """
+    for column in columns:
+        if column not in there:
+            raise TaskError(f"{location}: no column {column!r}; the columns are {', '.join(there)}")
+    read = [*columns, *(column for column in optional if column in there and column not in columns)]
+    if twice := next((name for name in read if there.count(name) > 1), None):
+        raise TaskError(f"{location}: two columns are called {twice!r}")
+    return read

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bench.commands.options import read_stages
 from bench.config.load import expand, load_sweep
 from bench.config.resolver import RegistryResolver
 from bench.driver.stages import Stages
@@ -100,7 +101,14 @@ def test_the_identity_ignores_what_does_not_change_the_answer(tmp_path: Path, ti
         (("batch_size: 4", "batch_size: -4"), "train.batch_size: .*greater than 0, got -4"),
         (("num_prompt_tokens: 3", "num_prompt_token: 3"), "did you mean 'num_prompt_tokens'"),
         (("num_prompt_tokens: 3", "num_prompt_tokens: 0"), "num_prompt_tokens: .*greater than 0, got 0"),
-        (("name: prefix_tuning", "name: prefix_tunning"), "no method 'prefix_tunning'; did you mean 'prefix_tuning'"),
+        (("name: prefix_tuning", "name: prefix_tunning"), "methods.1: there is no method .*; did you mean 'prefix_tun"),
+        (("name: jsonl", "name: 3"), "task.name: expected a text, e.g. facts, got 3$"),
+        (("name: jsonl", "name: [jsonl]"), r"task.name: expected a text, e.g. facts, got \['jsonl'\]$"),
+        (("path: FOLDER", "path: FOLDER, references: []"), "task jsonl: references: name at least one column"),
+        (("path: FOLDER", "path: ~nobody.of.this.name"), "no file '~nobody.of.this.name/train.jsonl'"),
+        (("batch_size: 4", "batch_size: 9223372036854775808"), "train.batch_size: no number here is beyond 9,223,372,"),
+        (("steps: 6", "steps: 1000000000"), "methods.0.train.steps: 1,000,000,000 x batch_size 4 are more than"),
+        (("steps: 6", "epochs: 1.0e+9"), r"methods.0.train.epochs: 1e\+09 is more than 1,000,000; set fewer"),
         (("name: jsonl", "name: jsonel"), "no task 'jsonel'; did you mean 'jsonl'"),
         (("path: FOLDER", "path: /nowhere"), "the train split is not there: no file '/nowhere/train.jsonl'"),
         (("path: FOLDER", "pfad: x"), "task jsonl: .*pfad: unknown key"),
@@ -114,7 +122,11 @@ def test_the_identity_ignores_what_does_not_change_the_answer(tmp_path: Path, ti
         (("seeds: [0, 1]", "name: again"), "the key 'name' occurs twice"),
         (("seeds: [0, 1]", "model: ./nowhere"), "no folder './nowhere'"),
         (("seeds: [0, 1]", "model: {path: smollm2-135m, revision: x}"), "revision: 'x' has no effect"),
-        (("seeds: [0, 1]", "seeds: [0"), "not valid YAML"),
+        (
+            ("seeds: [0, 1]", "seeds: [0"),
+            r"sweep.yaml: not valid YAML: line \d+, column \d+: [^\n]*expected ',' or '\]'.*$",
+        ),
+        (("seeds: [0, 1]", "\tseeds: [0]"), "sweep.yaml: not valid YAML: line 10, column 1: .*cannot start any token$"),
     ],
 )
 def test_bad_input_is_one_clear_message(change: tuple[str, str], message: str, tmp_path: Path, tiny_task: Path) -> None:
@@ -125,12 +137,64 @@ def test_bad_input_is_one_clear_message(change: tuple[str, str], message: str, t
 
 
 @pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "evaluations: [{lm_evals: x}]",
+            r"yaml: evaluations.0.lm_evals: unknown key .*; did you mean 'lm_eval'\?$",
+        ),
+        ("decode: 3", "sweep.yaml: decode: expected a mapping, got 3$"),
+        (f"decode: {'x' * 5000}", r"sweep.yaml: decode: expected a mapping, got 'x{119}… \(5,002 characters\)$"),
+        (f"{'x' * 900}: 1", r"sweep.yaml: x{120}… \(900 characters\): unknown key \(value 1\)"),
+        ("resources: {fuse: x}", "resources.fuse: Input should be 'off' or 'auto', or a valid integer.*, got 'x'$"),
+        (
+            "decode: {early_stopping: x}",
+            "decode.early_stopping: Input should be a valid bool.*, or 'never', got 'x'$",
+        ),
+        ("seeds: [a, b, c, d, e, f, g]", "seeds.4: .*, got 'e'; and 2 more$"),
+        ("seeds: [1, 0, 1]", "seeds: 1 is there twice"),
+        ("seeds: [4294967296]", "seeds.0: .*less than 4294967296, got 4294967296"),
+        ("seeds: [-1]", "seeds.0: .*greater than or equal to 0, got -1"),
+        ("decode: {max_new_tokens: 1000001}", "decode.max_new_tokens: 1,000,001 is more than 1,000,000; set fewer"),
+        ("decode: {min_new_tokens: 97}", r"decode.min_new_tokens: 97 is more than max_new_tokens \(96\)"),
+        ("model: {path: m, commit: a}", "model.commit: 'a': this is found out .* leave it out"),
+        ("evaluations: [{lm_eval: x, config_sha256: a}]", "evaluations.0.config_sha256: 'a': this is found out"),
+        ("model: ~nobody.of.this.name/m", "model.path: there is no folder '~nobody.of.this.name/m'"),
+        (f"model: {'m' * 5000}", r"model.path: 'm{119}… \(5,002 characters\): File name too long"),
+    ],
+)
+def test_a_line_that_cannot_be_is_one_short_message(line: str, message: str, tmp_path: Path, tiny_task: Path) -> None:
+    with pytest.raises(ValueError, match=message) as refusal:
+        trials(tmp_path, tiny_task, SWEEP.replace("seeds: [0, 1]", line))
+    assert len(str(refusal.value)) < 1500
+
+
+def test_a_file_name_that_is_too_long_is_bad_input(tmp_path: Path, tiny_task: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(SWEEP.replace("FOLDER", f"{tiny_task}, train: {'x' * 300}"))
+    with pytest.raises(ConfigError, match=r"sweep.yaml: .*… \([0-9]* characters\): File name too long"):
+        read_stages(path, None)
+
+
+def test_a_revision_of_a_folder_is_refused(tmp_path: Path, tiny_task: Path, tiny_models: dict[str, Path]) -> None:
+    line = f"model: {{path: {tiny_models['llama']}, revision: abc}}"
+    with pytest.raises(ConfigError, match=r"model.revision: 'abc' has no effect with the folder"):
+        trials(tmp_path, tiny_task, SWEEP.replace("seeds: [0, 1]", line))
+
+
+@pytest.mark.parametrize(
     ("setting", "message"),
     [
         ("train.stps=3", "train.stps: unknown key"),
         ("train", "expected key.path=value"),
         ("methods.9.name=full", "'9' is not an index of a list of 2"),
         ("name.first=x", "name is 'demo', which has no keys"),
+        ("=3", "expected key.path=value"),
+        ("seeds.0.x=3", "seeds.0 is 0, which has no keys"),
+        ("seeds.0.x.y=3", "seeds.0 is 0, which has no keys"),
+        ("seeds.0=3", r"set the whole list, as in seeds=\[...\]; it is \[0, 1\]"),
+        ("methods.0=lora", "name a key of an entry, as in methods.0.name"),
+        ("methods.².name=lora", "'²' is not an index of a list of 2"),
     ],
 )
 def test_bad_settings(setting: str, message: str, tmp_path: Path, tiny_task: Path) -> None:

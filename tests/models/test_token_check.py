@@ -119,6 +119,17 @@ def test_tokens_without_a_row_in_the_embedding_are_a_problem(tmp_path: Path, tas
     assert "decode.banned_token_ids: [9999] are no tokens of this model" in banned.found
 
 
+@pytest.mark.parametrize(("more", "outcome"), [(-2, "pass"), (-1, "problem")])
+def test_a_beam_search_has_no_more_beams_than_a_text_has_beginnings(
+    more: int, outcome: str, tmp_path: Path, task: Task
+) -> None:
+    tokenizer = byte_level()
+    model = saved(tmp_path / "model", tokenizer, rows=len(tokenizer))
+    finding = found(model, task, banned_token_ids=[5, 6], beams=len(tokenizer) + more).get("beams fit the vocabulary")
+    assert (finding.outcome if finding else "pass") == outcome
+    assert finding is None or "decode.beams: " in finding.found
+
+
 @pytest.mark.parametrize(("every", "outcome"), [(1, "problem"), (7, "warning")])
 def test_references_with_a_line_break(every: int, outcome: str, tmp_path: Path, task: Task) -> None:
     model = saved(tmp_path / "model", byte_level())

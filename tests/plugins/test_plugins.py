@@ -27,10 +27,11 @@ from bench.conformance import verdicts
 from bench.conformance.method_checks import CHECKS
 from bench.conformance.project_template import write_project
 from bench.conformance.tiny_models import CORE_FAMILIES
+from bench.plan.plan import planned_parameters
 from bench.plugins.registry import RegistryError, describe, load_method, resolve, targets
 from bench.plugins.source import PluginError, plugin_source
 from bench.rank.trial import require_plugins
-from bench.schema.trial import TrialSpec
+from bench.schema.trial import ModelSpec, TrialSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "tests" / "data" / "plugin_package"
@@ -168,6 +169,37 @@ def test_a_broken_plugin_is_a_line_of_the_list(methods_dir: Path, tmp_path: Path
     for name in ("broken", "two", "plain"):
         with pytest.raises(RegistryError, match=name):
             trial(name, tmp_path, methods_dir)
+
+
+IT = "from bench.method import Method\n\n\nclass It(Method):\n    def patch(self, model):\n        return None\n\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "it_leaves",
+            "import sys\nsys.exit(3)\n",
+            "methods.0: the method 'it_leaves' cannot be loaded: SystemExit: 3; ",
+        ),
+        (
+            "its_config",
+            IT + "    Config = 3\n",
+            "methods.0: .*: its Config is 3; it must be a subclass of MethodConfig",
+        ),
+        ("it_trains", IT + "    trains = 'no'\n", "methods.0: .*: its trains is 'no'; it must be True or False"),
+        ("its_space", IT + "    search_space = 7\n", "methods.0: .*: its search_space is 7; it must map keys to Range"),
+        ("it_is_made", IT + "    def __init__(self): ...\n", r"its __init__ takes \(self, config, tokenizer\)"),
+        ("it_patches", IT, "patch of It returned None; it has to return the patched model"),
+    ],
+)
+def test_a_class_that_no_sweep_can_use_is_told_by_what_is_wrong(
+    name: str, content: str, message: str, methods_dir: Path, tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    (methods_dir / f"{name}.py").write_text(content)
+    model = ModelSpec(path=str(tiny_models["llama"]))
+    with pytest.raises(ValueError, match=message):
+        planned_parameters(trial(name, tmp_path, methods_dir).method, model)
 
 
 def test_a_broken_entry_point_is_a_line_of_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from bench.store.outbox import (
     report_path,
     write_report,
 )
-from bench.store.records import Store
+from bench.store.records import Store, StoreError
 from bench.task import Example
 
 
@@ -83,6 +83,20 @@ def test_a_folder_that_somebody_made_meanwhile_stays(tmp_path: Path) -> None:
         (partial / "late").touch()
     assert [path.name for path in target.iterdir()] == ["mine"]
     assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("place", ["above", "above/sweep", "above/sweep/trials"])
+@pytest.mark.parametrize("what", ["file", "dangling link"])
+def test_results_go_where_a_folder_can_be(place: str, what: str, tmp_path: Path) -> None:
+    taken = tmp_path / place
+    taken.parent.mkdir(parents=True, exist_ok=True)
+    if what == "file":
+        taken.touch()
+    else:
+        taken.symlink_to(tmp_path / "nowhere" / "at all")
+    refusal = pytest.raises(StoreError, match=r"no folder can be made here, because .* another folder with --results")
+    with refusal, Store(tmp_path / "above" / "sweep").locked():
+        pass
 
 
 def test_an_event_is_on_the_disk_with_the_time_to_the_millisecond(

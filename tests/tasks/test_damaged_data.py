@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +23,7 @@ from bench.tasks.dart import Dart
 from bench.tasks.e2e import E2E
 from bench.tasks.jsonl import JsonLines
 from bench.tasks.rows import read_csv, read_json_lines
-from bench.tasks.tables import Csv, Parquet
+from bench.tasks.tables import Csv, Parquet, read_parquet
 from bench.tasks.webnlg import WebNLG
 
 ROWS = [{"source": f"name : A{n}", "references": f"A{n} is here."} for n in range(3)]
@@ -176,20 +178,42 @@ def test_json_lines_read_back_what_was_written(
         ("[" * 100_000, "line 1: JSON that cannot be read"),
         ('{"a": ' + "9" * 5000 + "}", "line 1: JSON that cannot be read: Exceeds the limit"),
         ('{"a": "\\ud800"}', r"line 1: half of a surrogate pair, which is no character: '\\ud800'"),
+        ('{"a": 1, "a": 2}', "line 1: the key 'a' occurs twice in an object"),
+        ('{"a": 1}{"a": 2}', "line 1: not valid JSON: Extra data at column 9; one object stands on a line"),
+        ('[{"a": 1}]\n[{"a": 2}]', r"line 2: nothing may follow the array, got '\[\{\"a\": 2\}\]\\n'"),
+        ('[{"a": 1}', "line 2: expected ',' or ']', got the end of the file"),
+        ("[]x", r"line 1: nothing may follow the array, got 'x\\n'"),
+        ("<html>", "line 1: not valid JSON: Expecting value at column 1$"),
+        ("a,b", "line 1: not valid JSON: Expecting value at column 1. It looks like a table"),
     ],
 )
-def test_json_that_python_cannot_hold(line: str, message: str, tmp_path: Path) -> None:
+def test_json_that_is_not_whole_or_not_to_be_held(line: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "some.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(TaskError, match=f"some.jsonl: {message}"):
         list(read_json_lines(str(path)))
 
 
-def test_a_column_that_is_there_twice_is_an_error(tmp_path: Path) -> None:
+def test_a_table_that_is_empty_or_has_a_column_twice_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "some.csv"
     path.write_text("a,b,a\n1,2,3\n")
     with pytest.raises(TaskError, match=r"some.csv: line 1: two columns are called 'a'"):
         list(read_csv(str(path), ()))
+    path.write_text("\n")
+    with pytest.raises(TaskError, match=r"some.csv: is empty; its first line names the columns a, b$"):
+        list(read_csv(str(path), ("a", "b")))
+
+
+def test_parquet_that_python_cannot_hold_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "some.parquet"
+    twice = pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"])], ["a", "a"])
+    for made, message in (
+        (twice, "some.parquet: two columns are called 'a'"),
+        (pa.table({"a": pa.array([10**18], pa.timestamp("us"))}), "some.parquet: cannot be read as Parquet: .*range"),
+    ):
+        pq.write_table(made, path)
+        with pytest.raises(TaskError, match=message):
+            list(read_parquet(str(path), ["a"]))
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
