@@ -73,6 +73,8 @@ def _compared(first: str, second: str, metric: str | None) -> tuple[list[Compare
         sides, _ = with_names(_sides(ours), [])
         return corrected([one for side in sides for one in against_published(side, rows, metric)]), ()
     ones, others = with_names(_sides(first), _sides(second))
+    if same := sorted({side.name for side in ones} & {side.name for side in others}):
+        raise ConfigError(f"{first} and {second} are both {', '.join(same)}: name two rows, or two sweeps, that differ")
     if len(ones) == len(others) == 1:
         return [compared(ones[0], others[0], metric)], ()
     found = counterparts(ones, others)

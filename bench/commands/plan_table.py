@@ -80,7 +80,7 @@ def plan_document(sweep: str, trials: Sequence[PlannedTrial], device: Device, fo
 
 def seconds(value: float) -> str:
     """A duration with a unit."""
-    if value < 1:
+    if value < 0.9995:
         return f"{1000 * value:.3g} ms"
     if value < 120:
         return f"{value:.3g} s"

@@ -193,8 +193,8 @@ class Stages:
             finals = [
                 spec.model_copy(update={"seed": seed})
                 for contender, spec in chosen
-                # A method that trains nothing gives the same with every seed.
-                for seed in (stages.final.seeds if contender.trains else stages.final.seeds[:1])
+                # A method that trains nothing gives the same with every seed, unless the seed draws its texts.
+                for seed in (stages.final.seeds if contender.trains or spec.draws_by_seed else stages.final.seeds[:1])
             ]
             yield Round("final", distinct(finals, self.trains))
         if stages.cost is not None:

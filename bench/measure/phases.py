@@ -160,12 +160,17 @@ class PhaseMeter:
             peak_memory_bytes=max(peaks),
             start_memory_bytes=before.start_memory_bytes if before else self._entered_bytes,
             device_peak_reserved_bytes=max((r for r in reserved if r is not None), default=None),
-            energy_joules=joules if before is None or joules is None else joules + (before.energy_joules or 0.0),
+            energy_joules=joules if before is None else _sum(joules, before.energy_joules),
         )
 
 
 def _difference(now: float | None, then: float | None) -> float | None:
     return None if now is None or then is None else now - then
+
+
+def _sum(now: float | None, before: float | None) -> float | None:
+    """None where a part is not known: the rest of it would look like all."""
+    return None if now is None or before is None else now + before
 
 
 class StepClock:

@@ -17,13 +17,15 @@ MOST_IN_SENTENCE = 3
 
 
 def answer(comparison: Comparison, found: Significance | str | None) -> list[str]:
-    """Sentences about those that lead, or about the best mean where that is not known; none without a score.
+    """Sentences about those that lead, or about the best mean where that is not known.
+
+    None without a score, and of one without a direction.
 
     Args:
         comparison: Best first.
         found: Which differences hold, or why that is not known.
     """
-    if not comparison.metrics:
+    if not comparison.metrics or comparison.metrics[0].higher_is_better is None:
         return []
     metric = comparison.metrics[0]
     known = [configuration for configuration in comparison.scored if configuration.mean(metric.name) is not None]

@@ -44,10 +44,30 @@ def not_finite_caveats(records: Iterable[TrialResult]) -> list[str]:
     return [f"Absent, not finite: {'; '.join(parts[:MOST_NOT_FINITE])}."] if parts else []
 
 
-def _mixed(done: Finished, _: Sequence[Configuration]) -> Iterator[str]:
+def _mixed(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
     made = [result.provenance for result, _ in done if result.provenance is not None]
-    kinds: list[tuple[str, Set[Hashable]]] = [
-        *_of_machines(made),
+    found = [what for what, values in _of_machines(made) if len(values) > 1]
+    found += [what for rows in _tables(groups) for what, values in _of_rows(rows) if len(values) > 1]
+    yield from (f"Rows were made with different {what}." for what in dict.fromkeys(found))
+    if any(provenance.git_dirty for provenance in made):
+        yield "Some rows were made with sources that were not committed."
+
+
+def _tables(groups: Sequence[Configuration]) -> list[list[Configuration]]:
+    """The rows of each table. Rows of another model or task are compared with nothing here."""
+    return [[groups[place] for place in places] for places in by_table(groups).values()]
+
+
+def _where(rows: Sequence[Configuration], groups: Sequence[Configuration]) -> str:
+    """The beginning of a sentence about one of several tables."""
+    spec = rows[0].results[0].spec
+    return "" if len(rows) == len(groups) else f"{spec.model.path} on {spec.task.name}: "
+
+
+def _of_rows(rows: Sequence[Configuration]) -> list[tuple[str, Set[Hashable]]]:
+    """Facts that make the scores of one table incomparable if they differ, with their values."""
+    done = [pair for configuration in rows for pair in configuration.completed]
+    return [
         ("commits of the base model", {result.spec.model.commit for result, _ in done}),
         ("test data", {result.spec.task.data_sha256 for result, _ in done}),
         ("numbers of test sources", {outcome.decode.sources for _, outcome in done}),
@@ -56,17 +76,11 @@ def _mixed(done: Finished, _: Sequence[Configuration]) -> Iterator[str]:
         ("precisions", {result.spec.resources.precision for result, _ in done}),
         ("ways of measuring memory", {outcome.ranks[0].memory_method for _, outcome in done}),
     ]
-    for what, values in kinds:
-        if len(values) > 1:
-            yield f"Rows were made with different {what}."
-    if any(provenance.git_dirty for provenance in made):
-        yield "Some rows were made with sources that were not committed."
 
 
 def _devices(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
     """Costs that are left out because of their kind of device, and trials whose ranks had several kinds."""
-    tables = ([groups[place] for place in places] for places in by_table(groups).values())
-    yield from dict.fromkeys(sentence for rows in tables for sentence in costs_left_out(rows))
+    yield from dict.fromkeys(sentence for rows in _tables(groups) for sentence in costs_left_out(rows))
     spread = [result.devices for result, _ in done if len(result.devices) > 1]
     if spread:
         kinds = "; ".join(sorted({kind_name(devices) for devices in spread}))
@@ -159,22 +173,20 @@ def _is_busy(provenance: Provenance) -> bool:
 
 
 def _seeds(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
-    if len({result.spec.seed for result, _ in done}) == 1:
-        yield "One seed: differences between methods may be chance."
-    # A method that trains nothing gives the same with every seed, so that one seed is enough.
-    counts = Counter(
-        len(configuration.completed)
-        for configuration in groups
-        if any(outcome.train for _, outcome in configuration.completed)
-    )
-    if len(counts) > 1:
-        listed = ", ".join(
-            f"{configurations} with {seeds}" for seeds, configurations in sorted(counts.items(), reverse=True)
-        )
-        yield (
-            f"Configurations have different numbers of completed seeds ({listed}): the best of many single seeds is "
-            "partly luck."
-        )
+    for rows in _tables(groups):
+        where = _where(rows, groups)
+        if max(len(configuration.completed) for configuration in rows) == 1:
+            yield f"{where}One seed: differences between methods may be chance."
+        # What no seed changes has one answer, so that one seed is enough.
+        counts = Counter(len(configuration.completed) for configuration in rows if configuration.varies_over_seeds)
+        if len(counts) > 1:
+            listed = ", ".join(
+                f"{configurations} with {seeds}" for seeds, configurations in sorted(counts.items(), reverse=True)
+            )
+            yield (
+                f"{where}Configurations have different numbers of completed seeds ({listed}): the best of many single "
+                "seeds is partly luck."
+            )
     missing = [configuration.name for configuration in groups if not configuration.completed]
     if missing:
         yield f"No trial completed for {_names(missing)}."
@@ -182,16 +194,12 @@ def _seeds(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
 
 def _outliers(_: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
     """Seeds that are far from the others, with all single seeds of their configuration."""
-    together: dict[tuple[str, str], list[Configuration]] = {}
-    for configuration in groups:
-        spec = configuration.results[0].spec
-        together.setdefault((spec.model.path, spec.task.name), []).append(configuration)
-    for members in together.values():
+    for members in _tables(groups):
         for metric in metric_columns(result for configuration in members for result in configuration.results)[:1]:
             scores = {
                 configuration.name: configuration.values(metric.name)
                 for configuration in members
-                if configuration.trains
+                if configuration.varies_over_seeds
             }
             for name, seeds in outlying_seeds(scores).items():
                 listed = ", ".join(
@@ -244,12 +252,15 @@ def _scores(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
 
 def _training(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
     trained = [(result, outcome, outcome.train) for result, outcome in done if outcome.train is not None]
-    lengths: dict[int, set[str]] = {}
-    for result, _outcome, cost in trained:
-        lengths.setdefault(cost.steps * result.spec.train.batch_size, set()).add(result.spec.method.name)
-    if len(lengths) > 1:
-        pairs_text = "; ".join(f"{pairs:,}: {_names(sorted(names))}" for pairs, names in sorted(lengths.items()))
-        yield f"Trials saw different numbers of training pairs ({pairs_text})."
+    for rows in _tables(groups):
+        lengths: dict[int, set[str]] = {}
+        for result, outcome in (pair for configuration in rows for pair in configuration.completed):
+            if outcome.train is not None:
+                seen = outcome.train.steps * result.spec.train.batch_size
+                lengths.setdefault(seen, set()).add(result.spec.method.name)
+        if len(lengths) > 1:
+            pairs_text = "; ".join(f"{pairs:,}: {_names(sorted(names))}" for pairs, names in sorted(lengths.items()))
+            yield f"{_where(rows, groups)}Trials saw different numbers of training pairs ({pairs_text})."
     if skipped := sum(cost.skipped_steps > 0 for *_, cost in trained):
         yield f"The engine skipped optimiser steps in {_trials(skipped)}."
     still_falling = [

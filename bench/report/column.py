@@ -135,16 +135,16 @@ def is_finite(value: Value) -> bool:
 
 def compact(count: float) -> str:
     """A count in at most six characters."""
-    for unit, one in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if count >= one:
-            return f"{count / one:.1f}{unit}"
-    return f"{count:.0f}"
+    for unit, one, decimals in (("", 1, 0), ("K", 10**3, 1), ("M", 10**6, 1)):
+        if (rounded := round(count / one, decimals)) < 1000:  # 999,960 is 1.0M, not 1000.0K
+            return f"{rounded:.{decimals}f}{unit}"
+    return f"{count / 10**9:.1f}B"
 
 
 def size(num_bytes: float) -> str:
     """Bytes with a unit of the power of two, three digits or so."""
     for unit in ("B", "KiB", "MiB"):
-        if num_bytes < 1000:
+        if num_bytes < 999.5:  # what rounds to 1000 has the next unit
             return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.3g} {unit}"
         num_bytes /= 1024
     return f"{num_bytes:,.2f} GiB"

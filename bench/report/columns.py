@@ -375,6 +375,11 @@ def title(metric: str, signature: str = "") -> str:
     return METRIC_TITLES.get(metric, metric if "/" in metric else metric.replace("_", " "))
 
 
+def score_text(metric: str, value: float) -> str:
+    """A single score with its name, as precise as tables print it."""
+    return f"{title(metric)} {_score(metric, decimals=_decimals(abs(value))).text(value)}"
+
+
 @cache
 def _score(name: str, heading: str = "", better: bool | None = None, decimals: int = 0) -> Column:
     return Column(

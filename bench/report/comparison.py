@@ -17,13 +17,13 @@ from bench.report.configurations import Configuration, costs_left_out, costs_of_
 from bench.report.counterparts import Side, differences
 from bench.report.published import Quoted, fits, is_same_model
 from bench.schema.record import TrialResult
-from bench.statistics.differences import LEVEL, PairedTests
-from bench.statistics.estimates import FEWEST_SEEDS, Estimate, estimate, holm, two_sided_p
+from bench.statistics.differences import PairedTests
+from bench.statistics.estimates import FEWEST_SEEDS, LEVEL, Estimate, estimate, holm, two_sided_p
 from bench.statistics.systems import PairedSystems, System, load_system
 
 # What an interval of a difference accounts for. "alone": single measurements, of which nothing is known.
 Basis = Literal["seeds and sources", "sources", "seeds", "repetitions", "alone"]
-Verdict = Literal["better", "worse", "not told apart", "too few seeds"]
+Verdict = Literal["better", "worse", "different", "not told apart", "too few seeds"]
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,13 @@ class Line:
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict on the second side."""
+        """The verdict on the second side. Of a score without a direction neither side is the better one."""
         if self.p_value is None or self.seeds < FEWEST_SEEDS:
             return "too few seeds"
-        if self.p_value >= LEVEL or self.column.higher_is_better is None:
+        if self.p_value >= LEVEL:
             return "not told apart"
+        if self.column.higher_is_better is None:
+            return "different"
         return "better" if (self.difference > 0) == self.column.higher_is_better else "worse"
 
 
@@ -149,7 +151,7 @@ def _score(paired: PairedSystems, column: Column, tag: str | None = None) -> Lin
         return None
     made = paired.statistics(column.name)
     if made is None:
-        return _over_seeds(column, tag, values[1], values[0])
+        return _over_seeds(column, tag, *_of_paired_seeds(first, second, values[1], values[0]))
     score, statistics = made
     if tag is not None:
         chosen = paired.with_tag(tag)
@@ -183,6 +185,17 @@ def _of_seeds(system: System, metric: str, tag: str | None) -> dict[int, float]:
     return {seed: values[metric] for seed, values in scores.items() if metric in values}
 
 
+def _of_paired_seeds(
+    first: System, second: System, ones: dict[int, float], twos: dict[int, float]
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Values of both sides by seed; what no seed changes has one value, which holds for every seed of the other."""
+    if not first.varies_over_seeds:
+        ones = dict.fromkeys(twos if second.varies_over_seeds else [0], next(iter(ones.values())))
+    if not second.varies_over_seeds:
+        twos = dict.fromkeys(ones, next(iter(twos.values())))
+    return ones, twos
+
+
 def _over_seeds(
     column: Column, tag: str | None, first: Mapping[int, float], second: Mapping[int, float], note: str = ""
 ) -> Line:
@@ -213,14 +226,10 @@ def _means(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _paired(first: Mapping[int, float], second: Mapping[int, float]) -> list[tuple[float, float]]:
-    """Pairs of values of equal seeds. Without a common seed they pair up in order, and a single value with each."""
+    """Pairs of values of equal seeds. Without a common seed they pair up in order."""
     if common := [seed for seed in first if seed in second]:
         return [(first[seed], second[seed]) for seed in common]
-    ones, twos = list(first.values()), list(second.values())
-    longest = max(len(ones), len(twos))
-    if len(ones) == 1 or len(twos) == 1:
-        return list(zip(ones * longest, twos * longest, strict=False))[:longest]
-    return list(zip(ones, twos, strict=False))
+    return list(zip(first.values(), second.values(), strict=False))
 
 
 def _p_value(mean: Estimate) -> float | None:
@@ -313,6 +322,8 @@ def _quoted_line(system: System, column: Column, row: Quoted) -> Line | None:
     ours, published = _of_seeds(system, column.name, tag), row.values[column.name]
     if not ours:
         return None
+    if not system.varies_over_seeds:
+        ours = dict(list(ours.items())[:1])
     spread = row.spread.get(column.name)
     note = "" if spread is None else f"published with ± {spread:g}, which the interval leaves out"
     return replace(_over_seeds(column, tag, dict.fromkeys(ours, published), ours, note), first=published)

@@ -63,7 +63,12 @@ class Configuration:
 
     @cached_property
     def trains(self) -> bool:
-        """Whether seeds differ: not those of the untouched base model, nor those of loaded adapters and models."""
+        """Whether anything is trained: not of the untouched base model, nor of loaded adapters and models."""
+        return any(outcome.train is not None for _, outcome in self.completed)
+
+    @cached_property
+    def varies_over_seeds(self) -> bool:
+        """Whether seeds differ: it is trained, or the seed draws its texts or its examples."""
         return any(result.varies_over_seeds for result, _ in self.completed)
 
     def _counts(self, seed: int) -> bool:
@@ -116,6 +121,7 @@ class Comparison:
     task: str
     configurations: tuple[Configuration, ...]  # best first by the first metric; those without a score last
     leaders: tuple[str, ...] = ()  # the best in the first metric and all that cannot be told apart from it
+    tested: int = 0  # configurations that the leaders are the leading ones of
 
     @cached_property
     def metrics(self) -> tuple[Column, ...]:
@@ -139,7 +145,7 @@ class Comparison:
         was not repeated.
         """
         if self.leaders and self.metrics and column.name == self.metrics[0].name:
-            return configuration.name in self.leaders and len(self.leaders) < len(self.scored)
+            return configuration.name in self.leaders and len(self.leaders) < self.tested
         mean = configuration.mean(column.name)
         if mean is None or column.higher_is_better is None or len(self.scored) < 2:
             return False
@@ -253,13 +259,13 @@ def over_common_seeds(members: Sequence[Configuration]) -> list[Configuration]:
     completed_seeds = [
         tuple(r.spec.seed for r, _ in configuration.completed)
         for configuration in members
-        if configuration.completed and configuration.trains
+        if configuration.completed and configuration.varies_over_seeds
     ]
     common = common_seeds(completed_seeds)
     if common is None or all(len(seeds) == len(common) for seeds in completed_seeds):
         return list(members)
     return [
-        replace(configuration, counted_seeds=frozenset(common)) if configuration.trains else configuration
+        replace(configuration, counted_seeds=frozenset(common)) if configuration.varies_over_seeds else configuration
         for configuration in members
     ]
 
@@ -303,14 +309,21 @@ def with_tests(comparison: Comparison, tests: Significance | str | None) -> Comp
     """The comparison with results of tests: intervals over seeds and sources, and the group that leads."""
     if tests is None or isinstance(tests, str):
         return comparison
-    tested = [
-        replace(configuration, intervals={tests.metric: tests.estimates[configuration.name]})
-        if configuration.name in tests.estimates
-        and len(tests.estimates[configuration.name].values) == len(configuration.values(tests.metric))
-        else configuration
-        for configuration in comparison.configurations
-    ]
-    return replace(comparison, configurations=tuple(tested), leaders=tests.leaders if tests.conclusive else ())
+    rows = tuple(_with_interval(configuration, tests) for configuration in comparison.configurations)
+    leaders = tests.leaders if tests.conclusive else ()
+    return replace(comparison, configurations=rows, leaders=leaders, tested=len(tests.means))
+
+
+def _with_interval(configuration: Configuration, tests: Significance) -> Configuration:
+    """The configuration with its interval over seeds and sources, where that is over the values that tables show."""
+    found, values = tests.estimates.get(configuration.name), configuration.values(tests.metric)
+    if found is not None and not configuration.varies_over_seeds and values:
+        # One seed was tested, which stands for all.
+        deviation = None if len(values) == 1 else 0.0
+        found = replace(found, values=tuple(values.values()), standard_deviation=deviation)
+    if found is None or len(found.values) != len(values):
+        return configuration
+    return replace(configuration, intervals={tests.metric: found})
 
 
 def chosen_of_methods(members: Iterable[Configuration]) -> list[Configuration]:

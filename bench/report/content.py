@@ -177,9 +177,10 @@ def legend(comparison: Comparison) -> str:
         else ""
     )
     several = "; ± is the standard deviation (n-1) over seeds" if comparison.several_seeds else ""
+    of_tested = " of those that were tested" if comparison.tested < len(comparison.scored) else ""
     leading = (
-        f", in {comparison.metrics[0].title} all that cannot be told apart from the best"
-        if len(comparison.leaders) > 1
+        f", in {comparison.metrics[0].title} all that cannot be told apart from the best{of_tested}"
+        if len(comparison.leaders) > 1 or (comparison.leaders and of_tested)
         else ""
     )
     counted = next(

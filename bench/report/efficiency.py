@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bench.report.column import ABSENT, Column, Shown
@@ -15,8 +15,9 @@ BASE, FULL = "none", "full"
 TITLE = "What it gains for what it costs"
 NOTE = (
     "Of several configurations of a method, the one with the lowest dev loss. Gain is over the untouched base model, "
-    "the share is of the gain of full fine-tuning; decode time is seconds per new token, as a multiple of the base "
-    "model's and, where an adapter can be folded into the base weights, merged as a multiple of unmerged."
+    "which is not quantised if the table has such a row; the share is of the gain of full fine-tuning; decode time is "
+    "seconds per new token, as a multiple of the base model's and, where an adapter can be folded into the base "
+    "weights, merged as a multiple of unmerged."
 )
 
 
@@ -38,26 +39,41 @@ def efficiencies(comparison: Comparison) -> list[Efficiency]:
     """A row for each method, in order of the table; none without a metric."""
     if not comparison.metrics:
         return []
-    metric = comparison.metrics[0]
     best = chosen_of_methods(comparison.scored)
-    by_method = {configuration.method: configuration for configuration in best}
-    gain_of_full = _gain(by_method.get(FULL), by_method.get(BASE), metric)
-    return [
-        Efficiency(
-            configuration=configuration,
-            score=_mean(configuration, metric.name),
-            gain=_gain(configuration, by_method.get(BASE), metric),
-            full_gain_fraction=_ratio(_gain(configuration, by_method.get(BASE), metric), gain_of_full),
-            decode_time_over_base=_ratio(
-                _mean(by_method.get(BASE), "decode_tokens_per_second"), _mean(configuration, "decode_tokens_per_second")
-            ),
-            merged_decode_time_over_unmerged=_mean(configuration, MERGED_DECODE.name),
-            gains_elsewhere={
-                score.name: _gain(configuration, by_method.get(BASE), score) for score in _scores_elsewhere(comparison)
-            },
-        )
-        for configuration in best
-    ]
+    return [_efficiency(comparison, configuration, best) for configuration in best]
+
+
+def _efficiency(comparison: Comparison, configuration: Configuration, best: Sequence[Configuration]) -> Efficiency:
+    metric = comparison.metrics[0]
+    base, full = (_reference(method, configuration, best) for method in (BASE, FULL))
+    gain = _gain(configuration, base, metric)
+    return Efficiency(
+        configuration=configuration,
+        score=_mean(configuration, metric.name),
+        gain=gain,
+        full_gain_fraction=_ratio(gain, _gain(full, base, metric)),
+        decode_time_over_base=_ratio(
+            _mean(base, "decode_tokens_per_second"), _mean(configuration, "decode_tokens_per_second")
+        ),
+        merged_decode_time_over_unmerged=_mean(configuration, MERGED_DECODE.name),
+        gains_elsewhere={score.name: _gain(configuration, base, score) for score in _scores_elsewhere(comparison)},
+    )
+
+
+def _reference(method: str, row: Configuration, best: Sequence[Configuration]) -> Configuration | None:
+    """The row of this method that a row is compared with: on the base as it is, else on the row's quantised base.
+
+    What was trained in the sweep comes before what was loaded. None where several would do.
+    """
+
+    def rank(one: Configuration) -> tuple[bool, bool]:
+        spec = one.results[0].spec
+        return spec.model.stored_in is not None, spec.loaded is not None
+
+    own = row.results[0].spec.model.stored_in
+    fitting = [one for one in best if one.method == method and one.results[0].spec.model.stored_in in (None, own)]
+    nearest = [one for one in fitting if rank(one) == min(map(rank, fitting))]
+    return nearest[0] if len(nearest) == 1 else None
 
 
 def _scores_elsewhere(comparison: Comparison) -> list[Column]:
@@ -71,7 +87,7 @@ def _mean(configuration: Configuration | None, name: str) -> float | None:
 
 def _gain(configuration: Configuration | None, base: Configuration | None, metric: Column) -> float | None:
     score, start = _mean(configuration, metric.name), _mean(base, metric.name)
-    if score is None or start is None:
+    if score is None or start is None or metric.higher_is_better is None:
         return None
     return score - start if metric.higher_is_better else start - score
 

@@ -28,6 +28,10 @@ def headline(comparison: Comparison, found: Significance | str | None) -> str | 
     known = [configuration for configuration in comparison.scored if configuration.mean(metric.name) is not None]
     if not known:
         return None
+    if metric.higher_is_better is None:
+        listed = ", ".join(_with_mean(configuration, metric) for configuration in known[:MOST_NAMES])
+        more = f" and {len(known) - MOST_NAMES} more" if len(known) > MOST_NAMES else ""
+        return f"{metric.title}: {listed}{more}. Neither end of this score is the better one, so that nobody leads."
     if len(known) == 1:
         return f"{metric.title}: {_with_interval(known[0], metric)}. There is nothing to compare it with."
     if found is None or isinstance(found, str) or not found.conclusive:

@@ -51,7 +51,7 @@ def cell_text(configuration: Configuration, column: Column) -> str:
 
 def seeds_differ(comparison: Comparison) -> bool:
     """Whether rows have different numbers of seeds, which a column then shows."""
-    return len({configuration.seeds for configuration in comparison.scored if configuration.trains}) > 1
+    return len({configuration.seeds for configuration in comparison.scored if configuration.varies_over_seeds}) > 1
 
 
 def letters_note(found: Significance, metric: Column) -> str:
@@ -87,7 +87,6 @@ def _alike(comparison: Comparison, column: Column) -> str | None:
 def _folded(comparison: Comparison, alike: Mapping[Column, str]) -> str:
     texts = [f"{column.title} {text}" for column, text in alike.items()]
     if comparison.several_seeds and not seeds_differ(comparison):
-        texts.append(
-            f"seeds {next((configuration.seeds for configuration in comparison.scored if configuration.trains), '1')}"
-        )
+        varying = (configuration.seeds for configuration in comparison.scored if configuration.varies_over_seeds)
+        texts.append(f"seeds {next(varying, '1')}")
     return f"Folded away, the same in every row that has it: {', '.join(texts)}." if texts else ""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from bench.report.column import ABSENT, Column
 from bench.report.configurations import Comparison, Configuration, chosen_of_methods
 from bench.schema.trial import JsonDict
+from bench.statistics.estimates import LEVEL
 
 if TYPE_CHECKING:
     from bench.statistics.differences import Difference
@@ -42,7 +43,7 @@ def tested_significance(root: Path, comparison: Comparison) -> Significance | st
     first = comparison.metrics[0]
     results = {configuration.name: configuration.results for configuration in configurations}
     try:
-        found = significance(root, results, first.name, bool(first.higher_is_better))
+        found = significance(root, results, first.name, first.higher_is_better)
         left_out = len(comparison.scored) - len(configurations)
         if found is None or not left_out:
             return found
@@ -86,7 +87,8 @@ def pair_note(found: Significance, metric: Column) -> str:
     """A note that explains the columns of the pairs."""
     corrected = (
         "p: that methods without a difference come out as far apart on new seeds and new sources, corrected for the "
-        "number of pairs (Shaffer); intervals carry the same correction and leave out 0 where p is below 0.05."
+        f"number of pairs ({'Holm' if found.by_pair else 'Shaffer'}); intervals carry the same correction and leave "
+        "out 0 where p is below 0.05."
         if found.conclusive
         else "Intervals are over these sources, corrected for the number of pairs."
     )
@@ -99,10 +101,13 @@ def pair_note(found: Significance, metric: Column) -> str:
 
 
 def p_text(p_value: float | None) -> str:
-    """A p-value as tables print it."""
+    """A p-value as tables print it; one below the level never reads as the level itself."""
     if p_value is None:
         return ABSENT
-    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+    text = f"{p_value:.3f}"
+    if p_value < 0.001:
+        return "< 0.001"
+    return f"< {LEVEL}" if p_value < LEVEL <= float(text) else text
 
 
 def significance_document(found: Significance | str | None) -> JsonDict | str | None:

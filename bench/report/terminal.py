@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from bench.report.column import ABSENT, Column, Shown
-from bench.report.columns import columns_of, metric_columns, title
+from bench.report.columns import columns_of, metric_columns, score_text
 from bench.report.configurations import names
 from bench.report.fitting_table import FittingTable
 from bench.report.others import TITLE as OTHERS
@@ -64,7 +64,7 @@ def headline(outcome: Completed | Probed) -> str:
     if isinstance(outcome, Probed):
         return "" if outcome.dev_loss is None else f"dev loss {outcome.dev_loss:.3f}"
     finite_scores = ((name, value) for name, value in outcome.scores.values.items() if math.isfinite(value))
-    return next((f"{title(name)} {value:.1f}" for name, value in finite_scores), "no finite score")
+    return next((score_text(name, value) for name, value in finite_scores), "no finite score")
 
 
 def _shown(column: Column, value: float | None) -> str:

@@ -407,10 +407,10 @@ class TrialResult(Spec):
 
     @property
     def varies_over_seeds(self) -> bool:
-        """Whether another seed would give another answer, because it was trained, or shown pairs that the seed drew."""
+        """Whether another seed would give another answer: it was trained, or the seed drew texts or examples."""
         if isinstance(self.outcome, Failed):
             return False
-        return self.outcome.train is not None or self.spec.few_shot is not None
+        return self.outcome.train is not None or self.spec.few_shot is not None or self.spec.draws_by_seed
 
     @property
     def continued(self) -> bool:

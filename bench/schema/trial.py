@@ -570,9 +570,12 @@ class TrialSpec(Spec):
     @property
     def drawing(self) -> DecodeSpec:
         """How texts are decoded, with the seed of what is drawn, if anything is."""
-        if not self.decode.temperature or self.decode.seed is not None:
-            return self.decode
-        return self.decode.model_copy(update={"seed": self.seed})
+        return self.decode.model_copy(update={"seed": self.seed}) if self.draws_by_seed else self.decode
+
+    @property
+    def draws_by_seed(self) -> bool:
+        """Whether texts are drawn with the trial's own seed, so that another seed writes others."""
+        return bool(self.decode.temperature) and self.decode.seed is None
 
     @property
     def checkpoint_every_steps(self) -> int | None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bench.metrics.metric import Array, Score, mean
 from bench.statistics.bounds import Spread, joined, shaffer_multipliers, step_down
-from bench.statistics.estimates import FEWEST_SEEDS, Estimate, common_seeds
+from bench.statistics.estimates import FEWEST_SEEDS, LEVEL, Estimate, common_seeds
 from bench.statistics.resampling import (
     RESAMPLES,
     RESAMPLING_SEED,
@@ -24,8 +24,6 @@ from bench.statistics.resampling import (
     sacrebleu_bootstrap,
 )
 from bench.statistics.spreads import crossed, jackknife, method_spread, pair_spreads
-
-LEVEL = 0.05
 
 
 @dataclass(frozen=True)

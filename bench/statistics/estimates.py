@@ -11,6 +11,8 @@ from typing import Literal
 Basis = Literal["seeds and sources", "sources", "seeds", "repetitions"]
 # With fewer pairs of seeds, the spread over seeds is unknown, or so uncertain that nothing follows from it.
 FEWEST_SEEDS = 3
+# Adjusted p-values below it tell methods apart.
+LEVEL = 0.05
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,10 @@ class Significance:
     """
 
     metric: str
-    higher_is_better: bool
+    higher_is_better: bool | None
     sources: int
     seeds: tuple[int, ...] | None  # that all means and differences are over; None where each pair has its own
+    by_pair: bool  # whether each pair has seeds of its own: pairs are then corrected for by Holm, else by Shaffer
     estimates: dict[str, Estimate]  # best first, with intervals for new seeds and new sources
     differences: tuple[Difference, ...]  # the better mean first, largest difference first; corrected
     groups: tuple[tuple[str, ...], ...]
@@ -48,7 +49,12 @@ class Significance:
 
     @property
     def leaders(self) -> tuple[str, ...]:
-        """The method with the best mean and all that cannot be told apart from it, best first."""
+        """The method with the best mean and all that cannot be told apart from it, best first.
+
+        None of a score without a direction.
+        """
+        if self.higher_is_better is None:
+            return ()
         best = next(iter(self.estimates))
         behind = {
             one.second
@@ -63,7 +69,7 @@ def significance(
     root: Path,
     configurations: Mapping[str, Sequence[TrialResult]],
     metric: str,
-    higher_is_better: bool,
+    higher_is_better: bool | None,
     sacrebleu: bool = False,
 ) -> Significance | None:
     """Test all pairs; None if there is no pair, or if the score has no values of single sources.
@@ -72,7 +78,7 @@ def significance(
         root: Results folder of the sweep.
         configurations: Name of each configuration to its final trials, failed ones included.
         metric: A score of the records.
-        higher_is_better: Its direction.
+        higher_is_better: Its direction; without one (None) nobody leads.
         sacrebleu: Whether p-values of sacrebleu's own bootstrap are given too, which call too much.
 
     Raises:
@@ -101,6 +107,7 @@ def significance(
         higher_is_better=higher_is_better,
         sources=paired.sources,
         seeds=None if common is None or not any(one.seeds for one in statistics.values()) else common,
+        by_pair=common is None,
         estimates={name: estimates[name] for name in order},
         differences=tuple(sorted(differences, key=lambda one: -abs(one.difference))),
         groups=tuple(groups(order, apart)),

@@ -49,8 +49,8 @@ class System:
         return {seed: outcome for seed, outcome in sorted(found.items()) if isinstance(outcome, Completed)}
 
     @property
-    def trains(self) -> bool:
-        """Whether seeds differ: not those of the untouched base model, nor those of loaded adapters and models."""
+    def varies_over_seeds(self) -> bool:
+        """Whether seeds differ: not those of what trains nothing, of which no seed draws texts or examples."""
         return any(result.varies_over_seeds for result in self.results)
 
 
@@ -175,7 +175,7 @@ class PairedSystems:
         of_sums = mean if own_metric is None or own_metric.is_mean else own_metric.score
         found: dict[str, SeedStatistics] = {}
         for system in self.systems:
-            seeds = list(system.predictions)[: None if system.trains else 1]
+            seeds = list(system.predictions)[: None if system.varies_over_seeds else 1]
             values: list[Array] = []
             for seed in seeds:
                 rows = self._predictions(system, seed)
@@ -196,7 +196,7 @@ class PairedSystems:
                         f"{recorded:.4f}; it was made with other settings or another version of the score"
                     )
                 values.append(of_rows)
-            found[system.name] = SeedStatistics(np.stack(values), tuple(seeds) if system.trains else None)
+            found[system.name] = SeedStatistics(np.stack(values), tuple(seeds) if system.varies_over_seeds else None)
         return of_sums, found
 
     @property

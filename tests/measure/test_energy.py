@@ -56,6 +56,13 @@ def test_each_phase_has_its_own_energy(monkeypatch: pytest.MonkeyPatch) -> None:
     with meter.phase("train"), meter.phase("validate"):
         pass
     assert {name: cost.energy_joules for name, cost in meter.phases.items()} == {"train": 25.0, "validate": 5.0}
+    part = iter([None, 30.0, 35.0, 40.0])
+    monkeypatch.setattr(phases, "energy_counter", lambda device: lambda: next(part))
+    begun = PhaseMeter(torch.device("cpu"))
+    for _ in range(2):
+        with begun.phase("train"):
+            pass
+    assert begun.phases["train"].energy_joules is None, "the second part alone is not all of it"
     monkeypatch.setattr(phases, "energy_counter", lambda device: lambda: None)
     silent = PhaseMeter(torch.device("cpu"))
     with silent.phase("train"):

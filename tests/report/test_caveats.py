@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fakes import completed, probed, provenance, record, trial
+from fakes import completed, probed, provenance, record, trial, varied
 
 from bench.report import markdown
 from bench.report.caveats import caveats
@@ -172,3 +172,29 @@ def test_one_seed_and_unequal_training_are_said() -> None:
     caveat_lines = caveats([record(trial("full"), completed()), record(short, longer)])
     assert "One seed: differences between methods may be chance." in caveat_lines
     assert "Trials saw different numbers of training pairs (80: full; 160: prefix_tuning)." in caveat_lines
+
+
+def test_what_differs_between_tables_alone_is_no_caveat() -> None:
+    found = []
+    for task, sources, seeds, steps in (("facts", 40, (0, 1), 10), ("e2e", 630, (0, 1, 2), 20)):
+        cost = completed().train
+        assert cost is not None
+        decode = completed().decode.model_copy(update={"sources": sources})
+        scores = completed().scores.model_copy(update={"signatures": {"bleu": task}})
+        done = outcome(decode=decode, scores=scores, train=cost.model_copy(update={"steps": steps}))
+        for method in ("full", "lora"):
+            for seed in seeds:
+                spec = varied(trial(method, seed=seed), task={"name": task, "data_sha256": task, "config": {}})
+                found.append(record(spec, done))
+    assert caveats(found) == []
+    *of_e2e, last = found
+    assert caveats([*of_e2e, last.model_copy(update={"spec": varied(last.spec, decode={"beams": 4})})]) == [
+        "Rows were made with different decoding settings.",
+        "smollm2-135m on e2e: Configurations have different numbers of completed seeds (1 with 3, 1 with 2, 1 with 1): "
+        "the best of many single seeds is partly luck.",
+    ]
+
+
+def test_one_seed_for_each_is_said_whichever_it_is() -> None:
+    found = [record(trial("full"), completed()), record(trial("lora", seed=7), completed())]
+    assert "One seed: differences between methods may be chance." in caveats(found)

@@ -15,10 +15,11 @@ from fakes import completed, failed, probed, record, trial
 from pydantic import BaseModel
 from rich.console import Console
 
+from bench.commands.plan_table import seconds
 from bench.driver.trackers.tracker import values_of
 from bench.metrics import METRICS
 from bench.report import columns, csv_text, markdown, row
-from bench.report.column import Column, Group, Shown
+from bench.report.column import Column, Group, Shown, compact, size
 from bench.report.comparison import cost_lines
 from bench.report.configurations import configurations
 from bench.report.content import Content
@@ -27,6 +28,7 @@ from bench.report.figures import pictures
 from bench.report.latex import latex
 from bench.report.page import html
 from bench.report.readers import training_reader
+from bench.report.significance_table import p_text
 from bench.report.terminal import results_table
 from bench.schema.record import DecodeCost, Forecast, Fused, MergedDecode, Placement, TrialResult
 
@@ -225,3 +227,34 @@ def test_names_are_unique_and_none_is_that_of_a_score() -> None:
         column for column in columns.COLUMNS if column.shown & ~Shown.CSV or column.sentence_part or column.picture
     ]
     assert all(column.title for column in shown), "what a table shows has a heading"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0"), (999, "999"), (1000, "1.0K"), (999_940, "999.9K"), (999_960, "1.0M"), (999_990_000, "1.0B")],
+)
+def test_a_count_that_rounds_up_to_the_next_unit_has_that_unit(count: int, text: str) -> None:
+    assert compact(count) == text
+
+
+@pytest.mark.parametrize(
+    ("mebibytes", "text"),
+    [
+        (999.4, "999 MiB"),
+        (999.7, "0.98 GiB"),
+        (999.7 / 1024, "0.976 MiB"),
+        (999.7 / 2**20, "0.976 KiB"),
+        (2048, "2.00 GiB"),
+    ],
+)
+def test_a_size_that_rounds_up_to_the_next_unit_has_that_unit(mebibytes: float, text: str) -> None:
+    assert size(mebibytes * 2**20) == text
+
+
+def test_a_duration_that_rounds_up_to_a_second_is_one() -> None:
+    assert [seconds(value) for value in (0.9994, 0.9996)] == ["999 ms", "1 s"]
+
+
+def test_a_p_value_below_the_level_never_reads_as_the_level() -> None:
+    shown = [p_text(p_value) for p_value in (0.0004, 0.0494, 0.04996, 0.05, 0.0504, 1.0)]
+    assert shown == ["< 0.001", "0.049", "< 0.05", "0.050", "0.050", "1.000"]

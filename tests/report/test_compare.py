@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fakes import trial
 from predicted import rows, write_sweep, write_trial
 from typer.testing import CliRunner, Result
 
 from bench.cli import app
+from bench.report.column import Column
+from bench.report.columns import metric_columns
+from bench.report.comparison import Line
 from bench.schema.trial import LoadedSpec
 from bench.schema.validation import ConfigError
 from bench.store.records import Store
+from bench.task import Scoring
 
 PUBLISHED = """
 schema_version: 1
@@ -159,3 +165,37 @@ def test_sweeps_on_other_sources_cannot_be_compared(sweeps: Path, tmp_path: Path
     done = call(f"{sweeps}/old:full", f"{tmp_path}/bare:full")
     assert isinstance(done.exception, ConfigError)
     assert "bare: full: no completed trial with predictions" in str(done.exception)
+
+
+def test_what_no_seed_changes_is_paired_with_every_seed_in_every_score(tmp_path: Path) -> None:
+    """NIST is no function of sums over sources, so that it is compared over seeds alone."""
+    scoring = Scoring(metrics=("bleu", "nist"))
+    store = Store(tmp_path / "a")
+    for seed in range(4):
+        write_trial(store, trial("lora", seed=seed), rows(0.7, f"lora {seed}"), scoring=scoring)
+        if seed < 3:
+            write_trial(store, trial("none", seed=seed), rows(0.3, "untouched"), trains=False, scoring=scoring)
+    recorded = [one.number(result) for result in store.read_all() for one in metric_columns([result])[1:2]]
+    (found,) = document(f"{store.root}:none", f"{store.root}:lora")
+    nist = next(line for line in found["scores"] if line["column"] == "nist")  # type: ignore[attr-defined]
+    assert (nist["seeds"], nist["basis"], nist["verdict"]) == (4, "seeds", "better")
+    assert nist["first"] == pytest.approx(min(recorded))
+    other = Store(tmp_path / "b")
+    for seed in range(3):
+        write_trial(other, trial("none", seed=seed), rows(0.9, "other"), trains=False, scoring=scoring)
+    (alone,) = document(f"{store.root}:none", f"{other.root}:none")
+    of_none = next(line for line in alone["scores"] if line["column"] == "nist")  # type: ignore[attr-defined]
+    assert (of_none["seeds"], of_none["verdict"]) == (1, "too few seeds"), "three equal texts are no three seeds"
+
+
+def test_a_row_is_not_compared_with_itself(sweeps: Path) -> None:
+    refused = call(f"{sweeps}/old:full", f"{sweeps}/old:full")
+    assert isinstance(refused.exception, ConfigError)
+    assert "are both old: full: name two rows, or two sweeps, that differ" in str(refused.exception)
+
+
+def test_a_score_without_a_direction_differs_and_is_neither_better_nor_worse() -> None:
+    line = Line(Column("length_ratio"), None, 1.0, 1.2, 0.2, 0.1, 0.3, 0.001, "seeds", 5)
+    assert line.verdict == "different"
+    assert replace(line, p_value=0.2).verdict == "not told apart"
+    assert replace(line, column=Column("ter", higher_is_better=False)).verdict == "worse"

@@ -11,7 +11,7 @@ import statistics
 from pathlib import Path
 
 import pytest
-from fakes import completed, record, trial
+from fakes import completed, record, trial, varied
 from predicted import rows, write_sweep, write_trial
 
 from bench import report
@@ -320,3 +320,64 @@ def test_what_is_far_is_so_for_its_own_method_and_for_all() -> None:
     assert outlying_seeds({"a": {0: 60.0, 1: 60.01, 2: 60.5}}) == {}, "three seeds do not tell how far they spread"
     assert outlying_seeds({"a": {0: 60.0, 1: 60.2, 2: 30.0}}) == {"a": [2]}
     assert outlying_seeds({"a": {0: 60.0, 1: 30.0}}) == {}, "which of the two?"
+
+
+def test_texts_that_seeds_draw_differ_although_nothing_is_trained(tmp_path: Path) -> None:
+    """Then every seed of the base model counts, in the test as in the table; greedy texts are those of one seed."""
+    store = Store(tmp_path / "demo")
+    for seed in range(3):
+        for method, quality in (("none", 0.4), ("lora", 0.7)):
+            spec = varied(trial(method, seed=seed), decode={"temperature": 1.0})
+            write_trial(store, spec, rows(quality, f"{method} {seed}"), trains=method != "none")
+    content = report.load_content(store.root)
+    (comparison,), (found,) = content.comparisons, content.significances
+    assert not isinstance(found, str) and found is not None
+    means = {configuration.name: configuration.mean("bleu") for configuration in comparison.configurations}
+    assert found.means == pytest.approx(means)
+    assert found.differences[0].difference == pytest.approx(found.means["lora"] - found.means["none"])
+    assert found.estimates["none"].basis == "seeds and sources"
+    base = next(configuration for configuration in comparison.configurations if configuration.name == "none")
+    assert (base.varies_over_seeds, base.trains) == (True, False)
+
+
+def test_what_no_seed_changes_has_an_interval_over_sources(tmp_path: Path) -> None:
+    store = Store(tmp_path / "demo")
+    for seed in range(3):
+        write_trial(store, trial("none", seed=seed), rows(0.3, "untouched"), trains=False)
+        write_trial(store, trial("lora", seed=seed), rows(0.7, f"lora {seed}"))
+    (comparison,) = report.load_content(store.root).comparisons
+    base = comparison.configurations[-1].estimate("bleu")
+    assert base is not None
+    assert (base.basis, base.standard_deviation, len(base.values)) == ("sources", 0.0, 3)
+    assert base.half_width is not None and base.half_width > 1.0
+
+
+def test_pairs_with_seeds_of_their_own_are_corrected_by_holm(tmp_path: Path) -> None:
+    root = tmp_path / "demo"
+    write_sweep(root, {"full": 0.9, "lora": 0.6, "ia3": 0.5}, failed=(("lora", 0), ("lora", 1), ("ia3", 3), ("ia3", 4)))
+    text = report.markdown(report.load_content(root))
+    assert "number of pairs (Holm)" in text and "(Shaffer)" not in text
+
+
+def test_gains_are_over_the_base_as_it_is(tmp_path: Path) -> None:
+    """Quantised rows too: what the base loses by it is a cost of theirs."""
+    results = []
+    for quantization, method, score in (
+        *((None, "none", 20.0), (None, "full", 60.0), (None, "lora", 50.0)),
+        *(("nf4", "none", 10.0), ("nf4", "lora", 45.0)),
+    ):
+        spec = varied(trial(method), model={"quantization": quantization})
+        results.append(record(spec, completed(score, train=method != "none")))
+    rows_of = {
+        row.configuration.name: (row.gain, row.full_gain_fraction)
+        for row in efficiencies(Content("demo", tuple(results)).comparisons[0])
+    }
+    assert rows_of == {
+        "full": (40.0, 1.0),
+        "lora": (30.0, 0.75),
+        "lora on nf4": (25.0, 0.625),
+        "none": (0.0, 0.0),
+        "none on nf4": (-10.0, -0.25),
+    }
+    of_nf4 = Content("demo", tuple(results[3:])).comparisons[0]
+    assert [row.gain for row in efficiencies(of_nf4)] == [35.0, 0.0]

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from bench.statistics.bounds import Spread, Variance, shaffer_multipliers
-from bench.statistics.differences import LEVEL, level_of_own_seeds
+from bench.statistics.differences import level_of_own_seeds
+from bench.statistics.estimates import LEVEL
 from bench.statistics.spreads import CERTAINTY_OF_SOURCES, Crossed, pair_spreads
 
 Array = NDArray[np.float64]

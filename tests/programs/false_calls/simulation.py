@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.statistics.differences import LEVEL
+from bench.statistics.estimates import LEVEL
 from bench.statistics.spreads import Crossed, crossed, method_spread
 from false_calls.procedures import PROCEDURES, joint_resamples
 from false_calls.worlds import DIVERGING, WORLDS, Design, draw

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
-from bench.statistics.differences import LEVEL
+from bench.statistics.estimates import LEVEL
 from false_calls.procedures import PROCEDURES
 from false_calls.simulation import EFFECT, Counted, Covered
 from false_calls.worlds import DIVERGING, WORLDS
