@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import errno
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +34,8 @@ from bench.schema.trial import (
 )
 from bench.schema.validation import ConfigError, check_attention, check_batches, check_sizes, refuse_decoding, validated
 
+# Of a grid; all of them are listed before the first trial runs.
+MOST_CHOICES = 1_000_000
 # A bare text in place of these mappings stands for this key of theirs.
 SHORT_FORMS = {"model": "path", "task": "name"}
 
@@ -168,6 +171,8 @@ def combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     for key, values in grid.items():
         if not values:
             raise ConfigError(f"grid.{key}: an empty list asks for no trial at all")
+    if (asked := math.prod(map(len, grid.values()))) > MOST_CHOICES:
+        raise ConfigError(f"grid: {asked:,} choices of its values are more than {MOST_CHOICES:,}; name fewer")
     for values in itertools.product(*grid.values()):
         yield dict(zip(grid, values, strict=True))
 

@@ -18,6 +18,7 @@ from bench.metrics.scoring import did_you_mean
 from bench.plugins.registry import make_task, metrics_of
 from bench.schema.digests import sha256_of_json, slug
 from bench.schema.labels import names
+from bench.schema.printable import in_brief
 from bench.schema.same_answer import distinct
 from bench.schema.search_space import SearchSpace
 from bench.schema.sweep import HalvingSpec, MethodEntry, StagesSpec, Sweep, TuneSpec
@@ -270,7 +271,7 @@ class Stages:
             known = ("dev_loss", *choosable(make_task(spec), metrics_of(spec)))
             if tune.metric not in known:
                 known_scores = f"known: {', '.join(known)}{did_you_mean(tune.metric, known)}"
-                raise ConfigError(f"stages.tune.metric: there is no score {tune.metric!r}; {known_scores}")
+                raise ConfigError(f"stages.tune.metric: there is no score {in_brief(tune.metric)}; {known_scores}")
 
     @property
     def metrics(self) -> tuple[str, ...]:

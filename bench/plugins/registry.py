@@ -128,8 +128,8 @@ def _resolved(kind: Kind, name: str, offered: dict[str, list[Offer]], plugins_di
         meant = f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
         folder = "; names of files come from --plugins-dir" if plugins_dir is None else ""
         raise RegistryError(
-            f"there is no {kind} {name!r}{meant or '.'} Known: {', '.join(offered)}. Names of plugins come from the "
-            f"metadata of installed packages (after a change of pyproject.toml, install again){folder}; "
+            f"there is no {kind} {in_brief(name)}{meant or '.'} Known: {', '.join(offered)}. Names of plugins come "
+            f"from the metadata of installed packages (after a change of pyproject.toml, install again){folder}; "
             "'module:Class' works too"
         )
     return _only(kind, offered[name])

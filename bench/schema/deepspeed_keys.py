@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from bench.schema.printable import in_brief
+
 # Decided by other settings, which say more than DeepSpeed hears of.
 OWN = {
     "activation_checkpointing": "train.gradient_checkpointing",
@@ -67,9 +69,9 @@ def refuse_own_keys(settings: Mapping[str, Any], zero_stage: int) -> None:
     """
     for key, value in settings.items():
         if key in MAPPINGS and not isinstance(value, Mapping):
-            raise ValueError(f"deepspeed.{key} is {value!r}; it is a mapping")
+            raise ValueError(f"deepspeed.{key} is {in_brief(value)}; it is a mapping")
         if key in TRUTH_VALUES and not isinstance(value, bool):
-            raise ValueError(f"deepspeed.{key} is {value!r}; it is true or false")
+            raise ValueError(f"deepspeed.{key} is {in_brief(value)}; it is true or false")
     inner = settings.get("zero_optimization", {})
     for key in (*settings, *(f"zero_optimization.{name}" for name in inner)):
         if key in OWN:
@@ -104,7 +106,7 @@ def _check_scaling(settings: Mapping[str, Any], zero_stage: int) -> None:
     """
     factor = settings.get("gradient_predivide_factor", 1.0)
     if isinstance(factor, bool) or not isinstance(factor, int | float) or factor <= 0:
-        raise ValueError(f"deepspeed.gradient_predivide_factor is {factor!r}; it is a number above 0")
+        raise ValueError(f"deepspeed.gradient_predivide_factor is {in_brief(factor)}; it is a number above 0")
     scattered = settings.get("zero_optimization", {}).get("reduce_scatter", True)
     for key, differs in (
         ("prescale_gradients", settings.get("prescale_gradients", False)),

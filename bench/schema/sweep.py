@@ -9,6 +9,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, Posi
 from bench.schema.search_space import SearchSpace
 from bench.schema.trial import DecodeSpec, EvaluationSpec, JsonDict, ModelSpec, ResourceSpec, Settings, TrainSpec
 
+# Whoever asks for more has mistyped: all of them are listed before the first one runs.
+MOST_ASKS = 100_000
+MOST_REPETITIONS = 1000
 # What Python, numpy and torch all take.
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -37,7 +40,7 @@ class HalvingSpec(Settings):
 class TuneSpec(Settings):
     """The stage that chooses settings for each method, with the same budget for all, by the dev split alone."""
 
-    trials: PositiveInt | None = Field(
+    trials: Annotated[int, Field(gt=0, le=MOST_ASKS)] | None = Field(
         None, description="budget of each method in trainings of full length; set either this or device_seconds"
     )
     device_seconds: PositiveFloat | None = Field(
@@ -85,7 +88,9 @@ class CostStageSpec(Settings):
     steps: PositiveInt = Field(
         20, description="optimiser steps of a measurement; the first tenth, at least 5, are not measured"
     )
-    repetitions: PositiveInt = Field(3, description="how often each class is measured, in turns over the methods")
+    repetitions: Annotated[int, Field(gt=0, le=MOST_REPETITIONS)] = Field(
+        3, description="how often each class is measured, in turns over the methods"
+    )
 
 
 class StagesSpec(Settings):

@@ -20,7 +20,7 @@ SpecT = TypeVar("SpecT", bound=BaseModel)
 # Of one file; whoever has more of them has made one mistake many times.
 SHOWN_PROBLEMS = 5
 # Where pydantic names one of several types in the place of a value.
-_ALLOWED_TYPE = re.compile(r"(function-|literal|constrained-|list\[|tuple\[|dict\[).*|bool|int|float|str")
+_ALLOWED_TYPE = re.compile(r"(function-|literal|constrained-|list\[|tuple\[|dict\[).*|bool|int|float|str|range")
 # Whoever asks for more has mistyped.
 MOST_PAIRS = 10**9
 MOST_EPOCHS = 10**6

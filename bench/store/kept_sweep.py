@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from bench.schema.printable import in_one_line
 from bench.schema.record import TrialResult
 from bench.schema.sweep import Sweep
 from bench.schema.trial import JsonDict, Spec
@@ -52,7 +53,7 @@ def read_kept(root: Path) -> KeptSweep | None:
     except (ValidationError, UnicodeDecodeError) as error:
         raise StoreError(
             f"{path} does not hold a sweep; move it away, and tables show all records until 'tuneoff run' writes it "
-            f"anew. {error}"
+            f"anew. {in_one_line(str(error)).partition(' [type=')[0]}"
         ) from error
 
 

@@ -73,8 +73,9 @@ class Store:
             self.root.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise _no_folder(self.root) from error
-        if os.path.lexists(self.trials) and not self.trials.is_dir():
-            raise _no_folder(self.trials)
+        for folder in (self.trials, self.outbox, self.root / "report"):
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise _no_folder(folder)
         try:
             self._lock.acquire()
         except LockError as error:

@@ -143,6 +143,12 @@ def test_bad_input_is_one_clear_message(change: tuple[str, str], message: str, t
             "evaluations: [{lm_evals: x}]",
             r"yaml: evaluations.0.lm_evals: unknown key .*; did you mean 'lm_eval'\?$",
         ),
+        ("stages: {tune: {trials: 1000000000}}", "stages.tune.trials: .*less than or equal to 100000, got 1000000000"),
+        ("stages: {cost: {repetitions: 1001}}", "stages.cost.repetitions: .*less than or equal to 1000, got 1001"),
+        (
+            f"grid: {{train.steps: {list(range(1, 1002))}, train.batch_size: {list(range(1000))}}}",
+            "1,001,000 choices of",
+        ),
         ("decode: 3", "sweep.yaml: decode: expected a mapping, got 3$"),
         (f"decode: {'x' * 5000}", r"sweep.yaml: decode: expected a mapping, got 'x{119}… \(5,002 characters\)$"),
         (f"{'x' * 900}: 1", r"sweep.yaml: x{120}… \(900 characters\): unknown key \(value 1\)"),

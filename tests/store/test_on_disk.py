@@ -85,7 +85,7 @@ def test_a_folder_that_somebody_made_meanwhile_stays(tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == [target]
 
 
-@pytest.mark.parametrize("place", ["above", "above/sweep", "above/sweep/trials"])
+@pytest.mark.parametrize("place", ["above", "above/sweep", "above/sweep/trials", "above/sweep/report"])
 @pytest.mark.parametrize("what", ["file", "dangling link"])
 def test_results_go_where_a_folder_can_be(place: str, what: str, tmp_path: Path) -> None:
     taken = tmp_path / place
