@@ -226,7 +226,7 @@ def e2e(folder: Path, content: bytes, **settings: Any) -> list[Example]:
         (b'mr,ref\n"name[A]",x\n"name[B]","y\n', "line 3: not valid CSV: unexpected end of data"),
         ('mr,ref\n"name[A]",x\n"name[B]",caf\xe9\n'.encode("latin-1"), "line 3: not UTF-8: byte 0xe9"),
         (b"mr,ref\n", "no examples"),
-        (b"", "line 1: no column 'mr'; the columns are "),
+        (b"", "is empty; its first line names the columns mr, ref"),
     ],
 )
 def test_malformed_e2e_files(content: bytes, message: str, tmp_path: Path) -> None:
