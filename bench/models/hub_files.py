@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from bench.models.model_files import EMBEDDED, IDENTIFYING_FILES, INDEX, local_folder, quantized_by
+from bench.models.model_files import EMBEDDED, IDENTIFYING_FILES, local_folder, quantized_by, weights_files
 from bench.schema.trial import DEFAULT_BRANCH, ModelSpec
 
 # Files of other libraries: those in folders, and weights in a form of their own beside those of transformers.
@@ -85,11 +84,10 @@ def _are_here(wanted: dict[str, Any]) -> bool:
 
     try:
         folder = Path(snapshot_download(**wanted, local_files_only=True))
-        index = folder / INDEX
-        names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
-    except (OSError, ValueError, KeyError):
+        weights = weights_files(folder)
+    except (OSError, ValueError):  # not there, or with a damaged index
         return False
-    return all((folder / name).is_file() for name in {"config.json", *names})
+    return all(path.is_file() for path in (folder / "config.json", *weights))
 
 
 @contextmanager

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.models.model_files import INDEX, ModelError
+from bench.models.model_files import ModelError, weights_files
 from bench.quantized.linear import QuantizedLinear, quantized_layers
 
 # Four bits lose about a tenth of a weight. What is farther off is another weight.
@@ -83,12 +82,8 @@ class OriginalWeights:
         """The file of each tensor."""
         import safetensors
 
-        folder = self._folder()
-        if (folder / INDEX).is_file():
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            return {name: folder / file for name, file in index["weight_map"].items()}
         places: dict[str, Path] = {}
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in weights_files(self._folder()):
             with safetensors.safe_open(path, framework="pt") as file:
                 places |= dict.fromkeys(file.keys(), path)
         return places
