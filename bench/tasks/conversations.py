@@ -6,14 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bench.task import Turn
-from bench.tasks.values import TURNS, CellError, is_missing
+from bench.tasks.values import ROLES, TURNS, CellError, is_missing
 
-# Who speaks, by what data sets call them.
-ROLES = {
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "ai", "bing", "bard"), "assistant"),
-}
 OF_TOOLS = ("tool", "function", "observation", "ipython", "function_call", "function_response", "tool_call")
 CALLS = ("tool_calls", "function_call", "tools", "functions")
 

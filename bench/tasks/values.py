@@ -21,12 +21,14 @@ Facts = tuple[tuple[str, ...], ...]
 # Between these magnitudes a number is written without an exponent.
 SMALLEST_PLAIN, LARGEST_PLAIN = 1e-9, 1e16
 
-# The keys of a turn in the two usual formats of conversations, and the possible speakers.
+# The keys of a turn in the two usual formats of conversations, and who speaks, by what data sets call them.
 TURNS = (("role", "content"), ("from", "value"))
-SPEAKERS = {
-    *("system", "developer", "user", "human", "prompter"),
-    *("assistant", "gpt", "chatgpt", "model", "bot", "ai", "bing", "bard", "tool", "function"),
+ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "ai", "bing", "bard"), "assistant"),
 }
+SPEAKERS = {*ROLES, "tool", "function"}
 _WRITTEN_TURN = re.compile(rf"""["'](?:role|from)["']\s*:\s*["'](?:{"|".join(sorted(SPEAKERS))})["']""")
 
 
