@@ -17,12 +17,6 @@ from bench.schema.sweep import CostStageSpec, FinalStageSpec, HalvingSpec, Metho
 from bench.schema.trial import DecodeSpec, EvaluationSpec, JsonDict, ModelSpec, OffloadSpec, ResourceSpec, TrainSpec
 from bench.task import TaskConfig
 
-# Keys that the driver fills in itself.
-FILLED_IN = {
-    "model": {"weights_sha256", "commit", "checkpoint_quantization"},
-    "evaluations": {"lm_eval_version", "config_sha256"},
-}
-
 INTRODUCTION = """# Every key of a sweep file
 
 `tuneoff init DATA` writes a sweep to begin with. `--set key.path=value` sets any key on the command line:
@@ -64,7 +58,7 @@ def sections() -> Iterator[Section]:
         ("stages.cost", CostStageSpec),
     )
     for path, of_section in classes:
-        left_out = FILLED_IN.get(path, set())
+        left_out: tuple[str, ...] = getattr(of_section, "FILLED_IN", ())
         found = tuple(setting for setting in settings_of(of_section) if setting.name not in left_out)
         yield Section(path, " ".join((of_section.__doc__ or "").split("\n\n")[0].split()), found)
 

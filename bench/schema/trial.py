@@ -100,6 +100,7 @@ class Settings(StrictNumbers, Spec):
 class ModelSpec(Settings):
     """The base model: a local folder, a hub id, or the embedded default ``smollm2-135m``."""
 
+    # What the driver finds out itself, and no sweep says.
     FILLED_IN: ClassVar[tuple[str, ...]] = ("weights_sha256", "checkpoint_quantization", "commit")
 
     path: str = Field("smollm2-135m", description="a local folder, a hub id, or the embedded model")

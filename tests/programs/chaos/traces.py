@@ -74,15 +74,16 @@ def _listening() -> set[str]:
     return found
 
 
-def _links(pid: int) -> Iterator[str]:
+def _links(pid: int) -> Iterator[tuple[Path, str]]:
+    """What a process has open: the link in /proc, and what it points to."""
     with contextlib.suppress(OSError):
         for path in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):
-                yield os.readlink(path)  # noqa: PTH115 - "socket:[123]" is no path
+                yield path, os.readlink(path)  # noqa: PTH115 - "socket:[123]" is no path
 
 
 def _sockets_of(pid: int) -> set[str]:
-    return {link[len("socket:[") : -1] for link in _links(pid) if link.startswith("socket:[")}
+    return {link[len("socket:[") : -1] for _, link in _links(pid) if link.startswith("socket:[")}
 
 
 def _inode(path: Path) -> int | None:
@@ -97,11 +98,9 @@ def _opened(pid: int) -> Iterator[int]:
 
     Not their names: a semaphore is mapped under a name of the moment before the C library gives it its own.
     """
-    with contextlib.suppress(OSError):
-        for path in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                if _is_shared_memory(str(path.readlink())):
-                    yield path.stat().st_ino
+    for path, link in _links(pid):
+        if _is_shared_memory(link) and (inode := _inode(path)) is not None:
+            yield inode
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
             _, _, _, _, inode, *name = line.split(maxsplit=5)
