@@ -11,6 +11,7 @@ from bench.report.figures.fonts import fonts_folder
 from bench.report.figures.pareto_plot import pareto_plot
 from bench.report.figures.picture import Picture
 from bench.report.figures.style import looks
+from bench.report.significance_table import letters_of
 
 __all__ = ["Picture", "pictures"]
 
@@ -24,11 +25,15 @@ def pictures(content: Content) -> list[list[Picture]]:
 def _drawable_text(content: Content) -> list[list[Picture]]:
     styles = looks(result.spec.method.name for result in content.records)
     found: list[list[Picture]] = []
-    for number, comparison in enumerate(content.comparisons, start=1):
+    compared = zip(content.comparisons, content.significances, strict=True)
+    for number, (comparison, tested) in enumerate(compared, start=1):
         suffix = f"-{number}" if len(content.comparisons) > 1 else ""
         drawn = [
             *(
-                pareto_plot(comparison, comparison.metrics[0], cost, styles, f"pareto-{cost.picture}{suffix}")
+                pareto_plot(
+                    *(comparison, comparison.metrics[0], cost, styles, f"pareto-{cost.picture}{suffix}"),
+                    letters=letters_of(tested),
+                )
                 for cost in comparison.columns
                 if cost.picture and comparison.metrics
             ),

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # So many configurations are drawn besides the front and the best of each method.
 MOST_POINTS = 150
+# So many points of the front are named.
+MOST_NAMES = 8
 # Costs that span more than this factor are drawn on a logarithmic axis.
 LOG_SPAN = 30.0
 # The untouched base model may widen the score axis by this factor; from further below, only its value is told.
@@ -31,9 +33,24 @@ MOST_MEDIANS = 1.5
 
 
 def pareto_plot(
-    comparison: Comparison, score: Column, cost: Column, looks: Mapping[str, Look], name: str
+    comparison: Comparison,
+    score: Column,
+    cost: Column,
+    looks: Mapping[str, Look],
+    name: str,
+    letters: Mapping[str, str] | None = None,
 ) -> Picture | None:
-    """The picture; None if fewer than two configurations have both values."""
+    """The picture; None if fewer than two configurations have both values.
+
+    Args:
+        comparison: Configurations of one model and task.
+        score: Drawn upwards.
+        cost: Drawn to the right.
+        looks: Of each method.
+        name: Of the picture's files.
+        letters: Of the groups, by configuration: those that share one cannot be told apart in the score.
+    """
+    groups = letters if letters and len(set(letters.values())) > 1 else {}
     points = [
         configuration
         for configuration in comparison.scored
@@ -48,7 +65,9 @@ def pareto_plot(
     if known > MOST_POINTS:  # best first, so that what is left out is what scores worst
         kept = [*best, *leading.values(), *points][: MOST_POINTS + len(best) + len(leading)]
         points = [configuration for configuration in points if any(configuration is one for one in kept)]
-    few = f"The best {len(points)} of {known} configurations are shown." if len(points) < known else ""
+    notes = [f"The best {len(points)} of {known} configurations are shown."] if len(points) < known else []
+    if groups:
+        notes.append(f"Those that share a letter cannot be told apart in {score.title}.")
     with drawing(6.4, 3.8) as figure:
         axes = figure.add_subplot()
         tooltips: dict[str, str] = {}
@@ -62,9 +81,9 @@ def pareto_plot(
         handles = _handles(points, looks)
         if untouched is not None and untouched not in points:
             handles.append(_draw_base(axes, _estimate(untouched, score).mean * score.scale, score))
-        _label(axes, best, points, score, cost)
+        _label(axes, best, points, score, cost, groups)
         legend_beside(figure, axes, handles)
-        return finished_picture(figure, name, f"{score.title} against {cost.axis}", few, tooltips)
+        return finished_picture(figure, name, f"{score.title} against {cost.axis}", " ".join(notes), tooltips)
 
 
 def _value(configuration: Configuration, column: Column) -> float | None:
@@ -149,9 +168,14 @@ def _limits(axes: Axes, shown: Sequence[Configuration], score: Column) -> None:
 
 
 def _label(
-    axes: Axes, best: Sequence[Configuration], points: Sequence[Configuration], score: Column, cost: Column
+    axes: Axes,
+    best: Sequence[Configuration],
+    points: Sequence[Configuration],
+    score: Column,
+    cost: Column,
+    groups: Mapping[str, str],
 ) -> None:
-    """Names beside the front's points, each on the side where it hides the fewest other points and names."""
+    """Names beside the front's points, and letters of groups, each where it hides the fewest other points and texts."""
     figure = axes.get_figure(root=True)
     if figure is None:
         raise ValueError("the axes are in no figure")
@@ -163,9 +187,8 @@ def _label(
     ]
     boxes: list[tuple[float, float, float, float]] = [(x - 5, y - 5, x + 5, y + 5) for x, y in taken]
     scale = figure.dpi / 72
-    for configuration in best[:8]:
+    for configuration, text in _labels(best, points, groups):
         x, y = axes.transData.transform((_mean(configuration, cost), _mean(configuration, score)))
-        text = drawable_text(configuration.name)
         width, height = 4.9 * len(text) * scale, 10 * scale
         places: list[tuple[float, int, str, int, int, tuple[float, float, float, float]]] = []
         for align, dx in (("left", 7), ("right", -7), ("center", 0), ("left", 14), ("right", -14)):
@@ -190,6 +213,23 @@ def _label(
             fontsize=8,
             color=INK,
         )
+
+
+def _labels(
+    best: Sequence[Configuration], points: Sequence[Configuration], groups: Mapping[str, str]
+) -> list[tuple[Configuration, str]]:
+    """What stands beside points: the names of the front's first ones, and the letters of all that have some."""
+    named = best[:MOST_NAMES]
+    texts = [
+        (one, " ".join(filter(None, (drawable_text(one.name) if one in named else "", _in_brackets(groups, one)))))
+        for one in [*named, *(point for point in points if point not in named)]
+    ]
+    return [(configuration, text) for configuration, text in texts if text]
+
+
+def _in_brackets(groups: Mapping[str, str], configuration: Configuration) -> str:
+    found = groups.get(configuration.name, "")
+    return f"({found})" if found else ""
 
 
 def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:
