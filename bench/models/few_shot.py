@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 from bench.models import base
 from bench.models.architecture import plain_ids
@@ -15,6 +16,7 @@ from bench.tasks.splits import content_of, load_splits
 
 # Placeholders of templates. A pair whose text has one cannot be shown.
 PLACES = ("{source}", "{bos}")
+EMPTY_LINE = "\n\n"
 
 
 def with_examples(trial: TrialSpec, shots: int) -> TrialSpec:
@@ -23,6 +25,9 @@ def with_examples(trial: TrialSpec, shots: int) -> TrialSpec:
     Pairs are drawn from the training data of methods: at most one for each source, and none whose source is also a dev
     or test source. Each has the form that the model would see in training, and an empty line after it. The limit on the
     length of a source grows by the tokens of these pairs.
+
+    A model goes on with a next pair behind its answer. Where the task has no stop strings, a text therefore ends where
+    the next pair would begin (:func:`next_pair`).
 
     Raises:
         ConfigError: There are fewer than ``shots`` pairs.
@@ -54,7 +59,7 @@ def with_examples(trial: TrialSpec, shots: int) -> TrialSpec:
 
     template, between = task.config.template, tokens.architecture.before_target or " "
     pairs_text = "".join(
-        f"{template.replace('{source}', example.source)}{between}{written(example.references[0])}\n\n"
+        f"{template.replace('{source}', example.source)}{between}{written(example.references[0])}{EMPTY_LINE}"
         for example in chosen
     )
     config = {
@@ -62,8 +67,14 @@ def with_examples(trial: TrialSpec, shots: int) -> TrialSpec:
         "template": pairs_text + template,
         "max_source_tokens": task.config.max_source_tokens + len(plain_ids(tokens.tokenizer, pairs_text)),
     }
+    stop = trial.decode.stop
+    if not stop and task.config.choices is None:
+        stop = next_pair(
+            template, [reference for part in splits.values() for one in part for reference in one.references]
+        )
     return trial.model_copy(
         update={
+            "decode": trial.decode.model_copy(update={"stop": stop}),
             "task": trial.task.model_copy(update={"config": config}),
             "few_shot": FewShotSpec(
                 examples=[example.id for example in chosen],
@@ -73,6 +84,17 @@ def with_examples(trial: TrialSpec, shots: int) -> TrialSpec:
             "label": ",".join(filter(None, [f"shots={shots}", trial.label])),
         }
     )
+
+
+def next_pair(template: str, references: Iterable[str]) -> list[str]:
+    """The stop string by which a next pair begins: an empty line, with the template's first words if answers have some.
+
+    Empty if nothing tells a next pair from an answer with empty lines.
+    """
+    if not any(EMPTY_LINE in reference.strip() for reference in references):
+        return [EMPTY_LINE]
+    first_words = template.partition("{source}")[0].replace("{bos}", "").strip()
+    return [EMPTY_LINE + first_words] if first_words else []
 
 
 def require_room(trial: TrialSpec, shots: int) -> None:

@@ -20,6 +20,7 @@ from bench.config.load import expand, load_sweep
 from bench.config.resolver import RegistryResolver
 from bench.driver.status import read_status
 from bench.models.base import load_model, load_tokenizer
+from bench.models.few_shot import next_pair
 from bench.models.loaded import load_into
 from bench.models.tokens import tokenization
 from bench.plugins.registry import make_method, make_task
@@ -155,6 +156,20 @@ def test_the_base_model_is_the_trial_none_and_may_be_shown_training_pairs(
     tokens = tokenization(prompted.model, make_task(prompted.task).config)
     test = splits["test"][0]
     assert tokens.tokenizer.decode(tokens.source(test)) == template.replace("{source}", test.source)
+
+
+def test_a_text_without_stop_strings_ends_where_the_next_pair_would_begin(
+    evaluations: Callable[..., Evaluations], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.models.few_shot.context_length", lambda trial: None)
+    settings = ("task.max_source_tokens=1000", "decode.stop=[]")
+    assert evaluations(*settings).base_trial(shots=0, seed=None).decode.stop == []
+    assert evaluations(*settings).base_trial(shots=1, seed=None).decode.stop == ["\n\n"]
+    of_the_task = evaluations("task.max_source_tokens=1000").base_trial(shots=1, seed=None)
+    assert of_the_task.decode.stop == ["\n"]
+    assert next_pair("{bos}Question: {source}\nAnswer:", ["one\n\ntwo"]) == ["\n\nQuestion:"]
+    assert next_pair("{source}\nAnswer:", ["one\n\ntwo"]) == []
+    assert next_pair("{source}\nAnswer:", ["one\ntwo\n\n"]) == ["\n\n"], "what stands behind a reference is cut off"
 
 
 @pytest.mark.parametrize(
