@@ -31,7 +31,7 @@ from bench.launch.launcher import NoMachinesError
 from bench.measure.leaving import leave
 from bench.measure.provenance import installed_version
 from bench.schema.validation import ConfigError
-from bench.store.records import StoreError
+from bench.store.records import StorageError, StoreError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -98,12 +98,12 @@ def exit_code() -> int:
             _complain(leaving.code)
             return 1
         return leaving.code or 0
+    except (NoMachinesError, StorageError) as error:
+        _complain(str(error))
+        return 1
     except (ConfigError, StoreError) as error:
         _complain(str(error))
         return 2
-    except NoMachinesError as error:
-        _complain(str(error))
-        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

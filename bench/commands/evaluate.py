@@ -102,15 +102,18 @@ def evaluate(
     targets = [part.target for trial in trials for _, part in trial.resolved]
     with store.locked():
         of_sweep = read_status(store.root)
-        with RoundRunner(
-            store, sweep.name, where, console, targets, retry_failed, sweep.trackers, keep=keep_beside
-        ) as runner:
-            runner.recover()
-            store.log("evaluate", command=shlex.join(["tuneoff", *sys.argv[1:]]))
-            runner.run(
-                Round("final", tuple({trial.trial_id: trial for trial in trials}.values())), f"{sweep.name} evaluate"
-            )
-        restore_status(store.root, of_sweep)  # of which the report says how much is still to come
+        try:
+            with RoundRunner(
+                store, sweep.name, where, console, targets, retry_failed, sweep.trackers, keep=keep_beside
+            ) as runner:
+                runner.recover()
+                store.log("evaluate", command=shlex.join(["tuneoff", *sys.argv[1:]]))
+                runner.run(
+                    Round("final", tuple({trial.trial_id: trial for trial in trials}.values())),
+                    f"{sweep.name} evaluate",
+                )
+        finally:
+            restore_status(store.root, of_sweep)  # of which the report says how much is still to come
         report_sweep(store)
         ids = [known.trial_id for known in runner.found.values()]
         found = [record for trial_id in ids if (record := store.read(trial_id)) is not None]

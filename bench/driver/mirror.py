@@ -117,7 +117,10 @@ class Mirror(Observer):
             here = self.store.root / there[len(self._root) + 1 :]
             if not here.exists():
                 here.parent.mkdir(parents=True, exist_ok=True)
-                self._files.get_file(there, str(here))
+                with tempfile.TemporaryDirectory(dir=self.store.root) as name:
+                    fetched = Path(name) / here.name  # A row that was fetched in part must not be taken for one.
+                    self._files.get_file(there, str(fetched))
+                    fetched.replace(here)
 
     def _push_rows(self) -> None:
         for path in self.store.root.glob(ROWS):

@@ -72,9 +72,11 @@ class EmbeddedCluster:
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while not (announced.is_file() and (address := announced.read_text().strip())):
             if self._kept.process.poll() is not None or time.monotonic() > deadline:
-                self.end()
+                self._kept.end()
                 self._printed.seek(0)
-                raise ClusterError(f"Ray did not start on this machine:\n{self._printed.read()}")
+                printed = self._printed.read().strip()
+                self._printed.close()
+                raise ClusterError(f"Ray did not start on this machine:\n{printed}")
             time.sleep(0.02)
         return address
 

@@ -134,7 +134,7 @@ class NodeHost:
 
     def _answers(self) -> bool:
         """Whether the node is there. Ray misses an actor at once, but its node only half a minute later."""
-        node = self._head.nodes().get(self._node_id)
+        node = (self._head.nodes() or {}).get(self._node_id)
         return node is not None and reachable(node.host, node.port)
 
 
@@ -174,7 +174,7 @@ class RayLauncher(HostLauncher):
         self._embedded = cluster if isinstance(cluster, EmbeddedCluster) else None
         join(cluster, plugins, runtime_env)
         self._head = Head()
-        super().__init__(Cluster(self._head.machines()), outbox)
+        super().__init__(Cluster(self._head.machines() or []), outbox)
         self._module = module
         self._hosts: dict[str, NodeHost] = {}
         self._hosts_lock = threading.Lock()
@@ -188,8 +188,9 @@ class RayLauncher(HostLauncher):
     def poll(self, timeout_seconds: float) -> list[Progress | Ended]:
         if time.monotonic() > self._next_look:
             self._next_look = time.monotonic() + LOOK_SECONDS
-            if self._head.answers():
-                there = self._head.machines()
+            there = self._head.machines()
+            self._head.require_patience()
+            if there is not None:  # A head that is silent has not lost its nodes.
                 self.cluster.update([machine for machine in there if machine.node_id not in self._gone])
                 self._to_come = machines_to_come()
         return super().poll(timeout_seconds)
@@ -230,7 +231,7 @@ class RayLauncher(HostLauncher):
         super().launch(run)
 
     def host(self, node_id: str) -> NodeHost:
-        if node_id not in self._head.nodes():
+        if node_id not in (self._head.nodes() or {}):
             raise HostLost("node_lost", f"node {node_id} is gone")
         with self._hosts_lock:
             if node_id not in self._hosts:
@@ -275,21 +276,38 @@ class RayLauncher(HostLauncher):
             bundle_label_selector=[{NODE_LABEL: seat.node_id} for seat in run.seats],
         )
         self._groups[run.trial_id] = group
-        deadline = time.monotonic() + START_TIMEOUT_SECONDS
-        while not group.wait(POLL_SECONDS):
-            if run.stop_reason is not None:
-                return None
-            if gone := {seat.node_id for seat in run.seats} - self._head.nodes().keys():
-                raise HostLost("node_lost", f"node {gone.pop()} is gone")
-            if time.monotonic() > deadline:
-                message = f"others hold the cores or GPUs of this trial for {START_TIMEOUT_SECONDS:g} s already"
-                raise HostLost("start_timed_out", message)
+        if not self._came(run, lambda: bool(group.wait(POLL_SECONDS))):
+            return None
         if not need.gpus_per_rank:
             return [[] for _ in run.seats]
         look = ray.remote(num_cpus=0, num_gpus=need.gpus_per_rank)(_visible_gpus)
         places = [PlacementGroupSchedulingStrategy(group, rank) for rank in range(need.ranks)]
-        found: list[list[str]] = ray.get([look.options(scheduling_strategy=place).remote() for place in places])
+        asked = [look.options(scheduling_strategy=place).remote() for place in places]
+        if not self._came(run, lambda: not ray.wait(asked, num_returns=len(asked), timeout=POLL_SECONDS)[1]):
+            return None
+        try:
+            found: list[list[str]] = ray.get(asked)
+        except ray.exceptions.RayError as error:
+            raise HostLost("worker_lost", f"Ray's workers cannot look for GPUs: {_in_brief(error)}") from error
         return found
+
+    def _came(self, run: Running, is_there: Callable[[], bool]) -> bool:
+        """Wait for what Ray gives to a trial. False: the trial was stopped meanwhile.
+
+        Raises:
+            HostLost: A node is gone, or it takes too long.
+        """
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while not is_there():
+            if run.stop_reason is not None:
+                return False
+            nodes = self._head.nodes()
+            if nodes is not None and (gone := {seat.node_id for seat in run.seats} - nodes.keys()):
+                raise HostLost("node_lost", f"node {gone.pop()} is gone")
+            if time.monotonic() > deadline:
+                message = f"others hold the cores or GPUs of this trial for {START_TIMEOUT_SECONDS:g} s already"
+                raise HostLost("start_timed_out", message)
+        return True
 
     def release(self, run: Running) -> None:
         if (group := self._groups.pop(run.trial_id, None)) is not None:
@@ -327,8 +345,8 @@ class Head:
         """Whether the head gave the last answer that it was asked for."""
         return self._silent_since is None and not self._is_another
 
-    def nodes(self) -> dict[str, Node]:
-        """The living nodes, by id; none if the head does not answer."""
+    def nodes(self) -> dict[str, Node] | None:
+        """The living nodes, by id; None if the head does not answer."""
         if self._store is None:
             return {
                 node["NodeID"]: Node(
@@ -341,10 +359,10 @@ class Head:
             found = self._store.get_all_node_info(timeout=NODE_ANSWER_SECONDS)
         except ray.exceptions.AuthenticationError:  # Another cluster answers at the address.
             self._is_another = True
-            return {}
+            return None
         except ray.exceptions.RayError:
             self._silent_since = self._silent_since or time.monotonic()
-            return {}
+            return None
         self._silent_since = None
         return {
             node_id.hex(): Node(
@@ -354,8 +372,11 @@ class Head:
             if info.state == info.ALIVE
         }
 
-    def machines(self) -> list[Machine]:
-        """The machines that can run ranks."""
+    def machines(self) -> list[Machine] | None:
+        """The machines that can run ranks; None if the head does not answer."""
+        nodes = self.nodes()
+        if nodes is None:
+            return None
         return [
             Machine(
                 int(node.resources.get("CPU", 0)),
@@ -363,16 +384,15 @@ class Head:
                 node_id,
                 accelerator_of(node.labels, node.resources),
             )
-            for node_id, node in sorted(self.nodes().items())
+            for node_id, node in sorted(nodes.items())
         ]
 
-    def answers(self) -> bool:
-        """Whether it does now.
+    def require_patience(self) -> None:
+        """Check that one may still wait for its answers.
 
         Raises:
-            NoMachinesError: It has not for longer than one waits, or another one has taken its place.
+            NoMachinesError: It has not answered for longer than one waits, or another one has taken its place.
         """
-        self.nodes()
         if self._is_another:
             self.is_lost = True
             raise NoMachinesError(
@@ -385,7 +405,6 @@ class Head:
                 f"the head of the Ray cluster at {self.address} has not answered for {HEAD_RETURN_SECONDS:g} s; issue "
                 f"the command again when it is back. {NOTHING_LOST}"
             )
-        return self.is_there
 
 
 class _AskedFor:

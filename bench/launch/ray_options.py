@@ -10,7 +10,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from bench.launch.cluster_access import joined_address
-from bench.launch.embedded_cluster import EmbeddedCluster
+from bench.launch.embedded_cluster import ClusterError, EmbeddedCluster
 from bench.launch.launcher import Launcher, LauncherOptions
 from bench.plugins.source import PluginSource
 from bench.schema.strict_yaml import YamlError, parse_yaml
@@ -36,7 +36,10 @@ class RayOptions(LauncherOptions):
         from bench.launch.ray_cluster import RayLauncher
 
         runtime_env = read_runtime_env(self.runtime_env, self.address)
-        return RayLauncher(outbox, cluster, [top for source in plugins for top in source.tops], runtime_env)
+        try:
+            return RayLauncher(outbox, cluster, [top for source in plugins for top in source.tops], runtime_env)
+        except ClusterError as error:
+            raise ConfigError(f"{error}\n--launcher local needs no Ray") from error
 
 
 def read_runtime_env(path: Path | None, address: str | None) -> JsonDict:

@@ -37,6 +37,10 @@ class StoreError(RuntimeError):
     """The results folder cannot be used as it is."""
 
 
+class StorageError(StoreError):
+    """The system refuses to write into the results folder: no room, no rights, or storage that is gone."""
+
+
 class CorruptRecordError(StoreError):
     """A record is not what was written."""
 
@@ -159,7 +163,8 @@ class Store:
             The record as written, with the hashes of its files. If this attempt has its record already, that one.
 
         Raises:
-            StoreError: There is a record of another attempt, which stays, or the disk is full.
+            StoreError: There is a record of another attempt, which stays.
+            StorageError: It cannot be written, say because the disk is full.
         """
         present = self.read(result.trial_id)
         if present is not None:
@@ -174,7 +179,7 @@ class Store:
         try:
             result = self._write(self.trials / result.trial_id, result, files, prefix)
         except OSError as error:
-            raise StoreError(
+            raise StorageError(
                 f"{self.root}: the record of {result.trial_id} cannot be written: {error}. Nothing is lost: "
                 "it waits in .outbox, and the same command goes on"
             ) from error
@@ -264,12 +269,12 @@ class Store:
         """Append to the sweep's journal.
 
         Raises:
-            StoreError: It cannot be written.
+            StorageError: It cannot be written.
         """
         try:
             self.journal.append(event, **details)
         except OSError as error:
-            raise StoreError(f"{self.journal.path} cannot be written: {error.strerror}") from error
+            raise StorageError(f"{self.journal.path} cannot be written: {error.strerror}") from error
 
     def _index(self, committed: TrialResult) -> None:
         with contextlib.suppress(OSError):  # The record is then read again next time.

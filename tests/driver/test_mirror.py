@@ -95,3 +95,24 @@ def test_a_place_that_is_none_is_told_before_anything_starts(tmp_path: Path) -> 
         pytest.raises(ConfigError, match=r"--mirror file://.* cannot be read: PermissionError: denied"),
     ):
         unreadable.mirror.fetch()
+
+
+def test_a_row_that_was_fetched_in_part_is_fetched_again(tmp_path: Path) -> None:
+    first = Sweep(tmp_path)
+    row = first.store.root / "tuning" / "search" / "ask-000.json"
+    row.parent.mkdir(parents=True)
+    row.write_text('{"settings": 1}')
+    first.run()
+    elsewhere = Sweep(tmp_path, "elsewhere")
+
+    def cut_off(there: str, here: str) -> None:
+        Path(here).write_text('{"s')
+        raise OSError("connection reset")
+
+    with (
+        mock.patch.object(elsewhere.mirror._files, "get_file", cut_off),
+        pytest.raises(ConfigError, match="connection reset"),
+    ):
+        elsewhere.mirror.fetch()
+    elsewhere.mirror.fetch()
+    assert (elsewhere.store.root / "tuning" / "search" / "ask-000.json").read_text() == '{"settings": 1}'

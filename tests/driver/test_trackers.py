@@ -127,6 +127,13 @@ def test_a_tracker_hears_of_trials_in_a_thread_of_its_own(tmp_path: Path) -> Non
     assert threads and threading.get_ident() not in threads
 
 
+def test_a_trial_that_never_began_is_no_news(tmp_path: Path) -> None:
+    said: list[str] = []
+    with closing(Tracking({f"{__name__}:Listens": {}}, tmp_path, "demo", said.append)) as observer:
+        observer.committed(record(trial(), Failed(reason="infeasible", phase=None, rank=None, message="too large")))
+    assert (said, heard) == ([], [("close",)])
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -192,23 +193,27 @@ STANDINS = {
 }
 
 
-def test_the_slurm_script_from_end_to_end_with_stand_ins(tmp_path: Path) -> None:
-    binaries = tmp_path / "bin"
+def slurm_job(folder: Path, **standins: str) -> dict[str, str]:
+    """The environment of a job on three nodes whose programs are stand-ins."""
+    binaries = folder / "bin"
     binaries.mkdir()
-    for name, body in STANDINS.items():
+    for name, body in {**STANDINS, **standins}.items():
         (binaries / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (binaries / name).chmod(0o755)
-    calls = tmp_path / "calls"
-    environment = {
+    return {
         "PATH": f"{binaries}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "HOME": str(tmp_path),
-        "CALLS": str(calls),
+        "HOME": str(folder),
+        "CALLS": str(folder / "calls"),
         "SLURM_JOB_ID": "7",
         "SLURM_JOB_NODELIST": "node[1-3]",
         "SLURM_CPUS_PER_TASK": "16",
         "SLURM_GPUS_ON_NODE": "4",
         "PMIX_RANK": "0",
     }
+
+
+def test_the_slurm_script_from_end_to_end_with_stand_ins(tmp_path: Path) -> None:
+    environment, calls = slurm_job(tmp_path), tmp_path / "calls"
     script = CLUSTER / "slurm" / "tuneoff.sbatch"
     command = ["bash", str(script), "sweep.yaml", "--set", "train.steps=5"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
@@ -222,6 +227,21 @@ def test_the_slurm_script_from_end_to_end_with_stand_ins(tmp_path: Path) -> None
     assert list(tmp_path.glob(".tuneoff-*")) == [], "the token is gone"
     usage = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True, check=False)
     assert usage.returncode != 0 and "usage: sbatch tuneoff.sbatch SWEEP.yaml" in usage.stderr
+
+
+def test_the_warning_of_slurm_before_the_time_limit_reaches_the_driver(tmp_path: Path) -> None:
+    driver = (
+        '[ "$1" = run ] || exit 0\ntrap \'echo warned >> "$CALLS"; exit 130\' TERM\n'
+        'echo running >> "$CALLS"\nsleep 60 & wait'
+    )
+    environment, calls = slurm_job(tmp_path, tuneoff=driver), tmp_path / "calls"
+    job = subprocess.Popen(["bash", str(CLUSTER / "slurm" / "tuneoff.sbatch"), "sweep.yaml"], env=environment)
+    deadline = time.monotonic() + 60
+    while "running" not in (calls.read_text() if calls.exists() else "") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    job.terminate()  # Slurm sends it to the script alone
+    assert job.wait(30) == 130
+    assert calls.read_text().splitlines()[-1] == "warned"
 
 
 def test_a_node_without_a_token_does_not_start(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import bench
 import methods
+from bench.measure import provenance
 from bench.measure.provenance import ANSWERING, sources_sha256
 
 # Imported where answers are made, without a part in them: what writes files, and what forecasts.
@@ -78,3 +79,21 @@ def _place(module: str) -> str | None:
         return "methods"
     place = "/".join(parts[:2])
     return place if (Path(next(iter(bench.__path__))) / parts[1]).is_dir() else f"{place}.py"
+
+
+def test_sources_in_somebody_elses_repository_have_no_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "lib" / "bench" / "measure" / "provenance.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("")
+    (tmp_path / ".gitignore").write_text("lib/\n")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["add", ".gitignore"], ["commit", "-qm", "theirs"]):
+        subprocess.run([*git, *command], check=True)
+    monkeypatch.setattr(provenance, "SOURCE_ROOT", tmp_path / "lib")
+    found = provenance.collect("cpu", 1)
+    assert (found.git_revision, found.git_dirty) == (None, None)
+    for command in (["add", "-f", "lib"], ["commit", "-qm", "ours"]):
+        subprocess.run([*git, *command], check=True)
+    found = provenance.collect("cpu", 1)
+    assert found.git_revision is not None and len(found.git_revision) == 40
+    assert found.git_dirty is False

@@ -126,21 +126,59 @@ def test_a_head_that_is_silent_is_waited_for_and_one_that_is_another_is_not(monk
     )
     dead = SimpleNamespace(**{**vars(info), "state": 1})
     head._store.says = {b"\x01": info, b"\x02": dead}
-    assert head.answers()
     assert head.machines() == [Machine(4, 0, "01", "H100")]
+    head.require_patience()
     head._store.says = ray.exceptions.RpcError("no answer")
-    assert not head.answers()
+    assert head.machines() is None, "it has not lost its nodes"
     assert not head.is_there
-    assert head.machines() == []
+    head.require_patience()
     head._store.says = {b"\x01": info}
-    assert head.answers(), "it is back"
+    assert head.machines(), "it is back"
+    assert head.is_there
     head._store.says = ray.exceptions.RpcError("no answer")
-    assert not head.answers()
+    assert head.nodes() is None
     monkeypatch.setattr(ray_cluster, "HEAD_RETURN_SECONDS", -1.0)
     with pytest.raises(NoMachinesError, match="head:6379 has not answered for"):
-        head.answers()
+        head.require_patience()
     again = ray_cluster.Head()
     again._store.says = ray.exceptions.AuthenticationError("WrongClusterID")
+    assert again.machines() is None
     with pytest.raises(NoMachinesError, match="head:6379 has started anew, and knows nothing of this driver; issue"):
-        again.answers()
+        again.require_patience()
     assert again.is_lost
+
+
+class Waits:
+    """A launcher of Ray that has nothing but its head."""
+
+    def __init__(self, head: Any) -> None:
+        self._head = head
+
+
+def test_waiting_for_ray_ends_with_a_node_and_with_a_wish_to_stop_but_not_with_a_silent_head() -> None:
+    from bench.launch.hosts import HostLost
+    from bench.launch.ray_cluster import RayLauncher
+
+    run = SimpleNamespace(seats=[SimpleNamespace(node_id="a")], stop_reason=None)
+    answers = iter([None, {"a": 1}, {"b": 1}])
+    waits = Waits(SimpleNamespace(nodes=lambda: next(answers)))
+    with pytest.raises(HostLost, match="node a is gone") as lost:
+        RayLauncher._came(waits, run, lambda: False)  # type: ignore[arg-type]
+    assert lost.value.reason == "node_lost"
+    assert next(answers, "all asked") == "all asked"
+    run.stop_reason = "cancelled"
+    assert not RayLauncher._came(waits, run, lambda: False)  # type: ignore[arg-type]
+    assert RayLauncher._came(waits, run, lambda: True)  # type: ignore[arg-type]
+
+
+def test_a_cluster_that_does_not_start_says_what_ray_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from bench.launch import embedded_cluster
+    from bench.launch.ray_options import RayOptions
+    from bench.schema.validation import ConfigError
+
+    refuses = [sys.executable, "-S", "-c", "print('no space left on device'); raise SystemExit(1)"]
+    monkeypatch.setattr(embedded_cluster, "_start_command", lambda folder: refuses)
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED", "RAY_grpc_enable_http_proxy"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    with pytest.raises(ConfigError, match=r"(?s)did not start on this machine:.*no space left.*--launcher local needs"):
+        RayOptions().make(tmp_path, [])

@@ -80,6 +80,7 @@ class Tracking(Observer):
         self._thread = threading.Thread(target=self._work, name="trackers", daemon=True)
         self._left_out = 0
         self._last_steps: dict[str, int] = {}
+        self._begun: set[str] = set()
         if trackers:
             self._thread.start()
 
@@ -100,6 +101,7 @@ class Tracking(Observer):
 
     def started(self, attempt: StartedAttempt) -> None:
         trial_id, settings = attempt.spec.trial_id, settings_of(attempt.spec)
+        self._begun.add(trial_id)
         self._put(lambda tracker: tracker.begin(trial_id, settings))
 
     def progressed(self, progress: Progress) -> None:
@@ -115,7 +117,11 @@ class Tracking(Observer):
         self._end(result)
 
     def _end(self, result: TrialResult) -> None:
+        """Trackers hear nothing of a trial that never began: no machine holds it, or it was cancelled before."""
         trial_id, values, failure = result.trial_id, values_of(result), failure_of(result)
+        if trial_id not in self._begun:
+            return
+        self._begun.discard(trial_id)
         curve = curve_of(result, self._last_steps.pop(trial_id, 0))
 
         def tell(tracker: Tracker) -> None:

@@ -27,7 +27,7 @@ from bench.launch.remote_host import RemoteHost
 from bench.launch.ssh import ListedHost, SshLauncher, SshOptions
 from bench.launch.wire import Setup
 from bench.measure.leaving import leave
-from bench.store.records import Store, StoreError
+from bench.store.records import StorageError, Store, StoreError
 from bench.store.recover import recover
 from bench.store.retry import RetryPolicy
 
@@ -107,7 +107,7 @@ def main() -> int:
         return 130
     except StoreError as error:
         sys.stderr.write(f"error: {error}\n")
-        return 2
+        return 1 if isinstance(error, StorageError) else 2
     except NoMachinesError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
