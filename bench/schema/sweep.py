@@ -86,7 +86,7 @@ class CostStageSpec(Settings):
     """
 
     steps: PositiveInt = Field(
-        20, description="optimiser steps of a measurement; the first tenth, at least 5, are not measured"
+        20, description="optimiser steps of a measurement; the first tenth, at least 5 and at most half, are not measured"
     )
     repetitions: Annotated[int, Field(gt=0, le=MOST_REPETITIONS)] = Field(
         3, description="how often each class is measured, in turns over the methods"
@@ -126,7 +126,8 @@ class MethodEntry(Settings):
     resources: JsonDict = Field(default_factory=dict, description="keys of resources that differ for this method")
     grid: dict[str, list[Any]] = Field(
         default_factory=dict,
-        description="dotted key (config.x, train.x, resources.x) to a list of values: one row each",
+        description="dotted key (config.x, train.x, resources.x, model.x, task.x, decode.x) to a list of values: one row each; "
+        "not with stages.tune",
     )
     search: SearchSpace | None = Field(
         None,

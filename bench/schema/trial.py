@@ -496,7 +496,7 @@ class EvaluationSpec(Settings):
     FILLED_IN: ClassVar[tuple[str, ...]] = ("lm_eval_version", "config_sha256")
 
     lm_eval: str = Field(min_length=1, description="name of a task or group")
-    num_fewshot: NonNegativeInt | None = Field(None, description="examples before a question; null: what the task says")
+    num_fewshot: NonNegativeInt | None = Field(None, description="examples before a question, of a task that does not say 0 itself; null: what the task says")
     limit: PositiveInt | None = Field(None, description="the first so many questions of each task; null: all")
     include_path: str | None = Field(None, description="a folder with YAML files of tasks of your own")
     apply_chat_template: bool = Field(
@@ -641,13 +641,13 @@ class TrialSpec(Spec):
         else:  # However it was trained, it comes out the same.
             content["loaded"] = {"sha256": self.loaded.sha256}
             del content["train"]
+            content.pop("optimizer", None)
         if self.stage != "final" or not self.evaluations:
             del content["evaluations"]
         else:
             for evaluation in content["evaluations"]:
                 if evaluation["config_sha256"]:
                     del evaluation["include_path"]
-            content.pop("optimizer", None)
         if self.few_shot is None:
             del content["few_shot"]
         else:  # The seed says which pairs these are, so that trials of several seeds differ in nothing else.
