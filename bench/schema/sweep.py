@@ -86,7 +86,8 @@ class CostStageSpec(Settings):
     """
 
     steps: PositiveInt = Field(
-        20, description="optimiser steps of a measurement; the first tenth, at least 5 and at most half, are not measured"
+        20,
+        description="optimiser steps of a measurement; the first tenth, at least 5 and at most half, are not measured",
     )
     repetitions: Annotated[int, Field(gt=0, le=MOST_REPETITIONS)] = Field(
         3, description="how often each class is measured, in turns over the methods"

@@ -115,7 +115,7 @@ class WebNLG(PublishedTask):
             )
         if self.config.linearisation == "hu":
             return linearise(facts)
-        return "| " + linearise(facts)  # Li & Liang put a separator in front of every triple
+        return " | " + linearise(facts)  # Li & Liang put a separator, with both its spaces, in front of every triple
 
 
 def _names(split: Split) -> dict[Form, tuple[str, ...]]:

@@ -107,7 +107,8 @@ def test_webnlg_linearisations(shared_data: Path) -> None:
 
     assert source("plain") == "Aarhus Airport : city served : Aarhus, Denmark"
     assert source("hu") == 'Aarhus_Airport : cityServed : "Aarhus, Denmark"'
-    assert source("li_liang") == '| Aarhus_Airport : cityServed : "Aarhus, Denmark"'
+    # LineByLineWebNLGTextDataset, language_modeling.py at 6519d30: the text begins with two spaces, one of the template
+    assert source("li_liang") == ' | Aarhus_Airport : cityServed : "Aarhus, Denmark"'
     assert WebNLG.Config(linearisation="hu").template == "{source}{bos}"
     assert WebNLG.Config(linearisation="li_liang").template == " {source} {bos}"
     assert WebNLG.Config(linearisation="hu", template="{source} =>").template == "{source} =>"
