@@ -127,8 +127,8 @@ class MethodEntry(Settings):
     resources: JsonDict = Field(default_factory=dict, description="keys of resources that differ for this method")
     grid: dict[str, list[Any]] = Field(
         default_factory=dict,
-        description="dotted key (config.x, train.x, resources.x, model.x, task.x, decode.x) to a list of values: one row "
-        "each; not with stages.tune",
+        description="dotted key (config.x, train.x, resources.x, model.x, task.x, decode.x) to a list of values: one "
+        "row each; not with stages.tune",
     )
     search: SearchSpace | None = Field(
         None,
