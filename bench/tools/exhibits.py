@@ -15,7 +15,7 @@ from pathlib import Path
 RESULTS = Path("results")
 EXHIBITS = RESULTS / "exhibits"
 # The rest of a report is made again by `tuneoff report`.
-KEPT = ("*.md", "*.json", "results.csv")
+KEPT = ("*.md", "*.json", "results.csv", "figures/pareto-trained.png")
 PAGE, PICTURE = "report.html", "page.png"
 WINDOW = "1360,1000"
 

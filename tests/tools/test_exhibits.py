@@ -22,6 +22,7 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "report.tex",
         "results.parquet",
         "figures/time.svg",
+        "figures/pareto-trained.png",
     ):
         (folder / name).write_text(name)
     return folder
@@ -30,6 +31,7 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_tables_are_kept_and_what_a_report_makes_again_is_not(report: Path) -> None:
     kept = exhibit("sweep")
     assert [path.as_posix() for path in kept] == [
+        "results/exhibits/sweep/pareto-trained.png",
         "results/exhibits/sweep/report.json",
         "results/exhibits/sweep/report.md",
         "results/exhibits/sweep/results.csv",
@@ -45,7 +47,7 @@ def test_without_names_those_are_renewed_that_have_an_exhibit_and_a_report(
         Path("results/exhibits", name).mkdir(parents=True)
     main()
     assert capsys.readouterr().out.split() == [
-        f"results/exhibits/sweep/{name}" for name in ("report.json", "report.md", "results.csv")
+        f"results/exhibits/sweep/{name}" for name in ("pareto-trained.png", "report.json", "report.md", "results.csv")
     ]
 
 
