@@ -330,7 +330,7 @@ def chosen_of_methods(members: Iterable[Configuration]) -> list[Configuration]:
     """The configuration with the lowest dev loss of each method, in the order of ``members``.
 
     It is not the one with the best test score, because tests would treat that as fixed beforehand. A loaded adapter or
-    model is always kept: whoever loads it has chosen it.
+    model, and a prompt with pairs in it, are always kept: whoever asks for them has chosen them.
     """
     chosen: dict[str, Configuration] = {}
     members = list(members)
@@ -341,9 +341,14 @@ def chosen_of_methods(members: Iterable[Configuration]) -> list[Configuration]:
     return [configuration for configuration in members if chosen[_chosen_among(configuration)] is configuration]
 
 
+def lowest_dev_loss(members: Iterable[Configuration]) -> Configuration | None:
+    """The first of these by dev loss, those without one last; None of none."""
+    return min(members, key=_by_dev_loss, default=None)
+
+
 def _chosen_among(configuration: Configuration) -> str:
     spec = configuration.results[0].spec
-    if spec.loaded is not None:
+    if spec.loaded is not None or spec.few_shot is not None:
         return configuration.name
     return titled(configuration.method, on_base("", spec.model.stored_in))
 

@@ -7,18 +7,23 @@ from dataclasses import dataclass, field
 
 from bench.report.column import ABSENT, Column, Shown
 from bench.report.columns import MERGED_DECODE, columns_of
-from bench.report.configurations import Comparison, Configuration, chosen_of_methods
+from bench.report.configurations import Comparison, Configuration, chosen_of_methods, lowest_dev_loss
 from bench.schema.trial import JsonDict
 
 BASE, FULL = "none", "full"
+# Settings of the model that are a part of what is compared.
+OF_QUANTIZATION = ("quantization", "double_quantization", "quantization_compute", "checkpoint_quantization")
 
 TITLE = "What it gains for what it costs"
 NOTE = (
     "Of several configurations of a method, the one with the lowest dev loss. Gain is over the untouched base model, "
-    "which is not quantised if the table has such a row; the share is of the gain of full fine-tuning; decode time is "
-    "seconds per new token, as a multiple of the base model's and, where an adapter can be folded into the base "
-    "weights, merged as a multiple of unmerged."
+    "under the same settings of task, decoding and precision; it is not quantised if the table has such a row; the "
+    "share is of the gain of full fine-tuning; decode time is seconds per new token, as a multiple of the base model's "
+    "and, where an adapter can be folded into the base weights, merged as a multiple of unmerged."
 )
+
+# A row and what the model is asked there.
+Asked = tuple[Configuration, JsonDict]
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,19 @@ def efficiencies(comparison: Comparison) -> list[Efficiency]:
     """A row for each method, in order of the table; none without a metric."""
     if not comparison.metrics:
         return []
-    best = chosen_of_methods(comparison.scored)
-    return [_efficiency(comparison, configuration, best) for configuration in best]
+    # A plain prompt is the starting point; pairs in it are a way of their own to gain.
+    plain = [one for one in comparison.scored if one.results[0].spec.few_shot is None]
+    references = {method: [(one, _asked(one)) for one in plain if one.method == method] for method in (BASE, FULL)}
+    return [
+        _efficiency(comparison, configuration, references) for configuration in chosen_of_methods(comparison.scored)
+    ]
 
 
-def _efficiency(comparison: Comparison, configuration: Configuration, best: Sequence[Configuration]) -> Efficiency:
+def _efficiency(
+    comparison: Comparison, configuration: Configuration, references: Mapping[str, Sequence[Asked]]
+) -> Efficiency:
     metric = comparison.metrics[0]
-    base, full = (_reference(method, configuration, best) for method in (BASE, FULL))
+    base, full = (_reference(configuration, references[method]) for method in (BASE, FULL))
     gain = _gain(configuration, base, metric)
     return Efficiency(
         configuration=configuration,
@@ -60,20 +71,48 @@ def _efficiency(comparison: Comparison, configuration: Configuration, best: Sequ
     )
 
 
-def _reference(method: str, row: Configuration, best: Sequence[Configuration]) -> Configuration | None:
-    """The row of this method that a row is compared with: on the base as it is, else on the row's quantised base.
+def _reference(row: Configuration, known: Sequence[Asked]) -> Configuration | None:
+    """The row that a row is compared with: on the base as it is, else on the row's quantised base.
 
-    What was trained in the sweep comes before what was loaded. None where several would do.
+    It has the row's task, decoding and precision. What was trained in the sweep comes before what was loaded, and of
+    several the one with the lowest dev loss. None where nothing fits, or where several loaded ones would do.
+
+    Args:
+        row: The row.
+        known: All rows of the method that it is compared with, and what is asked there.
     """
+    spec, asked = row.results[0].spec, _asked(row)
+    if spec.few_shot is not None:
+        del asked["stop"]  # A prompt with pairs in it may bring its own.
 
     def rank(one: Configuration) -> tuple[bool, bool]:
-        spec = one.results[0].spec
-        return spec.model.stored_in is not None, spec.loaded is not None
+        other = one.results[0].spec
+        return other.model.stored_in is not None, other.loaded is not None
 
-    own = row.results[0].spec.model.stored_in
-    fitting = [one for one in best if one.method == method and one.results[0].spec.model.stored_in in (None, own)]
+    fitting = [
+        one
+        for one, other in known
+        if one.results[0].spec.model.stored_in in (None, spec.model.stored_in)
+        and all(other[part] == value for part, value in asked.items())
+    ]
     nearest = [one for one in fitting if rank(one) == min(map(rank, fitting))]
-    return nearest[0] if len(nearest) == 1 else None
+    if len(nearest) > 1 and nearest[0].results[0].spec.loaded is not None:
+        return None
+    return lowest_dev_loss(nearest)
+
+
+def _asked(row: Configuration) -> JsonDict:
+    """What the model of a row is asked and how: scores under other settings are not comparable."""
+    spec = row.results[0].spec
+    identity = spec.identity
+    stop = identity["decode"].pop("stop", None)
+    return {
+        "task": identity["task"],
+        "model": {key: value for key, value in identity["model"].items() if key not in OF_QUANTIZATION},
+        "decode": identity["decode"],
+        "stop": stop,
+        "precision": spec.resources.precision,
+    }
 
 
 def _scores_elsewhere(comparison: Comparison) -> list[Column]:

@@ -235,7 +235,9 @@ class Ran(Spec):
     """The outcome of every trial that ran to its end."""
 
     parameters: ParameterCounts
-    dev_loss: float | None = Field(description="of the state that was scored; None where nothing was trained")
+    dev_loss: float | None = Field(
+        description="of the state that was scored, also of one that nothing has trained; None where it was not measured"
+    )
     stored_dev_loss: float | None = Field(
         None,
         description="of the stored state in a fresh base model, where it was scored, equal to dev_loss but for "

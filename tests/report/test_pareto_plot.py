@@ -6,10 +6,13 @@ from bench.report.content import Content
 from bench.report.figures.pareto_plot import pareto_plot
 from bench.report.figures.picture import Picture
 from bench.report.figures.style import looks
+from bench.schema.record import TrialResult
+from bench.schema.trial import FewShotSpec
 
 
-def drawn(letters: dict[str, str]) -> Picture:
+def drawn(letters: dict[str, str], *more: TrialResult) -> Picture:
     records = (
+        *more,
         record(trial("full"), completed(50.0, trained=1000)),
         record(trial("lora"), completed(49.0, trained=10)),
         record(trial("bitfit"), completed(30.0, trained=20)),
@@ -35,3 +38,11 @@ def test_without_groups_no_letter_is_drawn() -> None:
         assert ">lora<" in picture.svg
         assert "(a)" not in picture.svg
         assert picture.caption == ""
+
+
+def test_the_line_of_the_base_model_is_that_of_a_plain_prompt() -> None:
+    shots = FewShotSpec(examples=["a"], template="{source}", max_source_tokens=9)
+    prompted = trial("none").model_copy(update={"few_shot": shots})
+    scores = ((prompted, 40.0), (trial("none"), 20.0))
+    picture = drawn({}, *(record(spec, completed(score, trained=0, train=False)) for spec, score in scores))
+    assert "base model: 20.0" in picture.svg

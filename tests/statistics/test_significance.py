@@ -20,6 +20,7 @@ from bench.report.content import Content, legend
 from bench.report.efficiency import efficiencies
 from bench.report.page import html
 from bench.schema.record import Completed, Failed, TrialResult
+from bench.schema.trial import FewShotSpec, TrialSpec
 from bench.statistics.estimates import estimate
 from bench.statistics.outliers import outlying_seeds
 from bench.statistics.significance import significance
@@ -381,3 +382,41 @@ def test_gains_are_over_the_base_as_it_is(tmp_path: Path) -> None:
     }
     of_nf4 = Content("demo", tuple(results[3:])).comparisons[0]
     assert [row.gain for row in efficiencies(of_nf4)] == [35.0, 0.0]
+
+
+def gains(results: list[TrialResult]) -> dict[str, float | None]:
+    """Name to gain of each row of what methods gain."""
+    (comparison,) = Content("demo", tuple(results)).comparisons
+    return {row.configuration.name: row.gain for row in efficiencies(comparison)}
+
+
+def of_loss(spec: TrialSpec, bleu: float, dev_loss: float) -> TrialResult:
+    done = completed(bleu, train=spec.method.name != "none").model_copy(update={"dev_loss": dev_loss})
+    return record(spec, done)
+
+
+def test_pairs_in_the_prompt_are_no_base_that_gains_are_over() -> None:
+    few_shot = FewShotSpec(examples=["a", "b"], template="{source}:", max_source_tokens=32)
+    plain = varied(trial("none"), task={"config": {"template": "{source}:", "max_source_tokens": 32}})
+    prompted = varied(
+        plain.model_copy(update={"few_shot": few_shot, "label": "shots=2"}),
+        task={"config": {"template": "a: b\n\n{source}:", "max_source_tokens": 90}},
+        decode={"stop": ["\n\n"]},
+    )
+    lora = plain.model_copy(update={"method": trial("lora").method})
+    found = [of_loss(plain, 20.0, 2.5), of_loss(prompted, 35.0, 1.8), of_loss(lora, 55.0, 1.2)]
+    assert gains(found) == {"lora": 35.0, "none (shots=2)": 15.0, "none": 0.0}
+
+
+def test_gains_are_over_the_base_of_the_same_task_and_precision() -> None:
+    found = []
+    for template, base, lora, loss in (("{source}:", 20.0, 50.0, 1.1), ("Q: {source}", 30.0, 52.0, 1.3)):
+        for method, score in (("none", base), ("lora", lora), ("full", lora + 5)):
+            spec = varied(trial(method), task={"config": {"template": template}})
+            dev_loss = 4.0 - loss if method == "none" else loss  # of none, the other template has the lower loss
+            found.append(of_loss(spec, score, dev_loss))
+    chosen = gains(found)
+    assert sorted(name.partition(" ")[0] for name in chosen) == ["full", "lora", "none"]
+    assert [chosen[name] for name in sorted(chosen)] == [35.0, 30.0, 0.0]
+    half = record(trial("lora", precision="bf16"), completed(40.0))
+    assert gains([record(trial("none"), completed(20.0, train=False)), half]) == {"lora": None, "none": 0.0}

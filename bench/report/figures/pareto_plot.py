@@ -56,7 +56,7 @@ def pareto_plot(
         for configuration in comparison.scored
         if _value(configuration, cost) is not None and _value(configuration, score) is not None
     ]
-    untouched = next((configuration for configuration in comparison.scored if configuration.method == UNTOUCHED), None)
+    untouched = _untouched(comparison.scored)
     if len(points) < 2 or len({_mean(configuration, cost) for configuration in points}) < 2:
         return None
     best = front(points, score, cost)
@@ -84,6 +84,12 @@ def pareto_plot(
         _label(axes, best, points, score, cost, groups)
         legend_beside(figure, axes, handles)
         return finished_picture(figure, name, f"{score.title} against {cost.axis}", " ".join(notes), tooltips)
+
+
+def _untouched(scored: Sequence[Configuration]) -> Configuration | None:
+    """The base model with a plain prompt, as it is where there is such a row; of several the best one."""
+    found = [one for one in scored if one.method == UNTOUCHED and one.results[0].spec.few_shot is None]
+    return min(found, key=lambda one: one.results[0].spec.model.stored_in is not None, default=None)
 
 
 def _value(configuration: Configuration, column: Column) -> float | None:
