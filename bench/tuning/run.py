@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from bench.schema.record import Probed, TrialResult
 from bench.schema.trial import JsonDict, TrialSpec
+from bench.schema.validation import ConfigError
 from bench.store.records import Store
 from bench.tuning.rows import SearchStore
 from bench.tuning.search import Ask, AskResult, Cut, Origin, Search, best, cut, first_settings, next_settings, value_of
@@ -68,8 +69,15 @@ class SearchRun:
         budget = self.search.tune.trials or self.search.tune.device_seconds or 0.0
         if used + each > budget * (1 + 1e-9):
             return None
-        proposed = next_settings(self.search, asks, self._results(), used / budget)
+        proposed = next_settings(self.search, asks, self._results(), used / budget, self._allowed)
         return None if proposed is None else self._ask(len(asks), *proposed)
+
+    def _allowed(self, settings: JsonDict) -> bool:
+        try:
+            self.make_trial(settings, None)
+        except ConfigError:
+            return False
+        return True
 
     def _used(self, asks: Sequence[Ask]) -> tuple[float, float]:
         """How much of its budget the search has used, and how much one more ask will use.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +33,8 @@ LARGEST_EXTENSION = 0.5
 RESERVED_SHARE = 1 / 3
 
 Origin = Literal["sampler", "border", "refinement"]
+# Whether a trial can have some settings: a step beyond a range may leave what a setting can be.
+Allowed = Callable[[JsonDict], bool]
 _SAMPLER: Origin = "sampler"
 _REFINEMENT: Origin = "refinement"
 
@@ -158,8 +160,17 @@ def first_settings(search: Search) -> list[JsonDict]:
     return points
 
 
+def anything(_: JsonDict) -> bool:
+    """Allows all settings."""
+    return True
+
+
 def next_settings(
-    search: Search, asks: Sequence[Ask], results: Sequence[AskResult], used_fraction: float
+    search: Search,
+    asks: Sequence[Ask],
+    results: Sequence[AskResult],
+    used_fraction: float,
+    allowed: Allowed = anything,
 ) -> tuple[JsonDict, Origin] | None:
     """Settings that were not asked before; None if there are none left to try.
 
@@ -169,33 +180,39 @@ def next_settings(
         results: Values of the asks that were trained to the end.
         used_fraction: Share of the budget that is used up. In the last third, a range whose border holds the best value
             comes first.
+        allowed: Settings that it refuses are passed over. It says the same of the same settings, always.
     """
     chosen = best(results)
     if chosen is not None and used_fraction >= 1 - RESERVED_SHARE - 1e-9:
-        beyond = beyond_border(search, asks, chosen)
+        beyond = beyond_border(search, asks, chosen, allowed)
         if beyond is not None:
             return beyond, "border"
     earlier_settings = [ask.settings for ask in asks]
     if search.tune.sampler == "quasi_random" or (search.tune.sampler == "tpe" and len(asks) < search.first_asks):
-        proposed, origin = unasked(search, earlier_settings), _SAMPLER
+        proposed, origin = unasked(search, earlier_settings, allowed), _SAMPLER
     elif search.tune.sampler == "tpe":
         proposed, origin = tree_parzen(search.space, results, search.tune.seed + len(asks)), _SAMPLER
-        if proposed in earlier_settings:
-            proposed = unasked(search, earlier_settings)
+        if proposed in earlier_settings or not allowed(proposed):
+            proposed = unasked(search, earlier_settings, allowed)
     else:
         # If every trial of a grid failed, other points of its ranges are tried.
-        proposed = unasked(search, earlier_settings) if chosen is None else refinement(search, asks, results, chosen)
+        proposed = (
+            unasked(search, earlier_settings, allowed)
+            if chosen is None
+            else refinement(search, asks, results, chosen, allowed)
+        )
         origin = _REFINEMENT
     return None if proposed is None else (proposed, origin)
 
 
-def unasked(search: Search, earlier_settings: Sequence[JsonDict]) -> JsonDict | None:
-    """The next point of the quasi-random sequence that was not asked; None if all choices were."""
+def unasked(search: Search, earlier_settings: Sequence[JsonDict], allowed: Allowed = anything) -> JsonDict | None:
+    """The next point of the quasi-random sequence that was not asked and can be; None if all choices were."""
     for number in range(len(earlier_settings), len(earlier_settings) + MOST_LOOKED_AT):
         point = quasi_random(search.space, search.tune.seed, number)
-        if point not in earlier_settings:
+        if point not in earlier_settings and allowed(point):
             return point
-    return next((point for point in _choices(search.space) if point not in earlier_settings), None)
+    left = (point for point in _choices(search.space) if point not in earlier_settings)
+    return next((point for point in left if allowed(point)), None)
 
 
 def _choices(space: SearchSpace) -> list[JsonDict]:
@@ -277,11 +294,13 @@ def tree_parzen(space: SearchSpace, results: Sequence[AskResult], seed: int) -> 
     }
 
 
-def beyond_border(search: Search, asks: Sequence[Ask], chosen: AskResult) -> JsonDict | None:
+def beyond_border(
+    search: Search, asks: Sequence[Ask], chosen: AskResult, allowed: Allowed = anything
+) -> JsonDict | None:
     """The best settings with one value a step beyond its range; None if no range has the best value on its border.
 
     A value is on the border if it is close to the edge (:data:`BORDER_TOLERANCE`) of the declared range, or of one that
-    was extended before, and if no value beyond it was tried.
+    was extended before, and if no value beyond it was tried. A step that leads out of what a setting can be is none.
     """
     for key, dimension in search.space.items():
         if not isinstance(dimension, Range) or not dimension.extend:
@@ -298,12 +317,18 @@ def beyond_border(search: Search, asks: Sequence[Ask], chosen: AskResult) -> Jso
         else:
             continue
         settings = {**chosen.ask.settings, key: _from_unit(dimension, beyond)}
-        if all(settings != ask.settings for ask in asks):
+        if all(settings != ask.settings for ask in asks) and allowed(settings):
             return settings
     return None
 
 
-def refinement(search: Search, asks: Sequence[Ask], results: Sequence[AskResult], chosen: AskResult) -> JsonDict | None:
+def refinement(
+    search: Search,
+    asks: Sequence[Ask],
+    results: Sequence[AskResult],
+    chosen: AskResult,
+    allowed: Allowed = anything,
+) -> JsonDict | None:
     """The best settings with one value halfway to the better of its neighbours. Ranges take turns."""
     ranges = [(key, dimension) for key, dimension in search.space.items() if isinstance(dimension, Range)]
     turn = sum(ask.origin == "refinement" for ask in asks) % max(1, len(ranges))
@@ -318,7 +343,7 @@ def refinement(search: Search, asks: Sequence[Ask], results: Sequence[AskResult]
         for neighbour in sorted(neighbours, key=lambda value: losses[value]):
             place = (_to_unit(dimension, tried[at]) + _to_unit(dimension, neighbour)) / 2
             settings = {**chosen.ask.settings, key: _from_unit(dimension, place)}
-            if all(settings != ask.settings for ask in asks):
+            if all(settings != ask.settings for ask in asks) and allowed(settings):
                 return settings
     return None
 

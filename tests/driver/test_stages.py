@@ -197,6 +197,37 @@ def test_a_space_of_choices_is_trained_once_through(make: Callable[..., Driver])
     assert len(tuning.trained_trials) == len(of_full.asks) == tuning.trials_used == 2
 
 
+@pytest.mark.parametrize("sampler", ["grid", "quasi_random", "tpe"])
+def test_what_a_setting_cannot_be_is_not_tried(sampler: str, make: Callable[..., Driver]) -> None:
+    def undropped(spec: TrialSpec) -> Outcome:
+        return probed(1.0 + (spec.train.dropout or 0.0)) if spec.stage == "tune" else completed()
+
+    space = "{train.dropout: {low: 0, high: 0.3, log: false}}"
+    text = SWEEP.replace("  - full", f"  - {{name: full, search: {space}}}")
+    driver = make(text.replace("{trials: 6}", f"{{trials: 6, sampler: {sampler}}}"))
+    driver.run(undropped)
+    (of_full,) = (rows for rows in read_searches(driver.store.root) if rows.search.method == "full")
+    tried = [ask.settings["train.dropout"] for ask in of_full.asks]
+    assert len(tried) == 6 and min(tried) >= 0.0
+    if sampler == "grid":
+        assert [ask.origin for ask in of_full.asks[4:]] == ["refinement"] * 2
+
+
+def test_whole_numbers_are_not_searched_between(make: Callable[..., Driver]) -> None:
+    def small(spec: TrialSpec) -> Outcome:
+        rate = math.log10(spec.train.learning_rate) + 3
+        return probed(spec.method.config.get("num_prompt_tokens", 0) + rate**2) if spec.stage == "tune" else completed()
+
+    space = "{train.learning_rate: {low: 1.0e-4, high: 1.0e-2}, config.num_prompt_tokens: {low: 1, high: 8}}"
+    text = SWEEP.replace("config: {num_prompt_tokens: 3}", f"search: {space}").replace("  - full\n", "")
+    driver = make(text)
+    driver.run(small)
+    (rows,) = read_searches(driver.store.root)
+    asks = rows.asks
+    assert {float(ask.settings["config.num_prompt_tokens"]) for ask in asks} == {1.0, 8.0}
+    assert len(asks) == 6
+
+
 def test_halving_cuts_within_each_method_and_audits(make: Callable[..., Driver]) -> None:
     driver = make(SWEEP.replace("{trials: 6}", "{trials: 12, halving: {factor: 3}}"))
     driver.run()
