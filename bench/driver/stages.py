@@ -106,8 +106,7 @@ class Stages:
                 first += [
                     self._ask_trial(contender, search.tune, settings, steps) for settings in first_settings(search)
                 ]
-        settled = [(contender, contender.final) for contender in self.contenders if contender.search is None]
-        later = [trial for one in self._last_rounds(self.sweep.stages, settled) for trial in one.trials]
+        later = [trial for one in self._settled_rounds(self.sweep.stages) for trial in one.trials]
         return [*_unique(first), *later]
 
     def to_come(self, past: Sequence[Round], used_seconds: Callable[[], float]) -> list[Later]:
@@ -169,12 +168,14 @@ class Stages:
                 f"tune: {len(searches)} searches with {budget} each, sampler {tune.sampler}, chosen by {tune.metric}; "
                 f"{first} trials come first, the others depend on their results"
             )
+        settled = {"final": 0, "cost": 0}
+        for one in self._settled_rounds(stages):
+            settled[one.stage] += len(one.trials)
         if stages.final is not None:
-            trained = sum(contender.trains for contender in self.contenders)
-            count = trained * len(stages.final.seeds) + len(self.contenders) - trained
+            count = settled["final"] + len(self.searches) * len(stages.final.seeds)
             lines.append(f"final: {count} trials on the test split, with the settings chosen")
         if stages.cost is not None:
-            most = len(self.contenders) * stages.cost.repetitions
+            most = settled["cost"] + len(self.searches) * stages.cost.repetitions
             lines.append(
                 f"cost: at most {most} trials, one after the other, {stages.cost.repetitions} of each class in turns"
             )
@@ -188,6 +189,11 @@ class Stages:
     def searches(self) -> list[str]:
         """Keys of all searches."""
         return [contender.search.key for contender in self.contenders if contender.search is not None]
+
+    def _settled_rounds(self, stages: StagesSpec) -> Iterator[Round]:
+        """Final and cost trials of what is not searched, which are known beforehand."""
+        settled = [(contender, contender.final) for contender in self.contenders if contender.search is None]
+        return self._last_rounds(stages, settled)
 
     def _last_rounds(self, stages: StagesSpec, chosen: Sequence[tuple[Contender, TrialSpec]]) -> Iterator[Round]:
         if stages.final is not None:
@@ -244,6 +250,11 @@ class Stages:
         search = Search(
             key="", method=final.method.name, label=final.label, space=space, tune=tune, steps=steps, rungs=rungs
         )
+        if tune.trials is not None and search.rungs and search.cost(1) > tune.trials:
+            raise ConfigError(
+                f"{where}: halving takes {search.cost(1):.3g} trainings of full length for one choice of settings, and "
+                f"stages.tune.trials has {tune.trials}; raise it, or leave halving out"
+            )
         try:
             first = [self._ask_trial(contender, tune, settings, None) for settings in first_settings(search)]
         except ConfigError:

@@ -174,7 +174,7 @@ def measure(
 
 
 def with_perplexity(scores: Scores, loss: float, loss_references: int | None) -> Scores:
-    """Add the perplexity of the references to scores.
+    """Add the perplexity of the references to scores; say that there is none where the loss is too high for one.
 
     The perplexity is per token of the model's own tokenizer, so that it compares methods on one model, not models.
 
@@ -183,9 +183,10 @@ def with_perplexity(scores: Scores, loss: float, loss_references: int | None) ->
         loss: Mean loss per target token, in nats.
         loss_references: The number of references of each source that the loss is over; None: all.
     """
-    if not loss < MEANINGLESS_LOSS:
-        return scores
     name = "reference_perplexity"
+    if not loss < MEANINGLESS_LOSS:
+        reason = f"the loss per target token is {loss:.3g}, and above {MEANINGLESS_LOSS:g} it has no meaning"
+        return scores.model_copy(update={"absent": {**scores.absent, name: reason}})
     signature = f"exp of the mean loss per target token|references:{loss_references or 'all'}"
     return scores.model_copy(
         update={

@@ -98,7 +98,8 @@ class Search(Spec):
         if self.tune.sampler == "tpe":
             return min(self.tune.trials, max(FIRST_ASKS, math.ceil(self.tune.trials / 3)))
         budget = self.tune.trials - reserved(self.tune.trials)
-        return max(1, next(n for n in itertools.count(budget) if self.cost(n + 1) > budget) if self.rungs else budget)
+        # Where audits take much of a small budget, fewer asks fit than it has trials.
+        return next(n for n in itertools.count(1) if self.cost(n + 1) > budget) if self.rungs else budget
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ class AskResult:
 def value_of(record: TrialResult, metric: str) -> float | None:
     """The value of a trial as a loss: a score that is better when higher changes its sign.
 
-    None if the trial failed, or if the value is not finite, so that it cannot be compared.
+    None if the trial failed, or if the score could not be had of its texts or is not finite, so that it cannot be
+    compared.
 
     Raises:
         ValueError: The trial has no such score.
@@ -128,6 +130,8 @@ def value_of(record: TrialResult, metric: str) -> float | None:
     if metric == "dev_loss":
         return _if_finite(outcome.dev_loss)
     scores = outcome.dev_scores
+    if scores is not None and metric in scores.absent:
+        return None
     if scores is None or metric not in scores.values:
         known = ", ".join(["dev_loss", *(scores.values if scores is not None else ())])
         raise ValueError(f"stages.tune.metric: there is no score {metric!r}; known: {known}")

@@ -195,7 +195,7 @@ def _tuning(rows: SearchRows, records: Mapping[str, TrialResult]) -> Tuning:
                 continue
             outcome = record.outcome
             if isinstance(outcome, Probed) and outcome.dev_scores is not None and search.tune.metric != "dev_loss":
-                higher_is_better = outcome.dev_scores.higher_is_better[search.tune.metric]
+                higher_is_better = outcome.dev_scores.higher_is_better.get(search.tune.metric, higher_is_better)
             loss = value_of(record, search.tune.metric)
             tried.append(
                 Tried(

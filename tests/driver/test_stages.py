@@ -12,11 +12,13 @@ from fakes import completed, probed, record
 from bench.config.load import expand, load_sweep
 from bench.config.resolver import RegistryResolver
 from bench.driver.stages import Round, Stages
+from bench.metrics.scoring import with_perplexity
 from bench.schema.record import Failed, Outcome, TrialResult
 from bench.schema.trial import TrialSpec
 from bench.schema.validation import ConfigError
 from bench.store.records import Store
 from bench.tuning.rows import read_searches
+from bench.tuning.search import first_settings
 from bench.tuning.summary import tunings
 
 SWEEP = """
@@ -310,6 +312,10 @@ def test_a_larger_budget_goes_on_from_the_trials_of_the_smaller(make: Callable[.
             "checkpoint_every_steps: a budget in stages.tune.device_seconds",
         ),
         (("{trials: 6}", "{trials: 6, sampler: tpe, halving: {}}"), "halving needs a budget in trials and the sampler"),
+        (
+            ("{trials: 6}", "{trials: 1, halving: {}}"),
+            "methods.1: halving takes 1.44 trainings of full length for one choice of settings, and stages.tune.trials",
+        ),
         (("{trials: 6}", "{trials: 6, seed: 1}"), "tune.seed: 1 is a final seed too"),
         (("{trials: 6}", "{trials: 6, halving: {first_cut_steps: 20}}"), "the first cut is after 20 of 27 steps"),
         (("cost: {steps: 12}", "costs: {}"), "unknown key .*did you mean 'cost'"),
@@ -365,6 +371,46 @@ def test_a_plan_tells_what_is_known_before_anything_has_run(make: Callable[..., 
         "final: 7 trials on the test split, with the settings chosen",
         "cost: at most 9 trials, one after the other, 3 of each class in turns",
     ]
+
+
+@pytest.mark.parametrize(
+    ("more", "finals", "costs"),
+    [
+        ("decode: {temperature: 1.0}\n", 9, 9),
+        ("decode: {temperature: 1.0, seed: 3}\n", 7, 9),
+        ("grid: {train.weight_decay: [0.0, 0.1]}\n", 13, 15),
+    ],
+)
+def test_a_plan_counts_what_trains_nothing_as_often_as_it_runs(
+    more: str, finals: int, costs: int, make: Callable[..., Driver]
+) -> None:
+    driver = make(SWEEP + more)
+    outlook = Stages(driver.sweep, RegistryResolver()).outlook()
+    assert [line.partition(" trials")[0] for line in outlook[1:]] == [f"final: {finals}", f"cost: at most {costs}"]
+    driver.run()
+    assert len(driver.records("final")) == finals
+
+
+def test_a_trial_without_a_perplexity_is_never_chosen(make: Callable[..., Driver]) -> None:
+    def scored(spec: TrialSpec) -> Outcome:
+        if spec.stage != "tune":
+            return outcome(spec)
+        done = probed(1.0, dev_bleu=1.0)
+        assert done.dev_scores is not None
+        loss = 60.0 if spec.train.learning_rate == min(first[spec.method.name]) else spec.train.learning_rate
+        return done.model_copy(update={"dev_scores": with_perplexity(done.dev_scores, loss, None)})
+
+    driver = make(SWEEP.replace("{trials: 6}", "{trials: 6, metric: reference_perplexity}"))
+    first = {
+        contender.final.method.name: [settings["train.learning_rate"] for settings in first_settings(contender.search)]
+        for contender in Stages(driver.sweep, RegistryResolver()).contenders
+        if contender.search is not None
+    }
+    driver.run(scored)
+    for tuning in tunings(read_searches(driver.store.root), driver.store.read_all()):
+        values = {one.settings["train.learning_rate"]: one.value for one in tuning.tried}
+        assert values[min(first[tuning.search.method])] is None
+        assert tuning.chosen_trial is not None and not tuning.higher_is_better
 
 
 def test_what_is_to_come_is_what_a_budget_has_left_and_the_later_stages(make: Callable[..., Driver]) -> None:

@@ -399,4 +399,10 @@ def test_perplexity_of_the_references() -> None:
     found = with_perplexity(scores, math.log(8), 1)
     assert found.values["reference_perplexity"] == pytest.approx(8)
     assert found.higher_is_better["reference_perplexity"] is False
-    assert with_perplexity(scores, float("nan"), 1) == scores
+    for loss, said in ((float("nan"), "nan"), (61.25, "61.2")):
+        without = with_perplexity(scores, loss, 1)
+        assert without.values == scores.values
+        assert without.absent == {
+            **scores.absent,
+            "reference_perplexity": f"the loss per target token is {said}, and above 50 it has no meaning",
+        }

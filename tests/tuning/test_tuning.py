@@ -212,6 +212,17 @@ def test_halving_asks_more_for_the_same_budget() -> None:
     assert halved.cost(9) == pytest.approx(9 * 3 / 27 + 3 * 9 / 27 + 1 + 1 + 1)
 
 
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_halving_keeps_to_a_small_budget(factor: int) -> None:
+    rungs = [900]
+    while (steps := math.ceil(rungs[0] / factor)) >= 100:
+        rungs.insert(0, steps)
+    for trials in range(3, 16):
+        of = search(trials=trials, steps=900, rungs=tuple(rungs[:-1]), halving=HalvingSpec(factor=factor))
+        budget = trials - reserved(trials)
+        assert of.cost(of.first_asks) <= budget < of.cost(of.first_asks + 1)
+
+
 def test_a_linear_range_begins_at_its_low_end() -> None:
     space: SearchSpace = {RATE: Range(low=2.0, high=6.0, log=False)}
     assert grid(space, 3) == [{RATE: 2.0}, {RATE: 4.0}, {RATE: 6.0}]
