@@ -14,7 +14,10 @@ from bench.schema.validation import ConfigError
 from bench.store.records import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bench.plan.devices import Device
+    from bench.schema.trial import Precision
 
 
 def plan(
@@ -35,9 +38,10 @@ def plan(
     from bench.plan.plan import totals
 
     sweep, stages = read_stages(sweep_file, settings, plugins_dir)
-    chosen = _device(device, calibrate)
+    known = stages.known_trials()
+    chosen = _device(device, calibrate, sorted({trial.resources.precision for trial in known}))
     try:
-        trials = planned(stages.known_trials(), chosen)
+        trials = planned(known, chosen)
     except ValueError as error:
         raise ConfigError(f"{sweep_file}: {error}") from error
     found = totals(trials, devices, price)
@@ -58,7 +62,7 @@ def check_plan(sweep_file: SweepFile, settings: Settings = None, plugins_dir: Pl
     print(markdown(sweep.name, list(check(stages.known_trials()))))  # noqa: T201 - to be redirected into a file
 
 
-def _device(name: str, calibrate: Path | None) -> Device:
+def _device(name: str, calibrate: Path | None, precisions: Sequence[Precision]) -> Device:
     import torch
 
     from bench.measure.device_memory import device_memory
@@ -78,7 +82,7 @@ def _device(name: str, calibrate: Path | None) -> Device:
             )
         device = replace(found, memory_bytes=device_memory(torch.device("cuda")))
     else:
-        device = measured_cpu(torch.get_num_threads())
+        device = measured_cpu(torch.get_num_threads(), *precisions)
     if calibrate is None:
         return device
     device, trials = calibrated(device, Store(calibrate).read_all())

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.measure.provenance import cpu_name
 from bench.models import base
 from bench.models.architecture import Batch, Pair
 from bench.models.checkpointed_activations import compute_activations_twice
@@ -93,7 +94,9 @@ def _checked(spec: TrialSpec, name: str) -> Checked:
         counted_flops=flops,
         forecast_bytes=_peak_bytes(costs, micro),
         counted_bytes=peak,
-        forecast_seconds=passes_seconds(spec, costs, costs.flops(micro), 1, measured_cpu(torch.get_num_threads())),
+        forecast_seconds=passes_seconds(
+            spec, costs, costs.flops(micro), 1, measured_cpu(torch.get_num_threads(), spec.resources.precision)
+        ),
         seconds=seconds,
     )
 
@@ -132,7 +135,7 @@ def _timed(loss: TargetLoss, batch: Batch) -> float:
 def markdown(sweep: str, rows: Sequence[Checked]) -> str:
     """The comparison as a Markdown table."""
     threads = torch.get_num_threads()
-    device = f"{measured_cpu(threads).name} with {threads} thread{'s' * (threads != 1)}"
+    device = f"{cpu_name()} with {threads} thread{'s' * (threads != 1)}"
     from bench.report.markdown import table
 
     heading = [

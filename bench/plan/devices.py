@@ -15,9 +15,11 @@ import torch
 
 from bench.measure.device_memory import host_memory
 from bench.measure.provenance import cpu_name
-from bench.schema.trial import ResourceSpec
+from bench.models.base import weights_dtype
+from bench.schema.trial import Precision, ResourceSpec
 
 GIB = 2**30
+PLAIN: Precision = "fp32"
 # The rest of the memory is for workspaces of libraries and gaps of the allocator.
 MOST_USED_FRACTION = 0.9
 # Of every process that computes on a GPU: the driver's context and the kernels that torch loads. Of one that exchanges
@@ -121,19 +123,28 @@ def known_gpu(name: str) -> Device | None:
 
 
 @functools.cache
-def measured_cpu(threads: int) -> Device:
-    """This machine's processor: rate of matrix products and of copies, measured with so many threads."""
+def measured_cpu(threads: int, *precisions: Precision) -> Device:
+    """This machine's processor: rate of matrix products and of copies, measured with so many threads.
+
+    Args:
+        threads: How many.
+        precisions: Those that something is computed in, each of which takes its time to measure; fp32 if none is named.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        flops, bandwidth = _matrix_rate(), _copy_rate()
+        # A processor without units for bf16 or fp16 is far slower in it than in fp32, and one with them faster.
+        flops: dict[str, float] = {
+            precision: _matrix_rate(weights_dtype(precision)) for precision in precisions or (PLAIN,)
+        }
+        bandwidth = _copy_rate()
     finally:
         torch.set_num_threads(before)
     # Shapes of a training step reach less than the probe; the host's own work hides behind nothing.
     return Device(
         name=cpu_name(),
         kind="cpu",
-        flops_per_second={"fp32": flops, "bf16": flops, "fp16": flops},
+        flops_per_second=flops,
         bytes_per_second=bandwidth,
         memory_bytes=host_memory(),
         source="measured here",
@@ -142,9 +153,9 @@ def measured_cpu(threads: int) -> Device:
     )
 
 
-def _matrix_rate(seconds: float = 0.2) -> float:
+def _matrix_rate(dtype: torch.dtype, seconds: float = 0.2) -> float:
     """FLOPs per second of a product of the shape that a layer of a small model has."""
-    left, right = torch.full((512, 768), 0.5), torch.full((768, 2048), 0.5)
+    left, right = torch.full((512, 768), 0.5, dtype=dtype), torch.full((768, 2048), 0.5, dtype=dtype)
     torch.mm(left, right)
     done, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds or done < 3:

@@ -358,7 +358,11 @@ class _Trial:
         from bench.plan.workload import workload
 
         name = device_name(self.device)
-        device = known_gpu(name) if self.device.type == "cuda" else measured_cpu(self.context.threads)
+        device = (
+            known_gpu(name)
+            if self.device.type == "cuda"
+            else measured_cpu(self.context.threads, self.spec.resources.precision)
+        )
         try:
             return forecast_of(self.spec, workload(self.spec, architecture, pairs, num_decoded, choices), device, name)
         except TraceError:

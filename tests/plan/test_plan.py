@@ -161,6 +161,24 @@ def test_a_whole_training_is_the_sum_of_its_micro_batches(trial: Callable[..., T
         assert costs.flops(micro_batch) == pytest.approx(traced.flops, rel=1e-3)
 
 
+def test_a_processor_is_measured_in_the_precisions_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {torch.float32: 3e10, torch.bfloat16: 1e9, torch.float16: 2e9}
+    asked: list[torch.dtype] = []
+
+    def rate(dtype: torch.dtype) -> float:
+        asked.append(dtype)
+        return rates[dtype]
+
+    monkeypatch.setattr("bench.plan.devices._matrix_rate", rate)
+    measured_cpu.cache_clear()
+    assert measured_cpu(1, "bf16").flops_per_second == {"bf16": 1e9}
+    assert measured_cpu(1, "bf16", "fp32").flops_per_second == {"bf16": 1e9, "fp32": 3e10}
+    assert measured_cpu(1).flops_per_second == {"fp32": 3e10}
+    measured_cpu(1, "bf16")
+    assert asked == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32], "none twice for one question"
+    measured_cpu.cache_clear()
+
+
 def test_planning_leaves_random_numbers_and_the_process_as_they_were(trial: Callable[..., TrialSpec]) -> None:
     before, threads = (torch.random.get_rng_state(), random.getstate()), torch.get_num_threads()
     plan([trial("prefix_tuning"), trial("adapters")], measured_cpu(1))

@@ -156,7 +156,8 @@ def planned_anew(row: dict[str, Any], folder: Path) -> dict[str, Any]:
     case = Case(**{name: row[name] for name in Case.__dataclass_fields__})
     if not folder.exists():
         make_surroundings(folder, SIZES[case.size], with_weights=False)
-    trial, device = trial_of(case, folder), measured_cpu(1)
+    trial = trial_of(case, folder)
+    device = measured_cpu(1, trial.resources.precision)
     return in_plan(forecast_of(trial, planned_work(trial), device, device.name).model_dump())
 
 
