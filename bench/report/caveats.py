@@ -89,15 +89,16 @@ def _devices(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
 
 def _unsaid(_: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
     """Settings in which rows of a method differ and which their labels do not name."""
-    keys_of_methods = {
-        configuration.method: configuration.unsaid
-        for configuration in groups
-        if configuration.completed and configuration.unsaid
-    }
-    yield from (
-        f"Rows of {method} differ in more than they are called by: {_names(keys)}."
-        for method, keys in keys_of_methods.items()
-    )
+    for rows in _tables(groups):
+        keys_of_methods = {
+            configuration.method: configuration.unsaid
+            for configuration in rows
+            if configuration.completed and configuration.unsaid
+        }
+        yield from (
+            f"{_where(rows, groups)}Rows of {method} differ in more than they are called by: {_names(keys)}."
+            for method, keys in keys_of_methods.items()
+        )
 
 
 def _of_machines(made: Sequence[Provenance]) -> list[tuple[str, Set[Hashable]]]:
@@ -135,9 +136,20 @@ def _alone(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
         )
     if beside := sum(bool(result.placement and result.placement.co_tenants) for result in trials):
         yield f"{_trials(beside)} of the stage cost ran beside other trials on one machine: do not compare their costs."
-    once = [configuration.name for configuration in groups if len(configuration.costs) == 1]
-    if once:
-        yield f"The cost of {_names(once)} was measured once: how far it varies is not known, and none is best."
+    for rows in _tables(groups):
+        where = _where(rows, groups)
+        if once := [configuration.name for configuration in rows if len(configuration.costs) == 1]:
+            yield (
+                f"{where}The cost of {_names(once)} was measured once: how far it varies is not known, and none is "
+                "best."
+            )
+        with_costs = any(configuration.costs for configuration in rows)
+        if with_costs and (shared := [one.name for one in rows if one.with_costs and not one.costs]):
+            yield (
+                f"{where}{_names(shared)} {'has' if len(shared) == 1 else 'have'} no trial of the stage cost: memory "
+                "and rates there are those of final trials, and cannot be told apart from those that were measured "
+                "alone."
+            )
 
 
 def _machine(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
@@ -187,9 +199,8 @@ def _seeds(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
                 f"{where}Configurations have different numbers of completed seeds ({listed}): the best of many single "
                 "seeds is partly luck."
             )
-    missing = [configuration.name for configuration in groups if not configuration.completed]
-    if missing:
-        yield f"No trial completed for {_names(missing)}."
+        if missing := [configuration.name for configuration in rows if not configuration.completed]:
+            yield f"{where}No trial completed for {_names(missing)}."
 
 
 def _outliers(_: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
@@ -206,8 +217,9 @@ def _outliers(_: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
                     f"{metric.text(score)} (seed {seed})" for seed, score in sorted(scores[name].items())
                 )
                 yield (
-                    f"{name}: {metric.title} of {_seeds_text(seeds)} is far from that of its other seeds: {listed}. If "
-                    "trainings go wrong now and then, no test of means is honest: look at the single seeds."
+                    f"{_where(members, groups)}{name}: {metric.title} of {_seeds_text(seeds)} is far from that of its "
+                    f"other seeds: {listed}. If trainings go wrong now and then, no test of means is honest: look at "
+                    "the single seeds."
                 )
 
 
@@ -239,19 +251,19 @@ def _data(done: Finished, _: Sequence[Configuration]) -> Iterator[str]:
 
 def _scores(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
     """Remarks of the records on their own scores, with the rows that have them."""
-    names: dict[str, list[str]] = {}
-    called = {result.trial_id: configuration.name for configuration in groups for result in configuration.results}
-    for result, outcome in done:
-        for remark in outcome.scores.remarks if result.trial_id in called else ():
-            names.setdefault(remark, []).append(called[result.trial_id])
-    completed = sum(bool(configuration.completed) for configuration in groups)
-    for remark, having in names.items():
-        of_all = len(set(having)) == completed
-        yield remark if of_all else f"{_names(_unique(having))}: {remark}"
+    for rows in _tables(groups):
+        called = {result.trial_id: configuration.name for configuration in rows for result in configuration.results}
+        names: dict[str, list[str]] = {}
+        for result, outcome in done:
+            for remark in outcome.scores.remarks if result.trial_id in called else ():
+                names.setdefault(remark, []).append(called[result.trial_id])
+        completed = sum(bool(configuration.completed) for configuration in rows)
+        for remark, having in names.items():
+            of_all = len(set(having)) == completed
+            yield f"{_where(rows, groups)}{remark if of_all else f'{_names(_unique(having))}: {remark}'}"
 
 
 def _training(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
-    trained = [(result, outcome, outcome.train) for result, outcome in done if outcome.train is not None]
     for rows in _tables(groups):
         lengths: dict[int, set[str]] = {}
         for result, outcome in (pair for configuration in rows for pair in configuration.completed):
@@ -261,19 +273,20 @@ def _training(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
         if len(lengths) > 1:
             pairs_text = "; ".join(f"{pairs:,}: {_names(sorted(names))}" for pairs, names in sorted(lengths.items()))
             yield f"{_where(rows, groups)}Trials saw different numbers of training pairs ({pairs_text})."
-    if skipped := sum(cost.skipped_steps > 0 for *_, cost in trained):
+    if skipped := sum(outcome.train is not None and outcome.train.skipped_steps > 0 for _, outcome in done):
         yield f"The engine skipped optimiser steps in {_trials(skipped)}."
-    still_falling = [
-        configuration.name
-        for configuration in groups
-        for _, outcome in configuration.completed
-        if outcome.train is not None and len(outcome.dev_curve) > 1 and outcome.best_step == outcome.train.steps
-    ]
-    if still_falling:
-        yield (
-            f"In {len(still_falling)} of {_trials(len(trained))} the dev loss was lowest at the last step: "
-            f"{_names(_unique(still_falling))} might gain from more steps."
-        )
+    for rows in _tables(groups):
+        of_rows = [(row.name, outcome) for row in rows for _, outcome in row.completed if outcome.train is not None]
+        still_falling = [
+            name
+            for name, outcome in of_rows
+            if len(outcome.dev_curve) > 1 and outcome.train is not None and outcome.best_step == outcome.train.steps
+        ]
+        if still_falling:
+            yield (
+                f"{_where(rows, groups)}In {len(still_falling)} of {_trials(len(of_rows))} the dev loss was lowest at "
+                f"the last step: {_names(_unique(still_falling))} might gain from more steps."
+            )
 
 
 def _unique(names: Iterable[str]) -> list[str]:

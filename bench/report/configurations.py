@@ -141,8 +141,8 @@ class Comparison:
         """Whether no other configuration has a better mean; in the first metric, whether it is among the leaders.
 
         No configuration is best if there is only one, if all means are equal, or if the column has no direction. A cost
-        that was measured alone is not the best if repetitions overlap with those of another configuration, or if either
-        was not repeated.
+        that was measured alone is not the best if repetitions overlap with those of another configuration, if either
+        was not repeated, or if that of another was not measured alone.
         """
         if self.leaders and self.metrics and column.name == self.metrics[0].name:
             return configuration.name in self.leaders and len(self.leaders) < self.tested
@@ -179,9 +179,13 @@ class Comparison:
 
 
 def _within_spread(one: Configuration, other: Configuration, name: str) -> bool:
-    """Whether costs that were measured alone do not tell two configurations apart: they overlap, or are single."""
-    if not (one.was_measured_alone(name) and other.was_measured_alone(name)):
-        return False
+    """Whether costs do not tell two configurations apart, of which one or both were measured alone.
+
+    They overlap, are single, or were measured in different ways.
+    """
+    alone = [configuration.was_measured_alone(name) for configuration in (one, other)]
+    if not all(alone):
+        return any(alone)
     ones, others = one.values(name).values(), other.values(name).values()
     if min(len(ones), len(others)) < 2:
         return True
@@ -243,11 +247,27 @@ def comparisons(results: Sequence[TrialResult], costs: Costs | None = None) -> t
 
 
 def names(results: Sequence[TrialResult]) -> dict[str, str]:
-    """Trial id to the name of the row that the trial belongs to."""
+    """Trial id to the name of the row that the trial belongs to, with the model or task where there are several."""
+    made = configurations(results)
+    tables = by_table(made)
+    told = told_apart(tables)
     return {
-        result.trial_id: configuration.name
-        for configuration in configurations(results)
-        for result in configuration.results
+        result.trial_id: told[table] + made[place].name
+        for table, places in tables.items()
+        for place in places
+        for result in made[place].results
+    }
+
+
+def told_apart(tables: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Model and task of each table, to what stands before its rows' names among those of the others; empty of one."""
+    found = list(tables)
+    models, tasks = {model for model, _ in found}, {task for _, task in found}
+    if len(found) < 2:
+        return dict.fromkeys(found, "")
+    return {
+        (model, task): f"{' on '.join([model] * (len(models) > 1) + [task] * (len(tasks) > 1))}: "
+        for model, task in found
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,6 +105,11 @@ class Content:
         """Failed trials. Those of searches are left out, because a search counts failures itself."""
         return failed(record for record in self.records if record.spec.stage != "tune")
 
+    @property
+    def failed_finals(self) -> int:
+        """How many final trials failed, which are the ones that tables have."""
+        return len(failed(self.results))
+
     @cached_property
     def caveats(self) -> list[str]:
         unfinished = (
@@ -120,8 +126,10 @@ class Content:
         tasks = sorted({result.spec.task.name for result in self.records})
         models = sorted({result.spec.model.path for result in self.records})
         others = len(self.records) - len(self.results)
-        more = f" {others} more chose settings or measured costs." if others else ""
-        counts = f"{len(self.results)} trials, {len(self.failures)} failed.{more}"
+        unmeasured = len(self.failures) - self.failed_finals
+        which_failed = f"; {unmeasured} of those that measured costs failed" if unmeasured else ""
+        more = f" {others} more chose settings or measured costs{which_failed}." if others else ""
+        counts = f"{len(self.results)} trials, {self.failed_finals} failed.{more}"
         left_out = f" {left_out_text(self.left_out, self.root)}" if self.left_out and self.root is not None else ""
         return f"{counts} Model: {', '.join(models)}. Task: {', '.join(tasks)}.{left_out}"
 
@@ -147,7 +155,7 @@ class Content:
             ("Model commit", _alternatives((r.spec.model.commit or "")[:12] for r in self.results)),
             ("Test data", _alternatives((r.spec.task.data_sha256 or "")[:12] for r in self.results)),
             ("Data files", ", ".join(_data_files(self.results))),
-            ("Run", _span(sorted(result.started_at for result in self.results))),
+            ("Run", _span(self.results)),
         ]
         return [(heading, text) for heading, text in pairs if text]
 
@@ -217,5 +225,8 @@ def _alternatives(texts: Iterable[str]) -> str:
     return " or ".join(sorted(set(texts)))
 
 
-def _span(times: Sequence[str]) -> str:
-    return times[0] if times[0] == times[-1] else f"{times[0]} to {times[-1]}"
+def _span(results: Sequence[TrialResult]) -> str:
+    """From the start of the first trial to the end of the last one."""
+    starts = {result.trial_id: datetime.fromisoformat(result.started_at) for result in results}
+    ends = [starts[result.trial_id] + timedelta(seconds=result.total_seconds) for result in results]
+    return " to ".join(time.isoformat(timespec="seconds") for time in (min(starts.values()), max(ends)))

@@ -70,7 +70,8 @@ def json_text(content: Content) -> str:
         "sweep": content.sweep,
         "headlines": content.headlines,
         "trials": len(content.results),
-        "failed": len(content.failures),
+        "failed": content.failed_finals,
+        "failed_measuring_costs": len(content.failures) - content.failed_finals,
         "missing": content.missing,
         "comparisons": [
             {

@@ -215,13 +215,14 @@ def _shown(text: str) -> str:
 
 def _caption(comparison: Comparison) -> str:
     seeds = _seeds(comparison.scored)
-    spread = f" Mean and standard deviation over seeds (n = {seeds})." if comparison.several_seeds else ""
+    spread = f" Mean and standard deviation over seeds (n = {seeds})." if comparison.several_seeds and seeds else ""
     return f"{escaped(comparison.model)} on {escaped(comparison.task)}.{spread} Best values in bold."
 
 
 def _seeds(scored: Sequence[Configuration]) -> str:
-    counts = sorted({len(configuration.counted_results) for configuration in scored})
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    """Of what no seed changes there is one answer, which says nothing of the others."""
+    counts = sorted({len(configuration.counted_results) for configuration in scored if configuration.varies_over_seeds})
+    return " to ".join(str(count) for count in dict.fromkeys(counts[:1] + counts[-1:]))
 
 
 def _label(sweep: str, comparison: Comparison) -> str:

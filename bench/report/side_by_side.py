@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.report.configurations import Configuration, chosen_of_methods
+from bench.report.configurations import Comparison, Configuration, chosen_of_methods, told_apart
 from bench.schema.trial import JsonDict
 from bench.store.predictions import read_predictions
 
@@ -15,6 +15,9 @@ MOST_CONFIGURATIONS = 12
 MOST_REFERENCES = 5
 # Of JSON text; a page of fifty trials stays well below five megabytes.
 MOST_BYTES = 1_500_000
+
+# Of a source: its id and its text.
+Key = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -27,36 +30,52 @@ class SideBySide:
     num_sources: int  # all of them; the above are an even sample
 
 
-def side_by_side(
-    root: Path, configurations: Sequence[Configuration], most_bytes: int = MOST_BYTES
-) -> SideBySide | None:
+def side_by_side(root: Path, comparisons: Sequence[Comparison], most_bytes: int = MOST_BYTES) -> SideBySide | None:
     """Predictions of each method's configuration with the lowest dev loss; None where no predictions are kept.
+
+    Of several models or tasks each method has one in each, by a name that says where. Sources are the same if their
+    texts are, too: data may count theirs alike.
 
     Args:
         root: Results folder of the sweep.
-        configurations: Best first.
+        comparisons: Their configurations best first.
         most_bytes: Limit on the JSON text of all sources. What is over it is left out evenly, and counted.
     """
-    read: list[tuple[Configuration, str, dict[str, JsonDict]]] = []
-    for configuration in chosen_of_methods(configurations):
-        for result, _ in configuration.completed:
-            if len(read) == MOST_CONFIGURATIONS:
-                break
-            if (rows := read_predictions(root, result.trial_id)) is not None:
-                read.append((configuration, result.trial_id, {str(row["id"]): row for row in rows}))
-                break
+    told = told_apart((comparison.model, comparison.task) for comparison in comparisons)
+    most = max(1, MOST_CONFIGURATIONS // max(1, len(comparisons)))
+    read = [
+        (told[comparison.model, comparison.task] + configuration.name, *found)
+        for comparison in comparisons
+        for configuration, found in _kept(root, comparison.scored, most)
+    ]
     if not read:
         return None
-    ids = list(dict.fromkeys(key for *_, lines in read for key in lines))
-    sources = [_source(key, [lines.get(key) for *_, lines in read]) for key in ids]
+    keys = list(dict.fromkeys(key for *_, lines in read for key in lines))
+    sources = [_source(key[0], [lines.get(key) for *_, lines in read]) for key in keys]
     total = sum(len(json.dumps(source)) for source in sources)
     step = max(1, -(-total // most_bytes))
     return SideBySide(
-        configurations=tuple(configuration.name for configuration, *_ in read),
+        configurations=tuple(name for name, *_ in read),
         trials=tuple(trial_id for _, trial_id, _ in read),
         sources=tuple(sources[::step]),
         num_sources=len(sources),
     )
+
+
+def _kept(
+    root: Path, scored: Sequence[Configuration], most: int
+) -> Iterator[tuple[Configuration, tuple[str, dict[Key, JsonDict]]]]:
+    """The first configurations that were chosen, with a trial and its predictions."""
+    found = 0
+    for configuration in chosen_of_methods(scored):
+        for result, _ in configuration.completed:
+            if found == most:
+                return
+            if (rows := read_predictions(root, result.trial_id)) is not None:
+                found += 1
+                lines = {(str(row["id"]), str(row["source"])): row for row in rows}
+                yield configuration, (result.trial_id, lines)
+                break
 
 
 def _source(key: str, lines: Sequence[JsonDict | None]) -> JsonDict:

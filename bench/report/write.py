@@ -49,8 +49,7 @@ def render(root: Path, content: Content) -> Path:
     for picture in itertools.chain.from_iterable(drawn):
         write_atomically(figures / f"{picture.name}.svg", picture.svg)
         write_atomically(figures / f"{picture.name}.png", picture.png)
-    configurations = [configuration for comparison in content.comparisons for configuration in comparison.scored]
-    write_atomically(folder / "report.html", html(content, drawn, side_by_side(root, configurations)))
+    write_atomically(folder / "report.html", html(content, drawn, side_by_side(root, content.comparisons)))
     return folder
 
 

@@ -198,3 +198,34 @@ def test_what_differs_between_tables_alone_is_no_caveat() -> None:
 def test_one_seed_for_each_is_said_whichever_it_is() -> None:
     found = [record(trial("full"), completed()), record(trial("lora", seed=7), completed())]
     assert "One seed: differences between methods may be chance." in caveats(found)
+
+
+def test_rows_of_several_models_are_named_with_theirs() -> None:
+    rising = outcome(dev_curve=[DevPoint(step=5, loss=2.0), DevPoint(step=10, loss=1.5)])
+    remarked = outcome(scores=completed().scores.model_copy(update={"remarks": ["Scores are odd."]}))
+    lost = Failed(reason="diverged", phase="train", rank=0, message="nan")
+    found = []
+    for path, of_lora, of_full, of_ia3 in (("a", rising, remarked, completed()), ("b", completed(), completed(), lost)):
+        for method, done in (("lora", of_lora), ("full", of_full), ("ia3", of_ia3)):
+            found += [record(varied(trial(method, seed=seed), model={"path": path}), done) for seed in (0, 1)]
+    assert caveats(found) == [
+        "b on facts: No trial completed for ia3.",
+        "a on facts: full: Scores are odd.",
+        "a on facts: In 2 of 6 trials the dev loss was lowest at the last step: lora might gain from more steps.",
+    ]
+    other = {"steps": 20, "learning_rate": 1e-4, "warmup_steps": 2, "label_smoothing": 0.1}
+    unsaid = [record(varied(trial("lora"), model={"path": "a"}, train=one), completed()) for one in ({}, other)]
+    (caveat,) = [line for line in caveats([*found[6:], *unsaid]) if "called by" in line]
+    assert caveat == "a on facts: Rows of lora differ in more than they are called by: train.learning_rate."
+
+
+def test_costs_measured_alone_are_not_compared_with_those_of_final_trials() -> None:
+    content = Content("demo", (*ROWS, *measured("full", [100.0, 101.0, 102.0])))
+    (comparison,) = content.comparisons
+    (rate,) = (column for column in comparison.columns if column.name == "train_tokens_per_second")
+    assert {one.name: one.mean(rate.name) for one in comparison.configurations} == {"full": 101.0, "lora": 1100.0}
+    assert not any(comparison.is_best(configuration, rate) for configuration in comparison.configurations)
+    assert (
+        "lora has no trial of the stage cost: memory and rates there are those of final trials, and cannot be told "
+        "apart from those that were measured alone." in content.caveats
+    )

@@ -127,6 +127,13 @@ def test_every_format_tells_rows_apart() -> None:
     assert [str(text) for text in results_table(found).columns[0].cells] == called
 
 
+def test_a_trial_on_the_terminal_says_of_which_model_it_is() -> None:
+    found = [record(varied(LORA, model={"path": path}), completed(score)) for path, score in (("a", 60.0), ("b", 50.0))]
+    assert [str(text) for text in results_table(found).columns[0].cells] == ["a: lora", "b: lora"]
+    tasks = [record(varied(LORA, task={"name": name}), completed(score)) for name, score in (("x", 60.0), ("y", 50.0))]
+    assert list(names(tasks).values()) == ["x: lora", "y: lora"]
+
+
 def write_rows(root: Path, *specs: tuple[TrialSpec, float], sources: int = 24) -> Path:
     store = Store(root)
     for spec, quality in specs:

@@ -84,3 +84,11 @@ def test_tables_are_no_wider_and_no_longer_than_a_page() -> None:
     assert text.count(r"\caption{") == text.count(r"\label{") == len(set(re.findall(r"\\label{(.*?)}", text)))
     everything = "".join(body for _, body in tables)
     assert all(rf"method\_\allowbreak{{}}{n}\_" in everything for n in range(100))
+
+
+def test_the_one_answer_of_what_no_seed_changes_is_no_number_of_seeds() -> None:
+    trained = [record(trial("full", seed=seed), completed()) for seed in range(5)]
+    base = record(trial("none"), completed(5.0, trained=0, train=False))
+    assert "over seeds (n = 5)." in latex(content(base, *trained))
+    untouched = [record(trial("none", seed=seed), completed(5.0, trained=0, train=False)) for seed in range(2)]
+    assert "over seeds" not in latex(content(*untouched))

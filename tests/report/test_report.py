@@ -183,6 +183,25 @@ def test_a_search_alone_is_said_to_be_one() -> None:
     assert "0 trials, 0 failed. 1 more chose settings or measured costs. Model: smollm2-135m. Task: facts." in text
 
 
+def test_failures_are_those_of_the_trials_that_are_counted() -> None:
+    lost = Failed(reason="error", phase="train", rank=0, message="gone")
+    costs = [trial().model_copy(update={"stage": "cost", "repetition": number}) for number in range(3)]
+    made = content(record(trial(), completed()), *(record(spec, lost) for spec in costs))
+    assert made.summary.startswith(
+        "1 trials, 0 failed. 3 more chose settings or measured costs; 3 of those that measured costs failed. Model:"
+    )
+    document = json.loads(json_text(made))
+    assert (document["trials"], document["failed"], document["failed_measuring_costs"]) == (1, 0, 3)
+    assert len(document["failures"]) == 3
+
+
+def test_a_run_ends_with_the_end_of_its_last_trial() -> None:
+    first, second = record(trial(), completed()), record(trial(seed=1), completed())
+    first = first.model_copy(update={"total_seconds": 3600.0})
+    run = dict(content(first, second).provenance)["Run"]
+    assert run == "2026-01-02T03:04:05+00:00 to 2026-01-02T04:04:05+00:00"
+
+
 def test_formulas_of_spreadsheets_are_defused() -> None:
     failure = Failed(reason="error", phase=None, rank=None, message="=HYPERLINK(evil)")
     assert "'=HYPERLINK(evil)" in report.csv_text([record(trial(), failure)])

@@ -173,11 +173,11 @@ def test_learning_rates_join_what_differs_in_nothing_else() -> None:
 def test_predictions_are_cut_evenly_to_a_bounded_size(tmp_path: Path) -> None:
     root = write_sample(tmp_path / "sample", seeds=1, sources=300)
     (comparison,) = comparisons(sample_results(seeds=1))
-    everything = side_by_side(root, comparison.scored)
+    everything = side_by_side(root, [comparison])
     assert everything is not None
     assert len(everything.sources) == everything.num_sources == 300
     assert everything.configurations[0] == comparison.scored[0].name
-    some = side_by_side(root, comparison.scored, most_bytes=60_000)
+    some = side_by_side(root, [comparison], most_bytes=60_000)
     assert some is not None
     assert 20 < len(some.sources) < 100 and some.num_sources == 300
     assert len(json.dumps(some.sources)) < 80_000
@@ -191,9 +191,27 @@ def test_predictions_of_trials_with_other_sources_stand_beside_gaps(tmp_path: Pa
         lines = [json.dumps({"id": key, "source": key, "prediction": f"{key}!"}) for key in ids]
         (folder / "predictions.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
     (comparison,) = comparisons([first, second])
-    found = side_by_side(tmp_path, comparison.scored)
+    found = side_by_side(tmp_path, [comparison])
     assert found is not None
     assert [source["predictions"] for source in found.sources] == [["a!", None], ["b!", "b!"], [None, "c!"]]
+
+
+def test_predictions_of_several_models_and_tasks_are_told_apart(tmp_path: Path) -> None:
+    found = []
+    for model, task, text in (("a", "facts", "x"), ("b", "facts", "x"), ("b", "other", "y")):
+        result = record(varied(trial("lora"), model={"path": model}, task={"name": task}), completed())
+        folder = tmp_path / "trials" / result.trial_id
+        folder.mkdir(parents=True)
+        line = json.dumps({"id": "0", "source": text, "prediction": f"{model} {task}"})
+        (folder / "predictions.jsonl.gz").write_bytes(gzip.compress(line.encode()))
+        found.append(result)
+    shown = side_by_side(tmp_path, comparisons(found))
+    assert shown is not None
+    assert shown.configurations == ("a on facts: lora", "b on facts: lora", "b on other: lora")
+    assert [(source["id"], source["source"], source["predictions"]) for source in shown.sources] == [
+        ("0", "x", ["a facts", "b facts", None]),
+        ("0", "y", [None, None, "b other"]),
+    ]
 
 
 def many(count: int) -> list[TrialResult]:
