@@ -74,8 +74,11 @@ class Intervention(nn.Module):
 
     def forward(self, states: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """Edit hidden states ``(B, T, D)`` where ``chosen`` ``(B, T)`` is true."""
-        rotation = of_lanes(self, Intervention.rotation).to(states.dtype)  # (K, D, R)
-        weight, bias = (of_lanes(self, part) for part in (lambda each: each.weight, lambda each: each.bias))
+        # Blocks of T5 put out fp32 also where they compute in fp16.
+        rotation, weight, bias = (
+            of_lanes(self, part).to(states.dtype)
+            for part in (Intervention.rotation, lambda each: each.weight, lambda each: each.bias)
+        )  # (K, D, R), (K, R, D), (K, R)
         rows = states.reshape(len(weight), -1, states.shape[-1])  # (K, B T / K, D)
         edit = torch.baddbmm(bias[:, None], rows, weight.mT) - rows @ rotation
         edited = torch.baddbmm(rows, edit, rotation.mT).view(states.shape)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import torch
+
 from bench.method import MethodError
 from bench.metrics.checks import answers_missing, check_metrics
 from bench.models import base
@@ -73,12 +75,15 @@ def _check_methods(trials: Sequence[TrialSpec], say: Callable[[str], None]) -> N
         ModelError: A model cannot be had as the sweep says.
     """
     refusals = []
-    kinds = {(one.method.model_dump_json(), one.scored_model): (one.method, one.scored_model) for one in trials}
+    kinds = {
+        (one.method.model_dump_json(), one.scored_model, one.resources.precision == "fp16"): one.method
+        for one in trials
+    }
     evaluated = {(one.method.model_dump_json(), one.scored_model) for one in trials if one.evaluations}
-    for key, (method, model) in kinds.items():
+    for (text, model, in_fp16), method in kinds.items():
         try:
-            planned_parameters(method, model)
-            if key in evaluated and needs_source_lengths(method, model):
+            planned_parameters(method, model, torch.float16 if in_fp16 else torch.float32)
+            if (text, model) in evaluated and needs_source_lengths(method, model):
                 refusals.append(
                     f"methods: {method.name} on {model.path}: evaluations: lm-evaluation-harness does not tell a model "
                     "where a question ends, which this method has to know in a decoder; leave evaluations out"

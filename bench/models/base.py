@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -313,10 +314,21 @@ def empty_model(
         raise  # of code that a model brings, which computes while the model is made, and so needs its weights
     except Exception as error:  # of many kinds, by the setting of the configuration that is wrong
         raise _unusable(spec, error) from error
+    _keep_in_fp32(model, dtype)
     if (storage := _storage(spec)) is not None:
         quantize(model, storage)
     use_lean_modules(model)
     return model.requires_grad_(False).eval()
+
+
+def _keep_in_fp32(model: Any, dtype: torch.dtype) -> None:
+    """Give an empty model the weights in fp32 that transformers keeps so when it loads a model in half precision."""
+    if not (plan := model._get_dtype_plan(dtype)):
+        return
+    kept = re.compile("|".join(pattern.replace("*", ".*") for pattern in plan))
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if kept.search(name) and tensor.is_floating_point():
+            tensor.data = tensor.data.float()
 
 
 def load_config(spec: ModelSpec) -> Any:

@@ -16,6 +16,7 @@ from bench.measure.provenance import cpu_name
 from bench.models import base
 from bench.models.architecture import Batch, Pair
 from bench.models.checkpointed_activations import compute_activations_twice
+from bench.models.masters import compute_in
 from bench.models.shared_heads import sharing_heads
 from bench.plan.cost_model import passes_seconds
 from bench.plan.devices import measured_cpu
@@ -109,6 +110,7 @@ def _real_step(spec: TrialSpec, pairs: Sequence[Pair]) -> tuple[TargetLoss, Batc
     method = make_method(spec.method, base.load_tokenizer(spec.model))
     dtype = base.weights_dtype(spec.resources.precision)
     model: Any = method.patch(base.load_model(spec.model, dtype, spec.train.dropout))
+    compute_in(dtype, model)
     if spec.train.gradient_checkpointing:
         compute_activations_twice(model)
     return TargetLoss(model, spec.train.label_smoothing).train(), base.architecture(spec.model).batch(pairs, 0)

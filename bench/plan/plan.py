@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from bench.models import base
 from bench.models.architecture import Architecture, Pair, takes_source_lengths
 from bench.models.coverage import patch_and_count
@@ -200,18 +202,24 @@ def _pairs(
     return found, {split: len(examples) for split, examples in splits.items()}, choices
 
 
-def planned_parameters(method: MethodSpec, model: ModelSpec) -> ParameterCounts:
-    """Parameters of a method on a model, from the model's configuration alone."""
-    return _patched_without_weights(method.model_dump_json(), model)[0]
+def planned_parameters(method: MethodSpec, model: ModelSpec, dtype: torch.dtype = torch.float32) -> ParameterCounts:
+    """Parameters of a method on a model, from the model's configuration alone.
+
+    Args:
+        method: What is trained.
+        model: What is patched.
+        dtype: Of the weights, of which the counts do not depend; methods refuse some models in fp16.
+    """
+    return _patched_without_weights(method.model_dump_json(), model, dtype)[0]
 
 
 def needs_source_lengths(method: MethodSpec, model: ModelSpec) -> bool:
     """Whether the patched model has to be told where the source of each row ends."""
-    return _patched_without_weights(method.model_dump_json(), model)[1]
+    return _patched_without_weights(method.model_dump_json(), model, torch.float32)[1]
 
 
 @functools.cache
-def _patched_without_weights(method_json: str, model: ModelSpec) -> tuple[ParameterCounts, bool]:
+def _patched_without_weights(method_json: str, model: ModelSpec, dtype: torch.dtype) -> tuple[ParameterCounts, bool]:
     method = make_method(MethodSpec.model_validate_json(method_json))
-    patched, counts = patch_and_count(method, base.empty_model(model))
+    patched, counts = patch_and_count(method, base.empty_model(model, dtype))
     return counts, takes_source_lengths(patched)

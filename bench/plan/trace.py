@@ -26,6 +26,7 @@ from bench.method import trained_parameters
 from bench.models import base
 from bench.models.architecture import Pair
 from bench.models.checkpointed_activations import compute_activations_twice
+from bench.models.masters import compute_in
 from bench.models.shared_heads import sharing_heads
 from bench.plugins.registry import load_optimizer, make_method
 from bench.schema.trial import MethodSpec, ModelSpec, TrainSpec
@@ -104,6 +105,7 @@ class StepTracer:
         with self._tracing(fake=False):
             patching = make_method(method)
             patched: Any = patching.patch(base.empty_model(model, dtype, train.dropout))
+            compute_in(dtype, patched)
             self._stored_elements = sum(tensor.numel() for tensor in patching.adapter_state(patched).values())
             self._state_bytes = load_optimizer(train.optimizer)(train).state_bytes(patched)
         with self._tracing():

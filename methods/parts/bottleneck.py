@@ -154,9 +154,9 @@ def add_parallel_adapter(block: Block, size: int, activation: Activation, scale:
     if block.plain is None:
         _add_to_mixture(block, size, activation, scale, start, beside=True)
         return
-    layer = block.plain.writer
-    adapter = Bottleneck(layer.out_features, size, activation, start, layer.like)
-    layer.replace(ParallelAdapterLayer(layer.module, block.plain.readers[0].module, adapter, scale))
+    layer, reader = block.plain.writer, block.plain.readers[0]
+    adapter = Bottleneck(layer.out_features, size, activation, start, reader.like)  # whose input it reads
+    layer.replace(ParallelAdapterLayer(layer.module, reader.module, adapter, scale))
 
 
 def _add_to_mixture(block: Block, size: int, activation: Activation, scale: float, start: Start, beside: bool) -> None:

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from fakes import trial
 from small_families import small_model
 
 from bench.conformance.tiny_models import WordTokenizer, tiny_model
-from bench.method import Method
-from bench.models.coverage import BaseModel, Coverage
-from bench.plugins.registry import load_method, resolve
+from bench.driver.prepare import _check_methods
+from bench.method import Method, MethodError
+from bench.models.base import empty_model, load_model
+from bench.models.coverage import BaseModel, Coverage, patch_and_count
+from bench.models.masters import compute_in
+from bench.plugins.registry import load_method, resolve, targets
 from bench.schema.record import ParameterCounts
+from bench.schema.trial import MethodSpec, ModelSpec
+from bench.schema.validation import ConfigError
+
+
+def method_of(name: str, config: dict[str, Any]) -> Method:
+    method_class: Any = load_method(resolve("method", name))
+    method: Method = method_class(method_class.Config(**config), WordTokenizer())
+    return method
 
 
 def coverage(method: str, model: Any, **config: Any) -> Coverage:
-    method_class: Any = load_method(resolve("method", method))
     base = BaseModel(model)
-    subject: Method = method_class(method_class.Config(**config), WordTokenizer())
-    return base.coverage(subject.patch(model))
+    return base.coverage(method_of(method, config).patch(model))
 
 
 LLAMA = {
@@ -90,3 +102,62 @@ def test_a_record_tells_it_in_one_line_and_older_ones_load_without() -> None:
     assert counts.coverage_text == "adapts query 2/2; leaves expert, norm"
     assert ParameterCounts.model_validate_json(counts.model_dump_json()) == counts
     assert ParameterCounts.model_validate({"trained": 1, "stored": 1, "total": 9}).coverage_text is None
+
+
+# What T5 keeps in fp32 under fp16 would be rounded by training it, or meets tensors in fp16 in what is put around it.
+@pytest.mark.parametrize(
+    ("method", "config"),
+    [
+        ("full", {}),
+        ("bitfit", {}),
+        ("adapters", {}),
+        ("adapters", {"placement": "houlsby"}),
+        ("lora", {"target_modules": "all_linear"}),
+        ("top_layers", {}),
+    ],
+)
+def test_what_a_model_keeps_in_fp32_is_not_trained_in_fp16(
+    method: str, config: dict[str, Any], tiny_models: dict[str, Path]
+) -> None:
+    spec = ModelSpec(path=str(tiny_models["t5"]))
+    subject = method_of(method, config)
+    for model in (load_model(spec, torch.float16), empty_model(spec, torch.float16)):
+        with pytest.raises(MethodError, match=r"keeps (en|de)coder\S*\.wo in fp32 under fp16.*precision: bf16 or fp32"):
+            patch_and_count(subject, model)
+    for dtype in (torch.float32, torch.bfloat16):
+        patch_and_count(subject, empty_model(spec, dtype))
+
+
+@pytest.mark.parametrize(
+    ("method", "config"),
+    [("lora", {}), ("loreft", {}), ("mam", {}), ("adapters", {"placement": "parallel"}), ("prompt_tuning", {})],
+)
+def test_what_is_trained_elsewhere_fits_a_model_that_keeps_some_layers_in_fp32(
+    method: str, config: dict[str, Any], tiny_models: dict[str, Path]
+) -> None:
+    model, _ = patch_and_count(
+        method_of(method, config), load_model(ModelSpec(path=str(tiny_models["t5"])), torch.float16)
+    )
+    compute_in(torch.float16, model)
+    tokens = torch.tensor([[5, 6, 7]])
+    outputs = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), decoder_input_ids=tokens)
+    assert outputs.logits.isfinite().all()
+
+
+def test_it_is_refused_before_the_sweep(tiny_models: dict[str, Path]) -> None:
+    of_t5 = {
+        "method": MethodSpec(name="full", target=targets("method")["full"]),
+        "model": ModelSpec(path=str(tiny_models["t5"])),
+    }
+    _check_methods([trial(precision="bf16").model_copy(update=of_t5)], lambda line: None)
+    with pytest.raises(ConfigError, match=r"methods: full on .*: transformers keeps .*wo in fp32 under fp16"):
+        _check_methods([trial(precision="fp16").model_copy(update=of_t5)], lambda line: None)
+
+
+def test_an_empty_model_has_the_dtypes_of_a_loaded_one(tiny_models: dict[str, Path]) -> None:
+    spec = ModelSpec(path=str(tiny_models["t5"]))
+    for dtype in (torch.float16, torch.bfloat16):
+        loaded, empty = load_model(spec, dtype), empty_model(spec, dtype)
+        assert {name: tensor.dtype for name, tensor in empty.named_parameters()} == {
+            name: tensor.dtype for name, tensor in loaded.named_parameters()
+        }

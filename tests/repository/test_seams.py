@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.conformance.tiny_models import tiny_llama
+from bench.conformance.tiny_models import tiny_llama, tiny_t5
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -82,6 +82,12 @@ def _of_transformers() -> Any:
     return ALL_ATTENTION_FUNCTIONS._global_mapping, model._supports_attention_backend
 
 
+def _of_dtypes() -> Any:
+    plan = tiny_t5()._get_dtype_plan(torch.float16)
+    assert plan == {"wo": torch.float32}
+    return plan
+
+
 def _of_experts() -> Any:
     from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
@@ -133,8 +139,13 @@ def _of_checkpoints() -> Any:
 
 def _of_peft() -> Any:
     from peft import LoraModel
+    from peft.tuners.psoft.layer import PsoftLayer
+    from peft.tuners.tinylora.layer import TinyLoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return LoraModel._create_and_replace
+    assert {"_psoft_A_cache", "_psoft_B_cache"} <= {*PsoftLayer.other_param_names}
+    assert {"tinylora_A", "tinylora_B"} <= {*TinyLoraLayer.other_param_names}
+    return LoraModel._create_and_replace, BaseTunerLayer.frozen_peft_weight_names
 
 
 SEAMS: dict[str, tuple[str, Callable[[], Any], tuple[str, ...]]] = {
@@ -188,13 +199,18 @@ SEAMS: dict[str, tuple[str, Callable[[], Any], tuple[str, ...]]] = {
         _of_quantisation,
         ("_keep_in_fp32_modules",),
     ),
+    "transformers' dtypes": ("bench/models/base.py", _of_dtypes, ("_get_dtype_plan",)),
     "DeepSpeed's ZeRO 3": (
         "bench/train/zero3.py",
         _of_zero_3,
         ("_PartitionedParameterCoordinator__params_to_release", "_convert_to_deepspeed_param"),
     ),
     "DeepSpeed's checkpoints": ("bench/train/engine_checkpoint.py", _of_checkpoints, ("_copy_recovery_script",)),
-    "peft's tuners": ("methods/hf_peft.py", _of_peft, ("_create_and_replace",)),
+    "peft's tuners": (
+        "methods/hf_peft.py",
+        _of_peft,
+        ("_create_and_replace", "_psoft_A_cache", "_psoft_B_cache"),
+    ),
     "transformers' experts": ("methods/parts/experts.py", _of_experts, ("_apply_gate", "_is_expert_parallel")),
     "transformers' tokenizers": ("bench/models/whole_texts.py", _of_tokenizers, ("_switch_to_target_mode",)),
     "Ray's control store": (
