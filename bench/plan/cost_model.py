@@ -14,6 +14,7 @@ from bench.plan.workload import MicroBatch, Workload
 from bench.schema.record import Forecast
 from bench.schema.trial import ModelSpec, ResourceSpec, TrialSpec
 from bench.train.lane import LARGE_BYTES
+from bench.train.order import rows_evaluated_at_once
 
 # There is a copy of the trained parameters in fp32 where training is in bf16, and under ZeRO in any case.
 COPY_BYTES = 4
@@ -126,7 +127,8 @@ def _scoring_phases(spec: TrialSpec, work: Workload, whole: float, stored: float
 def _evaluation_bytes(spec: TrialSpec, work: Workload, costs: StepCosts) -> float:
     """Of a forward pass over dev pairs as long as the longest of training: one layer's activations, and the logits."""
     longest = max(work.micro_batches, key=lambda micro: micro.length)
-    rows = min(spec.train.batch_size, max(1, round(work.dev_tokens / longest.length)))
+    at_once = rows_evaluated_at_once(spec.train, spec.resources.ranks)
+    rows = min(at_once, max(1, round(work.dev_tokens / longest.length)))
     targets = rows * longest.target_tokens / longest.rows
     batch = MicroBatch(rows, round(rows * longest.length), round(targets))
     return costs.activation_bytes(batch) / layers_of(_config(spec.model)) + costs.logits_bytes(batch)

@@ -9,6 +9,7 @@ from bench.plan.trace import TraceError
 from bench.plugins.registry import load_optimizer, make_method
 from bench.schema.trial import JsonDict, OffloadSpec, ResourceSpec, TrialSpec
 from bench.schema.validation import ConfigError, check_batches, validated
+from bench.train.order import rows_trained_at_once
 
 MOST_RANKS = 8
 
@@ -51,7 +52,7 @@ def remedies(spec: TrialSpec, peak_bytes: Callable[[TrialSpec], int], device: De
 
 
 def _smaller_micro_batches(spec: TrialSpec) -> Iterator[tuple[TrialSpec, str]]:
-    size = (spec.train.micro_batch_size or spec.train.batch_size // spec.resources.ranks) // 2
+    size = rows_trained_at_once(spec.train, spec.resources.ranks) // 2
     while size >= 1:
         if (changed := _changed(spec, train={"micro_batch_size": size})) is not None:
             yield changed, f"train.micro_batch_size: {size}"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from bench.models.architecture import Architecture, Pair
 from bench.schema.trial import TrialSpec
 from bench.task import Split
-from bench.train.order import micro_batches, num_steps, training_order
+from bench.train.order import micro_batches, num_steps, rows_trained_at_once, training_order
 
 
 class MicroBatch(NamedTuple):
@@ -61,7 +61,7 @@ def workload(
     steps = num_steps(train, len(chosen))
     order = training_order([pair.num_tokens for pair in chosen], train.batch_size, steps, spec.seed)
     order = order[: spec.stop_after_steps]
-    micro_batch_size = train.micro_batch_size or train.batch_size // ranks
+    micro_batch_size = rows_trained_at_once(train, ranks)
     found = []
     for batch in order:
         for rank in range(ranks):

@@ -30,6 +30,7 @@ from bench.store.predictions import write_predictions, write_samples
 from bench.task import Example, Task
 from bench.train.loop import mean_losses
 from bench.train.loss import TargetLoss
+from bench.train.order import rows_evaluated_at_once
 
 # Set in the store of the ranks once rank 0 has asked all questions of the evaluations.
 EVALUATED = "evaluated"
@@ -131,7 +132,8 @@ class Scoring:
         def losses_of(chosen: Sequence[Pair]) -> torch.Tensor:
             return loss.of(tokens.architecture.batch(chosen, pad_token_id).to(self.device))[None]
 
-        (mean,) = mean_losses(losses_of, pairs, self.spec.train.batch_size, self.device)
+        rows = rows_evaluated_at_once(self.spec.train, self.spec.resources.ranks)
+        (mean,) = mean_losses(losses_of, pairs, rows, self.device)
         return mean
 
     def _predictions(

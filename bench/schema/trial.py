@@ -167,7 +167,9 @@ class TrainSpec(Settings):
     epochs: PositiveFloat | None = Field(None, description="passes over the training pairs")
     batch_size: PositiveInt = Field(8, description="sequences per optimiser step over all ranks")
     micro_batch_size: PositiveInt | None = Field(
-        None, description="sequences per forward pass of one rank; null: all of its share at once"
+        None,
+        description="sequences per forward pass of one rank; null: all of its share at once. Losses of dev and test "
+        "are taken on up to four times as many, and at most batch_size",
     )
     schedule: Literal["linear", "cosine", "constant", "inverse_sqrt", "wsd"] = Field(
         "linear",
@@ -366,7 +368,8 @@ class ResourceSpec(Settings):
     precision: Precision = Field(
         "fp32",
         description="of the base model and of the computation; trained tensors and their moments are fp32 in any case. "
-        "fp16 scales losses, and skips steps whose gradients overflow",
+        "fp16 scales losses, and skips steps whose gradients overflow; layers that a model keeps in fp32 under fp16 "
+        "(wo of T5) cannot be trained or wrapped there",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is a GPU, else cpu")
     cpus_per_rank: PositiveInt | None = Field(

@@ -31,7 +31,7 @@ from bench.train.gradient_watch import GradientWatch
 from bench.train.lane import Diverged, Lane, Trained, num_targets
 from bench.train.loss import TargetLoss
 from bench.train.loss_scale import is_exhausted, own_scale
-from bench.train.order import micro_batches
+from bench.train.order import micro_batches, rows_evaluated_at_once, rows_trained_at_once
 from bench.train.zero3 import free
 
 # Losses are reduced over ranks, checked and reported every so many steps, because a GPU would be slower if the host
@@ -127,8 +127,7 @@ class Training:
     @property
     def micro_batch_size(self) -> int:
         """Pairs of one trial in a forward pass of one rank."""
-        train = self.lanes[0].train
-        return train.micro_batch_size or train.batch_size // self.resources.ranks
+        return rows_trained_at_once(self.lanes[0].train, self.resources.ranks)
 
     @property
     def _kept_by_engine(self) -> bool:
@@ -251,7 +250,7 @@ class Training:
             losses = mean_losses(
                 lambda chosen: self._losses(engine, [chosen] * len(evaluating)),
                 dev_pairs,
-                self.lanes[0].train.batch_size,
+                rows_evaluated_at_once(self.lanes[0].train, self.resources.ranks),
                 self.device,
             )
         for number, loss in zip(evaluating, losses, strict=True):

@@ -10,6 +10,8 @@ from bench.schema.trial import TrainSpec
 # The pairs of so many batches are sorted by length together before they are divided into batches. That needs nearly no
 # padding and keeps the order of training random.
 WINDOW_BATCHES = 50
+# A pass without gradients keeps one layer at a time, so that it holds more rows than one of training; so many times.
+ROWS_WITHOUT_GRADIENTS = 4
 
 
 def num_steps(train: TrainSpec, num_pairs: int) -> int:
@@ -44,3 +46,16 @@ def micro_batches(batch: Sequence[int], rank: int, ranks: int, micro_batch_size:
     """This rank's share of a batch, divided into forward passes. All shares are equal, which the sweep has checked."""
     share = batch[rank::ranks]
     return [share[at : at + micro_batch_size] for at in range(0, len(share), micro_batch_size)]
+
+
+def rows_trained_at_once(train: TrainSpec, ranks: int) -> int:
+    """Pairs of one trial in a forward pass of one rank in training."""
+    return train.micro_batch_size or train.batch_size // ranks
+
+
+def rows_evaluated_at_once(train: TrainSpec, ranks: int) -> int:
+    """Pairs in a forward pass of one rank that only takes losses: no more than a batch, and than fit beside training.
+
+    A trial whose micro-batches are small, because no more fits, has to be evaluated in small passes as well.
+    """
+    return min(train.batch_size, ROWS_WITHOUT_GRADIENTS * rows_trained_at_once(train, ranks))

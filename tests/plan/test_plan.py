@@ -27,7 +27,7 @@ from bench.models import base
 from bench.models.architecture import Pair
 from bench.plan import step_costs as step_costs_module
 from bench.plan.check import check
-from bench.plan.cost_model import PROCESS_BYTES, forecast_of, phase_memory, training_memory
+from bench.plan.cost_model import PROCESS_BYTES, _evaluation_bytes, forecast_of, phase_memory, training_memory
 from bench.plan.devices import DEVICES, Device, find_device, known_gpu, measured_cpu
 from bench.plan.plan import PlannedTrial, calibrated, plan, planned_parameters, planned_work, totals
 from bench.plan.remedies import _changed
@@ -303,6 +303,15 @@ def test_stage_three_divides_weights_as_well(trial: Callable[..., TrialSpec]) ->
     two, four = (memory(trial("full", zero_stage=3, ranks=ranks)) for ranks in (2, 4))
     assert four["weights"] < two["weights"]
     assert four["optimizer"] == pytest.approx(two["optimizer"] / 2, abs=1)
+
+
+def test_dev_losses_of_small_micro_batches_take_little(trial: Callable[..., TrialSpec]) -> None:
+    sizes = []
+    for micro in (1, 16):
+        spec = trial("lora", train={"batch_size": 16, "micro_batch_size": micro})
+        work = replace(planned_work(spec), dev_tokens=10**6)
+        sizes.append(_evaluation_bytes(spec, work, step_costs(spec, work)))
+    assert sizes[0] < 0.6 * sizes[1]
 
 
 def small(device: Device, limit_bytes: int) -> Device:

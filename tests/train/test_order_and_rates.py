@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from fakes import trial
+from one_rank import CPU, training_alone
+from torch import nn
 
+from bench.models.architecture import DecoderOnly, Pair
+from bench.rank.scoring import Scoring
 from bench.schema.trial import TrainSpec
 from bench.train import order
 from bench.train.loss import at_least_fp32, chunked_nll
 from bench.train.optimizer import learning_rate_factor
-from bench.train.order import micro_batches, num_steps, training_order
+from bench.train.order import micro_batches, num_steps, rows_evaluated_at_once, training_order
 
 
 @pytest.mark.parametrize(
@@ -35,6 +41,42 @@ def test_pairs_of_fifty_batches_are_sorted_by_length_together() -> None:
     assert flat != sorted(flat), "and the next ones another"
     assert sorted(index for batch in batches for index in batch) == list(range(120))
     assert order.WINDOW_BATCHES == 50
+
+
+@pytest.mark.parametrize(
+    ("train", "ranks", "rows"),
+    [
+        ({}, 1, 8),
+        ({}, 2, 8),
+        ({}, 8, 4),
+        ({"micro_batch_size": 1}, 1, 4),
+        ({"micro_batch_size": 1}, 8, 4),
+        ({"micro_batch_size": 4}, 1, 8),
+    ],
+)
+def test_no_more_rows_are_evaluated_at_once_than_fit_beside_training(
+    train: dict[str, Any], ranks: int, rows: int
+) -> None:
+    assert rows_evaluated_at_once(TrainSpec(batch_size=8, **train), ranks) == rows
+
+
+def test_dev_losses_are_taken_in_such_passes_in_training_and_in_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def mean_losses(losses_of: Any, pairs: Any, rows: int, device: Any) -> list[float]:
+        asked.append(rows)
+        return [0.0]
+
+    for module in ("bench.train.loop", "bench.rank.scoring"):
+        monkeypatch.setattr(f"{module}.mean_losses", mean_losses)
+    train = TrainSpec(batch_size=16, micro_batch_size=2)
+    lane: Any = SimpleNamespace(train=train, evaluated=lambda step, loss: None)
+    training_alone([lane], architecture=DecoderOnly())._validate_scored(None, [0], [], 1)
+    spec: Any = trial().model_copy(update={"train": train})
+    scoring = Scoring(spec, context=None, device=CPU, meter=None, compares_merged=False)  # type: ignore[arg-type]
+    tokens: Any = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0))
+    scoring._mean_loss(nn.Linear(1, 1), [Pair([1], [2])], tokens)
+    assert asked == [8, 8]
 
 
 def test_a_share_is_divided_from_its_beginning() -> None:
