@@ -1,8 +1,9 @@
 """Checkpoints of a training, from which a retry continues a lost attempt bit for bit.
 
-A checkpoint is one safetensors file. It holds the trained tensors, the optimiser's moments, the best state so far and
-the random states of all ranks. Its header holds counters, curves and the seal as JSON. Nothing is pickled. The
-file's name holds the step and the hash of its bytes, so that a torn or damaged file is recognised.
+A checkpoint is one safetensors file. It holds the trained tensors, those that the method stores beside them, the
+optimiser's moments, the best state so far and the random states of all ranks. Its header holds counters, curves and the
+seal as JSON. Nothing is pickled. The file's name holds the step and the hash of its bytes, so that a torn or damaged
+file is recognised.
 
 Under ZeRO 1 to 3 DeepSpeed writes what is trained and the moments to files of its own, one or two for each rank, which
 are pickles. The sealed file is written after them and holds their hashes. They are opened only if these are right.
@@ -184,19 +185,21 @@ def training_state(
     tensors: Tensors = {}
     numbers: dict[str, JsonDict] = {}
     if not by_engine:
-        tensors = {f"trained/{name}": _copy(tensor) for name, tensor in _exact(model).items()}
+        tensors = {f"trained/{name}": copy_on_cpu(tensor) for name, tensor in _exact(model).items()}
         for index, entries in optimizer.state_dict()["state"].items():
             for key, value in entries.items():
                 if isinstance(value, torch.Tensor):
-                    tensors[f"optimizer/{index}/{key}"] = _copy(value)
+                    tensors[f"optimizer/{index}/{key}"] = copy_on_cpu(value)
                 elif isinstance(value, dict):  # bitsandbytes keeps what is quantised together
-                    tensors |= {f"optimizer/{index}/{key}/{part}": _copy(tensor) for part, tensor in value.items()}
+                    tensors |= {
+                        f"optimizer/{index}/{key}/{part}": copy_on_cpu(tensor) for part, tensor in value.items()
+                    }
                 else:
                     numbers.setdefault(str(index), {})[key] = value
     for kind, state in _random_states(device).items():
         shares = [torch.empty_like(state, device=device) for _ in range(dist.get_world_size())]
         dist.all_gather(shares, state.to(device))
-        tensors |= {f"random/{rank}/{kind}": _copy(share) for rank, share in enumerate(shares)}
+        tensors |= {f"random/{rank}/{kind}": copy_on_cpu(share) for rank, share in enumerate(shares)}
     facts: JsonDict = {
         "optimizer": numbers,
         "groups": [
@@ -290,5 +293,6 @@ def _facts(data: bytes) -> JsonDict:
     return facts
 
 
-def _copy(tensor: torch.Tensor) -> torch.Tensor:
+def copy_on_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that safetensors can write."""
     return tensor.detach().to("cpu", copy=True).contiguous()

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from bench.method import Method, MethodError, trained_parameters
+from bench.schema.trial import JsonDict
 
 # The name of a tensor of one expert. Experts in one tensor have no such name: it is trained as soon as one of them is.
 EXPERT = re.compile(r"(.*\bexperts\.(?:expert_)?)\d+(\..*)")
@@ -50,11 +51,29 @@ class GradientWatch:
         self._alive: set[str] = set()
         self._name_of = {parameter: name for name, parameter in parameters.items()}
         self._asked: set[str] = set()  # trained in some step so far
+        self.unreached: list[str] = []  # of those the ones without a gradient that is not all zero
         self._hooks: list[RemovableHandle] = [
             parameter.register_hook(partial(self._see, index))  # type: ignore[no-untyped-call]
             for index, parameter in enumerate(parameters.values())
         ]
-        self.unreached: list[str] = []
+
+    def facts(self) -> JsonDict:
+        """What has been seen so far, on all ranks, for :meth:`take_up` of a watch that goes on from here."""
+        with_gradient, alive = (self._named(row) for row in self._seen.tolist())
+        return {
+            "asked": sorted(self._asked),
+            "with_gradient": sorted(with_gradient),
+            "alive": sorted(alive),
+            "moved": self._moved,
+        }
+
+    def take_up(self, facts: JsonDict) -> None:
+        """Go on where another watch of the same training was, which has these :meth:`facts`."""
+        self._asked, self._alive = set(facts["asked"]), set(facts["alive"])
+        self._moved = self._had_moved = facts["moved"]
+        for row, names in zip(self._seen, (set(facts["with_gradient"]), self._alive), strict=True):
+            row.copy_(torch.tensor([name in names for name in self._names]))
+        self._settle(last=False)
 
     def require_graph(self, loss: torch.Tensor) -> None:
         """Check that a loss depends on a trained tensor.
@@ -81,9 +100,8 @@ class GradientWatch:
         self._asked.update(set(self._names) - {self._name_of[parameter] for parameter in idle})
         seen = self._seen.int()
         dist.all_reduce(seen, op=dist.ReduceOp.MAX)
-        with_gradient, alive = (
-            {name for name, is_seen in zip(self._names, row, strict=True) if is_seen} for row in seen.tolist()
-        )
+        self._seen.copy_(seen)
+        with_gradient, alive = (self._named(row) for row in seen.tolist())
         missing = self._without(with_gradient)
         if missing and (last or not self._patient):
             raise MethodError(
@@ -96,8 +114,12 @@ class GradientWatch:
             )
         self._had_moved, self._moved = self._moved, self._moved or learning_rate > 0
         self._alive = alive
-        self.unreached = [name for name in self._names if name not in alive]
-        if not self.unreached or last:
+        self._settle(last)
+
+    def _settle(self, last: bool) -> None:
+        """Say what is unreached, and stop watching if nothing is left to be seen."""
+        self.unreached = [name for name in self._names if name in self._asked and name not in self._alive]
+        if last or len(self._alive) == len(self._names):
             for hook in self._hooks:
                 hook.remove()
             self._hooks, self._name_of = [], {}
@@ -109,6 +131,10 @@ class GradientWatch:
     def _see(self, index: int, gradient: torch.Tensor) -> None:
         self._seen[0, index] = True
         self._seen[1, index].logical_or_(gradient.any())
+
+    def _named(self, row: Sequence[int]) -> set[str]:
+        """The names of the tensors that have a mark in a row."""
+        return {name for name, is_seen in zip(self._names, row, strict=True) if is_seen}
 
     def _without(self, those: set[str]) -> list[str]:
         """The names that are not among those, without experts of a layer that another expert has reached."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from bench.method import Method, trained_parameters
+from bench.method import Method, copy_state, trained_parameters
 from bench.models.adapter_files import BYTES, StreamedState
 from bench.models.architecture import Pair
 from bench.models.masters import exact, exact_value, round_masters, stepped_for
@@ -20,7 +20,7 @@ from bench.optimizers.averaged import scored_weights
 from bench.schema.record import DevPoint, TrainCost, TrainPoint
 from bench.schema.trial import JsonDict, TrainSpec
 from bench.shards.slices import place
-from bench.train.checkpoint import Checkpoint, restore_training_state, training_state
+from bench.train.checkpoint import Checkpoint, copy_on_cpu, restore_training_state, training_state
 from bench.train.gradient_watch import GradientWatch
 from bench.train.optimizer import learning_rate_factor, make_optimizer
 from bench.train.order import num_steps, training_order
@@ -211,11 +211,20 @@ class Lane:
         facts["train_curve"] = [point.model_dump() for point in self.train_curve]
         facts["dev_curve"] = [point.model_dump() for point in self.dev_curve]
         facts["continued_after_steps"] = self.continued_after_steps
+        untrained = self._stored_untrained()
+        with gathered(untrained.values()):
+            tensors |= {f"untrained/{name}": copy_on_cpu(tensor) for name, tensor in untrained.items()}
+        facts["watch"] = None if self.watch is None else self.watch.facts()
         return Checkpoint(step, tensors, facts)
 
     def continue_from(self, checkpoint: Checkpoint, device: torch.device, by_engine: bool) -> None:
         """Restore a checkpoint whose DeepSpeed files are loaded, so that the next step is the one after it."""
         restore_training_state(checkpoint, self.model, self.optimizer, self.scheduler, device, by_engine)
+        untrained = self._stored_untrained()
+        with gathered(untrained.values(), changed=True):
+            copy_state(untrained, checkpoint.part("untrained"))
+        if self.watch is not None and checkpoint.facts["watch"] is not None:
+            self.watch.take_up(checkpoint.facts["watch"])
         self.train_curve = [TrainPoint.model_validate(point) for point in checkpoint.facts["train_curve"]]
         self.dev_curve = [DevPoint.model_validate(point) for point in checkpoint.facts["dev_curve"]]
         if checkpoint.facts["best"] is not None:
@@ -224,6 +233,16 @@ class Lane:
             shapes = {name: torch.Size(shape) for name, shape in files["shapes"].items()}
             self.state = StreamedState(self.state_folder / files["folder"], shapes, device)
         self.continued_after_steps = [*checkpoint.facts["continued_after_steps"], checkpoint.step]
+
+    def _stored_untrained(self) -> dict[str, torch.Tensor]:
+        """The model's own tensors that are stored with the trained ones, such as a start that is taken off again.
+
+        Training examples or a factorisation of the weights may have made them, which on another machine, or at another
+        time, would have other signs.
+        """
+        stored = self.method.adapter_state(self.model).keys()
+        frozen = [(name, tensor) for name, tensor in self.model.named_parameters() if not tensor.requires_grad]
+        return {name: tensor for name, tensor in (*frozen, *self.model.named_buffers()) if name in stored}
 
     def _state_now(self, step: int) -> Mapping[str, torch.Tensor]:
         """The tensors that the method stores, in memory, or in files of this step if ranks hold slices of much."""
@@ -247,14 +266,20 @@ def num_targets(pairs: Sequence[Pair]) -> int:
 
 
 @contextlib.contextmanager
-def gathered(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Inside the block these parameters are whole, even if ZeRO-3 has cut them into shards."""
-    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+def gathered(tensors: Iterable[torch.Tensor], changed: bool = False) -> Iterator[None]:
+    """Inside the block these tensors are whole, even if ZeRO-3 has cut them into shards.
+
+    Args:
+        tensors: Parameters and buffers, which are never cut.
+        changed: Whether what rank 0 writes into them stays.
+    """
+    cut = [tensor for tensor in tensors if hasattr(tensor, "ds_id")]
+    if not cut:
         yield
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(list(parameters)):
+    with deepspeed.zero.GatheredParameters(cut, modifier_rank=0 if changed else None):
         yield
 
 

@@ -82,10 +82,9 @@ def test_the_drawn_block_and_all_outside_of_blocks_move_and_nothing_else(precisi
         assert precision == "bf16" or outside(moved) == outside(trained.state)
     assert trained.state.keys() == dict(model.named_parameters()).keys()
     assert all(parameter.requires_grad for parameter in model.parameters())
-    never = set(range(BLOCKS)) - set(turns)
-    assert never
+    assert set(turns) < set(range(BLOCKS)), "some are never drawn"
     assert lane.watch is not None
-    assert blocks_of(set(lane.watch.unreached)) == never
+    assert lane.watch.unreached == [], "which is no fault of theirs"
     # The optimiser has moments of the last drawn block alone, and of what is outside.
     of_block = len(list(model.model.layers[0].parameters()))
     assert len(lane.optimizer.state) == of_block + len(outside(trained.state))

@@ -29,11 +29,13 @@ from bench.store.records import Store
 from bench.store.recover import recover
 from bench.train.checkpoint import CheckpointError, Checkpoints
 from bench.train.lane import Lane, Trained
+from methods.parts.lora_family import svd_factors
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {"dropout": 0.1},
     "prefix_tuning": {"num_prompt_tokens": 3, "init": "vocabulary"},
     "lisa": {"num_layers": 1, "every_steps": 3},
+    "lora_ga": {"examples": 2, "rank": 2},
 }
 STEPS = 9
 SEAL = {"trial": "a", "code": "b"}
@@ -214,6 +216,23 @@ def test_a_changed_file_of_the_engine_is_not_opened(
 def test_making_checkpoints_changes_nothing_and_leaves_the_last(one_rank: None, tmp_path: Path) -> None:
     assert_same(train("lora", places(tmp_path / "checkpoints")), train("lora", None))
     assert [path.name[:13] for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000008"]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_a_start_that_comes_out_with_other_signs_is_that_of_the_first_attempt(
+    zero_stage: int, one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train("lora_ga", None, zero_stage=zero_stage)
+    with pytest.raises(Interrupted):
+        train("lora_ga", places(tmp_path / "checkpoints"), 5, zero_stage=zero_stage)
+
+    def flipped(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        left, values, right = svd_factors(*arguments)
+        signs = torch.tensor([1.0, -1.0]).repeat(2)
+        return left * signs, values, right * signs[:, None]
+
+    monkeypatch.setattr("methods.lora_ga.svd_factors", flipped)
+    assert_same(train("lora_ga", places(tmp_path / "checkpoints"), zero_stage=zero_stage), whole)
 
 
 def test_without_the_random_states_it_would_be_another_training(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from bench.measure.phases import PhaseMeter
 from bench.method import Method, MethodError
 from bench.models.architecture import Pair, architecture_of
 from bench.plugins.registry import load_method, targets
-from bench.schema.trial import ResourceSpec, TrainSpec
+from bench.schema.trial import JsonDict, ResourceSpec, TrainSpec
 from bench.train.gradient_watch import GradientWatch, _layer_of_expert
 from bench.train.lane import Lane
 from bench.train.loop import Training
@@ -127,8 +129,13 @@ def test_a_layer_that_reads_the_weight_past_its_wrapper_is_found_out(one_rank: N
         training_alone([mamba]).run(PAIRS, PAIRS[:2])
 
 
-def watched(*steps: dict[str, float], last: bool = False, **config: Any) -> GradientWatch:
-    """A watch over the tensors a and b of three experts and a gate, after steps that gave them these gradients."""
+def watched(
+    *steps: dict[str, float], last: bool = False, after: JsonDict | None = None, idle: Sequence[str] = (), **config: Any
+) -> GradientWatch:
+    """A watch over the tensors a and b of three experts and a gate, after steps that gave them these gradients.
+
+    ``after``: facts of a watch that this one takes up. ``idle``: what no step trains.
+    """
     names = [f"layers.0.experts.{expert}.{name}" for expert in range(3) for name in ("a", "b")] + ["gate"]
     tensors = {name: nn.Parameter(torch.ones(2)) for name in names}
     model = nn.Module()
@@ -136,9 +143,11 @@ def watched(*steps: dict[str, float], last: bool = False, **config: Any) -> Grad
     if config:
         model.config = type("Config", (), {"to_dict": lambda self: config})()
     watch = GradientWatch(Idle(Idle.Config()), model, CPU)
+    if after is not None:
+        watch.take_up(json.loads(json.dumps(after)))
     for number, gradients in enumerate(steps, start=1):
         sum((tensors[name] * value).sum() for name, value in gradients.items()).backward()  # type: ignore[union-attr]
-        watch.after_backward(1e-3, last=last and number == len(steps))
+        watch.after_backward(1e-3, last=last and number == len(steps), idle=[tensors[name] for name in idle])
     return watch
 
 
@@ -171,6 +180,28 @@ def test_the_same_tensor_of_all_experts_fails(one_rank: None) -> None:
         watched(zero_b, zero_b)
     with pytest.raises(MethodError, match="all zero"):
         watched(zero_b, {**zero_b, "layers.0.experts.1.a": 1.0}, last=True)
+
+
+def test_a_watch_goes_on_where_that_of_an_earlier_attempt_was(one_rank: None) -> None:
+    second = {name.replace("experts.0", "experts.1"): value for name, value in FIRST.items()}
+    before = watched(FIRST)
+    whole, continued = watched(FIRST, second, last=True), watched(second, last=True, after=before.facts())
+    assert continued.unreached == whole.unreached == ["layers.0.experts.2.a", "layers.0.experts.2.b"]
+    assert continued.facts() == whole.facts()
+    assert watched(after=before.facts()).unreached == before.unreached
+    some, others = {"gate": 1.0}, {name: value for name, value in FIRST.items() if name != "gate"}
+    skipping = watched(some, encoder_layerdrop=0.1).facts()
+    watched(others, last=True, after=skipping, encoder_layerdrop=0.1)
+    with pytest.raises(MethodError, match="1 of 7 trained tensors get no gradient"):
+        watched(others, last=True, encoder_layerdrop=0.1)
+
+
+def test_what_no_step_has_trained_is_not_unreached(one_rank: None) -> None:
+    waiting = [f"layers.0.experts.{expert}.{name}" for expert in range(3) for name in "ab"]
+    watch = watched({"gate": 1.0}, idle=waiting)
+    assert watch.unreached == []
+    after = watched(FIRST, after=watch.facts())
+    assert after.unreached == waiting[2:], "it still watches for the others"
 
 
 def test_layers_that_are_skipped_at_random_have_the_whole_training(one_rank: None) -> None:
