@@ -75,6 +75,9 @@ BREAKS_CONTRACT = {
 }
 
 
+# Buffers in which types of peft keep singular vectors of base weights.
+FACTORS_OF_WEIGHTS = frozenset({"_psoft_A_cache", "_psoft_B_cache", "tinylora_A", "tinylora_B"})
+
 # Types whose trained virtual tokens are stored by peft without a change.
 PLAIN_PROMPTS = ("PREFIX_TUNING", "PROMPT_TUNING")
 
@@ -184,11 +187,15 @@ class HfPeft(Method):
         self._gradients = {}
 
     def adapter_state(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """The trained tensors, and all other tensors of a prompt encoder (CARTRIDGE freezes its first tokens)."""
-        return {name: parameter.detach() for name, parameter in _stored_parameters(model).items()}
+        """The trained tensors, and those that a fresh model need not have.
+
+        They are all others of a prompt encoder (CARTRIDGE freezes its first tokens), and frozen singular vectors of
+        base weights (TINYLORA, PSOFT, LoRA with ``init_lora_weights: mica``), whose signs depend on the machine.
+        """
+        return {name: tensor.detach() for name, tensor in _stored(model).items()}
 
     def load_adapter_state(self, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-        copy_state(_stored_parameters(model), state)
+        copy_state(_stored(model), state)
 
     def merged_weights(self, model: Any) -> dict[str, torch.Tensor]:
         if isinstance(model, PromptedModel):
@@ -232,12 +239,21 @@ def _needs_weights(peft_type: str, kind: str) -> str:
     )
 
 
-def _stored_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {
+def _stored(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What is trained, the rest of a prompt encoder, and frozen factors of the base weights."""
+    factors = tuple(
+        f"{name}.{part}.{adapter}"
+        for name, module in model.named_modules()
+        for adapter, parts in getattr(module, "frozen_peft_weight_names", {}).items()
+        for part in parts
+    )
+    parameters = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad or ".prompt_encoder." in name
+        if parameter.requires_grad or ".prompt_encoder." in name or name.startswith(factors)
     }
+    buffers = {name: each for name, each in model.named_buffers() if not FACTORS_OF_WEIGHTS.isdisjoint(name.split("."))}
+    return {**parameters, **buffers}
 
 
 @contextmanager

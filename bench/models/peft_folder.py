@@ -63,4 +63,7 @@ def bridge_settings(settings: JsonDict, decode_batch_size: int) -> JsonDict:
         for key, value in settings.items()
         if key not in OWN_FIELDS and (key not in defaults or defaults[key] != value)
     }
+    if peft_type == "LORA" and own.get("init_lora_weights") == "eva":
+        # EVA leaves the base weights as they are, so that the stored tensors say everything.
+        own = {key: value for key, value in own.items() if key not in ("init_lora_weights", "eva_config")}
     return {"peft_type": peft_type, **own, **({"despite_contract": True} if reason is not None else {})}

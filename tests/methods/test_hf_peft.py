@@ -15,6 +15,7 @@ from bench.conformance import verdicts
 from bench.conformance.method_checks import batch_of, target_logits
 from bench.conformance.tiny_models import tiny_model
 from bench.method import MethodError, trained_parameters
+from bench.models.peft_folder import bridge_settings
 from bench.schema.validation import ConfigError
 from methods.hf_peft import HfPeft, orthogonality_penalty
 
@@ -70,6 +71,47 @@ def test_what_peft_cannot_apply_is_a_method_error(config: dict[str, Any], family
 def test_adapters_of_peft_keep_the_contract(config: dict[str, Any]) -> None:
     all_verdicts = list(verdicts(HfPeft, HfPeft.Config(**config), ["llama"], processes=0))
     assert [verdict for verdict in all_verdicts if verdict.outcome != "pass"] == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"peft_type": "TINYLORA"}, {"peft_type": "PSOFT", "r": 4}, {"peft_type": "LORA", "init_lora_weights": "mica"}],
+    ids=lambda config: config["peft_type"],
+)
+def test_singular_vectors_of_another_machine_compute_what_was_stored(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    svd = torch.linalg.svd
+
+    def flipped(matrix: torch.Tensor, **settings: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        left, values, right = svd(matrix, **settings)
+        signs = torch.ones_like(values)
+        signs[::2] = -1
+        return left * signs, values, right * signs[:, None]
+
+    method = HfPeft(HfPeft.Config(**config, target_modules=["q_proj", "v_proj"]))
+    here: Any = method.patch(tiny_model("llama", dtype=torch.float32)).eval()
+    monkeypatch.setattr(torch.linalg, "svd", flipped)
+    there: Any = method.patch(tiny_model("llama", dtype=torch.float32)).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        start = target_logits(here)
+        for _, parameter in trained_parameters(here):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        method.load_adapter_state(there, method.adapter_state(here))
+        expected = target_logits(here)
+        assert torch.equal(target_logits(there), expected)
+    assert not torch.allclose(start, expected, atol=1e-4)
+
+
+def test_an_adapter_of_peft_is_scored_however_its_tensors_began_if_base_weights_stay() -> None:
+    stored = {"peft_type": "LORA", "r": 4, "eva_config": {"rho": 2.0}, "rank_pattern": {"q_proj": 6}}
+    settings = bridge_settings({**stored, "init_lora_weights": "eva"}, 1)
+    assert settings == {"peft_type": "LORA", "r": 4, "rank_pattern": {"q_proj": 6}}
+    HfPeft.Config(**settings)
+    for start in ("pissa", "corda", "olora"):  # which change base weights
+        with pytest.raises(ValidationError, match=f"init_lora_weights: {start} cannot be had here"):
+            HfPeft.Config(**bridge_settings({"peft_type": "LORA", "init_lora_weights": start}, 1))
 
 
 def test_nobody_is_warned_of_what_peft_and_transformers_have_to_settle() -> None:
