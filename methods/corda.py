@@ -12,7 +12,8 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import nn
 
-from methods.parts.layer_inputs import lora_layers, run, watching_inputs
+from bench.method import MethodError
+from methods.parts.layer_inputs import lora_layers, require_reached, run, watching_inputs
 from methods.parts.lora_family import FactorConfig, StartedLoRA, remember_start_of_rank
 
 # The covariance is inverted with this share of its mean variance added, doubled until the inverse is good enough.
@@ -57,8 +58,9 @@ class ContextOrientedLoRA(StartedLoRA):
 
         with watching_inputs(layers, see):
             run(losses)
+        require_reached(layers, sums, len(losses))
         for name, layer in layers.items():
-            covariance, inverse = _inverted(sums.pop(name) / len(losses))
+            covariance, inverse = _inverted(sums.pop(name) / len(losses), name)
             with self.whole_base(layer):
                 layer.start_from([self._factors(weight, covariance, inverse) for weight in layer.weights_of_parts()])
 
@@ -72,8 +74,17 @@ class ContextOrientedLoRA(StartedLoRA):
         return root[:, None] * (right[chosen] @ inverse), left[:, chosen] * root
 
 
-def _inverted(covariance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A covariance ``(I, I)`` that can be inverted, and its inverse."""
+def _inverted(covariance: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """A covariance ``(I, I)`` that can be inverted, and its inverse.
+
+    Raises:
+        MethodError: It has values that are not finite, or none but zeros. The message names the layer.
+    """
+    if not (covariance.isfinite().all() and covariance.any()):
+        raise MethodError(
+            f"{name}: the covariance of its inputs on these examples is not finite, or zero, so that nothing says "
+            "where it starts; name other target_modules, or look at other examples"
+        )
     unit, damping = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device), DAMPING
     while True:
         damped = covariance + damping * covariance.diagonal().mean() * unit

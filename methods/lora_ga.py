@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -10,9 +10,12 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 
-from bench.method import whole
-from methods.parts.layer_inputs import lora_layers
+from bench.method import MethodError, whole
+from methods.parts.layer_inputs import lora_layers, require_reached
 from methods.parts.lora_family import FactorConfig, StartedLoRA, remember_start_of_rank, svd_factors
+
+# In fp16 most gradients of a mean loss are below its range; so many times as large they are within it.
+LOSS_SCALE_IN_FP16 = 2.0**10
 
 
 class GradientLoRA(StartedLoRA):
@@ -52,17 +55,32 @@ class GradientLoRA(StartedLoRA):
         # The whole model, because a backward pass reads weights that ranks hold in slices outside of any call.
         with whole(list(model.parameters())), _requiring_grad(list(weights.values())), torch.enable_grad():
             for loss in losses:
-                for name, gradient in zip(weights, torch.autograd.grad(loss(), list(weights.values())), strict=True):
-                    gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+                for name, gradient in _gradients(loss(), weights):
                     totals[name] = totals[name] + gradient if name in totals else gradient
+        require_reached(layers, totals, len(losses))
         rank = self.config.rank
         for name, layer in layers.items():
             factors = []
             scale = layer.base_layer.weight.shape[0] ** 0.25 / self.config.gamma**0.5
-            for gradient in layer.rows_of_parts(totals.pop(name) / len(losses)):
+            total = totals.pop(name) / len(losses)
+            if not total.isfinite().all():
+                raise MethodError(f"{name}: the gradient that it would start along is not finite")
+            for gradient in layer.rows_of_parts(total):
                 left, values, right = svd_factors(gradient, 2 * rank, name)
                 factors.append((right[:rank], scale * left[:, rank:] * values[rank:]))
             layer.start_from(factors)
+
+
+def _gradients(loss: torch.Tensor, weights: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The gradients of a loss by those of the weights that it depends on, by name, in fp32 or more."""
+    in_fp16 = any(weight.dtype == torch.float16 for weight in weights.values())
+    scale = LOSS_SCALE_IN_FP16 if in_fp16 else 1.0
+    if not loss.requires_grad:
+        return
+    gradients = torch.autograd.grad(loss * scale, list(weights.values()), allow_unused=True)
+    for name, gradient in zip(weights, gradients, strict=True):
+        if gradient is not None:
+            yield name, gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / scale
 
 
 @contextmanager

@@ -23,6 +23,8 @@ from bench.schema.trial import TrainSpec
 from bench.train.data_start import start_from_examples
 from bench.train.fused_engine import copies_sharing_weights
 from bench.train.lane import Lane, Trained
+from methods.corda import _inverted
+from methods.lora_ga import _gradients
 from methods.parts.layer_inputs import lora_layers, watching_inputs
 from methods.parts.lora_layer import LoRALayer
 
@@ -316,6 +318,39 @@ def test_dora_on_quantised_weights_is_peft_on_the_dequantised_ones() -> None:
     torch.testing.assert_close(logits(model), logits(other), atol=2e-4, rtol=0)
     with pytest.raises(MethodError, match="stored in nf4 cannot take up what is trained"):
         method.merge(model)
+
+
+@pytest.mark.parametrize("name", ["corda", "lora_ga"])
+def test_a_layer_that_no_example_reaches_is_named(name: str) -> None:
+    """As an expert that gets no token."""
+    method_class = load_method(targets("method")[name])
+    method = method_class(method_class.Config(rank=RANK))
+    model: Any = method.patch(tiny_model("llama", dtype=torch.float32))
+    model.model.layers[1].forward = lambda hidden_states, **_: hidden_states
+    refusal = r"none of the 6 has reached 2 of the adapted layers.*: model.layers.1.self_attn.q_proj, model.layers.1"
+    with pytest.raises(MethodError, match=refusal):
+        start_from_examples(method, model, EXAMPLES, 0, architecture_of(model.config), CPU)
+
+
+def test_inputs_that_say_nothing_are_told() -> None:
+    for value in (float("nan"), 0.0):
+        with pytest.raises(MethodError, match=r"q_proj: the covariance of its inputs .* is not finite, or zero"):
+            _inverted(torch.full((2, 2), value), "q_proj")
+
+
+def test_gradients_below_the_range_of_fp16_are_found() -> None:
+    x = torch.tensor([[1.0, 2.0], [3.0, 5.0]])
+
+    def of(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        weight = nn.Parameter(torch.ones(2, 2, dtype=dtype))
+        loss = nn.functional.linear(x.to(dtype), weight).float().sum() * 1e-8
+        return dict(_gradients(loss, {"weight": weight, "beside": nn.Parameter(weight.detach().clone())}))
+
+    (exact,) = of(torch.float32).values()
+    (in_fp16,) = of(torch.float16).values()
+    torch.testing.assert_close(in_fp16, exact, rtol=1e-2, atol=0)
+    assert in_fp16.dtype == torch.float32
+    assert torch.equal(exact, (1e-8 * x.sum(0)).expand(2, 2))
 
 
 def test_a_rank_that_a_weight_does_not_have_is_refused() -> None:
