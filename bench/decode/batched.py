@@ -194,10 +194,12 @@ class _Batch:
         self._make_room(end)
         self.seen.scatter_(-1, columns[..., None], True)
         self.cache.place = Appending(columns, end)
+        # Learned positions have no row for what an idle row counts: before the first one or behind the last one.
+        positions = torch.where(self.used > 0, self.lengths + self.decoding.lengths - 1, 0)
         logits = self.model(
             input_ids=self.tokens,
             attention_mask=self._model_mask(self.seen[:, None, :, :end]),
-            position_ids=(self.lengths + self.decoding.lengths - 1)[:, None].expand(-1, beams),
+            position_ids=positions[:, None].expand(-1, beams),
             **{CACHE: self.cache},
             use_cache=True,
         ).logits

@@ -92,6 +92,27 @@ def test_sources_are_read_together_up_to_a_number_of_tokens(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("beams", [1, 3])
+def test_rows_that_have_held_no_source_have_a_position(beams: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, drawn = patched("gpt2"), random.Random(6)
+    sources = [[drawn.randrange(20, 28) for _ in range(8)] for _ in range(10)]
+    settings = DecodingSettings(ends=(), beams=beams, max_new_tokens=4)
+    monkeypatch.setattr(batched, "READ_TOKENS", 30)  # 3 + 3 + 3 are read, and one idle row is too few to read on
+    assert_same(batched.decode(model, sources, settings, rows=10), generated(model, sources, settings))
+
+
+def test_rows_at_the_limit_have_a_position_in_a_model_that_ends_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = patched("gpt2")
+    to_the_end = [20 + place % 8 for place in range(model.config.n_positions - 4)]
+    settings = DecodingSettings(ends=(40,), max_new_tokens=5)
+    # The second text ends before the first, and the third, which takes its place, goes on when the first is done.
+    sources = [to_the_end, [21, 50, 73], [21, 20, 46]]
+    monkeypatch.setattr(batched, "IDLE_FRACTION", 1.0)
+    computed = batched.decode(model, sources, settings, rows=2)
+    assert [len(texts[0].tokens) for texts in computed] == [5, 4, 5]
+    assert_same(computed, generated(model, sources, settings))
+
+
+@pytest.mark.parametrize("beams", [1, 3])
 def test_trials_decode_as_many_as_fit_unless_they_say_how_many(
     beams: int, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
