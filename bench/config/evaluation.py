@@ -19,7 +19,7 @@ from bench.plugins.source import PluginError, plugin_source
 from bench.schema.digests import sha256_of
 from bench.schema.home import with_home
 from bench.schema.sweep import MethodEntry, Sweep
-from bench.schema.trial import LoadedSpec, MethodSpec, ModelSpec, TrialSpec
+from bench.schema.trial import LoadedSpec, MethodSpec, ModelSpec, ResourceSpec, TrialSpec
 from bench.schema.validation import ConfigError
 from bench.store.records import RECORD_FILE, read_record
 
@@ -66,11 +66,10 @@ class Evaluations:
                 trial = self._of_peft(trial, loaded)
             else:
                 trial = trial.model_copy(update={"method": trial.method.model_copy(update={"name": "model"})})
-            plain = {"zero_stage": 0, "compile": False, "fuse": "off", "checkpoint_every_steps": None}
             trial = trial.model_copy(
                 update={
                     "loaded": loaded,
-                    "resources": trial.resources.model_copy(update=plain),
+                    "resources": _without_training(trial.resources),
                     "label": f"evaluated={loaded.name}",
                 }
             )
@@ -125,6 +124,19 @@ class Evaluations:
         _require_named_base(folder, settings.get("base_model_name_or_path"), trial.model)
         config = bridge_settings(settings, trial.decode.padded_batch_size)
         return trial.model_copy(update={"method": self._resolver.method("hf_peft", config)})
+
+
+def _without_training(resources: ResourceSpec) -> ResourceSpec:
+    """Without what is for training, and has no effect, or no meaning, where nothing is divided over ranks."""
+    plain = {
+        "zero_stage": 0,
+        "compile": False,
+        "fuse": "off",
+        "checkpoint_every_steps": None,
+        "offload": None,
+        "deepspeed": {key: value for key, value in resources.deepspeed.items() if key != "zero_optimization"},
+    }
+    return resources.model_copy(update=plain)
 
 
 def _prompted(trial: TrialSpec, shots: int) -> TrialSpec:

@@ -26,7 +26,7 @@ from bench.models.tokens import tokenization
 from bench.plugins.registry import make_method, make_task
 from bench.report.configurations import comparisons
 from bench.schema.record import Completed
-from bench.schema.trial import ModelSpec
+from bench.schema.trial import ModelSpec, TrialSpec
 from bench.schema.validation import ConfigError
 from bench.statistics.systems import PairedSystems, load_system
 from bench.store.records import Store
@@ -217,6 +217,23 @@ def test_what_is_no_adapter_of_this_base_model_is_one_line(
     assert "the stored state lacks 1 tensors of this method" in refused(adapter)
     assert "not " in (message := refused(tiny_models["gpt2"]))
     assert "this model does not have it; a model of another make is compared in a sweep of its own" in message
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [
+        "{zero_stage: 2, deepspeed: {zero_optimization: {overlap_comm: true}}}",
+        "{zero_stage: 1, offload: {optimizer: cpu}, deepspeed: {dump_state: true}}",
+        "{zero_stage: 3, offload: {optimizer: cpu, parameters: cpu}, checkpoint_every_steps: 2}",
+    ],
+)
+def test_what_is_scored_beside_a_sweep_under_zero_can_be_read_back(
+    resources: str, evaluations: Callable[..., Evaluations], tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    trained_adapter("lora", {"rank": 2}, tiny_models["llama"], tmp_path / "adapter")
+    made = evaluations(f"resources={resources}")
+    for trial in (made.stored_trial(tmp_path / "adapter", 0, None, None), made.base_trial(0, None)):
+        assert TrialSpec.model_validate_json(trial.model_dump_json()) == trial
 
 
 def test_an_adapter_trained_in_a_chat_template_is_asked_as_in_training(
