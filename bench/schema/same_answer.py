@@ -12,16 +12,19 @@ from collections.abc import Callable, Collection, Iterable
 from bench.schema.record import Failed, TrialResult
 from bench.schema.trial import JsonDict, TrialSpec
 
+# How a trial trains: its settings, and the optimiser where that is a plugin's.
+TRAINING = ("train", "optimizer")
+
 
 def answer(spec: TrialSpec, trains: bool, without: Collection[str] = ()) -> JsonDict:
-    """The fields that the answer of a trial depends on: its identity, without training settings if nothing is trained.
+    """The fields that the answer of a trial depends on: its identity, without how it is trained if nothing is.
 
     Args:
         spec: The trial.
         trains: Whether its method trains anything.
         without: More fields that are left out, see :meth:`TrialSpec.identity_without`.
     """
-    return spec.identity_without(*(() if trains else ("train",)), *without)
+    return spec.identity_without(*(() if trains else TRAINING), *without)
 
 
 def answer_key(spec: TrialSpec, trains: bool, without: Collection[str] = ()) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fakes import trial, varied
 
-from bench.schema.trial import FewShotSpec, TrialSpec
+from bench.schema.same_answer import cost_class, distinct
+from bench.schema.trial import FewShotSpec, OptimizerSpec, TrialSpec
 
 
 def changed(spec: TrialSpec, **fields: object) -> TrialSpec:
@@ -47,3 +48,14 @@ def test_a_trial_is_called_by_its_method_and_label() -> None:
     assert (trial("lora").name, changed(trial("lora"), label="rank=4").name) == ("lora", "lora (rank=4)")
     hidden = changed(trial(), method=changed(trial().method, name="..odd"))  # type: ignore[arg-type]
     assert hidden.trial_id.startswith("odd-s0-"), "no hidden folder"
+
+
+def test_what_trains_nothing_is_the_same_under_every_optimizer() -> None:
+    plain = trial("none")
+    plugins = [
+        changed(varied(plain, train={"optimizer": name}), optimizer=OptimizerSpec(name=name, target=name))
+        for name in ("mine:One", "mine:Other")
+    ]
+    assert distinct([plain, *plugins], lambda spec: False) == (plain,)
+    assert len({cost_class(spec, trains=False) for spec in (plain, *plugins)}) == 1
+    assert len(distinct([plain, *plugins], lambda spec: True)) == 3
