@@ -16,6 +16,9 @@ _MOST_DIGITS = 400
 # Thousands in groups of three, or as in India.
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!\d)|\d+)"
 _UNSIGNED = rf"(?:{_DIGITS}(?:\.\d+)?(?:[eE][-+]?\d+)?|(?<![\w.])\.\d+)"
+# What is one number, without units and spaces, and what divides two of them, glued or not.
+_WHOLE = re.compile(rf"[-+]?{_UNSIGNED}(?:/[-+]?(?:{_DIGITS}(?:\.\d+)?|\.\d+))?")
+_APART = re.compile(rf"\d(?:[{_CURRENCIES}%\s]+,?|,(?=[{_CURRENCIES}%\s]))[{_CURRENCIES}%\s]*\d")
 # A sign counts unless a letter, digit, dot or closing bracket is right before it, where it is a minus or a hyphen.
 _NUMBER = re.compile(
     rf"(?:(?<![\w.)\]}}])([-+])[{_CURRENCIES}]?)?(?:(\d+) +(?=\d+\s*/\s*\d))?({_UNSIGNED})(?:\s*/\s*(\d+(?:\.\d+)?))?"
@@ -54,8 +57,9 @@ _TRAILING = re.compile(r"(?:[ .,;:?\"'`*]|(?<!\d)!)+\Z")
 def number(text: str) -> Fraction | None:
     r"""The value of a number, exactly: 1,234.50, -3, 50 %, -$7, 1/2, 2 1/2, \frac{1}{2}, 3 \times 10^4, 1e3.
 
-    Of several words or numbers the last one counts, and behind an equals sign what stands there. A root, or another
-    formula whose value digits do not say, is none.
+    Of several words or numbers the last one counts, and behind an equals sign what stands there. A comma is one of
+    thousands, or divides numbers: of 3, 4 and of 2,5 the last one counts. A root, or another formula whose value digits
+    do not say, is none.
     """
     upright = _upright(text)
     left, equals, right = upright.rpartition("=")
@@ -64,7 +68,8 @@ def number(text: str) -> Fraction | None:
     if _NO_NUMBER.search(right):
         return None
     right = _SPACED_THOUSANDS.sub("", right)
-    if not re.search(r"\d\s+\d", right) and (whole := _fraction(right.translate(_UNITS).rstrip("."))) is not None:
+    bare = right.translate(_UNITS).rstrip(".")
+    if not _APART.search(right) and _WHOLE.fullmatch(bare) and (whole := _fraction(bare)) is not None:
         return whole
     return next(reversed([value for value, _ in _numbers(right)]), None)
 

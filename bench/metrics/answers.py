@@ -63,7 +63,7 @@ class Accuracy(MeanOfSources):
         if texts.scoring.choices is not None:
             return choices.signature(texts)
         answer = texts.scoring.answer
-        return "no answer" if answer is None else f"answer:{answer.pattern!r}|{answer.normalise}|any reference|v2"
+        return "no answer" if answer is None else f"answer:{answer.pattern!r}|{answer.normalise}|any reference|v3"
 
     def values(self, texts: Texts) -> list[float]:
         if texts.scoring.choices is not None:

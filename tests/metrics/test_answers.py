@@ -134,6 +134,29 @@ def test_numbers_are_read_from_whole_answers() -> None:
         r"2\sqrt{3}": None,
         r"\frac{\pi}{2}": None,
         "1" * 5000 + " 1/2": Fraction(1, 2),
+        "1,234.50": Fraction("1234.5"),
+        "12,34,567": 1_234_567,
+        r"10,\!000": 10_000,
+        "$ 1/1,000.": Fraction(1, 1000),
+        "2 1/2": Fraction(5, 2),
+        ".5 %": Fraction(1, 2),
+        "\u00bd": Fraction(1, 2),
+    }
+    assert {text: number(text) for text in values} == values
+
+
+def test_commas_that_divide_no_thousands_glue_no_numbers() -> None:
+    values = {
+        "3, 4": 4,
+        "1,2": 2,
+        "2,5": 5,
+        "5, 3, 7": 7,
+        "3, 400": 400,
+        "3 ,400": 400,
+        "$3, $400": 400,
+        "3%,400%": 400,
+        "x = 1,2345": 2345,
+        "1/1e999999999": 999_999_999,
     }
     assert {text: number(text) for text in values} == values
 
