@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.schema.digests import sha256_of
+from bench.schema.printable import in_brief
 from bench.task import TaskError
 from bench.tasks.file_forms import refuse_foreign, unpacked
 
@@ -168,7 +169,7 @@ def read_json_lines(location: str, sha256: str | None = None) -> Iterator[tuple[
     """Line number and object of every line that is not blank, or of every element if the file is one array.
 
     Raises:
-        TaskError: A line or an element is no JSON object.
+        TaskError: A line or an element is no JSON object, or an object has a key twice.
     """
     text = read_text(location, sha256)
     start = _skip_space(text, 0)
@@ -179,12 +180,11 @@ def read_json_lines(location: str, sha256: str | None = None) -> Iterator[tuple[
         if line.strip():
             try:
                 value = _json(line, f"{location}: line {number}")
+            except _RepeatedKeyError as error:
+                raise TaskError(f"{location}: line {number}: {error}") from error
             except TaskError as error:
                 raise TaskError(f"{error}{_why_no_json_lines(text)}") from error
-            found = _object(value, f"{location}: line {number}")
-            if any(line.count(f'"{key}"') > 1 for key in found):
-                _refuse_repeated(line, f"{location}: line {number}")
-            yield number, found
+            yield number, _object(value, f"{location}: line {number}")
 
 
 def _why_no_json_lines(text: str) -> str:
@@ -211,9 +211,9 @@ def read_json_array(
         is_all: Whether nothing may follow.
 
     Raises:
-        TaskError: The text is no array of objects. The message names the first line of a malformed element.
+        TaskError: The text is no array of objects, or an object has a key twice. The message names the first line of a
+            malformed element.
     """
-    decoder = json.JSONDecoder()
     breaks = [match.start() for match in re.finditer("\n", text)]
 
     def place(position: int) -> str:
@@ -228,7 +228,9 @@ def read_json_array(
         position = _skip_space(text, position + 1)
     while more:
         try:
-            element, end = decoder.raw_decode(text, position)
+            element, end = _DECODER.raw_decode(text, position)
+        except _RepeatedKeyError as error:
+            raise TaskError(f"{place(position)}: {error}") from error
         except json.JSONDecodeError as error:
             raise TaskError(f"{place(position)}: not valid JSON: {error.msg} in line {error.lineno}") from error
         except (ValueError, RecursionError) as error:
@@ -252,31 +254,32 @@ def _skip_space(text: str, position: int) -> int:
     return position
 
 
+class _RepeatedKeyError(Exception):
+    """An object has a key twice, of which JSON would keep the last value."""
+
+
+def _with_each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _RepeatedKeyError(f"the key {in_brief(twice)} occurs twice in an object")
+    return found
+
+
+# One for all texts, because making it takes longer than reading a line. Objects within objects are looked at as well.
+_DECODER = json.JSONDecoder(object_pairs_hook=_with_each_key_once)
+
+
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         why = f"{error.msg.removesuffix(' at')} at column {error.colno}"
         hint = "; one object stands on a line, and nothing else" if error.msg == "Extra data" else ""
         raise TaskError(f"{where}: not valid JSON: {why}{hint}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, deeply nested brackets
         raise TaskError(f"{where}: JSON that cannot be read: {error}") from error
-
-
-def _refuse_repeated(text: str, where: str) -> None:
-    """Refuse an object that has a key twice, of which JSON would keep the last value.
-
-    Raises:
-        TaskError: It has, or an object within it.
-    """
-
-    def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if (twice := next((key for key in keys if keys.count(key) > 1), None)) is not None:
-            raise TaskError(f"{where}: the key {twice!r} occurs twice in an object")
-        return dict(pairs)
-
-    json.loads(text, object_pairs_hook=check)
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:

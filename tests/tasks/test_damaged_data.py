@@ -179,6 +179,12 @@ def test_json_lines_read_back_what_was_written(
         ('{"a": ' + "9" * 5000 + "}", "line 1: JSON that cannot be read: Exceeds the limit"),
         ('{"a": "\\ud800"}', r"line 1: half of a surrogate pair, which is no character: '\\ud800'"),
         ('{"a": 1, "a": 2}', "line 1: the key 'a' occurs twice in an object"),
+        (
+            '{"source": {"food": "x", "food": "y"}, "references": "t"}',
+            "line 1: the key 'food' occurs twice in an object",
+        ),
+        ('{"a": "t"}\n{"a": [[{"b": 1, "b": 2}]]}', "line 2: the key 'b' occurs twice in an object"),
+        ('[{"a": "t"},\n{"a": 1, "a": 2}]', "line 2: the key 'a' occurs twice in an object"),
         ('{"a": 1}{"a": 2}', "line 1: not valid JSON: Extra data at column 9; one object stands on a line"),
         ('[{"a": 1}]\n[{"a": 2}]', r"line 2: nothing may follow the array, got '\[\{\"a\": 2\}\]\\n'"),
         ('[{"a": 1}', "line 2: expected ',' or ']', got the end of the file"),
