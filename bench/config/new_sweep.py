@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,15 +19,19 @@ REFERENCES = (
     "references",
     "reference",
     "target",
-    "text",
     "output",
     "answer",
     "response",
     "summary",
+    "highlights",
     "completion",
-    "label",
 )
-SOURCES = ("source", "input", "prompt", "question", "document", "instruction", "mr")
+SOURCES = ("source", "input", "prompt", "question", "document", "article", "instruction", "mr", "text")
+# Columns that are read together, in the order of the file: alone, some would be empty, or no question.
+READ_TOGETHER = (("instruction", "input"), ("instruction", "context"), ("question", "context"))
+# What may be either. Where there is nothing else to write, the last of them is written: text, then label, is a text and
+# its class.
+EITHER = ("text", "label")
 # Columns that say which row it is, not what it is about.
 IDS = ("id", "idx", "index", "uid", "guid")
 
@@ -119,20 +124,34 @@ def write_sweep(data: Path, model: str, file: Path) -> Columns:
 def guess(names: tuple[str, ...]) -> Columns:
     """Which column is written and what is read, by the names; failing that the last is written, from all others.
 
+    Ids are read or written only where there is nothing else.
+
     Raises:
         ConfigError: There is only one column.
     """
     if len(names) < 2:
         raise ConfigError(f"one column ({', '.join(names) or 'none'}); a task needs one to read and one to write")
     by_word = {name.lower(): name for name in names}
-    references = next((by_word[word] for word in REFERENCES if word in by_word), names[-1])
-    source = next((by_word[word] for word in SOURCES if word in by_word and by_word[word] != references), None)
-    if source is None:
-        read = [name for name in names if name != references and name.lower() not in IDS] or [
-            name for name in names if name != references
-        ]
-        source = read[0] if len(read) == 1 else " | ".join(f"{name} : {{{name}}}" for name in read)
-    return Columns(names, source, references)
+    last_resort = [name for name in names if name.lower() in EITHER] or _without_ids(names) or names
+    references = next((by_word[word] for word in REFERENCES if word in by_word), last_resort[-1])
+    return Columns(names, _source(names, references), references)
+
+
+def _source(names: Sequence[str], references: str) -> str:
+    """A column that is read, or a template of several."""
+    others = [name for name in names if name != references]
+    by_word = {name.lower(): name for name in others}
+    for words in READ_TOGETHER:
+        if all(word in by_word for word in words):
+            return " | ".join(f"{{{name}}}" for name in others if name in [by_word[word] for word in words])
+    if (known := next((by_word[word] for word in SOURCES if word in by_word), None)) is not None:
+        return known
+    read = _without_ids(others) or others
+    return read[0] if len(read) == 1 else " | ".join(f"{name} : {{{name}}}" for name in read)
+
+
+def _without_ids(names: Sequence[str]) -> list[str]:
+    return [name for name in names if name.lower() not in IDS]
 
 
 def _format(data: Path) -> tuple[str, Path]:

@@ -130,6 +130,15 @@ def test_set_takes_texts_as_texts(text: str, value: object) -> None:
         (("id", "a", "b"), "a", "b"),
         (("label", "text"), "label", "text"),
         (("id", "x"), "id", "x"),
+        (("instruction", "input", "output"), "{instruction} | {input}", "output"),
+        (("instruction", "input", "output", "text"), "{instruction} | {input}", "output"),
+        (("instruction", "context", "response", "category"), "{instruction} | {context}", "response"),
+        (("id", "Context", "Question", "answer"), "{Context} | {Question}", "answer"),
+        (("text", "summary"), "text", "summary"),
+        (("text", "label"), "text", "label"),
+        (("sentence1", "sentence2", "label", "idx"), "sentence1 : {sentence1} | sentence2 : {sentence2}", "label"),
+        (("article", "highlights", "id"), "article", "highlights"),
+        (("a", "b", "id"), "a", "b"),
     ],
 )
 def test_columns_are_guessed_by_their_names(names: tuple[str, ...], source: str, references: str) -> None:
