@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -377,9 +379,26 @@ class Task(ABC):
         return digest.hexdigest()
 
     def checksums(self, splits: Sequence[Split]) -> dict[str, str]:
-        """Name and sha256 of each file of these splits, for the record; none for remote data."""
-        files = {Path(location) for split, location in self.data_files().items() if split in splits}
-        return {path.name: sha256_of(path) for path in sorted(files) if path.is_file()}
+        """Name and sha256 of each file of these splits, for the record; none for remote data.
+
+        Files of one name, such as ``train/0000.parquet`` and ``test/0000.parquet``, are called by their paths below the
+        folder that all files share.
+        """
+        files = {split: Path(location) for split, location in self.data_files().items()}
+        names = _names_apart([path for path in files.values() if path.is_file()])
+        own = {path for split, path in files.items() if split in splits and path in names}
+        return {names[path]: sha256_of(path) for path in sorted(own)}
+
+
+def _names_apart(paths: Iterable[Path]) -> dict[Path, str]:
+    """The name of each file; where others have it too, its path below the folder that they all share."""
+    absolute = {path: path.absolute() for path in paths}
+    counts = Counter(path.name for path in absolute.values())
+    shared = Path(os.path.commonpath([path.parent for path in absolute.values()])) if absolute else Path()
+    return {
+        path: path.name if counts[path.name] == 1 else whole.relative_to(shared).as_posix()
+        for path, whole in absolute.items()
+    }
 
 
 def linearise(facts: Sequence[Sequence[str]]) -> str:

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.task import Task, TaskError
+from bench.task import SPLITS, Task, TaskError
 from bench.tasks.dart import Dart
 from bench.tasks.e2e import E2E
 from bench.tasks.jsonl import JsonLines
@@ -143,6 +143,18 @@ def test_an_undamaged_file_is_read(form: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(whole)
     assert make(tmp_path).load("test")
     assert set(make(tmp_path).checksums(["test"])) == {name}
+
+
+def test_files_of_one_name_have_a_checksum_each(tmp_path: Path) -> None:
+    files = {split: f"{folder}/0000.csv" for split, folder in (("train", "train"), ("dev", "validation"))}
+    for number, name in enumerate([*files.values(), "test.csv"]):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(table(ROWS) + b"\n" * number)
+    task = Csv(Csv.Config(path=str(tmp_path), **files))
+    assert set(task.checksums(["train", "dev", "test"])) == {"train/0000.csv", "validation/0000.csv", "test.csv"}
+    of_splits = [task.checksums([split]) for split in SPLITS]
+    assert len({sha256 for found in of_splits for sha256 in found.values()}) == 3
+    assert [list(found) for found in of_splits] == [["train/0000.csv"], ["validation/0000.csv"], ["test.csv"]]
 
 
 cells = st.text(st.characters(blacklist_characters="\x00", blacklist_categories=("Cs",)), max_size=12)
