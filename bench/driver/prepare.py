@@ -9,13 +9,13 @@ import torch
 from bench.method import MethodError
 from bench.metrics.checks import answers_missing, check_metrics
 from bench.models import base
-from bench.models.split_data import data_summary
+from bench.models.split_data import SplitData, data_summary
 from bench.models.token_cache import read_split
-from bench.models.token_check import check_key, check_tokens
+from bench.models.token_check import TokenFinding, check_key, check_positions, check_tokens, longest_sequence
 from bench.models.tokens import tokenization
 from bench.plan.plan import needs_source_lengths, planned_parameters
 from bench.plugins.registry import make_task, metrics_of
-from bench.schema.trial import DEFAULT_BRANCH, JsonDict, TrialSpec
+from bench.schema.trial import DEFAULT_BRANCH, JsonDict, ModelSpec, TrialSpec
 from bench.schema.validation import ConfigError
 from bench.task import Example, Split, Task
 from bench.tasks.hub_commits import commit_of
@@ -38,6 +38,7 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None], metrics: Se
         ConfigError: The data or the model cannot be used, or a method refuses the model.
     """
     read: dict[str, tuple[Task, Examples]] = {}
+    in_tokens: dict[tuple[str, ModelSpec], dict[Split, SplitData]] = {}
     try:
         _check_methods(trials, say)  # the quickest check comes first
         for model in dict.fromkeys(trial.scored_model for trial in trials):
@@ -50,11 +51,13 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None], metrics: Se
         for trial in {
             (trial.task.model_dump_json(), trial.scored_model, trial.splits): trial for trial in trials
         }.values():
-            task, examples, found = _read(trial, say)
+            task, splits = _read(trial, say)
+            examples: Examples = {split: data.examples for split, data in splits.items()}
             read[trial.task.model_dump_json()] = task, examples
+            in_tokens.setdefault((trial.task.model_dump_json(), trial.scored_model), {}).update(splits)
             doubts = answers_missing(task, examples)
             doubts += check_metrics(task, list(examples["dev"]), metrics, metrics_of(trial.task))
-            for line in _lines(trial, task, found, doubts):
+            for line in _lines(trial, task, data_summary(splits), doubts):
                 if line not in lines:  # several models, or several stages, say the same of a task
                     lines[line] = None
                     say(line)
@@ -63,6 +66,7 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None], metrics: Se
             by = " (as the cache knows it: the hub cannot be asked)" if known.source == "cache" else ""
             say(f"model {model.path}: {model.revision or DEFAULT_BRANCH} is commit {model.commit}{by}")
         _check_tokens(trials, read, say)
+        _check_positions(trials, in_tokens, say)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -99,11 +103,8 @@ def _check_methods(trials: Sequence[TrialSpec], say: Callable[[str], None]) -> N
         raise ConfigError("\n".join(dict.fromkeys(refusals)))
 
 
-def _read(trial: TrialSpec, say: Callable[[str], None]) -> tuple[Task, Examples, JsonDict]:
+def _read(trial: TrialSpec, say: Callable[[str], None]) -> tuple[Task, dict[Split, SplitData]]:
     """Read and tokenise the data of a trial, so that ranks find the tokens in the cache.
-
-    Returns:
-        The task, its examples, and what a record says of the data.
 
     Raises:
         ConfigError: The embedding has no row for one of the tokens, or the chat template cannot render the data.
@@ -111,10 +112,9 @@ def _read(trial: TrialSpec, say: Callable[[str], None]) -> tuple[Task, Examples,
     task = make_task(trial.task)
     tokens = tokenization(trial.scored_model, task.config)
     try:
-        splits = {split: read_split(trial.task, task, split, tokens, say) for split in trial.splits}
+        return task, {split: read_split(trial.task, task, split, tokens, say) for split in trial.splits}
     except base.ModelError as error:
         raise ConfigError(f"{trial.scored_model.path}: {error}") from error
-    return task, {split: data.examples for split, data in splits.items()}, data_summary(splits)
 
 
 def _lines(trial: TrialSpec, task: Task, found: JsonDict, doubts: Sequence[str]) -> Iterator[str]:
@@ -140,9 +140,48 @@ def _check_tokens(
     kinds = {(one.scored_model, one.task.model_dump_json(), *check_key(one.decode)): one.decode for one in trials}
     for (model, task_json, *_), decode in sorted(kinds.items(), key=str):
         task, splits = read[task_json]
-        findings = check_tokens(model, task, splits, decode)
-        if problems := [str(finding) for finding in findings if finding.outcome == "problem"]:
-            raise ConfigError("\n".join(problems))
-        for finding in findings:
-            if finding.outcome == "warning":
-                say(f"warning: {finding}")
+        _tell(check_tokens(model, task, splits, decode), say)
+
+
+def _check_positions(
+    trials: Sequence[TrialSpec],
+    in_tokens: Mapping[tuple[str, ModelSpec], dict[Split, SplitData]],
+    say: Callable[[str], None],
+) -> None:
+    """Check that the longest sequence of each base model fits its positions.
+
+    Raises:
+        ConfigError: A model whose positions are a table would fail in a trial.
+    """
+    longest: dict[ModelSpec, int] = {}
+    for trial in {_sequences(trial): trial for trial in trials}.values():
+        model, task_json = trial.scored_model, trial.task.model_dump_json()
+        splits = {split: in_tokens[task_json, model][split] for split in trial.splits}
+        decoded = None if trial.task.config.get("choices") else trial.scored_split
+        found = longest_sequence(model, splits, decoded, trial.decode.max_new_tokens)
+        longest[model] = max(found, longest.get(model, 0))
+    _tell([check_positions(model, tokens) for model, tokens in longest.items()], say)
+
+
+def _sequences(trial: TrialSpec) -> tuple[object, ...]:
+    """What the lengths of a trial's sequences depend on."""
+    return (
+        trial.task.model_dump_json(),
+        trial.scored_model,
+        trial.stage,
+        trial.scored_split,
+        trial.decode.max_new_tokens,
+    )
+
+
+def _tell(findings: Sequence[TokenFinding], say: Callable[[str], None]) -> None:
+    """Raise problems, and show warnings.
+
+    Raises:
+        ConfigError: There is a problem.
+    """
+    if problems := [str(finding) for finding in findings if finding.outcome == "problem"]:
+        raise ConfigError("\n".join(problems))
+    for finding in findings:
+        if finding.outcome == "warning":
+            say(f"warning: {finding}")

@@ -284,6 +284,13 @@ def vocabulary_size(config: Any) -> int | None:
     return size if isinstance(size, int) else None
 
 
+def context_length(config: Any) -> int | None:
+    """The number of positions of a model, or of its decoder; None if the configuration sets no limit."""
+    text = config.get_text_config(decoder=True)
+    most = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
+    return most if isinstance(most, int) else None
+
+
 def _lengths(rows: Sequence[Sequence[int]]) -> torch.Tensor:
     return torch.tensor([len(row) for row in rows])
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable
 
 from bench.models import base
-from bench.models.architecture import plain_ids
+from bench.models.architecture import context_length, plain_ids
 from bench.models.tokens import tokenization
 from bench.plugins.registry import make_task
 from bench.schema.trial import FewShotSpec, TrialSpec
@@ -103,7 +103,7 @@ def require_room(trial: TrialSpec, shots: int) -> None:
     Raises:
         ConfigError: It is not.
     """
-    most = context_length(trial)
+    most = context_length(base.load_config(trial.scored_model))
     if most is None:
         return
     task = make_task(trial.task)
@@ -119,10 +119,3 @@ def require_room(trial: TrialSpec, shots: int) -> None:
             f"--shots {shots}: the longest prompt takes {longest:,} tokens with what is written behind "
             f"it, and {trial.scored_model.path!r} reads at most {most:,}; ask for fewer shots"
         )
-
-
-def context_length(trial: TrialSpec) -> int | None:
-    """The number of positions of the model; None if its configuration sets no limit."""
-    config = base.load_config(trial.scored_model).get_text_config(decoder=True)
-    most = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
-    return most if isinstance(most, int) else None

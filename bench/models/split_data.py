@@ -66,6 +66,11 @@ class Pairs(_MadeWhenAsked[Pair]):
     def __len__(self) -> int:
         return len(self._columns[0][0]) - 1
 
+    def longest(self, joined: bool) -> int:
+        """Tokens of the longest sequence: of a source with its target behind it, or of either of them."""
+        sources, targets = (numpy.diff(offsets) for offsets, _ in self._columns)
+        return int((sources + targets if joined else numpy.maximum(sources, targets)).max(initial=0))
+
     def made(self, at: int) -> Pair:
         source, target = (ids[offsets[at] : offsets[at + 1]].tolist() for offsets, ids in self._columns)
         return Pair(source, target)
@@ -136,6 +141,11 @@ class SplitData:
     def examples(self) -> StoredExamples:
         """The examples. Those of the training split have one reference each."""
         return StoredExamples(self.examples_batch)
+
+    @property
+    def longest_source(self) -> int:
+        """The most tokens that the model reads for an example."""
+        return int(numpy.diff(self.examples_batch.column("source_ids").offsets.to_numpy()).max(initial=0))
 
     def sources(self) -> list[tuple[int, ...]]:
         """The tokens that the model reads for each example."""

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from bench.metrics.scoring import score_examples
 from bench.models import base
-from bench.models.architecture import vocabulary_size
-from bench.models.split_data import StoredExamples
+from bench.models.architecture import context_length, vocabulary_size
+from bench.models.split_data import SplitData, StoredExamples
 from bench.models.text_ends import end_token_ids, first_stop, text_of, until_stop
 from bench.models.tokens import Tokenization, tokenization
 from bench.schema.trial import DecodeSpec, ModelSpec
@@ -24,6 +25,9 @@ from bench.task import Example, Scoring, Split, Task
 MOST_REFERENCES = 100
 # Of the official scores, what is quick to take and shows what a tokenizer loses.
 SHOWN_SCORES = ("bleu", "chrf")
+# What tables of positions are called (GPT-2's wpe, embed_positions), and how many rows some have more (OPT).
+OF_POSITIONS = re.compile("wpe|pos")
+MOST_SPARE_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,64 @@ def check_tokens(
         faults = [TokenFinding(f"{model.path}: {check}", *finding) for finding in findings]
         found += faults or [TokenFinding(f"{model.path}: {check}", "pass")]
     return found
+
+
+def longest_sequence(
+    model: ModelSpec, splits: Mapping[Split, SplitData], decoded: Split | None, max_new_tokens: int
+) -> int:
+    """Tokens of the longest sequence that a model reads at once, in training, validation or decoding.
+
+    Args:
+        model: The base model.
+        splits: The data of a trial.
+        decoded: The split for whose sources texts are written; None: there is none.
+        max_new_tokens: Of these texts.
+    """
+    joined = base.architecture(model).target_continues_source
+    longest = max((data.pairs.longest(joined) for data in splits.values()), default=0)
+    if decoded is None:
+        return longest
+    source = splits[decoded].longest_source
+    # The last token of a text is not read.
+    return max(longest, source + max_new_tokens - 1 if joined else max(source, max_new_tokens))
+
+
+def check_positions(model: ModelSpec, longest: int) -> TokenFinding:
+    """Check that a base model has a position for each token of its longest sequence.
+
+    Beyond a table of positions a trial would fail; positions that are computed go on, but no text of training had them.
+
+    Args:
+        model: The base model. Its weights are not loaded.
+        longest: See :func:`longest_sequence`.
+
+    Raises:
+        ModelError: The configuration cannot be loaded.
+    """
+    check = f"{model.path}: sequences fit the positions"
+    most = context_length(base.load_config(model))
+    if most is None or longest <= most:
+        return TokenFinding(check, "pass")
+    in_table = _has_table(model, most)
+    joined = base.architecture(model).target_continues_source
+    what = "source takes with what is written behind it" if joined else "source or text takes"
+    limit = f"has {most:,} positions" if in_table else f"was made for {most:,}, beyond which texts are often poor"
+    return TokenFinding(
+        check,
+        "problem" if in_table else "warning",
+        f"the longest {what} {longest:,} tokens, and the model {limit}",
+        "lower task.max_source_tokens, task.max_target_tokens or decode.max_new_tokens",
+    )
+
+
+def _has_table(model: ModelSpec, positions: int) -> bool:
+    """Whether positions are rows of a table, as they are where they are learned."""
+    try:
+        tensors = base.empty_model(model).named_parameters()
+    except RuntimeError:  # code that the model brings needs its weights
+        return False
+    rows = range(positions, positions + MOST_SPARE_ROWS + 1)
+    return any(OF_POSITIONS.search(name) and tensor.shape[0] in rows for name, tensor in tensors if tensor.dim())
 
 
 Findings = Iterator[tuple[Literal["warning", "problem"], str, str]]

@@ -19,7 +19,14 @@ from bench.config.resolver import RegistryResolver
 from bench.conformance.tiny_models import FAMILIES
 from bench.doctor.tokens import check_tokens_of
 from bench.driver.prepare import prepare
-from bench.models.token_check import MOST_REFERENCES, TokenFinding, check_tokens, lost_references, try_references
+from bench.models.token_check import (
+    MOST_REFERENCES,
+    TokenFinding,
+    check_positions,
+    check_tokens,
+    lost_references,
+    try_references,
+)
 from bench.models.tokens import tokenization
 from bench.schema.trial import DecodeSpec, ModelSpec
 from bench.schema.validation import ConfigError
@@ -191,6 +198,34 @@ def test_a_sweep_does_not_start_with_a_problem_and_says_warnings(tmp_path: Path,
         prepare([of(good), of(bad)], said.append)
     statuses = {model: [one.status for one in check_tokens_of([of(model)])] for model in (good, uncased, bad)}
     assert statuses == {good: ["ok"], uncased: ["warning"], bad: ["problem"]}
+
+
+@pytest.mark.parametrize(
+    ("family", "outcome"), [("gpt2", "problem"), ("opt", "problem"), ("bart", "problem"), ("llama", "warning")]
+)
+def test_a_table_of_positions_ends_and_computed_ones_go_on(family: str, outcome: str, tmp_path: Path) -> None:
+    FAMILIES[family](96).save_pretrained(tmp_path)
+    model = ModelSpec(path=str(tmp_path))
+    assert check_positions(model, 128).outcome == "pass"
+    assert check_positions(model, 129).outcome == outcome
+
+
+def test_a_sweep_does_not_start_with_sequences_beyond_a_table_of_positions(tmp_path: Path, task: Task) -> None:
+    from fakes import trial
+
+    model = saved(tmp_path / "model", byte_level())
+    rewritten(task, lambda text: text * 20)
+
+    def of(target: int, new_tokens: int, **update: object) -> Any:
+        spec = RegistryResolver().task("jsonl", {"path": task.config.path, "max_target_tokens": target})
+        decode = DecodeSpec(max_new_tokens=new_tokens)
+        return trial("none").model_copy(update={"model": model, "task": spec, "decode": decode, **update})
+
+    message = r"the longest source takes .* behind it [\d,]+ tokens, and the model has 128 positions; lower task.max_s"
+    for wrong in (of(8, 128), of(1000, 4)):
+        with pytest.raises(ConfigError, match=message):
+            prepare([of(8, 4), wrong], [].append)
+    prepare([of(8, 4), of(8, 128, stage="tune")], [].append)  # which writes no texts
 
 
 def test_check_task_tries_the_tokens_of_a_model(tmp_path: Path, task: Task) -> None:
