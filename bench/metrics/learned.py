@@ -14,6 +14,7 @@ from typing import Any
 
 from bench.metrics.metric import MeanOfSources, Measured, NoFunctionOfSums, Sources
 from bench.metrics.texts import Texts
+from bench.schema.digests import sha256_of
 
 # Metric -> variable with a folder of weights, hub id of the weights, package.
 NEEDS = {
@@ -133,5 +134,16 @@ class Mauve(NoFunctionOfSums):
 
 
 def _label(name: str) -> str:
+    """The model and the package, for a signature."""
     package = {"bertscore": "bert-score", "bleurt": "bleurt-pytorch", "mauve": "mauve-text"}[name]
-    return f"{NEEDS[name][1]}|{package}:{version(package)}"
+    return f"{_model(name)}|{package}:{version(package)}"
+
+
+def _model(name: str) -> str:
+    """The hub's id, or the folder that the variable names instead, with a hash that tells its model from others."""
+    variable, model, _ = NEEDS[name]
+    if not (folder := os.environ.get(variable)):
+        return model
+    config = Path(folder) / "config.json"
+    digest = f" (config {sha256_of(config)[:8]})" if config.is_file() else ""
+    return f"{Path(folder).resolve().name}{digest}"

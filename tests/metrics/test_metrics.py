@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -21,6 +22,7 @@ from bench.metrics.edit_rate import exact_distance, fewest_edits, num_edits
 from bench.metrics.entities import coverage
 from bench.metrics.form import repeats_itself
 from bench.metrics.known import BUILT_IN
+from bench.metrics.learned import Mauve
 from bench.metrics.penn_treebank import caption_words
 from bench.metrics.scoring import MetricError, score_examples, stored_scoring, with_perplexity
 from bench.metrics.slots import slot_errors
@@ -384,14 +386,24 @@ def test_learned_metrics_are_had_where_package_and_weights_are(monkeypatch: pyte
     monkeypatch.setattr("bench.metrics.learned.version", lambda package: "9")
     system = score_examples([example(0, "a b")], ["a b"], Scoring())
     assert "the weights of gpt2-large are not in the hub's cache" in system.absent["mauve"]
-    monkeypatch.setenv("TUNEOFF_MAUVE_MODEL", str(tmp_path))
+    folder = tmp_path / "my-gpt2"
+    folder.mkdir()
+    monkeypatch.setenv("TUNEOFF_MAUVE_MODEL", f"{folder}/")
     assert score_examples([example(0, "a b")], ["a b"], Scoring()).absent["mauve"] == "not asked for"
     scores = score_examples([example(0, "a b")], ["a c"], Scoring(), also=["mauve"]).scores()
     assert scores.values["mauve"] == 50.0
-    assert scores.signatures["mauve"] == "first reference|gpt2-large|mauve-text:9"
+    assert scores.signatures["mauve"] == "first reference|my-gpt2|mauve-text:9"
     assert calls[0]["p_text"] == ["a b"]
     assert calls[0]["q_text"] == ["a c"]
-    assert calls[0]["featurize_model_name"] == str(tmp_path)
+    assert calls[0]["featurize_model_name"] == f"{folder}/"
+    asked = prepare(["a c"], [["a b"]], Scoring())
+    (folder / "config.json").write_text('{"num_hidden_layers": 2}')
+    first = Mauve(Scoring()).signature(asked)
+    assert re.fullmatch(r"first reference\|my-gpt2 \(config [0-9a-f]{8}\)\|mauve-text:9", first)
+    (folder / "config.json").write_text('{"num_hidden_layers": 3}')
+    assert Mauve(Scoring()).signature(asked) != first
+    monkeypatch.delenv("TUNEOFF_MAUVE_MODEL")
+    assert Mauve(Scoring()).signature(asked) == "first reference|gpt2-large|mauve-text:9"
 
 
 def test_perplexity_of_the_references() -> None:
