@@ -6,6 +6,7 @@ The package is an optional one: ``pip install 'tuneoff[lm-eval]'``. It is import
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ def resolved_evaluation(spec: EvaluationSpec, where: str) -> EvaluationSpec:
         where: What messages call it.
 
     Raises:
-        ConfigError: The package is missing, the folder is not there, or no task or group has the name.
+        ConfigError: The package is missing, the folder is not there, no task or group has the name, or the task has no
+            shots and is to have some.
     """
     try:
         installed = version(PACKAGE)
@@ -43,9 +45,24 @@ def resolved_evaluation(spec: EvaluationSpec, where: str) -> EvaluationSpec:
         entry = manager_with(spec.lm_eval, spec.include_path).task_index[spec.lm_eval]
     except RegistryError as error:
         raise ConfigError(f"{where}.lm_eval: {error}") from error
+    _check_shots(spec, entry.cfg or {}, where)
     files = {} if spec.include_path is None else _hashes(Path(spec.include_path), entry.yaml_path)
     definition = {"config": _printable(entry.cfg), "files": files}
     return spec.model_copy(update={"lm_eval_version": installed, "config_sha256": sha256_of_json(definition)})
+
+
+def _check_shots(spec: EvaluationSpec, config: Mapping[str, Any], where: str) -> None:
+    """A task that says 0 is never shown examples. Tasks of a group say it for themselves, and others in it do not.
+
+    Raises:
+        ConfigError: Another number is asked for.
+    """
+    is_task = isinstance(config.get("task"), str)
+    if spec.num_fewshot and is_task and config.get("num_fewshot") == 0:
+        raise ConfigError(
+            f"{where}.num_fewshot: {spec.num_fewshot}: the task {spec.lm_eval} says num_fewshot: 0 and means it; leave "
+            "num_fewshot out"
+        )
 
 
 def _hashes(folder: Path, yaml_path: Path | None) -> dict[str, str]:

@@ -79,7 +79,7 @@ def _results(wrapped_model: Any, evaluation: EvaluationSpec) -> Mapping[str, Any
 
     tasks = manager_with(evaluation.lm_eval, evaluation.include_path).load([evaluation.lm_eval])
     for task in tasks["tasks"].values():
-        # As the package's own simple_evaluate: a task that says 0 means it.
+        # As the package's own simple_evaluate: a task of a group that says 0 means it. Others are refused before.
         if evaluation.num_fewshot is not None and task.get_config("num_fewshot") != 0:
             task.set_config(key="num_fewshot", value=evaluation.num_fewshot)
         elif task.get_config("num_fewshot") is None:

@@ -500,7 +500,9 @@ class EvaluationSpec(Settings):
 
     lm_eval: str = Field(min_length=1, description="name of a task or group")
     num_fewshot: NonNegativeInt | None = Field(
-        None, description="examples before a question, of a task that does not say 0 itself; null: what the task says"
+        None,
+        description="examples before a question; an error for a task that says 0 itself, which in a group keeps it; "
+        "null: what the task says",
     )
     limit: PositiveInt | None = Field(None, description="the first so many questions of each task; null: all")
     include_path: str | None = Field(None, description="a folder with YAML files of tasks of your own")

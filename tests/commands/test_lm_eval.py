@@ -53,6 +53,8 @@ metadata: {{version: 2.0}}
     )
     (folder / "choice.yaml").write_text(f"task: sums_choice\n{data}{choice}")
     (folder / "text.yaml").write_text(f"task: sums_text\n{data}{text}")
+    (folder / "none.yaml").write_text("include: text.yaml\ntask: sums_none\nnum_fewshot: 0\n")
+    (folder / "group.yaml").write_text("group: sums\ntask: [sums_none, sums_text]\n")
     return folder
 
 
@@ -137,6 +139,10 @@ def test_evaluations_are_part_of_a_final_trial_and_of_no_other(sweep: Path, own_
         ({"lm_eval": "sums_text", "include_path": "nowhere"}, r"evaluations\.0\.include_path: .*'nowhere'"),
         ({"lm_eval": "sums_text", "limit": 0}, r"evaluations\.0\.limit"),
         ({"lm-eval": "sums_text"}, r"evaluations\.0"),
+        (
+            {"lm_eval": "sums_none", "num_fewshot": 5},
+            r"evaluations\.0\.num_fewshot: 5: .* sums_none says num_fewshot: 0",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_told_before_the_sweep(
@@ -152,6 +158,13 @@ def test_what_cannot_be_asked_is_told_before_the_sweep(
     path = with_evaluations(sweep, [{"include_path": str(own_tasks), **evaluation}], ["lora"])
     with pytest.raises(ConfigError, match=complaint):
         expand(load_sweep(path), RegistryResolver())
+
+
+def test_a_task_without_examples_may_be_in_a_group_that_is_shown_some(sweep: Path, own_tasks: Path) -> None:  # noqa: F811
+    asked = [("sums_none", 0), ("sums_none", None), ("sums", 5)]
+    evaluations = [{"lm_eval": name, "include_path": str(own_tasks), "num_fewshot": shots} for name, shots in asked]
+    (trial,) = expand(load_sweep(with_evaluations(sweep, evaluations, ["lora"])), RegistryResolver())
+    assert [(one.lm_eval, one.num_fewshot) for one in trial.evaluations] == asked
 
 
 def test_sharded_models_are_asked_nothing(sweep: Path, own_tasks: Path) -> None:  # noqa: F811
