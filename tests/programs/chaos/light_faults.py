@@ -191,7 +191,8 @@ def disk_full(folder: Path) -> Verdict:
     """The disk has no room for a record. The result waits and is committed when there is room again."""
     ground = Ground(folder, trials=3)
     for _ in range(2):
-        if ground.finish(LIGHT_DISK_BYTES="2000", LIGHT_CPUS="1") != 1:
+        driver = ground.start(LIGHT_DISK_BYTES="2000", LIGHT_CPUS="1")
+        if ground.wait(driver, (0, 1)) != 1:
             ground.notes.append("a full disk was not told")
         ground.injected += 1
     started = len(journal_events(ground.root, "started"))
