@@ -108,9 +108,9 @@ def collect(device: str, threads: int | None, packages: Sequence[str] = ()) -> P
         threads: Of a rank.
         packages: Of which the version counts beside those that every trial uses.
     """
-    # Sources in an environment that lies in somebody's repository are of no commit of it.
-    are_tracked = _git("ls-files", "--error-unmatch", "--", "bench/measure/provenance.py") is not None
-    revision = _git("rev-parse", "HEAD") if are_tracked else None
+    # Sources in an environment that lies in somebody's repository are of no commit of it, and git then fails.
+    of_sources = _git("rev-parse", "HEAD", "HEAD:./bench/measure/provenance.py")
+    revision = None if of_sources is None else of_sources.split()[0]
     status = _git("status", "--porcelain", "--", *ANSWERING)
     found = {package: installed_version(package) for package in (*PACKAGES, *packages)}
     return Provenance(
