@@ -27,13 +27,21 @@ def write_project(name: str, parent: Path, kind: Kind = "method") -> Path:
     words = {
         "name": name,
         "dashed": name.replace("_", "-"),
-        "class_name": "".join(part.capitalize() for part in name.split("_")),
+        "class_name": _class_name(name, kind),
     }
     for file, text in files_of(kind).items():
         path = folder / Template(file).substitute(words)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(Template(text).substitute(words), encoding="utf-8")
     return folder
+
+
+def _class_name(name: str, kind: Kind) -> str:
+    """The plugin's class, with its kind behind it where the name alone is Python's or one that its files use."""
+    class_name = "".join(part.capitalize() for part in name.split("_"))
+    code = "\n".join(text for file, text in files_of(kind).items() if file.endswith(".py"))
+    taken = keyword.iskeyword(class_name) or re.search(rf"\b{class_name}\b", code) is not None
+    return class_name + kind.capitalize() if taken else class_name
 
 
 def _require_free(name: str, kind: Kind) -> None:

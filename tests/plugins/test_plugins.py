@@ -28,6 +28,7 @@ from bench.conformance.method_checks import CHECKS
 from bench.conformance.project_template import write_project
 from bench.conformance.tiny_models import CORE_FAMILIES
 from bench.plan.plan import planned_parameters
+from bench.plugins.offers import Kind
 from bench.plugins.registry import RegistryError, describe, load_method, resolve, targets
 from bench.plugins.source import PluginError, plugin_source
 from bench.rank.trial import require_plugins
@@ -379,6 +380,32 @@ def test_a_new_project_keeps_the_contract_as_it_is_written(
     monkeypatch.setattr("bench.conformance.process.HASH_SEEDS", ())  # check-method has had one
     its_own_test: Any = importlib.import_module("test_gentle_offset")
     its_own_test.test_contract("llama")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "class_name"),
+    [
+        ("method", "offset", "OffsetMethod"),
+        ("method", "method_error", "MethodErrorMethod"),
+        ("task", "task_config", "TaskConfigTask"),
+        ("task", "path", "PathTask"),
+        ("task", "rome", "Rome"),
+        ("metric", "none", "NoneMetric"),
+        ("metric", "texts", "TextsMetric"),
+    ],
+)
+def test_the_class_of_a_new_project_hides_no_name_that_its_files_use(
+    kind: Kind, name: str, class_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_project(name, tmp_path, kind)
+    monkeypatch.syspath_prepend(folder)
+    for path in folder.rglob("*.py"):
+        compile(path.read_text(), str(path), "exec")
+    made = getattr(importlib.import_module(name), class_name)
+    assert made.__mro__[1].__name__ == kind.capitalize()
+    assert f'"{name}:{class_name}"' in (folder / "pyproject.toml").read_text()
+    if kind == "task":
+        assert made(made.Config()).load("dev")
 
 
 @pytest.mark.parametrize(
