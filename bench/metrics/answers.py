@@ -38,6 +38,23 @@ _CHOICES = (
     re.compile(r"(?m)^[ \t]*+\**+([A-J])(?:[.):]|\**[ \t]*$)"),
     re.compile(r"(?<!\w)([A-J])\W*+\Z"),
 )
+# Brackets of TeX around formulas, and what full-width signs stand for.
+_TEX_BRACKETS = re.compile(r"\\([()\[\]])")
+_NARROW = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)}
+# At the start of a line, a letter in front of a reason, of "is correct" or of what it stands for. Neither a formula
+# (A - 3 = 5) nor the name A* is one.
+_IN_FRONT = re.compile(
+    r"(?m)^[ \t]*+(?P<bold>\**+)(?P<letter>[A-J])(?P=bold)(?:"
+    r",?[ \t]+(?i:because|since|due[ \t]+to)(?![\w-])"
+    r"|[ \t]+(?i:is[ \t]+(?:the[ \t]+)?(?:most[ \t]+)?(?:correct|right|answer|true|best)\b)"
+    r"|[ \t]+(?<!I[ \t])[-\u2013\u2014][ \t]+(?!\w\b)(?![^\n]*=)"
+    r"|(?<=\*)[.):])"
+)
+# In Chinese, Japanese and Korean, behind the word for an answer, and at the end.
+_BEHIND_CJK = re.compile(
+    r"(?:答案|答え|正解|選択|정답|(?<!不)(?:选|選)(?!项|項))[^\nA-Za-z0-9不]{0,8}+(?P<of_answer>[A-J])(?![A-Za-z\d_'])"
+    r"|[ぁ-ヿ㐀-鿿가-힣](?P<at_end>[A-J])\W*+\Z"
+)
 
 
 class Accuracy(MeanOfSources):
@@ -63,7 +80,7 @@ class Accuracy(MeanOfSources):
         if texts.scoring.choices is not None:
             return choices.signature(texts)
         answer = texts.scoring.answer
-        return "no answer" if answer is None else f"answer:{answer.pattern!r}|{answer.normalise}|any reference|v3"
+        return "no answer" if answer is None else f"answer:{answer.pattern!r}|{answer.normalise}|any reference|v4"
 
     def values(self, texts: Texts) -> list[float]:
         if texts.scoring.choices is not None:
@@ -143,12 +160,19 @@ def _braced(text: str, start: int, end: int) -> str | None:
 def choice(text: str) -> str | None:
     r"""The letter of a choice, A to J, that comes last after "answer".
 
-    Else the one in a ``\boxed``, after "option" or "choice", in brackets, at the start of a line, or at the end.
+    Else the one in a ``\boxed``, after "option" or "choice", in brackets, at the start of a line, at the end, or in
+    front of a reason or of what it stands for. Full-width letters and TeX's brackets are read where there is no other.
     """
-    for pattern in _CHOICES:
-        if found := pattern.findall(text):
-            return str(found[-1]).upper()
-    return None
+    narrow = _TEX_BRACKETS.sub(r"\1", text.translate(_NARROW))
+    for form in dict.fromkeys((text, narrow)):
+        for pattern in _CHOICES:
+            if found := pattern.findall(form):
+                return str(found[-1]).upper()
+    if behind := list(_BEHIND_CJK.finditer(narrow)):
+        return str(behind[-1]["of_answer"] or behind[-1]["at_end"])
+    # Lines with several letters list the choices.
+    in_front = {match["letter"] for match in _IN_FRONT.finditer(narrow)}
+    return in_front.pop() if len(in_front) == 1 else None
 
 
 def without_answer(examples: Sequence[Example], answer: Answer) -> list[tuple[str, str]]:
