@@ -22,6 +22,8 @@ MARK = "REPLY7F3A"
 # Told to templates that ask for the date (Llama 3), so that a trial reads tomorrow what it reads today. It is what
 # theirs say where they cannot ask.
 TODAY = datetime.date(2024, 7, 26)
+# What helps against templates that are of no use with a system turn.
+_OTHER_PLACE = "; set system_in: user, or leave out the system prompt"
 _NOW = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
@@ -91,12 +93,13 @@ class ChatTemplate:
         elif opening.startswith(prompt):
             frame = Frame(opening, "", closing, forced=opening[len(prompt) :])
         else:
+            remedy = _OTHER_PLACE if any(role == "system" for role, _ in turns) else ""
             raise self._unusable(
-                f"asks for a turn of the assistant with {prompt[-40:]!r}, and begins one with {opening[-40:]!r}"
+                f"asks for a turn of the assistant with {prompt[-40:]!r}, and begins one with {opening[-40:]!r}{remedy}"
             )
         for role, text in turns:
             if role != "assistant" and text.strip() not in frame.read:
-                remedy = "; set system_in: user, or leave out the system prompt" if role == "system" else ""
+                remedy = _OTHER_PLACE if role == "system" else ""
                 raise self._unusable(f"leaves out or changes a turn of the {role}, {text.strip()[:60]!r}{remedy}")
         return frame
 
@@ -107,7 +110,7 @@ class ChatTemplate:
             ModelError: The reference has reasoning of its own where the template puts an empty one ahead of it.
         """
         text = reference.strip()
-        if frame.forced and text.startswith(frame.forced.split()[0]):
+        if _reasons(text, frame.forced.split()):
             raise self._unusable(
                 f"writes {frame.forced.strip()!r} ahead of what the assistant says, and a reference begins with "
                 f"{text[:40]!r}; take this part out of the references"
@@ -142,6 +145,17 @@ class ChatTemplate:
 
     def _unusable(self, why: str) -> base.ModelError:
         return base.ModelError(f"task.template: chat: the tokenizer's chat template {why}")
+
+
+def _reasons(text: str, forced: Sequence[str]) -> bool:
+    """Whether a text has reasoning of its own, by the marks around the empty one that a template forces, if it does.
+
+    A template that asks behind an opened ``<think>`` forces ``</think>`` alone.
+    """
+    if not forced:
+        return False
+    opened, closed = forced[0].replace("</", "<", 1), forced[-1]
+    return text.startswith(opened) or (closed.startswith("</") and closed in text)
 
 
 def exchanges(turns: Sequence[Turn]) -> list[list[Turn]]:

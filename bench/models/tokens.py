@@ -106,7 +106,7 @@ class Tokenization:
 
     def _read(self, example: Example) -> Prompt:
         if self.config.template == CHAT:
-            return self._read_turns(self.chat.with_system(example.turns or [("user", example.source)]))
+            return self._read_turns(example.turns or [("user", example.source)])
         before, _, after = self.template.partition("{source}")
         text, limit = before + example.source, self.config.max_source_tokens
         ids = self.texts.source(text + after)
@@ -120,21 +120,21 @@ class Tokenization:
     def _read_turns(self, turns: Sequence[Turn]) -> Prompt:
         """A conversation; of one that is too long, turns behind the first exchange are left out, the oldest first.
 
-        Then the first exchange goes, and what the user said last is cut at its end.
+        Then the first exchange goes, and what the user said last is cut at its end. The system's words stay, wherever
+        the settings put them.
         """
         prompt, limit = self._rendered(turns), self.config.max_source_tokens
         if len(prompt.ids) <= limit:
             return prompt
         self.truncated_sources += 1
         system = [turn for turn in turns if turn[0] == "system"]
-        parts = exchanges(turns[len(system) :])
+        parts = exchanges([turn for turn in turns if turn[0] != "system"])
         while len(prompt.ids) > limit and len(parts) > 1:
             self.left_out_turns += len(parts.pop(1 if len(parts) > 2 else 0))
             prompt = self._rendered([*system, *(turn for part in parts for turn in part)])
         if len(prompt.ids) <= limit:
             return prompt
-        kept = [*system, *parts[0]]
-        others, (role, said) = kept[:-1], kept[-1]
+        *others, (role, said) = [*system, *itertools.chain.from_iterable(parts)]
         room = limit - len(self._rendered([*others, (role, "")]).ids)
         while room > 0:
             cut = self.texts.cut(said, 0, room)
@@ -148,7 +148,7 @@ class Tokenization:
         )
 
     def _rendered(self, turns: Sequence[Turn]) -> Prompt:
-        frame = self.chat.frame(turns)
+        frame = self.chat.frame(self.chat.with_system(turns))
         return Prompt(frame.read, self._known(self.texts.source(frame.read, rendered=True)), frame)
 
     def _behind(self, prompt: Prompt, reference: str) -> list[int]:

@@ -101,14 +101,14 @@ class WholeTexts:
         """The longest beginning of a text that has at most ``limit`` tokens, not counting special ones.
 
         Args:
-            text: A text with more tokens.
+            text: A text, usually with more tokens.
             kept: So many characters at the beginning are never cut off.
             limit: The number of tokens.
         """
         lengths = range(kept, len(text) + 1)
         if getattr(self.tokenizer, "is_fast", False):
             offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-            end = max(kept, offsets[limit - 1][1])
+            end = max(kept, offsets[min(limit, len(offsets)) - 1][1]) if offsets else kept
         else:
             fits = bisect.bisect_right(lengths, limit, key=lambda end: len(plain_ids(self.tokenizer, text[:end])))
             end = lengths[max(0, fits - 1)]

@@ -53,13 +53,13 @@ def test_what_is_learned_is_what_was_said(name: str, turns: tuple[Turn, ...], to
     assert tokenizer.decode(said).strip() == reply
     assert tokenizer.convert_ids_to_tokens(end) == ("</turn>" if name == "gemma" else ENDS.get(name, "<end>"))
     assert pair.source_ids == tokens.source(example(turns, "")), "the same is read when texts are generated"
-    assert pair.source_ids.count(tokenizer.bos_token_id) == (name in ("llama", "mistral", "deepseek", "gemma"))
+    assert pair.source_ids.count(tokenizer.bos_token_id) == (TEMPLATES[name].startswith("{{ bos_token }}"))
     prompt = rendered(tokenizer, turns, asks=True)
     assert pair.source_ids[: len(prompt)] == prompt
     if name not in ("deepseek",):  # which asks with a word that no turn of a history begins with
         whole = rendered(tokenizer, (*turns, ("assistant", reply)), asks=False)
         assert whole[: len(pair.source_ids) + len(pair.target_ids)] == [*pair.source_ids, *pair.target_ids]
-    if name != "qwen3":
+    if name not in ("qwen3", "qwen3_thinking"):
         assert pair.source_ids == prompt
 
 
@@ -74,6 +74,9 @@ def test_reasoning_of_earlier_turns_is_read_as_the_template_has_it(tokenizers: d
     assert off.pairs([example(turns, "Yes")]) == [pair]
     with pytest.raises(ModelError, match=r"writes '<think>.*a reference begins with '<think>hm</think>4'; take this"):
         tokens_of(tokenizer).pairs([example(turns, "<think>hm</think>4")])
+    for reply in ("<think>\nhm\n</think>\n\n4", "hm\n</think>\n\n4"):
+        with pytest.raises(ModelError, match="ahead of what the assistant says, and a reference begins with"):
+            tokens_of(tokenizers["qwen3_thinking"]).pairs([example(TALK, reply)])
     (opened,) = tokens_of(tokenizers["deepseek"]).pairs([example(TALK, "<think>\nhm\n</think>4")])
     assert tokenizers["deepseek"].decode(opened.target_ids) == "hm\n</think>4<end>"
 
@@ -95,6 +98,9 @@ def test_what_the_system_says(tokenizers: dict[str, Any]) -> None:
         read("gemma", system_prompt="Be brief.")
     with pytest.raises(ModelError, match=r"leaves out or changes a turn of the system, 'Shout.'; set system_in: user"):
         read("silent", own)
+    with pytest.raises(ModelError, match=r"asks for a turn .* begins one with .*; set system_in: user, or leave out"):
+        read("mistral_later", own)
+    assert "[INST] Shout.\n\nWhat is 2 + 2? [/INST]" in read("mistral_later", own, system_in="user")
 
 
 def test_a_date_does_not_depend_on_the_day(tmp_path: Path) -> None:
@@ -157,6 +163,28 @@ def test_what_is_too_long_loses_turns_from_the_middle(tokenizers: dict[str, Any]
     last = tokens_of(tokenizer, max_source_tokens=len(tokens_of(tokenizer).source(example((turns[0], turns[-1]), ""))))
     assert last.source(example(turns, "")) == tokens_of(tokenizer).source(example((turns[0], turns[-1]), ""))
     assert last.left_out_turns == 10
+
+
+def test_the_system_keeps_its_words_in_the_first_turn_of_the_user_that_is_left(tokenizers: dict[str, Any]) -> None:
+    tokenizer, settings = tokenizers["gemma"], {"system_prompt": "Be brief.", "system_in": "user"}
+    smallest = tokens_of(tokenizer, **settings).source(example(LONG[-1:], ""))
+    tokens = tokens_of(tokenizer, max_source_tokens=len(smallest), **settings)
+    assert tokens.source(example(LONG, "")) == smallest
+    assert "user\nBe brief.\n\nquestion 5" in tokenizer.decode(smallest)
+    assert (tokens.truncated_sources, tokens.left_out_turns) == (1, 10)
+    of_data = tokens.source(example((("system", "Shout."), *LONG), ""))
+    assert "user\nShout.\n\nquestion 5" in tokenizer.decode(of_data)
+    read = tokenizer.decode(tokens.source(example((("user", "Ann lives in Rome. " * 30),), "")))
+    assert "user\nBe brief.\n\nA" in read
+
+
+def test_a_template_that_leaves_out_empty_turns_cuts_them_all_the_same(tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer(tmp_path, "silent")
+    tokenizer.chat_template = TEMPLATES["silent"].replace("m.role == 'user' %}", "m.role == 'user' and m.content %}", 1)
+    whole = tokens_of(tokenizer).source(example(TALK[2:], ""))
+    cut = tokens_of(tokenizer, max_source_tokens=len(whole) - 1).source(example(TALK[2:], ""))
+    assert len(cut) < len(whole)
+    assert tokenizer.decode(cut).startswith("USER: S")
 
 
 def test_what_the_user_says_is_cut_where_nothing_else_is_left(tokenizers: dict[str, Any]) -> None:

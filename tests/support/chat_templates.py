@@ -33,6 +33,10 @@ QWEN3 = (
     "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
+# Qwen 3 Thinking: as Qwen 3, but asked to go on behind <think>.
+QWEN3_THINKING = QWEN3.partition("{% if add_generation_prompt %}")[0] + (
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
 # DeepSeek R1: the model is asked to go on behind <think>, which turns in a history lack.
 DEEPSEEK = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>"
@@ -50,18 +54,27 @@ SILENT = (
     "{% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }}\n{% elif m.role == 'assistant' %}"
     "ASSISTANT: {{ m.content }}<end>\n{% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT: {% endif %}"
 )
+# Mistral 0.3, Nemo: what a system says stands in the turn of the user that is last, and nowhere once it is answered.
+MISTRAL_LATER = (
+    "{{ bos_token }}{% set system = messages[0].content if messages[0].role == 'system' else '' %}"
+    "{% for m in messages if m.role != 'system' %}{% if m.role == 'user' %}"
+    "[INST] {% if loop.last and system %}{{ system }}\n\n{% endif %}{{ m.content }} [/INST]"
+    "{% else %} {{ m.content }}<end>{% endif %}{% endfor %}"
+)
 TEMPLATES = {
     "chatml": CHATML,
     "llama": LLAMA,
     "mistral": MISTRAL,
+    "mistral_later": MISTRAL_LATER,
     "qwen3": QWEN3,
+    "qwen3_thinking": QWEN3_THINKING,
     "deepseek": DEEPSEEK,
     "gemma": GEMMA,
     "silent": SILENT,
 }
 MARKS = ["<s>", "<|im_start|>", "<|im_end|>", "<|start|>", "<|stop|>", "<|eot|>", "<turn>", "</turn>", "<|assistant|>"]
 # Of each template, where that is not <end>.
-ENDS = {"chatml": "<|im_end|>", "qwen3": "<|im_end|>", "llama": "<|eot|>"}
+ENDS = dict.fromkeys(("chatml", "qwen3", "qwen3_thinking"), "<|im_end|>") | {"llama": "<|eot|>"}
 
 
 def chat_tokenizer(folder: Path, name: str) -> Any:
