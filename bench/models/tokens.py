@@ -74,7 +74,7 @@ class Tokenization:
     def behind_source(self, example: Example, reference: str) -> tuple[list[int], list[int]]:
         """What the model reads, and the reference behind it without special tokens; the reference is not cut."""
         prompt = self._read(example)
-        return prompt.ids, self._behind(prompt, reference)
+        return prompt.ids, self._behind(prompt, reference, example.choices)
 
     def pairs(self, examples: Iterable[Example], references: int | None = None) -> list[Pair]:
         """One pair for each of the first ``references`` references (None: all) of each example."""
@@ -99,7 +99,7 @@ class Tokenization:
     def same_choices(self, choices: Sequence[str]) -> tuple[str, str] | None:
         """Two choices of the same tokens, which nothing can tell apart; None where there are none."""
         known: dict[tuple[int, ...], str] = {}
-        for choice, ids in zip(choices, self._choice_ids(choices), strict=True):
+        for choice, ids in zip(choices, self._choice_ids(tuple(choices)), strict=True):
             if (earlier := known.setdefault(tuple(ids), choice)) != choice:
                 return earlier, choice
         return None
@@ -151,15 +151,16 @@ class Tokenization:
         frame = self.chat.frame(self.chat.with_system(turns))
         return Prompt(frame.read, self._known(self.texts.source(frame.read, rendered=True)), frame)
 
-    def _behind(self, prompt: Prompt, reference: str) -> list[int]:
+    def _behind(self, prompt: Prompt, reference: str, choices: Sequence[str]) -> list[int]:
+        """A reference behind what is read. Of a choice, white space around it does not count."""
         if prompt.frame is None:
-            return self.texts.target(prompt.text, prompt.ids, reference)
+            return self.texts.target(prompt.text, prompt.ids, reference.strip() if choices else reference)
         words = self.chat.words(prompt.frame, reference)
         return self.texts.target(prompt.text, prompt.ids, words, prompt.frame.between, rendered=True)
 
     def _target(self, prompt: Prompt, reference: str, choices: tuple[str, ...]) -> list[int]:
         """Of a choice its tokens alone, unless another choice begins with them; of other references the end too."""
-        ids = self._known(self._behind(prompt, reference))
+        ids = self._known(self._behind(prompt, reference, choices))
         around = self.texts.around_targets
         if choices and not self._begin_each_other(choices):
             return self.architecture.open_target(ids, around)
@@ -183,11 +184,14 @@ class Tokenization:
             self._open[choices] = any(later[: len(one)] == one for one, later in itertools.pairwise(ids))
         return self._open[choices]
 
-    def _choice_ids(self, choices: Sequence[str]) -> list[list[int]]:
-        if not self.architecture.target_continues_source:
-            return [self.texts.target("", [], choice) for choice in choices]
-        before = "" if self.config.template == CHAT else self.architecture.before_target
-        return [plain_ids(self.tokenizer, before + choice) for choice in choices]
+    def _choice_ids(self, choices: tuple[str, ...]) -> list[list[int]]:
+        """Each choice in the tokens that are scored, behind the template without a source."""
+        return [self._behind(self._without_source, choice, choices) for choice in choices]
+
+    @cached_property
+    def _without_source(self) -> Prompt:
+        """The template without a source, which a copy reads, so that it is in no count and no check of rows."""
+        return replace(self, rows=None)._read(Example("", (), "", ()))
 
     @cached_property
     def _open(self) -> dict[tuple[str, ...], bool]:

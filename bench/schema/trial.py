@@ -473,6 +473,13 @@ class TaskSpec(ResolvedSpec):
         default_factory=list, description="set by the driver: those of its metrics that Tuneoff does not ship"
     )
 
+    @property
+    def has_padded_labels(self) -> bool:
+        """Whether a label of the settings has white space around it, which was scored before it was taken off."""
+        choices = self.config.get("choices")
+        labels = choices.get("labels", ()) if isinstance(choices, dict) else ()
+        return any(label != label.strip() for label in labels)
+
 
 class MethodSpec(ResolvedSpec):
     """A method: the class that patches the model."""
@@ -623,6 +630,8 @@ class TrialSpec(Spec):
             for name, default in later.items():
                 if name in place and place[name] == default:
                     del place[name]
+        if self.task.has_padded_labels:
+            content["task"]["labels"] = "without white space around them"
         content["decode"]["batch_size"] = self.decode.padded_batch_size
         if self.task.data_sha256:
             content["task"]["config"].pop("path", None)

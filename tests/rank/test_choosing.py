@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from chat_templates import chat_tokenizer
+from fakes import trial, varied
 from in_process import run_here
 from one_rank import CPU
 from scipy.stats import binomtest
@@ -16,7 +18,7 @@ from scipy.stats import binomtest
 from bench.config.load import expand, load_sweep
 from bench.config.resolver import RegistryResolver
 from bench.measure.phases import PhaseMeter
-from bench.models.architecture import Pair, accepted_inputs
+from bench.models.architecture import DecoderOnly, Pair, accepted_inputs
 from bench.models.base import load_model, load_tokenizer
 from bench.models.tokens import Tokenization, tokenization
 from bench.plugins.registry import load_method, resolve
@@ -96,6 +98,32 @@ def test_a_label_has_its_end_only_where_another_one_begins_with_it(family: str, 
     (pair,) = tokens.pairs([Example("a", (), "Ann", ("Oslo",), choices=("Rome", "Oslo"))])
     assert pair.target_ids == alone[1], "the loss is that of the label alone"
     assert tokens.same_choices(("Rome", "Oslo")) is None
+
+
+def test_whether_a_label_begins_another_is_judged_as_they_are_scored(tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer(tmp_path, "chatml")
+    tokens = Tokenization(tokenizer, TaskConfig(template="chat"), DecoderOnly())
+    pairs = tokens.candidates(Example("a", (), "Ann", (), choices=(" yes", "yes please")))
+    assert [tokenizer.decode(pair.target_ids) for pair in pairs] == ["yes<|im_end|>", "yes please<|im_end|>"]
+    assert tokens.truncated_sources == 0
+
+
+def test_white_space_around_labels_does_not_count(tiny_models: dict[str, Path]) -> None:
+    tokens = tokenization(ModelSpec(path=str(tiny_models["gpt2"])), TaskConfig())
+    plain, padded = ("yes", "no"), (" yes", "no ")
+    targets = [
+        [pair.target_ids for pair in tokens.candidates(Example("a", (), "Ann", (), choices=labels))]
+        for labels in (plain, padded)
+    ]
+    assert targets[0] == targets[1]
+    assert tokens.pairs([Example("a", (), "Ann", (" yes",), choices=padded)])[0].target_ids == targets[0][0]
+    assert tokens.behind_source(Example("a", (), "Ann", (), choices=padded), " yes")[1] == targets[0][0]
+    assert [pair.target_ids for pair in tokens.without_source(padded)] == targets[0]
+    ids = {
+        varied(trial(), task={"config": {"choices": {"labels": list(labels)}}}).identity["task"].get("labels")
+        for labels in (plain, padded)
+    }
+    assert ids == {None, "without white space around them"}
 
 
 SWEEP = """
