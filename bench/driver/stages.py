@@ -240,7 +240,7 @@ class Stages:
         space = self.resolver.search_space(final.method) if entry.search is None else entry.search
         if not space:
             return contender
-        _check_space(space, entry, where)
+        _check_space(space, contender)
         if tune.device_seconds is not None and final.checkpoint_every_steps is not None:
             raise ConfigError(
                 f"{where}.resources.checkpoint_every_steps: a budget in stages.tune.device_seconds counts whole "
@@ -310,7 +310,8 @@ class Stages:
         return trial.model_copy(update={"label": contender.final.label})
 
 
-def _check_space(space: SearchSpace, entry: MethodEntry, where: str) -> None:
+def _check_space(space: SearchSpace, contender: Contender) -> None:
+    entry, where = contender.entry, contender.where
     for key in space:
         part, _, name = key.partition(".")
         if part not in ("config", "train") or not name:
@@ -319,6 +320,11 @@ def _check_space(space: SearchSpace, entry: MethodEntry, where: str) -> None:
             )
         if name in (entry.config if part == "config" else entry.train):
             raise ConfigError(f"{where}.{key} has no effect: it is searched; leave it out, or name another search")
+        if key in contender.shared:
+            raise ConfigError(
+                f"grid.{key} has no effect on {entry.name}: it is searched; leave it out, or name another search in "
+                f"{where}.search"
+            )
 
 
 def _rungs(train: TrainSpec, halving: HalvingSpec | None, where: str) -> tuple[int | None, list[int]]:

@@ -67,7 +67,8 @@ class SearchRun:
         asks = self.rows.asks()
         used, each = self._used(asks)
         budget = self.search.tune.trials or self.search.tune.device_seconds or 0.0
-        if used + each > budget * (1 + 1e-9):
+        # Trials that no machine holds take no time at all, so that no number of them would use a budget in seconds up.
+        if not each or used + each > budget * (1 + 1e-9):
             return None
         proposed = next_settings(self.search, asks, self._results(), used / budget, self._allowed)
         return None if proposed is None else self._ask(len(asks), *proposed)

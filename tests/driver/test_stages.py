@@ -64,7 +64,7 @@ class Driver:
         self.store.root.mkdir(exist_ok=True)
         self.started: list[str] = []
 
-    def run(self, outcomes: Outcomes = outcome, dies_before: int | None = None) -> list[Round]:
+    def run(self, outcomes: Outcomes = outcome, dies_before: int | None = None, seconds: float = 20.0) -> list[Round]:
         stages = Stages(self.sweep, RegistryResolver())
         done = []
         for one in stages.rounds(self.store):
@@ -75,7 +75,7 @@ class Driver:
                 if len(self.started) == dies_before:
                     return done
                 self.started.append(spec.trial_id)
-                self.store.commit(record(spec, outcomes(spec)), [])
+                self.store.commit(record(spec, outcomes(spec)).model_copy(update={"total_seconds": seconds}), [])
         self.without_settings = stages.without_settings
         return done
 
@@ -176,6 +176,18 @@ def test_a_budget_in_device_seconds_buys_more_of_the_cheaper_method(make: Callab
     driver = make(SWEEP.replace("{trials: 6}", "{device_seconds: 105, sampler: quasi_random}"))
     driver.run()
     assert {method: len(rates) for method, rates in driver.asked_rates().items()} == {"full": 10, "prefix_tuning": 5}
+
+
+def test_a_budget_in_device_seconds_ends_where_no_machine_holds_a_trial(make: Callable[..., Driver]) -> None:
+    def infeasible(spec: TrialSpec) -> Outcome:
+        if spec.method.name == "none":
+            return outcome(spec)
+        return Failed(reason="infeasible", phase=None, rank=None, message="needs 64 CPU cores")
+
+    driver = make(SWEEP.replace("{trials: 6}", "{device_seconds: 105, sampler: quasi_random}"))
+    driver.run(infeasible, seconds=0.0)
+    assert {method: len(rates) for method, rates in driver.asked_rates().items()} == {"full": 1, "prefix_tuning": 1}
+    assert driver.without_settings == ["full", "prefix_tuning"]
 
 
 @pytest.mark.parametrize("sampler", ["quasi_random", "tpe"])
@@ -326,6 +338,10 @@ def test_a_larger_budget_goes_on_from_the_trials_of_the_smaller(make: Callable[.
         (("  - full", "  - {name: full, search: {train.stepz: [5]}}"), "train: stepz: unknown key"),
         (("  - none", "  - {name: none, search: {train.steps: [5]}}"), "none trains nothing"),
         (("warmup_steps: 1", "learning_rate: 1"), "train.learning_rate has no effect: every method searches it"),
+        (
+            ("stages:", "grid: {train.learning_rate: [1.0e-3, 1.0e-4]}\nstages:"),
+            r"grid.train.learning_rate has no effect on full: it is searched; leave it out, or .* methods.1.search",
+        ),
         (("stages:", "seeds: [1]\nstages:"), "seeds has no effect beside stages"),
         (("  tune: {trials: 6}\n", ""), None),
         (
