@@ -84,33 +84,43 @@ def _compared(first: str, second: str, metric: str | None) -> tuple[list[Compare
 def _sides(text: str) -> list[Side]:
     """The configurations that an argument names: of a sweep all, of ``results/<sweep>:METHOD`` this one."""
     from bench.report import load_content
+    from bench.report.configurations import told_apart
     from bench.report.counterparts import Side
 
-    folder, method = (
-        (Path(text), None) if Path(text).is_dir() else (Path(text.rpartition(":")[0]), text.rpartition(":")[2])
-    )
-    if not (folder / "trials").is_dir():
-        raise ConfigError(f"{text}: no folder 'trials'; give results/<sweep>, results/<sweep>:METHOD or a .yaml file")
-    configurations = [
-        configuration
-        for comparison in load_content(folder).comparisons
+    folder, method = _folder_and_method(text)
+    comparisons = load_content(folder).comparisons
+    told = told_apart((comparison.model, comparison.task) for comparison in comparisons)
+    sides = [  # with the names that the tables on the terminal print
+        Side(folder, configuration, told[comparison.model, comparison.task] + configuration.name)
+        for comparison in comparisons
         for configuration in comparison.configurations
         if configuration.completed
     ]
-    if not configurations:
+    if not sides:
         raise ConfigError(f"{text}: no final trial has completed")
+    if method is None:
+        return sides
     # A row may have the bare name of a method that other rows have, too: the name of a row comes first.
     chosen = (
-        configurations
-        if method is None
-        else [configuration for configuration in configurations if configuration.name == method]
-        or [configuration for configuration in configurations if configuration.method == method]
+        [side for side in sides if side.name == method]
+        or [side for side in sides if side.configuration.name == method]
+        or [side for side in sides if side.configuration.method == method]
     )
-    if method is not None and len(chosen) != 1:
-        known = ", ".join(repr(configuration.name) for configuration in chosen or configurations)
+    if len(chosen) != 1:
+        known = ", ".join(repr(side.name) for side in chosen or sides)
         found = "several configurations are" if chosen else "no configuration is"
         raise ConfigError(f"{text}: {found} called {method!r}; name one of {known}")
-    return [Side(folder, configuration, configuration.name) for configuration in chosen]
+    return chosen
+
+
+def _folder_and_method(text: str) -> tuple[Path, str | None]:
+    """The sweep and the row that an argument names. Names of folders and of rows may have colons themselves."""
+    if (Path(text) / "trials").is_dir():
+        return Path(text), None
+    for colon in (place for place, character in enumerate(text) if character == ":"):
+        if (Path(text[:colon]) / "trials").is_dir():
+            return Path(text[:colon]), text[colon + 1 :]
+    raise ConfigError(f"{text}: no folder 'trials'; give results/<sweep>, results/<sweep>:METHOD or a .yaml file")
 
 
 def _print(one: Compared) -> None:
@@ -156,7 +166,7 @@ def _score_cells(line: Line) -> list[str]:
 def _cost_cells(line: Line) -> list[str]:
     column = line.column
     interval = "" if line.low is None else f"x {line.low:.2f} to {line.high:.2f}"
-    over = "measured once" if line.basis == "alone" else f"{line.basis}, {line.seeds}"
+    over = line.note or "measured once" if line.basis == "alone" else f"{line.basis}, {line.seeds}"
     return [
         column.title,
         column.text(line.first),

@@ -15,7 +15,7 @@ from bench.report.column import Column, Shown
 from bench.report.columns import columns_of, metric_columns
 from bench.report.configurations import Configuration, costs_left_out, costs_of_one_kind
 from bench.report.counterparts import Side, differences
-from bench.report.published import Quoted, fits, is_same_model
+from bench.report.published import Quoted, fits, other_base
 from bench.schema.record import TrialResult
 from bench.statistics.differences import PairedTests
 from bench.statistics.estimates import FEWEST_SEEDS, LEVEL, Estimate, estimate, holm, two_sided_p
@@ -81,7 +81,7 @@ def compare(first: Side, second: Side, metric: str | None = None) -> Compared:
 
     Raises:
         StatisticsError: They were not, or scores cannot be computed again.
-        ValueError: There is no such score.
+        ValueError: There is no such score, one side lacks it, or there is one test source only.
     """
     sides = (first.configuration, second.configuration)
     columns = _metric_first([result for side in sides for result in side.results], metric)
@@ -92,13 +92,15 @@ def compare(first: Side, second: Side, metric: str | None = None) -> Compared:
         )
     )
     paired.check()
-    scores = [_score(paired, column) for column in columns]
+    scores = [line for column in columns if (line := _score(paired, column)) is not None]
+    if not scores or metric not in (None, scores[0].column.name):
+        raise ValueError(_why_not_compared(paired, metric))
     tags = sorted({tag for system in paired.systems for one in system.completed.values() for tag in one.scores.by_tag})
-    of_tags = [_score(paired, columns[0], tag) for tag in tags]
+    of_tags = [_score(paired, scores[0].column, tag) for tag in tags]
     return Compared(
         first.name,
         second.name,
-        tuple(line for line in scores if line is not None),
+        tuple(scores),
         tuple(line for line in of_tags if line is not None),
         tuple(cost_lines(*costs_of_one_kind(sides))),
         (*differences(first, second), *costs_left_out(sides)),
@@ -143,8 +145,20 @@ def _metric_first(results: Sequence[TrialResult], metric: str | None) -> list[Co
     return sorted(columns, key=lambda column: column.name != metric)
 
 
+def _why_not_compared(paired: PairedSystems, metric: str | None) -> str:
+    """Why there is no line of a score that the verdict is asked of; without one, why there is no line at all."""
+    second, first = paired.systems
+    asked = "" if metric is None else f"--metric {metric}: "
+    lacking = [] if metric is None else [one.name for one in (first, second) if not _of_seeds(one, metric, None)]
+    if lacking:
+        return f"{asked}{' and '.join(lacking)} {'has' if len(lacking) == 1 else 'have'} no such score"
+    if paired.sources < 2:
+        return f"{asked}{first.name} and {second.name} were tested on one source, which says nothing of others"
+    return f"{asked}{first.name} and {second.name} have no score in common"
+
+
 def _score(paired: PairedSystems, column: Column, tag: str | None = None) -> Line | None:
-    """A score over all sources, or over those with a tag; None where only one side has it."""
+    """A score over all sources, or over those with a tag; None where only one side has it, or of a single source."""
     second, first = paired.systems
     values = [_of_seeds(system, column.name, tag) for system in (second, first)]
     if not all(values):
@@ -241,16 +255,21 @@ def _p_value(mean: Estimate) -> float | None:
 
 
 def cost_lines(first: Configuration, second: Configuration) -> Iterator[Line]:
-    """Ratios of costs, over paired seeds, or over repetitions where the stage cost measured both in turns."""
+    """Ratios of costs, over paired seeds, or over repetitions where the stage cost measured both in turns.
+
+    Where it measured one of the two, nothing pairs up, and a ratio comes without an interval.
+    """
     for column in columns_of(Shown.RATIOS):
         one, two = first.estimate(column.name), second.estimate(column.name)
         if one is None or two is None or min(one.values) <= 0 or min(two.values) <= 0:
             continue
-        if column.varies_over_seeds and min(len(one.values), len(two.values)) > 1:
+        alone = [configuration.was_measured_alone(column.name) for configuration in (first, second)]
+        # A repetition of the stage cost is no pair of a seed's trial, which ran beside others.
+        in_one_way = all(alone) or not any(alone)
+        if column.varies_over_seeds and in_one_way and min(len(one.values), len(two.values)) > 1:
             values = [configuration.values(column.name) for configuration in (first, second)]
             logs = [{seed: math.log(value) for seed, value in of_side.items()} for of_side in values]
             line = _over_seeds(column, None, logs[0], logs[1])
-            alone = first.was_measured_alone(column.name) and second.was_measured_alone(column.name)
             means = _means(_paired(values[0], values[1]))
             yield replace(
                 line,
@@ -259,7 +278,7 @@ def cost_lines(first: Configuration, second: Configuration) -> Iterator[Line]:
                 difference=math.exp(line.difference),
                 low=None if line.low is None else math.exp(line.low),
                 high=None if line.high is None else math.exp(line.high),
-                basis="repetitions" if alone else "seeds",
+                basis="repetitions" if all(alone) else "seeds",
             )
         else:
             yield Line(
@@ -273,6 +292,7 @@ def cost_lines(first: Configuration, second: Configuration) -> Iterator[Line]:
                 p_value=None,
                 basis="alone",
                 seeds=1,
+                note="" if in_one_way else "one side was measured alone",
             )
 
 
@@ -284,12 +304,20 @@ def against_published(side: Side, rows: Sequence[Quoted], metric: str | None = N
     Args:
         side: Ours.
         rows: Of one publication.
-        metric: The score that the verdict is about; None is the first that the publication prints.
+        metric: The score that the verdict is about, of rows that print it; None is the first that a row prints.
+
+    Raises:
+        ValueError: None of the rows prints the score, or our records have no such score.
     """
     spec = side.configuration.results[0].spec
     fitting = [row for row in rows if fits(row, spec)]
-    same_model = [row for row in fitting if is_same_model(row, spec)]
+    same_model = [row for row in fitting if other_base(row, spec) is None]
     whole = [row for row in same_model or fitting if row.tag == "all"]
+    if metric is not None and whole and not any(metric in row.values for row in whole):
+        printed = dict.fromkeys(name for row in whole for name in row.values)
+        raise ValueError(
+            f"--metric {metric}: {whole[0].key} prints no such score beside {side.name}; it prints {', '.join(printed)}"
+        )
     return [
         one
         for row in whole
@@ -300,13 +328,13 @@ def against_published(side: Side, rows: Sequence[Quoted], metric: str | None = N
 def _with_published(side: Side, row: Quoted, parts: Sequence[Quoted], metric: str | None) -> Compared | None:
     system = load_system(side.root, side.name, side.configuration.results)
     columns = [column for column in _metric_first(side.configuration.results, metric) if column.name in row.values]
-    if not columns or not system.completed:
+    if not columns or not system.completed or metric not in (None, columns[0].name):
         return None
     scores = [_quoted_line(system, column, row) for column in columns]
     tags = [_quoted_line(system, columns[0], part) for part in parts if columns[0].name in part.values]
     remarks = [row.note] if row.note else []
-    if not is_same_model(row, side.configuration.results[0].spec):
-        remarks.insert(0, f"published on {row.model}, ours is on another model: no reproduction")
+    if (other := other_base(row, side.spec)) is not None:
+        remarks.insert(0, f"published on {row.model}, ours is on {other}: no reproduction")
     return Compared(
         first=f"{row.key}, {row.table}: {row.label} ({row.model})",
         second=side.name,
@@ -331,5 +359,5 @@ def _quoted_line(system: System, column: Column, row: Quoted) -> Line | None:
 
 def _is_part(part: Quoted, whole: Quoted) -> bool:
     """Whether a row is another tag of the same published system."""
-    same = ("table", "model", "method", "config", "label", "parameters")
+    same = ("table", "model", "method", "config", "label", "parameters", "shots")
     return part.tag != "all" and all(getattr(part, name) == getattr(whole, name) for name in same)

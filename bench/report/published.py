@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from bench.schema.strict_yaml import YamlError, parse_yaml
 from bench.schema.sweep import Sweep
@@ -19,6 +19,7 @@ from bench.store.files import make_folder, write_atomically
 
 # Below the results of a sweep.
 FOLDER = "published"
+ANOTHER_MODEL = "another model"
 
 
 class PublishedRow(Spec):
@@ -32,6 +33,7 @@ class PublishedRow(Spec):
     values: Annotated[list[float | None], Field(min_length=1)] = Field(description="one for each metric of the table")
     spread: list[float | None] | None = Field(None, description="what the publication prints after ±")
     parameters: PositiveInt | None = Field(None, description="trained parameters as printed")
+    shots: NonNegativeInt = Field(0, description="training pairs in the prompt")
 
 
 class PublishedTable(Spec):
@@ -85,6 +87,7 @@ class Quoted(Spec):
     values: dict[str, float] = Field(description="metric to value; what was not printed is left out")
     spread: dict[str, float]
     parameters: int | None
+    shots: int = 0
 
 
 def load_published(path: Path) -> Published:
@@ -120,6 +123,7 @@ def quoted(published: Published) -> Iterator[Quoted]:
                 values=_in_our_units(table.metrics, row.values),
                 spread=_in_our_units(table.metrics, row.spread or [None] * len(table.metrics)),
                 parameters=row.parameters,
+                shots=row.shots,
             )
 
 
@@ -158,19 +162,27 @@ def kept_published(root: Path) -> tuple[Quoted, ...]:
 
 
 def fits(row: Quoted, spec: TrialSpec) -> bool:
-    """Whether a row is about the task, the method and the settings of a trial, on whatever base model."""
+    """Whether a row is about the task, the method, the shots and the settings of a trial, on whatever base model."""
     settings = spec.method.config
     return (
         row.task == spec.task.name
         and row.split == "test"
         and row.method == spec.method.name
+        and row.shots == (0 if spec.few_shot is None else len(spec.few_shot.examples))
         and all(settings.get(key) == value for key, value in row.config.items())
     )
 
 
-def is_same_model(row: Quoted, spec: TrialSpec) -> bool:
-    """Whether a row was published on the base model of a trial, which may lie in a folder of that name."""
-    return spec.model.path.rstrip("/").rsplit("/", 1)[-1] == row.model.rsplit("/", 1)[-1]
+def other_base(row: Quoted, spec: TrialSpec) -> str | None:
+    """What a trial's base model is beside that of a row, which may lie in a folder of that name; None: the same.
+
+    Weights that are quantised here, or by somebody else under the model's name, are not those of the publication.
+    """
+    path, stored_in = spec.model.path.rstrip("/"), spec.model.stored_in
+    if path.rsplit("/", 1)[-1] != row.model.rsplit("/", 1)[-1]:
+        return ANOTHER_MODEL
+    quantised_as_published = spec.model.quantization is None and path == row.model
+    return None if stored_in is None or quantised_as_published else f"its weights in {stored_in}"
 
 
 def _in_our_units(factors: dict[str, float], values: list[float | None]) -> dict[str, float]:

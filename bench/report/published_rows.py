@@ -12,7 +12,7 @@ from functools import cached_property
 
 from bench.report.column import ABSENT, Column
 from bench.report.configurations import Comparison, Configuration
-from bench.report.published import Quoted, fits, is_same_model
+from bench.report.published import ANOTHER_MODEL, Quoted, fits, other_base
 from bench.schema.trial import JsonDict
 from bench.statistics.estimates import Estimate, estimate
 
@@ -25,6 +25,11 @@ class PublishedRow:
 
     configuration: Configuration
     row: Quoted
+
+    @property
+    def other_base(self) -> str | None:
+        """What our base model is beside the published one; None: the same."""
+        return other_base(self.row, self.configuration.results[0].spec)
 
     def ours(self, column: Column) -> Estimate | None:
         """Our estimate over the same part of the test sources as the published value."""
@@ -79,7 +84,7 @@ class PublishedRows:
         sentences = [
             "Values called quoted are copied from publications and were not measured here."
             + (" Their ± is what the publication prints." if spreads else ""),
-            *([] if self.same_model else ["They were published on another base model: ours are no reproduction."]),
+            *self._no_reproduction(),
             *sorted(about),
         ]
         return " ".join(sentences)
@@ -103,6 +108,17 @@ class PublishedRows:
             }
             for pair in self.found
         ]
+
+    def _no_reproduction(self) -> list[str]:
+        """Why ours are no reproduction, a sentence; none where they may be."""
+        if self.same_model:
+            return []
+        others = {pair.other_base for pair in self.found}
+        on = [
+            *(["another base model"] if ANOTHER_MODEL in others else []),
+            *(["weights that are not quantised as ours are"] if others - {ANOTHER_MODEL} else []),
+        ]
+        return [f"They were published on {' or '.join(on)}: ours are no reproduction."]
 
     @property
     def _rows(self) -> list[Quoted]:
@@ -132,7 +148,7 @@ def published_rows(comparison: Comparison, rows: Sequence[Quoted]) -> PublishedR
         for row in rows
         if fits(row, configuration.results[0].spec)
     ]
-    same = [one for one in fitting if is_same_model(one.row, one.configuration.results[0].spec)]
+    same = [one for one in fitting if one.other_base is None]
     found = PublishedRows(comparison, tuple(same or fitting), bool(same))
     return found if found.columns else None
 

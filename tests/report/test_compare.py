@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakes import trial
+from fakes import trial, varied
 from predicted import rows, write_sweep, write_trial
 from typer.testing import CliRunner, Result
 
@@ -155,6 +155,61 @@ def test_the_name_of_a_row_comes_before_that_of_its_method(tmp_path: Path) -> No
     assert (found["second"], found["verdict"]) == ("a: lora", "worse"), "that of three seeds"
     (found,) = document(f"{root}:full", f"{root}:lora (evaluated=elsewhere)")
     assert found["second"] == "a: lora (evaluated=elsewhere)"
+
+
+def test_rows_of_several_models_are_named_as_tables_name_them(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a")
+    for path, quality in (("gpt2", 0.5), ("opt", 0.9)):
+        for seed in range(3):
+            spec = varied(trial("lora", seed=seed), model={"path": path})
+            write_trial(store, spec, rows(quality, f"{path} {seed}"))
+    (found,) = document(f"{store.root}:gpt2: lora", f"{store.root}:opt: lora")
+    assert found["verdict"] == "better"
+    assert found["first"] != found["second"]
+    refused = call(f"{store.root}:lora", f"{store.root}:opt: lora")
+    assert "several configurations are called 'lora'; name one of 'gpt2: lora', 'opt: lora'" in str(refused.exception)
+
+
+def test_names_of_rows_and_folders_may_have_colons(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a:b")
+    for optimizer in ("adamw", "torch.optim:NAdam"):
+        for seed in range(3):
+            spec = varied(trial("lora", seed=seed), train={"optimizer": optimizer})
+            write_trial(store, spec, rows(0.5, f"{optimizer} {seed}"))
+    of_plugin = f"{store.root}:lora (optimizer=torch.optim:NAdam)"
+    (found,) = document(f"{store.root}:lora (optimizer=adamw)", of_plugin)
+    assert found["second"] == "a:b: lora (optimizer=torch.optim:NAdam)"
+
+
+def test_a_verdict_is_about_the_score_that_was_asked_for(tmp_path: Path, sweeps: Path) -> None:
+    store = Store(tmp_path / "a")
+    for method, scoring in (("full", Scoring(metrics=("bleu", "nist"))), ("lora", Scoring(metrics=("bleu",)))):
+        for seed in range(3):
+            write_trial(store, trial(method, seed=seed), rows(0.5, f"{method} {seed}"), scoring=scoring)
+    full, lora = f"{store.root}:full", f"{store.root}:lora"
+    for pair in ((full, lora), (lora, full)):
+        refused = call(*pair, "--metric", "nist")
+        assert isinstance(refused.exception, ConfigError), refused.output
+        assert str(refused.exception) == "--metric nist: a: lora has no such score"
+    assert document(full, lora, "--metric", "bleu")
+
+    single = Store(tmp_path / "single")
+    for method in ("full", "lora"):
+        for seed in range(3):
+            write_trial(single, trial(method, seed=seed), rows(0.5, f"{method} {seed}", sources=1))
+    for options, asked in (((), ""), (("--metric", "ter"), "--metric ter: ")):
+        refused = call(f"{single.root}:full", f"{single.root}:lora", *options)
+        assert isinstance(refused.exception, ConfigError), refused.output
+        one_source = "single: full and single: lora were tested on one source, which says nothing of others"
+        assert str(refused.exception) == asked + one_source
+
+    path = tmp_path / "published.yaml"
+    path.write_text(PUBLISHED.format(model="someone/smollm2-135m", score=99.0))
+    refused = call(path, f"{sweeps}/old:full", "--metric", "ter")
+    assert isinstance(refused.exception, ConfigError), refused.output
+    assert str(refused.exception) == (
+        "--metric ter: Someone et al. 2020 prints no such score beside old: full; it prints bleu"
+    )
 
 
 def test_sweeps_on_other_sources_cannot_be_compared(sweeps: Path, tmp_path: Path) -> None:

@@ -91,6 +91,18 @@ def test_trials_of_the_stage_cost_are_of_one_kind_as_well() -> None:
     )
 
 
+def test_a_repetition_of_the_stage_cost_is_no_pair_of_a_seed() -> None:
+    finals = [made(method, seed, NEW, 10.0 + seed) for method in ("full", "lora") for seed in range(3)]
+    spec = finals[0].spec.model_copy(update={"stage": "cost"})
+    alone = [record(spec.model_copy(update={"repetition": number}), probed(), NEW) for number in range(3)]
+    (table,) = comparisons(finals, {cost_class(finals[0].spec, True): alone})
+    lines = {line.column.name: line for line in cost_lines(*table.configurations)}
+    rate, seconds = lines["train_tokens_per_second"], lines["train_seconds"]
+    assert (rate.basis, rate.low, rate.note) == ("alone", None, "one side was measured alone")
+    assert (seconds.basis, seconds.note) == ("seeds", ""), "which the stage cost does not measure"
+    assert {line.note for line in cost_lines(table.configurations[0], table.configurations[0])} == {""}
+
+
 def test_a_trial_whose_ranks_have_two_kinds_is_a_kind_of_its_own_and_is_said() -> None:
     spread = made("full", 0, NEW, 500.0)
     assert isinstance(spread.outcome, Completed)

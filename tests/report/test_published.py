@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from fakes import trial, varied
 
-from bench.report.published import Quoted, load_published, quoted
+from bench.report.published import Quoted, fits, load_published, other_base, quoted
+from bench.schema.trial import FewShotSpec
 from bench.schema.validation import ConfigError
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "papers" / "published"
@@ -147,3 +149,33 @@ def test_a_broken_file_is_one_clear_message(change: tuple[str, str], message: st
         load_published(path)
     with pytest.raises(ConfigError, match=r"nothing.yaml: cannot be read"):
         load_published(tmp_path / "nothing.yaml")
+
+
+def test_quantised_weights_are_not_the_published_model(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(TABLE.replace("model: m", "model: someone/m"))
+    (row,) = quoted(load_published(path))
+
+    def beside(**model: object) -> str | None:
+        return other_base(row, varied(trial(), model=model))
+
+    assert beside(path="someone/m") is None
+    assert beside(path="/models/m/") is None
+    assert beside(path="someone/n") == "another model"
+    assert beside(path="someone/m", quantization="nf4") == "its weights in nf4"
+    assert beside(path="/models/m", checkpoint_quantization="gptq") == "its weights in gptq"
+    assert beside(path="someone/m", checkpoint_quantization="gptq") is None, "which is what they published on"
+
+
+def test_a_prompt_with_pairs_fits_only_rows_that_say_so(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(TABLE.replace("task: e2e", "task: facts").replace("values:", "shots: 2, values:"))
+    plain, few = (
+        trial(),
+        trial().model_copy(
+            update={"few_shot": FewShotSpec(examples=["a", "b"], template="{source}", max_source_tokens=9)}
+        ),
+    )
+    (with_pairs,) = quoted(load_published(path))
+    without = with_pairs.model_copy(update={"shots": 0})
+    assert [fits(row, spec) for row in (without, with_pairs) for spec in (plain, few)] == [True, False, False, True]

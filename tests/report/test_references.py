@@ -94,6 +94,20 @@ def test_rows_of_another_base_model_come_only_alone_and_are_called_no_reproducti
         assert not section(report.markdown(Content("demo", results, quoted=rows)))
 
 
+def test_ours_on_quantised_weights_are_no_reproduction(rows: tuple[Quoted, ...]) -> None:
+    plain = of("lora", 60.0)
+    quantised = of("full", 60.0)
+    model = quantised.spec.model.model_copy(update={"quantization": "nf4"})
+    spec = quantised.spec.model_copy(update={"model": model})
+    quantised = quantised.model_copy(update={"spec": spec, "trial_id": spec.trial_id})
+    published = [row for row in rows if "large" not in row.model]
+    shown = section(report.markdown(Content("demo", (plain, quantised), quoted=tuple(published))))
+    assert "They were published on weights that are not quantised as ours are: ours are no reproduction." in shown
+    both = section(report.markdown(Content("demo", (of("full", 61.0), quantised), quoted=rows)))
+    assert "no reproduction" not in both
+    assert both.count("FT |") == 2, "the quantised row stands beside none"
+
+
 def test_settings_tell_rows_apart(rows: tuple[Quoted, ...]) -> None:
     results = (of("prefix_tuning", 50.0, num_prompt_tokens=5), of("prefix_tuning", 51.0, num_prompt_tokens=10))
     shown = section(report.markdown(Content("demo", results, quoted=rows)))
