@@ -64,13 +64,20 @@ def evaluate(model: Any, tokenizer: Any, evaluations: Sequence[EvaluationSpec], 
 
     backend: Literal["seq2seq", "causal"] = "seq2seq" if model.config.is_encoder_decoder else "causal"
     wrapped_model = HFLM(pretrained=model, tokenizer=tokenizer, backend=backend, batch_size=batch_size)
-    whole = Evaluated()
+    answered: list[tuple[EvaluationSpec, Mapping[str, Any]]] = []
     for evaluation in evaluations:
         try:
-            results = _results(wrapped_model, evaluation)
+            answered.append((evaluation, _results(wrapped_model, evaluation)))
         except Exception as error:
             raise EvaluationError(f"evaluations: lm_eval: {evaluation.lm_eval}: {error}") from error
-        _add(whole, results, evaluation, _told_apart(evaluation, evaluations))
+    # Only now it is known which tasks are in several groups.
+    whole = Evaluated()
+    for evaluation, results in answered:
+        names = {
+            task: task + _told_apart(task, evaluation, [one for one, others in answered if task in _scores_of(others)])
+            for task in _scores_of(results)
+        }
+        _add(whole, results, evaluation, names)
     return whole
 
 
@@ -99,24 +106,38 @@ def _results(wrapped_model: Any, evaluation: EvaluationSpec) -> Mapping[str, Any
     return results
 
 
-def _told_apart(evaluation: EvaluationSpec, evaluations: Sequence[EvaluationSpec]) -> str:
-    """What stands behind a task's name where a sweep asks for the task several times, with other settings."""
-    same = [one for one in evaluations if one.lm_eval == evaluation.lm_eval]
+def _scores_of(results: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Scores of tasks and of groups, by their names."""
+    return {**results["results"], **results.get("groups", {})}
+
+
+def _told_apart(task: str, evaluation: EvaluationSpec, same: Sequence[EvaluationSpec]) -> str:
+    """What stands behind a task's name where ``same``, which ask for it, are several with other settings or groups."""
 
     def differ(field_name: str) -> bool:
         return len({getattr(one, field_name) for one in same}) > 1
 
-    shots, limit, folder = evaluation.num_fewshot, evaluation.limit, evaluation.include_path
-    parts = [] if not differ("num_fewshot") else ["its own shots" if shots is None else f"{shots} shots"]
+    asked, shots = evaluation.lm_eval, evaluation.num_fewshot
+    limit, folder = evaluation.limit, evaluation.include_path
+    parts = [] if not differ("lm_eval") else ["alone" if asked == task else f"in {asked}"]
+    parts += [] if not differ("num_fewshot") else ["its own shots" if shots is None else f"{shots} shots"]
     parts += [] if not differ("limit") else ["all" if limit is None else f"first {limit}"]
     parts += ["chat"] if differ("apply_chat_template") and evaluation.apply_chat_template else []
-    parts += [] if not differ("include_path") or folder is None else [Path(folder).name]
+    parts += [] if not differ("include_path") or folder is None else [_folder_name(Path(folder), same)]
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _add(whole: Evaluated, results: Mapping[str, Any], evaluation: EvaluationSpec, suffix: str) -> None:
-    """Keep what the package has found; ``suffix`` is put behind the names of tasks."""
-    for task, scores in {**results["results"], **results.get("groups", {})}.items():
+def _folder_name(folder: Path, evaluations: Sequence[EvaluationSpec]) -> str:
+    """As many last parts of a folder's path as tell it from those of the other evaluations."""
+    folders = {Path(one.include_path) for one in evaluations if one.include_path is not None}
+    others, parts = [other.parts for other in folders - {folder}], folder.parts
+    count = next(n for n in range(1, len(parts) + 1) if n == len(parts) or all(o[-n:] != parts[-n:] for o in others))
+    return "/".join(parts[-count:])
+
+
+def _add(whole: Evaluated, results: Mapping[str, Any], evaluation: EvaluationSpec, names: Mapping[str, str]) -> None:
+    """Keep what the package has found, under these names of its tasks."""
+    for task, scores in _scores_of(results).items():
         shots = results["n-shot"].get(task)
         counted = results["n-samples"].get(task, {}).get("effective")
         version = results["versions"].get(task)
@@ -125,14 +146,15 @@ def _add(whole: Evaluated, results: Mapping[str, Any], evaluation: EvaluationSpe
         signature_parts += [] if counted is None else [f"questions:{counted}"]
         signature_parts += ["chat template"] if evaluation.apply_chat_template else []
         for metric, name, value in _numbers(scores):
-            key = f"{task}{suffix}/{name}"
+            key = f"{names[task]}/{name}"
             whole.values[key] = value
             whole.signatures[key] = "|".join(signature_parts)
             better = results["higher_is_better"].get(task, {}).get(metric)
             if better is not None and not metric.endswith(STDERR):
                 whole.higher_is_better[key] = bool(better)
     for task, rows in results.get("samples", {}).items():
-        whole.samples.extend({"task": f"{task}{suffix}", **json.loads(json.dumps(row, default=str))} for row in rows)
+        name = names.get(task, task)
+        whole.samples.extend({"task": name, **json.loads(json.dumps(row, default=str))} for row in rows)
 
 
 def _numbers(scores: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:

@@ -71,7 +71,7 @@ class Package:
 
     def evaluate(self, **settings: Any) -> Any:
         self.asked.append(settings)
-        return self.results
+        return self.results[len(self.asked) - 1] if isinstance(self.results, list) else self.results
 
 
 def model_of(is_encoder_decoder: bool) -> Any:
@@ -136,6 +136,31 @@ def test_a_task_that_is_asked_for_several_times_has_a_column_for_each(monkeypatc
     sweep = {"name": "s", "task": "facts", "methods": ["none"]}
     with pytest.raises(ValueError, match=r"evaluations\.1: sums is there already with the same settings"):
         Sweep.model_validate({**sweep, "evaluations": [{"lm_eval": "sums", "limit": 1}] * 2})
+
+
+def test_a_task_that_is_in_several_groups_has_a_column_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answers(task_scores: dict[str, float]) -> dict[str, Any]:
+        results = {task: {"acc,none": score} for task, score in task_scores.items()}
+        samples = {task: [{"doc_id": 1}] for task in task_scores}
+        return {**RESULTS, "results": results, "groups": {}, "samples": samples}
+
+    Package(monkeypatch, [answers({"sums": 0.25, "words": 0.5}), answers({"sums": 0.75})])
+    asked = [EvaluationSpec(lm_eval="school"), EvaluationSpec(lm_eval="sums", num_fewshot=5)]
+    found = evaluate(model_of(False), "tokenizer", asked, 1)
+    assert found.values == {
+        "sums (in school, its own shots)/acc": 0.25,
+        "words/acc": 0.5,
+        "sums (alone, 5 shots)/acc": 0.75,
+    }
+    names = ["sums (in school, its own shots)", "words", "sums (alone, 5 shots)"]
+    assert [row["task"] for row in found.samples] == names
+
+
+def test_folders_of_one_name_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    Package(monkeypatch, {**RESULTS, "results": {"sums": {"acc,none": 0.5}}, "groups": {}})
+    asked = [EvaluationSpec(lm_eval="sums", include_path=path) for path in ("/data/old/tasks", "/data/new/tasks/")]
+    found = evaluate(model_of(False), "tokenizer", asked, 1)
+    assert list(found.values) == ["sums (old/tasks)/acc", "sums (new/tasks)/acc"]
 
 
 def test_a_task_that_gives_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
