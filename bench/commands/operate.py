@@ -62,7 +62,10 @@ def cancel(
     directory: SweepFolder,
     trial: Annotated[str | None, typer.Argument(help="id of a trial; default: all that have no record")] = None,
 ) -> None:
-    """End one trial, or all that have no record; each gets the record of a cancelled trial."""
+    """End one trial, or all that have no record; then no later round follows.
+
+    Each gets the record of a cancelled trial. Those of a search get none if all end: the same command goes on.
+    """
     store = _store(directory)
     holder = read_holder(directory / LOCK_FILE)
     if holder is None or is_alive(holder, directory / LOCK_FILE) is False:

@@ -101,6 +101,8 @@ def run(
             past.append(trials)
             later = stages.to_come(past, runner.tuning_seconds)
             runner.run(trials, f"{sweep.name} {trials.stage}" if sweep.stages else sweep.name, later)
+            if runner.cancelled:
+                break
         keep_only(store.root, [known.trial_id for known in runner.found.values()])
         report_sweep(store)
         mirrored = runner.complete_mirror()
@@ -108,7 +110,7 @@ def run(
         console.print(f"{name}: every trial of its tuning failed, so that it has no final trial", style="red")
     # A failed trial of a search is an answer: its settings do not work.
     failed = [known for known in runner.found.values() if known.failed and known.stage != "tune"]
-    raise typer.Exit(1 if failed or stages.without_settings or not mirrored else 0)
+    raise typer.Exit(1 if failed or runner.cancelled or stages.without_settings or not mirrored else 0)
 
 
 def report(

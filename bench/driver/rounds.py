@@ -70,6 +70,7 @@ class RoundRunner:
         self.retry_failed = retry_failed
         self.metrics, self.trains, self.keep = metrics, trains, keep
         self.found: dict[str, Known] = {}
+        self.cancelled = False  # by somebody, as a whole
         self._launcher: Launcher | None = None
         self._board = StatusBoard(store.root, sweep, Pace(self._expected_seconds, self._at_once))
         warn = partial(self.console.print, style="yellow", highlight=False, markup=False, soft_wrap=True)
@@ -185,6 +186,7 @@ class RoundRunner:
                 schedule.run(pending)
         if schedule.draining:
             raise KeyboardInterrupt
+        self.cancelled |= schedule.cancelled
 
     def _expected_seconds(self, trial: TrialSpec) -> float:
         from bench.plan.expected_time import expected_seconds

@@ -82,6 +82,7 @@ class Schedule:
         self.fusion_of = fusion_of
         self.retries = retries
         self.draining = False
+        self.cancelled = False  # as a whole: no later round follows
         self._requests = Requests(store.root)
         self._groups: dict[tuple[int, Need], _Group] = {}
         self._later: list[tuple[float, _Pending]] = []
@@ -215,7 +216,9 @@ class Schedule:
                 event.member_outcome(number), event.provenance, event.seconds, event.placement, event.shared_seconds
             )
             files = member_files(event.files, number)
-            if self._goes_on(pending, result.outcome, len(launch) > 1):
+            if self._is_unanswered(pending, result.outcome):
+                self.store.keep_lost(result, files)
+            elif self._goes_on(pending, result.outcome, len(launch) > 1):
                 self._try_again(pending, result, files)
             else:
                 settled.append(self.store.commit(result, files, member_prefix(number)))
@@ -223,6 +226,14 @@ class Schedule:
         reached("commit.after_outbox")
         for result in settled:
             self.observers.committed(result)
+
+    def _is_unanswered(self, pending: _Pending, outcome: Outcome) -> bool:
+        """Whether a trial of a search ended with its sweep.
+
+        A record would say of its settings that they do not work, and the search would cut others by it.
+        """
+        ended = isinstance(outcome, Failed) and (outcome.reason == "cancelled" or outcome.is_symptom)
+        return self.cancelled and pending.cancelled and pending.spec.stage == "tune" and ended
 
     def _goes_on(self, pending: _Pending, outcome: Outcome, was_fused: bool) -> bool:
         """Whether a trial is tried again, see :class:`RetryPolicy`. From now on it is never fused."""
@@ -254,6 +265,7 @@ class Schedule:
     def _cancel(self, request: CancelRequest) -> Answer:
         self.store.log("cancel", trial_id=request.trial_id)
         cancelled = Failed(reason="cancelled", phase=None, rank=None, message="cancelled")
+        self.cancelled |= request.trial_id is None
         waiting = [pending for group in self._groups.values() for pending in group.waiting]
         waiting += [pending for _, pending in self._later]
         for group in self._groups.values():
@@ -261,7 +273,8 @@ class Schedule:
         self._later = [entry for entry in self._later if not _means(request, entry[1].spec)]
         meant = [pending for pending in waiting if _means(request, pending.spec)]
         for pending in meant:
-            self._settle(pending, cancelled)
+            if request.trial_id is not None or pending.spec.stage != "tune":  # see _is_unanswered
+                self._settle(pending, cancelled)
         for trial_id, (launch, _) in self._running.items():
             running = [pending for pending in launch if _means(request, pending.spec)]
             for pending in running:

@@ -47,7 +47,7 @@ REASONS: dict[Reason, ReasonTraits] = {
     "timed_out": ReasonTraits(),
     "error": ReasonTraits(),
     "infeasible": ReasonTraits(),
-    "cancelled": ReasonTraits(),
+    "cancelled": ReasonTraits(counts=False),
     "worker_lost": ReasonTraits(is_symptom=True),
     "hung": ReasonTraits(is_symptom=True),
     "start_timed_out": ReasonTraits(is_symptom=True),

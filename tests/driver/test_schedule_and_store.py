@@ -174,6 +174,25 @@ def test_what_is_cancelled_is_not_tried_again_however_it_ends(store: Store) -> N
     assert Answer.model_validate_json(answer).cancelled == 2
 
 
+def test_a_search_that_is_cancelled_as_a_whole_has_no_records_to_decide_by(store: Store) -> None:
+    def ask(run: Running) -> None:
+        folder = store.root / REQUESTS_FOLDER
+        folder.mkdir()
+        (folder / "all.json").write_text(CancelRequest(trial_id=None).model_dump_json())
+
+    launcher = FakeLauncher(store.outbox)
+    asked = [trial(seed=seed, timeout_seconds=20.0).model_copy(update={"stage": "tune"}) for seed in (1, 2)]
+    launcher.hangs.add(asked[0].trial_id)
+    launcher.on_launch = ask
+    schedule = Schedule(store, launcher, "demo")
+    schedule.run(asked)
+    assert schedule.cancelled, "which ends the rounds"
+    assert launcher.launched == [asked[0].trial_id]
+    assert list(store.read_all()) == []
+    run(store, FakeLauncher(store.outbox), *asked)
+    assert [result.outcome.status for result in store.read_all()] == ["completed"] * 2
+
+
 def test_smaller_trials_overtake_a_larger_one_eight_times(store: Store) -> None:
     """Then they wait until there is room for it."""
     launcher = FakeLauncher(store.outbox, Machine(cpus=2, gpus=0))

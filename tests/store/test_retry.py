@@ -22,6 +22,7 @@ def test_every_reason_has_its_traits() -> None:
     symptoms = {reason for reason, traits in REASONS.items() if traits.is_symptom}
     assert symptoms == {"worker_lost", "hung", "start_timed_out", "node_lost", "preempted", "driver_lost"}
     assert {reason for reason, traits in REASONS.items() if not traits.counts} == {
+        "cancelled",
         "node_lost",
         "preempted",
         "driver_lost",
