@@ -20,11 +20,13 @@ from bench.schema.digests import sha256_of
 from bench.schema.home import with_home
 from bench.schema.sweep import MethodEntry, Sweep
 from bench.schema.trial import LoadedSpec, MethodSpec, ModelSpec, ResourceSpec, TrialSpec
-from bench.schema.validation import ConfigError
+from bench.schema.validation import ConfigError, validated
 from bench.store.records import RECORD_FILE, read_record
 
 # Parts of a sweep that a grid may vary, and of which an evaluation needs one value.
 SHARED_PARTS = ("model", "task", "decode", "resources")
+# The settings of a base model that say in which format its weights are stored and multiplied.
+WEIGHT_FORMAT = ("quantization", "double_quantization", "quantization_compute")
 
 
 class Evaluations:
@@ -48,8 +50,7 @@ class Evaluations:
         Raises:
             ConfigError: Something is asked for that cannot be.
         """
-        trial = self._untouched(self._sweep, seed)
-        return _prompted(trial, shots)
+        return _prompted(self._untouched(seed), shots)
 
     def stored_trial(self, path: Path, shots: int, seed: int | None, label: str | None) -> TrialSpec:
         """What lies at a path, in the base model of the sweep.
@@ -59,9 +60,10 @@ class Evaluations:
         """
         try:
             loaded = recognise(path, label)
-            trial = self._untouched(self._sweep, seed)
+            of_card = self._format_of_card() if loaded.form == "tuneoff" else ()
+            trial = self._untouched(seed, of_card)
             if loaded.form == "tuneoff":
-                trial = self._ours(trial, loaded, seed)
+                trial = self._ours(trial, loaded, seed, of_card)
             elif loaded.form == "peft":
                 trial = self._of_peft(trial, loaded)
             else:
@@ -78,10 +80,16 @@ class Evaluations:
             raise ConfigError(str(error)) from error
         return _prompted(trial, shots)
 
-    def _untouched(self, sweep: Sweep, seed: int | None) -> TrialSpec:
-        shared = {key: self._only(key, values) for key, values in sweep.grid.items() if self._is_shared(key)}
+    def _untouched(self, seed: int | None, of_card: Sequence[str] = ()) -> TrialSpec:
+        """The base model, in which an adapter is scored whose card has these settings of the model."""
+        unasked = {f"model.{name}" for name in of_card}
+        shared = {
+            key: self._only(key, values)
+            for key, values in self._sweep.grid.items()
+            if self._is_shared(key) and key not in unasked
+        }
         where = "the base model"
-        trial = configure(sweep, MethodEntry(name="none"), where, shared, {}, self._resolver)
+        trial = configure(self._sweep, MethodEntry(name="none"), where, shared, {}, self._resolver)
         return trial.model_copy(update={"seed": self._seed if seed is None else seed, "label": ""})
 
     def _is_shared(self, key: str) -> bool:
@@ -93,8 +101,17 @@ class Evaluations:
             raise ConfigError(f"grid.{key}: the sweep has {listed}; say with which to score, --set {key}=...")
         return values[0]
 
-    def _ours(self, trial: TrialSpec, loaded: LoadedSpec, seed: int | None) -> TrialSpec:
-        """With the adapter's method, precision and way to read sources, and its seed if its record lies beside it."""
+    def _format_of_card(self) -> tuple[str, ...]:
+        """The settings of the weights' format that an adapter's card says, as the command line does not."""
+        if "model.quantization" in self._set_keys:  # the other two have no effect without it
+            return ()
+        return tuple(name for name in WEIGHT_FORMAT if f"model.{name}" not in self._set_keys)
+
+    def _ours(self, trial: TrialSpec, loaded: LoadedSpec, seed: int | None, of_card: Sequence[str]) -> TrialSpec:
+        """With the adapter's method, precision, format of base weights and way to read sources.
+
+        And with its seed if its record lies beside it.
+        """
         folder = Path(loaded.path)
         card = read_card(folder)
         _require_base(folder, card.model, trial.model)
@@ -108,11 +125,13 @@ class Evaluations:
         reading = {key: value for key, value in card.reading.items() if f"task.{key}" not in self._set_keys}
         task = trial.task.model_copy(update={"config": {**trial.task.config, **reading}})
         precision = {} if "resources.precision" in self._set_keys else {"precision": card.precision}
+        trained_on = {name: getattr(card.model, name) for name in ("beginning_token", *of_card)}
+        model = validated(ModelSpec, {**trial.model.model_dump(), **trained_on}, f"{folder}: model")
         return trial.model_copy(
             update={
                 "method": card.method,
                 "task": task,
-                "model": trial.model.model_copy(update={"beginning_token": card.model.beginning_token}),
+                "model": model,
                 "resources": trial.resources.model_copy(update=precision),
             }
         )

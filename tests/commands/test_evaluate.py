@@ -250,6 +250,28 @@ def test_an_adapter_trained_in_a_chat_template_is_asked_as_in_training(
     assert config["system_prompt"] == "At length.", "that of the command line"
 
 
+def test_an_adapter_is_scored_on_weights_in_the_format_of_its_training(
+    evaluations: Callable[..., Evaluations], tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    trained_adapter("lora", {"rank": 2}, tiny_models["llama"], tmp_path / "adapter", quantization="nf4")
+    card = tmp_path / "adapter" / "adapter.json"
+    content = json.loads(card.read_text())
+    content["model"] |= {"double_quantization": True, "quantization_compute": "bf16"}
+    card.write_text(json.dumps(content))
+
+    def scored_on(*settings: str) -> tuple[str | None, bool, str | None]:
+        model = evaluations(*settings).stored_trial(card.parent, 0, None, None).model
+        return model.quantization, model.double_quantization, model.quantization_compute
+
+    assert scored_on() == ("nf4", True, "bf16")
+    grid = "grid={model.quantization: [null, nf4, int8]}"
+    assert scored_on(grid) == ("nf4", True, "bf16"), "the card says which of them"
+    assert scored_on("model.quantization=null") == (None, False, None)
+    assert scored_on(grid, "model.quantization=int8") == ("int8", False, None)
+    with pytest.raises(ConfigError, match=r"grid.model.quantization: the sweep has None, nf4, int8; say with which"):
+        evaluations(grid).base_trial(0, None)
+
+
 def write_bytes(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
