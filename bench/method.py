@@ -286,6 +286,8 @@ def dequantized(layer: nn.Module, dtype: torch.dtype) -> torch.Tensor:
 def lost_in_quantizing(layer: nn.Module, name: str) -> torch.Tensor:
     """The weight of a layer before it was quantised, without what the layer computes with: ``(O, I)`` in fp32 or more.
 
+    Without data if the layer has none.
+
     Args:
         layer: A quantised linear layer.
         name: Of the layer, for messages.
@@ -298,6 +300,8 @@ def lost_in_quantizing(layer: nn.Module, name: str) -> torch.Tensor:
             f"{name}: what quantising took away is not known, because the checkpoint is quantised already; name one "
             "that is not, and set model.quantization"
         )
+    if layer.weight.is_meta:
+        return torch.empty(layer.out_features, layer.in_features, device="meta")
     weight = layer.original()
     weight = weight.to(layer.like.device, torch.promote_types(weight.dtype, torch.float32))
     return weight - layer.dequantized(weight.dtype)

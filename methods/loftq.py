@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from bench.method import MethodError, lost_in_quantizing, quantization_of
+from bench.method import MethodError, lost_in_quantizing, quantization_of, stored_in
 from methods.parts.lora_family import LoRAConfig, LoRAFamily, svd_factors
 
 
@@ -28,17 +28,23 @@ class LoftQ(LoRAFamily):
 
     def patch(self, model: Any) -> nn.Module:
         if quantization_of(model) is None:
+            kind = stored_in(model)
+            fault = "are not quantised" if kind is None else f"are stored in {kind}, without what it took away"
+            remedy = "set" if kind is None else "name a checkpoint that is not quantised, and set"
             raise MethodError(
-                "loftq starts from what quantising took away, and these weights are not quantised; set "
-                "model.quantization, or choose lora"
+                f"loftq starts from what quantising took away, and these weights {fault}; {remedy} model.quantization, "
+                "or choose lora"
             )
         return super().patch(model)
 
     def begin(self, name: str, layer: Any) -> None:
-        if layer.lora_A.is_meta or quantization_of(layer.base_layer) is None:
+        if quantization_of(layer.base_layer) is None:
             return  # what is not quantised has lost nothing, and starts as LoRA does
+        lost_weight = lost_in_quantizing(layer.base_layer, name)
+        if layer.lora_A.is_meta:
+            return
         factors = []
-        for lost in layer.rows_of_parts(lost_in_quantizing(layer.base_layer, name)):
+        for lost in layer.rows_of_parts(lost_weight):
             left, values, right = svd_factors(lost, self.config.rank, name)
             roots = (values / self.scaling).sqrt()
             factors.append((roots[:, None] * right, left * roots))

@@ -69,8 +69,8 @@ def evaluate(
     """Score an adapter, a model or the base model on a sweep's task, without training: a row beside the sweep's.
 
     Task, base model, decoding and scores are those of the sweep file, so that the row can be compared with its trials;
-    an adapter's template, precision and format of base weights are its own. The record lies in the sweep's folder, and the same command does
-    nothing new.
+    an adapter's template, precision and format of base weights are its own. The record lies in the sweep's folder, and
+    the same command does nothing new.
     """
     from bench.config.evaluation import Evaluations
     from bench.config.resolver import RegistryResolver

@@ -374,17 +374,18 @@ def _model(spec: ModelSpec) -> ModelSpec:
                 f"model.revision: {in_brief(spec.revision)} has no effect with the folder {spec.path!r}; leave it out"
             )
         quantized = model_files.quantized_by(folder)
-        known = {"weights_sha256": model_files.weights_sha256(spec), "checkpoint_quantization": quantized}
+        known = {"weights_sha256": model_files.weights_sha256(spec)}
     else:
         try:
             commit = commit_of(spec.path, spec.revision, "model").sha
         except HubError as error:
             raise ConfigError(f"model.path: {error}") from error
         quantized = quantized_on_hub(spec.path, commit)
-        known = {"commit": commit, "checkpoint_quantization": quantized}
+        known = {"commit": commit}
     if quantized is not None and spec.quantization not in (None, quantized):
         raise ConfigError(
             f"model.quantization: {spec.quantization} cannot be had of {spec.path!r}, whose weights are quantised "
             f"already, by {quantized}; leave it out, or name a checkpoint that is not quantised"
         )
-    return spec.model_copy(update=known)
+    packed_as = None if quantized in model_files.DEQUANTIZED else quantized
+    return spec.model_copy(update={**known, "checkpoint_quantization": packed_as})

@@ -30,6 +30,7 @@ from bench.models.architecture import Architecture
 from bench.models.masters import compute_in
 from bench.models.tokens import Tokenization
 from bench.plugins.registry import make_method
+from bench.quantized.linear import quantized_layers
 from bench.schema.trial import DecodeSpec, JsonDict, MethodSpec, ModelSpec, Precision, Spec, TrialSpec
 from bench.task import Example, TaskConfig
 
@@ -139,7 +140,11 @@ class Restored:
 def base_model(spec: ModelSpec, precision: Precision, exact: bool = False) -> Any:
     """The base model of an adapter. ``exact``: in fp32, with weights rounded as they were when it was trained."""
     model = models.load_model(spec, models.weights_dtype(precision))
-    return model.float() if exact else model
+    if not exact:
+        return model
+    for _, layer in quantized_layers(model):
+        layer.multiplied_in = None
+    return model.float()
 
 
 def restore(folder: Path, device: torch.device, model_path: str | None = None, exact: bool = False) -> Restored:

@@ -33,10 +33,13 @@ from bench.models.original_weights import remember_originals
 from bench.models.quantization import (
     Storage,
     bitsandbytes_config,
+    dequantizing_config,
+    packed_by_another_library,
     quantize,
     quantized_by,
     skipped_layers,
     storage_of,
+    trains_through,
     use_quantized_layers,
 )
 from bench.models.sharded_loading import keeping_slices, require_all_in_shards
@@ -165,7 +168,8 @@ def load_model(
     source = model_source(spec)
     if find_adapter_config_file(source, revision=spec.pinned_revision) is not None:
         raise adapter_in(source)
-    if (quantization := _quantization_settings(spec, storage, dtype)) is not None:
+    quantization = dequantizing_config(load_config(spec)) or _quantization_settings(spec, storage, dtype)
+    if quantization is not None:
         settings["quantization_config"] = quantization
     try:
         with nullcontext() if shards_on is None else keeping_slices(shards_on):
@@ -187,8 +191,8 @@ def load_model(
         use_quantized_layers(model, storage, dtype)
         if not storage.in_checkpoint:
             remember_originals(model, partial(_files_of, spec), partial(empty_model, spec.not_quantized))
-    elif getattr(model, "hf_quantizer", None) is not None:  # one that has not dequantised the weights
-        say_stored_in(model, quantized_by(model.config) or "packed weights")
+    elif (quantizer := getattr(model, "hf_quantizer", None)) is not None:  # one that has not dequantised the weights
+        say_stored_in(model, quantized_by(model.config) or "packed weights", trains_through(quantizer))
     use_lean_modules(model)
     if shards_on is not None:
         require_all_in_shards(model, spec.path)
@@ -226,12 +230,6 @@ def stored_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
 def _unusable(spec: ModelSpec, error: Exception) -> ModelError:
     """The error for a base model that transformers refuses to make. It names the wrong key, and what would be right."""
     reason = str(error) or type(error).__name__
-    if (method := quantized_by(load_config(spec))) is not None:
-        return ModelError(
-            f"model.path: the weights of {spec.path!r} are quantised by {method}, and transformers cannot load them "
-            f"here ({reason.partition('. ')[0]}); install what reads them, or name a checkpoint that is not quantised "
-            "and set model.quantization"
-        )
     if any(word in reason.lower() for word in ABOUT_ATTENTION):
         other = "leave model.attention out" if spec.attention.startswith("flash") else "set model.attention: eager"
         name = (getattr(load_config(spec), "architectures", None) or ["the model"])[0]
@@ -239,12 +237,25 @@ def _unusable(spec: ModelSpec, error: Exception) -> ModelError:
             f"model.attention: {name} in {spec.path!r} cannot be had with {spec.attention!r}; {other} "
             f"({reason.partition('. ')[0]})"
         )
+    if (method := quantized_by(load_config(spec))) is not None and _something_is_missing(error):
+        return ModelError(
+            f"model.path: the weights of {spec.path!r} are quantised by {method}, and transformers cannot load them "
+            f"here ({reason.partition('. ')[0]}); install what reads them, or name a checkpoint that is not quantised "
+            "and set model.quantization"
+        )
     if "use_safetensors" in reason:  # which is no setting here
         return ModelError(
             f"model.path: {spec.path!r} has no safetensors at {spec.pinned_revision or DEFAULT_BRANCH} on the hub, and "
             "nothing else is read; name a revision that has them, or convert the weights and give their folder"
         )
     return ModelError(f"model.path: {spec.path!r} cannot be loaded: {in_words(error, spec)}")
+
+
+def _something_is_missing(error: Exception) -> bool:
+    """Whether an error is about a package or a device that is not there."""
+    words = ("install", "package", "gpu", "cuda", "xpu")
+    about_them = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    return isinstance(error, ImportError) or about_them
 
 
 def _dropout_settings(spec: ModelSpec, dropout: float | None) -> dict[str, float]:
@@ -317,6 +328,8 @@ def empty_model(
     _keep_in_fp32(model, dtype)
     if (storage := _storage(spec)) is not None:
         quantize(model, storage)
+    elif (kind := packed_by_another_library(config)) is not None:
+        say_stored_in(model, kind, trains_through(config.quantization_config))
     use_lean_modules(model)
     return model.requires_grad_(False).eval()
 

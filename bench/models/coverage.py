@@ -14,6 +14,7 @@ from torch import nn
 
 from bench.method import Method, MethodError
 from bench.models.parameters import count_parameters
+from bench.quantized.linear import only_infers, stored_in
 from bench.schema.printable import in_brief
 from bench.schema.record import ParameterCounts
 from methods.parts.roles import Site, sites, whole_parts
@@ -25,7 +26,8 @@ def patch_and_count(method: Method, model: Any) -> tuple[Any, ParameterCounts]:
     """Patch a base model, and count its parameters and coverage. Call it before an engine shards the model.
 
     Raises:
-        MethodError: The method refuses the model, returns none, or trains what the model keeps more exact than fp16.
+        MethodError: The method refuses the model, returns none, or trains what the model keeps more exact than fp16,
+            or beside weights that have no gradients.
     """
     base = BaseModel(model)
     patched = method.patch(model)
@@ -34,6 +36,11 @@ def patch_and_count(method: Method, model: Any) -> tuple[Any, ParameterCounts]:
         raise MethodError(f"patch of {name} returned {in_brief(patched)}; it has to return the patched model")
     base.require_kept_exact(patched)
     counts = count_parameters(method, patched)
+    if counts.trained and only_infers(model):
+        raise MethodError(
+            f"transformers only infers with weights that are stored in {stored_in(model)}, without gradients for what "
+            "is trained beside them; name a checkpoint that is not quantised, and set model.quantization if it is to be"
+        )
     return patched, counts.model_copy(update={"coverage": base.coverage(patched)})
 
 

@@ -29,6 +29,10 @@ LFS_POINTER = b"version https://git-lfs"
 # Files that identify a model: weights, configuration, all forms of tokenizers, and code that trust_remote_code runs.
 IDENTIFYING_FILES = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.jinja", "vocab.txt", "merges.txt", "*.py")
 
+# Formats of checkpoints whose packed weights transformers only infers with. They are dequantised as they are loaded, so
+# that the model in memory is a plain one.
+DEQUANTIZED = ("mxfp4",)
+
 
 class ModelError(ValueError):
     """The base model cannot be loaded. The message says what to do."""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from bench.models.model_files import ModelError, quantization_named
+from bench.models.model_files import DEQUANTIZED, ModelError, quantization_named
 from bench.quantized.linear import BITS, BLOCK, Quantization, QuantizedLinear, packed_sizes, replace_layers
 from bench.schema.trial import JsonDict, ModelSpec
 from methods.parts.weight_reads import uses_of
 
 PACKAGE = "bitsandbytes>=0.50,<0.51"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Formats that transformers dequantises in loading, always (DEQUANTIZED) or where a device has no kernels for them.
+SOMETIMES_WHOLE = (*DEQUANTIZED, "fp8", "mxfp8", "metal", "gguf")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ def storage_of(spec: ModelSpec, config: Any) -> Storage | None:
         config: The model's configuration of transformers.
 
     Raises:
-        ModelError: bitsandbytes is not installed, or the checkpoint has another quantisation than the sweep says.
+        ModelError: bitsandbytes is not installed, or the checkpoint is stored in another way than the sweep says.
     """
     stored = _of_checkpoint(getattr(config, "quantization_config", None))
     method = quantized_by(config)
@@ -50,10 +53,16 @@ def storage_of(spec: ModelSpec, config: Any) -> Storage | None:
     if stored is None and spec.quantization is None:
         return None
     require_bitsandbytes((stored.kind if stored is not None else spec.quantization) or "")
-    if stored is not None:
-        return stored
-    assert spec.quantization is not None
     multiplied_in = None if spec.quantization_compute is None else DTYPES[spec.quantization_compute]
+    if stored is not None:
+        if spec.double_quantization and not stored.double:
+            raise ModelError(
+                f"model.double_quantization: the scales of {spec.path!r}, whose weights are quantised already, by "
+                f"{stored.kind}, are not quantised; leave double_quantization out, or name a checkpoint that is not "
+                "quantised"
+            )
+        return replace(stored, multiplied_in=multiplied_in)
+    assert spec.quantization is not None
     return Storage(spec.quantization, spec.double_quantization, multiplied_in)
 
 
@@ -76,6 +85,38 @@ def _require_known(method: str, path: str) -> None:
 def quantized_by(config: Any) -> str | None:
     """The quantisation of a checkpoint, by its configuration: ``nf4`` of bitsandbytes, or a name such as gptq."""
     return quantization_named(_as_dict(getattr(config, "quantization_config", None)) or None)
+
+
+def packed_by_another_library(config: Any) -> str | None:
+    """The format in which the weights of a model surely stay on every device, if it is not one of bitsandbytes."""
+    method, settings = quantized_by(config), _as_dict(getattr(config, "quantization_config", None))
+    is_packed = method not in (None, *BITS, *SOMETIMES_WHOLE) and not settings.get("dequantize")
+    return method if is_packed else None
+
+
+def trains_through(quantizer: Any) -> bool:
+    """Whether gradients go through the packed weights of a quantiser of transformers, or its configuration.
+
+    True also where that cannot be told, as without the package of the format, without which nothing is loaded.
+    """
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    try:
+        if isinstance(quantizer, dict):
+            quantizer = AutoHfQuantizer.from_config(copy.deepcopy(quantizer))
+        return bool(quantizer.is_trainable)
+    except Exception:  # noqa: BLE001 - of many kinds, by the package that is missing
+        return True
+
+
+def dequantizing_config(config: Any) -> Any:
+    """The settings with which transformers dequantises a checkpoint in loading; None if its weights stay as they are.
+
+    On GPUs with kernels for mxfp4, transformers would keep it. These kernels have no backward pass.
+    """
+    from transformers import Mxfp4Config
+
+    return Mxfp4Config(dequantize=True) if quantized_by(config) in DEQUANTIZED else None
 
 
 def _of_checkpoint(quantization: Any) -> Storage | None:
@@ -197,7 +238,7 @@ def _statistics(state: Any) -> dict[str, torch.Tensor]:
 def quantize(model: Any, storage: Storage) -> None:
     """Quantise the layers of a model that is in memory as a whole, or has no data (on the meta device).
 
-    Their weights stay in memory, for methods that ask what quantising took away.
+    Their weights stay in memory, for methods that ask what quantising took away, unless the checkpoint lacks them.
 
     Args:
         model: A model that is neither patched nor quantised.
@@ -214,7 +255,7 @@ def quantize(model: Any, storage: Storage) -> None:
             return None
         weight = (layer.weight.T if isinstance(layer, Conv1D) else layer.weight).detach()
         made = quantized_layer(weight, layer.bias, storage)
-        made.original = lambda: weight
+        made.original = None if storage.in_checkpoint else lambda: weight
         return made
 
     replace_layers(model, quantized)

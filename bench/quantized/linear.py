@@ -155,15 +155,27 @@ def quantization_of(model: nn.Module) -> Quantization | None:
     return next((layer.kind for _, layer in quantized_layers(model)), None)
 
 
-def say_stored_in(model: nn.Module, kind: str) -> None:
-    """Let every module of a model say that its weights are in a format of another library, such as gptq or awq."""
+def say_stored_in(model: nn.Module, kind: str, trains: bool = True) -> None:
+    """Let every module of a model say that its weights are in a format of another library, such as gptq or awq.
+
+    Args:
+        model: The model.
+        kind: The format.
+        trains: Whether gradients go through weights in it.
+    """
     for module in model.modules():
         vars(module)["stored_in"] = kind
+        vars(module)["only_infers"] = not trains
 
 
 def stored_in(model: nn.Module) -> str | None:
     """The format of a model's, or a module's, quantised weights, of whatever library; None if it has none."""
     return quantization_of(model) or vars(model).get("stored_in")
+
+
+def only_infers(model: nn.Module) -> bool:
+    """Whether a model's weights are in a format without gradients, so that nothing beside them can be trained."""
+    return bool(vars(model).get("only_infers", False))
 
 
 def computes_like(module: nn.Module) -> torch.Tensor:

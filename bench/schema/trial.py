@@ -123,7 +123,8 @@ class ModelSpec(Settings):
     )
     weights_sha256: str | None = Field(None, description="set by the driver for local folders; part of the identity")
     checkpoint_quantization: str | None = Field(
-        None, description="set by the driver for models whose weights are quantised already: by what"
+        None,
+        description="set by the driver for models whose weights are quantised already, and stay so in memory: by what",
     )
     commit: str | None = Field(
         None, description="set by the driver for hub ids: what revision was at; part of the identity in its place"

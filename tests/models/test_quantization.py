@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from bench.models.base import empty_model, load_model, quantization_config, stor
 from bench.models.coverage import patch_and_count
 from bench.models.export_to_peft import QUANTIZATION_FILE, export_merged, export_to_peft
 from bench.models.model_files import ModelError, quantized_by
-from bench.models.quantization import Storage, quantize, quantized_layer, require_bitsandbytes
+from bench.models.quantization import Storage, quantize, quantized_layer, require_bitsandbytes, storage_of
 from bench.plugins.registry import load_method, targets
 from bench.quantized.linear import QuantizedLinear, dequantize, quantized_layers, say_stored_in
 from bench.schema.trial import ModelSpec
@@ -155,6 +156,22 @@ def test_a_checkpoint_that_is_quantised_already_is_loaded_as_it_is(
         load_model(own.model_copy(update={"quantization": other}), torch.float32)
 
 
+def test_settings_beside_a_quantised_checkpoint_count_or_are_refused(tmp_path: Path) -> None:
+    """They are part of a trial's identity, so that without effect one training would have several rows."""
+    require_bitsandbytes("nf4")
+
+    def storage(double: bool, **settings: Any) -> Storage | None:
+        config = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": double}
+        return storage_of(spec_of(tmp_path, **settings), SimpleNamespace(quantization_config=config))
+
+    assert storage(False) == Storage("nf4", in_checkpoint=True)
+    in_bf16 = Storage("nf4", multiplied_in=torch.bfloat16, in_checkpoint=True)
+    assert storage(False, quantization_compute="bf16") == in_bf16
+    assert storage(True, double_quantization=True) == Storage("nf4", double=True, in_checkpoint=True)
+    with pytest.raises(ModelError, match=r"model.double_quantization: the scales of .* are not quantised; leave"):
+        storage(False, double_quantization=True)
+
+
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_what_transformers_cannot_load_here_is_one_clear_error(
     method: str, tiny_models: dict[str, Path], tmp_path: Path
@@ -194,6 +211,21 @@ def test_merged_are_the_dequantised_weights_with_what_was_trained(
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
     torch.testing.assert_close(logits(merged, base), expected, atol=5e-5, rtol=1e-4)
+
+
+def test_an_export_is_exact_also_where_training_multiplied_in_bf16(
+    tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    base, card = tiny_models["llama"], tmp_path / "adapter" / "adapter.json"
+    exact = trained_adapter("lora", {}, base, card.parent, quantization="nf4")
+    content = json.loads(card.read_text())
+    content["model"]["quantization_compute"] = "bf16"
+    card.write_text(json.dumps(content))
+    restored = restore(card.parent, torch.device("cpu"))
+    assert {layer.multiplied_in for _, layer in quantized_layers(restored.model)} == {torch.bfloat16}
+    assert export_merged(card.parent, tmp_path / "merged") < 1e-4
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits(merged, base), exact, atol=5e-5, rtol=1e-4)
 
 
 def test_a_peft_folder_says_how_its_base_model_is_quantised(tiny_models: dict[str, Path], tmp_path: Path) -> None:
