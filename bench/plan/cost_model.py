@@ -7,8 +7,8 @@ from typing import Any
 
 from bench.decode.rows import decode_bytes, layers_of, rows_at_once
 from bench.models import base
-from bench.models.architecture import EncoderDecoder
 from bench.plan.devices import Device
+from bench.plan.patched import patched_without_weights
 from bench.plan.step_costs import StepCosts, step_costs
 from bench.plan.workload import MicroBatch, Workload
 from bench.schema.record import Forecast
@@ -266,7 +266,7 @@ def with_decoded_at_once(spec: TrialSpec, work: Workload, device: Device) -> Tri
         return spec
     config, element = _config(spec.model), base.weights_dtype(spec.resources.precision).itemsize
     rows = rows_at_once(spec.decode, config, element, work.source_tokens, device.memory_bytes, device.kind == "cpu")
-    if isinstance(base.architecture(spec.model), EncoderDecoder):
+    if patched_without_weights(spec.method, spec.model).decoded_in_batches:
         rows = min(rows, spec.decode.padded_batch_size)
     return spec.model_copy(update={"decode": spec.decode.model_copy(update={"batch_size": rows})})
 

@@ -11,15 +11,15 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from bench.models import base
-from bench.models.architecture import Architecture, Pair, takes_source_lengths
-from bench.models.coverage import patch_and_count
+from bench.models.architecture import Architecture, Pair
 from bench.models.tokens import tokenization
 from bench.plan.cost_model import forecast_of, untrained_memory, with_decoded_at_once
 from bench.plan.devices import Device, known_gpu
+from bench.plan.patched import patched_without_weights
 from bench.plan.remedies import remedies
 from bench.plan.trace import TraceError
 from bench.plan.workload import Workload, workload
-from bench.plugins.registry import make_method, make_task
+from bench.plugins.registry import make_task
 from bench.schema.record import Forecast, ParameterCounts, TrialResult
 from bench.schema.trial import MethodSpec, ModelSpec, TaskSpec, TrialSpec
 from bench.task import Split
@@ -210,16 +210,9 @@ def planned_parameters(method: MethodSpec, model: ModelSpec, dtype: torch.dtype 
         model: What is patched.
         dtype: Of the weights, of which the counts do not depend; methods refuse some models in fp16.
     """
-    return _patched_without_weights(method.model_dump_json(), model, dtype)[0]
+    return patched_without_weights(method, model, dtype).counts
 
 
 def needs_source_lengths(method: MethodSpec, model: ModelSpec) -> bool:
     """Whether the patched model has to be told where the source of each row ends."""
-    return _patched_without_weights(method.model_dump_json(), model, torch.float32)[1]
-
-
-@functools.cache
-def _patched_without_weights(method_json: str, model: ModelSpec, dtype: torch.dtype) -> tuple[ParameterCounts, bool]:
-    method = make_method(MethodSpec.model_validate_json(method_json))
-    patched, counts = patch_and_count(method, base.empty_model(model, dtype))
-    return counts, takes_source_lengths(patched)
+    return patched_without_weights(method, model).takes_source_lengths

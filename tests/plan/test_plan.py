@@ -16,6 +16,7 @@ import pytest
 import torch
 from fakes import completed, record
 from rich.console import Console
+from small_families import small_model
 from text_families import untrained_family
 from torch import nn
 
@@ -27,7 +28,14 @@ from bench.models import base
 from bench.models.architecture import Pair
 from bench.plan import step_costs as step_costs_module
 from bench.plan.check import check
-from bench.plan.cost_model import PROCESS_BYTES, _evaluation_bytes, forecast_of, phase_memory, training_memory
+from bench.plan.cost_model import (
+    PROCESS_BYTES,
+    _evaluation_bytes,
+    forecast_of,
+    phase_memory,
+    training_memory,
+    with_decoded_at_once,
+)
 from bench.plan.devices import DEVICES, Device, find_device, known_gpu, measured_cpu
 from bench.plan.plan import PlannedTrial, calibrated, plan, planned_parameters, planned_work, totals
 from bench.plan.remedies import _changed
@@ -348,6 +356,24 @@ def test_where_weights_are_most_of_it_ranks_that_share_them_are_told(
 def phases(spec: TrialSpec, on_cpu: bool = False) -> dict[str, int]:
     work = planned_work(spec)
     return phase_memory(spec, work, step_costs(spec, work), on_cpu)
+
+
+def test_what_generate_decodes_is_planned_in_batches_of_its_size(
+    trial: Callable[..., TrialSpec], tmp_path: Path
+) -> None:
+    """Windows, state-space layers and methods that stand between source and target are beyond our decoder."""
+
+    def rows(spec: TrialSpec) -> int | None:
+        work = replace(planned_work(trial()), decoded_sources=10_000)
+        return with_decoded_at_once(spec, work, H100).decode.batch_size
+
+    assert (rows(trial("lora")) or 0) > 1000
+    assert rows(trial("lora", "t5")) == rows(trial("loreft")) == 16
+    for family in ("Gemma3ForCausalLM", "Mamba2ForCausalLM"):
+        small_model(family).save_pretrained(tmp_path / family)
+        attention = "eager" if family.startswith("Mamba") else "sdpa"
+        model = ModelSpec(path=str(tmp_path / family), attention=attention)
+        assert rows(trial("none").model_copy(update={"model": model})) == 16
 
 
 def test_every_phase_has_its_bytes(trial: Callable[..., TrialSpec]) -> None:
