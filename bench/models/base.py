@@ -33,6 +33,7 @@ from bench.models.original_weights import remember_originals
 from bench.models.quantization import (
     Storage,
     bitsandbytes_config,
+    cast_dequantized,
     dequantizing_config,
     packed_by_another_library,
     quantize,
@@ -43,6 +44,7 @@ from bench.models.quantization import (
     use_quantized_layers,
 )
 from bench.models.sharded_loading import keeping_slices, require_all_in_shards
+from bench.models.whole_layers import call_projections
 from bench.quantized.linear import say_stored_in
 from bench.schema.trial import DEFAULT_BRANCH, JsonDict, ModelSpec, Precision
 from bench.shards.slices import gather_in_forward
@@ -168,8 +170,8 @@ def load_model(
     source = model_source(spec)
     if find_adapter_config_file(source, revision=spec.pinned_revision) is not None:
         raise adapter_in(source)
-    quantization = dequantizing_config(load_config(spec)) or _quantization_settings(spec, storage, dtype)
-    if quantization is not None:
+    dequantizing = dequantizing_config(load_config(spec))
+    if (quantization := dequantizing or _quantization_settings(spec, storage, dtype)) is not None:
         settings["quantization_config"] = quantization
     try:
         with nullcontext() if shards_on is None else keeping_slices(shards_on):
@@ -187,6 +189,8 @@ def load_model(
     except Exception as error:  # of many kinds: damaged files, sizes that differ, packages that are missing
         raise _unusable(spec, error) from error
     require_weights_of_model(model, loaded, spec.path)
+    if dequantizing is not None and shards_on is None:
+        cast_dequantized(model, dtype)
     if storage is not None:
         use_quantized_layers(model, storage, dtype)
         if not storage.in_checkpoint:
@@ -194,6 +198,7 @@ def load_model(
     elif (quantizer := getattr(model, "hf_quantizer", None)) is not None:  # one that has not dequantised the weights
         say_stored_in(model, quantized_by(model.config) or "packed weights", trains_through(quantizer))
     use_lean_modules(model)
+    call_projections(model)
     if shards_on is not None:
         require_all_in_shards(model, spec.path)
         gather_in_forward(model)
@@ -331,6 +336,7 @@ def empty_model(
     elif (kind := packed_by_another_library(config)) is not None:
         say_stored_in(model, kind, trains_through(config.quantization_config))
     use_lean_modules(model)
+    call_projections(model)
     return model.requires_grad_(False).eval()
 
 

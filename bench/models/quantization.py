@@ -119,6 +119,13 @@ def dequantizing_config(config: Any) -> Any:
     return Mxfp4Config(dequantize=True) if quantized_by(config) in DEQUANTIZED else None
 
 
+def cast_dequantized(model: Any, dtype: torch.dtype) -> None:
+    """Give weights that were dequantised in loading the dtype of a model: transformers 5.18 makes them bf16 always."""
+    for parameter in model.parameters():
+        if parameter.dtype == torch.bfloat16:
+            parameter.data = parameter.data.to(dtype)
+
+
 def _of_checkpoint(quantization: Any) -> Storage | None:
     settings = _as_dict(quantization)
     kind = quantization_named(settings or None)

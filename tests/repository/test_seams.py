@@ -94,6 +94,21 @@ def _of_experts() -> Any:
     return MixtralExperts._apply_gate
 
 
+def _of_state_space_layers() -> Any:
+    """Without mamba-ssm a layer goes on by itself. Where these names are gone, its kernel reads past projections."""
+    import inspect
+
+    from transformers.models.mamba import modeling_mamba as first
+    from transformers.models.mamba2 import modeling_mamba2 as second
+
+    functions = first.mamba_inner_fn, second.mamba2_split_conv1d_scan_combined
+    for function in functions:
+        plain = inspect.unwrap(function)
+        named = [one for one in inspect.signature(plain).parameters.values() if one.kind is not one.VAR_KEYWORD]
+        assert plain(*[None] * len(named)) is None
+    return functions
+
+
 def _of_tokenizers() -> Any:
     from transformers import MBart50Tokenizer
 
@@ -212,6 +227,7 @@ SEAMS: dict[str, tuple[str, Callable[[], Any], tuple[str, ...]]] = {
         ("_create_and_replace", "_psoft_A_cache", "_psoft_B_cache"),
     ),
     "transformers' experts": ("methods/parts/experts.py", _of_experts, ("_apply_gate", "_is_expert_parallel")),
+    "transformers' state-space layers": ("bench/models/whole_layers.py", _of_state_space_layers, ()),
     "transformers' tokenizers": ("bench/models/whole_texts.py", _of_tokenizers, ("_switch_to_target_mode",)),
     "Ray's control store": (
         "bench/launch/cluster_access.py, bench/launch/ray_cluster.py",
