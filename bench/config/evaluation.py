@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from bench.config.load import configure
@@ -13,13 +13,13 @@ from bench.models.adapter import read_card
 from bench.models.adapter_files import AdapterError, tensors_files
 from bench.models.few_shot import require_room, with_examples
 from bench.models.loaded import recognise, require_fit
-from bench.models.peft_folder import bridge_settings, peft_settings
+from bench.models.peft_folder import bridge_settings, format_of_base, peft_settings
 from bench.plugins.registry import RegistryError
 from bench.plugins.source import PluginError, plugin_source
 from bench.schema.digests import sha256_of
 from bench.schema.home import with_home
 from bench.schema.sweep import MethodEntry, Sweep
-from bench.schema.trial import LoadedSpec, MethodSpec, ModelSpec, ResourceSpec, TrialSpec
+from bench.schema.trial import JsonDict, LoadedSpec, MethodSpec, ModelSpec, ResourceSpec, TrialSpec
 from bench.schema.validation import ConfigError, validated
 from bench.store.records import RECORD_FILE, read_record
 
@@ -60,10 +60,12 @@ class Evaluations:
         """
         try:
             loaded = recognise(path, label)
-            of_card = self._format_of_card() if loaded.form == "tuneoff" else ()
-            trial = self._untouched(seed, of_card)
+            known = self._format_in_training(loaded)
+            trial = self._untouched(seed, known)
+            model = validated(ModelSpec, {**trial.model.model_dump(), **known}, f"{loaded.path}: model")
+            trial = trial.model_copy(update={"model": model})
             if loaded.form == "tuneoff":
-                trial = self._ours(trial, loaded, seed, of_card)
+                trial = self._ours(trial, loaded, seed)
             elif loaded.form == "peft":
                 trial = self._of_peft(trial, loaded)
             else:
@@ -80,9 +82,9 @@ class Evaluations:
             raise ConfigError(str(error)) from error
         return _prompted(trial, shots)
 
-    def _untouched(self, seed: int | None, of_card: Sequence[str] = ()) -> TrialSpec:
-        """The base model, in which an adapter is scored whose card has these settings of the model."""
-        unasked = {f"model.{name}" for name in of_card}
+    def _untouched(self, seed: int | None, known: Collection[str] = ()) -> TrialSpec:
+        """The base model, in which an adapter is scored whose files say these settings of the model."""
+        unasked = {f"model.{name}" for name in known}
         shared = {
             key: self._only(key, values)
             for key, values in self._sweep.grid.items()
@@ -101,17 +103,19 @@ class Evaluations:
             raise ConfigError(f"grid.{key}: the sweep has {listed}; say with which to score, --set {key}=...")
         return values[0]
 
-    def _format_of_card(self) -> tuple[str, ...]:
-        """The settings of the weights' format that an adapter's card says, as the command line does not."""
+    def _format_in_training(self, loaded: LoadedSpec) -> JsonDict:
+        """The settings of the weights' format that an adapter's files say, as the command line does not."""
         if "model.quantization" in self._set_keys:  # the other two have no effect without it
-            return ()
-        return tuple(name for name in WEIGHT_FORMAT if f"model.{name}" not in self._set_keys)
+            return {}
+        said: JsonDict = {}
+        if loaded.form == "tuneoff":
+            said = read_card(Path(loaded.path)).model.model_dump(include=set(WEIGHT_FORMAT))
+        elif loaded.form == "peft":
+            said = format_of_base(Path(loaded.path))
+        return {name: value for name, value in said.items() if f"model.{name}" not in self._set_keys}
 
-    def _ours(self, trial: TrialSpec, loaded: LoadedSpec, seed: int | None, of_card: Sequence[str]) -> TrialSpec:
-        """With the adapter's method, precision, format of base weights and way to read sources.
-
-        And with its seed if its record lies beside it.
-        """
+    def _ours(self, trial: TrialSpec, loaded: LoadedSpec, seed: int | None) -> TrialSpec:
+        """With the adapter's method, precision and way to read sources, and its seed if its record lies beside it."""
         folder = Path(loaded.path)
         card = read_card(folder)
         _require_base(folder, card.model, trial.model)
@@ -125,24 +129,28 @@ class Evaluations:
         reading = {key: value for key, value in card.reading.items() if f"task.{key}" not in self._set_keys}
         task = trial.task.model_copy(update={"config": {**trial.task.config, **reading}})
         precision = {} if "resources.precision" in self._set_keys else {"precision": card.precision}
-        trained_on = {name: getattr(card.model, name) for name in ("beginning_token", *of_card)}
-        model = validated(ModelSpec, {**trial.model.model_dump(), **trained_on}, f"{folder}: model")
         return trial.model_copy(
             update={
                 "method": card.method,
                 "task": task,
-                "model": model,
+                "model": trial.model.model_copy(update={"beginning_token": card.model.beginning_token}),
                 "resources": trial.resources.model_copy(update=precision),
             }
         )
 
     def _of_peft(self, trial: TrialSpec, loaded: LoadedSpec) -> TrialSpec:
-        """The method hf_peft with the settings of the adapter's configuration."""
+        """The method hf_peft with the settings of the adapter's configuration.
+
+        Its files always say in which dtype weights in four bits are multiplied; a sweep only where that is another one.
+        """
         folder = Path(loaded.path)
         settings = peft_settings(folder)
         _require_named_base(folder, settings.get("base_model_name_or_path"), trial.model)
         config = bridge_settings(settings, trial.decode.padded_batch_size)
-        return trial.model_copy(update={"method": self._resolver.method("hf_peft", config)})
+        trial = trial.model_copy(update={"method": self._resolver.method("hf_peft", config)})
+        if trial.model.quantization_compute != trial.resources.precision:
+            return trial
+        return trial.model_copy(update={"model": trial.model.model_copy(update={"quantization_compute": None})})
 
 
 def _without_training(resources: ResourceSpec) -> ResourceSpec:

@@ -17,11 +17,8 @@ from bench.models.adapter import Restored, restore
 from bench.models.adapter_files import AdapterError
 from bench.models.architecture import EncoderDecoder
 from bench.models.logit_probe import TOLERANCE, LogitProbe
-from bench.models.peft_folder import PEFT_TENSORS_FILE
+from bench.models.peft_folder import PEFT_TENSORS_FILE, QUANTIZATION_FILE
 from bench.store.files import new_folder
-
-# The file beside an adapter of peft with the settings that load the base model, which peft's configuration lacks.
-QUANTIZATION_FILE = "quantization_config.json"
 
 
 def export_to_peft(folder: Path, destination: Path, model_path: str | None = None) -> float:

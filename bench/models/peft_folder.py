@@ -7,11 +7,17 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from bench.models.adapter_files import AdapterError
+from bench.models.model_files import quantization_named
 from bench.schema.trial import JsonDict
 from bench.schema.validation import ConfigError
 
 PEFT_CONFIG_FILE = "adapter_config.json"
 PEFT_TENSORS_FILE = "adapter_model.safetensors"
+# The file beside an adapter of peft with the settings that load the base model, which peft's configuration lacks.
+QUANTIZATION_FILE = "quantization_config.json"
+
+# Dtypes of multiplication, to what a sweep calls them.
+DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 def peft_settings(folder: Path) -> JsonDict:
@@ -28,6 +34,30 @@ def peft_settings(folder: Path) -> JsonDict:
     if not (isinstance(content, dict) and isinstance(content.get("peft_type"), str)):
         raise AdapterError(f"{path}: not a configuration of peft: it names no peft_type")
     return content
+
+
+def format_of_base(folder: Path) -> JsonDict:
+    """The settings of a base model that say what ``quantization_config.json`` does; empty if there is no such file.
+
+    Raises:
+        AdapterError: The file is no quantisation of bitsandbytes.
+    """
+    path = folder / QUANTIZATION_FILE
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AdapterError(f"{path}: no JSON: {error}") from error
+    kind = quantization_named(content)
+    if kind not in ("nf4", "fp4", "int8"):
+        raise AdapterError(f"{path}: no settings of bitsandbytes, with which the base model could be quantised")
+    in_four_bits = kind != "int8"
+    return {
+        "quantization": kind,
+        "double_quantization": in_four_bits and bool(content.get("bnb_4bit_use_double_quant")),
+        "quantization_compute": DTYPES.get(content.get("bnb_4bit_compute_dtype")) if in_four_bits else None,
+    }
 
 
 def bridge_settings(settings: JsonDict, decode_batch_size: int) -> JsonDict:

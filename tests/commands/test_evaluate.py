@@ -20,6 +20,7 @@ from bench.config.load import expand, load_sweep
 from bench.config.resolver import RegistryResolver
 from bench.driver.status import read_status
 from bench.models.base import load_model, load_tokenizer
+from bench.models.export_to_peft import export_to_peft
 from bench.models.few_shot import next_pair
 from bench.models.loaded import load_into
 from bench.models.tokens import tokenization
@@ -270,6 +271,25 @@ def test_an_adapter_is_scored_on_weights_in_the_format_of_its_training(
     assert scored_on(grid, "model.quantization=int8") == ("int8", False, None)
     with pytest.raises(ConfigError, match=r"grid.model.quantization: the sweep has None, nf4, int8; say with which"):
         evaluations(grid).base_trial(0, None)
+
+
+def test_an_adapter_of_peft_is_scored_on_the_format_that_lies_beside_it(
+    evaluations: Callable[..., Evaluations], tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    base, folder = tiny_models["llama"], tmp_path / "theirs"
+    trained_adapter("lora", {"rank": 2}, base, tmp_path / "adapter", quantization="nf4")
+    export_to_peft(tmp_path / "adapter", folder)
+
+    def scored_on(*settings: str) -> tuple[str | None, bool, str | None]:
+        model = evaluations(*settings).stored_trial(folder, 0, None, None).model
+        return model.quantization, model.double_quantization, model.quantization_compute
+
+    assert scored_on() == scored_on("grid={model.quantization: [null, int8]}") == ("nf4", False, None)
+    assert scored_on("resources={precision: bf16}") == ("nf4", False, "fp32"), "in which it was trained"
+    assert scored_on("model.quantization=int8") == ("int8", False, None)
+    (folder / "quantization_config.json").write_text('{"quant_method": "gptq"}')
+    with pytest.raises(ConfigError, match="no settings of bitsandbytes"):
+        scored_on()
 
 
 def write_bytes(path: Path, content: bytes) -> Path:

@@ -20,8 +20,9 @@ from bench.method import MethodError, trained_parameters
 from bench.models.adapter import restore
 from bench.models.base import empty_model, load_model, quantization_config, stored_bytes
 from bench.models.coverage import patch_and_count
-from bench.models.export_to_peft import QUANTIZATION_FILE, export_merged, export_to_peft
+from bench.models.export_to_peft import export_merged, export_to_peft
 from bench.models.model_files import ModelError, quantized_by
+from bench.models.peft_folder import QUANTIZATION_FILE
 from bench.models.quantization import Storage, quantize, quantized_layer, require_bitsandbytes, storage_of
 from bench.plugins.registry import load_method, targets
 from bench.quantized.linear import QuantizedLinear, dequantize, quantized_layers, say_stored_in
