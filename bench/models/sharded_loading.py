@@ -10,12 +10,13 @@ import ctypes
 import functools
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from bench.models.model_files import ModelError
@@ -31,12 +32,15 @@ def keeping_slices(device: torch.device) -> Iterator[None]:
 
     ``transformers.core_model_loading.set_param_for_module`` is no public name. A test notices if it disappears.
 
+    Tied weights of which the files have two copies are tied if all slices of both are equal. transformers compares the
+    weights themselves, whose stand-ins are never equal.
+
     Args:
         device: The device of the slices.
     """
-    from transformers import core_model_loading
+    from transformers import PreTrainedModel, core_model_loading
 
-    put = core_model_loading.set_param_for_module
+    put, tie_weights = core_model_loading.set_param_for_module, PreTrainedModel.tie_weights
     mapped = MappedFiles()
 
     def put_slice(model: Any, name: str, value: torch.Tensor, *others: Any) -> None:
@@ -46,16 +50,43 @@ def keeping_slices(device: torch.device) -> Iterator[None]:
             mapped.forget(whole)
         put(model, name, value, *others)
 
+    def tie(model: Any, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
+        if missing_keys is not None:  # Of an equal copy it is as if the files lacked it.
+            missing_keys.update(list(_second_copies(model, missing_keys)))
+        tie_weights(model, missing_keys, recompute_mapping)
+
     before = os.environ.get(ONE_BY_ONE)
     os.environ[ONE_BY_ONE] = "1"
-    core_model_loading.set_param_for_module = put_slice
+    core_model_loading.set_param_for_module, PreTrainedModel.tie_weights = put_slice, tie
     try:
         yield
     finally:
-        core_model_loading.set_param_for_module = put
+        core_model_loading.set_param_for_module, PreTrainedModel.tie_weights = put, tie_weights
         del os.environ[ONE_BY_ONE]
         if before is not None:
             os.environ[ONE_BY_ONE] = before
+
+
+def _second_copies(model: Any, missing: Collection[str]) -> Iterator[str]:
+    """Names of tied weights that the files have beside an equal one that they are tied to. A collective operation."""
+    first_copies: dict[str, str] = {}
+    for target, source in model.all_tied_weights_keys.items():
+        for name in (source, target):
+            if name in missing:
+                continue
+            first = first_copies.setdefault(source, name)
+            if name != first and _equal_slices(model.get_parameter(first), model.get_parameter(name)):
+                yield name
+
+
+def _equal_slices(one: nn.Parameter, other: nn.Parameter) -> bool:
+    """Whether the slices of two parameters are equal on all ranks."""
+    shard, other_shard = shard_of(one), shard_of(other)
+    if shard is None or other_shard is None or shard.shape != other_shard.shape:
+        return False
+    equal = torch.tensor([torch.equal(shard.own, other_shard.own)], device=shard.own.device).int()
+    dist.all_reduce(equal, op=dist.ReduceOp.MIN)
+    return bool(equal)
 
 
 class MappedFiles:

@@ -45,6 +45,14 @@ def results_folder(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPa
     weights = load_file(lacking / "model.safetensors")
     del weights["model.norm.weight"]
     save_file(weights, lacking / "model.safetensors", metadata={"format": "pt"})
+    for name, change in (("twice", 0.0), ("apart", 1.0)):
+        tied = shutil.copytree(tiny_models["llama"], folder / name)
+        weights = load_file(tied / "model.safetensors")
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+        weights["lm_head.weight"][0, 0] += change  # of rank 0's slice alone
+        save_file(weights, tied / "model.safetensors", metadata={"format": "pt"})
+        config = json.loads((tied / "config.json").read_text())
+        (tied / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -64,6 +72,7 @@ def rank_main(rank: int, folder: str, port: int) -> None:
         "texts": {family: texts(Path(folder) / family, rank) for family in FAMILIES},
         "held": held_elements(Path(folder) / "llama"),
         "lacking": refusal(lambda: load_model(ModelSpec(path=f"{folder}/lacking"), torch.float32, shards_on=CPU)),
+        "tied": [is_tied(Path(folder) / name) for name in ("twice", "apart")],
         "misread": misread_weights(Path(folder) / "llama"),
         "stored": trained_and_stored(Path(folder), rank),
     }
@@ -98,6 +107,11 @@ def held_elements(folder: Path) -> dict[str, int]:
         "memory": sum(parameter.untyped_storage().nbytes() // parameter.element_size() for parameter in parameters),
         "number": len(parameters),
     }
+
+
+def is_tied(folder: Path) -> bool:
+    model = in_shards(folder)
+    return model.lm_head.weight is model.model.embed_tokens.weight
 
 
 def misread_weights(folder: Path) -> list[str | None]:
@@ -194,6 +208,13 @@ def test_a_rank_holds_slices_and_sees_shapes(results_folder: Path) -> None:
 def test_weights_that_files_lack_are_not_drawn_at_random(results_folder: Path) -> None:
     for rank in results_of_ranks(results_folder):
         assert "lack 1 weights, among them 'model.norm.weight'" in rank["lacking"]
+
+
+def test_tied_weights_that_files_have_twice_are_tied_if_all_slices_are_equal(results_folder: Path) -> None:
+    for rank in results_of_ranks(results_folder):
+        assert rank["tied"] == [True, False]
+    model = load_model(ModelSpec(path=str(results_folder / "twice")), torch.float32)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
 def test_weights_that_were_not_there_are_noticed(results_folder: Path) -> None:
