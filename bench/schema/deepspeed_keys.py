@@ -24,6 +24,7 @@ OWN = {
     "torch_autocast": "resources.precision",
     "train_batch_size": "train.batch_size",
     "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+    "zero_optimization.compute_grad_norm": "train.max_grad_norm",
     # The older names of the keys of offloading, which DeepSpeed still takes for them.
     "zero_optimization.cpu_offload": "resources.offload.optimizer",
     "zero_optimization.cpu_offload_param": "resources.offload.parameters",
@@ -34,9 +35,14 @@ OWN = {
 }
 # What would undo something that Tuneoff does for every trial, and what that is.
 LEFT_ALONE = {
+    "zero_optimization.elastic_checkpoint": "a retry continues to the bit, on as many ranks as before",
+    "zero_optimization.legacy_stage1": "DeepSpeed has no such stage any more, so that every trial would fail",
+    "zero_optimization.load_from_fp32_weights": "a retry continues to the bit, from the exact fp32 weights",
     "zero_optimization.memory_efficient_linear": "weights are gathered again for every operation, not for linear alone",
+    "zero_optimization.pipeline_loading_checkpoint": "a retry loads the pieces of all ranks at once, on all nodes",
     "zero_optimization.zenflow": "the optimiser is that of train.optimizer, with its moments in fp32",
     "zero_optimization.zero_hpz_partition_size": "weights are cut over all ranks before DeepSpeed sees them",
+    "zero_optimization.zero_quantized_gradients": "gradients are added up in fp32, over ranks too",
     "zero_optimization.zero_quantized_nontrainable_weights": "model.quantization says how frozen weights are stored",
     "zero_optimization.zero_quantized_weights": "ranks train the weights that are scored, to the bit",
 }

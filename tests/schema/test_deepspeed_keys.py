@@ -34,6 +34,30 @@ from bench.train.deepspeed_engine import deepspeed_config
             "zero_hpz_partition_size cannot be passed on, because weights are cut over all ranks",
         ),
         (
+            {"deepspeed": {"zero_optimization": {"load_from_fp32_weights": False}}, "zero_stage": 2},
+            "load_from_fp32_weights cannot be passed on, because a retry continues to the bit",
+        ),
+        (
+            {"deepspeed": {"zero_optimization": {"elastic_checkpoint": True}}, "zero_stage": 1},
+            "elastic_checkpoint cannot be passed on, because a retry continues to the bit",
+        ),
+        (
+            {"deepspeed": {"zero_optimization": {"legacy_stage1": True}}, "zero_stage": 1},
+            "legacy_stage1 cannot be passed on, because DeepSpeed has no such stage any more",
+        ),
+        (
+            {"deepspeed": {"zero_optimization": {"pipeline_loading_checkpoint": True}}, "zero_stage": 3},
+            "pipeline_loading_checkpoint cannot be passed on, because a retry loads the pieces of all ranks at once",
+        ),
+        (
+            {"deepspeed": {"zero_optimization": {"zero_quantized_gradients": True}}, "zero_stage": 3},
+            "zero_quantized_gradients cannot be passed on, because gradients are added up in fp32",
+        ),
+        (
+            {"deepspeed": {"zero_optimization": {"compute_grad_norm": False}}, "zero_stage": 2},
+            "zero_optimization.compute_grad_norm is decided by train.max_grad_norm",
+        ),
+        (
             {"deepspeed": {"zero_optimization": {"reduce_bucket_size": "auto"}}, "zero_stage": 2},
             "zero_optimization.reduce_bucket_size: auto is for transformers' Trainer",
         ),
