@@ -347,7 +347,9 @@ class OffloadSpec(Settings):
         description="cpu: moments and fp32 copies of trained tensors, which are updated there; needs zero_stage 1 to 3",
     )
     parameters: Annotated[Literal["cpu"] | None, BeforeValidator(_no_nvme)] = Field(
-        None, description="cpu: weights of layers that are not computing; needs zero_stage 3"
+        None,
+        description="cpu: weights of layers that are not computing, while it trains; needs zero_stage 3. While a model "
+        "is loaded and scored, the device holds its slice of all weights, with one rank all of them",
     )
 
 

@@ -493,6 +493,8 @@ def test_what_is_offloaded_is_off_the_device_and_takes_time(trial: Callable[...,
     assert seconds[0] < seconds[1] < seconds[2]
     for phase in ("validate", "gather"):
         assert phases(optimizer)[phase] < phases(plain)[phase]
+    for phase in ("load", "initialise", "decode", "score"):
+        assert phases(both)[phase] == phases(optimizer)[phase], "weights are offloaded while it trains alone"
 
 
 def test_messages_take_time_by_what_is_sent(trial: Callable[..., TrialSpec]) -> None:
