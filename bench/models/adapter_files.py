@@ -103,6 +103,11 @@ class StreamedState(Mapping[str, torch.Tensor]):
         names = [TENSORS_FILE] if len(parts) == 1 else [_part_name(number, len(parts)) for number in range(len(parts))]
         self._file_of = {name: folder / file for file, part in zip(names, parts, strict=True) for name in part}
 
+    @property
+    def files(self) -> list[str]:
+        """Its files on rank 0, in order of names, by their paths below the folder that its own folder lies in."""
+        return sorted(f"{self.folder.name}/{path.name}" for path in set(self._file_of.values()))
+
     def __len__(self) -> int:
         return len(self.shapes)
 

@@ -18,9 +18,10 @@ import platform
 import random
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -35,6 +36,8 @@ from bench.store.files import PARTIAL_SUFFIX, write_atomically
 
 NAME = re.compile(r"step-(\d{8})-([0-9a-f]{64})\.safetensors")
 HEADER_LENGTH_BYTES = 8  # how safetensors files begin
+# Bytes of a checkpoint that rank 0 sends at a time, which is all of it that is ever on a device.
+PIECE = 2**26
 Tensors = dict[str, torch.Tensor]
 
 
@@ -78,10 +81,13 @@ class Checkpoints:
         sha256 = hashlib.sha256(json.dumps(order).encode()).hexdigest()
         return replace(self, seal={**self.seal, "order of the data": sha256, "number of ranks": dist.get_world_size()})
 
-    def save(self, checkpoint: Checkpoint) -> None:
+    def save(self, checkpoint: Checkpoint) -> bool:
         """Write a checkpoint, whole or not at all, and remove earlier ones.
 
         If the disk is full, the trial goes on without this checkpoint, and the files beside it are removed.
+
+        Returns:
+            Whether it is written. If not, the checkpoint before it stays, with what lies beside that one.
         """
         header = {"facts": json.dumps({**checkpoint.facts, "step": checkpoint.step, "seal": self.seal})}
         data = safetensors.torch.save(checkpoint.tensors, header)
@@ -99,8 +105,9 @@ class Checkpoints:
             best = (checkpoint.facts.get("best_files") or {}).get("folder")  # which the training goes on to need
             for name in {file.partition("/")[0] for file in checkpoint.facts.get("files", {})} - {best}:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
-            return
+            return False
         reached("rank.after_checkpoint")
+        return True
 
     def _remove_folders_but(self, facts: JsonDict) -> None:
         """Remove what earlier checkpoints, or attempts that were killed before theirs was whole, have left."""
@@ -109,24 +116,29 @@ class Checkpoints:
             if path.is_dir() and path.name not in kept:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def hashes_below(self, *names: str) -> dict[str, str]:
-        """Hashes of all files in these folders, by their paths below that of the checkpoints."""
-        paths = sorted(path for name in names for path in (self.folder / name).rglob("*") if path.is_file())
-        return {path.relative_to(self.folder).as_posix(): sha256_of(path) for path in paths}
-
     def latest(self, device: torch.device) -> Checkpoint | None:
         """The last intact checkpoint with this seal, on every rank; None if there is none. A collective operation.
 
         Raises:
             CheckpointError: Rank 0 does not see the folder.
         """
-        data = _from_rank_0(self._read() if dist.get_rank() == 0 else b"", device)
-        if not data:
-            return None
-        facts = _facts(data)
-        return Checkpoint(int(facts["step"]), safetensors.torch.load(data), facts)
+        while True:
+            path, data = self._read() if dist.get_rank() == 0 else (None, b"")
+            data = _from_rank_0(data, device)
+            if not data:
+                return None
+            facts = _facts(data)
+            damaged = self._damaged(facts, device)
+            if path is not None and damaged is None:
+                print(f"training continues from {path}", flush=True)  # noqa: T201
+            elif path is not None:
+                path.replace(path.with_name(f"{path.name}.damaged"))
+                print(f"{self.folder / str(damaged)} of {path} is damaged or missing; set aside", flush=True)  # noqa: T201
+            if damaged is None:
+                return Checkpoint(int(facts["step"]), safetensors.torch.load(data), facts)
 
-    def _read(self) -> bytes:
+    def _read(self) -> tuple[Path | None, bytes]:
+        """The last checkpoint with this seal that is itself intact. What lies beside it is not looked at."""
         if not self.folder.is_dir():
             raise CheckpointError(
                 f"resources.checkpoint_every_steps: {self.folder} is not there on {platform.node()}; checkpoints "
@@ -144,19 +156,27 @@ class Checkpoints:
                 print(  # noqa: T201
                     f"{path} was made with another {', '.join(other)}; removed, training starts from zero", flush=True
                 )
-            elif damaged := self._damaged(_facts(data)):
-                path.replace(path.with_name(f"{path.name}.damaged"))
-                print(f"{self.folder / damaged} of {path} is damaged or missing; set aside", flush=True)  # noqa: T201
             else:
-                print(f"training continues from {path}", flush=True)  # noqa: T201
-                return data
-        return b""
+                return path, data
+        return None, b""
 
-    def _damaged(self, facts: JsonDict) -> str | None:
-        """The first file beside a checkpoint that is not what it was, or was not there."""
+    def _damaged(self, facts: JsonDict, device: torch.device) -> str | None:
+        """The first file beside a checkpoint that is not what it was, or was not there. A collective operation."""
         expected: dict[str, str] = facts.get("files", {})
-        found = self.hashes_below(*{name.partition("/")[0] for name in expected})
-        return next((name for name in sorted({*expected, *found}) if expected.get(name) != found.get(name)), None)
+        if not expected:
+            return None
+        folders = {name.partition("/")[0] for name in expected}
+        present = list(self._files_below(folders)) if dist.get_rank() == 0 else []
+        names = sorted({*expected, *gathered_values(present, device)[0]})
+        found = shared_hashes(self.folder, names, device)
+        return next((name for name in names if expected.get(name) != found.get(name)), None)
+
+    def _files_below(self, folders: set[str]) -> Iterator[str]:
+        """The files in these folders, by their paths below that of the checkpoints."""
+        for folder in folders:
+            for path in (self.folder / folder).rglob("*"):
+                if path.is_file():
+                    yield path.relative_to(self.folder).as_posix()
 
     def _numbered_files(self) -> list[tuple[int, Path]]:
         names = [(NAME.fullmatch(path.name), path) for path in self.folder.iterdir()]
@@ -271,19 +291,50 @@ def _set_random_states(states: Mapping[str, torch.Tensor], rank: int, device: to
         torch.cuda.set_rng_state(states[f"{rank}/cuda"], device)
 
 
+def shared_hashes(folder: Path, names: Sequence[str], device: torch.device) -> dict[str, str]:
+    """Hashes of files, of which each rank reads its share; those that are not there are left out. Collective.
+
+    One rank alone may read for longer than the others wait for it in a collective operation.
+
+    Args:
+        folder: On storage that all ranks share.
+        names: Paths of the files below it.
+        device: The device on which ranks send each other tensors.
+    """
+    share = names[dist.get_rank() :: dist.get_world_size()]
+    own = {name: sha256_of(folder / name) for name in share if (folder / name).is_file()}
+    return {name: sha256 for hashes in gathered_values(own, device) for name, sha256 in hashes.items()}
+
+
+def gathered_values(value: Any, device: torch.device) -> list[Any]:
+    """Values of all ranks, in order of ranks. They travel as JSON. A collective operation."""
+    data = bytearray(json.dumps(value).encode())
+    size = torch.tensor([len(data)], device=device)
+    sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, size)
+    padded = torch.zeros(int(max(sizes)), dtype=torch.uint8, device=device)
+    padded[: len(data)] = torch.frombuffer(data, dtype=torch.uint8)
+    texts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(texts, padded)
+    return [json.loads(text[: int(own)].cpu().numpy().tobytes()) for text, own in zip(texts, sizes, strict=True)]
+
+
 def _from_rank_0(data: bytes, device: torch.device) -> bytes:
+    """The bytes that rank 0 has, in the host's memory of every rank. A collective operation."""
     if dist.get_world_size() == 1:
         return data
     size = torch.tensor([len(data)], device=device)
     dist.broadcast(size, 0)
-    if not int(size):
-        return b""
-    if dist.get_rank() == 0:
-        content = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device)
-    else:
-        content = torch.empty(int(size), dtype=torch.uint8, device=device)
-    dist.broadcast(content, 0)
-    return content.cpu().numpy().tobytes()
+    pieces: list[bytes] = []
+    for start in range(0, int(size), PIECE):
+        if dist.get_rank() == 0:
+            piece = torch.frombuffer(bytearray(data[start : start + PIECE]), dtype=torch.uint8).to(device)
+        else:
+            piece = torch.empty(min(PIECE, int(size) - start), dtype=torch.uint8, device=device)
+        dist.broadcast(piece, 0)
+        if dist.get_rank() != 0:
+            pieces.append(piece.cpu().numpy().tobytes())
+    return data if dist.get_rank() == 0 else b"".join(pieces)
 
 
 def _facts(data: bytes) -> JsonDict:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bench.train.checkpoint import CheckpointError
+from bench.schema.digests import sha256_of
+from bench.train.checkpoint import CheckpointError, gathered_values
 
 
 def folder_of(step: int) -> str:
@@ -23,37 +24,49 @@ def folder_of(step: int) -> str:
     return f"engine-{step:08d}"
 
 
-def save_engine(engine: Any, folder: Path, step: int) -> bool:
+def save_engine(engine: Any, folder: Path, step: int) -> dict[str, str] | None:
     """Write what is trained, its masters and moments: each rank its part. A collective operation.
 
+    Each rank hashes what it has written, because one that read the files of all others would keep them waiting for
+    longer than a collective operation lasts.
+
     Returns:
-        Whether all ranks could write theirs. If not, for example on a full disk, nothing of this step is left, and the
-        log of the rank says why.
+        Hashes of the files of all ranks, by their paths below the folder. None if a rank could not write its part, for
+        example on a full disk: then nothing of this step is left, and the log of the rank says why.
     """
-    with _errors_of(engine) as errors:
+    hashes: dict[str, str] = {}
+    with _writing(engine) as (written, errors):
         engine.save_checkpoint(str(folder), tag=folder_of(step), save_latest=False, exclude_frozen_parameters=True)
-    for error in errors[:1]:
-        print(f"no checkpoint after step {step}: {error}", flush=True)  # noqa: T201 - into the log
-    lacking = torch.tensor([len(errors)], device=engine.device)
-    dist.all_reduce(lacking)
-    if int(lacking) and dist.get_rank() == 0:
-        shutil.rmtree(folder / folder_of(step), ignore_errors=True)
-    return not int(lacking)
+    try:
+        hashes = {path.relative_to(folder).as_posix(): sha256_of(path) for path in written}
+    except OSError as error:
+        errors.append(error)
+    for first in errors[:1]:
+        print(f"no checkpoint after step {step}: {first}", flush=True)  # noqa: T201 - into the log
+    shares = gathered_values(None if errors else hashes, engine.device)
+    if None in shares:
+        if dist.get_rank() == 0:
+            shutil.rmtree(folder / folder_of(step), ignore_errors=True)
+        return None
+    return {name: sha256 for share in shares for name, sha256 in share.items()}
 
 
 @contextmanager
-def _errors_of(engine: Any) -> Iterator[list[Exception]]:
-    """Inside the block errors of writing are collected, because ranks that go on would wait for one that is gone.
+def _writing(engine: Any) -> Iterator[tuple[list[Path], list[Exception]]]:
+    """Inside the block files of this rank, and errors of writing them, are collected.
 
-    The names of DeepSpeed here are not public. A test notices if they disappear.
+    Ranks that go on would wait for one that an error has ended. The names of DeepSpeed here are not public. A test
+    notices if they disappear.
     """
     writer = engine.checkpoint_engine
     write, copy_scripts = writer.save, engine._copy_recovery_script
+    written: list[Path] = []
     errors: list[Exception] = []
 
-    def save(*arguments: Any, **named: Any) -> None:
+    def save(state_dict: Any, path: str, **named: Any) -> None:
         try:
-            write(*arguments, **named)
+            write(state_dict, path, **named)
+            written.append(Path(path))
         except torch.OutOfMemoryError:
             raise
         except (OSError, RuntimeError) as error:  # torch has an error of its own for a file that ends too early
@@ -62,7 +75,7 @@ def _errors_of(engine: Any) -> Iterator[list[Exception]]:
     writer.save = save
     engine._copy_recovery_script = lambda _: None  # it is for people; nobody is to run what lies here
     try:
-        yield errors
+        yield written, errors
     finally:
         writer.save, engine._copy_recovery_script = write, copy_scripts
 

@@ -58,7 +58,7 @@ class Lane:
     progress: Callable[[JsonDict], None]
     stop_after_steps: int | None = None
     state_folder: Path | None = None  # where rank 0 keeps a state that is too large for memory
-    states_stay: bool = field(default=False, init=False)  # until the checkpoint that may name them is removed
+    sealed_state: str | None = field(default=None, init=False)  # the folder of the state that a checkpoint names
     order: list[list[int]] = field(default_factory=list, init=False)  # indices of the pairs of each step
     best: DevPoint | None = field(default=None, init=False)
     state: Mapping[str, torch.Tensor] = field(default_factory=dict, init=False)
@@ -232,6 +232,7 @@ class Lane:
         if (files := checkpoint.facts.get("best_files")) is not None and self.state_folder is not None:
             shapes = {name: torch.Size(shape) for name, shape in files["shapes"].items()}
             self.state = StreamedState(self.state_folder / files["folder"], shapes, device)
+            self.sealed_state = files["folder"]
         self.continued_after_steps = [*checkpoint.facts["continued_after_steps"], checkpoint.step]
 
     def _stored_untrained(self) -> dict[str, torch.Tensor]:
@@ -251,7 +252,8 @@ class Lane:
             return gathered_state(self.method, self.model)
         state = StreamedState(self.state_folder / f"state-{step:08d}", shapes, self.device)
         state.write(gathered_one_by_one(self.model))
-        if isinstance(self.state, StreamedState) and not self.states_stay:
+        # One that a checkpoint names is removed with that checkpoint.
+        if isinstance(self.state, StreamedState) and self.state.folder.name != self.sealed_state:
             self.state.remove()
         return state
 

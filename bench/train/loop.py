@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,17 +16,18 @@ import torch.distributed as dist
 
 from bench.lane_rows import Lanes
 from bench.measure.phases import PhaseMeter, StepClock, percentile, steady_start
+from bench.models.adapter_files import StreamedState
 from bench.models.architecture import Architecture, Pair
 from bench.models.checkpointed_activations import compute_activations_twice
 from bench.models.shared_heads import sharing_heads
 from bench.schema.record import TrainCost
 from bench.schema.trial import ResourceSpec
 from bench.store.crash_points import reached
-from bench.train.checkpoint import Checkpoints
+from bench.train.checkpoint import Checkpoints, shared_hashes
 from bench.train.compiled import Compiler, compiled_layers
 from bench.train.data_start import start_from_examples
 from bench.train.deepspeed_engine import make_engine
-from bench.train.engine_checkpoint import folder_of, load_engine, save_engine
+from bench.train.engine_checkpoint import load_engine, save_engine
 from bench.train.fused_engine import FusedEngine
 from bench.train.gradient_watch import GradientWatch
 from bench.train.lane import Diverged, Lane, Trained, num_targets
@@ -62,6 +64,7 @@ class Training:
     shared_rows: Lanes = field(default_factory=Lanes, init=False)
     compiler: Compiler = field(default_factory=Compiler, init=False)
     compiling_steps: set[int] = field(default_factory=set, init=False)
+    file_hashes: dict[str, str] = field(default_factory=dict, init=False)  # of what lies beside the last checkpoint
 
     def run(self, pairs: Sequence[Pair], dev_pairs: Sequence[Pair]) -> list[Trained | Diverged]:
         """Train, from the last checkpoint if there is one.
@@ -140,11 +143,12 @@ class Training:
             (lane,) = self.lanes
             self.checkpoints = self.checkpoints.sealed_for(lane.order)
             if lane.state_folder is not None:
-                lane.state_folder, lane.states_stay = self.checkpoints.folder, True
+                lane.state_folder = self.checkpoints.folder
             if (found := self.checkpoints.latest(self.device)) is not None:
                 if self._kept_by_engine:
                     load_engine(engine, self.checkpoints.folder, found.step)
                 lane.continue_from(found, self.device, self._kept_by_engine)
+                self.file_hashes = dict(found.facts.get("files", {}))
                 if (scale := own_scale(engine)) is not None:
                     scale.load_state_dict(found.facts["loss_scale"])
                     engine.skipped_steps = found.facts["skipped_steps"]
@@ -156,19 +160,27 @@ class Training:
     def _save(self, engine: Any, step: int) -> None:
         if self.checkpoints is None:
             return
-        if self._kept_by_engine and not save_engine(engine, self.checkpoints.folder, step):
+        (lane,) = self.lanes
+        files = save_engine(engine, self.checkpoints.folder, step) if self._kept_by_engine else {}
+        if files is None:
             return
-        checkpoint = self.lanes[0].checkpoint(step, self.device, self._kept_by_engine)
+        checkpoint = lane.checkpoint(step, self.device, self._kept_by_engine)
         if (scale := own_scale(engine)) is not None:
             checkpoint.facts.update(loss_scale=scale.state_dict(), skipped_steps=engine.skipped_steps)
+        if isinstance(lane.state, StreamedState):
+            files |= self._state_hashes(self.checkpoints.folder, lane.state)
+        if files:
+            self.file_hashes = checkpoint.facts["files"] = dict(sorted(files.items()))
         if self.rank == 0:
-            beside = [folder_of(step)] if self._kept_by_engine else []
-            if (best := checkpoint.facts.get("best_files")) is not None:
-                beside.append(best["folder"])
-            if beside:
-                checkpoint.facts["files"] = self.checkpoints.hashes_below(*beside)
+            if files:
                 reached("rank.within_checkpoint")
-            self.checkpoints.save(checkpoint)
+            if self.checkpoints.save(checkpoint):
+                lane.sealed_state = (checkpoint.facts.get("best_files") or {}).get("folder")
+
+    def _state_hashes(self, folder: Path, state: StreamedState) -> dict[str, str]:
+        """Hashes of the files of a state. The folder of one that was hashed before has its step, so it is unchanged."""
+        known = {name: self.file_hashes[name] for name in state.files if name in self.file_hashes}
+        return known if len(known) == len(state.files) else shared_hashes(folder, state.files, self.device)
 
     def _engine(self) -> Any:
         lane = self.lanes[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import yaml
 from fakes import completed, record, trial
 from one_rank import training_alone
+from safetensors import safe_open
 
 from bench.config.load import expand, load_sweep
 from bench.config.resolver import RegistryResolver
@@ -22,6 +24,7 @@ from bench.models.base import weights_dtype
 from bench.plugins.registry import load_method, targets
 from bench.report.caveats import caveats
 from bench.report.rows import row
+from bench.schema.digests import sha256_of
 from bench.schema.record import Completed, TrialResult
 from bench.schema.trial import TrainSpec
 from bench.store.outbox import checkpoints_beside, new_attempt, open_attempt
@@ -32,6 +35,7 @@ from bench.train.lane import Lane, Trained
 from methods.parts.lora_family import svd_factors
 
 SETTINGS: dict[str, dict[str, Any]] = {
+    "full": {},
     "lora": {"dropout": 0.1},
     "prefix_tuning": {"num_prompt_tokens": 3, "init": "vocabulary"},
     "lisa": {"num_layers": 1, "every_steps": 3},
@@ -52,6 +56,8 @@ def train(
     optimizer: str = "adamw",
     zero_stage: Any = 0,
     precision: Any = "fp32",
+    evaluate_every_steps: int = 3,
+    state_folder: Path | None = None,
 ) -> Trained:
     """Nine steps with warm-up, decay, clipping, two micro-batches a step, dropout, and a dev loss every three steps."""
     torch.manual_seed(7)
@@ -71,12 +77,12 @@ def train(
             "weight_decay": 0.01,
             "max_grad_norm": 0.5,
             "schedule": "constant" if optimizer == "schedule_free" else "cosine",
-            "evaluate_every_steps": 3,
+            "evaluate_every_steps": evaluate_every_steps,
             "optimizer": optimizer,
             "optimizer_options": {"min_8bit_size": 16} if optimizer == "adamw_8bit" else {},
         }
     )
-    lane = Lane(method, patched, settings, seed=0, progress=lambda event: None)
+    lane = Lane(method, patched, settings, seed=0, progress=lambda event: None, state_folder=state_folder)
     training = training_alone([lane], checkpoints=checkpoints, zero_stage=zero_stage, precision=precision)
     (trained,) = training.run(pairs(), pairs()[:5])
     assert isinstance(trained, Trained)
@@ -211,6 +217,43 @@ def test_a_changed_file_of_the_engine_is_not_opened(
     again = train("lora", places(folder, every_steps=100), zero_stage=2)
     assert f"{changed} of " in capsys.readouterr().out
     assert again.cost.continued_after_steps == []
+
+
+@pytest.mark.parametrize(("every_steps", "kept"), [(8, ["state-00000006"]), (4, ["state-00000004", "state-00000006"])])
+def test_a_best_state_in_files_goes_when_a_better_one_is_there_unless_a_checkpoint_names_it(
+    every_steps: int, kept: list[str], one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "checkpoints"
+    monkeypatch.setattr("bench.train.lane.LARGE_BYTES", 0)
+    settings: dict[str, Any] = {"zero_stage": 3, "evaluate_every_steps": 2, "state_folder": tmp_path / "state"}
+    with pytest.raises(Interrupted):
+        train("full", places(folder, every_steps), 7, **settings)
+    assert sorted(path.name for path in folder.glob("state-*")) == kept
+    if every_steps == 4:
+        continued = train("full", places(folder, every_steps), **settings)
+        assert continued.cost.continued_after_steps == [4]
+        assert_same(continued, train("full", None, **settings))
+
+
+def test_a_best_state_is_hashed_once(one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+
+    def noted(path: Path) -> str:
+        hashed.append(path.parent.name)
+        return sha256_of(path)
+
+    monkeypatch.setattr("bench.train.checkpoint.sha256_of", noted)
+    monkeypatch.setattr("bench.train.lane.LARGE_BYTES", 0)
+    folder = tmp_path / "checkpoints"
+    with pytest.raises(Interrupted):
+        train("full", places(folder), 9, zero_stage=3, evaluate_every_steps=4, state_folder=tmp_path / "state")
+    assert hashed == ["state-00000004", "state-00000008"], "at steps 4 and 8, and not again at step 6"
+    (sealed,) = folder.glob("step-00000008*")
+    with safe_open(sealed, framework="pt") as file:
+        facts = json.loads(file.metadata()["facts"])
+    beside = sorted(path for name in ("engine-00000008", "state-00000008") for path in (folder / name).iterdir())
+    assert len(beside) == 3
+    assert facts["files"] == {path.relative_to(folder).as_posix(): sha256_of(path) for path in beside}
 
 
 def test_making_checkpoints_changes_nothing_and_leaves_the_last(one_rank: None, tmp_path: Path) -> None:
