@@ -92,6 +92,8 @@ def run(
     ):
         runner.recover()
         runner.tell_moved(stages.known_trials())
+        if not stages.searches:
+            runner.tell_strays(stages.known_trials())
         keep_published(store.root, published)
         source = sweep_file.read_text(encoding="utf-8") if sweep_file.is_file() else None
         keep_sweep(store.root, sweep, source, settings or (), stages.searches)
@@ -103,6 +105,8 @@ def run(
             runner.run(trials, f"{sweep.name} {trials.stage}" if sweep.stages else sweep.name, later)
             if runner.cancelled:
                 break
+        if stages.searches and not runner.cancelled:  # Only now are all of its trials known.
+            runner.tell_strays([trial for one in past for trial in one.trials])
         keep_only(store.root, [known.trial_id for known in runner.found.values()])
         report_sweep(store)
         mirrored = runner.complete_mirror()

@@ -113,6 +113,22 @@ class RoundRunner:
         for sentence in moved_commits(filter(None, finished), trials):
             self.console.print(sentence, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
+    def tell_strays(self, trials: Iterable[TrialSpec]) -> None:
+        """Name the checkpoints that no trial of the sweep continues from.
+
+        Args:
+            trials: All of the sweep, those of later stages too.
+        """
+        for folder in self.store.stray_checkpoints({trial.trial_id for trial in trials}):
+            self.console.print(
+                f"{folder} has checkpoints of settings that this sweep no longer has, such as another number of ranks; "
+                "training starts from zero. Remove it if you will not go back to them",
+                style="yellow",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+
     def complete_mirror(self) -> bool:
         """Copy the report, and the records that the mirror lacks. Returns whether the mirror is complete now."""
         if self._mirror is None or (why := self._mirror.push()) is None:

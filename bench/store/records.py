@@ -12,7 +12,7 @@ import gzip
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from bench.store.crash_points import reached
 from bench.store.files import created, make_folder, sync_folder, write_atomically
 from bench.store.journal import Journal
 from bench.store.lock import FolderLock, LockError
-from bench.store.outbox import checkpoints_beside
+from bench.store.outbox import CHECKPOINTS_FOLDER, checkpoints_beside
 from bench.store.record_index import INDEX_FILE, Known, RecordIndex, known_of
 
 RECORD_FILE = "result.json"
@@ -204,6 +204,12 @@ class Store:
                     path.unlink(missing_ok=True)
             folder.rmdir()
             folder.parent.rmdir()
+
+    def stray_checkpoints(self, trial_ids: Collection[str]) -> list[Path]:
+        """Folders with checkpoints, in order of names, that belong to none of these trials."""
+        folder = self.outbox.with_name(CHECKPOINTS_FOLDER)
+        trials = sorted(folder.iterdir()) if folder.is_dir() else []
+        return [path for path in trials if path.name not in trial_ids and path.is_dir() and any(path.iterdir())]
 
     def keep_lost(self, result: TrialResult, files: Sequence[Path]) -> None:
         """Write the record of a lost attempt. Its trial is not done and will be tried again."""

@@ -99,6 +99,13 @@ class Bench:
         found = [json.loads(path.read_text()) for path in self.results.glob("trials/*/result.json")]
         return {record["trial_id"]: record for record in found}
 
+    def left_checkpoints(self) -> Path:
+        """The folder of a trial that the sweep no longer has."""
+        folder = self.results / ".checkpoints" / "full-s0-0123456789"
+        folder.mkdir(parents=True)
+        (folder / "step-00000002.safetensors").touch()
+        return folder
+
     def processes(self) -> list[int]:
         """Processes that this bench has started, directly or not."""
         return processes_with(self.tag)
@@ -150,8 +157,10 @@ def test_a_sweep_runs_resumes_and_extends(
             + (["adapter.json", "adapter.safetensors"] if record["spec"]["method"]["name"] != "none" else [])
         )
     before = {path: path.stat().st_mtime_ns for path in bench.results.glob("trials/*/result.json")}
+    left = bench.left_checkpoints()
     again = tuneoff(*bench.arguments(THREE, "--launcher", "local"))
     assert again.returncode == 0
+    assert again.stdout.startswith(f"{left} has checkpoints of settings that this sweep no longer has")
     assert "4 done, 0 to run" in again.stdout
     adapter = next((bench.results / "trials").glob("prefix_tuning-*"))
     lines = gzip.decompress((adapter / "predictions.jsonl.gz").read_bytes()).decode().splitlines()
@@ -215,8 +224,10 @@ def test_stages_run_one_after_the_other_and_once(bench: Bench, tuneoff: Callable
     assert "## How settings were chosen" in report
     assert "learning_rate=0.0005" in report
     assert "decode time merged, x unmerged" in report
+    left = bench.left_checkpoints()
     again = tuneoff(*bench.arguments(STAGES, "--launcher", "local", sweep=sweep))
     assert again.returncode == 0
+    assert again.stdout.index(f"{left} has checkpoints") > again.stdout.index("tiny cost"), "all trials are known then"
     assert again.stdout.count("1 trials, 1 done, 0 to run") == 3
 
 

@@ -16,6 +16,7 @@ from bench.driver.stages import Round
 from bench.launch.local import LocalOptions
 from bench.schema.record import Failed, TrialResult
 from bench.schema.trial import TrialSpec
+from bench.store.outbox import checkpoints_beside
 from bench.store.records import Store
 
 
@@ -70,3 +71,21 @@ def test_a_round_begins_by_saying_what_will_run(tmp_path: Path) -> None:
     assert again == "sweep: 3 trials, 3 done, 0 to run"
     named = ", ".join(spec.method.name for spec in more[:METHODS_NAMED])
     assert many == f"sweep: 10 trials, 0 done, 10 to run: {named}, 2 more methods"
+
+
+def test_checkpoints_that_no_trial_continues_from_are_named(tmp_path: Path) -> None:
+    out = StringIO()
+    store = Store(tmp_path / "sweep")
+    two_ranks, one_rank, empty = trial(ranks=2), trial(ranks=1), trial(seed=9)
+    for spec in (two_ranks, one_rank, empty):
+        checkpoints_beside(store.outbox, spec.trial_id).mkdir(parents=True)
+    left = checkpoints_beside(store.outbox, two_ranks.trial_id)
+    for spec in (two_ranks, one_rank):
+        (checkpoints_beside(store.outbox, spec.trial_id) / "step-2.safetensors").touch()
+    with store.locked():
+        runner = Runner(store, "sweep", LocalOptions(), Console(file=out, width=40), [], retry_failed=False)
+        runner.tell_strays([two_ranks, one_rank])
+        assert out.getvalue() == ""
+        runner.tell_strays([one_rank])
+    (line,) = out.getvalue().splitlines()
+    assert line.startswith(f"{left} has checkpoints of settings that this sweep no longer has")
