@@ -7,12 +7,15 @@ import io
 import json
 import random
 import sys
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from race import decoding, one_process, sweep, trainer_trial, training, workload
-from race.__main__ import main
+from race import decoding, machine, one_process, sweep, trainer_trial, training, workload
+from race.__main__ import SIZES, Race, main
 from race.contender import Contender, Job, run
 from race.ours import LEVERS
 from race.pacer import Pacer
@@ -124,6 +127,61 @@ def test_other_losses_do_not_pass_the_gate() -> None:
         training.check_losses(rows)
 
 
+def row_of(contender: str, order: str, losses: list[float], precision: str = "fp32") -> dict[str, Any]:
+    row = {"contender": contender, "order": order, "losses": losses, "method": "lora", "precision": precision}
+    return {**row, "tokens_per_second": [1.0], "memory_over_baseline_bytes": 1}
+
+
+def test_every_contender_is_compared_with_tuneoff_or_nothing_passes_the_gate() -> None:
+    ours, theirs = row_of("tuneoff", "grouped", [1.0]), row_of("trainer", "random", [2.0])
+    with pytest.raises(training.GateError, match=r"no losses of tuneoff for the batches of trainer, accelerate"):
+        training.check_losses([ours, theirs, row_of("accelerate", "random", [2.0])])
+    checks = training.check_losses([ours, theirs, row_of("tuneoff in bf16", "random", [2.01], "bf16")])
+    assert [check["contenders"] for check in checks] == [["tuneoff in bf16", "trainer"]]
+
+
+@pytest.mark.parametrize("part", ["training full", "training lora", "training lora bf16"])
+def test_each_part_has_losses_of_ours_for_all_batches(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(jobs: list[Job], log: Path) -> list[dict[str, Any]]:
+        return [row_of(job.name, job.order, [1.0], job.precision) for job in jobs]
+
+    monkeypatch.setattr(training, "race", trained)
+    monkeypatch.setattr("race.workload.e2e", lambda folder: None)
+    race = Race(SIZES["smoke"], None, 1, tmp_path)
+    monkeypatch.setattr(race, "_model", lambda name: (tmp_path, {}))
+    monkeypatch.setattr(race, "_start", lambda model, method: tmp_path)
+    found = race.parts()[part]()
+    assert len(found["gate"]) == 3
+    assert len(found["rows"]) == {"training full": 4}.get(part, 5)
+    assert [row["ratio"] for row in found["rows"]] == [1.0] * len(found["rows"])
+
+
+class OneWord:
+    """Decoders of which one says another word from some source on."""
+
+    settings = SimpleNamespace(beams=1, max_new_tokens=1)
+
+    def __init__(self, wrong_from: int) -> None:
+        self.wrong_from = wrong_from
+
+    def batched(self, sources: list[list[int]]) -> list[list[int]]:
+        return sources
+
+    def generate(self, sources: list[list[int]], batch_size: int) -> list[list[int]]:
+        return [source if source[0] < self.wrong_from else [0] for source in sources]
+
+
+def test_texts_that_differ_do_not_pass_the_gate() -> None:
+    turns = [[{"ids": [number], "references": 2} for number in range(1, 5)]]
+    same: Any = OneWord(5)
+    assert decoding.race(same, turns, batch_sizes=(2,), one_by_one=1, line_turns=1)["same_texts"] == 1.0
+    other: Any = OneWord(4)
+    with pytest.raises(training.GateError, match=r"with 1 beams 5 of 6 texts are the same; 99% have to be"):
+        decoding.race(other, turns, batch_sizes=(2,), one_by_one=1, line_turns=1)
+
+
 @pytest.mark.parametrize("beams", [1, 5])
 def test_decoders_say_the_same(beams: int, tiny_models: dict[str, Path], tmp_path: Path) -> None:
     workload.write_start(tmp_path / "start", "lora", tiny_models["llama"])
@@ -138,7 +196,6 @@ def test_decoders_say_the_same(beams: int, tiny_models: dict[str, Path], tmp_pat
     ]
     found = decoding.race(decoders, turns, batch_sizes=(2, 4), one_by_one=3, line_turns=1)
     assert found["same_texts"] == 1.0
-    assert found["gate_passed"]
     assert len({tuple(text) for text in decoders.batched([source["ids"] for source in turns[0]])}) > 1
 
 
@@ -213,13 +270,82 @@ def test_a_record_becomes_a_page_that_says_what_is_missing() -> None:
     }
     record = {
         "size": {"batch_size": 8, "bursts": [1, 2, 2]},
-        "parts": {"training lora": part},
-        "left_out": {"sweep": "out of time after 1 minutes"},
+        "machines": {
+            "CPU A, 2 threads": {
+                "parts": {"training lora": part},
+                "left_out": {"sweep": "out of time after 1 minutes"},
+            },
+            "CPU B, 4 threads": {"parts": {}, "left_out": {}},
+        },
     }
     page = markdown(record)
     assert "| Tuneoff, without lean modules | by length | 1,234 | 1.50 | 0.50 | 0.75 | 1 | 2.00 | 3.0 |" in page
     assert "- sweep: out of time after 1 minutes" in page
     assert "right before: training lora" in page
+    assert [line for line in page.splitlines() if line.startswith("## ")] == [
+        "## CPU A, 2 threads",
+        "## CPU B, 4 threads",
+    ]
+
+
+@pytest.fixture
+def stub_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, dict[str, Any]]]:
+    """Runs a race of two parts, of which some fail, on a processor of this name. Returns exit code and record."""
+
+    def raced(cpu: str, *options: str, failing: Collection[str] = ()) -> tuple[int, dict[str, Any]]:
+        def run(name: str) -> dict[str, Any]:
+            if name in failing:
+                raise RuntimeError("no memory")
+            return {"cpu of the stub": cpu}
+
+        stub = SimpleNamespace(
+            parts=lambda: {name: partial(run, name) for name in ("one", "two")}, log=tmp_path / "scratch.txt"
+        )
+        monkeypatch.setattr("race.__main__.Race", lambda *_: stub)
+        monkeypatch.setattr(machine, "cpu_name", lambda: cpu)
+        monkeypatch.setattr(machine, "busy_fraction", lambda: 0.0)
+        out = tmp_path / "report"
+        monkeypatch.setattr(sys, "argv", ["race", "--out", str(out), "--threads", "2", *options])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(str(ended.value.code)), json.loads((out / "race.json").read_text())
+
+    return raced
+
+
+def test_each_kind_of_machine_has_a_block_of_its_own(stub_race: Callable[..., tuple[int, dict[str, Any]]]) -> None:
+    stub_race("CPU A")
+    code, record = stub_race("CPU B", "--part", "one", "--again")
+    assert code == 0
+    found = {
+        kind: {name: part["cpu of the stub"] for name, part in block["parts"].items()}
+        for kind, block in record["machines"].items()
+    }
+    assert found == {"CPU A, 2 threads": {"one": "CPU A", "two": "CPU A"}, "CPU B, 2 threads": {"one": "CPU B"}}
+
+
+def test_a_race_exits_by_the_parts_that_it_ran(stub_race: Callable[..., tuple[int, dict[str, Any]]]) -> None:
+    code, record = stub_race("CPU A", failing=["two"])
+    assert code == 1
+    assert record["machines"]["CPU A, 2 threads"]["left_out"] == {"two": "RuntimeError: no memory"}
+    assert stub_race("CPU A", "--part", "one", "--again")[0] == 0, "what was left out before is not of this call"
+    code, record = stub_race("CPU A")
+    assert (code, record["machines"]["CPU A, 2 threads"]["left_out"]) == (0, {})
+    assert stub_race("CPU A", "--minutes", "0", "--again")[0] == 1
+
+
+def test_a_folder_with_a_race_of_another_size_is_refused_and_left_as_it_is(
+    stub_race: Callable[..., tuple[int, dict[str, Any]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, before = stub_race("CPU A")
+    code, record = stub_race("CPU A", "--size", "smoke")
+    assert (code, record) == (2, before)
+    assert "there is a race of another size" in capsys.readouterr().err
+
+
+def test_the_committed_record_is_what_its_page_shows() -> None:
+    folder = Path(__file__).resolve().parents[2] / "results" / "exhibits" / "race"
+    assert markdown(json.loads((folder / "race.json").read_text())) == (folder / "race.md").read_text()
 
 
 def test_a_job_travels_as_json() -> None:

@@ -42,6 +42,11 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
+def kind(threads: int) -> str:
+    """What numbers have in common that may stand in one table: the processor, and how many threads use it."""
+    return f"{cpu_name()}, {threads} threads"
+
+
 def description(threads: int) -> dict[str, Any]:
     """The machine, as the record of the race describes it."""
     return {

