@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,8 +31,8 @@ class Machine:
         return min(by_cpus, int(self.gpus / need.gpus_per_rank))
 
     def is_of_kind(self, accelerator: str | None) -> bool:
-        """Whether its GPUs are of a type that a trial asks for."""
-        return accelerator is None or accelerator.casefold() in self.accelerator.casefold()
+        """Whether its GPUs are of a type that a trial asks for, by whole words: an L40S is no L4, a GH200 no H200."""
+        return accelerator is None or _words(accelerator) <= _words(self.accelerator)
 
     def kind(self, need: Need) -> str:
         """The type of the device that a rank gets here."""
@@ -239,6 +241,13 @@ class Cluster:
             if trial_id in node.tenants:
                 found |= node.tenants.keys() - {trial_id}
         return found
+
+
+@functools.cache
+def _words(accelerator: str) -> frozenset[str]:
+    """Of the type of a GPU. Ray calls 80G what a device calls 80GB."""
+    words = re.findall(r"[a-z0-9]+", accelerator.casefold())
+    return frozenset(re.sub(r"(?<=\d)gb$", "g", word) for word in words)
 
 
 def _at_once(machines: Sequence[Machine], need: Need) -> int:

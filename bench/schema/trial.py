@@ -404,7 +404,7 @@ class ResourceSpec(Settings):
     )
     accelerator: str | None = Field(
         None,
-        description="type of GPU that ranks need, by Ray's label (H100, A100-80G); null: any",
+        description="type of GPU that ranks need, by words of its name or of Ray's label (H100, A100-80G); null: any",
     )
     priority: int = Field(0, description="trials with a higher one start first; of equals the larger trials")
     timeout_seconds: PositiveFloat | None = Field(

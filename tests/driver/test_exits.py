@@ -168,6 +168,25 @@ def test_a_trial_gets_the_type_of_gpu_that_it_asks_for() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("asked", "label", "fits"),
+    [
+        ("L4", "NVIDIA L40S", False),
+        ("H200", "NVIDIA GH200 480GB", False),
+        ("A10", "NVIDIA A100-SXM4-80GB", False),
+        ("A100", "A100-80G", True),
+        ("A100", "NVIDIA A100-SXM4-80GB", True),
+        ("a100-80G", "NVIDIA A100-SXM4-80GB", True),
+        ("A100-80G", "NVIDIA A100-SXM4-40GB", False),
+        ("RTX 4090", "NVIDIA GeForce RTX 4090", True),
+        ("H100", "", False),
+        (None, "", True),
+    ],
+)
+def test_types_of_gpus_are_told_apart_by_whole_words(asked: str | None, label: str, fits: bool) -> None:
+    assert Machine(8, 1, "a", label).is_of_kind(asked) == fits
+
+
 def test_a_seat_with_gpus_is_not_used_as_one_without(monkeypatch: pytest.MonkeyPatch) -> None:
     from bench.rank.context import select_device
 
