@@ -53,7 +53,7 @@ def look_at_machine(expected: Expected, results: Path | None) -> Iterator[Findin
     yield from check_shared_memory()
     yield from check_folder("cache of models", base.cache_path())
     yield from check_embedded_model()
-    if results is not None:
+    if results is not None and _is_seen(base.embedded_folder()):
         yield from check_embedded_tokens()
     yield from check_folder("cache of the hub", hub_cache())
     yield from check_hub()
@@ -63,17 +63,17 @@ def look_at_machine(expected: Expected, results: Path | None) -> Iterator[Findin
 def check_folder(name: str, folder: Path, usage: Callable[[Path], Any] = shutil.disk_usage) -> list[Finding]:
     """A folder, or what it will be made in, can be written to and has room."""
     existing = folder.expanduser().absolute()
-    while not existing.exists():
+    while not _is_seen(existing):
         existing = existing.parent
     try:
         with tempfile.NamedTemporaryFile(dir=existing, prefix=".tuneoff-doctor-") as file:
             file.write(b"x")
             file.flush()
             os.fsync(file.fileno())
+        free = usage(existing).free
     except OSError as error:
         remedy = f"let this user write there, or choose another folder{_setting(name)}"
         return [problem(name, f"{folder}: cannot write in {existing}: {error.strerror}", remedy)]
-    free = usage(existing).free
     found = f"{folder}: {free / GIB:.1f} GiB free"
     if free < FEW_BYTES:
         make = problem if free < TOO_FEW_BYTES else warning
@@ -81,12 +81,20 @@ def check_folder(name: str, folder: Path, usage: Callable[[Path], Any] = shutil.
     return [ok(name, found)]
 
 
+def _is_seen(path: Path) -> bool:
+    """Whether a path exists, as far as this user may know: within a folder that may not be entered nothing does."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def _setting(name: str) -> str:
     settings = {
         "results": " with --results",
         "temporary files": " by TMPDIR",
         "cache of models": " by TUNEOFF_CACHE",
-        "cache of the hub": " by HF_HOME",
+        "cache of the hub": " by HF_HUB_CACHE",
     }
     return settings[name]
 
@@ -115,7 +123,7 @@ def check_memory(usable: int, total: int) -> list[Finding]:
 def check_embedded_model() -> list[Finding]:
     """The model of the quickstart is there or can be made."""
     name = "embedded model"
-    if base.embedded_folder().is_dir():
+    if _is_seen(base.embedded_folder()):
         return [ok(name, f"converted in {base.embedded_folder()}")]
     try:
         package = base.embedded_package()
@@ -134,9 +142,10 @@ def check_embedded_model() -> list[Finding]:
 
 
 def hub_cache() -> Path:
-    """Where transformers and datasets keep what they download."""
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(home).expanduser()
+    """Where models and data of the hub are downloaded to: what HF_HUB_CACHE, HF_HOME and others come to."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
 
 
 def check_hub(environment: Mapping[str, str] = os.environ, opened: Callable[..., Any] = urlopen) -> list[Finding]:

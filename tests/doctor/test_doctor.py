@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -198,13 +199,44 @@ def test_folders(tmp_path: Path) -> None:
     new = tmp_path / "not" / "yet"
     only(machine.check_folder("results", new, free(50)), "ok", "50.0 GiB free")
     only(machine.check_folder("results", new, free(5)), "warning", "5.0 GiB free", "--results")
-    only(machine.check_folder("cache of the hub", new, free(0.5)), "problem", "by HF_HOME")
+    only(machine.check_folder("cache of the hub", new, free(0.5)), "problem", "by HF_HUB_CACHE")
     assert not new.exists() and list(tmp_path.iterdir()) == [], "looking leaves nothing"
 
 
 @pytest.mark.skipif(not Path("/proc/version").is_file(), reason="needs a folder where nobody can write: /proc")
 def test_a_folder_where_nobody_can_write() -> None:
     only(machine.check_folder("temporary files", Path("/proc/nothing")), "problem", "cannot write in /proc", "TMPDIR")
+
+
+def test_a_folder_that_may_not_be_entered_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may enter all folders, so that the system's answers to others are played."""
+    closed, stat = tmp_path / "closed", os.stat
+    closed.mkdir()
+
+    def refuses(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if closed in Path(path).parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *arguments, **options)
+
+    def cannot_write(**options: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(options["dir"]))
+
+    with monkeypatch.context() as played:
+        played.setattr(os, "stat", refuses)
+        played.setattr(machine.tempfile, "NamedTemporaryFile", cannot_write)
+        played.setenv("TUNEOFF_CACHE", str(closed / "cache"))
+        found = machine.check_folder("cache of models", closed / "cache")
+        embedded = machine.check_embedded_model()
+    only(found, "problem", f"cannot write in {closed}: Permission denied", "by TUNEOFF_CACHE")
+    assert len(embedded) == 1
+
+
+def test_the_cache_of_the_hub_is_the_folder_that_downloads_go_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    assert machine.hub_cache() == tmp_path / "hub"
 
 
 def test_memory_and_shared_memory(tmp_path: Path) -> None:
