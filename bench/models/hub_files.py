@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -105,19 +105,24 @@ def _alone(spec: ModelSpec) -> Iterator[None]:
 
 @contextmanager
 def _telling(spec: ModelSpec, told: Told | None) -> Iterator[None]:
-    """Inside the block the size of the files in the cache is told once a second, by a thread."""
+    """Inside the block the size of the files in the cache is told once a second, by a thread.
+
+    Files of other commits are not counted, which the cache may hold as well. Where the hub does not say which files
+    belong to this commit, those that were there at the beginning are not.
+    """
     if told is None:
         yield
         return
-    ended = threading.Event()
+    ended, before = threading.Event(), sum(_blobs_here(spec).values())
 
     def tell() -> None:
         if ended.wait(TELL_SECONDS):
             return  # what is here already needs no telling
-        of_all = _bytes_of(spec)
-        told(_bytes_here(spec), of_all)
+        wanted = _wanted_blobs(spec)
+        of_all = None if wanted is None else sum(wanted.values())
+        told(_bytes_here(spec, wanted, before), of_all)
         while not ended.wait(TELL_SECONDS):
-            told(_bytes_here(spec), of_all)
+            told(_bytes_here(spec, wanted, before), of_all)
 
     thread = threading.Thread(target=tell, daemon=True)
     thread.start()
@@ -128,16 +133,23 @@ def _telling(spec: ModelSpec, told: Told | None) -> Iterator[None]:
         thread.join()
 
 
-def _bytes_of(spec: ModelSpec) -> int | None:
-    """Bytes of the files that are downloaded, as the hub says; None if it does not."""
+def _wanted_blobs(spec: ModelSpec) -> dict[str, int] | None:
+    """Names in the cache and bytes of the files that are downloaded, as the hub says; None if it does not."""
     from huggingface_hub import HfApi
 
     try:
         found = HfApi().model_info(spec.path, revision=spec.pinned_revision, files_metadata=True)
     except Exception:  # noqa: BLE001 - the download itself says what is wrong
         return None
-    sizes = [sibling.size for sibling in found.siblings or () if _is_wanted(sibling.rfilename)]
-    return None if None in sizes else sum(size for size in sizes if size)
+    wanted: dict[str, int] = {}
+    for sibling in found.siblings or ():
+        if not _is_wanted(sibling.rfilename):
+            continue
+        name = sibling.blob_id if sibling.lfs is None else sibling.lfs.sha256
+        if name is None or sibling.size is None:
+            return None
+        wanted[name] = sibling.size
+    return wanted
 
 
 def _is_wanted(name: str) -> bool:
@@ -145,15 +157,22 @@ def _is_wanted(name: str) -> bool:
     return wanted and not unwanted
 
 
-def _bytes_here(spec: ModelSpec) -> int:
-    """Bytes of a repository in the cache, of files that are not complete as well."""
-    sizes = []
+def _bytes_here(spec: ModelSpec, wanted: Mapping[str, int] | None, before: int) -> int:
+    """Bytes of the wanted files that are in the cache; where nobody knows which these are, of all over those before."""
+    here = _blobs_here(spec)
+    return sum(here.values()) - before if wanted is None else sum(here.get(name, 0) for name in wanted)
+
+
+def _blobs_here(spec: ModelSpec) -> dict[str, int]:
+    """Names and bytes of a repository's files in the cache, of those that are not complete as well."""
+    sizes: dict[str, int] = {}
     for path in (_folder_of(spec) / "blobs").glob("*"):
+        name = path.name.partition(".")[0]  # x.incomplete or x.123.incomplete becomes x
         try:
-            sizes.append(path.stat().st_size)
+            sizes[name] = max(sizes.get(name, 0), path.stat().st_size)
         except FileNotFoundError:
             continue  # it has just got its final name
-    return sum(sizes)
+    return sizes
 
 
 def _folder_of(spec: ModelSpec, within: str = "") -> Path:

@@ -41,7 +41,17 @@ def test_what_a_model_is_loaded_from_is_downloaded_once(
         (snapshot,) = (tmp_path / "hub").glob("models--org--tiny/snapshots/*")
         assert sorted(path.name for path in snapshot.iterdir()) == [path.name for path in wanted]
         total = sum(path.stat().st_size for path in wanted)
-        assert (hub_files._bytes_here(spec), hub_files._bytes_of(spec)) == (total, total)
+        blobs = snapshot.parents[1] / "blobs"
+        (blobs / "f00d").write_text("of another commit")
+        sizes = hub_files._wanted_blobs(spec)
+        assert sizes is not None and sum(sizes.values()) == total
+        assert hub_files._bytes_here(spec, sizes, before=0) == total
+        assert hub_files._bytes_here(spec, None, before=total) == len("of another commit"), "new, as far as one knows"
+        weights = blobs / max(sizes, key=lambda name: sizes[name])
+        whole = weights.rename(blobs / f"{weights.name}.incomplete")
+        (blobs / f"{weights.name}.1a2b.incomplete").write_bytes(b"another attempt")
+        assert hub_files._bytes_here(spec, sizes, before=0) == total
+        whole.rename(weights)
         hub.requested_paths.clear()
         download(spec)
         assert hub.requested_paths == [], "all of it is here"
@@ -62,8 +72,8 @@ def test_progress_is_told_while_a_download_runs(monkeypatch: pytest.MonkeyPatch)
         enough.set()
 
     monkeypatch.setattr(hub_files, "TELL_SECONDS", 0.001)
-    monkeypatch.setattr(hub_files, "_bytes_of", lambda spec: 10)
-    monkeypatch.setattr(hub_files, "_bytes_here", lambda spec: 4)
+    monkeypatch.setattr(hub_files, "_wanted_blobs", lambda spec: {"a": 7, "b": 3})
+    monkeypatch.setattr(hub_files, "_blobs_here", lambda spec: {"a": 4, "of another commit": 20})
     with hub_files._telling(ModelSpec(path="org/tiny"), tell):
         assert enough.wait(30)
     assert set(told) == {(4, 10)}

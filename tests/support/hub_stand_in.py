@@ -36,10 +36,13 @@ class StandIn:
         return revision if (name, revision) in self.commits else self.branches.get((name, revision))
 
 
+def _oid(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _file(path: Path) -> dict[str, object]:
     """What the hub tells of a file in its root."""
-    oid = hashlib.sha256(path.read_bytes()).hexdigest()
-    return {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": oid}
+    return {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": _oid(path)}
 
 
 def _handler(hub: StandIn) -> type[BaseHTTPRequestHandler]:
@@ -69,8 +72,8 @@ def _handler(hub: StandIn) -> type[BaseHTTPRequestHandler]:
                 if commit is None:
                     self._send(404, b"", {"X-Error-Code": "RevisionNotFound" if known else "RepoNotFound"}, with_body)
                 else:
-                    files = sorted(hub.commits[name, commit].iterdir())
-                    siblings = [{"rfilename": each.name, "size": each.stat().st_size} for each in files]
+                    sizes = [(each, each.stat().st_size) for each in sorted(hub.commits[name, commit].iterdir())]
+                    siblings = [{"rfilename": each.name, "size": size, "blobId": _oid(each)} for each, size in sizes]
                     found = {"id": name, "sha": commit, "siblings": siblings}
                     self._send_json(found, with_body)
             elif (folder := self._folder_of_tree("tree")) is not None:
