@@ -20,35 +20,47 @@ PAGE, PICTURE = "report.html", "page.png"
 WINDOW = "1360,1000"
 
 
+class PictureError(RuntimeError):
+    """No picture of a page can be taken."""
+
+
 def exhibit(name: str) -> list[Path]:
     """Copy the files of a report that git keeps, and take a picture of its page. Returns the files.
 
+    Without the picture nothing is copied, so that no picture stands beside numbers that are newer.
+
     Raises:
         FileNotFoundError: There is no such report.
+        PictureError: The report has a page, and no picture of it can be taken.
     """
     report, destination = RESULTS / name / "report", EXHIBITS / name
     files = sorted(path for pattern in KEPT for path in report.glob(pattern) if not path.name.startswith("."))
     if not files:
         raise FileNotFoundError(f"{report}: no report is there; run the sweep or the measurement first")
-    destination.mkdir(parents=True, exist_ok=True)
-    kept = [Path(shutil.copyfile(path, destination / path.name)) for path in files]
-    if (report / PAGE).is_file():
-        kept.append(_picture(report / PAGE, destination / PICTURE))
-    return kept
+    with tempfile.TemporaryDirectory() as folder:
+        if (report / PAGE).is_file():
+            files.append(_picture(report / PAGE, Path(folder) / PICTURE))
+        destination.mkdir(parents=True, exist_ok=True)
+        return [Path(shutil.copyfile(path, destination / path.name)) for path in files]
 
 
 def _picture(page: Path, picture: Path) -> Path:
     """The first screen of a page.
 
     Raises:
-        FileNotFoundError: Chromium is not installed.
+        PictureError: Chromium is not installed, or takes none.
     """
     with tempfile.TemporaryDirectory() as profile:
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-background-networking"]
         command = ["chromium", *flags, f"--user-data-dir={profile}", f"--window-size={WINDOW}"]
-        subprocess.run(
-            [*command, f"--screenshot={picture.resolve()}", page.resolve().as_uri()], check=True, capture_output=True
-        )
+        command += [f"--screenshot={picture.resolve()}", page.resolve().as_uri()]
+        try:
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+        except FileNotFoundError as error:
+            remedy = "install chromium (Debian: apt-get install chromium) and try again; nothing was copied"
+            raise PictureError(f"{page}: its picture is taken with chromium, which is not there; {remedy}") from error
+    if done.returncode or not picture.is_file():
+        raise PictureError(f"{page}: chromium takes no picture of it, and nothing was copied: {done.stderr.strip()}")
     return picture
 
 
@@ -58,8 +70,11 @@ def main() -> None:
         path.name for path in EXHIBITS.iterdir() if (RESULTS / path.name / "report").is_dir()
     )
     for name in names:
-        for path in exhibit(name):
-            sys.stdout.write(f"{path}\n")
+        try:
+            kept = exhibit(name)
+        except (FileNotFoundError, PictureError) as error:
+            sys.exit(str(error))
+        sys.stdout.write("".join(f"{path}\n" for path in kept))
 
 
 if __name__ == "__main__":

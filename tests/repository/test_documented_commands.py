@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,22 @@ import typer.main
 from bench.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
-WHERE = ("README.md", "docs/**/*.md", "configs/cluster/**/*", "Makefile", ".ci/*")
+PAGES = ("README.md", "docs/**/*.md", "results/exhibits/*/*.md")
+WHERE = (*PAGES, "configs/cluster/**/*", "Makefile", ".ci/*")
 # typer carries its own copy of click, of which it shows this class alone.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def files(patterns: Sequence[str]) -> list[Path]:
+    """Without reports of sweeps, which quote the command that made them, of the time when they were made."""
+    found = {path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()}
+    return sorted(path for path in found if path.name != "report.md")
 
 
 def documented() -> list[tuple[str, str]]:
     """File and command: what follows the word in code blocks and scripts up to a comment or a pipe."""
     found = []
-    for path in sorted(path for pattern in WHERE for path in ROOT.glob(pattern) if path.is_file()):
+    for path in files(WHERE):
         text = path.read_text(encoding="utf-8").replace("\\\n", " ")
         if path.suffix == ".md":
             text = "\n".join(re.findall(r"^```[a-z]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
@@ -36,10 +44,19 @@ def documented() -> list[tuple[str, str]]:
 def mentioned() -> list[tuple[str, str]]:
     """File and command, of those in backquotes within a sentence, which may leave arguments out."""
     found = []
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+    for path in files(PAGES):
         prose = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
         found += [(str(path.relative_to(ROOT)), command) for command in re.findall(r"`(tuneoff [a-z][^`]*)`", prose)]
     return found
+
+
+def named_sweeps() -> set[tuple[str, str]]:
+    """File and sweep file of this repository that it names."""
+    return {
+        (str(path.relative_to(ROOT)), name)
+        for path in files(WHERE)
+        for name in re.findall(r"(?<![\w./-])configs/[\w./-]+\.ya?ml", path.read_text(encoding="utf-8"))
+    }
 
 
 def parse(command: str) -> None:
@@ -79,6 +96,12 @@ def test_a_command_that_is_mentioned_exists(file: str, command: str) -> None:
     except UsageError as error:
         if type(error).__name__ != "MissingParameter":
             pytest.fail(f"{file}: {command}: {error}")
+
+
+def test_sweep_files_that_are_named_exist() -> None:
+    named = named_sweeps()
+    assert ("results/exhibits/e2e_precision/precision.md", "configs/examples/e2e_cpu.yaml") in named
+    assert [found for found in sorted(named) if not (ROOT / found[1]).is_file()] == []
 
 
 def test_commands_are_found_and_wrong_ones_are_refused() -> None:
