@@ -152,7 +152,8 @@ def _element(entries: list[Any], index: str, where: str) -> Any:
 def expand(sweep: Sweep, resolver: Resolver) -> list[TrialSpec]:
     """All trials of a sweep: grid x methods x their grids x seeds, in this order, without repetitions.
 
-    Two trials of one answer are one: what trains nothing is not repeated for training settings.
+    Two trials of one answer are one: what trains nothing is not repeated for training settings. What merged decoding
+    costs is measured with the first seed alone, because every comparison takes time and all seeds show the same.
 
     Raises:
         ConfigError: A setting is invalid.
@@ -162,7 +163,10 @@ def expand(sweep: Sweep, resolver: Resolver) -> list[TrialSpec]:
         for number, entry in enumerate(sweep.methods):
             for own in combinations(entry.grid):
                 configured = configure(sweep, entry, f"methods.{number}", shared, own, resolver)
-                trials += [configured.model_copy(update={"seed": seed}) for seed in sweep.seeds]
+                trials += [
+                    configured.model_copy(update={"seed": seed, "compares_merged": seed == sweep.seeds[0]})
+                    for seed in sweep.seeds
+                ]
     return list(distinct(trials, lambda trial: resolver.trains(trial.method)))
 
 

@@ -197,8 +197,10 @@ class Stages:
 
     def _last_rounds(self, stages: StagesSpec, chosen: Sequence[tuple[Contender, TrialSpec]]) -> Iterator[Round]:
         if stages.final is not None:
+            # The stage cost compares merged decoding; without it the first seed does.
+            first = stages.final.seeds[0] if stages.cost is None else None
             finals = [
-                spec.model_copy(update={"seed": seed})
+                spec.model_copy(update={"seed": seed, "compares_merged": seed == first})
                 for contender, spec in chosen
                 # A method that trains nothing gives the same with every seed, unless the seed draws its texts.
                 for seed in (stages.final.seeds if contender.trains or spec.draws_by_seed else stages.final.seeds[:1])

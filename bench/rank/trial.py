@@ -335,12 +335,20 @@ class _Trial:
             elif self.spec.loaded is not None:
                 load_into(method, model, self.spec.loaded)
         model = place(model, self.device).eval()
-        # Not measured while tuning (the budget covers only what the choice needs), when trials shared a launch (their
-        # costs cannot be told apart), or where no rank holds the weights that would be merged.
-        compares_merged = self.alone and self.spec.stage != "tune" and not in_shards(self.spec)
-        scoring = Scoring(self.spec, self.context, self.device, self.meter, compares_merged)
+        scoring = Scoring(self.spec, self.context, self.device, self.meter, self._compares_merged)
         scored = scoring.score(method, model, data, split, None if trained is None else trained.best)
         return scored, counts or fresh_counts
+
+    @property
+    def _compares_merged(self) -> bool:
+        """Whether decoding is also timed with the adapter merged.
+
+        Not where another trial of the sweep does that, while tuning (the budget covers only what the choice needs),
+        when trials shared a launch (their costs cannot be told apart), or where no rank holds the weights that would be
+        merged.
+        """
+        spec = self.spec
+        return spec.compares_merged and self.alone and spec.stage != "tune" and not in_shards(spec)
 
     def _gathered_costs(self) -> list[RankCost]:
         cost = self.meter.rank_cost(self.context.rank, device_name(self.device))

@@ -254,7 +254,8 @@ class Ran(Spec):
     merged_decode: MergedDecode | None = Field(
         None,
         description="None where the method cannot be merged or a rank could not (see its log), in the stage tune, "
-        "where trials shared a launch, and before 2026-11-25",
+        "where trials shared a launch, in a final trial if the sweep has the stage cost or another seed comes first, "
+        "and before 2026-11-25",
     )
 
 

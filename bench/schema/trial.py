@@ -560,6 +560,11 @@ class TrialSpec(Spec):
     evaluations: list[EvaluationSpec] = Field(
         default_factory=list, description="final: tasks of the lm-evaluation-harness that the model is scored on too"
     )
+    compares_merged: bool = Field(
+        True,
+        description="set by the driver: whether decoding is also timed with the adapter merged, where that can be; no "
+        "part of the identity",
+    )
 
     @property
     def resolved(self) -> tuple[tuple[Literal["method", "task", "metric", "optimizer"], ResolvedSpec], ...]:
@@ -616,7 +621,7 @@ class TrialSpec(Spec):
         cost neither to the seed nor to the learning rate. Of a plugin the source counts, and not where it was installed
         from: after a change of its code the trial is another one.
         """
-        content = self.model_dump(mode="json", exclude={"label"})
+        content = self.model_dump(mode="json", exclude={"label", "compares_merged"})
         for placement in content["resources"].keys() - ANSWERING_RESOURCES:
             del content["resources"][placement]
         for part in ("method", "task"):

@@ -124,6 +124,10 @@ def test_every_method_gets_the_same_budget_and_its_border_is_extended(make: Call
         result.spec.configuration_class for result in finals
     }
     assert all(result.spec.train.steps == 12 for result in costs)
+    assert {one.stage: {spec.compares_merged for spec in one.trials} for one in rounds if one.stage != "tune"} == {
+        "final": {False},
+        "cost": {True},
+    }
     measured = [one.trials for one in rounds if one.stage == "cost"]
     assert all(len(trials) == 1 for trials in measured), "nothing runs beside a cost trial"
     in_turns = [(spec.repetition, spec.method.name) for (spec,) in measured]
@@ -142,8 +146,17 @@ def test_a_final_trial_is_the_plain_trial_with_these_settings(make: Callable[...
         plain.replace("tokens: 3}}", f"tokens: 3}}, train: {{learning_rate: {rates['prefix_tuning']}}}}}")
         + "seeds: [0, 1, 2]\n"
     )
-    ids = {spec.trial_id for spec in expand(make(plain, name="plain").sweep, RegistryResolver())}
-    assert {result.trial_id for result in driver.records("final")} <= ids
+    specs = expand(make(plain, name="plain").sweep, RegistryResolver())
+    assert {result.trial_id for result in driver.records("final")} <= {spec.trial_id for spec in specs}
+
+
+def test_without_the_stage_cost_the_first_seed_compares_merged_decoding(make: Callable[..., Driver]) -> None:
+    without_cost = make(SWEEP.replace("  cost: {steps: 12}\n", "").replace("[0, 1, 2]", "[5, 6]"))
+    stages = make(SWEEP[: SWEEP.index("stages:")] + "seeds: [5, 6]\n", name="plain")
+    plain = Stages(stages.sweep, RegistryResolver()).plain
+    for specs in (without_cost.run()[-1].trials, plain):
+        trained = [spec for spec in specs if spec.method.name != "none"]
+        assert {(spec.seed, spec.compares_merged) for spec in trained} == {(5, True), (6, False)}
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,24 @@ def outcomes(folder: Path, *specs: TrialSpec) -> list[Outcome]:
     return [each.finish_as_member(data, result) for each, result in zip(trials, results, strict=True)]
 
 
+@pytest.mark.parametrize(
+    ("own", "alone", "compares"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"stage": "cost"}, True, True),
+        ({"stage": "tune"}, True, False),
+        ({"compares_merged": False}, True, False),
+    ],
+)
+def test_merged_decoding_is_compared_where_the_driver_says_and_costs_can_be_told_apart(
+    own: dict[str, Any], alone: bool, compares: bool, tmp_path: Path
+) -> None:
+    context = RankContext(0, 1, 0, torch.distributed.HashStore(), tmp_path, "", 1)
+    spec = trial().model_copy(update=own)
+    assert _Trial(spec, context, CPU, PhaseMeter(CPU), alone)._compares_merged == compares
+
+
 @pytest.mark.parametrize("name", ["Scales", "Wanders", "Forgets"])
 def test_what_training_changes_and_nobody_stores_fails_the_trial(
     name: str, make: MAKE, tmp_path: Path, one_rank: None

@@ -16,6 +16,7 @@ def test_ids_and_classes_of_cost_are_what_they_have_always_been() -> None:
     cost = changed(trial(), stage="cost", repetition=1)
     prompted = changed(trial(), few_shot=FewShotSpec(examples=["a", "b"], template="t", max_source_tokens=9))
     searched = varied(trial("lora"), config={"rank": 4}, decode={"beams": 5})
+    assert changed(trial(), compares_merged=False).trial_id == trial().trial_id, "it changes no answer"
     assert {spec.trial_id: spec.configuration_class for spec in (trial(), cost, prompted, searched)} == {
         "full-s0-e04cde6b91": "49ad32b5b9",
         "full-cost-r1-449e69b26a": "49ad32b5b9",
