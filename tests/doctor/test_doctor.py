@@ -223,7 +223,7 @@ def test_a_folder_that_may_not_be_entered_is_reported(tmp_path: Path, monkeypatc
 
     with monkeypatch.context() as played:
         played.setattr(os, "stat", refuses)
-        played.setattr(machine.tempfile, "NamedTemporaryFile", cannot_write)
+        played.setattr("tempfile.NamedTemporaryFile", cannot_write)
         played.setenv("TUNEOFF_CACHE", str(closed / "cache"))
         found = machine.check_folder("cache of models", closed / "cache")
         embedded = machine.check_embedded_model()
