@@ -34,6 +34,9 @@ class Masters:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._copies: list[tuple[nn.Parameter, nn.Parameter]] = []
         for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if optimizer.state.get(parameter) == {}:  # as schedulefree leaves it, and no checkpoint can name it
+                    del optimizer.state[parameter]
             group["params"] = [self._master(parameter) for parameter in group["params"]]
         optimizer.register_step_post_hook(self._round)
 

@@ -186,6 +186,15 @@ def test_every_stage_and_precision_continues_to_the_bit(
     ]
 
 
+def test_an_average_of_masters_continues_to_the_bit(one_rank: None, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"optimizer": "schedule_free", "precision": "bf16"}
+    with pytest.raises(Interrupted):
+        train("lora", places(tmp_path / "checkpoints"), 5, **settings)
+    continued = train("lora", places(tmp_path / "checkpoints"), **settings)
+    assert continued.cost.continued_after_steps == [4]
+    assert_same(continued, train("lora", None, **settings))
+
+
 def test_another_number_of_ranks_starts_from_zero_and_says_so(
     one_rank: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
