@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from bench.optimizers.elementwise import adam_arguments
-from bench.optimizers.optimizer import ADAM_SETTINGS, OWN_SETTINGS, Optimizer, trained
+from bench.optimizers.optimizer import ADAM_SETTINGS, OWN_SETTINGS, Optimizer, OptimizerError, trained
 
 
 class ScheduleFree(Optimizer):
@@ -43,6 +42,11 @@ class ScheduleFree(Optimizer):
     def arguments(self) -> dict[str, Any]:
         return {**adam_arguments(self), **super().arguments()}
 
+    def check(self) -> None:
+        if not self.train.adam_beta1:
+            raise OptimizerError("divides by adam_beta1 when it goes over to the average; set it above 0 (it is 0)")
+        super().check()
+
     def make(self, groups: Sequence[dict[str, Any]], model: nn.Module) -> torch.optim.Optimizer:
         optimizer = super().make(groups, model)
         optimizer.train()  # type: ignore[attr-defined]
@@ -50,21 +54,3 @@ class ScheduleFree(Optimizer):
 
     def state_bytes(self, model: nn.Module) -> float:
         return 8.0 * sum(parameter.numel() for parameter in trained(model))  # z and the squares
-
-
-@contextmanager
-def scored_weights(optimizer: torch.optim.Optimizer) -> Iterator[bool]:
-    """Inside the block a model has the weights that are to be validated, stored and scored.
-
-    Yields:
-        Whether these are others than those that are trained. Rounded copies of them have to be made anew, then and
-        after the block.
-    """
-    switches = callable(getattr(optimizer, "eval", None)) and callable(getattr(optimizer, "train", None))
-    if switches:
-        optimizer.eval()  # type: ignore[attr-defined]
-    try:
-        yield switches
-    finally:
-        if switches:
-            optimizer.train()  # type: ignore[attr-defined]

@@ -10,7 +10,8 @@ import difflib
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -122,7 +123,7 @@ class Optimizer(ABC):
         return optimizer
 
     def check(self) -> None:
-        """See that it can be had with these settings, by two steps on small tensors.
+        """See that it can be had with these settings, by two steps on small tensors, with scores between them.
 
         Raises:
             OptimizerError: It cannot.
@@ -154,12 +155,16 @@ class Optimizer(ABC):
                 "has no effect; leave it out"
             )
         try:
-            self._tried([torch.zeros(TRIED, TRIED), torch.zeros(TRIED)]).step()
+            optimizer = self._tried([torch.zeros(TRIED, TRIED), torch.zeros(TRIED)])
+            with torch.no_grad(), scored_weights(optimizer):
+                pass
+            optimizer.step()
         except OptimizerError:
             raise
         except Exception as error:
             raise OptimizerError(
-                f"cannot step with optimizer_options: {self.train.optimizer_options}: {type(error).__name__}: {error}"
+                f"cannot step{' and score' * self.scores_other_weights} with optimizer_options: "
+                f"{self.train.optimizer_options}: {type(error).__name__}: {error}"
             ) from error
 
     @classmethod
@@ -180,6 +185,24 @@ class Optimizer(ABC):
 def trained(model: nn.Module) -> list[nn.Parameter]:
     """The trained tensors of a model."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+@contextmanager
+def scored_weights(optimizer: torch.optim.Optimizer) -> Iterator[bool]:
+    """Inside the block a model has the weights that are to be validated, stored and scored.
+
+    Yields:
+        Whether these are others than those that are trained. Rounded copies of them have to be made anew, then and
+        after the block.
+    """
+    switches = callable(getattr(optimizer, "eval", None)) and callable(getattr(optimizer, "train", None))
+    if switches:
+        optimizer.eval()  # type: ignore[attr-defined]
+    try:
+        yield switches
+    finally:
+        if switches:
+            optimizer.train()  # type: ignore[attr-defined]
 
 
 def optimizer_of_torch_class(kind: type[torch.optim.Optimizer]) -> type[Optimizer]:

@@ -174,8 +174,9 @@ class TrainSpec(Settings):
     )
     schedule: Literal["linear", "cosine", "constant", "inverse_sqrt", "wsd"] = Field(
         "linear",
-        description="the learning rate after the warm-up, as in transformers: linear and cosine end at 0; inverse_sqrt "
-        "falls with the root of the step; wsd (warm-up, stable, decay) stays, then falls to 0 over decay_fraction",
+        description="the learning rate after the warm-up, as in transformers: linear and cosine fall towards 0; "
+        "inverse_sqrt falls with the root of the step; wsd (warm-up, stable, decay) stays, then falls towards 0 over "
+        "decay_fraction",
     )
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         0.1, description="with schedule: wsd, the share of all steps, rounded up, over which the rate falls"

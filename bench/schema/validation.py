@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -59,6 +60,12 @@ def check_sizes(train: TrainSpec, decode: DecodeSpec, where: str) -> None:
         )
     if (train.epochs or 0) > MOST_EPOCHS:
         raise ConfigError(f"{where}.train.epochs: {train.epochs:g} is more than {MOST_EPOCHS:,}; set fewer")
+    decaying = math.ceil(train.decay_fraction * (train.steps or 0))
+    if train.schedule == "wsd" and train.steps is not None and train.warmup_steps + decaying > train.steps:
+        raise ConfigError(
+            f"{where}.train.warmup_steps: {train.warmup_steps:,} run into the last {decaying:,} of {train.steps:,} "
+            f"steps, over which the rate falls; set at most {train.steps - decaying:,}, or a smaller decay_fraction"
+        )
     if decode.max_new_tokens > MOST_NEW_TOKENS:
         raise ConfigError(
             f"decode.max_new_tokens: {decode.max_new_tokens:,} is more than {MOST_NEW_TOKENS:,}; set fewer"

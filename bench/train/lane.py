@@ -16,7 +16,7 @@ from bench.method import Method, copy_state, trained_parameters
 from bench.models.adapter_files import BYTES, StreamedState
 from bench.models.architecture import Pair
 from bench.models.masters import exact, exact_value, round_masters, stepped_for
-from bench.optimizers.averaged import scored_weights
+from bench.optimizers.optimizer import scored_weights
 from bench.schema.record import DevPoint, TrainCost, TrainPoint
 from bench.schema.trial import JsonDict, TrainSpec
 from bench.shards.slices import place

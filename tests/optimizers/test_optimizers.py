@@ -20,11 +20,10 @@ from bench.method import Method, trained_parameters
 from bench.models.architecture import Pair, accepted_inputs, architecture_of
 from bench.models.masters import exact
 from bench.optimizers import OPTIMIZERS
-from bench.optimizers.averaged import scored_weights
-from bench.optimizers.optimizer import optimizer_of_torch_class
+from bench.optimizers.optimizer import optimizer_of_torch_class, scored_weights
 from bench.plugins.registry import load_method, load_optimizer, targets
-from bench.schema.trial import ResourceSpec, TrainSpec
-from bench.schema.validation import ConfigError, validated
+from bench.schema.trial import DecodeSpec, ResourceSpec, TrainSpec
+from bench.schema.validation import ConfigError, check_sizes, validated
 from bench.train.fused_engine import copies_sharing_weights
 from bench.train.lane import Lane, Trained
 from bench.train.loop import Training
@@ -286,6 +285,16 @@ def resolved(train_spec: dict[str, Any], plugins_dir: Path | None = None, **reso
             {},
             r"schedule_free needs no schedule; set train.schedule: constant \(it is l",
         ),
+        (
+            {"optimizer": "schedule_free", "schedule": "constant", "adam_beta1": 0},
+            {},
+            r"methods.0.train.optimizer: schedule_free divides by adam_beta1 .* set it above 0 \(it is 0\)",
+        ),
+        (
+            {"optimizer": "schedulefree:AdamWScheduleFree", "optimizer_options": {"betas": [0.0, 0.99]}},
+            {},
+            "AdamWScheduleFree cannot step and score with optimizer_options: .* ZeroDivisionError",
+        ),
         pytest.param({"optimizer": "apollo"}, {"zero_stage": 1}, "apollo needs whole matrices", marks=NEEDS_APOLLO),
         ({"optimizer": "galore", "optimizer_options": {"rnk": 1}}, {}, "has no such option; did you mean 'rank'"),
         ({"optimizer": "galore", "optimizer_options": {"rank": 0}}, {}, "options.rank: must be a whole number above 0"),
@@ -402,6 +411,14 @@ def test_schedules_are_those_of_transformers(schedule: str, theirs: str, options
 def test_schedules_that_cannot_be_are_told(train: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         validated(TrainSpec, train, "train")
+
+
+def test_a_warm_up_does_not_run_into_the_decay() -> None:
+    train = {"schedule": "wsd", "steps": 31, "decay_fraction": 0.1}  # rounded up: the last 4 steps
+    check_sizes(validated(TrainSpec, {**train, "warmup_steps": 27}, "train"), DecodeSpec(), "methods.0")
+    into_it = validated(TrainSpec, {**train, "warmup_steps": 28}, "train")  # records from before have it
+    with pytest.raises(ConfigError, match=r"methods.0.train.warmup_steps: 28 run into the last 4 of 31 .* at most 27"):
+        check_sizes(into_it, DecodeSpec(), "methods.0")
 
 
 def test_a_class_of_its_own_may_also_say_that_it_needs_whole_matrices() -> None:
