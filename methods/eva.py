@@ -11,7 +11,7 @@ from torch import nn
 
 from bench.method import MethodError
 from methods.parts.layer_inputs import lora_layers, run, watching_inputs
-from methods.parts.lora_family import LoRAConfig, LoRAFamily, require_rank
+from methods.parts.lora_family import LoRAConfig, LoRAFamily
 
 # Tokens that are collected before the components are found anew.
 TOKENS_AT_ONCE = 512
@@ -39,7 +39,12 @@ class ExplainedVarianceLoRA(LoRAFamily):
         return int(self.config.examples)
 
     def begin(self, name: str, layer: Any) -> None:
-        require_rank(self.config.rank, (max(layer.part_sizes), layer.lora_A.shape[1]), name)
+        inputs = layer.lora_A.shape[1]
+        if self.config.rank > inputs:
+            raise MethodError(
+                f"rank: {self.config.rank} is more than {name} has principal components, one for each of its {inputs} "
+                "inputs"
+            )
 
     def start_from(self, model: nn.Module, losses: Sequence[Callable[[], torch.Tensor]]) -> None:
         layers = lora_layers(model)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from bench.method import MethodError, lost_in_quantizing, quantization_of, stored_in
-from methods.parts.lora_family import LoRAConfig, LoRAFamily, svd_factors
+from methods.parts.lora_family import LoRAConfig, LoRAFamily, require_rank, svd_factors
 
 
 class LoftQ(LoRAFamily):
@@ -40,6 +40,8 @@ class LoftQ(LoRAFamily):
     def begin(self, name: str, layer: Any) -> None:
         if quantization_of(layer.base_layer) is None:
             return  # what is not quantised has lost nothing, and starts as LoRA does
+        for rows in layer.part_sizes:
+            require_rank(self.config.rank, (rows, layer.lora_A.shape[1]), name)
         lost_weight = lost_in_quantizing(layer.base_layer, name)
         if layer.lora_A.is_meta:
             return

@@ -22,13 +22,15 @@ class GradientLoRA(StartedLoRA):
     """LoRA whose A and B start from singular vectors of the gradient of the weight on training examples.
 
     Source: Wang et al. 2024, section 3.2, in the form of peft (``direction: ArB2r``, ``scale: stable``): A is the first
-    R right vectors, B the next R left ones times their values and out_features^(1/4) / sqrt(gamma). The base weight
-    stays as it is: the product of the start, which is stored, is taken off what the layer puts out.
+    R right vectors, B the next R left ones times their values and O^(1/4) / sqrt(gamma), for O adapted rows of the
+    weight. The base weight stays as it is: the product of the start, which is stored, is taken off what the layer puts
+    out.
 
     Under ZeRO 3 each rank holds the whole model while it starts.
 
     Deviations: singular values are exact, and gradients are taken without dropout. As in peft B is scaled by the
-    singular values; the paper's own code scales A and B by constants alone.
+    singular values; the paper's own code scales A and B by constants alone. O is the number of outputs, as in the
+    paper, also in layers that store their weight transposed (GPT-2), where peft takes the number of inputs for it.
     """
 
     class Config(FactorConfig):
@@ -61,11 +63,11 @@ class GradientLoRA(StartedLoRA):
         rank = self.config.rank
         for name, layer in layers.items():
             factors = []
-            scale = layer.base_layer.weight.shape[0] ** 0.25 / self.config.gamma**0.5
             total = totals.pop(name) / len(losses)
             if not total.isfinite().all():
                 raise MethodError(f"{name}: the gradient that it would start along is not finite")
             for gradient in layer.rows_of_parts(total):
+                scale = len(gradient) ** 0.25 / self.config.gamma**0.5
                 left, values, right = svd_factors(gradient, 2 * rank, name)
                 factors.append((right[:rank], scale * left[:, rank:] * values[rank:]))
             layer.start_from(factors)

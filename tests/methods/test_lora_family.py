@@ -188,6 +188,28 @@ def test_eva_starts_along_the_principal_components_of_what_each_layer_reads() ->
     assert method.start_examples == 64
 
 
+@pytest.mark.parametrize(
+    ("family", "name", "target_modules", "outputs"),
+    [
+        ("gpt_neox", "gpt_neox.layers.0.attention.query_key_value", ["query", "value"], 32),  # of 96 that are joined
+        ("gpt2", "transformer.h.0.mlp.c_fc", ["c_fc"], 96),  # of a weight that is stored as 24 x 96
+    ],
+)
+def test_lora_ga_scales_what_is_adapted_by_its_outputs(
+    family: str, name: str, target_modules: list[str], outputs: int
+) -> None:
+    _, model = patched("lora_ga", family, target_modules=target_modules)
+    base = tiny_model(family, dtype=torch.float32)
+    weight = base.get_submodule(name).weight.requires_grad_(True)
+    one_by_one(base, backward=True)()
+    layer = lora_layers(model)[name]
+    parts = layer.rows_of_parts(weight.grad / len(EXAMPLES))
+    assert len(parts) == len(target_modules)
+    for part, up in zip(parts, torch.split_with_sizes(layer.lora_B, layer.part_sizes), strict=True):
+        values = torch.linalg.svdvals(part)[RANK : 2 * RANK]
+        torch.testing.assert_close(up.norm(dim=0), outputs**0.25 / 16**0.5 * values, rtol=1e-3, atol=1e-7)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama", "t5"])
 @pytest.mark.parametrize("name", NAMES)
 def test_moved_it_is_stored_merged_and_handed_on_to_peft_as_it_is(name: str, family: str) -> None:
@@ -354,13 +376,35 @@ def test_gradients_below_the_range_of_fp16_are_found() -> None:
 
 
 def test_a_rank_that_a_weight_does_not_have_is_refused() -> None:
-    for name in ("pissa", "olora", "corda", "lora_ga"):
+    for name in ("pissa", "olora", "corda", "lora_ga", "eva"):
         refusal = r"rank: 40 is more than model.layers.0|rank: 80 is more"
         with pytest.raises(MethodError, match=refusal):
             patched(name, rank=40)
         method_class = load_method(targets("method")[name])
         with pytest.raises(MethodError, match=refusal):
             method_class(method_class.Config(rank=40)).patch(tiny_model("llama").to("meta"))
+
+
+def test_eva_has_as_many_components_as_a_layer_has_inputs() -> None:
+    _, model = patched("eva", rank=20, target_modules=["v_proj"])
+    for layer in lora_layers(model).values():
+        assert (layer.out_features, layer.lora_A.shape) == (16, (20, 32))
+        torch.testing.assert_close(layer.lora_A @ layer.lora_A.T, torch.eye(20), atol=1e-4, rtol=0)
+    method_class = load_method(targets("method")["eva"])
+    method_class(method_class.Config(rank=32, target_modules=["v_proj"])).patch(tiny_model("llama").to("meta"))
+    with pytest.raises(MethodError, match=r"rank: 33 is more than .*v_proj has .* one for each of its 32 inputs"):
+        method_class(method_class.Config(rank=33, target_modules=["v_proj"])).patch(tiny_model("llama").to("meta"))
+
+
+def test_loftq_refuses_a_rank_that_a_weight_does_not_have_also_without_values() -> None:
+    with torch.device("meta"):
+        model = tiny_model("llama")
+    model = model.to("meta")
+    quantize(model, Storage("nf4"))
+    method_class = load_method(targets("method")["loftq"])
+    with pytest.raises(MethodError, match=r"rank: 17 is more than .*v_proj has, whose adapted part is 16 x 32"):
+        method_class(method_class.Config(rank=17, target_modules=["v_proj"])).patch(model)
+    assert method_class(method_class.Config(rank=16, target_modules=["v_proj"])).patch(model)
 
 
 def test_a_start_is_made_without_values_where_models_have_none() -> None:
