@@ -51,6 +51,14 @@ __all__ = [
 class MethodConfig(StrictNumbers):
     """Base class of a method's settings. They are frozen, and an unknown key is an error."""
 
+    @property
+    def needed_steps(self) -> tuple[float, str]:
+        """Steps without which a training ends before what these settings say has come, as ranks that are to be cut.
+
+        With it the reason, from the name and value of the setting on. A shorter training is refused before it starts.
+        """
+        return 0, ""
+
 
 class MethodError(ValueError):
     """A method cannot be applied to this model, or its state cannot be loaded. The message says why."""

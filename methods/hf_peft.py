@@ -118,6 +118,15 @@ class HfPeft(Method):
                 raise ValueError(f"despite_contract has no effect with peft_type: {self.peft_type}; leave it out")
             return self
 
+        @property
+        def needed_steps(self) -> tuple[float, str]:
+            if self.peft_type != "ADALORA":
+                return 0, ""
+            adalora = peft_config(self.peft_type, self.model_extra)
+            last = adalora.total_step - adalora.tfinal
+            reason = f"total_step: {adalora.total_step}: AdaLoRA has cut ranks to target_r after {last:,} steps"
+            return last, reason + (f" (tfinal: {adalora.tfinal})" if adalora.tfinal else "")
+
     paper: ClassVar[str] = "Mangrulkar et al. 2022, github.com/huggingface/peft"
 
     def __init__(self, config: Any, tokenizer: Any = None) -> None:

@@ -34,6 +34,7 @@ class Resolved(Spec):
     """All of them, defaults included."""
     trains: bool
     search_space: SearchSpace
+    needed_steps: tuple[float, str]
     adapts_in_training: bool | None = None
     """None: nobody has asked."""
     trains_in_turns: bool | None = None

@@ -76,8 +76,13 @@ class RegistryResolver:
         target = self._target(name)
         if (resolved := self._kept.get(target, config)) is None:
             method_class = load_method(target)
-            settings = validated(method_class.Config, config, f"method {name}: config").model_dump(mode="json")
-            resolved = Resolved(config=settings, trains=method_class.trains, search_space=method_class.search_space)
+            settings = validated(method_class.Config, config, f"method {name}: config")
+            resolved = Resolved(
+                config=settings.model_dump(mode="json"),
+                trains=method_class.trains,
+                search_space=method_class.search_space,
+                needed_steps=settings.needed_steps,
+            )
             self._kept.add(target, config, resolved)
         spec = MethodSpec(name=name.rpartition(":")[2], target=target, config=resolved.config, **self._whose(target))
         self._known_methods[_method_key(spec)] = config, resolved
@@ -116,7 +121,8 @@ class RegistryResolver:
     def check_together(self, method: MethodSpec, train: TrainSpec, resources: ResourceSpec, where: str) -> None:
         """A method that adapts in training is trained without ZeRO, in fp32 and without checkpoints.
 
-        One that trains in turns is trained without ZeRO, and by an optimiser that scores what it trains.
+        One that trains in turns is trained without ZeRO. Both are trained by an optimiser that scores what it trains.
+        No training ends before what the settings of its method say has come.
 
         Raises:
             ConfigError: It would not be.
@@ -127,15 +133,9 @@ class RegistryResolver:
                 f"{where}.resources.zero_stage: {resources.zero_stage}: {method.name} leaves some of what it trains "
                 "out of some steps, and ZeRO 1 to 3 step all of it as one; set zero_stage: 0"
             )
-        if (
-            train.optimizer != "adamw"
-            and load_optimizer(train.optimizer).scores_other_weights
-            and self._says(method, "trains_in_turns")
-        ):
-            raise ConfigError(
-                f"{where}.train.optimizer: {train.optimizer} scores other weights than it trains, made of all steps, "
-                f"and {method.name} leaves some of what it trains out of some steps; use adamw"
-            )
+        if train.optimizer != "adamw" and load_optimizer(train.optimizer).scores_other_weights:
+            self._check_averaged(method, f"{where}.train.optimizer: {train.optimizer}")
+        self._check_length(method, train, where)
         plain = resources.zero_stage == 0 and resources.precision == "fp32"
         makes_checkpoints = resources.checkpoint_every_steps is not None
         if plain and not makes_checkpoints:
@@ -153,6 +153,37 @@ class RegistryResolver:
             "trained tensors between steps, which ZeRO 1 to 3, bf16 and fp16 would silently undo; set zero_stage: 0 "
             "and precision: fp32"
         )
+
+    def _check_averaged(self, method: MethodSpec, optimizer: str) -> None:
+        """Each step trains all of what an average of all steps is scored of, and nothing else changes it.
+
+        Raises:
+            ConfigError: It is not so.
+        """
+        if self._says(method, "trains_in_turns"):
+            does = "leaves some of what it trains out of some steps"
+        elif self._says(method, "adapts_in_training"):
+            does = "with these settings reads gradients or changes trained tensors between steps"
+        else:
+            return
+        raise ConfigError(
+            f"{optimizer} scores other weights than it trains, made of all steps, and {method.name} {does}; use adamw"
+        )
+
+    def _check_length(self, method: MethodSpec, train: TrainSpec, where: str) -> None:
+        """A training whose steps are known has those that the settings of its method count on.
+
+        Raises:
+            ConfigError: It ends before.
+        """
+        known_method = self._known_methods.get(_method_key(method))
+        if train.steps is None or known_method is None:
+            return
+        needed, why = known_method[1].needed_steps
+        if train.steps < needed:
+            raise ConfigError(
+                f"{where}.config.{why}, and training ends after {train.steps:,} steps; set it to {train.steps}"
+            )
 
     def optimizer(
         self, train: TrainSpec, resources: ResourceSpec, where: str

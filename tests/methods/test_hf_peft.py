@@ -179,3 +179,21 @@ def test_adalora_is_refused_where_a_checkpoint_would_forget_its_importances(tmp_
     entry = "  - {name: hf_peft, config: {peft_type: ADALORA, total_step: 6}, resources: {checkpoint_every_steps: 2}}"
     with pytest.raises(ConfigError, match=r"methods.2.resources.checkpoint_every_steps: hf_peft .* leave it out"):
         trials(tmp_path, tiny_task, SWEEP.replace("seeds: [0, 1]", f"{entry}\nseeds: [0]"))
+
+
+def test_adalora_is_refused_where_training_ends_before_its_ranks_are_cut(tmp_path: Path, tiny_task: Path) -> None:
+    entry = "  - {name: hf_peft, config: {peft_type: ADALORA, total_step: 9, tfinal: TFINAL}}\nseeds: [0]"
+    text = SWEEP.replace("seeds: [0, 1]", entry)
+    assert trials(tmp_path, tiny_task, text.replace("TFINAL", "3"))
+    refusal = (
+        r"methods.2.config.total_step: 9: .* after 8 steps \(tfinal: 1\), and training ends after 6 .* set it to 6"
+    )
+    with pytest.raises(ConfigError, match=refusal):
+        trials(tmp_path, tiny_task, text.replace("TFINAL", "1"))
+
+
+def test_adalora_is_refused_where_an_average_is_scored_that_has_other_ranks(tmp_path: Path, tiny_task: Path) -> None:
+    train = "train: {optimizer: schedule_free, schedule: constant}"
+    entry = f"  - {{name: hf_peft, config: {{peft_type: ADALORA, total_step: 6}}, {train}}}\nseeds: [0]"
+    with pytest.raises(ConfigError, match=r"methods.2.train.optimizer: schedule_free scores other .* hf_peft .* reads"):
+        trials(tmp_path, tiny_task, SWEEP.replace("seeds: [0, 1]", entry))
