@@ -191,6 +191,12 @@ COLUMNS: tuple[Column, ...] = (
         unit="bytes",
     ),
     Column(
+        "step_seconds_mean",
+        read=training_reader(lambda train: train.step_seconds_mean),
+        group=Group.COST,
+        measured_alone=True,
+    ),
+    Column(
         "step_seconds_p50",
         read=training_reader(lambda train: train.step_seconds_p50),
         group=Group.COST,

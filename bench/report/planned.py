@@ -13,8 +13,8 @@ HEADING = ("method", "TFLOP", "GFLOP/s", "memory planned", "measured", "error", 
 TITLE = "Plan against measurement"
 NOTE = (
     "Of configurations that cost alike, one. FLOPs are those of all training steps by PyTorch's formulas, the rate is "
-    "at the median step. Memory is that of training; on a CPU beyond what was there before the model. Steps: mean "
-    "planned, median measured; on a busy machine the plan cannot be right."
+    "that of the step that was measured. Memory is that of training; on a CPU beyond what was there before the model. "
+    "Steps: the mean, of records before 2026-11-30 the median; on a busy machine the plan cannot be right."
 )
 
 
@@ -61,10 +61,16 @@ def forecasts(comparison: Comparison) -> list[PlannedRow]:
                     memory,
                     configuration.mean("memory_over_baseline_bytes" if on_cpu else "peak_memory_bytes"),
                     configuration.mean("planned_step_seconds"),
-                    configuration.mean("step_seconds_p50"),
+                    _step_seconds(configuration),
                 )
             )
     return found
+
+
+def _step_seconds(configuration: Configuration) -> float | None:
+    """Mean of a step; of older records the median."""
+    mean = configuration.mean("step_seconds_mean")
+    return configuration.mean("step_seconds_p50") if mean is None else mean
 
 
 def forecast_rows(found: Sequence[PlannedRow]) -> list[list[str]]:

@@ -118,6 +118,7 @@ class TrainCost(Spec):
     step_seconds_p50: float | None
     step_seconds_p90: float | None
     step_seconds_p99: float | None
+    step_seconds_mean: float | None = Field(None, description="of the window; None before 2026-11-30")
     skipped_steps: int = Field(description="optimiser steps that the engine skipped; from 2026-11-29 on a divergence")
     unreached_tensors: list[str] = Field(
         default_factory=list, description="of experts: trained tensors that no token has brought a gradient"
@@ -127,6 +128,11 @@ class TrainCost(Spec):
         description="where a retry went on from a checkpoint, once for each time; times, rates and memory cover the "
         "part after the last. Empty: one attempt trained it all",
     )
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Mean of a step, which a forecast is of; the median in older records."""
+        return self.step_seconds_p50 if self.step_seconds_mean is None else self.step_seconds_mean
 
 
 DecodeEngine = Literal["batched", "transformers", "likelihood"]

@@ -294,6 +294,7 @@ class Training:
             step_seconds_p50=percentile(durations, 0.5),
             step_seconds_p90=percentile(durations, 0.9),
             step_seconds_p99=percentile(durations, 0.99),
+            step_seconds_mean=seconds / len(steady) if seconds else None,
             skipped_steps=skipped_steps,
             continued_after_steps=lane.continued_after_steps,
             unreached_tensors=lane.watch.unreached if lane.watch is not None else [],

@@ -27,10 +27,11 @@ from bench.report.data import json_text
 from bench.report.figures import pictures
 from bench.report.latex import latex
 from bench.report.page import html
+from bench.report.planned import forecasts
 from bench.report.readers import training_reader
 from bench.report.significance_table import p_text
 from bench.report.terminal import results_table
-from bench.schema.record import DecodeCost, Forecast, Fused, MergedDecode, Placement, TrialResult
+from bench.schema.record import Completed, DecodeCost, Forecast, Fused, MergedDecode, Placement, TrialResult
 
 # Numbers of a record that are no column, and where a reader finds them instead.
 NOT_A_COLUMN = {
@@ -258,3 +259,14 @@ def test_a_duration_that_rounds_up_to_a_second_is_one() -> None:
 def test_a_p_value_below_the_level_never_reads_as_the_level() -> None:
     shown = [p_text(p_value) for p_value in (0.0004, 0.0494, 0.04996, 0.05, 0.0504, 1.0)]
     assert shown == ["< 0.001", "0.049", "< 0.05", "0.050", "0.050", "1.000"]
+
+
+def test_planned_means_stand_beside_measured_means() -> None:
+    of_today = whole()
+    assert isinstance(of_today.outcome, Completed) and of_today.outcome.train is not None
+    train = of_today.outcome.train.model_copy(update={"step_seconds_mean": None})
+    older = of_today.model_copy(update={"outcome": of_today.outcome.model_copy(update={"train": train})})
+    for one, expected in ((of_today, 0.52), (older, 0.5)):
+        (comparison,) = Content("demo", (one,)).comparisons
+        (row_of_plan,) = forecasts(comparison)
+        assert row_of_plan.step_measured_seconds == expected

@@ -106,7 +106,7 @@ def _decoding(variant: Variant, record: TrialResult) -> Shown:
 
 def _step_seconds(record: TrialResult) -> float | None:
     outcome = record.outcome
-    return None if not isinstance(outcome, Completed) or outcome.train is None else outcome.train.step_seconds_p50
+    return None if not isinstance(outcome, Completed) or outcome.train is None else outcome.train.step_seconds
 
 
 def _skipped(record: TrialResult) -> int:
