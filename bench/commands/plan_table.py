@@ -51,7 +51,8 @@ def plan_document(sweep: str, trials: Sequence[PlannedTrial], device: Device, fo
     """The plan as JSON, unrounded."""
     return {
         "sweep": sweep,
-        "device": vars(device),
+        # What trials took in all has no rate of memory; JSON has no infinity.
+        "device": {name: None if value == math.inf else value for name, value in vars(device).items()},
         "totals": {
             "trials": found.trials,
             "predicted": found.with_forecast,
@@ -120,8 +121,9 @@ def _memory(trial: PlannedTrial, device: Device) -> list[str]:
     if trial.too_large:
         named = ", ".join(f"{phase} ({size(trial.phases[phase])})" for phase in trial.too_large)
         resources = trial.spec.resources
-        limit = round(device.share_bytes(resources)) - trial.taken_bytes
-        shared = ", the share of one rank" if device.kind == "cpu" and resources.ranks > 1 else ""
+        limit = round(device.share_bytes(trial.spec)) - trial.taken_bytes
+        divided = device.kind == "cpu" and resources.ranks * device.trials_at_once(trial.spec) > 1
+        shared = ", the share of one rank" if divided else ""
         lines.append(f"does not fit into {size(limit)}{shared}: {named}")
         lines += ["would fit with " * (not remedy.startswith("nothing")) + remedy for remedy in trial.remedies]
     return lines

@@ -14,10 +14,11 @@ from bench.schema.validation import ConfigError
 from bench.store.records import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from bench.plan.devices import Device
-    from bench.schema.trial import Precision
+    from bench.schema.record import TrialResult
+    from bench.schema.trial import TrialSpec
 
 
 def plan(
@@ -39,11 +40,16 @@ def plan(
 
     sweep, stages = read_stages(sweep_file, settings, plugins_dir)
     known = stages.known_trials()
-    chosen = _device(device, calibrate, sorted({trial.resources.precision for trial in known}))
+    device_of = _device_of(device, calibrate)
     try:
-        trials = planned(known, chosen)
+        devices_of = [device_of(trial) for trial in known]
+        trials = [planned([trial], its)[0] for trial, its in zip(known, devices_of, strict=True)]
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"{sweep_file}: {error}") from error
+    rates = {precision: rate for one in devices_of for precision, rate in one.flops_per_second.items()}
+    chosen = replace(devices_of[0], flops_per_second=rates)
     found = totals(trials, devices, price)
     if as_json:
         console.print_json(json.dumps(plan_document(sweep.name, trials, chosen, found)))
@@ -62,13 +68,15 @@ def check_plan(sweep_file: SweepFile, settings: Settings = None, plugins_dir: Pl
     print(markdown(sweep.name, list(check(stages.known_trials()))))  # noqa: T201 - to be redirected into a file
 
 
-def _device(name: str, calibrate: Path | None, precisions: Sequence[Precision]) -> Device:
+def _device_of(name: str, calibrate: Path | None) -> Callable[[TrialSpec], Device]:
+    """The device of each trial. That of a CPU has the cores that its ranks get."""
     import torch
 
     from bench.measure.device_memory import device_memory
-    from bench.plan.devices import find_device, known_gpu, measured_cpu
+    from bench.plan.devices import find_device, known_gpu
     from bench.plan.plan import calibrated
 
+    records = [] if calibrate is None else Store(calibrate).read_all()
     if name != "local":
         try:
             device = find_device(name)
@@ -82,10 +90,38 @@ def _device(name: str, calibrate: Path | None, precisions: Sequence[Precision]) 
             )
         device = replace(found, memory_bytes=device_memory(torch.device("cuda")))
     else:
-        device = measured_cpu(torch.get_num_threads(), *precisions)
-    if calibrate is None:
+        return _cpu_of(calibrate, records)
+    if calibrate is not None:
+        device, trials = calibrated(device, records)
+        if not trials:
+            raise ConfigError(
+                f"--calibrate {calibrate}: no trial there was trained on {device.name} and has a forecast"
+            )
+    return lambda _: device
+
+
+def _cpu_of(calibrate: Path | None, records: Sequence[TrialResult]) -> Callable[[TrialSpec], Device]:
+    """This machine's processor for each trial: measured, or as trials with as many threads found it."""
+    from bench.launch.capacity import Cluster, Machine
+    from bench.plan.devices import measured_cpu, this_cpu
+    from bench.plan.plan import calibrated, planned_work
+
+    here = this_cpu()
+    cluster = Cluster([Machine(cpus=here.cores, gpus=0)])
+
+    def measured(spec: TrialSpec) -> Device:
+        tokens = planned_work(spec).micro_batch_tokens
+        return measured_cpu(cluster.threads(spec), spec.resources.precision, tokens=tokens)
+
+    def as_found(spec: TrialSpec) -> Device:
+        threads, precision = cluster.threads(spec), spec.resources.precision
+        alike = [one for one in records if one.provenance is not None and one.provenance.threads_per_rank == threads]
+        device, _ = calibrated(here, alike)
+        if precision not in device.flops_per_second:
+            raise ConfigError(
+                f"--calibrate {calibrate}: no trial there was trained on {here.name} in {precision} with "
+                f"{threads} thread{'s' * (threads != 1)} per rank and has a forecast"
+            )
         return device
-    device, trials = calibrated(device, Store(calibrate).read_all())
-    if not trials:
-        raise ConfigError(f"--calibrate {calibrate}: no trial there was trained on {device.name} and has a forecast")
-    return device
+
+    return measured if calibrate is None else as_found

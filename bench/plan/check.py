@@ -96,7 +96,11 @@ def _checked(spec: TrialSpec, name: str) -> Checked:
         forecast_bytes=_peak_bytes(costs, micro),
         counted_bytes=peak,
         forecast_seconds=passes_seconds(
-            spec, costs, costs.flops(micro), 1, measured_cpu(torch.get_num_threads(), spec.resources.precision)
+            spec,
+            costs,
+            costs.flops(micro),
+            1,
+            measured_cpu(torch.get_num_threads(), spec.resources.precision, tokens=micro.padded_tokens),
         ),
         seconds=seconds,
     )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from bench.decode.merged import MOST_SOURCES
 from bench.decode.rows import decode_bytes, layers_of, rows_at_once
 from bench.models import base
 from bench.plan.devices import Device
+from bench.plan.kernels import Kernels
 from bench.plan.patched import patched_without_weights
 from bench.plan.step_costs import StepCosts, step_costs
 from bench.plan.workload import MicroBatch, Workload
+from bench.plugins.registry import make_method
 from bench.schema.record import Forecast
 from bench.schema.trial import ModelSpec, ResourceSpec, TrialSpec
 from bench.train.lane import LARGE_BYTES
@@ -88,6 +91,8 @@ def phase_memory(spec: TrialSpec, work: Workload, costs: StepCosts, on_cpu: bool
         held, layer = held / spec.resources.ranks, float(trace.largest_layer_bytes)
     hosted = _hosted(spec, on_cpu)
     process = float(PROCESS_BYTES) if on_cpu else 0.0
+    kernels = Kernels(spec, work, costs) if on_cpu else None
+    after_training = 0.0 if kernels is None else kernels.after_training
     stored = _kept_bytes(spec, costs) if on_cpu else 0.0
     training = training_memory(spec, work, costs, on_cpu)
     lasting = sum(training.get(part, 0) for part in ("weights", "buffers", "kept state")) + _optimizer_bytes(
@@ -101,13 +106,14 @@ def phase_memory(spec: TrialSpec, work: Workload, costs: StepCosts, on_cpu: bool
         "load": held,
         "initialise": held + copies + layer,
         "train": float(sum(training.values())),
-        "validate": lasting + evaluating,
-        "gather": lasting + gathered + stored,
+        "validate": lasting + evaluating + after_training,
+        "gather": lasting + gathered + stored + after_training,
     }
     if spec.scored_split is not None:
-        phases |= _scoring_phases(spec, work, held + layer, stored)
-        phases["load"] = held + stored
-        phases["validate"] = max(phases["validate"], held + layer + stored + evaluating)
+        with_test_loss, in_scoring = (0.0, 0.0) if kernels is None else (kernels.with_test_loss, kernels.in_scoring)
+        phases |= _scoring_phases(spec, work, held + layer, stored + in_scoring)
+        phases["load"] = held + stored + after_training
+        phases["validate"] = max(phases["validate"], held + layer + stored + evaluating + with_test_loss)
     beyond = {phase: 0.0 if phase == "train" else process for phase in phases}  # which training has as a part
     return {phase: round(size + beyond[phase]) for phase, size in phases.items()}
 
@@ -149,7 +155,7 @@ def training_memory(spec: TrialSpec, work: Workload, costs: StepCosts, on_cpu: b
     parts = {
         "weights": float(trace.weight_bytes),
         "optimizer": optimizer,
-        **_transient(resources, work.accumulation, costs, largest, summed),
+        **_transient(resources, work.accumulation, costs, largest),
     }
     if resources.zero_stage >= 1:
         parts["buffers"] = _bucket_bytes(costs)
@@ -171,6 +177,7 @@ def training_memory(spec: TrialSpec, work: Workload, costs: StepCosts, on_cpu: b
     if on_cpu:
         passing = (parts.get(part, 0.0) for part in ("activations", "logits", "gradients"))
         parts["heap"] = HEAP_FRACTION * sum(passing)
+        parts["kernels"] = Kernels(spec, work, costs).in_training
         parts["process"] = float(PROCESS_BYTES)
     return {part: round(size) for part, size in parts.items() if size >= 0.5}
 
@@ -191,23 +198,25 @@ def _fullest(spec: TrialSpec, work: Workload, costs: StepCosts) -> tuple[MicroBa
     return later, whole
 
 
-def _transient(
-    resources: ResourceSpec, accumulation: int, costs: StepCosts, micro: MicroBatch, gradients: float
-) -> dict[str, float]:
-    """Activations, logits and gradients at the moment when they are most together."""
-    activations, logits = costs.activation_bytes(micro), costs.logits_bytes(micro)
-    stage = resources.zero_stage
-    if accumulation > 1 or stage > 0:
-        inside = {"activations": activations, "logits": logits, "gradients": gradients}
+def _transient(resources: ResourceSpec, accumulation: int, costs: StepCosts, micro: MicroBatch) -> dict[str, float]:
+    """Activations, logits and gradients at the moment when they are most together.
+
+    Where one backward pass makes all gradients of a step, they grow while activations go. In half precision
+    bench.models.masters keeps each in fp32 from then on: at the end all are there, and the last one twice.
+    """
+    trace = costs.large
+    gradients = float(SUMMED_BYTES * trace.trained_elements)
+    passing = {"activations": costs.activation_bytes(micro), "logits": costs.logits_bytes(micro)}
+    if accumulation > 1 or resources.zero_stage > 0:
+        moments = [{**passing, "gradients": gradients}]
     else:
-        inside = {
-            "activations": activations,
-            "logits": logits,
-            "gradients": costs.growing_gradient_bytes(micro),
-        }
-    reducing = {"gradients": gradients, "buffers": gradients}
-    reduces = stage == 0 and resources.ranks > 1  # bench.train.deepspeed_engine tells DeepSpeed not to with itself
-    return reducing if reduces and sum(reducing.values()) > sum(inside.values()) else inside
+        widened = gradients / trace.gradient_bytes
+        moments = [{**passing, "gradients": widened * costs.growing_gradient_bytes(micro)}]
+        if widened > 1:
+            moments.append({"gradients": gradients + trace.largest_gradient_bytes})
+    if resources.zero_stage == 0 and resources.ranks > 1:  # make_engine tells DeepSpeed not to with itself
+        moments.append({"gradients": gradients, "buffers": gradients})
+    return max(moments, key=lambda parts: sum(parts.values()))
 
 
 def _optimizer_bytes(spec: TrialSpec, costs: StepCosts) -> float:
@@ -339,15 +348,29 @@ def _rate(spec: TrialSpec, device: Device) -> float:
 
 
 def _evaluation_seconds(spec: TrialSpec, work: Workload, costs: StepCosts, device: Device) -> float:
-    """Dev loss at every evaluation, and decoding token by token, or choices as the dev loss is taken."""
+    """Losses of dev and test pairs, and decoding token by token, or choices as losses are taken.
+
+    The dev loss is taken at every evaluation, and once more of the stored adapter where that is scored.
+    """
     trace = costs.large
     per_token = trace.forward_fraction * trace.flops / trace.padded_tokens
     kernels = trace.kernels * trace.forward_fraction * device.kernel_seconds
-    read_tokens = work.evaluations * work.dev_tokens + work.chosen_tokens
-    dev = read_tokens * per_token / _rate(spec, device) / spec.resources.ranks
+    times = work.evaluations + (spec.scored_split is not None)
+    read_tokens = times * work.dev_tokens + work.test_tokens + work.chosen_tokens
+    losses = read_tokens * per_token / _rate(spec, device) / spec.resources.ranks
     decode, at_once = spec.decode, spec.decode.padded_batch_size
-    batches = -(-work.decoded_sources // (at_once * spec.resources.ranks))
-    rows = min(at_once, work.decoded_sources) * decode.beams
     token_steps = min(decode.max_new_tokens, LONGEST_OVER_MEAN * work.target_tokens)
-    one = max(rows * per_token / _rate(spec, device), trace.weight_bytes / device.bytes_per_second)
-    return dev + batches * token_steps * (one + kernels)
+
+    def decoding(sources: int) -> float:
+        rows = min(at_once, sources) * decode.beams
+        one = max(rows * per_token / _rate(spec, device), trace.weight_bytes / device.bytes_per_second)
+        return -(-sources // (at_once * spec.resources.ranks)) * token_steps * (one + kernels)
+
+    again = min(MOST_SOURCES, work.decoded_sources) if _compares_merged(spec) else 0
+    return losses + decoding(work.decoded_sources) + 2 * decoding(again)
+
+
+def _compares_merged(spec: TrialSpec) -> bool:
+    """Whether the first sources are decoded twice more, with the adapter merged and without."""
+    possible = spec.compares_merged and spec.stage != "tune" and not _in_shards(spec) and spec.model.stored_in is None
+    return possible and make_method(spec.method).mergeable

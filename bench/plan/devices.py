@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import re
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from bench.measure.device_memory import host_memory
-from bench.measure.provenance import cpu_name
+from bench.measure.provenance import cpu_name, usable_cores
 from bench.models.base import weights_dtype
-from bench.schema.trial import Precision, ResourceSpec
+from bench.schema.trial import Precision, TrialSpec
 
 GIB = 2**30
 PLAIN: Precision = "fp32"
@@ -48,11 +50,23 @@ class Device:
     start_seconds: float = 20.0  # processes, imports, weights
     link_bytes_per_second: float = 1e9  # to and from another rank of the same machine, each way; gloo's on CPUs
     host_bytes_per_second: float = 25e9  # to and from the host's memory, each way: PCIe 4 or 5, in practice
+    cores: int = 1  # of a CPU
 
-    def share_bytes(self, resources: ResourceSpec) -> float:
-        """What one rank may use of its memory. Ranks share that of a machine, trials that of a GPU if they say so."""
-        share = resources.gpus_per_rank if self.kind == "cuda" else 1 / resources.ranks
+    def share_bytes(self, spec: TrialSpec) -> float:
+        """What one rank may use of its memory.
+
+        The ranks of all trials that run at once share that of a machine, and trials that of a GPU if they say so.
+        """
+        resources = spec.resources
+        on_gpu = self.kind == "cuda"
+        share = resources.gpus_per_rank if on_gpu else 1 / (resources.ranks * self.trials_at_once(spec))
         return MOST_USED_FRACTION * share * self.memory_bytes
+
+    def trials_at_once(self, spec: TrialSpec) -> int:
+        """How many trials like this one a CPU runs side by side, as :mod:`bench.launch.capacity` seats them."""
+        resources = spec.resources
+        alone = resources.cpus_per_rank is None or resources.exclusive == "node" or spec.stage == "cost"
+        return 1 if alone else max(1, self.cores // (resources.ranks * (resources.cpus_per_rank or 1)))
 
     def taken_bytes(self, ranks: int) -> int:
         """Of its memory what is no tensor: the context, and buffers for messages if a trial has several ranks."""
@@ -103,6 +117,11 @@ def find_device(name: str) -> Device:
         raise ValueError(f"--device {name}: not in the table; known: {', '.join(DEVICES)}, or local") from error
 
 
+# The rate of a CPU's products is the best of so many windows, or of as many as take so long.
+WINDOWS, WINDOW_SECONDS, MOST_SECONDS = 10, 0.02, 2.0
+# Tokens of the products that are timed are a multiple of the first.
+PROBED_TOKENS, MOST_PROBED_TOKENS = 64, 4096
+
 # Words in the names of GPUs that have less than the GPU of the table: slices, and chips of portable computers.
 LESSER = {"mig", "laptop", "mobile"}
 
@@ -122,46 +141,70 @@ def known_gpu(name: str) -> Device | None:
     return next(iter(fitting), None)
 
 
-@functools.cache
-def measured_cpu(threads: int, *precisions: Precision) -> Device:
+def this_cpu() -> Device:
+    """This machine's processor, whose rates are not known."""
+    return Device(
+        name=cpu_name(),
+        kind="cpu",
+        flops_per_second={},
+        bytes_per_second=math.inf,
+        memory_bytes=host_memory(),
+        source="not measured",
+        kernel_seconds=10e-6,
+        cores=usable_cores(),
+    )
+
+
+def measured_cpu(threads: int, *precisions: Precision, tokens: int = 512) -> Device:
     """This machine's processor: rate of matrix products and of copies, measured with so many threads.
 
     Args:
         threads: How many.
         precisions: Those that something is computed in, each of which takes its time to measure; fp32 if none is named.
+        tokens: Of a micro-batch, rounded so that trials of about the same length share a measurement.
     """
+    rounded = PROBED_TOKENS * max(1, round(min(tokens, MOST_PROBED_TOKENS) / PROBED_TOKENS))
+    return _measured_cpu(threads, precisions or (PLAIN,), rounded)
+
+
+@functools.cache
+def _measured_cpu(threads: int, precisions: Sequence[Precision], tokens: int) -> Device:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         # A processor without units for bf16 or fp16 is far slower in it than in fp32, and one with them faster.
         flops: dict[str, float] = {
-            precision: _matrix_rate(weights_dtype(precision)) for precision in precisions or (PLAIN,)
+            precision: _matrix_rate(weights_dtype(precision), tokens) for precision in precisions
         }
         bandwidth = _copy_rate()
     finally:
         torch.set_num_threads(before)
     # Shapes of a training step reach less than the probe; the host's own work hides behind nothing.
-    return Device(
-        name=cpu_name(),
-        kind="cpu",
-        flops_per_second=flops,
-        bytes_per_second=bandwidth,
-        memory_bytes=host_memory(),
-        source="measured here",
-        efficiency=0.75,
-        kernel_seconds=10e-6,
+    return replace(
+        this_cpu(), flops_per_second=flops, bytes_per_second=bandwidth, source="measured here", efficiency=0.75
     )
 
 
-def _matrix_rate(dtype: torch.dtype, seconds: float = 0.2) -> float:
-    """FLOPs per second of a product of the shape that a layer of a small model has."""
-    left, right = torch.full((512, 768), 0.5, dtype=dtype), torch.full((768, 2048), 0.5, dtype=dtype)
-    torch.mm(left, right)
-    done, started = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - started) < seconds or done < 3:
-        torch.mm(left, right)
-        done += 1
-    return done * 2.0 * 512 * 768 * 2048 / elapsed
+def _matrix_rate(dtype: torch.dtype, tokens: int) -> float:
+    """FLOPs per second of the products of a small model's layer, forward and back to its input.
+
+    The best of several short windows: what else runs on the machine slows most of them.
+    """
+    width, inner = 768, 2048
+    weight = torch.full((inner, width), 0.5, dtype=dtype)
+    states, gradient = torch.full((tokens, width), 0.5, dtype=dtype), torch.full((tokens, inner), 0.5, dtype=dtype)
+    best, begun = 0.0, time.perf_counter()
+    for window in range(1 + WINDOWS):  # the first compiles and warms up
+        done, started = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - started) < WINDOW_SECONDS or not done:
+            torch.mm(states, weight.T)
+            torch.mm(gradient, weight)
+            done += 1
+        if window:
+            best = max(best, done * 4.0 * tokens * width * inner / elapsed)
+            if time.perf_counter() - begun > MOST_SECONDS:
+                break
+    return best
 
 
 def _copy_rate() -> float:

@@ -62,9 +62,11 @@ def _outline(work: Workload, counts: ParameterCounts) -> StepCosts:
         logits_bytes=0,
         trained_elements=max(1, counts.trained),
         stored_elements=counts.stored,
-        gradient_bytes=4 * counts.trained,
+        gradient_bytes=4 * max(1, counts.trained),
         state_bytes=8.0 * counts.trained,
         weight_bytes=4 * counts.total,
         largest_layer_bytes=0,
+        largest_gradient_bytes=0,
+        products={},
     )
     return StepCosts(replace(trace, padded_tokens=2 * tokens, other_flops=2 * trace.other_flops), trace)

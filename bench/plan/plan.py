@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import heapq
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from bench.plan.remedies import remedies
 from bench.plan.trace import TraceError
 from bench.plan.workload import Workload, workload
 from bench.plugins.registry import make_task
-from bench.schema.record import Forecast, ParameterCounts, TrialResult
+from bench.schema.record import Forecast, ParameterCounts, TrainCost, TrialResult
 from bench.schema.trial import MethodSpec, ModelSpec, TaskSpec, TrialSpec
 from bench.task import Split
 from bench.tasks.splits import load_splits
@@ -41,6 +42,7 @@ class PlannedTrial:
     taken_bytes: int = 0  # of the device's memory by what is no tensor, in every phase
     too_large: tuple[str, ...] = ()  # phases that do not fit, the largest first
     remedies: tuple[str, ...] = ()  # settings under which all would
+    on_one_cpu: int | None = None  # trials like it that a CPU runs side by side; None: each rank takes a device
 
     @property
     def fits(self) -> bool:
@@ -48,10 +50,14 @@ class PlannedTrial:
         return not self.too_large
 
     @property
+    def seconds(self) -> float:
+        """From its start to its end; 0 where nothing is known."""
+        return (self.forecast.total_seconds or 0.0) if self.forecast is not None else 0.0
+
+    @property
     def device_seconds(self) -> float:
-        """Seconds of all ranks together."""
-        seconds = self.forecast.total_seconds if self.forecast is not None else None
-        return (seconds or 0.0) * self.spec.resources.ranks
+        """Seconds of all devices together, of a CPU its share."""
+        return self.seconds * (self.spec.resources.ranks if self.on_one_cpu is None else 1 / self.on_one_cpu)
 
 
 @dataclass(frozen=True)
@@ -91,15 +97,19 @@ def totals(trials: Sequence[PlannedTrial], devices: int, price_per_hour: float |
     )
 
 
-def _wall_seconds(trials: Iterable[PlannedTrial], devices: int) -> float:
-    """Seconds until all trials have ended, when each takes as many devices as it has ranks as soon as they are free."""
-    free_at = [0.0] * devices
+def _wall_seconds(trials: Sequence[PlannedTrial], devices: int) -> float:
+    """Seconds until all trials have ended, when each takes its seats as soon as they are free.
+
+    A GPU is one seat, and each rank takes one. A CPU has as many seats as it runs trials at once.
+    """
+    seats = max((trial.on_one_cpu or 1 for trial in trials), default=1)
+    free_at = [0.0] * (devices * seats)
     for trial in sorted(trials, key=lambda trial: -trial.device_seconds):
-        ranks = trial.spec.resources.ranks
-        if ranks > devices or trial.forecast is None:
-            return float("inf")
-        taken = [heapq.heappop(free_at) for _ in range(ranks)]
-        end = max(taken) + (trial.forecast.total_seconds or 0.0)
+        takes = trial.spec.resources.ranks if trial.on_one_cpu is None else seats // trial.on_one_cpu
+        if takes > len(free_at):
+            return math.inf
+        taken = [heapq.heappop(free_at) for _ in range(takes)]
+        end = max(taken) + trial.seconds
         for _ in taken:
             heapq.heappush(free_at, end)
     return max(free_at)
@@ -108,18 +118,21 @@ def _wall_seconds(trials: Iterable[PlannedTrial], devices: int) -> float:
 def calibrated(device: Device, records: Iterable[TrialResult]) -> tuple[Device, int]:
     """A device whose rates agree with what trials on it took, and the number of those trials.
 
-    Rates are divided by the median of measured over forecast step time. An entry of the table stands for devices of
-    several names (SXM, PCIe), whose rates differ: of those, the one with most trials counts, which its source says.
+    Rates of a GPU are divided by the median of measured over forecast step time. An entry of the table stands for
+    devices of several names (SXM, PCIe), whose rates differ: of those, the one with most trials counts, which its
+    source says. Of a CPU no rate is known without a measurement, which trials replace: forecasts of theirs were made
+    with what was measured then.
     """
+    if device.kind == "cpu":
+        return _calibrated_cpu(device, records)
     ratios_of: dict[str, list[float]] = {}
     for record in records:
-        forecast = getattr(record.outcome, "predicted", None)
-        cost = getattr(record.outcome, "train", None)
-        if forecast is None or cost is None or not forecast.step_seconds or not cost.step_seconds_p50:
+        if (found := _forecast_and_cost(record)) is None or not (expected := found[0].step_seconds):
             continue
+        forecast, seconds, _ = found
         known = known_gpu(forecast.device)
         if forecast.device == device.name or (known is not None and known.name == device.name):
-            ratios_of.setdefault(forecast.device, []).append(cost.step_seconds_p50 / forecast.step_seconds)
+            ratios_of.setdefault(forecast.device, []).append(seconds / expected)
     if not ratios_of:
         return device, 0
     name = max(sorted(ratios_of), key=lambda name: len(ratios_of[name]))
@@ -138,6 +151,38 @@ def calibrated(device: Device, records: Iterable[TrialResult]) -> tuple[Device, 
     )
 
 
+def _calibrated_cpu(device: Device, records: Iterable[TrialResult]) -> tuple[Device, int]:
+    """A CPU whose rate in each precision is the median of what trials reached with all that a step takes."""
+    rates_of: dict[str, list[float]] = {}
+    for record in records:
+        if (found := _forecast_and_cost(record)) is None or found[0].device != device.name:
+            continue
+        forecast, seconds, steps = found
+        resources = record.spec.resources
+        rates_of.setdefault(resources.precision, []).append(forecast.flops / steps / resources.ranks / seconds)
+    count = sum(map(len, rates_of.values()))
+    known = replace(
+        device,
+        flops_per_second={precision: statistics.median(rates) for precision, rates in rates_of.items()},
+        bytes_per_second=math.inf,
+        link_bytes_per_second=math.inf,
+        efficiency=1.0,
+        kernel_seconds=0.0,
+        step_seconds=0.0,
+        source=f"step times of {count} trials on {device.name}",
+    )
+    return (known, count) if count else (device, 0)
+
+
+def _forecast_and_cost(record: TrialResult) -> tuple[Forecast, float, int] | None:
+    """The forecast of a trial that trained, with the seconds of a step and the number of steps that it took."""
+    forecast: Forecast | None = getattr(record.outcome, "predicted", None)
+    cost: TrainCost | None = getattr(record.outcome, "train", None)
+    if forecast is None or cost is None or not cost.step_seconds:
+        return None
+    return forecast, cost.step_seconds, cost.steps
+
+
 def _planned(spec: TrialSpec, device: Device) -> PlannedTrial:
     parameters = planned_parameters(spec.method, spec.model)
     forecast, remark = None, "nothing is trained"
@@ -148,12 +193,13 @@ def _planned(spec: TrialSpec, device: Device) -> PlannedTrial:
             remark = str(error)
     phases = _phases(spec, parameters, forecast, device)
     taken = device.taken_bytes(spec.resources.ranks)
-    limit = device.share_bytes(spec.resources) - taken
+    limit = device.share_bytes(spec) - taken
     too_large = tuple(sorted((phase for phase, size in phases.items() if size > limit), key=lambda one: -phases[one]))
     found: tuple[str, ...] = ()
     if too_large:
         found = tuple(remedies(spec, lambda changed: _peak(changed, parameters, device), device))
-    return PlannedTrial(spec, parameters, forecast, remark, phases, taken, too_large, found)
+    at_once = device.trials_at_once(spec) if device.kind == "cpu" else None
+    return PlannedTrial(spec, parameters, forecast, remark, phases, taken, too_large, found, at_once)
 
 
 def _phases(spec: TrialSpec, parameters: ParameterCounts, forecast: Forecast | None, device: Device) -> dict[str, int]:

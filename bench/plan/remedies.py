@@ -39,7 +39,7 @@ def remedies(spec: TrialSpec, peak_bytes: Callable[[TrialSpec], int], device: De
                     peak = peak_bytes(changed)
                 except TraceError:
                     continue
-                if peak <= device.share_bytes(changed.resources):
+                if peak <= device.share_bytes(changed):
                     found = True
                     yield f"{text}{beside} ({peak / 2**30:.1f} GiB)"
                     break

@@ -7,6 +7,7 @@ import functools
 import json
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import NamedTuple
 
 from bench.measure.provenance import ANSWERING, sources_sha256
 from bench.models import base
@@ -19,6 +20,15 @@ from bench.store.files import write_atomically
 
 # Traced lengths are multiples of this, so that trials that differ only in their data's order share a trace.
 ROUNDING = 8
+
+
+class Products(NamedTuple):
+    """How many products in half precision a step has that differ in shape."""
+
+    fixed: int  # whatever the length
+    forward: int  # of one length
+    of_length: int  # forward and backward together
+    of_targets: int  # of one number of target tokens; a forward pass alone has one of them
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,23 @@ class StepCosts:
         ]
         return max(0.0, _line(points[0], points[1], micro.padded_tokens))
 
+    @functools.cached_property
+    def products(self) -> Products:
+        """Those of both traces are there at any length, and the others anew for each.
+
+        Logits are computed in chunks, whose sizes follow the number of target tokens.
+        """
+        places = ("forward", "backward")
+        shared = {name for place in places for name in self.small.products.get(place, ())}
+        found = [set(self.large.products.get(place, ())) for place in places]
+        forward, backward = (len(names - shared) for names in found)
+        return Products(
+            fixed=sum(len(names & shared) for names in found),
+            forward=forward,
+            of_length=forward + backward,
+            of_targets=len(self.small.products.get("vocabulary", ())),
+        )
+
 
 def _length(trace: StepTrace) -> float:
     return trace.padded_tokens / trace.rows
@@ -97,7 +124,7 @@ def step_costs(spec: TrialSpec, work: Workload) -> StepCosts:
         "resources": ResourceSpec(precision=resources.precision),
         "decode": DecodeSpec(),
     }
-    same = spec.measured.model_copy(update={"seed": 0, "label": "", **of_consequence})
+    same = spec.measured.model_copy(update={"seed": 0, "label": "", "compares_merged": True, **of_consequence})
     return _step_costs(same.model_dump_json(), rows, source, target)
 
 

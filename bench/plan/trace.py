@@ -26,7 +26,7 @@ from bench.method import trained_parameters
 from bench.models import base
 from bench.models.architecture import Pair
 from bench.models.checkpointed_activations import compute_activations_twice
-from bench.models.masters import compute_in
+from bench.models.masters import HALF, compute_in
 from bench.models.shared_heads import sharing_heads
 from bench.plugins.registry import load_optimizer, make_method
 from bench.schema.trial import MethodSpec, ModelSpec, TrainSpec
@@ -56,6 +56,10 @@ UNCOUNTED: dict[Any, Any] = {
 }
 FLOP_FORMULAS: dict[Any, Any] = {**flop_registry, **UNCOUNTED}
 
+# Products that a CPU multiplies through oneDNN in half precision, if they have more FLOPs than these.
+PRODUCTS = (aten.mm, aten.addmm, aten.bmm, aten.baddbmm)
+SMALL_PRODUCT_FLOPS = 2 * 16**3
+
 
 class TraceError(RuntimeError):
     """A method's step cannot be traced without data, most often because it looks at values."""
@@ -82,6 +86,10 @@ class StepTrace:
     state_bytes: float  # what the optimiser keeps of all trained parameters
     weight_bytes: int  # parameters and buffers, trained or not
     largest_layer_bytes: int  # of what ZeRO 3 gathers at a time
+    largest_gradient_bytes: int  # of one trained parameter
+    # Shapes and strides of products in half precision by where they come first: forward, backward, or vocabulary,
+    # which they have among their sizes.
+    products: dict[str, list[str]]
 
     @property
     def flops(self) -> float:
@@ -130,6 +138,7 @@ class StepTracer:
             with sharing_heads(self.model), following(self.model) as follower, DropoutOutsideAttention():
                 loss = self._loss.of(batch)
                 forward = sum(follower.flops.values())
+                follower.direction = "backward"
                 loss.backward()  # type: ignore[no-untyped-call]
         weights = [tensor.untyped_storage() for tensor in (*self.model.parameters(), *self.model.buffers())]
         sizes = {storage._cdata: storage.nbytes() for storage in weights}
@@ -151,6 +160,8 @@ class StepTracer:
             gradient_bytes=sum(parameter.numel() * parameter.element_size() for parameter in trained),
             weight_bytes=sum(sizes.values()),
             largest_layer_bytes=largest_layer(self.model) * next(self.model.parameters()).element_size(),
+            largest_gradient_bytes=max(parameter.numel() * parameter.element_size() for parameter in trained),
+            products=follower.products_by_place(),
         )
 
     @contextmanager
@@ -207,6 +218,8 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak = 0
         self.peak_without_gradients = 0
         self.logits_at_peak = 0
+        self.direction = "forward"
+        self._places: dict[str, str] = {}  # of products
         self._live = {tensor.untyped_storage()._cdata: _Storage(0, "present") for tensor in present}
         self._sums = {"present": 0, "gradient": 0, "logits": 0, "other": 0}
 
@@ -221,8 +234,18 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._follow(tensor)
         if (formula := FLOP_FORMULAS.get(func._overloadpacket)) is not None:
             count = formula(*args, **(kwargs or {}), out_val=out)
-            self.flops[self._kind_of_work(func, [*tree_leaves((args, kwargs)), *made])] += count
+            kind = self._kind_of_work(func, [*tree_leaves((args, kwargs)), *made])
+            self.flops[kind] += count
+            if func._overloadpacket in PRODUCTS and made[0].dtype in HALF and count > SMALL_PRODUCT_FLOPS:
+                self._places.setdefault(_product(func, args), kind if kind == "vocabulary" else self.direction)
         return out
+
+    def products_by_place(self) -> dict[str, list[str]]:
+        """The products in half precision that differ in shapes or strides, by where they came first."""
+        found: dict[str, list[str]] = {}
+        for product, place in sorted(self._places.items()):
+            found.setdefault(place, []).append(product)
+        return found
 
     def becomes_gradient(self, parameter: torch.Tensor) -> None:
         """A parameter's gradient is complete: its storage stays."""
@@ -257,6 +280,12 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _end(self, key: int) -> None:
         if (storage := self._live.pop(key, None)) is not None:
             self._sums[storage.kind] -= storage.size
+
+
+def _product(func: Any, args: Sequence[Any]) -> str:
+    """What oneDNN tells products by."""
+    tensors = [argument for argument in args if isinstance(argument, torch.Tensor)]
+    return f"{func} " + " ".join(f"{tuple(tensor.shape)}/{tensor.stride()}" for tensor in tensors)
 
 
 def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -366,13 +366,14 @@ class _Trial:
         from bench.plan.workload import workload
 
         name = device_name(self.device)
-        device = (
-            known_gpu(name)
-            if self.device.type == "cuda"
-            else measured_cpu(self.context.threads, self.spec.resources.precision)
-        )
         try:
-            return forecast_of(self.spec, workload(self.spec, architecture, pairs, num_decoded, choices), device, name)
+            work = workload(self.spec, architecture, pairs, num_decoded, choices)
+            if self.device.type == "cuda":
+                device = known_gpu(name)
+            else:
+                precision, tokens = self.spec.resources.precision, work.micro_batch_tokens
+                device = measured_cpu(self.context.threads, precision, tokens=tokens)
+            return forecast_of(self.spec, work, device, name)
         except TraceError:
             return None
         except Exception:  # noqa: BLE001 - a trial that has finished must not fail for the lack of a forecast

@@ -9,7 +9,7 @@ import torch
 
 from bench.doctor import machine
 from bench.measure import device_memory
-from bench.plan.devices import measured_cpu
+from bench.plan.devices import _measured_cpu, measured_cpu
 
 MIB = 2**20
 
@@ -43,11 +43,11 @@ def test_the_limits_of_a_container_of_a_job_and_of_all_groups_around_it(tmp_path
 def test_plan_doctor_and_ranks_know_the_same_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_memory, "memory_limits", lambda: [2**60, 3 * 2**30])
     monkeypatch.setattr(device_memory, "memory_of_machine", lambda: 100 * 2**30)
-    measured_cpu.cache_clear()
+    _measured_cpu.cache_clear()
     assert measured_cpu(1).memory_bytes == 3 * 2**30
     assert device_memory.device_memory(torch.device("cpu")) == 3 * 2**30
     (found,) = machine.check_memory(device_memory.host_memory(), device_memory.memory_of_machine())
     assert found.found == "3.0 GiB, the limit of a control group"
-    measured_cpu.cache_clear()
+    _measured_cpu.cache_clear()
     monkeypatch.setattr(device_memory, "memory_limits", list)
     assert device_memory.host_memory() == 100 * 2**30

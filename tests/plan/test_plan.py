@@ -20,9 +20,11 @@ from small_families import small_model
 from text_families import untrained_family
 from torch import nn
 
-from bench.commands.plan_table import planned_table
+from bench.commands.plan_table import plan_document, planned_table
+from bench.commands.planning import _device_of
 from bench.config.load import load_sweep
 from bench.config.resolver import RegistryResolver
+from bench.launch.capacity import Cluster, Machine
 from bench.method import Method
 from bench.models import base
 from bench.models.architecture import Pair
@@ -36,7 +38,17 @@ from bench.plan.cost_model import (
     training_memory,
     with_decoded_at_once,
 )
-from bench.plan.devices import DEVICES, Device, find_device, known_gpu, measured_cpu
+from bench.plan.devices import (
+    DEVICES,
+    Device,
+    _matrix_rate,
+    _measured_cpu,
+    find_device,
+    known_gpu,
+    measured_cpu,
+    this_cpu,
+)
+from bench.plan.kernels import MOST_PRIMITIVES, PRIMITIVE_BYTES, Kernels
 from bench.plan.plan import PlannedTrial, calibrated, plan, planned_parameters, planned_work, totals
 from bench.plan.remedies import _changed
 from bench.plan.step_costs import StepCosts, _step_costs, step_costs
@@ -173,18 +185,18 @@ def test_a_processor_is_measured_in_the_precisions_that_are_asked_for(monkeypatc
     rates = {torch.float32: 3e10, torch.bfloat16: 1e9, torch.float16: 2e9}
     asked: list[torch.dtype] = []
 
-    def rate(dtype: torch.dtype) -> float:
+    def rate(dtype: torch.dtype, _: int) -> float:
         asked.append(dtype)
         return rates[dtype]
 
     monkeypatch.setattr("bench.plan.devices._matrix_rate", rate)
-    measured_cpu.cache_clear()
+    _measured_cpu.cache_clear()
     assert measured_cpu(1, "bf16").flops_per_second == {"bf16": 1e9}
     assert measured_cpu(1, "bf16", "fp32").flops_per_second == {"bf16": 1e9, "fp32": 3e10}
     assert measured_cpu(1).flops_per_second == {"fp32": 3e10}
     measured_cpu(1, "bf16")
     assert asked == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32], "none twice for one question"
-    measured_cpu.cache_clear()
+    _measured_cpu.cache_clear()
 
 
 def test_planning_leaves_random_numbers_and_the_process_as_they_were(trial: Callable[..., TrialSpec]) -> None:
@@ -296,6 +308,48 @@ def test_memory_has_parts_that_settings_change_as_they_should(trial: Callable[..
     assert micro["activations"] < 0.4 * lora["activations"]
     factored = memory(trial("full", train={"optimizer": "adafactor"}))
     assert factored["optimizer"] < 0.2 * full["optimizer"]
+
+
+@pytest.fixture
+def with_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that multiplies in half precision."""
+    monkeypatch.setattr("bench.plan.kernels._multiplied_by_onednn", lambda _: True)
+
+
+@pytest.mark.usefixtures("with_onednn")
+def test_on_a_cpu_half_precision_keeps_code_for_each_length(trial: Callable[..., TrialSpec]) -> None:
+    lora, ia3 = (trial(method, precision="bf16") for method in ("lora", "ia3"))
+    assert memory(lora, on_cpu=True)["kernels"] > memory(ia3, on_cpu=True)["kernels"] > 0
+    assert "kernels" not in memory(trial("lora"), on_cpu=True), "fp32 is multiplied by MKL"
+    assert "kernels" not in memory(lora)
+    work, costs = planned_work(lora), step_costs(lora, planned_work(lora))
+    alike = replace(work, micro_batches=work.micro_batches[:1] * len(work.micro_batches))
+    assert Kernels(lora, alike, costs).in_training < Kernels(lora, work, costs).in_training
+    many = replace(work, micro_batches=tuple(MicroBatch(4, 4 * length, 40) for length in range(10, 1000)))
+    assert Kernels(lora, many, costs).in_training == MOST_PRIMITIVES * PRIMITIVE_BYTES
+    dev, test = ((MicroBatch(4, 4 * length, length),) for length in (1001, 1002))
+    kept = Kernels(lora, replace(work, dev_batches=dev, test_batches=test), costs)
+    assert kept.in_training < kept.after_training < kept.with_test_loss < kept.in_scoring
+    found, kept = phases(lora, on_cpu=True), Kernels(lora, work, costs)
+    assert found["score"] - found["initialise"] == pytest.approx(kept.in_scoring, abs=1), "they stay"
+
+
+def test_products_are_those_of_the_layers(trial: Callable[..., TrialSpec]) -> None:
+    """Two layers of one kind: 4 shapes of linear layers here, their way back, and the output projection."""
+    spec = trial("ia3", precision="bf16")
+    found = step_costs(spec, planned_work(spec)).products
+    assert (found.forward, found.of_targets) == (4, 2)
+    adapted = trial("lora", precision="bf16")
+    assert step_costs(adapted, planned_work(adapted)).products.of_length > found.of_length == 8
+
+
+def test_masters_have_all_gradients_at_the_end_of_a_pass(trial: Callable[..., TrialSpec]) -> None:
+    """One backward pass in half precision: each gradient becomes one in fp32, which stays."""
+    short = trial("full", precision="bf16", train={"batch_size": 1})
+    trained = planned_parameters(short.method, short.model).trained
+    work = replace(planned_work(short), micro_batches=(MicroBatch(1, 4, 2),) * 6)
+    found = training_memory(short, work, step_costs(short, planned_work(short)), on_cpu=False)
+    assert found["gradients"] > 4 * trained and "activations" not in found
 
 
 @pytest.mark.parametrize(("stage", "shared"), [(1, ["optimizer"]), (2, ["optimizer", "gradients"])])
@@ -582,7 +636,7 @@ def test_measured_steps_set_the_rates(trial: Callable[..., TrialSpec]) -> None:
     assert expected.step_seconds is not None
     done = completed()
     assert done.train is not None
-    cost = done.train.model_copy(update={"step_seconds_p50": 3 * expected.step_seconds})
+    cost = done.train.model_copy(update={"step_seconds_mean": 3 * expected.step_seconds})
     slow = record(spec, done.model_copy(update={"predicted": expected, "train": cost}))
     device, count = calibrated(H100, [slow, record(spec, completed())])
     assert count == 1
@@ -596,6 +650,89 @@ def test_measured_steps_set_the_rates(trial: Callable[..., TrialSpec]) -> None:
     assert mixed.source.endswith("step times of 2 trials on NVIDIA H100 80GB HBM3, without 1 on NVIDIA H100 PCIe")
     spread = record(spec, slow.outcome.model_copy(update={"predicted": expected.without_seconds("H100 and L4")}))
     assert calibrated(H100, [spread])[1] == 0
+
+
+def test_trials_on_a_cpu_replace_its_probe(trial: Callable[..., TrialSpec]) -> None:
+    """Whatever else ran when the forecasts were made."""
+    spec, done = trial("lora"), completed()
+    probed = replace(this_cpu(), flops_per_second={"fp32": 1e7}, bytes_per_second=1e6)
+    expected = forecast_of(spec, planned_work(spec), probed, probed.name)
+    assert done.train is not None
+    cost = done.train.model_copy(update={"steps": 6, "step_seconds_mean": 0.25})
+    of_cpu = record(spec, done.model_copy(update={"predicted": expected, "train": cost}))
+    for before in (probed, this_cpu()):
+        device, count = calibrated(before, [of_cpu])
+        again = forecast_of(spec, planned_work(spec), device, device.name)
+        assert again.step_seconds == pytest.approx(0.25) and count == 1
+    json.dumps(plan_document("x", plan([spec], device), device, totals([], 1, None)), allow_nan=False)
+    assert calibrated(this_cpu(), [record(spec, completed())])[1] == 0
+
+
+def test_a_cpu_is_measured_with_the_cores_of_a_rank(
+    trial: Callable[..., TrialSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def measured(threads: int, *_: str, tokens: int) -> Device:
+        asked.append(threads)
+        return replace(this_cpu(), flops_per_second={"fp32": float(tokens)})
+
+    monkeypatch.setattr("bench.plan.devices.measured_cpu", measured)
+    monkeypatch.setattr("bench.plan.devices.usable_cores", lambda: 6)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    device_of = _device_of("local", None)
+    devices = [device_of(trial("lora", **resources)) for resources in ({"cpus_per_rank": 1}, {"ranks": 2}, {})]
+    assert asked == [1, 3, 6]
+    whole, half, again = (device.flops_per_second["fp32"] for device in devices)
+    assert whole == again == planned_work(trial("lora")).micro_batch_tokens > half, "two ranks divide a batch"
+
+
+def test_the_rate_of_a_cpu_is_its_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may take most of the time."""
+    calls = 0
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal calls, now
+        calls += 1
+        now += 1.0 if 20 <= calls < 24 else 5.0
+        return now
+
+    monkeypatch.setattr("bench.plan.devices.time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr("bench.plan.devices.MOST_SECONDS", 1e9)
+    of_most_windows = 2 * 2 * 8 * 768 * 2048 / 10
+    assert _matrix_rate(torch.float32, 8) > 2 * of_most_windows
+
+
+@pytest.mark.parametrize(
+    "resources", [{}, {"cpus_per_rank": 1}, {"cpus_per_rank": 3}, {"ranks": 2}, {"ranks": 2, "cpus_per_rank": 2}]
+)
+def test_trials_side_by_side_share_a_cpu_as_they_are_seated(
+    resources: dict[str, Any], trial: Callable[..., TrialSpec]
+) -> None:
+    spec, device = trial("lora", **resources), replace(H100, kind="cpu", cores=8)
+    cluster = Cluster([Machine(cpus=8, gpus=0)])
+    at_once = cluster.at_once(cluster.need(spec))
+    assert device.trials_at_once(spec) == at_once
+    assert device.share_bytes(spec) == pytest.approx(0.9 * device.memory_bytes / (spec.resources.ranks * at_once))
+    one = plan([spec], device)[0]
+    assert one.on_one_cpu == at_once
+    seconds = one.seconds
+    assert totals([one] * (at_once + 1), 1, None).wall_hours == pytest.approx(2 * seconds / 3600)
+    assert totals([one] * at_once, 1, None).device_hours == pytest.approx(seconds / 3600)
+
+
+def test_all_losses_and_texts_take_time(trial: Callable[..., TrialSpec]) -> None:
+    spec = trial("lora")
+    work = planned_work(spec)
+
+    def seconds(spec: TrialSpec, **changes: Any) -> float:
+        return forecast_of(spec, replace(work, **changes), H100, "x").total_seconds or 0.0
+
+    assert work.test_tokens > 0
+    assert seconds(spec, test_tokens=2 * work.test_tokens) > seconds(spec)
+    tuned = spec.model_copy(update={"stage": "tune"})
+    assert seconds(tuned) < seconds(spec), "neither the stored adapter's dev loss nor merged decoding"
 
 
 @pytest.mark.parametrize(

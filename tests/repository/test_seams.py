@@ -64,6 +64,7 @@ def _of_torch_tracing() -> Any:
         kernels._scaled_dot_product_flash_attention_for_cpu,
         kernels._scaled_dot_product_flash_attention_for_cpu_backward,
         kernels._grouped_mm,
+        (torch.ops.mkldnn._is_mkldnn_bf16_supported, torch.ops.mkldnn._is_mkldnn_fp16_supported),
     )
 
 
@@ -187,7 +188,7 @@ SEAMS: dict[str, tuple[str, Callable[[], Any], tuple[str, ...]]] = {
         ("_dynamo", "_inductor", "_compiled_call_impl"),
     ),
     "torch's tracing": (
-        "bench/plan/trace.py, bench/models/lean_modules.py, methods/parts/attention_prefix.py",
+        "bench/plan/trace.py, bench/plan/kernels.py, bench/models/lean_modules.py, methods/parts/attention_prefix.py",
         _of_torch_tracing,
         (
             *("_subclasses", "_python_dispatch", "_pytree", "_schema", "_overloadpacket", "_cdata", "_version"),
@@ -196,6 +197,7 @@ SEAMS: dict[str, tuple[str, Callable[[], Any], tuple[str, ...]]] = {
                 "_scaled_dot_product_flash_attention_for_cpu_backward",
                 "_grouped_mm",
             ),
+            *("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"),
         ),
     ),
     "torch's modules": (
