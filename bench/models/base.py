@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import re
+from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -395,8 +397,8 @@ def architecture(spec: ModelSpec) -> Architecture:
 def embedded_model() -> Path:
     """Folder of the embedded model, converted from GGUF to safetensors (fp32) once for each user.
 
-    The conversion takes about ten seconds, in a temporary folder that is renamed at the end. If two processes convert
-    at the same time, both get the folder of the first one that ends.
+    The conversion takes some ten seconds, in a temporary folder that is renamed at the end. If two processes convert at
+    the same time, both get the folder of the first one that ends.
     """
     target = embedded_folder()
     if target.is_dir():
@@ -410,6 +412,7 @@ def embedded_model() -> Path:
         new_folder(target) as partial,
         contextlib.redirect_stdout(noise),
         contextlib.redirect_stderr(noise),
+        _read_once(),
     ):
         AutoTokenizer.from_pretrained(package, gguf_file=EMBEDDED_GGUF).save_pretrained(partial)
         model = AutoModelForCausalLM.from_pretrained(package, gguf_file=EMBEDDED_GGUF, dtype=torch.float32)
@@ -418,3 +421,21 @@ def embedded_model() -> Path:
         model.hf_quantizer = None
         model.save_pretrained(partial)
     return target
+
+
+@contextlib.contextmanager
+def _read_once() -> Iterator[None]:
+    """Let transformers parse a GGUF file once: it does so for the tokenizer, the configuration and the weights.
+
+    The names of tensors, too, it would look up in a new table for each module. Both take longer than the weights do.
+    """
+    import gguf
+
+    originals = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, function in originals.items():
+        setattr(gguf, name, functools.cache(function))
+    try:
+        yield
+    finally:
+        for name, function in originals.items():
+            setattr(gguf, name, function)

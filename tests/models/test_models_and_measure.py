@@ -22,8 +22,15 @@ CPU = torch.device("cpu")
 MEBIBYTE = 2**20
 
 CONVERT = """
+import gguf
 from bench.models.base import embedded_model
+read, parse = [], gguf.GGUFReader
+def counted(path):
+    read.append(path)
+    return parse(path)
+gguf.GGUFReader = counted
 print(embedded_model())
+assert len(read) <= 1 and gguf.GGUFReader is counted, read
 """
 SPEAK = """
 import torch
