@@ -14,7 +14,7 @@ E2E ?= $(wildcard ../shared/data/e2e)
 .PHONY: measure exhibits quickstart test test-all test-lowest test-newest test-html chaos exits multihost overhead race false-calls mutants profile docs lint style format
 
 quickstart: $(INSTALLED)
-	@echo 'Trains a model of 135M weights in three ways, one after the other: two to four minutes on two cores.'
+	@echo 'Trains a model of 135M weights in three ways, one after the other: three to five minutes on two cores.'
 	$(BIN)/tuneoff run configs/quickstart.yaml
 
 # Three workers on two cores: tests that wait for processes to start, or to end, leave room for others. mypy runs beside
