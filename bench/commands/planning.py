@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -113,10 +114,14 @@ def _cpu_of(calibrate: Path | None, records: Sequence[TrialResult]) -> Callable[
         tokens = planned_work(spec).micro_batch_tokens
         return measured_cpu(cluster.threads(spec), spec.resources.precision, tokens=tokens)
 
+    @functools.cache
+    def with_threads(threads: int) -> Device:
+        alike = [one for one in records if one.provenance is not None and one.provenance.threads_per_rank == threads]
+        return calibrated(here, alike)[0]
+
     def as_found(spec: TrialSpec) -> Device:
         threads, precision = cluster.threads(spec), spec.resources.precision
-        alike = [one for one in records if one.provenance is not None and one.provenance.threads_per_rank == threads]
-        device, _ = calibrated(here, alike)
+        device = with_threads(threads)
         if precision not in device.flops_per_second:
             raise ConfigError(
                 f"--calibrate {calibrate}: no trial there was trained on {here.name} in {precision} with "
