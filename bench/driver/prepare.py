@@ -40,13 +40,13 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None], metrics: Se
     read: dict[str, tuple[Task, Examples]] = {}
     in_tokens: dict[tuple[str, ModelSpec], dict[Split, SplitData]] = {}
     try:
-        _check_methods(trials, say)  # the quickest check comes first
         for model in dict.fromkeys(trial.scored_model for trial in trials):
             if (folder := base.local_folder(model)) is not None:
                 base.require_readable_weights(folder)
         if any(trial.model.path == base.EMBEDDED for trial in trials) and not base.embedded_folder().is_dir():
             say(f"converting {base.EMBEDDED} to safetensors, once, into {base.embedded_folder()}")
             base.embedded_model()
+        _check_methods(trials, say)
         lines: dict[str, None] = {}
         for trial in {
             (trial.task.model_dump_json(), trial.scored_model, trial.splits): trial for trial in trials

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import io
 import re
@@ -361,7 +362,7 @@ def load_config(spec: ModelSpec) -> Any:
     from transformers import AutoConfig
 
     if spec.path == EMBEDDED and not embedded_folder().is_dir():
-        return AutoConfig.from_pretrained(embedded_package(), gguf_file=EMBEDDED_GGUF)
+        return copy.deepcopy(_config_before_conversion(embedded_package()))
     try:
         return AutoConfig.from_pretrained(
             model_source(spec), revision=spec.pinned_revision, trust_remote_code=spec.trust_remote_code
@@ -370,6 +371,14 @@ def load_config(spec: ModelSpec) -> Any:
         raise
     except Exception as error:  # of many kinds, and those of code that the model brings
         raise ModelError(f"model.path: {spec.path!r} has no usable configuration: {in_words(error, spec)}") from error
+
+
+@functools.cache
+def _config_before_conversion(package: Path) -> Any:
+    """The embedded model's configuration in its GGUF file, whose parsing takes seconds: the vocabulary is in it, too."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(package, gguf_file=EMBEDDED_GGUF)
 
 
 def load_generation_config(spec: ModelSpec) -> Any:

@@ -23,12 +23,16 @@ MEBIBYTE = 2**20
 
 CONVERT = """
 import gguf
-from bench.models.base import embedded_model
+from bench.models.base import embedded_model, load_config
+from bench.schema.trial import ModelSpec
 read, parse = [], gguf.GGUFReader
 def counted(path):
     read.append(path)
     return parse(path)
 gguf.GGUFReader = counted
+assert load_config(ModelSpec()) == load_config(ModelSpec()) is not load_config(ModelSpec())
+assert len(read) <= 1, "of a file that takes seconds, for each method of a sweep and more than once"
+read.clear()
 print(embedded_model())
 assert len(read) <= 1 and gguf.GGUFReader is counted, read
 """
