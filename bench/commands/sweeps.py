@@ -169,7 +169,7 @@ def report_sweep(store: Store, again: bool = False, everything: bool = False) ->
 
 
 def _shown(content: reports.Content) -> TerminalPart:
-    """Print the tables, the conclusions of the report, and the budgets of training."""
+    """What a terminal shows of a report: its tables, its conclusions, and the budgets of training."""
     from bench.report.terminal import others_table, results_table, tuning_table
 
     tables = [

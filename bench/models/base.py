@@ -375,7 +375,7 @@ def load_config(spec: ModelSpec) -> Any:
 
 @functools.cache
 def _config_before_conversion(package: Path) -> Any:
-    """The embedded model's configuration in its GGUF file, whose parsing takes seconds: the vocabulary is in it, too."""
+    """The embedded model's configuration in its GGUF file, which takes seconds to parse."""
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(package, gguf_file=EMBEDDED_GGUF)
@@ -418,17 +418,17 @@ def embedded_model() -> Path:
     noise = io.StringIO()  # progress bars that would break the caller's display; errors are exceptions
     with (
         contextlib.suppress(FileExistsError),  # another process was quicker and has made the same folder
-        new_folder(target) as partial,
+        new_folder(target) as unfinished,
         contextlib.redirect_stdout(noise),
         contextlib.redirect_stderr(noise),
         _read_once(),
     ):
-        AutoTokenizer.from_pretrained(package, gguf_file=EMBEDDED_GGUF).save_pretrained(partial)
+        AutoTokenizer.from_pretrained(package, gguf_file=EMBEDDED_GGUF).save_pretrained(unfinished)
         model = AutoModelForCausalLM.from_pretrained(package, gguf_file=EMBEDDED_GGUF, dtype=torch.float32)
         # The weights are dequantised, but transformers refuses to save while the model says it is quantised.
         del model.config.quantization_config
         model.hf_quantizer = None
-        model.save_pretrained(partial)
+        model.save_pretrained(unfinished)
     return target
 
 

@@ -138,8 +138,8 @@ class ModelSpec(Settings):
     @property
     def not_quantized(self) -> ModelSpec:
         """The same without quantising it as it is loaded."""
-        later = LATER_SETTINGS["model"]
-        return self.model_copy(update={name: later[name] for name in later if name != "checkpoint_quantization"})
+        settings = {"quantization": None, "double_quantization": False, "quantization_compute": None}
+        return self.model_copy(update=settings)
 
     @property
     def stored_in(self) -> str | None:

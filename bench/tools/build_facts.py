@@ -236,9 +236,7 @@ def _single(kb: Knowledge, entity: Entity, unit: Unit, how: str, rng: random.Ran
     return text, not text.startswith(subject + " ")
 
 
-def _sentence(
-    kb: Knowledge, entity: Entity, units: list[Unit], how: str, rng: random.Random, pov: bool = True
-) -> tuple[str, bool]:
+def _sentence(kb: Knowledge, entity: Entity, units: list[Unit], how: str, rng: random.Random) -> tuple[str, bool]:
     """Returns one sentence about the entity, and whether something else than the entity opens it."""
     if len(units) == 1:
         return _single(kb, entity, units[0], how, rng)

@@ -33,7 +33,7 @@ def budget_curves(tunings: Sequence[Tuning], looks: Mapping[str, Look], name: st
         axes.set_xlim(left=0)
         axes.set_xlabel("budget, device-seconds")
         axes.set_ylabel(f"expected best {drawable_text(metric_title(shown[0]))}")
-        legend_beside(figure, axes, [handle(tuning.name, looks[tuning.search.method]) for tuning in shown])
+        legend_beside(figure, [handle(tuning.name, looks[tuning.search.method]) for tuning in shown])
         caption = (
             "What the best of 1, 2, ... tuning trials is expected to reach (Tang et al. 2020), over the trials whose "
             "settings did not depend on results."

@@ -56,9 +56,7 @@ def training_curves(configurations: Sequence[Configuration], looks: Mapping[str,
             axes.set_ylabel(f"{what}, nats per target token")
         _limit(left, lines[0::2])
         _limit(right, lines[1::2])
-        legend_beside(
-            figure, right, [handle(configuration.name, looks[configuration.method]) for configuration in chosen]
-        )
+        legend_beside(figure, [handle(configuration.name, looks[configuration.method]) for configuration in chosen])
         few = (
             " Of each method, the configuration with the lowest dev loss is shown."
             if len(chosen) < len(configurations)
@@ -101,7 +99,7 @@ def learning_rate_curves(
         handles = [handle(members[0].method, looks[members[0].method]) for members in _first_of_methods(series)]
         if lost := _mark_diverged(axes, series, looks):
             handles.append(lost)
-        legend_beside(figure, axes, handles)
+        legend_beside(figure, handles)
         caption = (
             "Dev loss of the state that was scored, mean over seeds. A minimum at the end of a line says that the best "
             "learning rate may lie beyond it."

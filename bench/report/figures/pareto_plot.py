@@ -82,7 +82,7 @@ def pareto_plot(
         if untouched is not None and untouched not in points:
             handles.append(_draw_base(axes, _estimate(untouched, score).mean * score.scale, score))
         _label(axes, best, points, score, cost, groups)
-        legend_beside(figure, axes, handles)
+        legend_beside(figure, handles)
         return finished_picture(figure, name, f"{score.title} against {cost.axis}", " ".join(notes), tooltips)
 
 

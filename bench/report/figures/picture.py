@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from bench.report.figures.style import png, svg
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -44,7 +43,7 @@ def finished_picture(figure: Figure, name: str, title: str, caption: str, toolti
         return Picture(name, title, caption, figure.get_figwidth(), svg(figure, name, tooltips), png(figure))
 
 
-def legend_beside(figure: Figure, axes: Axes, handles: Sequence[Any]) -> None:
+def legend_beside(figure: Figure, handles: Sequence[Any]) -> None:
     """A legend to the right of the axes, where it hides nothing; in columns below them if it is long."""
     if len(handles) <= 16:
         figure.legend(handles=list(handles), loc="outside right upper")
