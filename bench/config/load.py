@@ -38,6 +38,8 @@ from bench.schema.validation import ConfigError, check_attention, check_batches,
 MOST_CHOICES = 1_000_000
 # A bare text in place of these mappings stands for this key of theirs.
 SHORT_FORMS = {"model": "path", "task": "name"}
+# What YAML reads as null. It takes a comment alone for null, too.
+NULLS = ("null", "Null", "NULL", "~", "")
 
 
 class Resolver(Protocol):
@@ -100,9 +102,10 @@ def setting_value(setting: str, option: str = "--set") -> tuple[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """A number, a truth value, a list or a mapping where the text is one; else the text, whatever colons it has.
+    """A number, a truth value, null, a list or a mapping where the text is one; else the text as it is written.
 
-    Lists and mappings are in brackets: ``[0, 1]``, ``{beams: 4}``. ``{name} : {home}`` and ``{name}`` are texts.
+    Lists and mappings are in brackets: ``[0, 1]``, ``{beams: 4}``. ``{name} : {home}`` and ``{name}`` are texts. A text
+    keeps its colons, line breaks and ``#``. Quotes around all of it make a text of anything.
     """
     try:
         value = parse_yaml(text) if text else ""
@@ -111,6 +114,9 @@ def _value(text: str) -> Any:
     if isinstance(value, list | dict):
         is_mapping = isinstance(value, dict) and not all(inner is None for inner in value.values())
         return value if text.lstrip()[:1] == "[" or (text.lstrip()[:1] == "{" and (is_mapping or not value)) else text
+    is_quoted = text.lstrip()[:1] in ("'", '"')
+    if not is_quoted and (isinstance(value, str) or "#" in text or (value is None and text.strip() not in NULLS)):
+        return text
     return value
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.schema.strict_yaml import parse_yaml
 from bench.schema.validation import ConfigError
 from bench.store.files import created
 from bench.task import SPLITS, TaskError
@@ -48,7 +49,7 @@ FORMATS = {
 SWEEP = """# Compare ways of fine-tuning on {data}. Every key with its default: docs/use/sweep.md, or `tuneoff schema`.
 #   tuneoff plan {file}     what it will cost; starts nothing
 #   tuneoff run {file}      the same command goes on after a stop, and runs only what is new
-name: {name}                # results go to results/{name}/
+name: {name}                # results go to results/{folder}/
 model: {model}              # the embedded model (smollm2-135m), a local folder, or a hub id
 task:
   name: {task}
@@ -101,12 +102,13 @@ def write_sweep(data: Path, model: str, file: Path) -> Columns:
         columns = guess(_columns(task, sample))
     except TaskError as error:
         raise ConfigError(str(error)) from error
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", data.name.split(".")[0]).strip("-.") or "sweep"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", data.name.split(".")[0]).strip("-._")[:100] or "sweep"
     text = SWEEP.format(
         data=data.name,
         file=file,
-        name=name,
-        model=json.dumps(model) if re.search(r"[^A-Za-z0-9._/-]", model) else model,
+        folder=name,
+        name=_said(name),
+        model=_said(model),
         task=task,
         path=json.dumps(str(data)),
         columns=", ".join(columns.names),
@@ -119,6 +121,12 @@ def write_sweep(data: Path, model: str, file: Path) -> Columns:
     except FileExistsError as error:
         raise ConfigError(f"{file} is there already; name another file with --output") from error
     return columns
+
+
+def _said(text: str) -> str:
+    """A text in YAML, in quotes where it would be read as something else: 0000, 2024, null."""
+    is_plain = not re.search(r"[^A-Za-z0-9._/-]", text) and parse_yaml(text) == text
+    return text if is_plain else json.dumps(text)
 
 
 def guess(names: tuple[str, ...]) -> Columns:

@@ -115,6 +115,17 @@ def test_a_key_in_the_wrong_place_is_told_where_it_stands(raw: dict[str, object]
         ("'3'", "3"),
         ("", ""),
         ("null", None),
+        (" ~ ", None),
+        ("Solve it. End with #### and the number.", "Solve it. End with #### and the number."),
+        ("### Be brief", "### Be brief"),
+        ("### Instruction: {source}", "### Instruction: {source}"),
+        ("#### (-?[0-9.,]+)", "#### (-?[0-9.,]+)"),
+        ("3 # times", "3 # times"),
+        ("Read {source}\nand answer\n", "Read {source}\nand answer\n"),
+        ("---", "---"),
+        ("'a # b'", "a # b"),
+        ("0", 0),
+        ("true", True),
     ],
 )
 def test_set_takes_texts_as_texts(text: str, value: object) -> None:
@@ -146,7 +157,10 @@ def test_columns_are_guessed_by_their_names(names: tuple[str, ...], source: str,
     assert (guesses.source, guesses.references) == (source, references)
 
 
-@pytest.mark.parametrize("form", ["people.csv", "people.tsv", "people.jsonl", "people.json", "people.csv.gz", "folder"])
+@pytest.mark.parametrize(
+    "form",
+    ["people.csv", "people.tsv", "people.jsonl", "people.json", "people.csv.gz", "folder", "0000.csv", "_2024.jsonl"],
+)
 def test_init_writes_a_sweep_that_is_valid(
     form: str, tuneoff: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,7 +170,9 @@ def test_init_writes_a_sweep_that_is_valid(
     done = tuneoff("init", form)
     assert done.returncode == 0, done.stderr
     assert "reads name : {name} | home : {home}, writes text" in done.stdout
-    trials = expand(load_sweep(Path("sweep.yaml")), RegistryResolver())
+    sweep = load_sweep(Path("sweep.yaml"))
+    assert sweep.name == form.split(".")[0].strip("_")
+    trials = expand(sweep, RegistryResolver())
     assert [trial.method.name for trial in trials[::3]] == ["none", "full", "lora", "prefix_tuning"]
     again = tuneoff("init", form)
     assert (again.returncode, again.stderr) == (
