@@ -31,7 +31,7 @@ _FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{\s*([^{}]*?)\s*\}|(\w))\s*(?:\{\s*(
 _VULGAR_FRACTIONS = re.compile("[\u00bc-\u00be\u2150-\u215e\u2189]")
 _RAISED = re.compile("[⁺⁻]?[\u00b2\u00b3\u00b9\u2070\u2074-\u2079]+")
 _LOWERED = re.compile("[\u2080-\u2089]+")
-_SUBSCRIPT = re.compile(r"(?<=[A-Za-z}])_(?:\w+|\{[^{}]*\})")
+_SUBSCRIPT = re.compile(r"(?<=[A-Za-z0-9}])_(?:\w+|\{[^{}]*\})")
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?")
 _OF_TEN = re.compile(
     r"(?<![\w.])(\d+(?:\.\d+)?)\s*(?:\\times|\\cdot|[x\u00d7*\u00b7\u22c5])\s*10\s*\^\s*\{?\s*([-+]?\d{1,9})\s*\}?(?!\.?\d)"
@@ -43,6 +43,8 @@ _POWER_OF_LETTERS = re.compile(
     r"|(?:(?<=(?<![A-Za-z])(?:[cdkm]m|ft|in|yd))|(?<=(?<![A-Za-z])m))[23](?!\d)"
 )
 _THIN_THOUSANDS = re.compile("(?<=\\d)[\u00a0\u2007-\u2009\u202f](?=\\d{3}(?!\\d))")
+# Behind a plain space, groups of which one begins with 0, as no number does: 12 000 is one, 5 100 may be two.
+_PLAINLY_SPACED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})*? 0\d\d(?: \d{3})*(?!\d)")
 _OTHER_THOUSANDS = re.compile(r"(?<=\d)(?:['\u2019_]|\{,\})(?=\d{3}(?!\d))")
 # What has one of these is no number that digits say: two roots of which the last digit is the same are not equal.
 _NO_NUMBER = re.compile(
@@ -107,10 +109,11 @@ def _fraction(text: str) -> Fraction | None:
 def _upright(text: str) -> str:
     r"""The text with ASCII signs and fractions, powers of numbers as their values, and without those of letters.
 
-    m² and x_2 do not contain the number 2, and 2½ is 2 1/2.
+    m² and x_2 do not contain the number 2, nor 10_2 another one than 10; 2½ is 2 1/2, and 12 000 is 12000.
     """
     text = _without_tex(_THIN_THOUSANDS.sub("", text))
     text = _OTHER_THOUSANDS.sub("", text.replace("\\$", "$").replace("\\%", "%"))
+    text = _PLAINLY_SPACED.sub(lambda found: found[0].replace(" ", ""), text)
     text = _FRACTION.sub(_in_a_line, text)
     text = _DEGREES.sub("", _SUBSCRIPT.sub("", text))
     text = _OF_TEN.sub(r"\1e\2", text)

@@ -80,7 +80,7 @@ class Accuracy(MeanOfSources):
         if texts.scoring.choices is not None:
             return choices.signature(texts)
         answer = texts.scoring.answer
-        return "no answer" if answer is None else f"answer:{answer.pattern!r}|{answer.normalise}|any reference|v4"
+        return "no answer" if answer is None else f"answer:{answer.pattern!r}|{answer.normalise}|any reference|v5"
 
     def values(self, texts: Texts) -> list[float]:
         if texts.scoring.choices is not None:

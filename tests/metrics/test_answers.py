@@ -59,6 +59,11 @@ from bench.task import Answer, Example, Scoring
         (r"3 \times 10^4", 30_000),
         ("2\u00b9\u2070", 1024),
         ("with CO\u2082 5 times as much CO\u2082", 5),
+        ("The total is 12 000.", 12_000),
+        ("15 000.50 or 1 234 000", 1_234_000),
+        ("rooms 1 100 and 5 0001", 1),
+        ("2024 000", 0),
+        ("that is 101_2", 101),
     ],
 )
 def test_the_last_number(text: str, value: Any) -> None:
@@ -164,6 +169,13 @@ def test_numbers_are_read_from_whole_answers() -> None:
         "2 1/2": Fraction(5, 2),
         ".5 %": Fraction(1, 2),
         "\u00bd": Fraction(1, 2),
+        "12_{5}": 12,
+        "34_{5}": 34,
+        "12\u2085": 12,
+        "2516_8": 2516,
+        "2516_{8}": 2516,
+        "1_000": 1000,
+        "2_{10} + 1 = 11_{2}": 11,
     }
     assert {text: number(text) for text in values} == values
 
