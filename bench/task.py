@@ -271,6 +271,8 @@ class TaskConfig(StrictNumbers):
     def _has_source(cls, template: str) -> str:
         if template != CHAT and "{source}" not in template:
             raise ValueError("a template has the place {source}, or is the word chat")
+        if template.count("{source}") > 1:
+            raise ValueError("a template has the place {source} once; a second one would stay as it is written")
         return template
 
     @model_validator(mode="after")
@@ -297,6 +299,8 @@ class Task(ABC):
     scoring: Scoring = Scoring()
     has_columns: ClassVar[bool] = False
     """Whether its data have columns that a setting may name."""
+    data_columns: frozenset[str] = frozenset()
+    """The columns of the data that were loaded, as far as they are known. None of them is a place of a template."""
     stop: tuple[str, ...] = ()
     """Strings that end a prediction and do not belong to it, unless a sweep sets ``decode.stop``. Without any, texts
     may have several lines and end at the end tokens of the model. Data-to-text ends at a line break."""

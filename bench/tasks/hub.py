@@ -12,7 +12,7 @@ from bench.schema.digests import sha256_of
 from bench.schema.home import with_home
 from bench.task import Example, Split
 from bench.tasks.hub_rows import commit_sha256, hub_records, no_examples, pinned_revision
-from bench.tasks.records import Record, RecordConfig, RecordTask, omissions_text
+from bench.tasks.records import Record, RecordConfig, RecordTask, names_of, omissions_text
 
 
 class Hub(RecordTask):
@@ -69,7 +69,10 @@ class Hub(RecordTask):
     def records(self, split: Split) -> Iterator[Record]:
         config = self.config
         name = {"train": config.train, "dev": config.dev, "test": config.test}[split]
-        return hub_records(config.path, config.revision, config.subset, name, self.columns)
+        # Numbers of classes are the places of choices; their names may be other words than the choices are.
+        are_places = config.choices is not None and config.choices.reference == "place"
+        places = names_of(config.references) if are_places else ()
+        return hub_records(config.path, config.revision, config.subset, name, self.columns, by_number=places)
 
     def load(self, split: Split) -> list[Example]:
         examples = super().load(split)

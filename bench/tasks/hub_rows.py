@@ -36,7 +36,13 @@ def no_examples(path: str, split: Split, left_out: str) -> TaskError:
 
 
 def hub_records(
-    path: str, revision: str | None, subset: str | None, name: str, columns: Sequence[str], optional: Sequence[str] = ()
+    path: str,
+    revision: str | None,
+    subset: str | None,
+    name: str,
+    columns: Sequence[str],
+    optional: Sequence[str] = (),
+    by_number: Sequence[str] = (),
 ) -> Iterator[Record]:
     """The rows of a split, with classes by their names and short floats in their shortest notation.
 
@@ -47,6 +53,7 @@ def hub_records(
         name: The split's name, or a slice such as ``train[:90%]``.
         columns: Those that are read. Others may hold pictures and sounds, which would be decoded.
         optional: Further ones, which may be absent.
+        by_number: Those whose classes keep their numbers, from 0 on.
 
     Raises:
         TaskError: It cannot be loaded, or lacks a column.
@@ -64,23 +71,26 @@ def hub_records(
         if column not in rows.column_names:
             raise TaskError(f"{where}: no column {column!r}; the columns are {', '.join(rows.column_names)}")
     read = [*columns, *(column for column in optional if column in rows.column_names and column not in columns)]
+    unread = [column for column in rows.column_names if column not in read]
     rows = rows.select_columns(read)
     kinds = {name: rows.features.arrow_schema.field(name).type for name in read}
     short = {name: kind for name, kind in kinds.items() if has_short_floats(kind)}
     for number, values in enumerate(rows, start=1):
         corrected = {name: exact(values[name], kind) for name, kind in short.items()}
-        named = {name: _with_class_names(value, rows.features[name]) for name, value in values.items()}
-        yield Record(f"{where}: row {number}", {**named, **corrected})
+        named = {name: _with_classes(value, rows.features[name], name in by_number) for name, value in values.items()}
+        yield Record(f"{where}: row {number}", {**named, **corrected}, unread)
 
 
-def _with_class_names(value: Any, feature: Any) -> Any:
-    """The value with the names of classes in place of their numbers; None for an unknown class."""
+def _with_classes(value: Any, feature: Any, by_number: bool) -> Any:
+    """The value with the names of classes, or with their numbers; None for an unknown class."""
     import datasets
 
     if isinstance(feature, datasets.ClassLabel):
-        return None if value is None or value < 0 else feature.int2str(value)
+        if value is None or value < 0:
+            return None
+        return value if by_number else feature.int2str(value)
     if isinstance(feature, datasets.List | datasets.LargeList) and isinstance(value, list):
-        return [_with_class_names(item, feature.feature) for item in value]
+        return [_with_classes(item, feature.feature, by_number) for item in value]
     if isinstance(feature, dict) and isinstance(value, dict):
-        return {key: _with_class_names(inner, feature[key]) for key, inner in value.items()}
+        return {key: _with_classes(inner, feature[key], by_number) for key, inner in value.items()}
     return value

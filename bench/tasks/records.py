@@ -51,10 +51,11 @@ TEST_PERCENT = 10
 
 
 class Record(NamedTuple):
-    """One row of a file, and its place for messages."""
+    """One row of a file, its place for messages, and the columns that were not read."""
 
     where: str
     values: Mapping[str, Any]
+    unread: Sequence[str] = ()
 
 
 class RecordConfig(TaskConfig):
@@ -141,7 +142,9 @@ class RecordTask(Task):
         left_out: Counter[str] = Counter()
         unseen, first = set(template_columns(self.config.source)), None
         for number, record in enumerate(self.records(split), start=1):
-            first = first or record
+            if first is None:
+                first = record
+                self._check_places(record)
             unseen -= record.values.keys()
             example = self._example_of(record, f"{split}-{number}", split, left_out)
             if example is None:
@@ -154,6 +157,21 @@ class RecordTask(Task):
             raise _no_column(first, next(column for column in self.columns if column in unseen))
         self._left_out[split] = left_out
         return list(grouped.values())
+
+    def _check_places(self, record: Record) -> None:
+        """Refuse a template that names columns, which would stay as they are written.
+
+        Raises:
+            TaskError: It does.
+        """
+        self.data_columns |= {*record.values, *record.unread}
+        template = self.config.template
+        for column in sorted(self.data_columns - {"source", "bos"}):
+            if f"{{{column}}}" in template:
+                raise TaskError(
+                    f"{record.where}: task.template: {{{column}}} would stay as it is written, because a template has "
+                    f"the place {{source}} alone; columns are filled in by task.source, e.g. '{{{column}}} {{...}}'"
+                )
 
     def skipped(self, split: Split) -> Mapping[str, int]:
         return dict(self._left_out.get(split, {}))

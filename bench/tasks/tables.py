@@ -73,13 +73,14 @@ def read_parquet(location: str, columns: Sequence[str], optional: Sequence[str] 
         with parquet.ParquetFile(location) as file:
             schema = file.schema_arrow
             read = _columns_of(schema.names, columns, optional, location)
+            unread = [name for name in schema.names if name not in read]
             kinds = {name: schema.field(name).type for name in read}
             short = {name: kind for name, kind in kinds.items() if has_short_floats(kind)}
             for batch in file.iter_batches(columns=read):
                 for values in batch.to_pylist():
                     number += 1
                     corrected = {name: exact(values[name], kind) for name, kind in short.items()}
-                    yield Record(f"{location}: row {number}", {**values, **corrected})
+                    yield Record(f"{location}: row {number}", {**values, **corrected}, unread)
     except TaskError:
         raise
     except (ArrowException, OSError, ValueError, OverflowError) as error:  # a date that Python has not, too

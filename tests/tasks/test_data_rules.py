@@ -22,6 +22,7 @@ from bench.task import Example, Task, TaskError
 from bench.tasks.hub import Hub
 from bench.tasks.jsonl import JsonLines
 from bench.tasks.records import RecordTask
+from bench.tasks.splits import load_split
 from bench.tasks.tables import Csv, Parquet
 from bench.tasks.values import CellError, KeyOrder, facts_of, is_missing, text_of
 
@@ -253,6 +254,10 @@ def test_classes_of_a_hub_data_set_read_as_their_names(tmp_path: Path, monkeypat
     task = hub(tmp_path, monkeypatch, source="text", references="label")
     assert [example.references for example in task.load("train")] == [("good",), ("bad",)]
     assert task.skipped("train") == {"empty references": 1, "rows without a reference": 1}
+    choices = {"labels": ["poor", "fine"], "reference": "place"}
+    placed = hub(tmp_path, monkeypatch, source="text", references="label", choices=choices)
+    assert [example.references for example in load_split(placed, "train")] == [("fine",), ("poor",)]
+    assert placed.skipped("train") == task.skipped("train")
 
 
 def zstandard(content: bytes) -> bytes:

@@ -177,6 +177,25 @@ def test_a_template_is_checked_before_anything_starts(template: str) -> None:
         RegistryResolver().task("csv", {"path": ".", "source": template})
 
 
+def test_a_template_has_one_place_and_no_columns(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"template has the place \{source\} once"):
+        RegistryResolver().task("csv", {"path": ".", "template": "{source}\n{source}"})
+    frame = pd.DataFrame({"question": ["Who?"], "context": ["Ann came."], "answer": ["Ann"]})
+    frame.to_csv(tmp_path / "train.csv", index=False)
+    frame.to_parquet(tmp_path / "train.parquet")
+    columns = {"path": str(tmp_path), "source": "question", "references": "answer"}
+    message = (
+        r"row 1|line 2): task.template: \{context\} would stay .*; columns are filled in by task.source, e.g. '\{con"
+    )
+    for kind in (Csv, Parquet):
+        with pytest.raises(TaskError, match=f"({message}"):
+            kind(kind.Config(**columns, template="{context}\n{source}")).load("train")
+        kept = kind(kind.Config(**columns, template='{bos}Answer as {"who": name}: {source}')).load("train")
+        assert [example.references for example in kept] == [("Ann",)]
+    frame.rename(columns={"question": "source"}).to_csv(tmp_path / "train.csv", index=False)
+    assert Csv(Csv.Config(path=str(tmp_path), references="answer")).load("train")
+
+
 @given(st.lists(st.text(min_size=1, max_size=6), min_size=300, max_size=300, unique=True))
 def test_an_undivided_file_is_shared_out_by_its_sources(sources: list[str]) -> None:
     counts = Counter(share_of(source) for source in sources)
