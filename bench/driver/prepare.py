@@ -11,7 +11,14 @@ from bench.metrics.checks import answers_missing, check_metrics
 from bench.models import base
 from bench.models.split_data import SplitData, data_summary
 from bench.models.token_cache import read_split
-from bench.models.token_check import TokenFinding, check_key, check_positions, check_tokens, longest_sequence
+from bench.models.token_check import (
+    TokenFinding,
+    check_key,
+    check_positions,
+    check_tokens,
+    longest_choice,
+    longest_sequence,
+)
 from bench.models.tokens import tokenization
 from bench.plan.plan import needs_source_lengths, planned_parameters
 from bench.plugins.registry import make_task, metrics_of
@@ -19,7 +26,7 @@ from bench.schema.trial import DEFAULT_BRANCH, JsonDict, ModelSpec, TrialSpec
 from bench.schema.validation import ConfigError
 from bench.task import Example, Split, Task
 from bench.tasks.hub_commits import commit_of
-from bench.tasks.splits import oddity_sentences, omission_lines
+from bench.tasks.splits import TRUNCATIONS, oddity_sentences, omission_lines
 
 Examples = dict[Split, Sequence[Example]]
 
@@ -126,7 +133,20 @@ def _lines(trial: TrialSpec, task: Task, found: JsonDict, doubts: Sequence[str])
     if task.licence_note:
         yield f"task {name}: the data are licensed {task.licence}: {task.licence_note}"
     yield from (f"task {name}: left out of {left_out}" for left_out in omission_lines(found["left_out"]))
-    yield from (f"task {name}: warning: {oddity}" for oddity in oddity_sentences(found))
+    warnings = [*_truncations(trial, task, found), *oddity_sentences(found)]
+    yield from (f"task {name}: warning: {warning}" for warning in warnings)
+
+
+def _truncations(trial: TrialSpec, task: Task, found: JsonDict) -> Iterator[str]:
+    """What is too long for the settings, in the tokens of the trial's model."""
+    of_model = f"in tokens of {trial.scored_model.path}"
+    for key, (what, setting) in TRUNCATIONS.items():
+        if cut := found.get(key):
+            limit = getattr(task.config, setting)
+            yield f"{cut:,} {what} are longer than task.{setting} ({limit:,}) and lose their end, {of_model}"
+    if turns := found.get("left_out_turns"):
+        most = f"task.max_source_tokens ({task.config.max_source_tokens:,})"
+        yield f"{turns:,} turns are left out of conversations that are longer than {most}, {of_model}"
 
 
 def _check_tokens(
@@ -159,6 +179,8 @@ def _check_positions(
         splits = {split: in_tokens[task_json, model][split] for split in trial.splits}
         decoded = None if trial.task.config.get("choices") else trial.scored_split
         found = longest_sequence(model, splits, decoded, trial.decode.max_new_tokens)
+        if decoded is None and trial.scored_split is not None:
+            found = max(found, longest_choice(model, make_task(trial.task).config, splits[trial.scored_split]))
         longest[model] = max(found, longest.get(model, 0))
     _tell([check_positions(model, tokens) for model, tokens in longest.items()], say)
 

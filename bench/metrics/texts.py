@@ -19,8 +19,8 @@ MOST_REFERENCES = 2**15
 class Texts:
     """The texts that are scored, one element for each source.
 
-    ``predictions`` are as decoded, ``references`` as published; ``prepared_*`` are the same texts as the official
-    script prepares them. Of the prepared references there are at most ``max_references``.
+    ``predictions`` are as decoded, without white space around them, ``references`` as published; ``prepared_*`` are the
+    same texts as the official script prepares them. Of the prepared references there are at most ``max_references``.
     """
 
     predictions: tuple[str, ...]

@@ -40,10 +40,11 @@ def with_examples(trial: TrialSpec, shots: int) -> TrialSpec:
         )
     splits = load_splits(task)
     evaluated = {content_of(example) for split in ("dev", "test") for example in splits[split]}
+    places = [*PLACES, *(f"{{{column}}}" for column in task.data_columns)]
     fit: dict[str, Example] = {}
     for example in splits["train"]:
         text = example.source + example.references[0]
-        may_be_shown = bool(example.references[0].strip()) and not any(place in text for place in PLACES)
+        may_be_shown = bool(example.references[0].strip()) and not any(place in text for place in places)
         if content_of(example) not in evaluated and may_be_shown:
             fit.setdefault(content_of(example), example)
     if shots > len(fit):
@@ -109,11 +110,13 @@ def require_room(trial: TrialSpec, shots: int) -> None:
     task = make_task(trial.task)
     tokens = tokenization(trial.scored_model, task.config)
     splits = load_splits(task, ("dev", "test"))
-    pairs = tokens.pairs([*splits["dev"], *splits["test"]], task.config.loss_references)
+    examples = [*splits["dev"], *splits["test"]]
+    if task.config.choices is None:
+        pairs, written = tokens.pairs(examples, task.config.loss_references), trial.decode.max_new_tokens
+    else:  # every choice is read behind its source, and no text is written
+        pairs, written = [pair for example in examples for pair in tokens.candidates(example)], 0
     behind = tokens.architecture.target_continues_source
-    longest = max(
-        len(pair.source_ids) + behind * max(len(pair.target_ids), trial.decode.max_new_tokens) for pair in pairs
-    )
+    longest = max(len(pair.source_ids) + behind * max(len(pair.target_ids), written) for pair in pairs)
     if longest > most:
         raise ConfigError(
             f"--shots {shots}: the longest prompt takes {longest:,} tokens with what is written behind "

@@ -145,7 +145,13 @@ class SplitData:
     @property
     def longest_source(self) -> int:
         """The most tokens that the model reads for an example."""
-        return int(numpy.diff(self.examples_batch.column("source_ids").offsets.to_numpy()).max(initial=0))
+        return max(self.source_lengths, default=0)
+
+    @property
+    def source_lengths(self) -> list[int]:
+        """The number of tokens that the model reads for each example."""
+        lengths: list[int] = numpy.diff(self.examples_batch.column("source_ids").offsets.to_numpy()).tolist()
+        return lengths
 
     def sources(self) -> list[tuple[int, ...]]:
         """The tokens that the model reads for each example."""

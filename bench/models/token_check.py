@@ -20,7 +20,7 @@ from bench.models.split_data import SplitData, StoredExamples
 from bench.models.text_ends import end_token_ids, first_stop, text_of, until_stop
 from bench.models.tokens import Tokenization, tokenization
 from bench.schema.trial import DecodeSpec, ModelSpec
-from bench.task import Example, Scoring, Split, Task
+from bench.task import Example, Scoring, Split, Task, TaskConfig
 
 MOST_REFERENCES = 100
 # Of the official scores, what is quick to take and shows what a tokenizer loses.
@@ -28,6 +28,10 @@ SHOWN_SCORES = ("bleu", "chrf")
 # What tables of positions are called (GPT-2's wpe, embed_positions), and how many rows some have more (OPT).
 OF_POSITIONS = re.compile("wpe|pos")
 MOST_SPARE_ROWS = 4
+# That stand around a choice and are not made of its text.
+MOST_TOKENS_AROUND = 8
+# White space in front of the first words of a text.
+INDENTED = re.compile(r"\s*[ \t]\S")
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,7 @@ def check_tokens(
         "no reference holds what ends a text": _ends(tokens, tried, splits, ends),
         "no reference holds a banned token": _banned(tried, banned),
         "tokens give the references back": _given_back(tokens, tried, task.scoring),
+        "no reference of several lines is indented": _indented(tried),
     }
     checks = {
         "beginning token": _beginning(tokens),
@@ -175,6 +180,33 @@ def longest_sequence(
     return max(longest, source + max_new_tokens - 1 if joined else max(source, max_new_tokens))
 
 
+def longest_choice(model: ModelSpec, config: TaskConfig, data: SplitData) -> int:
+    """Tokens of the longest source with one of its choices, all of which are read behind it, not the right one alone.
+
+    Only sources are looked at that might not fit the model's positions by the size of their choices; 0: none of them.
+
+    Args:
+        model: The base model. Its weights are not loaded.
+        config: Of a task with choices.
+        data: The split whose sources are labelled.
+
+    Raises:
+        ModelError: Tokenizer or configuration cannot be loaded.
+    """
+    most = context_length(base.load_config(model))
+    if most is None:
+        return 0
+    tokens, longest = tokenization(model, config), 0
+    joined = tokens.architecture.target_continues_source
+    for example, length in zip(data.examples, data.source_lengths, strict=True):
+        # A token is a byte at least.
+        size = max((len(choice.encode()) for choice in example.choices), default=0) + MOST_TOKENS_AROUND
+        if size + joined * length > most:
+            found = max(joined * len(pair.source_ids) + len(pair.target_ids) for pair in tokens.candidates(example))
+            longest = max(longest, found)
+    return longest
+
+
 def check_positions(model: ModelSpec, longest: int) -> TokenFinding:
     """Check that a base model has a position for each token of its longest sequence.
 
@@ -182,7 +214,7 @@ def check_positions(model: ModelSpec, longest: int) -> TokenFinding:
 
     Args:
         model: The base model. Its weights are not loaded.
-        longest: See :func:`longest_sequence`.
+        longest: See :func:`longest_sequence` and :func:`longest_choice`.
 
     Raises:
         ModelError: The configuration cannot be loaded.
@@ -199,7 +231,7 @@ def check_positions(model: ModelSpec, longest: int) -> TokenFinding:
         check,
         "problem" if in_table else "warning",
         f"the longest {what} {longest:,} tokens, and the model {limit}",
-        "lower task.max_source_tokens, task.max_target_tokens or decode.max_new_tokens",
+        "lower task.max_source_tokens, task.max_target_tokens or decode.max_new_tokens; task.choices are not cut",
     )
 
 
@@ -334,6 +366,18 @@ def _given_back(tokens: Tokenization, tried: Sequence[Tried], scoring: Scoring) 
         f"{_shown(until_stop(lost[0].reference, lost[0].stop))} as {_shown(lost[0].text)}{reached}",
         remedy,
     )
+
+
+def _indented(tried: Sequence[Tried]) -> Findings:
+    hit = [one for one in tried if INDENTED.match(one.reference) and "\n" in until_stop(one.reference, one.stop)]
+    if hit:
+        yield (
+            "warning",
+            f"{len(hit)} of {len(tried)} references have several lines and white space in front of the first, e.g. "
+            f"{_shown(hit[0].reference)}; predictions lose the white space around them, so that their first line is "
+            "not indented like the others",
+            "begin references at the margin, or put what their first line begins with into the source",
+        )
 
 
 def _weight(hit: Sequence[Tried], tried: Sequence[Tried]) -> Literal["warning", "problem"]:

@@ -12,7 +12,7 @@ from bench.report.one_kind import kind_name
 from bench.report.rows import not_finite
 from bench.schema.record import Completed, Probed, Provenance, TrialResult
 from bench.statistics.outliers import outlying_seeds
-from bench.tasks.splits import ODDITY_SENTENCES, oddity_sentences, omission_lines
+from bench.tasks.splits import ODDITY_SENTENCES, TRUNCATIONS, oddity_sentences, omission_lines
 
 MOST_NOT_FINITE = 6
 
@@ -228,7 +228,7 @@ def _seeds_text(seeds: Sequence[int]) -> str:
 
 
 def _data(done: Finished, _: Sequence[Configuration]) -> Iterator[str]:
-    for key, what in (("truncated_sources", "sources"), ("truncated_targets", "references")):
+    for key, (what, _setting) in TRUNCATIONS.items():
         if cut := max(int(outcome.data.get(key) or 0) for _, outcome in done):
             yield f"{cut} {what} were longer than the limit and were cut."
     if turns := max(int(outcome.data.get("left_out_turns") or 0) for _, outcome in done):

@@ -106,6 +106,12 @@ ODDITY_SENTENCES = {
     "repeated_test_sources": "test sources occur more than once",
 }
 
+# Counts of what was too long for a model: what was cut, and the setting of the task that says where.
+TRUNCATIONS = {
+    "truncated_sources": ("sources", "max_source_tokens"),
+    "truncated_targets": ("references", "max_target_tokens"),
+}
+
 
 def oddities(splits: Mapping[Split, Sequence[Example]]) -> dict[str, int]:
     """The numbers of sources that are in two splits, or more than once in a split. Readers of scores should know."""

@@ -19,6 +19,7 @@ from bench.config.resolver import RegistryResolver
 from bench.conformance.tiny_models import FAMILIES
 from bench.doctor.tokens import check_tokens_of
 from bench.driver.prepare import prepare
+from bench.models.few_shot import require_room
 from bench.models.token_check import (
     MOST_REFERENCES,
     TokenFinding,
@@ -225,7 +226,42 @@ def test_a_sweep_does_not_start_with_sequences_beyond_a_table_of_positions(tmp_p
     for wrong in (of(8, 128), of(1000, 4)):
         with pytest.raises(ConfigError, match=message):
             prepare([of(8, 4), wrong], [].append)
-    prepare([of(8, 4), of(8, 128, stage="tune")], [].append)  # which writes no texts
+    said: list[str] = []
+    prepare([of(8, 4), of(8, 128, stage="tune")], said.append)  # which writes no texts
+    told = [line for line in said if "references are longer" in line]
+    assert len(told) == 2, "of the splits of each stage"
+    for line in told:
+        assert re.match(r"task jsonl: warning: \d+ references are longer than task.max_target_tokens \(8\) and", line)
+        assert line.endswith(f"in tokens of {model.path}")
+
+
+def test_every_choice_fits_the_positions(tmp_path: Path, task: Task) -> None:
+    from fakes import trial
+
+    model = saved(tmp_path / "model", byte_level())
+    rewritten(task, lambda _: "Rome")
+
+    def of(wrong: str) -> Any:
+        spec = RegistryResolver().task("jsonl", {"path": task.config.path, "choices": ["Rome", wrong]})
+        decode = DecodeSpec(max_new_tokens=500)  # of no text
+        return trial("none").model_copy(update={"model": model, "task": spec, "decode": decode})
+
+    prepare([of("Oslo")], [].append)
+    require_room(of("Oslo"), 1)
+    with pytest.raises(ConfigError, match=r"behind it [\d,]+ tokens, and the model has 128 positions"):
+        prepare([of("xyz" * 100)], [].append)
+    with pytest.raises(ConfigError, match=r"--shots 1: the longest prompt takes [\d,]+ tokens .* reads at most 128"):
+        require_room(of("xyz" * 100), 1)
+
+
+def test_an_indented_first_line_is_told(tmp_path: Path, task: Task) -> None:
+    model = saved(tmp_path / "model", byte_level())
+    check = "no reference of several lines is indented"
+    code = rewritten(task, lambda text: f"\n    {text}\n    {text}\n")
+    finding = found(model, code, stop=[])[check]
+    assert (finding.outcome, finding.found[:20]) == ("warning", "80 of 80 references ")
+    assert check not in found(model, code, stop=["\n    Ann", "\n    "])  # what is left has one line
+    assert check not in found(model, rewritten(task, lambda text: text.strip()), stop=[])
 
 
 def test_check_task_tries_the_tokens_of_a_model(tmp_path: Path, task: Task) -> None:
