@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
-from bench.commands.options import AsJson, console
+from bench.commands.options import AsJson, PluginsDir, console
 from bench.config.load import set_key, setting_value
 from bench.schema.trial import DecodeSpec
 from bench.schema.validation import ConfigError, validated
@@ -28,6 +29,9 @@ BaseModelPath = Annotated[
     str | None, typer.Option("--model", help="the base model, if it lies elsewhere than where the trial ran")
 ]
 
+# A setting of decoding, its value that makes others idle, and these.
+IDLE = (("temperature", 0, ("seed", "top_p")), ("beams", 1, ("length_penalty", "early_stopping")))
+
 
 class ExportFormat(StrEnum):
     """What an adapter can be handed on to."""
@@ -41,6 +45,7 @@ def generate(
     sources: Annotated[list[str], typer.Option("--source", help="what to put into words; may be repeated")],
     settings: Annotated[list[str] | None, typer.Option("--set", help="decode.key=value, e.g. decode.beams=5")] = None,
     model: BaseModelPath = None,
+    plugins_dir: PluginsDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Try a trained adapter: its text for each source, decoded as its trial did unless --set says otherwise."""
@@ -52,13 +57,8 @@ def generate(
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        raw = {"decode": read_card(result).decode.model_dump()}
-        for setting in settings or ():
-            key, value = setting_value(setting)
-            if key.partition(".")[0] != "decode":
-                raise ConfigError(f"--set {setting}: only decode.… can be set here")
-            set_key(raw, key, value, f"--set {setting}")
-        decode = validated(DecodeSpec, raw["decode"], "--set decode")
+        _use_plugins(plugins_dir)
+        decode = _decode_with(read_card(result).decode, settings or ())
         restored = restore(result, device, model)
         ids = [restored.source_ids(source) for source in sources]
         arguments = (restored.model, restored.tokenizer, restored.architecture)
@@ -91,6 +91,7 @@ def export(
         str | None,
         typer.Option(help="also upload the folder to this repository of the Hugging Face hub; a new one is private"),
     ] = None,
+    plugins_dir: PluginsDir = None,
 ) -> None:
     """Hand a trained adapter on to other libraries; the result is checked to give the same logits."""
     _quieten()
@@ -100,6 +101,7 @@ def export(
     destination = into or Path(f"{result.resolve().name}-{to.value}")
     write = export_to_peft if to is ExportFormat.PEFT else export_merged
     try:
+        _use_plugins(plugins_dir)
         repository = None if push is None else HubRepository(push)
         difference = write(result, destination, model)
         reader = "peft" if to is ExportFormat.PEFT else "transformers"
@@ -113,6 +115,46 @@ def export(
             console.print(f"uploaded to {repository.upload(destination)}", highlight=False, soft_wrap=True)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _decode_with(stored: DecodeSpec, settings: Sequence[str]) -> DecodeSpec:
+    """How an adapter generates, by its card and then by the command line.
+
+    What a setting of the command line makes idle is left out, unless it is set there too: a temperature of 0 leaves
+    nothing to draw by the seed of a trial.
+
+    Raises:
+        ConfigError: A setting is invalid.
+    """
+    raw: dict[str, Any] = {"decode": stored.model_dump()}
+    by_hand = set()
+    for setting in settings:
+        key, value = setting_value(setting)
+        if key.partition(".")[0] != "decode":
+            raise ConfigError(f"--set {setting}: only decode.… can be set here")
+        set_key(raw, key, value, f"--set {setting}")
+        by_hand.add(key)
+    decode = raw["decode"]
+    for name, off, names in IDLE:
+        if f"decode.{name}" in by_hand and isinstance(decode, dict) and decode.get(name) == off:
+            for idle in (one for one in names if f"decode.{one}" not in by_hand):
+                decode.pop(idle, None)
+    return validated(DecodeSpec, decode, "--set decode")
+
+
+def _use_plugins(folder: Path | None) -> None:
+    """Let the method of an adapter come from a folder.
+
+    Raises:
+        ConfigError: The folder cannot be used.
+    """
+    from bench.plugins.source import PluginError, use_folder
+
+    if folder is not None:
+        try:
+            use_folder(folder)
+        except PluginError as error:
+            raise ConfigError(str(error)) from error
 
 
 def _quieten() -> None:

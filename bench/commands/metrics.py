@@ -52,10 +52,11 @@ def _sample(task: str, settings: list[str] | None, plugins_dir: Path | None) -> 
     """The first dev sources of a task, scored as it is."""
     from bench.commands.tasks import load_task_with
     from bench.conformance.metric_checks import SCORED, Sample
+    from bench.tasks.splits import load_split
 
     loaded = load_task_with(task, settings, plugins_dir)[1]
     try:
-        return Sample(task, loaded.load("dev")[:SCORED], loaded.scoring)
+        return Sample(task, load_split(loaded, "dev")[:SCORED], loaded.scoring)
     except TaskError as error:
         raise ConfigError(f"task {task}: {error}") from error
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from command import Done
 
+from bench.commands.metrics import _sample
 from bench.conformance.check_verdict import CheckVerdict
 from bench.conformance.metric_checks import CHECKS, verdicts
 from bench.conformance.project_template import write_project
@@ -236,3 +237,9 @@ def test_a_metric_is_tried_on_the_data_of_a_task(tiny_task: Path, tuneoff: Calla
     assert done.returncode == 0, done.stdout + done.stderr
     assert "did you mean 'exact_match'" in tuneoff("check-metric", "exact_macht").stderr
     assert "--set has no effect without --task" in tuneoff("check-metric", "bleu", "--set", "path=x").stderr
+
+
+def test_references_of_a_task_are_the_labels_that_places_name(tmp_path: Path) -> None:
+    (tmp_path / "dev.csv").write_text("source,references\na,0\nb,1\n")
+    sample = _sample("csv", [f"path={tmp_path}", "choices={labels: [no, yes], reference: place}"], None)
+    assert [example.references for example in sample.examples] == [("no",), ("yes",)]

@@ -13,6 +13,7 @@ import torch
 from command import Done
 from disturbed import disturb
 
+from bench.commands.adapters import _decode_with
 from bench.method import Method, MethodError, PeftAdapter
 from bench.models.adapter import CARD_FILE, read_card, restore, save_adapter
 from bench.models.adapter_files import AdapterError
@@ -21,6 +22,7 @@ from bench.models.base import architecture, load_model, load_tokenizer, weights_
 from bench.models.export_to_peft import export_to_peft
 from bench.plugins.registry import load_method, targets
 from bench.schema.trial import DecodeSpec, MethodSpec, ModelSpec, ResourceSpec, TaskSpec, TrainSpec, TrialSpec
+from bench.schema.validation import ConfigError
 from bench.task import TaskConfig
 from bench.tools.method_tables import peft_settings
 
@@ -172,6 +174,18 @@ def test_what_is_no_adapter_is_named(tmp_path: Path, tiny_models: dict[str, Path
         read_card(tmp_path / "adapter")
 
 
+def test_what_a_setting_makes_idle_is_left_out_of_a_stored_decoding() -> None:
+    drawn = DecodeSpec(temperature=0.7, top_p=0.9, seed=3, max_new_tokens=7)
+    assert _decode_with(drawn, ["decode.temperature=0"]) == DecodeSpec(max_new_tokens=7)
+    assert _decode_with(drawn, ["decode.temperature=0.5"]) == drawn.model_copy(update={"temperature": 0.5})
+    searched = DecodeSpec(beams=4, length_penalty=0.8, early_stopping=True)
+    assert _decode_with(searched, ["decode.beams=1"]) == DecodeSpec()
+    assert _decode_with(searched, ["decode.beams=1", "decode.temperature=0.7"]) == DecodeSpec(temperature=0.7)
+    for settings in (["decode.temperature=0", "decode.seed=4"], ["decode.seed=4", "decode.temperature=0"]):
+        with pytest.raises(ConfigError, match="seed has no effect with temperature: 0"):
+            _decode_with(drawn, settings)
+
+
 def test_the_commands_generate_and_export(
     tmp_path: Path, tiny_models: dict[str, Path], tuneoff: Callable[..., Done]
 ) -> None:
@@ -192,6 +206,8 @@ def test_the_commands_generate_and_export(
         (("generate", str(folder), "--source", "x", "--set", "train.steps=3"), "only decode.… can be set here"),
         (("generate", str(folder), "--source", "x", "--set", "decode.beam=3"), "did you mean 'beams'"),
         (("export", str(folder), "--to", "peft", "--into", str(exported)), "is there already"),
+        (("export", str(folder), "--to", "peft", "--plugins-dir", "gone"), "--plugins-dir: there is no folder"),
+        (("generate", str(folder), "--source", "x", "--plugins-dir", "gone"), "--plugins-dir: there is no folder"),
     ):
         wrong = tuneoff(*arguments)
         assert wrong.returncode == 2
