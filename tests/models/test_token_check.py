@@ -19,7 +19,7 @@ from bench.config.resolver import RegistryResolver
 from bench.conformance.tiny_models import FAMILIES
 from bench.doctor.tokens import check_tokens_of
 from bench.driver.prepare import prepare
-from bench.models.few_shot import require_room
+from bench.models.few_shot import require_room, with_examples
 from bench.models.token_check import (
     MOST_REFERENCES,
     TokenFinding,
@@ -29,6 +29,7 @@ from bench.models.token_check import (
     try_references,
 )
 from bench.models.tokens import tokenization
+from bench.plugins.registry import make_task
 from bench.schema.trial import DecodeSpec, ModelSpec
 from bench.schema.validation import ConfigError
 from bench.task import Task
@@ -252,6 +253,17 @@ def test_every_choice_fits_the_positions(tmp_path: Path, task: Task) -> None:
         prepare([of("xyz" * 100)], [].append)
     with pytest.raises(ConfigError, match=r"--shots 1: the longest prompt takes [\d,]+ tokens .* reads at most 128"):
         require_room(of("xyz" * 100), 1)
+
+
+def test_a_pair_that_names_a_column_is_not_shown(tmp_path: Path, task: Task) -> None:
+    from fakes import trial
+
+    spec = RegistryResolver().task("jsonl", {"path": rewritten(task, "as {{references}}: {}".format, 2).config.path})
+    of = trial("none").model_copy(update={"model": saved(tmp_path / "model", byte_level()), "task": spec})
+    with pytest.raises(ConfigError, match="have 14 sources that are no dev or test sources"):
+        with_examples(of, 15)
+    shown = with_examples(of, 14).task
+    assert load_splits(make_task(shown), ("dev",)), "its template is none with columns"
 
 
 def test_an_indented_first_line_is_told(tmp_path: Path, task: Task) -> None:
