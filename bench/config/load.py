@@ -205,10 +205,10 @@ def configure(
     """
     parts: dict[str, Any] = {
         "model": sweep.model.model_dump(),
-        "task": dict(sweep.task),
-        "train": {**sweep.train.model_dump(exclude_unset=True), **entry.train},
+        "task": copy.deepcopy(sweep.task),
+        "train": {**sweep.train.model_dump(exclude_unset=True), **copy.deepcopy(entry.train)},
         "decode": sweep.decode.model_dump(exclude_unset=True),
-        "resources": {**sweep.resources.model_dump(exclude_unset=True), **entry.resources},
+        "resources": {**sweep.resources.model_dump(exclude_unset=True), **copy.deepcopy(entry.resources)},
         "config": copy.deepcopy(entry.config),
     }
     if {"steps", "epochs"} & entry.train.keys():
@@ -220,7 +220,8 @@ def configure(
             if key.split(".")[0] not in parts or "." not in key:
                 known = ", ".join(f"{part}.…" for part in parts)
                 raise ConfigError(f"{place}: {key!r} is not a key that can vary; it starts with one of {known}")
-            set_key(parts, key, value, place)
+            # A copy, because a later key may set something within it.
+            set_key(parts, key, copy.deepcopy(value), place)
     train = validated(TrainSpec, parts["train"], f"{where}.train")
     resources = validated(ResourceSpec, parts["resources"], f"{where}.resources")
     check_batches(train, resources, where)

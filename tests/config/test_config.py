@@ -59,6 +59,41 @@ def test_grids_are_the_only_lists_that_mean_one_trial_each(tmp_path: Path, tiny_
     assert len({trial.trial_id for trial in specs}) == len(specs)
 
 
+OWN_GRIDS = """
+name: demo
+task: {name: jsonl, path: FOLDER, choices: {labels: [a, b], prior: none}}
+train: {steps: 6, batch_size: 4}
+methods:
+  - {name: none, grid: {task.choices.prior: [none, uniform]}}
+  - lora
+"""
+
+
+@pytest.mark.parametrize("stages", ["", "stages: {final: {seeds: [0]}}\n"])
+@pytest.mark.parametrize("first", ["none", "lora"])
+def test_a_methods_own_grid_says_nothing_of_other_methods(
+    stages: str, first: str, tmp_path: Path, tiny_task: Path
+) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text((OWN_GRIDS + stages).replace("FOLDER", str(tiny_task)))
+    sweep = load_sweep(path)
+    if first == "lora":
+        sweep = sweep.model_copy(update={"methods": sweep.methods[::-1]})
+    before = sweep.model_dump()
+    found = Stages(sweep, RegistryResolver()).known_trials()
+    assert sweep.model_dump() == before
+    priors = [(spec.method.name, spec.task.config["choices"]["prior"]) for spec in found]
+    assert sorted(priors) == [("lora", "none"), ("none", "none"), ("none", "uniform")]
+
+
+def test_a_choice_of_the_grid_is_not_changed_by_another_one(tmp_path: Path, tiny_task: Path) -> None:
+    text = OWN_GRIDS.replace(", choices: {labels: [a, b], prior: none}", "")
+    grid = "grid: {task.choices: [{labels: [a, b], prior: none}]}\n"
+    found = trials(tmp_path, tiny_task, text + grid)
+    priors = [(spec.method.name, spec.task.config["choices"]["prior"]) for spec in found]
+    assert sorted(priors) == [("lora", "none"), ("none", "none"), ("none", "uniform")]
+
+
 def test_set_reaches_nested_keys_and_list_entries(tmp_path: Path, tiny_task: Path) -> None:
     settings = ("train.steps=3", "methods.1.config.num_prompt_tokens=7", "methods.0.train.steps=2", "seeds=[5]")
     specs = trials(tmp_path, tiny_task, settings=settings)
