@@ -314,6 +314,11 @@ def peft_config(peft_type: str, settings: Mapping[str, Any] | None, task_type: s
         raise ValueError(f"{unknown[0]}: {peft_type} has no such setting; {_meant(unknown[0], fields)}")
     if peft_type == "ADAMSS" and settings.get("use_asa"):
         raise ValueError("use_asa: it changes during training which tensors are trained, which DeepSpeed cannot follow")
+    if peft_type == "LORA" and settings.get("alora_invocation_tokens") is not None:
+        raise ValueError(
+            "alora_invocation_tokens: peft looks for them in each call, and decoding with a cache gives it one token, "
+            "so that another model would be scored than was trained; leave it out"
+        )
     start = str(settings.get("init_lora_weights")).lower()
     for refused, reason in REFUSED_STARTS.items():
         if start.startswith(refused):

@@ -34,12 +34,21 @@ ADALORA = {"peft_type": "ADALORA", "init_r": 4, "target_r": 1, "total_step": 6, 
         ({"peft_type": "LILY"}, "LILY breaks the contract of methods: its router averages"),
         ({"peft_type": "LORA", "init_lora_weights": "pissa_niter_4"}, "pissa_niter_4 cannot .* changes base weights"),
         ({"peft_type": "LORA", "init_lora_weights": "lora_ga"}, "lora_ga cannot be had here: it needs data"),
+        ({"peft_type": "LORA", "alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens: .*another model"),
         ({"peft_type": "LORA", "despite_contract": True}, "despite_contract has no effect with peft_type: LORA"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         HfPeft.Config(**config)
+
+
+def test_a_published_adapter_with_invocation_tokens_is_refused_too() -> None:
+    stored = {"peft_type": "LORA", "r": 8, "alora_invocation_tokens": [5, 6], "task_type": "CAUSAL_LM"}
+    with pytest.raises(ValidationError, match=r"alora_invocation_tokens: .*another model"):
+        HfPeft.Config(**bridge_settings(stored, decode_batch_size=1))
+    plain = HfPeft.Config(**bridge_settings({**stored, "alora_invocation_tokens": None}, decode_batch_size=1))
+    assert plain.peft_type == "LORA"
 
 
 @pytest.mark.parametrize(
