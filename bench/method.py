@@ -55,7 +55,8 @@ class MethodConfig(StrictNumbers):
     def needed_steps(self) -> tuple[float, str]:
         """Steps without which a training ends before what these settings say has come, as ranks that are to be cut.
 
-        With it the reason, from the name and value of the setting on. A shorter training is refused before it starts.
+        With it the reason, from the name and value of the setting on. A shorter training is refused before it starts,
+        and no state from before is kept as the best one.
         """
         return 0, ""
 
@@ -139,7 +140,10 @@ class Method(ABC):
         """
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Groups for ``torch.optim.AdamW``. A group's ``lr_scale`` multiplies the trial's learning rate."""
+        """Groups of trained tensors, each in one of them. ``lr_scale`` of a group multiplies the trial's learning rate.
+
+        A group has no other keys but that and ``params``. What decays is a setting of the sweep.
+        """
         return [{"params": [parameter for _, parameter in trained_parameters(model)], "lr_scale": 1.0}]
 
     @property

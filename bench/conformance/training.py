@@ -14,8 +14,7 @@ from torch import nn
 from bench.conformance.rehearsal import LATE_STEPS, has_hooks, rehearse
 from bench.conformance.subject import ContractError, Subject, batch_of, broken, logits_of, tensors_of
 from bench.method import Method, trained_parameters
-
-GROUP_KEYS = frozenset({"params", "lr_scale"})
+from bench.train.optimizer import GROUP_KEYS
 
 
 def check_only_declared_is_trained(subject: Subject) -> None:

@@ -64,8 +64,10 @@ LATER_SETTINGS: dict[str, dict[str, Any]] = {
 BATCH_SIZE_OF_IDS = 16
 # Of what a trial takes, what its answer depends on; the rest is placement.
 ANSWERING_RESOURCES = {"ranks", "zero_stage", "precision", "compile", "deepspeed", "offload"}
-# Optimisers that have a mean of gradients and of their squares, as train.adam_... say.
-OF_ADAMS_FAMILY = frozenset({"adamw", "adamw_8bit", "apollo", "galore", "muon", "schedule_free"})
+# What optimisers of Adam's family take, which have a mean of gradients and of their squares.
+ADAM_FIELDS = ("adam_beta1", "adam_beta2", "adam_epsilon")
+# Those of Tuneoff that are none of it. Others say so when they are checked.
+OUTSIDE_ADAMS_FAMILY = frozenset({"adafactor", "lion"})
 # Of a repository of the Hugging Face hub that is named without a revision.
 DEFAULT_BRANCH = "main"
 
@@ -242,16 +244,16 @@ class TrainSpec(Settings):
 
     @model_validator(mode="after")
     def _effective(self) -> TrainSpec:
-        for name in ("adam_beta1", "adam_beta2", "adam_epsilon"):
-            if self.optimizer not in OF_ADAMS_FAMILY and self._differs(name):
+        for name in ADAM_FIELDS:
+            if self.optimizer in OUTSIDE_ADAMS_FAMILY and self.differs(name):
                 raise ValueError(f"{name} has no effect with optimizer: {self.optimizer}; leave it out")
         if self.warmup_steps and self.warmup_fraction:
             raise ValueError("set either warmup_steps or warmup_fraction, not both")
-        if self._differs("warmup_start") and not (self.warmup_steps or self.warmup_fraction):
+        if self.differs("warmup_start") and not (self.warmup_steps or self.warmup_fraction):
             raise ValueError("warmup_start has no effect with warmup_steps: 0; leave it out")
-        if self._differs("weight_decay_on") and not self.weight_decay:
+        if self.differs("weight_decay_on") and not self.weight_decay:
             raise ValueError("weight_decay_on has no effect with weight_decay: 0; leave it out")
-        if self._differs("decay_fraction") and self.schedule != "wsd":
+        if self.differs("decay_fraction") and self.schedule != "wsd":
             raise ValueError(f"decay_fraction has no effect with schedule: {self.schedule}; leave it out")
         if self.schedule == "wsd" and self.warmup_fraction + self.decay_fraction > 1:
             raise ValueError(
@@ -260,7 +262,8 @@ class TrainSpec(Settings):
             )
         return self
 
-    def _differs(self, name: str) -> bool:
+    def differs(self, name: str) -> bool:
+        """Whether a setting is not its default."""
         return bool(getattr(self, name) != type(self).model_fields[name].default)
 
     def warmup_steps_of(self, steps: int) -> int:

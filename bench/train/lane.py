@@ -22,7 +22,7 @@ from bench.schema.trial import JsonDict, TrainSpec
 from bench.shards.slices import place
 from bench.train.checkpoint import Checkpoint, copy_on_cpu, restore_training_state, training_state
 from bench.train.gradient_watch import GradientWatch
-from bench.train.optimizer import learning_rate_factor, make_optimizer
+from bench.train.optimizer import learning_rate_factor, make_optimizer, sound_groups
 from bench.train.order import num_steps, training_order
 
 # A state that ZeRO 3 has cut into slices is gathered as a whole up to so many bytes, and else tensor by tensor.
@@ -74,13 +74,17 @@ class Lane:
     _idle: Collection[nn.Parameter] = field(default=(), init=False)  # trained tensors that this step leaves alone
 
     def begin(self, pairs: Sequence[Pair], device: torch.device) -> None:
-        """Draw the order of the data, and make the optimiser and its schedule."""
+        """Draw the order of the data, and make the optimiser and its schedule.
+
+        Raises:
+            MethodError: The parameter groups of the method are not those of what it trains.
+        """
         steps = num_steps(self.train, len(pairs))
         order = training_order([pair.num_tokens for pair in pairs], self.train.batch_size, steps, self.seed)
         self.order = order[: self.stop_after_steps]
         self.device = device
         place(self.model, device)
-        self.optimizer = make_optimizer(self.train, self.model, self.method.parameter_groups(self.model))
+        self.optimizer = make_optimizer(self.train, self.model, sound_groups(self.method, self.model))
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate_factor(self.train, steps))
 
     @property
@@ -105,6 +109,12 @@ class Lane:
     def evaluates_after(self, step: int) -> bool:
         """Whether the dev loss is due after this step, from 1."""
         return step == self.steps or step % (self.train.evaluate_every_steps or self.steps) == 0
+
+    @property
+    def first_kept(self) -> int:
+        """The step from which on a state may be the best one: before it AdaLoRA, say, has ranks still to cut."""
+        needed: float = self.method.config.needed_steps[0]
+        return min(math.ceil(needed), self.steps)
 
     def passes_begin(self, step: int) -> None:
         """Have the passes of this step compute no gradient for what the method leaves idle in it."""
@@ -168,13 +178,13 @@ class Lane:
         self._pending.clear()
 
     def evaluated(self, step: int, loss: float) -> None:
-        """Record the dev loss after this step, and keep the state with the lowest one."""
+        """Record the dev loss after this step, and keep the state with the lowest one of those that count."""
         if not math.isfinite(loss):
             self._diverge(step, f"the dev loss after step {step} is {loss}")
             return
         point = DevPoint(step=step, loss=loss)
         self.dev_curve.append(point)
-        if self.best is None or loss < self.best.loss:
+        if step >= self.first_kept and (self.best is None or loss < self.best.loss):
             self.best, self.state = point, self._state_now(step)
 
     @contextlib.contextmanager

@@ -3,14 +3,51 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from bench.method import Method, MethodError, trained_parameters
+from bench.optimizers.optimizer import Optimizer
 from bench.plugins.registry import load_optimizer
 from bench.schema.trial import TrainSpec
+
+# What the loop reads of a group.
+GROUP_KEYS = frozenset({"params", "lr_scale"})
+
+
+def optimizer_of(train: TrainSpec) -> Optimizer:
+    """What a sweep calls its optimiser, with its settings."""
+    return load_optimizer(train.optimizer)(train)
+
+
+def sound_groups(method: Method, model: nn.Module) -> list[dict[str, Any]]:
+    """The parameter groups of a method, which say nothing that would be ignored and leave no trained tensor out.
+
+    Raises:
+        MethodError: They do.
+    """
+    names = {id(parameter): name for name, parameter in trained_parameters(model)}
+    groups = [{**group, "params": list(group["params"])} for group in method.parameter_groups(model)]
+    if ignored := sorted({key for group in groups for key in group} - GROUP_KEYS):
+        raise MethodError(
+            f"{type(method).__name__}: a parameter group has the key {ignored[0]!r}, which nothing reads; "
+            f"{' and '.join(sorted(GROUP_KEYS))} are read, and train.weight_decay and train.weight_decay_on of a sweep "
+            "say what decays"
+        )
+    held = Counter(id(parameter) for group in groups for parameter in group["params"])
+    if left_out := [name for identity, name in names.items() if identity not in held]:
+        raise MethodError(
+            f"{type(method).__name__}: no parameter group holds {left_out[0]}, which requires grad and would never move"
+        )
+    if held.keys() - names.keys() or held.total() > len(held):
+        raise MethodError(
+            f"{type(method).__name__}: parameter groups hold a tensor that is not trained, or one of them twice"
+        )
+    return groups
 
 
 def make_optimizer(train: TrainSpec, model: nn.Module, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -27,7 +64,7 @@ def make_optimizer(train: TrainSpec, model: nn.Module, groups: Sequence[dict[str
         for group in groups
         for part, weight_decay in _parted(group["params"], decaying, train.weight_decay)
     ]
-    return load_optimizer(train.optimizer)(train).make(scaled, model)
+    return optimizer_of(train).make(scaled, model)
 
 
 # Weight decay spares parameters with such names, as ``Trainer.get_decay_parameter_names`` of transformers does.

@@ -12,7 +12,7 @@ from one_rank import training_alone
 from torch import nn
 
 from bench.conformance.tiny_models import WordTokenizer, tiny_model
-from bench.method import trained_parameters
+from bench.method import MethodError, trained_parameters
 from bench.models.architecture import DecoderOnly, Pair
 from bench.models.base import ModelError, load_model
 from bench.plugins.registry import load_method, targets
@@ -141,6 +141,63 @@ def test_records_from_before_the_choice_say_how_they_were_trained() -> None:
 def test_settings_of_the_other_optimiser_have_no_effect() -> None:
     with pytest.raises(ConfigError, match="adam_epsilon has no effect with optimizer: adafactor"):
         validated(TrainSpec, {"optimizer": "adafactor", "adam_epsilon": 1e-6}, "train")
+
+
+class Late(FullFineTuning):
+    """Has done what its settings say after the third step."""
+
+    class Config(FullFineTuning.Config):
+        @property
+        def needed_steps(self) -> tuple[float, str]:
+            return 2.5, "late: true"
+
+
+def lane_of(kind: type[FullFineTuning], steps: int = 4) -> Lane:
+    method = kind(kind.Config(), WordTokenizer())
+    model = method.patch(tiny_model("llama"))
+    lane = Lane(method, model, TrainSpec(steps=steps, batch_size=1), 0, lambda event: None)
+    lane.begin([Pair([5, 6], [7, 1])], torch.device("cpu"))
+    return lane
+
+
+def test_no_state_is_the_best_before_what_the_settings_say_has_come() -> None:
+    lane = lane_of(Late)
+    for step, loss in ((2, 1.0), (3, 3.0), (4, 2.0)):
+        lane.evaluated(step, loss)
+    assert lane.best is not None and lane.best.step == 4
+    assert [point.step for point in lane.dev_curve] == [2, 3, 4], "all are recorded"
+    short = lane_of(Late, steps=2)
+    short.evaluated(2, 1.0)
+    assert short.best is not None and short.best.step == 2, "a search that stops early has one too"
+
+
+class Decaying(FullFineTuning):
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        return [{**group, "weight_decay": 0.1} for group in super().parameter_groups(model)]
+
+
+class Forgetful(FullFineTuning):
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        (group,) = super().parameter_groups(model)
+        return [{"params": iter(group["params"][1:])}]
+
+
+class Twofold(FullFineTuning):
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        return [{"params": [group["params"][0], *group["params"]]} for group in super().parameter_groups(model)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Decaying, "Decaying: a parameter group has the key 'weight_decay', which nothing reads"),
+        (Forgetful, r"Forgetful: no parameter group holds model.embed_tokens.weight, which requires grad and would"),
+        (Twofold, "Twofold: parameter groups hold a tensor that is not trained, or one of them twice"),
+    ],
+)
+def test_groups_that_would_train_something_else_are_refused(kind: type[FullFineTuning], message: str) -> None:
+    with pytest.raises(MethodError, match=message):
+        lane_of(kind)
 
 
 class FixedLosses:
