@@ -203,7 +203,7 @@ class RegistryResolver:
             found = train if train.optimizer in OPTIMIZERS else train.model_copy(update={"optimizer": target})
             kind = load_optimizer(found.optimizer)
             _check_placement(kind, found, resources, place)
-            _check_optimizer(target, found.model_dump_json())
+            _check_optimizer(target, found.model_dump_json(), resources.checkpoint_every_steps is not None)
         except (RegistryError, PluginError) as error:
             raise ConfigError(f"{place}: {error}") from error
         except OptimizerError as error:
@@ -254,9 +254,12 @@ def _check_placement(kind: type[Optimizer], train: TrainSpec, resources: Resourc
 
 
 @functools.cache
-def _check_optimizer(target: str, train: str) -> None:
+def _check_optimizer(target: str, train: str, with_checkpoints: bool) -> None:
     """Once for all trials with the same settings."""
-    load_optimizer(target)(TrainSpec.model_validate_json(train)).check()
+    optimizer = load_optimizer(target)(TrainSpec.model_validate_json(train))
+    optimizer.check()
+    if with_checkpoints:
+        optimizer.check_checkpoints()
 
 
 def _check_deepspeed(resources: ResourceSpec, where: str) -> None:

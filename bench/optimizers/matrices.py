@@ -132,6 +132,10 @@ class GaLore(Optimizer):
         projected = [{**group, **self._projection()} for group in matrices]
         return super().make([*projected, *rest], model)
 
+    def period(self) -> int:
+        gap: int = self._projection()["update_proj_gap"]
+        return gap
+
     def state_bytes(self, model: nn.Module) -> float:
         matrices = hidden_matrices(model)
         return sum(
@@ -182,6 +186,9 @@ class Apollo(GaLore):
             "scale": 1.0,
             "proj_type": "std",
         }
+
+    def period(self) -> int:
+        return super().period() if self._projection()["proj"] == "svd" else 1  # others are drawn, in no time
 
     def _projected(self, rows: int, columns: int) -> int:
         rank: int = self._projection()["rank"]

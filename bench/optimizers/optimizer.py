@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from bench.schema.trial import TrainSpec
+from bench.schema.trial import ADAM_FIELDS, TrainSpec
 
 # Arguments of optimisers that settings of their own decide, and those settings.
 OWN_SETTINGS = {"lr": "train.learning_rate", "weight_decay": "train.weight_decay", "params": "the method"}
@@ -65,7 +66,10 @@ class Optimizer(ABC):
     """Whether its state is tensors and numbers, which a checkpoint can hold."""
 
     own_settings: ClassVar[Mapping[str, str]] = OWN_SETTINGS
-    """Arguments of :meth:`torch_class` that are no options, and the settings that decide them."""
+    """Arguments of :meth:`torch_class` that are no options, and the settings that decide them.
+
+    With some of :data:`ADAM_SETTINGS` it is of Adam's family. Others are refused where ``train.adam_...`` are set.
+    """
 
     def __init__(self, train: TrainSpec) -> None:
         self.train = train
@@ -91,6 +95,13 @@ class Optimizer(ABC):
         kind: Any = self.torch_class()
         made: torch.optim.Optimizer = kind(list(groups), lr=self.train.learning_rate, **self.arguments())
         return made
+
+    def period(self) -> int:
+        """Steps from one round of its rare work to the next, such as GaLore's decompositions; 1: all steps are alike.
+
+        Reports say where fewer were measured, because the time of a step is then not that of a long training.
+        """
+        return 1
 
     def state_bytes(self, model: nn.Module) -> float:
         """What it remembers of the trained tensors of a model, which may be on the meta device.
@@ -149,6 +160,9 @@ class Optimizer(ABC):
                 raise OptimizerError(
                     f"optimizer_options.{name}: {self.torch_class().__name__} has no such option; {meant}"
                 )
+        if not self.own_settings.keys() & ADAM_SETTINGS.keys():
+            for field in filter(self.train.differs, ADAM_FIELDS):
+                raise OptimizerError(f"does not read {field}, so that it has no effect; leave it out")
         if self.train.weight_decay and "weight_decay" not in named and not any_name:
             raise OptimizerError(
                 f"{self.torch_class().__name__} has no weight decay, so that weight_decay: {self.train.weight_decay:g} "
@@ -166,6 +180,19 @@ class Optimizer(ABC):
                 f"cannot step{' and score' * self.scores_other_weights} with optimizer_options: "
                 f"{self.train.optimizer_options}: {type(error).__name__}: {error}"
             ) from error
+
+    def check_checkpoints(self) -> None:
+        """See that a checkpoint holds what it remembers after two steps on small tensors, where :meth:`check` passes.
+
+        Raises:
+            OptimizerError: It does not.
+        """
+        optimizer = self._tried([torch.zeros(TRIED, TRIED), torch.zeros(TRIED)])
+        optimizer.step()
+        if (unheld := _what_no_checkpoint_holds(optimizer)) is not None:
+            raise OptimizerError(
+                f"keeps what no checkpoint holds ({unheld}); leave resources.checkpoint_every_steps out"
+            )
 
     @classmethod
     def needs_zero_0(cls) -> str | None:
@@ -185,6 +212,40 @@ class Optimizer(ABC):
 def trained(model: nn.Module) -> list[nn.Parameter]:
     """The trained tensors of a model."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _what_no_checkpoint_holds(optimizer: torch.optim.Optimizer) -> str | None:
+    """What an optimiser remembers that does not come back from a checkpoint; None if all of it does."""
+    for key, entries in optimizer.state_dict()["state"].items():
+        if not isinstance(key, int) or not isinstance(entries, dict):
+            return f"a state of no tensor, {key!r}"
+        for name, value in entries.items():
+            if not (isinstance(name, str) and _comes_back(value)):
+                return f"the state {name!r}, a {type(value).__name__}"
+    for group in optimizer.param_groups:
+        for name, value in group.items():
+            # A checkpoint has the numbers of groups. Others come from the settings again, as the pair of betas does.
+            if name != "params" and not _is_constant(value):
+                return f"{name!r} of its groups, a {type(value).__name__}"
+    return None
+
+
+def _comes_back(value: Any) -> bool:
+    """Whether a value of a state does, see :func:`bench.train.checkpoint.training_state`."""
+    if isinstance(value, torch.Tensor):
+        return True
+    if isinstance(value, dict):
+        return bool(value) and all(isinstance(part, torch.Tensor) for part in value.values())
+    try:
+        return bool(json.loads(json.dumps(value)) == value)
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_constant(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_constant, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 @contextmanager
@@ -209,10 +270,12 @@ def optimizer_of_torch_class(kind: type[torch.optim.Optimizer]) -> type[Optimize
     """A class of torch's as an optimiser of a sweep.
 
     Of those that are not known to step each element by itself, ``whole_matrices = False`` of the class says so.
+    ``checkpoints = False`` says that its state is more than tensors and numbers.
     """
 
     class Wrapped(Optimizer):
         whole_matrices = bool(getattr(kind, "whole_matrices", kind not in ELEMENTWISE))
+        checkpoints = bool(getattr(kind, "checkpoints", True))
         scores_other_weights = callable(getattr(kind, "eval", None)) and callable(getattr(kind, "train", None))
 
         @classmethod

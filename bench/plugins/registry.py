@@ -281,7 +281,7 @@ def describe(kind: Kind, plugins_dir: Path | None = None) -> list[Described]:
             if target in table(kind).values() and (read := read_class(target)) is not None:
                 described.append(Described(name, *read, target, origin))
                 continue
-            loaded = load_metric(target, name) if kind == "metric" else load(kind, target)
+            loaded = load_metric(target, name) if kind == "metric" else load_any(kind, target)
         except RegistryError as error:
             described.append(Described(name, "", "", offers[0].target, origin, str(error)))
             continue
@@ -293,6 +293,15 @@ def describe(kind: Kind, plugins_dir: Path | None = None) -> list[Described]:
 def summary(described: type[Any]) -> str:
     """The first line of a class's own docstring."""
     return (described.__doc__ or "").strip().split("\n")[0]
+
+
+def load_any(kind: Kind, target: str) -> type[Any]:
+    """As :func:`load`, and optimisers may also be classes of torch's kind, see :func:`load_optimizer`.
+
+    Raises:
+        RegistryError: As there.
+    """
+    return load_optimizer(target) if kind == "optimizer" else load(kind, target)
 
 
 def load_method(target: str) -> type[Method]:

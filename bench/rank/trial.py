@@ -29,7 +29,7 @@ from bench.models.loaded import load_into, size_of
 from bench.models.masters import compute_in
 from bench.models.split_data import data_summary
 from bench.models.token_check import lost_references
-from bench.plugins.registry import RegistryError, load, make_method
+from bench.plugins.registry import RegistryError, load_any, make_method
 from bench.plugins.source import PluginError, plugin_source
 from bench.rank.context import (
     RankContext,
@@ -123,7 +123,7 @@ def require_plugins(spec: TrialSpec) -> None:
             continue
         where = f"node {platform.node()}: the {kind} {part.name!r} of {part.origin}"
         try:
-            load(kind, part.target)
+            load_any(kind, part.target)
             source = plugin_source(part.target)
         except (PluginError, RegistryError) as error:
             what = "it and what it imports must be on all nodes"

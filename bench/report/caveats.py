@@ -10,7 +10,7 @@ from bench.report.columns import metric_columns
 from bench.report.configurations import Configuration, Costs, by_table, configurations, costs_left_out
 from bench.report.one_kind import kind_name
 from bench.report.rows import not_finite
-from bench.schema.record import Completed, Probed, Provenance, TrialResult
+from bench.schema.record import Completed, Probed, Provenance, Ran, TrialResult
 from bench.statistics.outliers import outlying_seeds
 from bench.tasks.splits import ODDITY_SENTENCES, TRUNCATIONS, oddity_sentences, omission_lines
 
@@ -30,7 +30,7 @@ def caveats(results: Sequence[TrialResult], costs: Costs | None = None) -> list[
     if not done:
         return []
     groups = configurations(results, costs)
-    checks = (_mixed, _devices, _unsaid, _machine, _alone, _seeds, _outliers, _data, _scores, _training)
+    checks = (_mixed, _devices, _unsaid, _machine, _alone, _rare_work, _seeds, _outliers, _data, _scores, _training)
     return [text for check in checks for text in check(done, groups)]
 
 
@@ -149,6 +149,22 @@ def _alone(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
                 f"{where}{_names(shared)} {'has' if len(shared) == 1 else 'have'} no trial of the stage cost: memory "
                 "and rates there are those of final trials, and cannot be told apart from those that were measured "
                 "alone."
+            )
+
+
+def _rare_work(_: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
+    """Rows whose steps were measured for less than a round of work that their optimiser does once in many steps."""
+    for rows in _tables(groups):
+        short: dict[int, list[str]] = {}
+        for row in rows:
+            measured = [result.outcome for result in row.costs] or [outcome for _, outcome in row.completed]
+            costs = [outcome.train for outcome in measured if isinstance(outcome, Ran) and outcome.train is not None]
+            for period in {cost.optimizer_period for cost in costs if cost.steady_steps < cost.optimizer_period}:
+                short.setdefault(period, []).append(row.name)
+        for period, names in sorted(short.items()):
+            yield (
+                f"{_where(rows, groups)}Once in {period:,} steps the optimiser of {_names(names)} does work that its "
+                "other steps lack, and fewer were measured: the time of a step is not that of a long training."
             )
 
 
@@ -280,7 +296,10 @@ def _training(done: Finished, groups: Sequence[Configuration]) -> Iterator[str]:
         still_falling = [
             name
             for name, outcome in of_rows
-            if len(outcome.dev_curve) > 1 and outcome.train is not None and outcome.best_step == outcome.train.steps
+            if len(outcome.dev_curve) > 1
+            and outcome.train is not None
+            # Not best_step, because some methods keep no state from before they have cut ranks.
+            and min(outcome.dev_curve, key=lambda point: point.loss).step == outcome.train.steps
         ]
         if still_falling:
             yield (

@@ -120,6 +120,9 @@ class TrainCost(Spec):
     step_seconds_p99: float | None
     step_seconds_mean: float | None = Field(None, description="of the window; None before 2026-11-30")
     skipped_steps: int = Field(description="optimiser steps that the engine skipped; from 2026-11-29 on a divergence")
+    optimizer_period: int = Field(
+        1, description="steps from one round of rare work of the optimiser to the next; 1: none, or not known"
+    )
     unreached_tensors: list[str] = Field(
         default_factory=list, description="of experts: trained tensors that no token has brought a gradient"
     )

@@ -33,6 +33,7 @@ from bench.train.gradient_watch import GradientWatch
 from bench.train.lane import Diverged, Lane, Trained, num_targets
 from bench.train.loss import TargetLoss
 from bench.train.loss_scale import is_exhausted, own_scale
+from bench.train.optimizer import optimizer_of
 from bench.train.order import micro_batches, rows_evaluated_at_once, rows_trained_at_once
 from bench.train.zero3 import free
 
@@ -296,6 +297,7 @@ class Training:
             step_seconds_p99=percentile(durations, 0.99),
             step_seconds_mean=seconds / len(steady) if seconds else None,
             skipped_steps=skipped_steps,
+            optimizer_period=optimizer_of(lane.train).period(),
             continued_after_steps=lane.continued_after_steps,
             unreached_tensors=lane.watch.unreached if lane.watch is not None else [],
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from bench.models.architecture import Pair, accepted_inputs, architecture_of
 from bench.models.masters import exact
 from bench.optimizers import OPTIMIZERS
 from bench.optimizers.optimizer import optimizer_of_torch_class, scored_weights
-from bench.plugins.registry import load_method, load_optimizer, targets
+from bench.plugins.registry import RegistryError, describe, load_method, load_optimizer, targets
+from bench.rank.trial import require_plugins
 from bench.schema.trial import DecodeSpec, ResourceSpec, TrainSpec
 from bench.schema.validation import ConfigError, check_sizes, validated
 from bench.train.fused_engine import copies_sharing_weights
@@ -300,6 +302,11 @@ def resolved(train_spec: dict[str, Any], plugins_dir: Path | None = None, **reso
         ({"optimizer": "galore", "optimizer_options": {"rank": 0}}, {}, "options.rank: must be a whole number above 0"),
         ({"optimizer": "galore", "optimizer_options": {"update_proj_gap": 0}}, {}, "update_proj_gap: must be a whole"),
         ({"optimizer": "torch.optim:Rprop", "weight_decay": 0.1}, {}, "Rprop has no weight decay, so that weight_deca"),
+        (
+            {"optimizer": "torch.optim:SGD", "adam_beta2": 0.95},
+            {},
+            "methods.0.train.optimizer: torch.optim:SGD does not read adam_beta2, so that it has no effect; leave it",
+        ),
         ({"optimizer": "torch:nn"}, {}, "'torch:nn' is not an optimizer"),
         ({"optimizer": "galore"}, {"checkpoint_every_steps": 5}, "galore keeps what no checkpoint holds"),
         ({"optimizer": "adamm"}, {}, "methods.0.train.optimizer: there is no optimizer 'adamm'; did you mean 'adamw'"),
@@ -361,6 +368,87 @@ def test_an_optimiser_of_a_folder_is_known_by_its_file_and_its_source_is_part_of
     lane = lane_of("plain_steps:Plain", "lora", optimizer_options={"momentum": 0.9})
     train([lane])
     assert isinstance(lane.optimizer, torch.optim.SGD)
+
+
+def test_a_class_of_torchs_kind_that_nobody_knows_is_found_again_by_ranks(tmp_path: Path) -> None:
+    text = "import torch\n\n\nclass Mine(torch.optim.SGD):\n    whole_matrices = False\n"
+    (tmp_path / "own_steps.py").write_text(text, encoding="utf-8")
+    found, whose = resolved({"optimizer": "own_steps:Mine"}, tmp_path)
+    require_plugins(trial().model_copy(update={"train": found, "optimizer": whose}))
+    other = whose.model_copy(update={"source_sha256": "0" * 64})
+    with pytest.raises(RegistryError, match=r"the optimizer 'own_steps:Mine' .* is another version here"):
+        require_plugins(trial().model_copy(update={"train": found, "optimizer": other}))
+
+
+def test_an_entry_point_may_be_a_class_of_torchs_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.plugins.registry.entry_points", lambda group: [EntryPoint("nadam", NADAM, group)])
+    listed = {entry.name: entry for entry in describe("optimizer")}
+    assert (listed["nadam"].target, listed["nadam"].problem) == (NADAM, None)
+
+
+OF_THE_FAMILY = """
+from bench.optimizers.elementwise import AdamW
+
+
+class OfTheFamily(AdamW):
+    checkpoints = True
+"""
+
+
+def test_an_optimiser_of_adams_family_takes_what_the_sweep_says_of_adam(tmp_path: Path) -> None:
+    (tmp_path / "of_the_family.py").write_text(OF_THE_FAMILY, encoding="utf-8")
+    found, _ = resolved({"optimizer": "of_the_family", "adam_beta2": 0.95, "adam_epsilon": 1e-6}, tmp_path)
+    arguments = load_optimizer(found.optimizer)(found).arguments()
+    assert (arguments["betas"], arguments["eps"]) == ((0.9, 0.95), 1e-6)
+
+
+REMEMBERS = """
+import torch
+
+
+class InParts(torch.optim.SGD):
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["parts"] = [parameter.grad.clone()]
+        return super().step(closure)
+
+
+class OfGroups(torch.optim.SGD):
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["mean"] = sum(parameter.grad.mean() for parameter in group["params"])
+        return super().step(closure)
+
+
+class SaysSo(torch.optim.SGD):
+    checkpoints = False
+"""
+
+
+def test_what_no_checkpoint_can_hold_is_refused_where_there_are_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "remembers.py").write_text(REMEMBERS, encoding="utf-8")
+    whys = {"InParts": r" \(the state 'parts', a list\)", "OfGroups": r" \('mean' of its groups, a Te", "SaysSo": ""}
+    for name, why in whys.items():
+        train_spec = {"optimizer": f"remembers:{name}"}
+        assert resolved(train_spec, tmp_path)
+        with pytest.raises(ConfigError, match=f"remembers:{name} keeps what no checkpoint holds{why}.*; leave resourc"):
+            resolved(train_spec, tmp_path, checkpoint_every_steps=2)
+
+
+@pytest.mark.parametrize("name", where_there([*NAMES, NADAM, "torch.optim:RMSprop"]))
+def test_checkpoints_hold_what_they_are_said_to_hold(name: str) -> None:
+    kind = load_optimizer(name)
+    if kind.checkpoints:
+        kind(settings(name, weight_decay=0)).check_checkpoints()
+
+
+def test_an_optimiser_says_how_often_it_does_rare_work() -> None:
+    def period(name: str, **options: Any) -> int:
+        return load_optimizer(name)(settings(name, optimizer_options=options)).period()
+
+    assert [period("adamw"), period(NADAM), period("galore"), period("galore", update_proj_gap=7)] == [1, 1, 200, 7]
+    assert [period("apollo"), period("apollo", proj="svd")] == [1, 200], "only decompositions take time"
 
 
 def test_ids_change_with_what_is_new_alone() -> None:

@@ -10,7 +10,7 @@ from fakes import completed, probed, provenance, record, trial, varied
 from bench.report import markdown
 from bench.report.caveats import caveats
 from bench.report.content import Content
-from bench.schema.record import Completed, DevPoint, Failed, Fused, Placement, TrialResult
+from bench.schema.record import Completed, DevPoint, Failed, Fused, Placement, Probed, TrialResult
 
 
 def pair(other: TrialResult) -> list[TrialResult]:
@@ -131,6 +131,22 @@ def test_measurements_of_the_stage_cost_get_every_caveat(changes: dict[str, Any]
     assert not [line for line in Content("demo", (*ROWS, *clean[0], *clean[1])).caveats if "stage cost" in line]
     mixed = Content("demo", (*ROWS, *both[0], *clean[1])).caveats
     assert any("stage cost" in line for line in mixed)
+
+
+def test_a_cost_without_what_an_optimiser_does_once_in_many_steps_is_named() -> None:
+    def of_galore(result: TrialResult, steady: int) -> TrialResult:
+        assert isinstance(result.outcome, Completed | Probed) and result.outcome.train is not None
+        train = result.outcome.train.model_copy(update={"optimizer_period": 200, "steady_steps": steady})
+        return result.model_copy(update={"outcome": result.outcome.model_copy(update={"train": train})})
+
+    def lines(costs: int, finals: int = 300) -> list[str]:
+        alone = [of_galore(result, costs) for result in measured("full", [100.0, 101.0, 102.0])] if costs else []
+        found = (*(of_galore(row, finals) for row in ROWS[:2]), *ROWS[2:], *alone)
+        return [line for line in Content("demo", found).caveats if "work that its other steps lack" in line]
+
+    assert lines(15)[0].startswith("Once in 200 steps the optimiser of full does work"), "costs are shown"
+    assert not lines(200)
+    assert lines(0, finals=90) and not lines(0)
 
 
 @pytest.mark.parametrize(
