@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -34,6 +36,22 @@ def test_every_package_has_its_question() -> None:
     assert {name for name in packages if f"`bench.{name}`" not in ARCHITECTURE} == set()
     beside = {path.stem for path in (ROOT / "bench").glob("*.py")} - {"__init__"}
     assert beside == {"cli", "lane_rows", "method", "task"}
+
+
+def test_the_flagships_losses_on_new_categories_are_those_of_its_report() -> None:
+    report = json.loads((ROOT / "results/exhibits/flagship_webnlg/report.json").read_text(encoding="utf-8"))
+    lost = {
+        row["name"]: fmean(tags["seen"]["bleu"] - tags["unseen"]["bleu"] for tags in row["by_tag"].values())
+        for row in report["comparisons"][0]["configurations"]
+    }
+    named = [f"{lost.pop(name):.1f}" for name in ("full", "prompt_tuning", "adapters", "mam")]
+    lost.pop("none")
+    page = " ".join((ROOT / "docs" / "flagship.md").read_text(encoding="utf-8").split())
+    full, prompts, adapters, mam = named
+    assert (
+        f"it loses {full} BLEU, prompt tuning {prompts}, `adapters` and `mam` {adapters} and {mam}, the others "
+        f"{min(lost.values()):.1f} to {max(lost.values()):.1f}"
+    ) in page
 
 
 def test_a_newcomer_reads_two_hundred_lines() -> None:
