@@ -160,7 +160,8 @@ class Sweep(Settings):
     )
     grid: dict[str, list[Any]] = Field(
         default_factory=dict,
-        description="dotted key (task.x, train.x, decode.x, ...) to a list of values, for every method",
+        description="dotted key (task.x, train.x, decode.x, ...) to a list of values, for every method; none of them "
+        "may have a value of its own for the key",
     )
     evaluations: list[EvaluationSpec] = Field(
         default_factory=list,

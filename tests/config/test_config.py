@@ -49,9 +49,9 @@ def test_methods_times_seeds(tmp_path: Path, tiny_task: Path) -> None:
 
 
 def test_grids_are_the_only_lists_that_mean_one_trial_each(tmp_path: Path, tiny_task: Path) -> None:
-    text = SWEEP.replace(
-        "train: {learning_rate: 1e-2}", "grid: {config.num_prompt_tokens: [1, 2], train.learning_rate: [0.1, 0.2]}"
-    )
+    own = "    config: {num_prompt_tokens: 3}\n    train: {learning_rate: 1e-2}\n"
+    grid = "    grid: {config.num_prompt_tokens: [1, 2], train.learning_rate: [0.1, 0.2]}\n"
+    text = SWEEP.replace(own, grid)
     specs = trials(tmp_path, tiny_task, text + "grid: {task.train_examples: [4, 8]}\n")
     labels = [trial.label for trial in specs if trial.method.name == "prefix_tuning" and trial.seed == 0]
     assert len(specs) == 2 * (1 + 4) * 2
@@ -154,6 +154,14 @@ def test_the_identity_ignores_what_does_not_change_the_answer(tmp_path: Path, ti
         (("seeds: [0, 1]", "decode: {length_penalty: 0.8}"), "length_penalty has no effect with beams: 1"),
         (("seeds: [0, 1]", "grid: {seeds: [1]}"), "grid: 'seeds' is not a key that can vary"),
         (("seeds: [0, 1]", "grid: {train.steps: []}"), "an empty list asks for no trial"),
+        (
+            ("seeds: [0, 1]", "grid: {train.learning_rate: [0.1, 0.2]}"),
+            r"methods.1.train.learning_rate has no effect: grid varies it; leave one of them out",
+        ),
+        (
+            ("num_prompt_tokens: 3}", "num_prompt_tokens: 3}\n    grid: {config.num_prompt_tokens: [1]}"),
+            r"methods.1.config.num_prompt_tokens has no effect: methods.1.grid varies it; leave one of them out",
+        ),
         (("seeds: [0, 1]", "name: again"), "the key 'name' occurs twice"),
         (("seeds: [0, 1]", "model: ./nowhere"), "no folder './nowhere'"),
         (("seeds: [0, 1]", "model: {path: smollm2-135m, revision: x}"), "revision: 'x' has no effect"),
