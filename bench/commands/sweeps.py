@@ -107,7 +107,8 @@ def run(
                 break
         if stages.searches and not runner.cancelled:  # Only now are all of its trials known.
             runner.tell_strays([trial for one in past for trial in one.trials])
-        keep_only(store.root, [known.trial_id for known in runner.found.values()])
+        if not runner.cancelled:  # else what the later stages asked for would be forgotten
+            keep_only(store.root, [known.trial_id for known in runner.found.values()])
         report_sweep(store)
         mirrored = runner.complete_mirror()
     for name in stages.without_settings:

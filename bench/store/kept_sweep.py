@@ -58,10 +58,16 @@ def read_kept(root: Path) -> KeptSweep | None:
 
 
 def keep_sweep(root: Path, sweep: Sweep, source: str | None, settings: Sequence[str], searches: Sequence[str]) -> None:
-    """Write that this sweep is run now. If it has changed, the trials that its last version asked for are forgotten."""
+    """Write that this sweep is run now. If it has changed, the trials that its last version asked for are forgotten.
+
+    A sweep that has all the searches of its last version, as one to which a method was added, keeps them until
+    :func:`keep_only`: which final trials it asks for is not known before the last search has ended, and until then
+    tables would be empty.
+    """
     before = read_kept(root) or KeptSweep()
     resolved = sweep.model_dump(mode="json")
-    known = before.trial_ids if before.sweep == resolved else []
+    goes_on = bool(before.searches) and set(before.searches) <= set(searches)
+    known = before.trial_ids if goes_on or before.sweep == resolved else []
     version = {"source": source, "settings": list(settings), "sweep": resolved, "searches": list(searches)}
     _write(root, before.model_copy(update={**version, "trial_ids": known}))
 

@@ -85,6 +85,20 @@ def test_a_changed_sweep_forgets_its_trials_and_keeps_those_beside(tmp_path: Pat
     assert (kept.trial_ids, kept.beside) == ([], ["c"])
 
 
+def test_a_sweep_with_one_more_search_shows_what_the_others_found(tmp_path: Path) -> None:
+    """Until the new search has ended, nobody knows which final trials the sweep asks for."""
+    keep_sweep(tmp_path, sweep("one"), None, [], ["of-full"])
+    keep_asked(tmp_path, ["a", "b"])
+    keep_sweep(tmp_path, sweep("two"), None, [], ["of-full", "of-lora"])
+    kept = read_kept(tmp_path)
+    assert kept is not None
+    assert kept.trial_ids == ["a", "b"]
+    keep_sweep(tmp_path, sweep("three"), None, [], ["of-lora"])
+    kept = read_kept(tmp_path)
+    assert kept is not None
+    assert kept.trial_ids == [], "what is no longer searched is no longer shown"
+
+
 def test_trials_beside_a_folder_without_a_sweep_hide_nothing(tmp_path: Path) -> None:
     keep_beside(tmp_path / "above" / "demo", ["c"])
     kept = read_kept(tmp_path / "above" / "demo")
