@@ -18,6 +18,7 @@ from typing import Any
 from rich.text import Text
 
 from bench.measure.provenance import installed_version, sources_sha256
+from bench.metrics.known import LOADED
 from bench.report.fitting_table import FittingTable
 from bench.schema.digests import sha256_of
 from bench.schema.trial import JsonDict
@@ -50,7 +51,8 @@ def made_from(store: Store, *facts: object) -> str | None:
     """
     digest = hashlib.sha256()
     versions = [platform.python_version(), *map(installed_version, PACKAGES)]
-    digest.update(json.dumps([sources_sha256(), versions, *facts]).encode())
+    # Differences in the score of a plugin are tested where its metric is known, which takes --plugins-dir.
+    digest.update(json.dumps([sources_sha256(), versions, sorted(LOADED), *facts]).encode())
     for trial_id in store.trial_ids():
         if (stamps := store.index.holds(trial_id)) is None:
             return None

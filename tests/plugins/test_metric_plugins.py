@@ -21,6 +21,7 @@ from bench.metrics.metric import MetricError
 from bench.plugins.offers import kinds_of
 from bench.plugins.registry import describe, load_metrics, make_task, metrics_of, resolve
 from bench.rank.trial import require_plugins
+from bench.report.up_to_date import made_from
 from bench.schema.record import Completed
 from bench.schema.trial import TrialSpec
 from bench.schema.validation import ConfigError
@@ -131,6 +132,16 @@ def test_differences_in_it_are_tested(plugins_dir: Path, tmp_path: Path) -> None
         significance(tmp_path / "demo", cells, "word_recall", True)
     load_metrics(plugins_dir)
     assert significance(tmp_path / "demo", cells, "word_recall", True) == significance_of_pairs
+
+
+def test_a_report_that_was_made_without_it_is_out_of_date(plugins_dir: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "demo")
+    store.root.mkdir()
+    LOADED.clear()
+    without = made_from(store)
+    load_metrics(plugins_dir)
+    assert None not in (without, made_from(store))
+    assert made_from(store) != without
 
 
 def test_settings_are_chosen_by_it(plugins_dir: Path, tmp_path: Path) -> None:
