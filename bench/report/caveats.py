@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence, Set
 from bench.report.columns import metric_columns
 from bench.report.configurations import Configuration, Costs, by_table, configurations, costs_left_out
 from bench.report.one_kind import kind_name
+from bench.report.row_labels import TableModels
 from bench.report.rows import not_finite
 from bench.schema.record import Completed, Probed, Provenance, Ran, TrialResult
 from bench.statistics.outliers import outlying_seeds
@@ -60,8 +61,10 @@ def _tables(groups: Sequence[Configuration]) -> list[list[Configuration]]:
 
 def _where(rows: Sequence[Configuration], groups: Sequence[Configuration]) -> str:
     """The beginning of a sentence about one of several tables."""
-    spec = rows[0].results[0].spec
-    return "" if len(rows) == len(groups) else f"{spec.model.path} on {spec.task.name}: "
+    if len(rows) == len(groups):
+        return ""
+    models = TableModels(result for configuration in groups for result in configuration.results)
+    return f"{' on '.join(models.table(rows[0].results[0].spec))}: "
 
 
 def _of_rows(rows: Sequence[Configuration]) -> list[tuple[str, Set[Hashable]]]:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from bench.report.column import Column, Shown
 from bench.report.columns import column_or_score, columns_of, metric_columns, present
 from bench.report.one_kind import Devices, chosen_kind, kind_name, kinds_text
-from bench.report.row_labels import row_labels
+from bench.report.row_labels import TableModels, row_labels
 from bench.schema.record import Completed, Failed, TrialResult
 from bench.schema.same_answer import answer_key, cost_class, untrained
 from bench.schema.trial import on_base, titled
-from bench.statistics.estimates import Basis, Estimate, common_seeds, estimate
+from bench.statistics.estimates import FEWEST_SEEDS, Basis, Estimate, common_seeds, estimate
 
 if TYPE_CHECKING:
     from bench.statistics.significance import Significance
@@ -230,10 +230,10 @@ def _once(members: Sequence[TrialResult]) -> list[TrialResult]:
 
 def by_table(made: Sequence[Configuration]) -> dict[tuple[str, str], list[int]]:
     """Model and task, to the positions of their configurations."""
+    models = TableModels(result for configuration in made for result in configuration.results)
     tables: dict[tuple[str, str], list[int]] = {}
     for place, configuration in enumerate(made):
-        spec = configuration.results[0].spec
-        tables.setdefault((spec.model.path, spec.task.name), []).append(place)
+        tables.setdefault(models.table(configuration.results[0].spec), []).append(place)
     return tables
 
 
@@ -271,21 +271,35 @@ def told_apart(tables: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
     }
 
 
+def of_too_few_seeds(members: Sequence[Configuration]) -> list[Configuration]:
+    """The configurations that are not tested beside the others, because so few seeds conclude nothing.
+
+    With them, the others would have no more seeds in common than these have. None where fewer than two others have
+    enough seeds, so that there would be nothing to test without them either.
+    """
+    varying = [row for row in members if row.completed and row.varies_over_seeds]
+    few = [row for row in varying if len(row.completed) < FEWEST_SEEDS]
+    return few if len(varying) - len(few) > 1 else []
+
+
 def over_common_seeds(members: Sequence[Configuration]) -> list[Configuration]:
     """The configurations with means over the seeds that all have completed, if these are enough.
 
-    See :func:`common_seeds`.
+    See :func:`common_seeds`. Those that :func:`of_too_few_seeds` finds have means over their own.
     """
-    completed_seeds = [
-        tuple(r.spec.seed for r, _ in configuration.completed)
+    few = {id(configuration) for configuration in of_too_few_seeds(members)}
+    together = [
+        configuration
         for configuration in members
-        if configuration.completed and configuration.varies_over_seeds
+        if configuration.completed and configuration.varies_over_seeds and id(configuration) not in few
     ]
+    completed_seeds = [tuple(r.spec.seed for r, _ in configuration.completed) for configuration in together]
     common = common_seeds(completed_seeds)
     if common is None or all(len(seeds) == len(common) for seeds in completed_seeds):
         return list(members)
+    counting = {id(configuration) for configuration in together}
     return [
-        replace(configuration, counted_seeds=frozenset(common)) if configuration.varies_over_seeds else configuration
+        replace(configuration, counted_seeds=frozenset(common)) if id(configuration) in counting else configuration
         for configuration in members
     ]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from bench.report.answer import answer
 from bench.report.caveats import caveats, not_finite_caveats
 from bench.report.columns import title
-from bench.report.configurations import Comparison, comparisons, failed, with_tests
+from bench.report.configurations import Comparison, comparisons, failed, of_too_few_seeds, with_tests
 from bench.report.headline import headline
 from bench.report.others import left_out_text
 from bench.report.published import Quoted
@@ -21,6 +21,7 @@ from bench.report.searches import tuning_caveats
 from bench.report.significance_table import tested_significance
 from bench.schema.record import NOT_ASKED_FOR, Completed, Failed, Probed, TrialResult
 from bench.schema.same_answer import cost_class
+from bench.statistics.estimates import FEWEST_SEEDS
 from bench.store.kept_sweep import KeptSweep
 from bench.tuning.summary import Tuning
 
@@ -199,8 +200,9 @@ def legend(comparison: Comparison) -> str:
         ),
         None,
     )
+    which = f"all configurations{f' of {FEWEST_SEEDS} and more' if of_too_few_seeds(comparison.scored) else ''}"
     common = (
-        f" Means are over the seeds that all configurations completed ({', '.join(map(str, sorted(counted)))})."
+        f" Means are over the seeds that {which} completed ({', '.join(map(str, sorted(counted)))})."
         if counted is not None
         else ""
     )

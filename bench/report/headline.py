@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bench.report.column import Column
-from bench.report.configurations import Comparison, Configuration
+from bench.report.configurations import Comparison, Configuration, of_too_few_seeds
+from bench.statistics.estimates import seeds_text
 
 if TYPE_CHECKING:
     from bench.statistics.significance import Significance
@@ -53,9 +54,22 @@ def headline(comparison: Comparison, found: Significance | str | None) -> str | 
         listed = ", ".join(names) + more if more else f"{', '.join(names[:-1])} and {names[-1]}"
         lead = "" if len(leaders) == len(found.means) else " lead and"
         first = f"{metric.title}: {listed}{lead} cannot be told apart."
-    untested = len(known) - len(found.means)
-    rest = f"Of each method the configuration with the lowest dev loss is tested, {untested} more are not."
-    return " ".join(part for part in (first, _following(others, metric), rest if untested > 0 else "") if part)
+    rest = _not_tested(comparison, len(known) - len(found.means))
+    return " ".join(part for part in (first, _following(others, metric), *rest) if part)
+
+
+def _not_tested(comparison: Comparison, untested: int) -> list[str]:
+    """Sentences that say which of the known configurations no test was made of, and why."""
+    few = [configuration.name for configuration in of_too_few_seeds(comparison.scored)]
+    sentences = []
+    if not_chosen := max(0, untested - len(few)):
+        sentences.append(
+            f"Of each method the configuration with the lowest dev loss is tested, {not_chosen} more are not."
+        )
+    if few:
+        more = f" and {len(few) - MOST_FOLLOWING} more" if len(few) > MOST_FOLLOWING else ""
+        sentences.append(f"Not tested, for want of seeds: {', '.join(few[:MOST_FOLLOWING])}{more}.")
+    return sentences
 
 
 def _best_means(best: list[Configuration], metric: Column) -> str:
@@ -80,10 +94,9 @@ def _with_interval(configuration: Configuration, metric: Column) -> str:
     if found is None or found.half_width is None:
         return _with_mean(configuration, metric)
     count = len(found.values)
-    seeds = "1 seed" if count == 1 else f"{count} seeds"
     return (
         f"{configuration.name} ({metric.text(found.mean)}, 95 % interval over {found.basis} {metric.text(found.low)} "
-        f"to {metric.text(found.high)}, {seeds})"
+        f"to {metric.text(found.high)}, {seeds_text(count)})"
     )
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.report.column import ABSENT, Column
-from bench.report.configurations import Comparison, Configuration, chosen_of_methods
+from bench.report.configurations import Comparison, Configuration, chosen_of_methods, of_too_few_seeds
 from bench.schema.trial import JsonDict
-from bench.statistics.estimates import LEVEL
+from bench.statistics.estimates import FEWEST_SEEDS, LEVEL, seeds_text
 
 if TYPE_CHECKING:
     from bench.statistics.differences import Difference
@@ -44,19 +44,33 @@ def tested_significance(root: Path, comparison: Comparison) -> Significance | st
     results = {configuration.name: configuration.results for configuration in configurations}
     try:
         found = significance(root, results, first.name, first.higher_is_better)
-        left_out = len(comparison.scored) - len(configurations)
-        if found is None or not left_out:
-            return found
-        remark = f"{left_out} more configurations are not tested: of each method, the one with the lowest dev loss is."
-        return replace(found, remarks=(*found.remarks, remark))
+        return None if found is None else replace(found, remarks=(*found.remarks, *_not_tested(comparison)))
     except StatisticsError as error:
         return f"Differences are not tested: {error}."
 
 
 def tested_configurations(comparison: Comparison) -> list[Configuration]:
     """The configurations that are tested against each other."""
-    scored = [configuration for configuration in comparison.scored if configuration.completed]
-    return scored if len(scored) <= MOST_CONFIGURATIONS else chosen_of_methods(scored)
+    enough = _of_enough_seeds(comparison)
+    return enough if len(enough) <= MOST_CONFIGURATIONS else chosen_of_methods(enough)
+
+
+def _of_enough_seeds(comparison: Comparison) -> list[Configuration]:
+    few = {id(configuration) for configuration in of_too_few_seeds(comparison.scored)}
+    return [configuration for configuration in comparison.scored if id(configuration) not in few]
+
+
+def _not_tested(comparison: Comparison) -> list[str]:
+    """Remarks on the configurations that are not tested, with the reasons."""
+    remarks = [
+        f"{configuration.name}: {seeds_text(len(configuration.completed))}, not tested: {FEWEST_SEEDS} are the least."
+        for configuration in of_too_few_seeds(comparison.scored)
+    ]
+    if left_out := len(_of_enough_seeds(comparison)) - len(tested_configurations(comparison)):
+        remarks.append(
+            f"{left_out} more configurations are not tested: of each method, the one with the lowest dev loss is."
+        )
+    return remarks
 
 
 def letters_of(found: Significance | str | None) -> Mapping[str, str]:

@@ -46,6 +46,11 @@ def estimate(values: Sequence[float], basis: Basis = "seeds") -> Estimate | None
     return Estimate(mean, deviation, half_width, tuple(values), basis)
 
 
+def seeds_text(count: int) -> str:
+    """A number of seeds as sentences have it."""
+    return "1 seed" if count == 1 else f"{count} seeds"
+
+
 def t_quantile(probability: float, degrees_of_freedom: float) -> float:
     """Quantile of Student's t."""
     from scipy.special import stdtrit  # imported late, because it takes a moment

@@ -115,6 +115,23 @@ def test_what_trains_nothing_is_one_row_whatever_the_training() -> None:
     assert configuration.seeds == "2", "the same seed counts once"
 
 
+def test_a_model_that_has_moved_stays_in_its_table() -> None:
+    first = varied(trial("lora"), model={"path": "/home/a/llama", "weights_sha256": "1" * 64})
+    moved = varied(trial("lora", seed=1), model={"path": "/data/llama/", "weights_sha256": "1" * 64})
+    other = varied(trial("full"), model={"path": "/data/llama/", "weights_sha256": "1" * 64})
+    times = ("2026-01-03", "2026-01-01", "2026-01-02")
+    made = [
+        record(spec, completed()).model_copy(update={"started_at": time})
+        for spec, time in zip((other, first, moved), times, strict=True)
+    ]
+    (comparison,) = Content("demo", tuple(made)).comparisons
+    assert comparison.model == "/home/a/llama", "where it lay first"
+    assert {row.name: row.seeds for row in comparison.configurations} == {"full": "1", "lora": "2"}
+    assert set(names(made).values()) == {"full", "lora"}
+    elsewhere = record(varied(first, model={"path": "/home/b/llama", "weights_sha256": "2" * 64}), completed())
+    assert len(Content("demo", (*made, elsewhere)).comparisons) == 2
+
+
 def test_every_format_tells_rows_apart() -> None:
     one, other = varied(LORA, config={"rank": 64}), varied(LORA, config={"rank": 4}, resources={"precision": "bf16"})
     found = [record(one, completed(60.0)), record(other, completed(50.0))]

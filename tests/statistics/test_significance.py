@@ -360,6 +360,25 @@ def test_pairs_with_seeds_of_their_own_are_corrected_by_holm(tmp_path: Path) -> 
     assert "number of pairs (Holm)" in text and "(Shaffer)" not in text
 
 
+def test_a_row_of_one_seed_takes_no_test_from_the_others(tmp_path: Path) -> None:
+    without, beside = tmp_path / "without", tmp_path / "beside"
+    for root in (without, beside):
+        write_sweep(root, {"full": 0.9, "lora": 0.8, "none": 0.2})
+    few_shot = FewShotSpec(examples=["a", "b"], template="{source}:", max_source_tokens=32)
+    shots = trial("none").model_copy(update={"few_shot": few_shot, "label": "shots=4"})
+    write_trial(Store(beside), shots, rows(0.4, "few shots"), trains=False)
+    pairs = []
+    for root in (without, beside):
+        content = report.load_content(root)
+        (found,) = content.significances
+        assert found is not None and not isinstance(found, str)
+        pairs.append({frozenset((one.first, one.second)): one.p_adjusted for one in found.differences})
+    assert pairs[0] == pairs[1], "as if the row were not there"
+    assert found.remarks == ("none (shots=4): 1 seed, not tested: 3 are the least.",)
+    assert content.headlines[0].endswith("Not tested, for want of seeds: none (shots=4).")
+    assert "lowest dev loss is tested" not in content.headlines[0]
+
+
 def test_gains_are_over_the_base_as_it_is(tmp_path: Path) -> None:
     """Quantised rows too: what the base loses by it is a cost of theirs."""
     results = []

@@ -11,6 +11,7 @@ from bench.report.figures.fonts import fonts_folder
 from bench.report.figures.pareto_plot import pareto_plot
 from bench.report.figures.picture import Picture
 from bench.report.figures.style import looks
+from bench.report.row_labels import TableModels
 from bench.report.significance_table import letters_of
 
 __all__ = ["Picture", "pictures"]
@@ -50,9 +51,9 @@ def _drawable_text(content: Content) -> list[list[Picture]]:
 
 def _of_all_stages(content: Content, comparison: Comparison) -> list[Configuration]:
     """Final trials and those of searches. Trials of the stage cost are left out: their learning rate means nothing."""
+    finals = [result for configuration in comparison.configurations for result in configuration.results]
+    models = TableModels(content.records)
+    tables = {models.table(result.spec) for result in finals}
     return configurations(
-        record
-        for record in content.records
-        if (record.spec.model.path, record.spec.task.name) == (comparison.model, comparison.task)
-        and record.spec.stage != "cost"
+        record for record in content.records if models.table(record.spec) in tables and record.spec.stage != "cost"
     )
