@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,8 +36,8 @@ def compare(
 
     Two methods (results/a:full results/a:lora), two sweeps (each configuration against the one that
     differs least), or a sweep
-    and a file of published numbers. Exit codes: 0 nothing is shown to be worse, 1 something is worse beyond chance,
-    2 bad input, 3 too few seeds to tell.
+    and a file of published numbers. Exit codes: 0 nothing is shown to be worse, 1 something is worse beyond chance
+    or has only failed trials, 2 bad input, 3 too few seeds to tell.
     """
     know_metrics(plugins_dir)
     try:
@@ -54,13 +55,12 @@ def compare(
         for name in left_over:
             console.print(f"{name} has no counterpart.", style="dim", highlight=False, markup=False, soft_wrap=True)
     verdicts = {one.verdict for one in found}
-    raise typer.Exit(WORSE if "worse" in verdicts else TOO_FEW if "too few seeds" in verdicts else 0)
+    raise typer.Exit(WORSE if verdicts & {"worse", "failed"} else TOO_FEW if "too few seeds" in verdicts else 0)
 
 
 def _compared(first: str, second: str, metric: str | None) -> tuple[list[Compared], tuple[str, ...]]:
     """All pairs, and the configurations that have none."""
     from bench.report.comparison import against_published, corrected
-    from bench.report.comparison import compare as compared
     from bench.report.counterparts import counterparts, with_names
     from bench.report.published import load_published, quoted
 
@@ -71,18 +71,38 @@ def _compared(first: str, second: str, metric: str | None) -> tuple[list[Compare
         (ours,) = {first, second} - set(published)
         rows = list(quoted(load_published(Path(published[0]))))
         sides, _ = with_names(_sides(ours), [])
-        return corrected([one for side in sides for one in against_published(side, rows, metric)]), ()
+        found = [one for side in sides for one in against_published(side, rows, metric)]
+        return corrected(found), tuple(_said_to_fail(side) for side in sides if not side.configuration.completed)
     ones, others = with_names(_sides(first), _sides(second))
     if same := sorted({side.name for side in ones} & {side.name for side in others}):
         raise ConfigError(f"{first} and {second} are both {', '.join(same)}: name two rows, or two sweeps, that differ")
     if len(ones) == len(others) == 1:
-        return [compared(ones[0], others[0], metric)], ()
-    found = counterparts(ones, others)
-    return corrected([compared(one, other, metric) for one, other in found.pairs]), found.left_over
+        return [_pair(ones[0], others[0], metric)], ()
+    paired = counterparts(ones, others)
+    failed = {side.name: _said_to_fail(side) for side in (*ones, *others) if not side.configuration.completed}
+    left_over = tuple(failed.get(name, name) for name in paired.left_over)
+    return corrected([_pair(one, other, metric) for one, other in paired.pairs]), left_over
+
+
+def _pair(first: Side, second: Side, metric: str | None) -> Compared:
+    from bench.report.comparison import compare as compared
+    from bench.report.comparison import without_scores
+
+    if first.configuration.completed and second.configuration.completed:
+        return compared(first, second, metric)
+    return without_scores(first, second)
+
+
+def _said_to_fail(side: Side) -> str:
+    return f"{side.name} (every trial failed)"
 
 
 def _sides(text: str) -> list[Side]:
-    """The configurations that an argument names: of a sweep all, of ``results/<sweep>:METHOD`` this one."""
+    """The configurations that an argument names: of a sweep all, of ``results/<sweep>:METHOD`` this one.
+
+    Raises:
+        ConfigError: There is no such folder or row, or it has no completed trial.
+    """
     from bench.report import load_content
     from bench.report.configurations import told_apart
     from bench.report.counterparts import Side
@@ -94,23 +114,30 @@ def _sides(text: str) -> list[Side]:
         Side(folder, configuration, told[comparison.model, comparison.task] + configuration.name)
         for comparison in comparisons
         for configuration in comparison.configurations
-        if configuration.completed
     ]
-    if not sides:
+    done = [side for side in sides if side.configuration.completed]
+    if not done:
         raise ConfigError(f"{text}: no final trial has completed")
     if method is None:
         return sides
     # A row may have the bare name of a method that other rows have, too: the name of a row comes first.
-    chosen = (
+    chosen = _called(method, done)
+    if not chosen and _called(method, sides):
+        raise ConfigError(f"{text}: every trial of {method!r} failed")
+    if len(chosen) != 1:
+        known = ", ".join(repr(side.name) for side in chosen or done)
+        found = "several configurations are" if chosen else "no configuration is"
+        raise ConfigError(f"{text}: {found} called {method!r}; name one of {known}")
+    return chosen
+
+
+def _called(method: str, sides: Sequence[Side]) -> list[Side]:
+    """Those of this name: as tables have it, without model and task, or that of the method alone."""
+    return (
         [side for side in sides if side.name == method]
         or [side for side in sides if side.configuration.name == method]
         or [side for side in sides if side.configuration.method == method]
     )
-    if len(chosen) != 1:
-        known = ", ".join(repr(side.name) for side in chosen or sides)
-        found = "several configurations are" if chosen else "no configuration is"
-        raise ConfigError(f"{text}: {found} called {method!r}; name one of {known}")
-    return chosen
 
 
 def _folder_and_method(text: str) -> tuple[Path, str | None]:
@@ -127,6 +154,17 @@ def _print(one: Compared) -> None:
     console.print(
         f"[bold]{escape(one.second)}[/] against [bold]{escape(one.first)}[/]", highlight=False, soft_wrap=True
     )
+    if one.scores:
+        console.print(_lines(one))
+    for remark in one.remarks:
+        console.print(remark, style="dim", highlight=False, markup=False, soft_wrap=True)
+    title = one.scores[0].column.title if one.scores else "all scores"
+    few = ": at least 3 pairs of seeds are needed to conclude anything" if one.verdict == "too few seeds" else ""
+    console.print(f"In {title}: {one.verdict}{few}.\n", highlight=False, soft_wrap=True)
+
+
+def _lines(one: Compared) -> Table:
+    """A table with a row for each score and cost."""
     table = Table(padding=(0, 1), collapse_padding=True)
     for heading in ("", "reference", "other", "difference", "95 %", "p", "over", "verdict"):
         table.add_column(heading, justify="left" if heading in ("", "over", "verdict") else "right", overflow="fold")
@@ -135,12 +173,7 @@ def _print(one: Compared) -> None:
     table.add_section()
     for line in one.costs:
         table.add_row(*map(Text, _cost_cells(line)))
-    console.print(table)
-    for remark in one.remarks:
-        console.print(remark, style="dim", highlight=False, markup=False, soft_wrap=True)
-    title = one.scores[0].column.title
-    few = ": at least 3 pairs of seeds are needed to conclude anything" if one.verdict == "too few seeds" else ""
-    console.print(f"In {title}: {one.verdict}{few}.\n", highlight=False, soft_wrap=True)
+    return table
 
 
 def _score_cells(line: Line) -> list[str]:

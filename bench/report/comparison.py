@@ -13,7 +13,7 @@ from typing import Literal
 from bench.metrics.scoring import did_you_mean
 from bench.report.column import Column, Shown
 from bench.report.columns import columns_of, metric_columns
-from bench.report.configurations import Configuration, costs_left_out, costs_of_one_kind
+from bench.report.configurations import Configuration, costs_left_out, costs_of_one_kind, failed
 from bench.report.counterparts import Side, differences
 from bench.report.published import Quoted, fits, other_base
 from bench.schema.record import TrialResult
@@ -23,7 +23,7 @@ from bench.statistics.systems import PairedSystems, System, load_system
 
 # What an interval of a difference accounts for. "alone": single measurements, of which nothing is known.
 Basis = Literal["seeds and sources", "sources", "seeds", "repetitions", "alone"]
-Verdict = Literal["better", "worse", "different", "not told apart", "too few seeds"]
+Verdict = Literal["better", "worse", "different", "not told apart", "too few seeds", "failed"]
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,12 @@ class Line:
     basis: Basis
     seeds: int  # pairs of seeds, of published numbers our seeds
     note: str = ""
+    fixed: bool = False  # whether no seed changes either side, so that more seeds would say no more
 
     @property
     def verdict(self) -> Verdict:
         """The verdict on the second side. Of a score without a direction neither side is the better one."""
-        if self.p_value is None or self.seeds < FEWEST_SEEDS:
+        if self.p_value is None or (self.seeds < FEWEST_SEEDS and not self.fixed):
             return "too few seeds"
         if self.p_value >= LEVEL:
             return "not told apart"
@@ -60,15 +61,36 @@ class Compared:
 
     first: str
     second: str
-    scores: tuple[Line, ...]  # the one that the verdict is about first
+    scores: tuple[Line, ...]  # the one that the verdict is about first; none where a side has no completed trial
     tags: tuple[Line, ...]  # of that score
     costs: tuple[Line, ...]
     remarks: tuple[str, ...] = ()
+    second_failed: bool = False  # every trial of it, where some of the first completed
 
     @property
     def verdict(self) -> Verdict:
         """The verdict on the first score."""
-        return self.scores[0].verdict
+        if self.scores:
+            return self.scores[0].verdict
+        return "failed" if self.second_failed else "too few seeds"
+
+
+def without_scores(first: Side, second: Side) -> Compared:
+    """Two configurations of which one or both have no completed trial."""
+    second_failed = bool(first.configuration.completed) and not second.configuration.completed
+    return Compared(
+        first.name, second.name, (), (), (), (*failed_seeds(first), *failed_seeds(second)), second_failed=second_failed
+    )
+
+
+def failed_seeds(side: Side) -> list[str]:
+    """A remark on the failed trials of a side, where it has any."""
+    count, seeds = len(failed(side.configuration.results)), len(side.configuration.results)
+    if not count:
+        return []
+    if not side.configuration.completed:
+        return [f"{side.name}: every trial failed."]
+    return [f"{side.name}: {count} of {seeds} seeds failed, and are in no number here."]
 
 
 def compare(first: Side, second: Side, metric: str | None = None) -> Compared:
@@ -103,7 +125,7 @@ def compare(first: Side, second: Side, metric: str | None = None) -> Compared:
         tuple(scores),
         tuple(line for line in of_tags if line is not None),
         tuple(cost_lines(*costs_of_one_kind(sides))),
-        (*differences(first, second), *costs_left_out(sides)),
+        (*failed_seeds(first), *failed_seeds(second), *differences(first, second), *costs_left_out(sides)),
     )
 
 
@@ -112,7 +134,7 @@ def corrected(compared: Sequence[Compared]) -> list[Compared]:
 
     Intervals and the other scores stay as they are, which a remark says.
     """
-    tested = [one.scores[0].p_value for one in compared]
+    tested = [one.scores[0].p_value if one.scores else None for one in compared]
     known = [p_value for p_value in tested if p_value is not None]
     if len(known) < 2:
         return list(compared)
@@ -175,6 +197,7 @@ def _score(paired: PairedSystems, column: Column, tag: str | None = None) -> Lin
         return None
     (found,) = PairedTests(sources, score).all_pairs(statistics)
     alone = found.p_value is None
+    of_one_pair = f"p over sources {found.p_randomisation:.3f}" if alone else ""
     return Line(
         column=column,
         tag=tag,
@@ -184,9 +207,10 @@ def _score(paired: PairedSystems, column: Column, tag: str | None = None) -> Lin
         low=found.low,
         high=found.high,
         p_value=found.p_value,
-        basis="sources" if alone else "seeds and sources",
+        basis="sources" if alone or found.fixed else "seeds and sources",
         seeds=found.seeds,
-        note=f"p over sources {found.p_randomisation:.3f}" if alone else "",
+        note="no seed changes either" if found.fixed else of_one_pair,
+        fixed=found.fixed,
     )
 
 
@@ -341,7 +365,7 @@ def _with_published(side: Side, row: Quoted, parts: Sequence[Quoted], metric: st
         scores=tuple(line for line in scores if line is not None),
         tags=tuple(line for line in tags if line is not None),
         costs=(),
-        remarks=tuple(remarks),
+        remarks=(*failed_seeds(side), *remarks),
     )
 
 

@@ -30,7 +30,7 @@ class Side:
     @property
     def settings(self) -> dict[str, str]:
         """Key of the sweep file to value as JSON, of all that changes the answer but the seed."""
-        return settings_of(self.spec, self.configuration.trains)
+        return settings_of(self.spec, self.configuration.trains or not self.configuration.completed)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Paired:
 def with_names(ones: Sequence[Side], others: Sequence[Side]) -> tuple[list[Side], list[Side]]:
     """The same sides with names of folder, method and the settings that tell it from others of its method."""
     sides = [*ones, *others]
-    untrained = {side.spec.method.target for side in sides if not side.configuration.trains}
+    done = [side.configuration for side in sides if side.configuration.completed]
+    untrained = {configuration.results[0].spec.method.target for configuration in done if not configuration.trains}
     found = labels([side.spec for side in sides], untrained)
     folders = _short_names([side.root for side in sides])
     made = [

@@ -39,16 +39,19 @@ class Difference:
     high: float
     seeds: int  # pairs of seeds
     standard_error: float  # over seeds and sources; over sources alone with a single pair of seeds
-    p_value: float | None  # chance that equal methods differ as much, by the spread of these two alone; uncorrected
+    # The chance that equal methods differ as much, by the spread of these two alone; uncorrected. None of a single pair
+    # of seeds of what seeds change.
+    p_value: float | None
     p_randomisation: float  # for these trained models: over sources alone, by resamples or exactly; uncorrected
-    p_adjusted: float | None = None  # over all pairs of the comparison; None with a single pair of seeds
+    p_adjusted: float | None = None  # over all pairs of the comparison; None where p_value is
     p_sacrebleu_bootstrap: float | None = None  # by sacrebleu's own formula, where it was asked for
     exactly: bool = False  # whether p_randomisation is that of McNemar's test in its exact form
+    fixed: bool = False  # whether no seed changes either: then all there is to know is how other sources come out
 
     @property
     def conclusive(self) -> bool:
         """Whether there are enough seeds to say anything about the methods."""
-        return self.p_value is not None and self.seeds >= FEWEST_SEEDS
+        return self.p_value is not None and (self.fixed or self.seeds >= FEWEST_SEEDS)
 
     @property
     def told_apart(self) -> bool:
@@ -170,10 +173,11 @@ class PairedTests:
                 high=float(differences[place] + widths[place]),
                 seeds=seeds[place],
                 standard_error=float(from_all.standard_error[place]),
-                p_value=float(own[place]) if seeds[place] > 1 else None,
-                p_adjusted=float(adjusted[place]) if seeds[place] > 1 else None,
+                p_value=float(own[place]) if pair.fixed or seeds[place] > 1 else None,
+                p_adjusted=float(adjusted[place]) if pair.fixed or seeds[place] > 1 else None,
                 p_randomisation=of_these_models[place][0],
                 exactly=of_these_models[place][1],
+                fixed=pair.fixed,
                 p_sacrebleu_bootstrap=None
                 if self.bootstrap is None
                 else self.bootstrap(pair.first.statistics, pair.second.statistics),
@@ -206,6 +210,11 @@ class _Pair:
     other: str
     first: _Method
     second: _Method
+
+    @property
+    def fixed(self) -> bool:
+        """Whether no seed changes either of the two."""
+        return self.first.seeds is None and self.second.seeds is None
 
 
 def level_of_own_seeds(seeds: int) -> float:

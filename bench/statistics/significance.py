@@ -160,11 +160,12 @@ def _remarks(differences: Sequence[Difference]) -> list[str]:
             f"{pairs}{which}: too few to conclude anything about the methods. What differs are these trained models, "
             f"on these sources. {FEWEST_SEEDS} seeds are the least, 5 to 10 are better."
         ]
-    fewest = min(one.seeds for one in differences)
+    over_seeds = [one for one in differences if not one.fixed]
+    fewest = min((one.seeds for one in over_seeds), default=ENOUGH_SEEDS)
     if fewest >= ENOUGH_SEEDS:
         return []
     return [
-        f"With {fewest} pairs of seeds, a difference has to be up to {max(map(smallest_found, differences)):.2g} to be "
+        f"With {fewest} pairs of seeds, a difference has to be up to {max(map(smallest_found, over_seeds)):.2g} to be "
         "found in four of five experiments; smaller ones may stay undecided."
     ]
 

@@ -243,6 +243,39 @@ def test_what_no_seed_changes_is_paired_with_every_seed_in_every_score(tmp_path:
     assert (of_none["seeds"], of_none["verdict"]) == (1, "too few seeds"), "three equal texts are no three seeds"
 
 
+def test_two_answers_that_no_seed_changes_are_judged_over_sources(tmp_path: Path) -> None:
+    for name, quality in (("old", 0.3), ("new", 0.9)):
+        write_sweep(tmp_path / name, {"none": quality})
+    done = call(tmp_path / "old", tmp_path / "new")
+    assert done.exit_code == 0, done.output
+    assert "In BLEU: better." in done.stdout and "no seed changes either" in done.stdout
+    assert call(tmp_path / "new", tmp_path / "old").exit_code == 1
+    (found,) = document(tmp_path / "old", tmp_path / "new")
+    bleu = found["scores"][0]  # type: ignore[index]
+    assert (bleu["basis"], bleu["seeds"], bleu["fixed"]) == ("sources", 1, True)
+    assert bleu["p_value"] < 0.05 and bleu["low"] > 0
+
+
+def test_failed_seeds_and_methods_are_said(sweeps: Path, tmp_path: Path) -> None:
+    root = tmp_path / "new"
+    every = tuple(("bitfit", seed) for seed in range(5))
+    write_sweep(root, {"full": 0.9, "lora": 0.85, "bitfit": 0.7}, failed=(("lora", 3), ("lora", 4), *every))
+    remark = "new: lora: 2 of 5 seeds failed, and are in no number here."
+    done = call(sweeps / "old", root)
+    assert done.exit_code == 0, done.output
+    assert remark in done.stdout
+    assert "new: bitfit (every trial failed) has no counterpart." in done.stdout
+    assert remark in document(sweeps / "old", root)[1]["remarks"]  # type: ignore[operator]
+    done = call(sweeps / "new", root)
+    assert done.exit_code == 1, "the reference has what failed"
+    assert "bitfit: every trial failed." in done.stdout and "In all scores: failed." in done.stdout
+    (lost,) = [one for one in document(sweeps / "new", root) if one["verdict"] == "failed"]
+    assert lost["scores"] == [] and str(lost["second"]).endswith("bitfit")
+    assert call(root, sweeps / "new").exit_code == 3, "what the reference has failed in is not shown to be worse"
+    refused = call(f"{sweeps}/new:lora", f"{root}:bitfit")
+    assert str(refused.exception) == f"{root}:bitfit: every trial of 'bitfit' failed"
+
+
 def test_a_row_is_not_compared_with_itself(sweeps: Path) -> None:
     refused = call(f"{sweeps}/old:full", f"{sweeps}/old:full")
     assert isinstance(refused.exception, ConfigError)
