@@ -117,17 +117,23 @@ class Cluster:
         )
 
     def threads(self, spec: TrialSpec) -> int:
-        """Cores for one rank: what it asks for, or its share of the largest machine that was ever there."""
+        """Cores for one rank: what it asks for, or its share of the largest machine that was ever there.
+
+        On GPUs it is the share that every machine with GPUs of its kind can give, so that none of them stays idle.
+        """
         resources = spec.resources
         if resources.cpus_per_rank is not None:
             return resources.cpus_per_rank
-        largest = max(self._known.values(), key=lambda machine: (machine.gpus, machine.cpus), default=Machine(1, 0))
-        on_gpu = resources.device != "cpu" and largest.gpus > 0
-        ranks = resources.ranks
-        if len(self._known) > 1:
-            # Ranks may go to other machines, so that only as many share this one as it holds.
-            ranks = min(ranks, largest.gpus if on_gpu else largest.cpus)
-        return max(1, largest.cpus // (max(largest.gpus, ranks) if on_gpu else ranks))
+        known = self._known.values()
+        # Ranks may go to other machines, so that only as many share one as it holds.
+        alone = len(known) == 1
+        with_gpus = [machine for machine in known if machine.gpus] if resources.device != "cpu" else []
+        if with_gpus:
+            usable = [machine for machine in with_gpus if machine.is_of_kind(resources.accelerator)] or with_gpus
+            shares = [machine.cpus // max(machine.gpus, resources.ranks if alone else 1) for machine in usable]
+            return max(1, min(shares))
+        largest = max((machine.cpus for machine in known), default=1)
+        return max(1, largest // (resources.ranks if alone else min(resources.ranks, largest)))
 
     def shortage(self, spec: TrialSpec, others: Sequence[Machine] = ()) -> str | None:
         """Why a trial can never run here, even if every lost machine came back; None if it can.

@@ -31,6 +31,8 @@ from bench.store.record_index import INDEX_FILE, Known, RecordIndex, known_of
 RECORD_FILE = "result.json"
 ATTEMPTS_FOLDER = "attempts"
 LOCK_FILE = ".lock"
+# Failures of a training that would fail again if it went on from its last checkpoint.
+FAILS_AGAIN: tuple[Reason, ...] = ("diverged", "infeasible")
 
 
 class StoreError(RuntimeError):
@@ -187,15 +189,20 @@ class Store:
         self.log("committed", trial_id=result.trial_id, attempt=result.attempt.attempt_id, status=result.outcome.status)
         reached("commit.after_journal")
         self._index(result)
-        self.drop_checkpoints(result.trial_id)
+        self.drop_checkpoints(result)
         return result
 
-    def drop_checkpoints(self, trial_id: str) -> None:
+    def drop_checkpoints(self, result: TrialResult) -> None:
         """Remove the checkpoints of a trial that has its record. Those that were set aside as damaged stay.
 
-        What lies beside them in folders, pickles among it, goes with them.
+        What lies beside them in folders, pickles among it, goes with them. A trial that has failed keeps all, because
+        ``--retry-failed`` continues from them; only one that would fail again does not.
         """
-        folder = checkpoints_beside(self.outbox, trial_id)
+        folder = checkpoints_beside(self.outbox, result.trial_id)
+        if isinstance(result.outcome, Failed) and result.outcome.reason not in FAILS_AGAIN:
+            with contextlib.suppress(OSError):  # There are none, or they stay.
+                folder.rmdir()
+            return
         with contextlib.suppress(OSError):  # There are none, or a damaged one stays.
             for path in list(folder.iterdir()):
                 if path.is_dir() and not path.is_symlink():

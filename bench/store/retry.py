@@ -14,7 +14,11 @@ class RetryPolicy:
 
     attempts: int = 3
     uncounted_attempts: int = 20
-    """Failures of machines do not count as attempts. This limit ends a trial whose nodes die again and again."""
+    """Failures of machines do not count as attempts. This limit ends a trial whose nodes die again and again.
+
+    A lost driver does not count here either: each further attempt is a command that somebody gave again, as the jobs of
+    a batch system do.
+    """
     backoff_seconds: float = 1.0
     """The wait after the first symptom of a kind; ``backoff_factor`` prolongs it after each further one."""
     backoff_factor: float = 4.0
@@ -30,7 +34,7 @@ class RetryPolicy:
         """
         if not isinstance(outcome, Failed) or not (was_fused or outcome.is_symptom):
             return False
-        counted = [REASONS[reason].counts for reason in (*earlier, outcome.reason)]
+        counted = [REASONS[reason].counts for reason in (*earlier, outcome.reason) if reason != "driver_lost"]
         return counted.count(True) < self.attempts and counted.count(False) < self.uncounted_attempts
 
     def wait_seconds(self, lost: Sequence[Reason]) -> float:

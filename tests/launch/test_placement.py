@@ -86,6 +86,19 @@ def test_ranks_stay_on_one_node_if_one_has_room_else_on_as_few_as_possible_in_or
     assert cluster.release("other") == ["single", "three"]
 
 
+@pytest.mark.parametrize(("ranks", "accelerator"), [(8, "A100"), (8, None), (16, None)])
+def test_the_share_of_cores_is_one_that_each_machine_with_such_gpus_can_give(
+    ranks: int, accelerator: str | None
+) -> None:
+    cluster = Cluster([Machine(192, 8, "large", "NVIDIA H100"), Machine(64, 8, "small", "NVIDIA A100")])
+    spec = trial(ranks=ranks, accelerator=accelerator)
+    assert cluster.threads(spec) == 8
+    assert cluster.shortage(spec) is None
+    assert len(cluster.seat("trial", cluster.need(spec)) or []) == ranks
+    of_large = trial(ranks=8, accelerator="H100")
+    assert cluster.threads(of_large) == 24, "other machines do not matter to it"
+
+
 def test_no_trial_is_spread_over_two_kinds_of_devices_that_fits_on_one() -> None:
     old, new = (
         [Machine(8, 2, f"old-{n}", "A100") for n in range(2)],

@@ -24,8 +24,8 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 COMMAND = "PYTHONPATH=.:tests:tests/support OMP_NUM_THREADS=1 python tests/programs/resume_matrix.py"
 HEAD = """# Killed and continued
 
-A training whose ranks are killed ends with the same numbers as one that nobody kills, to the bit. This table is the
-proof.
+A training with checkpoints whose ranks are killed ends on a CPU with the same numbers as one that nobody kills, to the
+bit, in all cases of this table.
 
 Each row trains a random Llama of two layers for {steps} steps on {ranks} ranks, with dropout, warm-up and three
 evaluations, and writes a checkpoint after every {every} steps. Then a rank is killed (SIGKILL): either the last rank

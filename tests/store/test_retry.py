@@ -42,7 +42,8 @@ def test_the_third_lost_worker_and_the_twentieth_lost_node_are_the_last() -> Non
     assert not POLICY.tries_again(worker, ("hung", "worker_lost"), was_fused=False)
     assert POLICY.tries_again(worker, ("hung", *["node_lost"] * 18), was_fused=False)
     assert POLICY.tries_again(node, ("node_lost",) * 18, was_fused=False)
-    assert not POLICY.tries_again(node, ("driver_lost",) * 19, was_fused=False)
+    assert not POLICY.tries_again(node, ("node_lost",) * 19, was_fused=False)
+    assert POLICY.tries_again(failed("driver_lost"), ("driver_lost",) * 30, was_fused=False), "a command for each"
 
 
 def test_it_waits_longer_for_each_symptom_of_a_kind_and_not_after_company() -> None:

@@ -25,7 +25,7 @@ from bench.plugins.registry import load_method, targets
 from bench.report.caveats import caveats
 from bench.report.rows import row
 from bench.schema.digests import sha256_of
-from bench.schema.record import Completed, TrialResult
+from bench.schema.record import Completed, Failed, TrialResult
 from bench.schema.trial import TrainSpec
 from bench.store.outbox import checkpoints_beside, new_attempt, open_attempt
 from bench.store.records import Store
@@ -387,6 +387,9 @@ def test_checkpoints_outlive_a_driver_and_go_when_the_record_is_there(tmp_path: 
         recover(store)
         assert not store.outbox.exists()
         assert len(list(folder.iterdir())) == 4, "the retry continues from them"
+        store.commit(record(spec, Failed(reason="timed_out", phase="train", rank=0, message="late")), [])
+        assert len(list(folder.iterdir())) == 4, "so does --retry-failed"
+        store.discard(spec.trial_id)
         store.commit(record(spec, completed()), [])
     assert [path.name for path in folder.iterdir()] == ["b.safetensors.damaged"]
 
