@@ -13,6 +13,7 @@ from bench.models.adapter import read_card
 from bench.models.adapter_files import AdapterError, tensors_files
 from bench.models.few_shot import require_room, with_examples
 from bench.models.loaded import recognise, require_fit
+from bench.models.model_files import DEQUANTIZED, quantized_by
 from bench.models.peft_folder import bridge_settings, format_of_base, peft_settings
 from bench.plugins.registry import RegistryError
 from bench.plugins.source import PluginError, plugin_source
@@ -69,7 +70,7 @@ class Evaluations:
             elif loaded.form == "peft":
                 trial = self._of_peft(trial, loaded)
             else:
-                trial = trial.model_copy(update={"method": trial.method.model_copy(update={"name": "model"})})
+                trial = _of_whole_model(trial, loaded)
             trial = trial.model_copy(
                 update={
                     "loaded": loaded,
@@ -112,6 +113,8 @@ class Evaluations:
             said = read_card(Path(loaded.path)).model.model_dump(include=set(WEIGHT_FORMAT))
         elif loaded.form == "peft":
             said = format_of_base(Path(loaded.path))
+        else:  # a whole model is scored in the format of its files
+            said = ModelSpec().model_dump(include=set(WEIGHT_FORMAT))
         return {name: value for name, value in said.items() if f"model.{name}" not in self._set_keys}
 
     def _ours(self, trial: TrialSpec, loaded: LoadedSpec, seed: int | None) -> TrialSpec:
@@ -151,6 +154,18 @@ class Evaluations:
         if trial.model.quantization_compute != trial.resources.precision:
             return trial
         return trial.model_copy(update={"model": trial.model.model_copy(update={"quantization_compute": None})})
+
+
+def _of_whole_model(trial: TrialSpec, loaded: LoadedSpec) -> TrialSpec:
+    """With the format in which the model's own files are stored, in place of that of the base model."""
+    stored = quantized_by(Path(loaded.path))
+    packed_as = None if stored in DEQUANTIZED else stored
+    return trial.model_copy(
+        update={
+            "method": trial.method.model_copy(update={"name": "model"}),
+            "model": trial.model.model_copy(update={"checkpoint_quantization": packed_as}),
+        }
+    )
 
 
 def _without_training(resources: ResourceSpec) -> ResourceSpec:

@@ -127,8 +127,8 @@ class Restored:
     architecture: Architecture
 
     def fresh_base(self) -> Any:
-        """A new copy of the base model, in fp32, not adapted."""
-        return base_model(self.base, self.card.precision, exact=True)
+        """A new copy of the base model, on the CPU, in fp32, not adapted."""
+        return base_model(self.base, self.card.precision, exact=True).to("cpu")
 
     def source_ids(self, source: str) -> list[int]:
         """The tokens that the model reads for a source, by the template of its training."""

@@ -152,7 +152,9 @@ def weights_dtype(precision: Precision) -> torch.dtype:
 def load_model(
     spec: ModelSpec, dtype: torch.dtype, dropout: float | None = None, shards_on: torch.device | None = None
 ) -> Any:
-    """The base model on the CPU, all weights frozen, in evaluation mode.
+    """The base model, all weights frozen, in evaluation mode.
+
+    It is on the CPU, unless transformers quantises it, which it does on a GPU where there is one, and leaves it there.
 
     Args:
         spec: The model.

@@ -18,6 +18,7 @@ from bench.models.adapter_files import AdapterError
 from bench.models.architecture import EncoderDecoder
 from bench.models.logit_probe import TOLERANCE, LogitProbe
 from bench.models.peft_folder import PEFT_TENSORS_FILE, QUANTIZATION_FILE
+from bench.quantized.linear import dequantize
 from bench.store.files import new_folder
 
 
@@ -43,8 +44,16 @@ def export_to_peft(folder: Path, destination: Path, model_path: str | None = Non
     def write(restored: Restored, partial: Path) -> Callable[[], Any]:
         from peft import PeftModel
 
-        _write_peft(partial, restored.method.to_peft(restored.model), restored)
-        return lambda: PeftModel.from_pretrained(restored.fresh_base(), str(partial))
+        adapter = restored.method.to_peft(restored.model)
+        _write_peft(partial, adapter, restored)
+
+        def load() -> Any:
+            plain = restored.fresh_base()
+            if adapter.config.get("use_dora"):  # peft reads the weight for its lengths, and cannot unpack ours
+                dequantize(plain)
+            return PeftModel.from_pretrained(plain, str(partial))
+
+        return load
 
     return exported(folder, destination, model_path, "peft", write)
 
@@ -77,7 +86,7 @@ def exported(
     probe = LogitProbe(restored)
     with new_folder(destination) as partial:
         load = write(restored, partial)
-        difference = probe.difference(load().eval())
+        difference = probe.difference(load().to("cpu").eval())
         if not difference <= TOLERANCE:
             raise AdapterError(
                 f"{reader} computes other logits from this export: they differ by {difference:.2g} of the largest, "

@@ -26,6 +26,7 @@ from bench.models.adapter_files import (
 from bench.models.coverage import patch_and_count
 from bench.models.peft_folder import PEFT_CONFIG_FILE, PEFT_TENSORS_FILE
 from bench.plugins.registry import make_method
+from bench.quantized.linear import quantized_layers
 from bench.schema.digests import sha256_of
 from bench.schema.trial import LoadedSpec, MethodSpec, ModelSpec
 from bench.store.records import RECORD_FILE
@@ -133,13 +134,26 @@ def _model_sha256(folder: Path) -> str:
 
 
 def _require_same_shapes(loaded: LoadedSpec, model: ModelSpec) -> None:
-    """Check that a whole model has all tensors of the base model, in their shapes. It may have others, too."""
+    """Check that a whole model has all tensors of the base model, in their shapes. It may have others, too.
+
+    Either of them may be quantised. A packed weight has the shape of what it stands for, in which GPT-2 turns it.
+    """
     own = ModelSpec(path=loaded.path, attention=model.attention, trust_remote_code=model.trust_remote_code)
-    shapes = {name: tuple(tensor.shape) for name, tensor in base.empty_model(own).named_parameters()}
-    for name, tensor in base.empty_model(model).named_parameters():
-        if shapes.get(name) != (shape := tuple(tensor.shape)):
+    tuned, plain = base.empty_model(own), base.empty_model(model.not_quantized)
+    packed = {f"{name}.weight" for each in (tuned, plain) for name, _ in quantized_layers(each)}
+    shapes = _shapes(tuned)
+    for name, shape in _shapes(plain).items():
+        found = shapes.get(name)
+        same = found == shape or (name in packed and found is not None and sorted(found) == sorted(shape))
+        if not same:
             has = f"has it in the shape {shapes[name]}" if name in shapes else "does not have it"
             raise AdapterError(
                 f"{loaded.path}: not {model.path!r} tuned: that has {name} in the shape {shape}, and this model {has}; "
                 "a model of another make is compared in a sweep of its own, with the method none"
             )
+
+
+def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's parameters. Packed weights have those of their layers."""
+    packed = {f"{name}.weight": (layer.out_features, layer.in_features) for name, layer in quantized_layers(model)}
+    return {name: tuple(tensor.shape) for name, tensor in model.named_parameters()} | packed

@@ -113,7 +113,7 @@ def _peak_bytes(costs: StepCosts, micro: MicroBatch) -> float:
 def _real_step(spec: TrialSpec, pairs: Sequence[Pair]) -> tuple[TargetLoss, Batch]:
     method = make_method(spec.method, base.load_tokenizer(spec.model))
     dtype = base.weights_dtype(spec.resources.precision)
-    model: Any = method.patch(base.load_model(spec.model, dtype, spec.train.dropout))
+    model: Any = method.patch(base.load_model(spec.model, dtype, spec.train.dropout).to("cpu"))
     compute_in(dtype, model)
     if spec.train.gradient_checkpointing:
         compute_activations_twice(model)

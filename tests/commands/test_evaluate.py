@@ -20,7 +20,7 @@ from bench.config.load import expand, load_sweep
 from bench.config.resolver import RegistryResolver
 from bench.driver.status import read_status
 from bench.models.base import load_model, load_tokenizer
-from bench.models.export_to_peft import export_to_peft
+from bench.models.export_to_peft import export_merged, export_to_peft
 from bench.models.few_shot import next_pair
 from bench.models.loaded import load_into
 from bench.models.tokens import tokenization
@@ -290,6 +290,27 @@ def test_an_adapter_of_peft_is_scored_on_the_format_that_lies_beside_it(
     (folder / "quantization_config.json").write_text('{"quant_method": "gptq"}')
     with pytest.raises(ConfigError, match="no settings of bitsandbytes"):
         scored_on()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_merged_model_of_a_quantised_sweep_is_scored_as_its_files_are_stored(
+    family: str, evaluations: Callable[..., Evaluations], tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    base, merged = tiny_models[family], tmp_path / "merged"
+    trained_adapter("lora", {"rank": 2}, base, tmp_path / "adapter", quantization="nf4")
+    export_merged(tmp_path / "adapter", merged)
+
+    def stored_in(*settings: str) -> str | None:
+        made = evaluations(f"model.path={base}", *settings)
+        return made.stored_trial(merged, 0, None, None).model.stored_in
+
+    in_four_bits = "grid={model.quantization: [nf4]}"
+    assert stored_in(in_four_bits) is None
+    assert stored_in(in_four_bits, "model.quantization=nf4") == "nf4", "that of the command line"
+    config = json.loads((merged / "config.json").read_text())
+    packed = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (merged / "config.json").write_text(json.dumps(config | packed))
+    assert stored_in(in_four_bits) == "gptq"
 
 
 def write_bytes(path: Path, content: bytes) -> Path:

@@ -283,3 +283,30 @@ def test_weights_may_be_multiplied_in_another_dtype(tiny_models: dict[str, Path]
 
 def test_model_spec_of_the_trial_is_what_the_adapter_remembers(tiny_models: dict[str, Path]) -> None:
     assert model_spec(tiny_models["llama"], "nf4").stored_in == "nf4"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("lora", "int8"), ("dora", "nf4"), ("dora", "int8")])
+def test_peft_computes_the_same_on_weights_that_were_quantised(
+    name: str, kind: str, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    trained_adapter(name, {}, tiny_models["llama"], tmp_path / "adapter", quantization=kind)
+    assert export_to_peft(tmp_path / "adapter", tmp_path / "peft") < 1e-4
+
+
+def test_a_base_model_that_was_quantised_on_a_gpu_is_compared_on_the_cpu(
+    tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers leaves it on the GPU where there is one."""
+    trained_adapter("lora", {}, tiny_models["llama"], tmp_path / "adapter", quantization="nf4")
+    moved: list[Any] = []
+
+    def loaded(*arguments: Any) -> Any:
+        model: Any = load_model(*arguments)
+        original = model.to
+        model.to = lambda *places, **more: moved.append(places) or original(*places, **more)
+        return model
+
+    restored = restore(tmp_path / "adapter", torch.device("cpu"), exact=True)
+    monkeypatch.setattr("bench.models.base.load_model", loaded)
+    restored.fresh_base()
+    assert moved == [("cpu",)]
