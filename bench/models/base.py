@@ -228,7 +228,7 @@ def quantization_config(spec: ModelSpec, precision: Precision = "fp32") -> Any:
 def _quantization_settings(spec: ModelSpec, storage: Storage | None, dtype: torch.dtype) -> Any:
     if storage is None or storage.in_checkpoint:
         return None
-    return bitsandbytes_config(storage, dtype, skipped_layers(empty_model(spec.not_quantized)))
+    return bitsandbytes_config(storage, dtype, skipped_layers(empty_model(spec.not_quantized), storage.kind))
 
 
 def stored_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:

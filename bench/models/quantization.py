@@ -19,6 +19,9 @@ PACKAGE = "bitsandbytes>=0.50,<0.51"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Formats that transformers dequantises in loading, always (DEQUANTIZED) or where a device has no kernels for them.
 SOMETIMES_WHOLE = (*DEQUANTIZED, "fp8", "mxfp8", "metal", "gguf")
+# Families of transformers that cast the inputs of these layers to the dtype of the weight, unless that is int8 or the
+# activation is gated. In four bits packed weights are uint8. T5 does so, too, and keeps the layers whole itself.
+CASTS_INPUTS = {"switch_transformers": ("wo",), "longt5": ("wo",)}
 
 
 @dataclass(frozen=True)
@@ -174,19 +177,23 @@ def bitsandbytes_config(storage: Storage, dtype: torch.dtype, skipped: list[str]
     )
 
 
-def skipped_layers(empty: Any) -> list[str]:
+def skipped_layers(empty: Any, kind: Quantization) -> list[str]:
     """Names of the linear layers that are not quantised.
 
-    They are the output head and layers tied to it, as in transformers, and layers whose weight a model reads without
-    calling the layer, which is impossible with packed weights.
+    They are the output head and layers tied to it, as in transformers, layers whose weight a model reads without
+    calling the layer, which is impossible with packed weights, and layers whose inputs it casts to the weight's dtype.
 
     Args:
         empty: The model without weights, not quantised.
+        kind: The format of the others.
     """
     from transformers.quantizers.base import HfQuantizer
 
     usual = HfQuantizer.get_modules_to_not_convert(empty, None, empty._keep_in_fp32_modules)
-    return sorted({*usual, *uses_of(empty).readers})
+    config = empty.config
+    casts = BITS[kind] == 4 and not getattr(config, "is_gated_act", False)
+    casting = CASTS_INPUTS.get(getattr(config, "model_type", ""), ()) if casts else ()
+    return sorted({*usual, *uses_of(empty).readers, *casting})
 
 
 def use_quantized_layers(model: Any, storage: Storage, dtype: torch.dtype) -> None:
@@ -254,7 +261,7 @@ def quantize(model: Any, storage: Storage) -> None:
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    skipped = skipped_layers(model)
+    skipped = skipped_layers(model, storage.kind)
 
     def quantized(name: str, layer: Any) -> QuantizedLinear | None:
         is_linear = type(layer) is nn.Linear or isinstance(layer, Conv1D)

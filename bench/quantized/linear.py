@@ -76,6 +76,11 @@ class QuantizedLinear(nn.Linear):
             self.register_buffer(name, statistic, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not x.is_floating_point():  # models that cast inputs to the dtype of the weight cast them to bytes
+            raise TypeError(
+                f"a layer stored in {self.kind} got inputs in {x.dtype}: the model casts them to the dtype of its "
+                "packed weights; take a base model that is not quantised"
+            )
         dtype = self.multiplied_in or x.dtype
         bias = None if self.bias is None else self.bias.to(dtype)
         output: torch.Tensor = _Multiplied.apply(x.to(dtype), bias, self)  # type: ignore[no-untyped-call]

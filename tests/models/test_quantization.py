@@ -13,7 +13,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from test_adapters import logits, model_spec, trained_adapter
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    SwitchTransformersConfig,
+    SwitchTransformersForConditionalGeneration,
+)
 
 from bench.conformance.tiny_models import tiny_model
 from bench.method import MethodError, trained_parameters
@@ -303,10 +308,32 @@ def test_a_base_model_that_was_quantised_on_a_gpu_is_compared_on_the_cpu(
     def loaded(*arguments: Any) -> Any:
         model: Any = load_model(*arguments)
         original = model.to
-        model.to = lambda *places, **more: moved.append(places) or original(*places, **more)
+
+        def to(*places: Any) -> Any:
+            moved.append(places)
+            return original(*places)
+
+        model.to = to
         return model
 
     restored = restore(tmp_path / "adapter", torch.device("cpu"), exact=True)
     monkeypatch.setattr("bench.models.base.load_model", loaded)
     restored.fresh_base()
     assert moved == [("cpu",)]
+
+
+@pytest.mark.parametrize(("kind", "packed"), [("nf4", {"wi"}), ("int8", {"wi", "wo"})])
+def test_inputs_are_never_cast_to_the_bytes_of_packed_weights(kind: Any, packed: set[str]) -> None:
+    """Switch Transformers casts inputs to the dtype of `wo`, unless that is int8."""
+    config = SwitchTransformersConfig(
+        vocab_size=40, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_decoder_layers=2, num_heads=2, num_experts=2
+    )
+    torch.manual_seed(0)
+    model: Any = SwitchTransformersForConditionalGeneration(config).eval()
+    require_bitsandbytes(kind)
+    quantize(model, Storage(kind))
+    names = {name.rpartition(".")[2] for name, _ in quantized_layers(model)}
+    assert names & {"wi", "wo"} == packed
+    _, layer = one_layer(64, 16, kind)
+    with pytest.raises(TypeError, match=r"got inputs in torch\.uint8"):
+        layer(torch.ones(1, 64, dtype=torch.uint8))
