@@ -1,6 +1,6 @@
 """How much faster K trials train in one pass than one after the other: a curve over K, for several batch sizes.
 
-``PYTHONPATH=. python tests/programs/fusion_curve.py`` prints a table and writes it, with all figures, to
+``PYTHONPATH=.:tests/support python tests/programs/fusion_curve.py`` prints a table and writes it, with all figures, to
 ``results/fusion/report/``. It takes about two minutes on a quiet machine. The model is shaped like a small Llama and
 has random weights; the lengths of its texts spread like those of E2E. What is compared are useful tokens per second
 over all trials, in the training loop alone: the start of processes and loading, which trials in one pass share as
