@@ -132,7 +132,7 @@ class Cluster:
             usable = [machine for machine in with_gpus if machine.is_of_kind(resources.accelerator)] or with_gpus
             shares = [machine.cpus // max(machine.gpus, resources.ranks if alone else 1) for machine in usable]
             return max(1, min(shares))
-        largest = max((machine.cpus for machine in known), default=1)
+        largest = max(known, key=lambda machine: (machine.gpus, machine.cpus), default=Machine(1, 0)).cpus
         return max(1, largest // (resources.ranks if alone else min(resources.ranks, largest)))
 
     def shortage(self, spec: TrialSpec, others: Sequence[Machine] = ()) -> str | None:

@@ -27,8 +27,8 @@ from bench.train.lane import Diverged
 
 # A rank that waits longer than this for another one in a collective operation gives up.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-# For values of other ranks, one of which may score for hours.
-PATIENCE = timedelta(days=30)
+# For values of other ranks, one of which may score for hours; in milliseconds, it fits 32 bits.
+PATIENCE = timedelta(days=20)
 # How often a rank looks whether another one has done something that may take hours.
 WAIT_SECONDS = 0.5
 

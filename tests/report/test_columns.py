@@ -49,6 +49,7 @@ NOT_A_COLUMN = {
     "TrainCost.steady_steps": "how many steps the rates are taken from",
     "TrainCost.target_tokens_per_second": "the record alone: of rates, useful tokens are compared",
     "TrainCost.skipped_steps": "a caveat",
+    "TrainCost.optimizer_period": "a caveat",
     "DecodeCost.new_tokens": "the record alone: the rate is compared",
     "DecodeCost.seconds": "those of the phase decode",
     "MergedDecode.equal_texts": "the record alone",
