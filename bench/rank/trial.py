@@ -156,7 +156,7 @@ def run_trials(trials: Sequence[_Trial]) -> RankReport:
 def train(trials: Sequence[_Trial], data: TrialData) -> list[_TrainedTrial]:
     """Train trials whose models share the frozen weights of one base model."""
     first = trials[0]
-    bases = copies_sharing_weights(first.base_model(), len(trials))
+    bases = copies_sharing_weights(first.base_model("train"), len(trials))
     methods = [trial.method(data) for trial in trials]
     patched = [trial.patched(method, base) for trial, method, base in zip(trials, methods, bases, strict=True)]
     training = Training(
@@ -297,12 +297,15 @@ class _Trial:
         }
         return Checkpoints(self.context.checkpoints, every_steps, seal)
 
-    def base_model(self) -> Any:
-        """A fresh base model, frozen."""
+    def base_model(self, purpose: Literal["train", "score"]) -> Any:
+        """A fresh base model, frozen, once all ranks have theirs. A trial loads it once for each purpose."""
         with self.meter.phase("load"):
             dtype = models.weights_dtype(self.spec.resources.precision)
             shards_on = self.device if in_shards(self.spec) else None
-            return models.load_model(self.spec.scored_model, dtype, self.spec.train.dropout, shards_on)
+            model = models.load_model(self.spec.scored_model, dtype, self.spec.train.dropout, shards_on)
+            # Machines read at different speeds, and rank 0 may still save; a collective operation would give up.
+            wait_for_all(self.context, f"loaded to {purpose}")
+        return model
 
     def patched(self, method: Method, model: Any) -> tuple[Any, ParameterCounts]:
         """Patch a base model under the trial's seed, and count its parameters before an engine shards them."""
@@ -328,7 +331,7 @@ class _Trial:
     ) -> tuple[Scored, ParameterCounts]:
         """Score the stored adapter in a fresh base model, not whatever the engine holds at the end."""
         method = self.method(data)
-        model, fresh_counts = self.patched(method, self.base_model())
+        model, fresh_counts = self.patched(method, self.base_model("score"))
         with self.meter.phase("load"):
             if trained is not None:
                 method.load_adapter_state(model, trained.state)
