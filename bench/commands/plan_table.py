@@ -34,15 +34,16 @@ def planned_table(sweep: str, trials: Sequence[PlannedTrial], device: Device) ->
     return table
 
 
-def totals_text(found: Totals, device: Device) -> str:
-    """A sentence with the cost of the whole sweep."""
+def totals_text(found: Totals, device: Device, *, more_follow: bool) -> str:
+    """A sentence with the cost of the whole sweep, or of what is known of it if searches decide on more trials."""
+    which = "in all trials that are known now" if more_follow else "in all"
     wall = "never: a trial has more ranks than there are devices"
     if math.isfinite(found.wall_hours):
         wall = f"{seconds(3600 * found.wall_hours)} on {found.devices} device{'s' * (found.devices != 1)}"
     price = "" if found.price is None else f", price {found.price:,.2f}"
     part = "" if found.with_forecast == found.trials else f" (of the {found.with_forecast} trials that have a forecast)"
     return (
-        f"in all{part}: {found.flops / 1e12:,.4g} TFLOP, {found.device_hours:,.2f} device-hours, {wall}{price}. "
+        f"{which}{part}: {found.flops / 1e12:,.4g} TFLOP, {found.device_hours:,.2f} device-hours, {wall}{price}. "
         f"Rates: {device.source}."
     )
 

@@ -56,7 +56,7 @@ def plan(
         console.print_json(json.dumps(plan_document(sweep.name, trials, chosen, found)))
         return
     console.print(planned_table(sweep.name, trials, chosen))
-    console.print(totals_text(found, chosen), highlight=False)
+    console.print(totals_text(found, chosen, more_follow=bool(stages.searches)), highlight=False)
     for line in stages.outlook():
         console.print(line, highlight=False)
 

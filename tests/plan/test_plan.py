@@ -20,7 +20,7 @@ from small_families import small_model
 from text_families import untrained_family
 from torch import nn
 
-from bench.commands.plan_table import plan_document, planned_table
+from bench.commands.plan_table import plan_document, planned_table, totals_text
 from bench.commands.planning import _device_of
 from bench.config.load import load_sweep
 from bench.config.resolver import RegistryResolver
@@ -628,6 +628,12 @@ def test_a_sweep_adds_up_to_device_hours_wall_time_and_price(trial: Callable[...
     assert found.flops == 4e12
     assert found.wall_hours == 1.25, "an hour beside two halves, then both devices together"
     assert totals(trials, devices=1, price_per_hour=None).wall_hours == float("inf")
+
+
+def test_totals_of_a_sweep_with_searches_are_not_called_those_of_all_trials() -> None:
+    found, device = totals([], devices=1, price_per_hour=None), this_cpu()
+    assert totals_text(found, device, more_follow=False).startswith("in all: ")
+    assert totals_text(found, device, more_follow=True).startswith("in all trials that are known now: ")
 
 
 def test_measured_steps_set_the_rates(trial: Callable[..., TrialSpec]) -> None:
