@@ -100,12 +100,16 @@ def extensions_folder() -> Path:
 
 
 def check_compiler(which: Callable[[str], str | None] = shutil.which) -> list[Finding]:
-    """A C++ compiler and ninja: no method and no setting of ours compiles anything, a plugin's may."""
-    missing = [name for name in (os.environ.get("CXX") or "c++", "ninja") if which(name) is None]
+    """A C++ compiler, which ``resources.compile`` needs, and ninja: a plugin may need both."""
+    compiler = os.environ.get("CXX") or "g++"
+    missing = [name for name in (compiler, "ninja") if which(name) is None]
     if missing:
-        remedy = "install g++ and ninja (Debian: g++, ninja-build) if a plugin compiles; tuneoff itself does not"
+        remedy = (
+            "install g++ and ninja (Debian: g++, ninja-build): resources.compile needs the compiler, and a plugin "
+            "may need both; nothing else does"
+        )
         return [warning("compiler", f"not found: {', '.join(missing)}", remedy)]
-    return [ok("compiler", f"{which(os.environ.get('CXX') or 'c++')}, {which('ninja')}")]
+    return [ok("compiler", f"{which(compiler)}, {which('ninja')}")]
 
 
 def check_devices(seen: JsonDict | str, which: Callable[[str], str | None] = shutil.which) -> list[Finding]:

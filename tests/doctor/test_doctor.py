@@ -154,8 +154,10 @@ def test_abandoned_locks_of_builds(tmp_path: Path) -> None:
 
 def test_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
-    only(engine.check_compiler(lambda name: f"/usr/bin/{name}"), "ok", "/usr/bin/c++, /usr/bin/ninja")
-    only(engine.check_compiler(lambda name: None), "warning", "not found: c++, ninja")
+    only(engine.check_compiler(lambda name: f"/usr/bin/{name}"), "ok", "/usr/bin/g++, /usr/bin/ninja")
+    only(engine.check_compiler(lambda name: None), "warning", "not found: g++, ninja", "resources.compile")
+    # Where there is c++ and no g++, resources.compile fails.
+    only(engine.check_compiler(lambda name: None if name == "g++" else name), "warning", "not found: g++")
 
 
 @pytest.mark.parametrize(
