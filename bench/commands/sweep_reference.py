@@ -19,9 +19,10 @@ from bench.task import TaskConfig
 
 INTRODUCTION = """# Every key of a sweep file
 
-`tuneoff init DATA` writes a sweep to begin with. `--set key.path=value` sets any key on the command line:
+This page lists every key that a sweep file may have, with type, default and meaning. `tuneoff init DATA` writes a
+sweep to begin with. `--set key.path=value` sets any key on the command line:
 `--set train.steps=10`, `--set methods.1.train.learning_rate=1e-3` (methods are counted from 0). A default that is
-left empty here is `null`, or no entry.
+left empty here is `null`, no entry, or what the meaning says.
 
 For completion and checks in VS Code with the YAML extension, save what `tuneoff schema` prints as sweep.schema.json,
 and begin the sweep with the line `# yaml-language-server: $schema=sweep.schema.json`.

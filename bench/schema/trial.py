@@ -271,6 +271,11 @@ class TrainSpec(Settings):
         return self.warmup_steps or math.ceil(self.warmup_fraction * steps)
 
 
+def _without_default(schema: JsonDict) -> None:
+    """What a sweep leaves out here is not the default of the class: the task says it."""
+    del schema["default"]
+
+
 class DecodeSpec(Settings):
     """How predictions are generated, the same for every method."""
 
@@ -291,8 +296,10 @@ class DecodeSpec(Settings):
     )
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
         default=["\n"],
-        description="strings that end a text and do not belong to it; []: only the model's end tokens end it. Unset: "
-        "those of the task, which is a line break for data-to-text",
+        description="strings that end a text and do not belong to it; []: only the model's end tokens end it. The "
+        "default is the task's: a line break for facts, e2e, webnlg, dart, csv, jsonl, parquet and hub, none for "
+        "word_problems, chat, metamath and any task with choices",
+        json_schema_extra=_without_default,
     )
     batch_size: PositiveInt | None = Field(
         None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from bench.commands.sweep_reference import page, sections, sweep_schema
 from bench.config.load import expand, load_sweep, setting_value
 from bench.config.new_sweep import guess
 from bench.config.resolver import RegistryResolver
+from bench.plugins.registry import load_task, targets
 from bench.schema.familiar_names import FAMILIAR
 from bench.schema.strict_yaml import parse_yaml
 from bench.schema.sweep import Sweep
@@ -57,6 +59,21 @@ def test_every_key_has_a_meaning_and_the_page_is_that_of_the_classes() -> None:
     assert [f"{part.path}.{one.name}" for part in sections() for one in part.settings if not one.description] == []
     assert [one.type for part in sections() for one in part.settings if "[" in one.type] == [], "words, not Python"
     assert (ROOT / "docs" / "use" / "sweep.md").read_text() == page(), "make docs"
+
+
+def test_the_default_of_stop_is_that_of_each_task() -> None:
+    decode = next(part for part in sections() if part.path == "decode")
+    stop = next(one for one in decode.settings if one.name == "stop")
+    assert stop.default is None, "the class has another one, which no sweep gets"
+    named = {
+        name: load_task(target).stop
+        for name, target in targets("task").items()
+        if re.search(rf"\b{name}\b", stop.description.partition("line break for")[2].partition(", none for")[0])
+    }
+    assert set(named.values()) == {("\n",)}
+    assert {"word_problems", "chat", "metamath"} <= targets("task").keys() - named.keys()
+    others = {name for name, target in targets("task").items() if load_task(target).stop} - named.keys()
+    assert others == set(), "a text of these ends at a line break, too"
 
 
 def test_the_command_prints_the_schema(tuneoff: Callable[..., Done], schema: jsonschema.Draft202012Validator) -> None:
