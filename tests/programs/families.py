@@ -149,8 +149,12 @@ class Page:
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),
             **{name: version(name) for name in ("torch", "transformers", "peft", "deepspeed")},
         )
-        if len(self.cells) < len(FAMILIES) * len(methods):
-            head += "\nEmpty cells have not been tried yet; `--continue` tries them.\n"
+        pairs = len(FAMILIES) * len(methods)
+        if len(self.cells) < pairs:
+            head += (
+                f"\n{len(self.cells)} of {pairs} pairs of method and family were tried. An empty cell is unknown; "
+                "`--continue` tries it.\n"
+            )
         of_families = ["\nOf the families themselves:\n\n" + "\n".join(reasons)] if reasons else []
         return "\n".join([head, *lines, *of_families, "\nReasons:\n", *notes]) + "\n"
 

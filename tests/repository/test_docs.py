@@ -54,5 +54,14 @@ def test_the_flagships_losses_on_new_categories_are_those_of_its_report() -> Non
     ) in page
 
 
+def test_pages_say_how_many_pairs_of_method_and_family_were_tried() -> None:
+    page = (ROOT / "docs/inside/families.md").read_text(encoding="utf-8")
+    rows = [line.strip("|").split("|")[1:] for line in page.splitlines() if re.match(r"\| [^|\s]", line)]
+    cells = [cell for row in rows for cell in row]
+    count = f"{sum(bool(cell.strip()) for cell in cells)} of {len(cells)} pairs"
+    for name in ("docs/inside/families.md", "docs/methods/methods.md", "docs/README.md"):
+        assert count in (ROOT / name).read_text(encoding="utf-8"), name
+
+
 def test_a_newcomer_reads_two_hundred_lines() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
