@@ -62,6 +62,8 @@ def page(packages: Sequence[Counted], seed: int) -> str:
     lines = [
         "# Would the tests notice?",
         "",
+        "How many small faults, put into the code on purpose, the tests notice, by package.",
+        "",
         "    make mutants                                # all packages, which takes hours of one core",
         "    make mutants MUTANTS='statistics --sample 0'   # all faults of one package",
         "    make mutants MUTANTS='--only survivors'        # once more what survived",
