@@ -54,10 +54,12 @@ def generate(
     _quieten()
     from bench.decode.generate import generate as generate_texts
     from bench.models.adapter import read_card, restore
+    from bench.plugins.source import use_folder
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        _use_plugins(plugins_dir)
+        if plugins_dir is not None:
+            use_folder(plugins_dir)
         decode = _decode_with(read_card(result).decode, settings or ())
         restored = restore(result, device, model)
         ids = [restored.source_ids(source) for source in sources]
@@ -97,11 +99,13 @@ def export(
     _quieten()
     from bench.models.export_to_peft import export_merged, export_to_peft
     from bench.models.hub_push import HubRepository
+    from bench.plugins.source import use_folder
 
     destination = into or Path(f"{result.resolve().name}-{to.value}")
     write = export_to_peft if to is ExportFormat.PEFT else export_merged
     try:
-        _use_plugins(plugins_dir)
+        if plugins_dir is not None:
+            use_folder(plugins_dir)
         repository = None if push is None else HubRepository(push)
         difference = write(result, destination, model)
         reader = "peft" if to is ExportFormat.PEFT else "transformers"
@@ -140,21 +144,6 @@ def _decode_with(stored: DecodeSpec, settings: Sequence[str]) -> DecodeSpec:
             for idle in (one for one in names if f"decode.{one}" not in by_hand):
                 decode.pop(idle, None)
     return validated(DecodeSpec, decode, "--set decode")
-
-
-def _use_plugins(folder: Path | None) -> None:
-    """Let the method of an adapter come from a folder.
-
-    Raises:
-        ConfigError: The folder cannot be used.
-    """
-    from bench.plugins.source import PluginError, use_folder
-
-    if folder is not None:
-        try:
-            use_folder(folder)
-        except PluginError as error:
-            raise ConfigError(str(error)) from error
 
 
 def _quieten() -> None:

@@ -105,9 +105,9 @@ def run(
             runner.run(trials, f"{sweep.name} {trials.stage}" if sweep.stages else sweep.name, later)
             if runner.cancelled:
                 break
-        if stages.searches and not runner.cancelled:  # Only now are all of its trials known.
-            runner.tell_strays([trial for one in past for trial in one.trials])
-        if not runner.cancelled:  # else what the later stages asked for would be forgotten
+        if not runner.cancelled:  # Only now are all trials known.
+            if stages.searches:
+                runner.tell_strays([trial for one in past for trial in one.trials])
             keep_only(store.root, [known.trial_id for known in runner.found.values()])
         report_sweep(store)
         mirrored = runner.complete_mirror()

@@ -13,7 +13,7 @@ from bench.models.adapter import read_card
 from bench.models.adapter_files import AdapterError, tensors_files
 from bench.models.few_shot import require_room, with_examples
 from bench.models.loaded import recognise, require_fit
-from bench.models.model_files import DEQUANTIZED, quantized_by
+from bench.models.model_files import packed_as, quantized_by
 from bench.models.peft_folder import bridge_settings, format_of_base, peft_settings
 from bench.plugins.registry import RegistryError
 from bench.plugins.source import PluginError, plugin_source
@@ -158,12 +158,11 @@ class Evaluations:
 
 def _of_whole_model(trial: TrialSpec, loaded: LoadedSpec) -> TrialSpec:
     """With the format in which the model's own files are stored, in place of that of the base model."""
-    stored = quantized_by(Path(loaded.path))
-    packed_as = None if stored in DEQUANTIZED else stored
+    stored = packed_as(quantized_by(Path(loaded.path)))
     return trial.model_copy(
         update={
             "method": trial.method.model_copy(update={"name": "model"}),
-            "model": trial.model.model_copy(update={"checkpoint_quantization": packed_as}),
+            "model": trial.model.model_copy(update={"checkpoint_quantization": stored}),
         }
     )
 

@@ -220,7 +220,7 @@ def configure(
             if key.split(".")[0] not in parts or "." not in key:
                 known = ", ".join(f"{part}.…" for part in parts)
                 raise ConfigError(f"{place}: {key!r} is not a key that can vary; it starts with one of {known}")
-            if _names(entry, key):
+            if entry.sets(key):
                 raise ConfigError(f"{where}.{key} has no effect: {place} varies it; leave one of them out")
             # A copy, because a later key may set something within it.
             set_key(parts, key, copy.deepcopy(value), place)
@@ -271,17 +271,6 @@ def configure(
         label=label,
         evaluations=evaluations,
     )
-
-
-def _names(entry: MethodEntry, dotted: str) -> bool:
-    """Whether a method has a value of its own for a key of a grid."""
-    part, *path = dotted.split(".")
-    node: Any = {"train": entry.train, "resources": entry.resources, "config": entry.config}.get(part, {})
-    for key in path:
-        if not isinstance(node, dict) or key not in node:
-            return False
-        node = node[key]
-    return True
 
 
 def _refuse_filled_in(spec: type[ModelSpec | EvaluationSpec], part: JsonDict, where: str) -> None:

@@ -421,5 +421,4 @@ def _model(spec: ModelSpec) -> ModelSpec:
             f"model.quantization: {spec.quantization} cannot be had of {spec.path!r}, whose weights are quantised "
             f"already, by {quantized}; leave it out, or name a checkpoint that is not quantised"
         )
-    packed_as = None if quantized in model_files.DEQUANTIZED else quantized
-    return spec.model_copy(update={**known, "checkpoint_quantization": packed_as})
+    return spec.model_copy(update={**known, "checkpoint_quantization": model_files.packed_as(quantized)})

@@ -73,7 +73,7 @@ def prepare(trials: Sequence[TrialSpec], say: Callable[[str], None], metrics: Se
             by = " (as the cache knows it: the hub cannot be asked)" if known.source == "cache" else ""
             say(f"model {model.path}: {model.revision or DEFAULT_BRANCH} is commit {model.commit}{by}")
         _check_tokens(trials, read, say)
-        _check_positions(trials, in_tokens, say)
+        _check_positions(trials, read, in_tokens, say)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -165,6 +165,7 @@ def _check_tokens(
 
 def _check_positions(
     trials: Sequence[TrialSpec],
+    read: Mapping[str, tuple[Task, Examples]],
     in_tokens: Mapping[tuple[str, ModelSpec], dict[Split, SplitData]],
     say: Callable[[str], None],
 ) -> None:
@@ -180,7 +181,7 @@ def _check_positions(
         decoded = None if trial.task.config.get("choices") else trial.scored_split
         found = longest_sequence(model, splits, decoded, trial.decode.max_new_tokens)
         if decoded is None and trial.scored_split is not None:
-            found = max(found, longest_choice(model, make_task(trial.task).config, splits[trial.scored_split]))
+            found = max(found, longest_choice(model, read[task_json][0].config, splits[trial.scored_split]))
         longest[model] = max(found, longest.get(model, 0))
     _tell([check_positions(model, tokens) for model, tokens in longest.items()], say)
 

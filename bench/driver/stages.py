@@ -320,7 +320,7 @@ def _check_space(space: SearchSpace, contender: Contender) -> None:
             raise ConfigError(
                 f"{where}.search: {key!r} is not a key that can be searched; it starts with config. or train."
             )
-        if name in (entry.config if part == "config" else entry.train):
+        if entry.sets(key):
             raise ConfigError(f"{where}.{key} has no effect: it is searched; leave it out, or name another search")
         if key in contender.shared:
             raise ConfigError(

@@ -159,6 +159,11 @@ def quantized_by(folder: Path) -> str | None:
     return quantization_named(_config_of(folder).get("quantization_config"))
 
 
+def packed_as(quantized: str | None) -> str | None:
+    """In which of these quantisations the weights stay in memory; None if loading dequantises them."""
+    return None if quantized in DEQUANTIZED else quantized
+
+
 def quantization_named(settings: object) -> str | None:
     """The usual name of the quantisation in a configuration: int8, nf4, fp4, gptq, awq, ..."""
     if not isinstance(settings, dict):

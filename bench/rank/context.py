@@ -27,10 +27,8 @@ from bench.train.lane import Diverged
 
 # A rank that waits longer than this for another one in a collective operation gives up.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-# For values of other ranks, one of which may score for hours; in milliseconds, it fits 32 bits.
-PATIENCE = timedelta(days=20)
 # How often a rank looks whether another one has done something that may take hours.
-WAIT_SECONDS = 0.5
+WAIT_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -123,8 +121,7 @@ def share_json(context: RankContext, key: str, value: JsonDict) -> list[JsonDict
     """Exchange a value with all ranks through the store, as JSON. Returns the values in order of ranks."""
     keys = [f"{key}/{rank}" for rank in range(context.ranks)]
     context.store.set(keys[context.rank], json.dumps(value))
-    # The launcher ends ranks that wait for one that has failed or died.
-    context.store.wait(keys, PATIENCE)
+    wait_for(context, *keys)
     return [json.loads(context.store.get(key)) for key in keys]
 
 

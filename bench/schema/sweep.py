@@ -137,6 +137,16 @@ class MethodEntry(Settings):
         "method declares",
     )
 
+    def sets(self, dotted: str) -> bool:
+        """Whether it has a value of its own for a key that a grid or a search varies."""
+        part, *path = dotted.split(".")
+        node: Any = {"train": self.train, "resources": self.resources, "config": self.config}.get(part, {})
+        for key in path:
+            if not isinstance(node, dict) or key not in node:
+                return False
+            node = node[key]
+        return True
+
 
 class Sweep(Settings):
     """One YAML file: what to compare."""

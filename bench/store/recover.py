@@ -44,9 +44,8 @@ def recover(store: Store) -> Recovered:
         ranks = outbox.finished_ranks(folder, started.spec.resources.ranks)
         for number, member in enumerate(started.members):
             trial_id = member.spec.trial_id
-            if store.has(trial_id):
-                if (done := store.read(trial_id)) is not None:
-                    store.drop_checkpoints(done)
+            if (done := store.read(trial_id)) is not None:
+                store.drop_checkpoints(done)
                 continue  # The driver died after it had written the record, before it cleared the outbox.
             if current.get(trial_id) != started.attempt.attempt_id:
                 store.log("stale", trial_id=trial_id, attempt=started.attempt.attempt_id)

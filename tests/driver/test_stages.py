@@ -349,6 +349,14 @@ def test_a_larger_budget_goes_on_from_the_trials_of_the_smaller(make: Callable[.
         (("  - full", "  - {name: full, search: {learning_rate: [1]}}"), "'learning_rate' is not a key that can be"),
         (("  - full", "  - {name: full, search: {train.learning_rate: {low: 1, high: 0.1}}}"), "low 1 must be below"),
         (("  - full", "  - {name: full, search: {train.stepz: [5]}}"), "train: stepz: unknown key"),
+        (
+            (
+                "  - full",
+                "  - {name: full, train: {optimizer: lion, optimizer_options: {betas: [0.9, 0.9]}}, "
+                "search: {train.optimizer_options.betas: [[0.8, 0.9]]}}",
+            ),
+            r"methods.1.train.optimizer_options.betas has no effect: it is searched",
+        ),
         (("  - none", "  - {name: none, search: {train.steps: [5]}}"), "none trains nothing"),
         (("warmup_steps: 1", "learning_rate: 1"), "train.learning_rate has no effect: every method searches it"),
         (
